@@ -1,0 +1,152 @@
+"""PageBitmap: one bit a page, in 64-bit words, the way QEMU keeps and stores it.
+
+Page ``i`` is bit ``i % 64`` of little-endian word ``i // 64``, which is byte ``i // 8``, bit ``i % 8`` of the file's bitmap
+(QEMU: an ``unsigned long`` array of a 64-bit little-endian host). Bits at and after ``pages`` in the last word are always 0.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from parallel_fixedram.core.ramblock import PageRange
+
+WORD_PAGES = 64
+"""Pages in one bitmap word: the unit in which work is divided, so that no two workers ever share a word."""
+
+WORD_BYTES = 8
+
+Words = NDArray[np.uint64]
+
+_ALL_ONES = (1 << WORD_PAGES) - 1
+_CHUNK_WORDS = 1 << 16
+_LITTLE_ENDIAN_WORD = np.dtype("<u8")
+
+
+def words_for(pages: int) -> int:
+    """Number of words that ``pages`` bits need."""
+    return -(-pages // WORD_PAGES)
+
+
+def bitmap_bytes(pages: int) -> int:
+    """Bytes of a bitmap of ``pages`` bits in the file."""
+    return words_for(pages) * WORD_BYTES
+
+
+def tail_mask(pages: int) -> int:
+    """The bits of the last word that stand for pages."""
+    used = pages % WORD_PAGES
+    return (1 << used) - 1 if used else _ALL_ONES
+
+
+def runs_of_ones(bits: NDArray[np.uint8]) -> NDArray[np.int64]:
+    """Maximal runs of non-zero elements, shape (runs, 2): first index and length, ascending."""
+    edges = np.empty(len(bits) + 2, np.int8)
+    edges[0] = edges[-1] = 0
+    np.not_equal(bits, 0, out=edges[1:-1].view(np.bool_))
+    turns = np.flatnonzero(edges[1:] != edges[:-1])
+    runs = turns.reshape(-1, 2)
+    runs[:, 1] -= runs[:, 0]
+    return runs
+
+
+class PageBitmap:
+    """A bitmap of ``pages`` pages over ``words``, which may lie in shared memory.
+
+    Args:
+        pages: number of pages.
+        words: uint64 array of exactly ``words_for(pages)`` elements to use in place; a zeroed one of its own if None.
+    """
+
+    __slots__ = ("pages", "words")
+
+    def __init__(self, pages: int, words: Words | None = None) -> None:
+        self.pages = pages
+        self.words: Words = np.zeros(words_for(pages), np.uint64) if words is None else words
+        if self.words.shape != (words_for(pages),) or self.words.dtype != np.uint64:
+            raise ValueError(
+                f"{pages} pages need {words_for(pages)} uint64 words, got {self.words.shape} {self.words.dtype}"
+            )
+
+    @classmethod
+    def from_bytes(cls, data: bytes, pages: int) -> PageBitmap:
+        """The bitmap stored as ``data``; bits after the last page are dropped, as QEMU does."""
+        bitmap = cls(pages, np.frombuffer(data, _LITTLE_ENDIAN_WORD).astype(np.uint64))
+        bitmap._trim()
+        return bitmap
+
+    def to_bytes(self) -> bytes:
+        """The bitmap as it stands in a file."""
+        return self.words.astype(_LITTLE_ENDIAN_WORD, copy=False).tobytes()
+
+    def _trim(self) -> None:
+        if len(self.words):
+            self.words[-1] &= np.uint64(tail_mask(self.pages))
+
+    def set_all(self) -> None:
+        """Set the bit of every page."""
+        self.words.fill(_ALL_ONES)
+        self._trim()
+
+    def clear_all(self) -> None:
+        """Clear every bit."""
+        self.words.fill(0)
+
+    def set_range(self, pages: PageRange) -> None:
+        """Set the bits of ``pages``, which must lie inside the bitmap."""
+        if pages.count <= 0:
+            return
+        if pages.first < 0 or pages.end > self.pages:
+            raise ValueError(f"{pages} lies outside a bitmap of {self.pages} pages")
+        first, last = pages.first // WORD_PAGES, (pages.end - 1) // WORD_PAGES
+        head = (_ALL_ONES << (pages.first % WORD_PAGES)) & _ALL_ONES
+        tail = tail_mask(pages.end)
+        if first == last:
+            self.words[first] |= np.uint64(head & tail)
+            return
+        self.words[first] |= np.uint64(head)
+        self.words[first + 1 : last] = np.uint64(_ALL_ONES)
+        self.words[last] |= np.uint64(tail)
+
+    def set_pages(self, indices: NDArray[np.int64]) -> None:
+        """Set the bits of the given pages, in any order."""
+        shifts = (indices % WORD_PAGES).astype(np.uint64)
+        np.bitwise_or.at(self.words, indices // WORD_PAGES, np.left_shift(np.uint64(1), shifts))
+
+    def test(self, page: int) -> bool:
+        """Whether the bit of ``page`` is set."""
+        return bool((int(self.words[page // WORD_PAGES]) >> (page % WORD_PAGES)) & 1)
+
+    def count(self) -> int:
+        """Number of bits set."""
+        return int(np.bitwise_count(self.words).sum(dtype=np.int64))
+
+    def add(self, other: PageBitmap) -> int:
+        """Set every bit that is set in ``other``; returns how many went from 0 to 1."""
+        before = self.count()
+        self.words |= other.words
+        return self.count() - before
+
+    def bits(self, first_word: int, words: int) -> NDArray[np.uint8]:
+        """The bits of ``words`` words as an array of 0 and 1, one element a page, cut at the last page."""
+        chunk = self.words[first_word : first_word + words].astype(_LITTLE_ENDIAN_WORD, copy=False)
+        count = min(words * WORD_PAGES, self.pages - first_word * WORD_PAGES)
+        return np.unpackbits(chunk.view(np.uint8), count=max(count, 0), bitorder="little")
+
+    def put_bits(self, first_word: int, bits: NDArray[np.uint8]) -> None:
+        """The reverse of ``bits``: replace whole words, starting at ``first_word``."""
+        packed = np.zeros(words_for(len(bits)) * WORD_BYTES, np.uint8)
+        packed[: -(-len(bits) // 8)] = np.packbits(bits, bitorder="little")
+        self.words[first_word : first_word + words_for(len(bits))] = packed.view(_LITTLE_ENDIAN_WORD)
+
+    def ranges(self) -> list[PageRange]:
+        """Maximal runs of set bits, ascending."""
+        found: list[PageRange] = []
+        for first_word in range(0, len(self.words), _CHUNK_WORDS):
+            base = first_word * WORD_PAGES
+            for first, count in runs_of_ones(self.bits(first_word, _CHUNK_WORDS)).tolist():
+                if found and found[-1].end == base + first:
+                    found[-1] = PageRange(found[-1].first, found[-1].count + count)
+                else:
+                    found.append(PageRange(base + first, count))
+        return found

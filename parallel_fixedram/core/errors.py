@@ -1,0 +1,109 @@
+"""Every error this package raises on purpose.
+
+::
+
+    FixedRamError
+    ├── RequestError             the request cannot be carried out as asked            exit 2
+    │   └── CapabilityError      refused by the capability gate                        exit 2
+    ├── ContentsDiffer           two things that should be equal are not               exit 1
+    ├── FormatError              the file is not what it should be                     exit 3
+    ├── MachineError             the guest or its monitor said no, or went away        exit 4
+    └── HostError                the operating system said no; keeps the errno         exit 5
+        ├── WorkerError          worker processes died or stalled                      exit 5
+        └── DurabilityError      published, but whether it survives is not known       exit 6
+
+The split is by who has to act: the caller, whoever made the file, the guest, or the host's administrator.
+A message says where, what, what was expected and what was found, in lower case and without a full stop;
+``hint`` is at most one more line that says what to do about it.
+"""
+
+from __future__ import annotations
+
+import os
+
+
+class FixedRamError(Exception):
+    """Base of all expected errors.
+
+    Attributes:
+        message: one line for people.
+        hint: one more line that says what to do, or an empty string.
+    """
+
+    exit_code = 5
+
+    def __init__(self, message: str, *, hint: str = "") -> None:
+        super().__init__(message)
+        self.message = message
+        self.hint = hint
+
+
+class RequestError(FixedRamError):
+    """The request is contradictory, incomplete or impossible as asked; nothing was touched."""
+
+    exit_code = 2
+
+
+class CapabilityError(RequestError):
+    """The capability gate refused; the message is QEMU's own sentence."""
+
+
+class ContentsDiffer(FixedRamError):
+    """Two things that should be equal are not."""
+
+    exit_code = 1
+
+
+class FormatError(FixedRamError):
+    """The file is not what it should be.
+
+    Attributes:
+        offset: absolute file offset in bytes where the contradiction was seen, or None when it has no single place.
+    """
+
+    exit_code = 3
+
+    def __init__(self, message: str, *, offset: int | None = None, hint: str = "") -> None:
+        super().__init__(message if offset is None else f"at {offset:#x}: {message}", hint=hint)
+        self.offset = offset
+
+
+class MachineError(FixedRamError):
+    """The guest, its process or its monitor refused, misbehaved or went away."""
+
+    exit_code = 4
+
+
+class HostError(FixedRamError):
+    """A system call failed.
+
+    Attributes:
+        errno: the error number of the call, or 0 when there was none.
+    """
+
+    exit_code = 5
+
+    def __init__(self, message: str, *, errno: int = 0, hint: str = "") -> None:
+        super().__init__(f"{message}: {os_message(errno)}" if errno else message, hint=hint)
+        self.errno = errno
+
+    @classmethod
+    def from_os(cls, what: str, error: OSError, *, hint: str = "") -> HostError:
+        """Wrap an OSError; ``what`` says which action failed and on what."""
+        return cls(what, errno=error.errno or 0, hint=hint)
+
+
+class WorkerError(HostError):
+    """Worker processes died or stalled and none was left to take over their shards."""
+
+
+class DurabilityError(HostError):
+    """The file has its final name, but the last sync failed: a power cut may still take it away."""
+
+    exit_code = 6
+
+
+def os_message(errno: int) -> str:
+    """The system's text for an error number, in lower case like the rest of a message."""
+    text = os.strerror(errno)
+    return text[:1].lower() + text[1:]

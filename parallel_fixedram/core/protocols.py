@@ -1,0 +1,130 @@
+"""The four protocols that carry everything.
+
+::
+
+    Machine ---- guest_blocks() --> RAMBlock + PageSource --pages--> worker --write--> Channel --> file
+       |                                                                ^
+       +-- pause(), resume(), device_state()      DirtySource --sync--> dirty bitmap
+
+A new kind of guest is a new Machine, a new way to reach its memory a new PageSource, a new way to know what changed a
+new DirtySource, a new kind of file a new Channel. None of them touches the engine.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from parallel_fixedram.core.bitmap import PageBitmap
+from parallel_fixedram.core.ramblock import PageRange, RAMBlock
+
+Pages = NDArray[np.uint64]
+"""Pages as words, shape (pages, page_size / 8): the form in which a page is tested for zero fastest."""
+
+
+class PageSource(Protocol):
+    """Where the pages of one RAMBlock are read from."""
+
+    def open(self) -> None:
+        """Prepare this process for ``pages``; called once in every process that reads, after the fork.
+
+        Raises:
+            HostError: the memory cannot be reached from this process.
+        """
+
+    def pages(self, first: int, count: int) -> Pages:
+        """A read-only, page-aligned view of the pages, shape (count, page_size / 8), valid until the next call.
+
+        Reading pages outside ``data_ranges`` gives zeros but may allocate guest memory: callers do not.
+        """
+
+    def data_ranges(self, within: PageRange) -> list[PageRange]:
+        """The parts of ``within`` that may hold something else than zeros, ascending and disjoint.
+
+        Costs no guest memory and may be called in any process, before ``open`` too.
+        """
+
+    def close(self) -> None:
+        """Give back what ``open`` took and the descriptors behind it; more than once does no harm."""
+
+
+class DirtySource(Protocol):
+    """Knows which pages were written since it was last asked."""
+
+    def sync(self, into: Sequence[PageBitmap]) -> int:
+        """Add the pages written since the last call to ``into`` (one bitmap a block, in the machine's order) and forget them.
+
+        Returns:
+            How many bits went from 0 to 1.
+        """
+
+
+class Channel(Protocol):
+    """A seekable place for bytes; every call carries its own absolute offset, so channels need not know of each other."""
+
+    def write(self, offset: int, data: memoryview) -> None:
+        """Write all of ``data`` (contiguous bytes) at ``offset``.
+
+        Raises:
+            HostError: with the errno of the call that failed.
+        """
+
+    def read(self, offset: int, into: memoryview) -> None:
+        """Fill all of ``into`` from ``offset``.
+
+        Raises:
+            FormatError: the file ends before.
+            HostError: with the errno of the call that failed.
+        """
+
+    def punch(self, offset: int, length: int) -> None:
+        """Make ``length`` bytes at ``offset`` read as zeros, giving their space back where that is possible."""
+
+    def sync(self) -> None:
+        """Return when everything written so far is on stable storage."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GuestBlock:
+    """One RAMBlock of a machine and how its pages are reached."""
+
+    block: RAMBlock
+    source: PageSource
+
+
+class Machine(Protocol):
+    """Something with RAM that can be made to stand still; knows nothing about files."""
+
+    @property
+    def name(self) -> str:
+        """Machine type as it stands in the file's configuration section, such as ``pc-q35-10.0``."""
+
+    def guest_blocks(self) -> Sequence[GuestBlock]:
+        """Every RAMBlock that has to be saved, in the order in which the file shall list them."""
+
+    def pause(self) -> None:
+        """Return when no page changes any more. A machine that stands still already stays as it is.
+
+        Raises:
+            MachineError: it cannot be stopped.
+        """
+
+    def resume(self) -> None:
+        """Undo what ``pause`` did: a machine that stood still before it was called stays still. More than once does no harm.
+
+        Raises:
+            MachineError: it does not go on.
+        """
+
+    def device_state(self) -> bytes:
+        """Device sections as they stand in a migration stream, without the end mark; empty when there are none.
+
+        Called while the machine is paused.
+        """
+
+    def close(self) -> None:
+        """Let go of the machine; it lives on as it is. More than once does no harm."""

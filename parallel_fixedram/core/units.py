@@ -1,0 +1,60 @@
+"""Sizes in bytes: parse them, print them, align them.
+
+Suffixes are binary whether or not they carry an ``i`` (``1G`` = ``1GiB`` = 1024**3 bytes), as in QEMU's own options.
+"""
+
+from __future__ import annotations
+
+import re
+from fractions import Fraction
+
+from parallel_fixedram.core.errors import RequestError
+
+KIB = 1 << 10
+MIB = 1 << 20
+GIB = 1 << 30
+MAX_SIZE = (1 << 63) - 1  # off_t
+
+_SUFFIXES = "KMGTPE"
+_SIZE = re.compile(r"(\d+)(?:\.(\d+))?\s*(?:([KMGTPE])(?:i?B)?|B)?", re.IGNORECASE | re.ASCII)
+
+
+def parse_size(text: str) -> int:
+    """Bytes in a size such as ``4096``, ``64KiB``, ``1.5G``.
+
+    Raises:
+        RequestError: not a size, not a whole number of bytes, or beyond what a file offset can hold.
+    """
+    match = _SIZE.fullmatch(text.strip())
+    if match is None:
+        raise RequestError(f"not a size: {text!r}, expected a number with an optional suffix K, M, G, T, P or E")
+    whole, fraction, suffix = match.groups()
+    number = Fraction(f"{whole}.{fraction or 0}")
+    size = number * (1024 ** (_SUFFIXES.index(suffix.upper()) + 1) if suffix else 1)
+    if size.denominator != 1:
+        raise RequestError(f"not a whole number of bytes: {text!r}")
+    if size > MAX_SIZE:
+        raise RequestError(f"size too large: {text!r}, at most {MAX_SIZE} bytes")
+    return int(size)
+
+
+def format_size(size: int) -> str:
+    """A size for people: ``4.0 KiB``, ``1.5 GiB``; exact below 1 KiB."""
+    if size < KIB:
+        return f"{size} B"
+    value = float(size)
+    for suffix in _SUFFIXES:
+        value /= 1024
+        if value < 1024 or suffix == _SUFFIXES[-1]:
+            break
+    return f"{value:.{1 if value < 100 else 0}f} {suffix}iB"
+
+
+def format_rate(size: int, seconds: float) -> str:
+    """A rate for people, in GB/s (10**9 bytes a second)."""
+    return f"{size / seconds / 1e9:.2f} GB/s" if seconds > 0 else "-"
+
+
+def align_up(value: int, alignment: int) -> int:
+    """The smallest multiple of ``alignment`` that is not below ``value``."""
+    return -(-value // alignment) * alignment

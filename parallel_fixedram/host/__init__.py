@@ -1,0 +1,1 @@
+"""The operating system: files, maps, facts. Knows bytes and offsets, nothing of QEMU."""
