@@ -20,7 +20,7 @@ from parallel_fixedram.core.errors import FixedRamError
 
 PROGRAM = "parallel-fixedram"
 VERBS = ("demo", "save", "restore", "verify", "inspect", "diff", "caps")
-"""One module of this package each, with ``register(subparsers)`` and ``run(args) -> int``; in the order of the help text.
+"""One module of this package each, with ``register(subparsers)`` and ``run(args) -> int``; in the order of ``--help``.
 
 A verb's module is imported for every command, also for ``--help``: what is slow to import belongs inside its ``run``.
 """

@@ -1,10 +1,13 @@
 """PageBitmap: one bit a page, in 64-bit words, the way QEMU keeps and stores it.
 
-Page ``i`` is bit ``i % 64`` of little-endian word ``i // 64``, which is byte ``i // 8``, bit ``i % 8`` of the file's bitmap
-(QEMU: an ``unsigned long`` array of a 64-bit little-endian host). Bits at and after ``pages`` in the last word are always 0.
+Page ``i`` is bit ``i % 64`` of little-endian word ``i // 64``, which is byte ``i // 8``, bit ``i % 8`` of the file's
+bitmap (QEMU: an ``unsigned long`` array of a 64-bit little-endian host). Bits at and after ``pages`` in the last word
+are always 0.
 """
 
 from __future__ import annotations
+
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -39,7 +42,7 @@ def tail_mask(pages: int) -> int:
     return (1 << used) - 1 if used else _ALL_ONES
 
 
-def runs_of_ones(bits: NDArray[np.uint8]) -> NDArray[np.int64]:
+def runs_of_ones(bits: NDArray[np.integer[Any]]) -> NDArray[np.int64]:
     """Maximal runs of non-zero elements, shape (runs, 2): first index and length, ascending."""
     edges = np.empty(len(bits) + 2, np.int8)
     edges[0] = edges[-1] = 0
@@ -138,6 +141,12 @@ class PageBitmap:
         packed = np.zeros(words_for(len(bits)) * WORD_BYTES, np.uint8)
         packed[: -(-len(bits) // 8)] = np.packbits(bits, bitorder="little")
         self.words[first_word : first_word + words_for(len(bits))] = packed.view(_LITTLE_ENDIAN_WORD)
+
+    def gaps(self) -> list[PageRange]:
+        """Maximal runs of clear bits, ascending."""
+        inverse = PageBitmap(self.pages, ~self.words)
+        inverse._trim()
+        return inverse.ranges()
 
     def ranges(self) -> list[PageRange]:
         """Maximal runs of set bits, ascending."""

@@ -56,7 +56,10 @@ class DirtySource(Protocol):
     """Knows which pages were written since it was last asked."""
 
     def sync(self, into: Sequence[PageBitmap]) -> int:
-        """Add the pages written since the last call to ``into`` (one bitmap a block, in the machine's order) and forget them.
+        """Add the pages written since the last call to ``into`` and forget them.
+
+        Args:
+            into: one bitmap a block, in the machine's order.
 
         Returns:
             How many bits went from 0 to 1.
@@ -64,7 +67,7 @@ class DirtySource(Protocol):
 
 
 class Channel(Protocol):
-    """A seekable place for bytes; every call carries its own absolute offset, so channels need not know of each other."""
+    """A seekable place for bytes; each call carries an absolute offset, so channels need not know of each other."""
 
     def write(self, offset: int, data: memoryview) -> None:
         """Write all of ``data`` (contiguous bytes) at ``offset``.
@@ -106,15 +109,18 @@ class Machine(Protocol):
     def guest_blocks(self) -> Sequence[GuestBlock]:
         """Every RAMBlock that has to be saved, in the order in which the file shall list them."""
 
-    def pause(self) -> None:
-        """Return when no page changes any more. A machine that stands still already stays as it is.
+    def pause(self) -> bool:
+        """Return when no page changes any more.
+
+        Returns:
+            Whether it was running; a machine that stood still already stays as it is.
 
         Raises:
             MachineError: it cannot be stopped.
         """
 
     def resume(self) -> None:
-        """Undo what ``pause`` did: a machine that stood still before it was called stays still. More than once does no harm.
+        """Undo what ``pause`` did: a machine that stood still before stays still. More than once does no harm.
 
         Raises:
             MachineError: it does not go on.

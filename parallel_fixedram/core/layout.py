@@ -1,0 +1,115 @@
+"""FileLayout: where everything lies in a file that we write.
+
+::
+
+    base  head | record, header, bitmap of block 0 | zeros | page array of block 0 |   page arrays start at a multiple
+               | record, header, bitmap of block 1 | zeros | page array of block 1 |   of 1 MiB
+               | ...
+               | EOS, footer | ram END | device sections | EOF | VM description | zeros | trailer
+
+A pure function of machine name and blocks, known before the first page is read: whoever knows block and page knows the
+place of the page, and needs to ask nobody.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+
+from parallel_fixedram.core import mapped_ram, stream
+from parallel_fixedram.core.bitmap import bitmap_bytes
+from parallel_fixedram.core.errors import RequestError
+from parallel_fixedram.core.mapped_ram import MappedRamHeader, SavedBlock
+from parallel_fixedram.core.migration_file import CAPABILITY_NAMES, TRAILER_KEY
+from parallel_fixedram.core.ramblock import RAMBlock, check_unique
+from parallel_fixedram.core.units import MAX_SIZE, align_up
+
+RAM_SECTION_ID = 0xFF
+"""Id of our ram section; QEMU's registration numbers of device sections are far below it."""
+
+RAM_ONLY_MACHINE = "parallel-fixedram"
+"""Machine name of files that hold RAM and no device sections."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FileLayout:
+    """Where the stream's parts lie; offsets are absolute in the file, in bytes."""
+
+    base: int
+    """Where the stream starts."""
+    machine: str
+    blocks: tuple[SavedBlock, ...]
+    """The blocks with their places, in the order given."""
+    ram_end: int
+    """The offset after the last page array, where the stream goes on."""
+
+    @classmethod
+    def plan(cls, machine: str, blocks: list[RAMBlock], base: int = 0) -> FileLayout:
+        """Lay out a file.
+
+        Args:
+            machine: name for the configuration section.
+            blocks: in the order in which the file shall list them.
+            base: where the stream starts; any offset.
+
+        Raises:
+            RequestError: no blocks, two of one name, or more than fits a file.
+        """
+        check_unique(blocks)
+        if len(blocks) > mapped_ram.MAX_BLOCKS:
+            raise RequestError(f"{len(blocks)} RAMBlocks, at most {mapped_ram.MAX_BLOCKS}")
+        position = base + len(_head(machine, blocks))
+        saved = []
+        for block in blocks:
+            bitmap_offset = position + 1 + len(block.idstr) + 8 + MappedRamHeader.SIZE
+            pages_offset = align_up(
+                bitmap_offset + bitmap_bytes(block.pages), mapped_ram.MAPPED_RAM_FILE_OFFSET_ALIGNMENT
+            )
+            header = MappedRamHeader(page_size=block.page_size, bitmap_offset=bitmap_offset, pages_offset=pages_offset)
+            saved.append(SavedBlock(block=block, header=header, record_offset=position))
+            position = pages_offset + block.used_length
+        if position > MAX_SIZE // 2:
+            raise RequestError(f"{position} bytes of RAM do not fit a file")
+        return cls(base=base, machine=machine, blocks=tuple(saved), ram_end=position)
+
+    def head_pieces(self) -> list[tuple[int, bytes]]:
+        """Everything before ``ram_end`` that is neither bitmap nor page, as (offset, bytes)."""
+        pieces = [(self.base, _head(self.machine, [saved.block for saved in self.blocks]))]
+        pieces += [(saved.record_offset, mapped_ram.pack_record(saved.block, saved.header)) for saved in self.blocks]
+        return pieces
+
+    def tail(self, device_sections: bytes) -> bytes:
+        """Everything from ``ram_end`` to the end of the stream.
+
+        Args:
+            device_sections: whole sections, head to footer, without an end mark.
+        """
+        end_of_words = mapped_ram.pack_word(0, mapped_ram.RAM_SAVE_FLAG_EOS)
+        footer = stream.pack_footer(RAM_SECTION_ID)
+        end_head = bytes([stream.QEMU_VM_SECTION_END]) + RAM_SECTION_ID.to_bytes(4, "big")
+        description = {"page_size": self.blocks[0].block.page_size, "devices": [], TRAILER_KEY: {"trailer": 1}}
+        return b"".join(
+            (
+                end_of_words,
+                footer,
+                end_head,
+                end_of_words,
+                footer,
+                device_sections,
+                bytes([stream.QEMU_VM_EOF]),
+                stream.pack_vmdesc(json.dumps(description)),
+            )
+        )
+
+
+def _head(machine: str, blocks: list[RAMBlock]) -> bytes:
+    total = sum(block.used_length for block in blocks)
+    return b"".join(
+        (
+            stream.pack_head(machine, CAPABILITY_NAMES[:1]),
+            stream.pack_section_head(
+                stream.QEMU_VM_SECTION_START, RAM_SECTION_ID, mapped_ram.RAM_SECTION, 0, mapped_ram.RAM_VERSION
+            ),
+            mapped_ram.pack_word(total, mapped_ram.RAM_SAVE_FLAG_MEM_SIZE),
+        )
+    )

@@ -1,0 +1,288 @@
+"""Read what a mapped-ram file says of itself: configuration, RAMBlocks, device sections, trailer.
+
+Accepts what QEMU 9.0 to 11.0 and this package write, and raises FormatError for everything else; no page and no bitmap
+is read. Device sections carry no length: their end is found by their footer, accepted only where something that can
+follow a section follows it.
+"""
+
+from __future__ import annotations
+
+import json
+import struct
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
+from parallel_fixedram.core import mapped_ram, stream, trailer
+from parallel_fixedram.core.errors import FormatError
+from parallel_fixedram.core.mapped_ram import SavedBlock
+from parallel_fixedram.core.ramblock import TARGET_PAGE_SIZE
+from parallel_fixedram.core.stream import Configuration, Cursor, ReadAt
+from parallel_fixedram.core.trailer import Trailer
+
+CAPABILITY_NAMES = ("mapped-ram", "fixed-ram")
+"""The capability that this format belongs to: its released name and the one it was proposed under."""
+IGNORE_SHARED = "x-ignore-shared"
+
+TRAILER_KEY = "parallel-fixedram"
+"""Key in the VM description of our files: it announces the trailer, so that a file cut off before it is found out."""
+
+MAX_SECTIONS = 1 << 20
+MAX_VMDESC = 1 << 20
+"""Longest VM description that is read, bytes; QEMU's is about 50 KB."""
+
+_SCAN_CHUNK = 1 << 20
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DeviceSection:
+    """A section that is not RAM; its body is opaque."""
+
+    name: str
+    instance_id: int
+    version_id: int
+    section_id: int
+    offset: int
+    """Absolute file offset of its first byte."""
+    length: int
+    """Bytes from there to the end of its footer."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MigrationFile:
+    """What a file says; offsets are absolute in bytes."""
+
+    base: int
+    """Where the stream starts."""
+    size: int
+    """Bytes in the file."""
+    configuration: Configuration
+    page_size: int
+    blocks: tuple[SavedBlock, ...]
+    devices: tuple[DeviceSection, ...]
+    ram_ended: bool
+    """Whether there is a ``ram`` END section: written just after the bitmaps."""
+    has_vmdesc: bool
+    stream_end: int
+    """The offset after end mark and VM description."""
+    trailer: Trailer | None
+    warnings: tuple[str, ...] = ()
+    """What is unusual but legal."""
+
+    def block(self, idstr: str) -> SavedBlock | None:
+        """The block of that name."""
+        return next((saved for saved in self.blocks if saved.block.idstr == idstr), None)
+
+
+def parse(read: ReadAt, size: int, base: int = 0) -> MigrationFile:
+    """Read the structure of a file.
+
+    Args:
+        read: gives bytes at an offset.
+        size: bytes in the file.
+        base: where the stream starts.
+
+    Raises:
+        FormatError: the file is not a complete mapped-ram stream, or contradicts itself.
+    """
+    found_trailer = trailer.read_trailer(read, size) if trailer.has_trailer(read, size) else None
+    cursor = Cursor(read, found_trailer.offset if found_trailer else size, base)
+    configuration = stream.read_head(cursor)
+    if not any(name in configuration.capabilities for name in CAPABILITY_NAMES):
+        raise FormatError("Capability mapped-ram is on, but received capability is off", offset=base)
+    page_size = TARGET_PAGE_SIZE if configuration.page_bits is None else 1 << configuration.page_bits
+    walk = _Walk(cursor, configuration, page_size, base, size)
+    walk.run()
+    if walk.blocks is None:
+        raise FormatError("no ram section in the stream", offset=cursor.offset)
+    vmdesc = _read_vmdesc(cursor)
+    stream_end = cursor.offset
+    if found_trailer:
+        trailer.check_against(found_trailer, walk.blocks, base, stream_end)
+        _check_zeros(read, stream_end, found_trailer.offset)
+    else:
+        _check_end(read, stream_end, size, vmdesc)
+    warnings = []
+    if not walk.ram_ended:
+        warnings.append("no RAM END section: the save was interrupted, or is a background snapshot without bitmaps")
+    if vmdesc is None:
+        warnings.append("no VM description")
+    return MigrationFile(
+        base=base,
+        size=size,
+        configuration=configuration,
+        page_size=page_size,
+        blocks=tuple(walk.blocks),
+        devices=tuple(walk.devices),
+        ram_ended=walk.ram_ended,
+        has_vmdesc=vmdesc is not None,
+        stream_end=stream_end,
+        trailer=found_trailer,
+        warnings=tuple(warnings),
+    )
+
+
+class _Walk:
+    """Walks the sections of a stream, from the configuration to the end mark."""
+
+    def __init__(self, cursor: Cursor, configuration: Configuration, page_size: int, base: int, size: int) -> None:
+        self.cursor = cursor
+        self.page_size = page_size
+        self.base = base
+        self.size = size
+        self.has_address = IGNORE_SHARED in configuration.capabilities
+        self.blocks: list[SavedBlock] | None = None
+        self.devices: list[DeviceSection] = []
+        self.ram_ended = False
+        self.ram_id = -1
+        self.names: dict[int, str] = {}
+
+    def run(self) -> None:
+        """Read sections until the end mark."""
+        for _ in range(MAX_SECTIONS):
+            at = self.cursor.offset
+            kind = self.cursor.u8("section type")
+            if kind == stream.QEMU_VM_EOF:
+                return
+            if kind in (stream.QEMU_VM_SECTION_START, stream.QEMU_VM_SECTION_FULL):
+                self._declared(at, kind)
+            elif kind in (stream.QEMU_VM_SECTION_PART, stream.QEMU_VM_SECTION_END):
+                self._continued(at, kind)
+            elif kind == stream.QEMU_VM_COMMAND:
+                self._command(at)
+            else:
+                raise FormatError(f"unknown savevm section type {kind}", offset=at)
+        raise FormatError(f"more than {MAX_SECTIONS} sections", offset=self.cursor.offset)
+
+    def _command(self, at: int) -> None:
+        command = self.cursor.be16("command")
+        if not 0 < command <= stream.MAX_COMMAND:
+            raise FormatError(f"unknown command {command}", offset=at)
+        self.cursor.take(self.cursor.be16("length of a command"), "command")
+
+    def _declared(self, at: int, kind: int) -> None:
+        cursor = self.cursor
+        section_id = cursor.be32("section id")
+        name = cursor.counted_text("section name")
+        instance_id = cursor.be32("instance id")
+        version_id = cursor.be32("section version")
+        if section_id in self.names:
+            raise FormatError(f"section id {section_id} stands for {self.names[section_id]!r} already", offset=at)
+        self.names[section_id] = name
+        if name != mapped_ram.RAM_SECTION:
+            self._skip_body(section_id)
+            self._device(at, section_id, name, instance_id, version_id)
+            return
+        if kind != stream.QEMU_VM_SECTION_START or self.blocks is not None:
+            raise FormatError("a second or a wrong kind of ram section", offset=at)
+        if version_id != mapped_ram.RAM_VERSION:
+            raise FormatError(f"unsupported version {version_id} for 'ram' v{mapped_ram.RAM_VERSION}", offset=at)
+        self.ram_id = section_id
+        self.blocks = mapped_ram.read_start(
+            cursor, start=self.base, page_size=self.page_size, has_address=self.has_address, file_size=cursor.end
+        )
+        self._footer(section_id)
+
+    def _device(self, at: int, section_id: int, name: str, instance_id: int, version_id: int) -> None:
+        self.devices.append(
+            DeviceSection(
+                name=name,
+                instance_id=instance_id,
+                version_id=version_id,
+                section_id=section_id,
+                offset=at,
+                length=self.cursor.offset - at,
+            )
+        )
+
+    def _continued(self, at: int, kind: int) -> None:
+        section_id = self.cursor.be32("section id")
+        if section_id not in self.names:
+            raise FormatError(f"unknown savevm section {section_id}", offset=at)
+        if section_id != self.ram_id:
+            self._skip_body(section_id)
+            return
+        mapped_ram.read_words(self.cursor, self.page_size)
+        self._footer(section_id)
+        self.ram_ended = self.ram_ended or kind == stream.QEMU_VM_SECTION_END
+
+    def _footer(self, section_id: int) -> None:
+        at = self.cursor.offset
+        footer = self.cursor.take(5, f"footer of section {self.names[section_id]!r}")
+        if footer != stream.pack_footer(section_id):
+            raise FormatError(f"missing section footer for {self.names[section_id]!r}", offset=at)
+
+    def _skip_body(self, section_id: int) -> None:
+        cursor, footer = self.cursor, stream.pack_footer(section_id)
+        body = cursor.offset
+        for hit in _find(cursor, footer):
+            cursor.offset = hit + len(footer)
+            if self._plausible_next():
+                return
+        raise FormatError(f"file ends in section {self.names[section_id]!r}: its footer is missing", offset=body)
+
+    def _plausible_next(self) -> bool:
+        cursor = self.cursor
+        head = cursor.peek(6 + 255)
+        if not head:
+            return False
+        kind = head[0]
+        if kind == stream.QEMU_VM_EOF:
+            return len(head) == 1 or head[1] in (stream.QEMU_VM_EOF, stream.QEMU_VM_VMDESCRIPTION)
+        if kind == stream.QEMU_VM_COMMAND:
+            return len(head) >= 5 and 0 < struct.unpack_from(">H", head, 1)[0] <= stream.MAX_COMMAND
+        if len(head) < 6:
+            return False
+        section_id = struct.unpack_from(">I", head, 1)[0]
+        if kind in (stream.QEMU_VM_SECTION_PART, stream.QEMU_VM_SECTION_END):
+            return section_id in self.names
+        if kind not in (stream.QEMU_VM_SECTION_START, stream.QEMU_VM_SECTION_FULL):
+            return False
+        name = head[6 : 6 + head[5]].decode("latin-1")
+        return section_id not in self.names and bool(name) and name.isascii() and name.isprintable()
+
+
+def _find(cursor: Cursor, pattern: bytes) -> Iterator[int]:
+    """Offsets of ``pattern`` from the cursor's place on, ascending; the cursor may be moved between two of them."""
+    start = cursor.offset
+    while start < cursor.end:
+        cursor.offset = start
+        chunk = cursor.peek(_SCAN_CHUNK)
+        hit = chunk.find(pattern)
+        while hit >= 0:
+            yield start + hit
+            hit = chunk.find(pattern, hit + 1)
+        start += max(len(chunk) - len(pattern) + 1, 1)
+
+
+def _read_vmdesc(cursor: Cursor) -> Mapping[str, object] | None:
+    """The VM description behind the end mark, or None if there is none."""
+    if cursor.peek(1) != bytes([stream.QEMU_VM_VMDESCRIPTION]):
+        return None
+    at = cursor.offset
+    cursor.take(1, "VM description")
+    length = cursor.be32("length of the VM description")
+    if length > MAX_VMDESC:
+        raise FormatError(f"VM description of {length} bytes, at most {MAX_VMDESC}", offset=at)
+    text = cursor.take(length, "VM description")
+    try:
+        description = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise FormatError("the VM description is not JSON", offset=at) from error
+    if not isinstance(description, dict):
+        raise FormatError("the VM description is not a JSON object", offset=at)
+    return description
+
+
+def _check_end(read: ReadAt, stream_end: int, size: int, vmdesc: Mapping[str, object] | None) -> None:
+    if vmdesc is not None and TRAILER_KEY in vmdesc:
+        raise FormatError("the trailer that the VM description announces is missing or cut off", offset=stream_end)
+    if size - stream_end >= trailer.ALIGNMENT:
+        raise FormatError(f"{size - stream_end} bytes follow the stream and are no trailer", offset=stream_end)
+    _check_zeros(read, stream_end, size)
+
+
+def _check_zeros(read: ReadAt, start: int, end: int) -> None:
+    """Accept only zeros in a range of fewer than ALIGNMENT bytes."""
+    padding = read(start, end - start)
+    if any(padding):
+        raise FormatError("bytes that are not zero follow the stream and are no trailer", offset=start)

@@ -1,0 +1,70 @@
+"""Divide a round's dirty pages into shards.
+
+A shard is a range of whole bitmap words of one block (64 pages each), so two workers never touch the same word of any
+bitmap and need no lock. Which worker takes which shard, and when, does not matter: every page has its place.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+
+import numpy as np
+
+from parallel_fixedram.core.bitmap import PageBitmap
+
+MIN_SHARD_PAGES = 256
+"""A smaller shard costs more to hand out than to write."""
+MAX_SHARD_PAGES = 8192
+"""A larger one delays the notice of progress and leaves workers idle at the end of a round."""
+SHARDS_PER_WORKER = 8
+
+
+@dataclass(frozen=True, slots=True)
+class Shard:
+    """Words ``first_word`` (inclusive) to ``first_word + words`` (exclusive) of one block's bitmaps."""
+
+    block: int
+    """Number of the block in the file's order."""
+    first_word: int
+    words: int
+    pages: int
+    """How many of its pages are to be handled."""
+    round: int = 0
+    """The sweep over the dirty bitmap that it belongs to, from 0."""
+
+
+def shard_pages(total_pages: int, workers: int) -> int:
+    """How many pages a shard should have so that all workers end at about the same time."""
+    return min(max(total_pages // (workers * SHARDS_PER_WORKER), MIN_SHARD_PAGES), MAX_SHARD_PAGES)
+
+
+def plan_shards(bitmaps: Sequence[PageBitmap], *, workers: int, round_number: int = 0) -> list[Shard]:
+    """Shards that together hold every set bit exactly once, the largest first.
+
+    Args:
+        bitmaps: pages to handle, one bitmap a block, in the file's order.
+        workers: how many will share the work, at least 1.
+        round_number: goes into every shard.
+
+    Returns:
+        Disjoint shards without empty words at their ends; none when no bit is set.
+    """
+    counts = [np.bitwise_count(bitmap.words) for bitmap in bitmaps]
+    target = shard_pages(sum(int(count.sum(dtype=np.int64)) for count in counts), workers)
+    shards: list[Shard] = []
+    for block, count in enumerate(counts):
+        used = np.flatnonzero(count)
+        if not len(used):
+            continue
+        done = np.cumsum(count[used], dtype=np.int64)
+        total = int(done[-1])
+        cuts = np.searchsorted(done, np.arange(target, total, target)) + 1
+        edges = np.unique(np.concatenate(([0], cuts, [len(used)]))).tolist()
+        for start, end in pairwise(edges):
+            first, last = int(used[start]), int(used[end - 1])
+            pages = int(done[end - 1] - (done[start - 1] if start else 0))
+            shards.append(Shard(block, first, last + 1 - first, pages, round_number))
+    shards.sort(key=lambda shard: -shard.pages)
+    return shards

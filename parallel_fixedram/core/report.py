@@ -1,0 +1,232 @@
+"""What the verbs report: frozen values that go to JSON and come back.
+
+Seconds are floats, bytes are integers; a number that is neither has its unit in its name.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields, is_dataclass
+from types import UnionType
+from typing import Any, ClassVar, TypeVar, get_args, get_origin, get_type_hints
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BlockReport:
+    """One RAMBlock in the file."""
+
+    idstr: str
+    used_length: int
+    page_size: int
+    """Target page size in bytes."""
+    pages: int
+    data_pages: int
+    """Pages present in the file."""
+    zero_pages: int
+    bitmap_offset: int
+    pages_offset: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RoundReport:
+    """One sweep over the dirty bitmap; the last one is the one with the guest stopped."""
+
+    dirty_pages: int
+    written_pages: int
+    """Pages written because they hold data."""
+    gap_pages: int
+    """Pages written along because one call is cheaper than two."""
+    zero_pages: int
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SaveSeconds:
+    """Where the time of a save went."""
+
+    total: float
+    pause: float
+    """From the request to stop to the moment the guest may go on; 0 for RAM that stood still already."""
+    scan: float
+    """Looking for zero pages, mean over the workers."""
+    write: float
+    """In write calls, mean over the workers."""
+    digest: float
+    sync: float
+    publish: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SaveBytes:
+    """How much was moved, and what it takes."""
+
+    ram: int
+    written: int
+    """Page bytes written in all rounds, gaps included."""
+    file: int
+    """Length of the file."""
+    allocated: int
+    """What the file takes on its file system."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WorkerReport:
+    """What one worker did."""
+
+    shards: int
+    written_pages: int
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SaveReport:
+    """A finished save."""
+
+    verb: ClassVar[str] = "save"
+
+    file: str
+    channels: int
+    direct_io: bool
+    capabilities: Mapping[str, bool]
+    blocks: tuple[BlockReport, ...]
+    rounds: tuple[RoundReport, ...]
+    seconds: SaveSeconds
+    bytes: SaveBytes
+    workers: tuple[WorkerReport, ...]
+    host: Mapping[str, Any]
+    notes: tuple[str, ...] = ()
+    """What was done otherwise than asked, a sentence each."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RestoreSeconds:
+    """Where the time of a restore went."""
+
+    total: float
+    read: float
+    """In read calls, mean over the workers."""
+    write: float
+    """Filling the destination, mean over the workers."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RestoredBlock:
+    """One RAMBlock that was restored."""
+
+    idstr: str
+    path: str
+    used_length: int
+    data_pages: int
+    zero_pages: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RestoreReport:
+    """A finished restore."""
+
+    verb: ClassVar[str] = "restore"
+
+    file: str
+    channels: int
+    blocks: tuple[RestoredBlock, ...]
+    left_out: tuple[str, ...]
+    """Blocks of the file that no destination was given for."""
+    verified: bool
+    """Whether every page was held against its digest."""
+    seconds: RestoreSeconds
+    bytes: int
+    """Page bytes read from the file."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Difference:
+    """Pages, or other bytes, that are not what they should be."""
+
+    what: str
+    """What does not match, in a few words."""
+    idstr: str | None
+    """The block, or None for bytes that belong to none."""
+    first_page: int | None
+    pages: int
+    """Number of pages, 0 for bytes that are not pages."""
+    offset: int | None
+    """File offset of the first byte concerned."""
+
+    def __str__(self) -> str:
+        place = "" if self.offset is None else f" at {self.offset:#x}"
+        if self.first_page is None:
+            return f"{self.what}{place}" if self.idstr is None else f"block {self.idstr!r}: {self.what}{place}"
+        last = self.first_page + self.pages - 1
+        which = f"page {self.first_page}" if self.pages == 1 else f"pages {self.first_page}-{last}"
+        return f"block {self.idstr!r} {which}{place}: {self.what}"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class VerifyReport:
+    """A verification that ran to its end."""
+
+    verb: ClassVar[str] = "verify"
+
+    file: str
+    ok: bool
+    quick: bool
+    digests: bool
+    """Whether the file carries digests and they were checked."""
+    ram: tuple[str, ...]
+    """Blocks compared against live RAM."""
+    blocks: tuple[BlockReport, ...]
+    stale_pages: int | None
+    """Zero pages whose place in the file holds other bytes; None when nobody looked."""
+    bad_pages: int
+    differences: tuple[Difference, ...]
+    """The first of them."""
+    warnings: tuple[str, ...]
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DiffReport:
+    """A comparison of two files that ran to its end."""
+
+    verb: ClassVar[str] = "diff"
+
+    file_a: str
+    file_b: str
+    equal: bool
+    differing_pages: int
+    differences: tuple[Difference, ...]
+    """Differing ranges, ascending by block and page; the first of them if there are very many."""
+    truncated: bool
+    """Whether there are more ranges than ``differences`` lists."""
+    only_in_a: tuple[str, ...]
+    """Blocks that the other file has not, or has with another length."""
+    only_in_b: tuple[str, ...]
+    seconds: float
+
+
+def to_json(report: Any) -> dict[str, Any]:
+    """A report as a JSON object, with its verb first."""
+    return {"verb": report.verb, **asdict(report)}
+
+
+def from_json(kind: type[T], data: Any) -> T:
+    """The report that ``to_json`` made ``data`` of.
+
+    Raises:
+        KeyError: a field is missing.
+    """
+    value: T = _build(kind, data)
+    return value
+
+
+def _build(kind: Any, data: Any) -> Any:
+    if is_dataclass(kind) and isinstance(kind, type):
+        hints = get_type_hints(kind)
+        return kind(**{field.name: _build(hints[field.name], data[field.name]) for field in fields(kind)})
+    if get_origin(kind) is tuple:
+        return tuple(_build(get_args(kind)[0], item) for item in data)
+    if get_origin(kind) is UnionType:
+        return data
+    return data

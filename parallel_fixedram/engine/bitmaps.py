@@ -1,0 +1,46 @@
+"""The bitmaps that coordinator and workers share, in anonymous shared memory inherited by every fork.
+
+A worker writes only ``file``, and only the words of its shard; the coordinator writes only words that are in no shard
+in flight. So nothing needs a lock.
+"""
+
+from __future__ import annotations
+
+import mmap
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from parallel_fixedram.core.bitmap import WORD_BYTES, PageBitmap, words_for
+from parallel_fixedram.core.ramblock import RAMBlock
+
+_KINDS = 3
+
+
+def shared_words(count: int) -> NDArray[np.uint64]:
+    """Zeroed words that this process and its later forks share, shape (count,)."""
+    return np.frombuffer(mmap.mmap(-1, max(count, 1) * WORD_BYTES), np.uint64, count)
+
+
+class SharedBitmaps:
+    """Three bitmaps for every block, all clear.
+
+    Attributes:
+        dirty: pages to write in this round.
+        data: pages that may be read: outside of them guest RAM was never touched and is zero.
+        file: pages present in the file.
+    """
+
+    def __init__(self, blocks: Sequence[RAMBlock]) -> None:
+        words = [words_for(block.pages) for block in blocks]
+        memory = shared_words(sum(words) * _KINDS)
+        kinds: list[list[PageBitmap]] = []
+        position = 0
+        for _ in range(_KINDS):
+            bitmaps = []
+            for block, count in zip(blocks, words, strict=True):
+                bitmaps.append(PageBitmap(block.pages, memory[position : position + count]))
+                position += count
+            kinds.append(bitmaps)
+        self.dirty, self.data, self.file = kinds

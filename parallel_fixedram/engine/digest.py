@@ -1,0 +1,94 @@
+"""Page digests, and where they come from.
+
+A guest that was stopped for the save goes on before anything is hashed, so its pages are read back from the file: RAM
+would be a moving original. RAM that stands still anyway is hashed by the writer while the page is still in its cache.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+
+import numpy as np
+import xxhash
+from numpy.typing import NDArray
+
+from parallel_fixedram.core.bitmap import PageBitmap
+from parallel_fixedram.core.mapped_ram import SavedBlock
+from parallel_fixedram.core.plan import Shard
+from parallel_fixedram.core.protocols import Channel, Pages
+from parallel_fixedram.core.trailer import DIGEST_BYTES
+from parallel_fixedram.engine.messages import Tally
+from parallel_fixedram.engine.window import Bits, WindowReader, windows
+
+_RANGE_PIECE = 1 << 20
+
+
+def page_digests(pages: Pages, bits: Bits) -> NDArray[np.uint64]:
+    """XXH3-64 of every page whose bit is 1, and 0 for the others, shape (pages,)."""
+    digest, view, size = xxhash.xxh3_64_intdigest, pages.data.cast("B"), pages.shape[1] * 8
+    found = np.zeros(len(bits), np.uint64)
+    present = np.flatnonzero(bits)
+    found[present] = [digest(view[start : start + size]) for start in (present * size).tolist()]
+    return found
+
+
+def write_digests(channel: Channel, table: int, first: int, digests: NDArray[np.uint64]) -> None:
+    """Write digests, of page ``first`` and those after it, to their places in the table at file offset ``table``."""
+    channel.write(table + first * DIGEST_BYTES, digests.astype("<u8", copy=False).data.cast("B"))
+
+
+def range_digest(channel: Channel, start: int, end: int) -> int:
+    """XXH3-64 of the bytes [start, end) of a file."""
+    digest = xxhash.xxh3_64()
+    buffer = memoryview(bytearray(min(_RANGE_PIECE, end - start)))
+    while start < end:
+        piece = buffer[: min(len(buffer), end - start)]
+        channel.read(start, piece)
+        digest.update(piece)
+        start += len(piece)
+    return digest.intdigest()
+
+
+class DigestJob:
+    """Fills the table of page digests for the pages of a shard.
+
+    Args:
+        blocks: where the pages lie.
+        present: which pages are in the file, one bitmap a block.
+        tables: where the digest of page 0 of each block goes, in shared memory: known after the fork only, because the
+            trailer follows the device sections.
+        pages: the channel pages are read from.
+        digests: the channel digests are written to; their places are not aligned.
+    """
+
+    def __init__(
+        self,
+        blocks: Sequence[SavedBlock],
+        present: Sequence[PageBitmap],
+        tables: NDArray[np.uint64],
+        *,
+        pages: Channel,
+        digests: Channel,
+    ) -> None:
+        self._blocks = blocks
+        self._present = present
+        self._tables = tables
+        self._pages = pages
+        self._digests = digests
+
+    def open(self) -> None:
+        """Allocate the read buffer (Job.open)."""
+        self._reader = WindowReader(self._pages, max(saved.block.page_size for saved in self._blocks))
+
+    def run(self, shard: Shard) -> Tally:
+        """Digest one shard (Job.run)."""
+        tally = Tally()
+        saved = self._blocks[shard.block]
+        for window in windows(self._present[shard.block], shard):
+            pages = self._reader.read(saved, window, tally)
+            started = time.perf_counter()
+            digests = page_digests(pages, window.bits)
+            tally.scan_seconds += time.perf_counter() - started
+            write_digests(self._digests, int(self._tables[shard.block]), window.first, digests)
+        return tally

@@ -1,0 +1,154 @@
+"""Image: a mapped-ram file opened for reading, whoever wrote it.
+
+Nothing of the file is trusted: it is read with ``pread``, never mapped, and every place a header names has been held
+against the file's length before it is used.
+"""
+
+from __future__ import annotations
+
+import os
+from types import TracebackType
+
+import numpy as np
+
+from parallel_fixedram.core.bitmap import WORD_BYTES, PageBitmap, tail_mask, words_for
+from parallel_fixedram.core.errors import FormatError, RequestError
+from parallel_fixedram.core.mapped_ram import SavedBlock
+from parallel_fixedram.core.migration_file import MigrationFile, parse
+from parallel_fixedram.core.ramblock import PageRange
+from parallel_fixedram.core.report import BlockReport
+from parallel_fixedram.core.uri import parse_uri
+from parallel_fixedram.engine.bitmaps import shared_words
+from parallel_fixedram.host.channel import FileChannel, open_readable
+from parallel_fixedram.host.page_source import data_extents
+
+
+class Image:
+    """Context manager around an open file.
+
+    Attributes:
+        path: the file's path.
+        file: what the file says of itself.
+        blocks: its RAMBlocks that are stored, with their places.
+        channel: for reading.
+    """
+
+    def __init__(self, path: str, *, offset: int = 0) -> None:
+        self.path = path
+        self._fd = open_readable(path)
+        try:
+            self.channel = FileChannel(self._fd, path)
+            self.file: MigrationFile = parse(self.channel.bytes_at, os.fstat(self._fd).st_size, offset)
+        except BaseException:
+            os.close(self._fd)
+            raise
+        self.blocks = [saved for saved in self.file.blocks if not saved.absent]
+        self._bitmaps: dict[str, PageBitmap] = {}
+
+    def __enter__(self) -> Image:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close the file; more than once does no harm."""
+        if self._fd >= 0:
+            os.close(self._fd)
+            self._fd = -1
+
+    def block(self, idstr: str) -> SavedBlock:
+        """The stored block of that name.
+
+        Raises:
+            RequestError: the file has none.
+        """
+        for saved in self.blocks:
+            if saved.block.idstr == idstr:
+                return saved
+        names = ", ".join(repr(saved.block.idstr) for saved in self.blocks)
+        raise RequestError(f"{self.path!r} has no block {idstr!r}; it has {names}")
+
+    def bitmap(self, idstr: str) -> PageBitmap:
+        """The file bitmap of a block, in memory that later forks share.
+
+        Raises:
+            FormatError: bits are set that stand for no page.
+        """
+        if idstr not in self._bitmaps:
+            self._bitmaps[idstr] = self._read_bitmap(self.block(idstr))
+        return self._bitmaps[idstr]
+
+    def slot_data(self, saved: SavedBlock) -> PageBitmap:
+        """Pages whose place in the file is not a hole, whatever their bit says."""
+        bitmap = PageBitmap(saved.block.pages, shared_words(words_for(saved.block.pages)))
+        for start, end in data_extents(self._fd, saved.header.pages_offset, saved.pages_end):
+            first, last = saved.page_at(start), saved.page_at(end - 1)
+            bitmap.set_range(PageRange(first, last + 1 - first))
+        return bitmap
+
+    def read_pages(self, idstr: str, first: int, count: int) -> bytes:
+        """The contents of pages ``first`` to ``first + count`` of a block, zeros for zero pages.
+
+        Raises:
+            RequestError: no such block or page.
+        """
+        saved, bitmap = self.block(idstr), self.bitmap(idstr)
+        if not 0 <= first <= first + count <= saved.block.pages:
+            raise RequestError(f"block {idstr!r} has {saved.block.pages} pages, asked for {first} to {first + count}")
+        size = saved.block.page_size
+        pages = bytearray(count * size)
+        for page in range(first, first + count):
+            if bitmap.test(page):
+                self.channel.read(
+                    saved.page_offset(page), memoryview(pages)[(page - first) * size : (page - first + 1) * size]
+                )
+        return bytes(pages)
+
+    def report(self) -> tuple[BlockReport, ...]:
+        """The stored blocks with their page counts."""
+        return tuple(block_report(saved, self.bitmap(saved.block.idstr).count()) for saved in self.blocks)
+
+    def _read_bitmap(self, saved: SavedBlock) -> PageBitmap:
+        words = shared_words(words_for(saved.block.pages))
+        start = saved.header.bitmap_offset
+        # holes of a bitmap are left untouched, so that a file full of nothing costs nothing to read
+        for first, end in data_extents(self._fd, start, saved.bitmap_end):
+            self.channel.read(first, words.view(np.uint8)[first - start : end - start].data)
+        if len(words) and int(words[-1]) & ~tail_mask(saved.block.pages):
+            raise FormatError(
+                f"block {saved.block.idstr!r}: its bitmap has bits after the last page",
+                offset=saved.bitmap_end - WORD_BYTES,
+            )
+        return PageBitmap(saved.block.pages, words)
+
+
+def open_image(uri: str) -> Image:
+    """Open a mapped-ram file for reading, as a context manager.
+
+    Args:
+        uri: a path, or ``file:PATH[,offset=SIZE]`` where the stream does not start at the beginning of the file.
+
+    Raises:
+        RequestError: not a file, or a URI that is not seekable.
+        HostError: the file cannot be opened or read.
+        FormatError: it is not a complete mapped-ram file.
+    """
+    target = parse_uri(uri)
+    return Image(target.path, offset=target.offset)
+
+
+def block_report(saved: SavedBlock, data_pages: int) -> BlockReport:
+    """A block as reports show it."""
+    return BlockReport(
+        idstr=saved.block.idstr,
+        used_length=saved.block.used_length,
+        page_size=saved.block.page_size,
+        pages=saved.block.pages,
+        data_pages=data_pages,
+        zero_pages=saved.block.pages - data_pages,
+        bitmap_offset=saved.header.bitmap_offset,
+        pages_offset=saved.header.pages_offset,
+    )

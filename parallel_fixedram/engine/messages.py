@@ -1,0 +1,102 @@
+"""What crosses a process border: a few integers out, a few integers back; never page bytes.
+
+One message is one datagram of a SOCK_SEQPACKET socket, so it arrives whole or, when its sender dies, not at all.
+"""
+
+from __future__ import annotations
+
+import pickle
+import socket
+from dataclasses import dataclass, field
+
+from parallel_fixedram.core.errors import FixedRamError
+from parallel_fixedram.core.plan import Shard
+from parallel_fixedram.core.ramblock import PageRange
+
+MAX_FINDINGS = 64
+"""Most page ranges that one ShardDone names; the rest is only counted."""
+
+_MAX_MESSAGE = 1 << 16
+
+
+@dataclass(frozen=True, slots=True)
+class Order:
+    """Coordinator to worker: do this shard."""
+
+    job: int
+    """Number of the job in the pool's list."""
+    shard: Shard
+
+
+@dataclass(frozen=True, slots=True)
+class Ready:
+    """Worker to coordinator: every job is open, orders may come."""
+
+
+@dataclass(slots=True)
+class Tally:
+    """What was done to the pages of a shard; adds up over shards. Which fields a job fills is its own matter."""
+
+    written_pages: int = 0
+    """Pages written because they hold data."""
+    gap_pages: int = 0
+    """Pages written along between two others because one call is cheaper than two."""
+    zero_pages: int = 0
+    """Pages found to be zero."""
+    bytes: int = 0
+    """Bytes moved to or from a file."""
+    calls: int = 0
+    """Transfers that moved them."""
+    scan_seconds: float = 0.0
+    """Time spent looking at content."""
+    move_seconds: float = 0.0
+    """Time spent in transfers."""
+    bad_pages: int = 0
+    """Pages that are not as they should be."""
+    findings: list[PageRange] = field(default_factory=list)
+    """Where those are, at most MAX_FINDINGS ranges."""
+
+    def add(self, other: Tally) -> None:
+        """Add another tally to this one."""
+        for name in _COUNTERS:
+            setattr(self, name, getattr(self, name) + getattr(other, name))
+        self.findings += other.findings
+
+
+_COUNTERS = tuple(name for name in Tally.__slots__ if name != "findings")
+
+
+@dataclass(frozen=True, slots=True)
+class ShardDone:
+    """Worker to coordinator: the shard is done."""
+
+    shard: Shard
+    tally: Tally
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class ShardFailed:
+    """Worker to coordinator: the shard, or opening a job, failed in an expected way."""
+
+    error: FixedRamError
+
+
+Message = Order | Ready | ShardDone | ShardFailed
+
+
+def send(connection: socket.socket, message: Message) -> None:
+    """Send one message."""
+    connection.send(pickle.dumps(message, pickle.HIGHEST_PROTOCOL))
+
+
+def receive(connection: socket.socket) -> Message | None:
+    """The next message, or None when the other end is gone."""
+    try:
+        data = connection.recv(_MAX_MESSAGE)
+    except ConnectionResetError:
+        return None
+    if not data:
+        return None
+    message: Message = pickle.loads(data)
+    return message

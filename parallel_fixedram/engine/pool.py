@@ -1,0 +1,204 @@
+"""WorkerPool: worker processes that do shards, and the loss of some of them.
+
+::
+
+    coordinator --Order--> worker 0       one shard in flight per worker; the next goes to whoever is free
+         |      <-ShardDone--             a worker that dies loses its shard, which goes to another one
+         +------ ...        worker n-1    a worker that stalls is killed; its shard waits until it is really gone
+
+``multiprocessing.Pool`` never completes the task of a killed worker and ``ProcessPoolExecutor`` gives up as a whole;
+here a shard is idempotent, so losing a worker costs a repetition. The end of a worker shows as the end of its socket.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import select
+import signal
+import socket
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from types import TracebackType
+
+from parallel_fixedram.core.errors import HostError, WorkerError
+from parallel_fixedram.core.plan import Shard
+from parallel_fixedram.engine.messages import Order, Ready, ShardDone, ShardFailed, Tally, receive, send
+from parallel_fixedram.engine.worker import Job, work
+
+logger = logging.getLogger(__name__)
+
+STALL_SECONDS = 30.0
+"""How long a worker may take for one shard before it counts as stalled."""
+
+OnDone = Callable[[ShardDone], None]
+
+
+@dataclass(slots=True)
+class Worker:
+    """A worker as the coordinator sees it."""
+
+    index: int
+    pid: int
+    connection: socket.socket
+    ready: bool = False
+    shard: Shard | None = None
+    deadline: float = 0.0
+    killed: bool = False
+    alive: bool = True
+    shards: int = 0
+    """Shards done."""
+    seconds: float = 0.0
+    """Time spent on them."""
+    tally: Tally = field(default_factory=Tally)
+
+
+class WorkerPool:
+    """Context manager around ``count`` worker processes that can do each of ``jobs``.
+
+    Args:
+        jobs: what the workers can do; ``run`` names one by its place in this list.
+        count: number of workers, at least 1.
+        stall_seconds: how long one shard may take.
+
+    Raises:
+        HostError: a worker could not be started, or could not open a job.
+    """
+
+    def __init__(self, jobs: Sequence[Job], count: int, *, stall_seconds: float = STALL_SECONDS) -> None:
+        self._jobs = jobs
+        self._count = count
+        self._stall_seconds = stall_seconds
+        self._poll = select.poll()
+        self.workers: list[Worker] = []
+
+    def __enter__(self) -> WorkerPool:
+        try:
+            for index in range(self._count):
+                self._start(index)
+            self._await_ready()
+        except BaseException:
+            self._end()
+            raise
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self._end()
+
+    def run(self, job: int, shards: Sequence[Shard], on_done: OnDone | None = None) -> Tally:
+        """Do every shard and return the sum of what was done; ``on_done`` is called for each as it is acknowledged.
+
+        Raises:
+            WorkerError: no worker is left to do the rest.
+            FixedRamError: a shard failed in a worker.
+        """
+        pending, total, left = deque(shards), Tally(), len(shards)
+        while left:
+            self._hand_out(job, pending)
+            for worker in self._wait():
+                message = receive(worker.connection)
+                if isinstance(message, ShardDone):
+                    worker.shard = None
+                    worker.shards += 1
+                    worker.seconds += message.seconds
+                    worker.tally.add(message.tally)
+                    total.add(message.tally)
+                    left -= 1
+                    if on_done:
+                        on_done(message)
+                elif isinstance(message, ShardFailed):
+                    raise message.error
+                elif message is None:
+                    self._lost(worker, pending)
+        return total
+
+    def _start(self, index: int) -> None:
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        coordinator = os.getpid()
+        held = signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGINT, signal.SIGTERM, signal.SIGHUP))
+        try:
+            pid = os.fork()
+            if pid == 0:
+                ours.close()
+                for other in self.workers:
+                    other.connection.close()
+                work(theirs, self._jobs, coordinator)
+        except OSError as error:
+            ours.close()
+            raise HostError.from_os("cannot start a worker", error) from error
+        finally:
+            theirs.close()
+            signal.pthread_sigmask(signal.SIG_SETMASK, held)
+        self.workers.append(Worker(index, pid, ours, deadline=time.monotonic() + self._stall_seconds))
+        self._poll.register(ours, select.POLLIN)
+
+    def _await_ready(self) -> None:
+        while not all(worker.ready for worker in self.workers if worker.alive):
+            for worker in self._wait():
+                message = receive(worker.connection)
+                if isinstance(message, ShardFailed):
+                    raise message.error
+                if isinstance(message, Ready):
+                    worker.ready = True
+                    worker.deadline = 0.0
+                else:
+                    self._lost(worker, deque())
+
+    def _hand_out(self, job: int, pending: deque[Shard]) -> None:
+        for worker in self.workers:
+            if pending and worker.alive and worker.shard is None:
+                shard = pending.popleft()
+                worker.shard = shard
+                worker.deadline = time.monotonic() + self._stall_seconds
+                # if it is gone, the end of its socket is the next thing to be seen
+                with contextlib.suppress(BrokenPipeError, ConnectionResetError):
+                    send(worker.connection, Order(job, shard))
+
+    def _wait(self) -> list[Worker]:
+        """Workers with something to say; kills those past their deadline."""
+        busy = [worker for worker in self.workers if worker.alive and (worker.shard or not worker.ready)]
+        timeout = max(min(worker.deadline for worker in busy) - time.monotonic(), 0.0)
+        ready = {fd for fd, _ in self._poll.poll(timeout * 1000 + 1)}
+        now = time.monotonic()
+        for worker in busy:
+            if worker.deadline < now and worker.connection.fileno() not in ready:
+                if worker.killed:
+                    raise WorkerError(f"worker {worker.index} hangs and cannot be killed")
+                logger.warning("worker %d is stalled and is killed", worker.index)
+                os.kill(worker.pid, signal.SIGKILL)
+                worker.killed, worker.deadline = True, now + self._stall_seconds
+        return [worker for worker in self.workers if worker.alive and worker.connection.fileno() in ready]
+
+    def _lost(self, worker: Worker, pending: deque[Shard]) -> None:
+        how = _bury(worker)
+        self._poll.unregister(worker.connection)
+        worker.connection.close()
+        if worker.shard is not None:
+            pending.appendleft(worker.shard)
+            worker.shard = None
+        logger.warning("worker %d %s; its shard goes to another one", worker.index, how)
+        if not any(other.alive for other in self.workers):
+            raise WorkerError(f"no worker is left, the last one {how}")
+
+    def _end(self) -> None:
+        for worker in self.workers:
+            if worker.alive:
+                os.kill(worker.pid, signal.SIGKILL)
+        for worker in self.workers:
+            if worker.alive:
+                worker.connection.close()
+                _bury(worker)
+
+
+def _bury(worker: Worker) -> str:
+    """Collect a dead worker; returns how it died."""
+    _, status = os.waitpid(worker.pid, 0)
+    worker.alive = False
+    if os.WIFSIGNALED(status):
+        return f"was killed by {signal.Signals(os.WTERMSIG(status)).name}"
+    return f"exited with code {os.WEXITSTATUS(status)}"

@@ -1,0 +1,378 @@
+"""Save: from a machine's RAM to a published file.
+
+::
+
+    workers up, RAM mapped, file sized, space reserved, data map asked     the guest runs
+    [rounds: sync dirty bitmap -> plan -> shards -> acknowledged]          the guest runs  (live)
+    pause -> last round, device state -> resume                            the guest stands still
+    digests, bitmaps, heads, tail, trailer -> sync -> publish              the guest runs
+
+Nothing that can be done before or after is done while the guest stands still. The file gets its name only when every
+shard is acknowledged and everything is on stable storage.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from enum import StrEnum
+
+from parallel_fixedram.core.errors import HostError, RequestError
+from parallel_fixedram.core.layout import FileLayout
+from parallel_fixedram.core.plan import Shard, plan_shards
+from parallel_fixedram.core.protocols import Channel, DirtySource, Machine
+from parallel_fixedram.core.ramblock import PageRange
+from parallel_fixedram.core.report import (
+    RoundReport,
+    SaveBytes,
+    SaveReport,
+    SaveSeconds,
+    WorkerReport,
+)
+from parallel_fixedram.core.trailer import DIGEST_BYTES, Extent, TrailerLayout, pack_extents, uncovered
+from parallel_fixedram.engine.bitmaps import SharedBitmaps, shared_words
+from parallel_fixedram.engine.digest import DigestJob, range_digest
+from parallel_fixedram.engine.image import block_report
+from parallel_fixedram.engine.messages import ShardDone, Tally
+from parallel_fixedram.engine.pool import STALL_SECONDS, WorkerPool
+from parallel_fixedram.engine.write import WriteJob
+from parallel_fixedram.host import linux
+from parallel_fixedram.host.channel import FileChannel
+from parallel_fixedram.host.facts import host_facts
+from parallel_fixedram.host.publish import PendingFile
+
+GAP_PAGES_BUFFERED = 0
+"""A buffered call is cheap, and a gap that is written takes space that a hole does not."""
+GAP_PAGES_DIRECT = 16
+"""Each direct call waits for the device: at 30 % random dirty pages joining over 16 is about ten times faster."""
+
+RESERVE_GAP_PAGES = 256
+"""Data ranges closer than this are reserved as one."""
+
+_WRITE, _DIGEST = 0, 1
+PHASES = ("write", "digest")
+"""What ``progress`` calls the phases, in this order."""
+
+Progress = Callable[[str, int, int], None]
+"""``progress(phase, done, total)``, in bytes."""
+
+
+class DirectIO(StrEnum):
+    """Whether pages bypass the page cache."""
+
+    ON = "on"
+    """Always; an error where the file system refuses."""
+    OFF = "off"
+    AUTO = "auto"
+    """Where the file system takes it."""
+
+
+class Durability(StrEnum):
+    """What has to be on stable storage when a save returns."""
+
+    FULL = "full"
+    """The file and its name."""
+    NONE = "none"
+    """Nothing: a power cut may lose the file, as with QEMU's own."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SaveOptions:
+    """How to save; what the gate allows has been decided before."""
+
+    channels: int = 1
+    """Number of workers."""
+    direct_io: DirectIO = DirectIO.AUTO
+    overwrite: bool = False
+    durability: Durability = Durability.FULL
+    max_rounds: int = 1
+    """Rounds in all; 1 is a stopped save, more need a dirty source."""
+    offset: int = 0
+    """Where the stream starts in the file; bytes before it are kept."""
+    max_gap_pages: int | None = None
+    """Gaps of up to this many pages are written along; None for a default that fits the channel."""
+    stall_seconds: float = STALL_SECONDS
+    capabilities: Mapping[str, bool] = field(default_factory=dict)
+    """What the gate decided, for the report."""
+
+
+def save(
+    machine: Machine,
+    path: str,
+    options: SaveOptions,
+    *,
+    dirty: DirtySource | None = None,
+    progress: Progress | None = None,
+) -> SaveReport:
+    """Save a machine's RAM and device state to ``path``.
+
+    Args:
+        machine: what to save.
+        path: final name of the file.
+        options: how.
+        dirty: says what was written between rounds; only a live save needs it.
+        progress: called as shards are acknowledged.
+
+    Raises:
+        FixedRamError: nothing was published, the machine goes on, and nothing is left behind; except for
+            DurabilityError, where the file is published.
+    """
+    if options.max_rounds > 1 and dirty is None:
+        raise RequestError("a live save needs to know which pages were written, and this RAM has no dirty log")
+    started = time.perf_counter()
+    with PendingFile(path, overwrite=options.overwrite) as pending:
+        run = _Save(machine, pending, options, dirty, progress)
+        run.copy()
+        run.finish()
+    return run.report(time.perf_counter() - started)
+
+
+class _Save:
+    """One save, its phases in order."""
+
+    def __init__(
+        self,
+        machine: Machine,
+        pending: PendingFile,
+        options: SaveOptions,
+        dirty: DirtySource | None,
+        progress: Progress | None,
+    ) -> None:
+        self.machine = machine
+        self.pending = pending
+        self.options = options
+        self.dirty = dirty
+        self.progress = progress
+        self.guest_blocks = machine.guest_blocks()
+        blocks = [each.block for each in self.guest_blocks]
+        self.layout = FileLayout.plan(machine.name, blocks, options.offset)
+        self.bitmaps = SharedBitmaps(blocks)
+        self.tables = shared_words(len(blocks))
+        self.notes: list[str] = []
+        self.rounds: list[RoundReport] = []
+        self.written = Tally()
+        self.workers: tuple[WorkerReport, ...] = ()
+        self.pause_seconds = self.digest_seconds = self.sync_seconds = self.publish_seconds = 0.0
+        self.tail = b""
+        self.trailer: TrailerLayout | None = None
+        self.direct = False
+        self.file_bytes = self.allocated_bytes = 0
+
+    def copy(self) -> None:
+        """Everything that needs workers: pages into the file, then their digests."""
+        pages = self._open_channel()
+        if self.layout.base:
+            self.pending.copy_prefix(self.layout.base)
+        self.pending.set_size(self.layout.ram_end)
+        self._map_data(everywhere=True)
+        self._reserve()
+        sources = [each.source for each in self.guest_blocks]
+        gap = self.options.max_gap_pages
+        if gap is None:
+            gap = GAP_PAGES_DIRECT if self.direct else GAP_PAGES_BUFFERED
+        write = WriteJob(
+            self.layout.blocks,
+            sources,
+            self.bitmaps,
+            pages,
+            digests=self.pending.channel,
+            tables=self.tables,
+            max_gap_pages=gap,
+        )
+        digest = DigestJob(
+            self.layout.blocks, self.bitmaps.file, self.tables, pages=pages, digests=self.pending.channel
+        )
+        with WorkerPool((write, digest), self.options.channels, stall_seconds=self.options.stall_seconds) as pool:
+            self._rounds(pool)
+            self.workers = tuple(
+                WorkerReport(shards=w.shards, written_pages=w.tally.written_pages, seconds=w.seconds)
+                for w in pool.workers
+            )
+            if self.trailer is None:
+                self._digest(pool)
+
+    def finish(self) -> None:
+        """Heads, bitmaps, tail and trailer; then sync and publish."""
+        channel = self.pending.channel
+        for offset, data in self.layout.head_pieces():
+            channel.write(offset, memoryview(data))
+        for saved, present in zip(self.layout.blocks, self.bitmaps.file, strict=True):
+            channel.write(saved.header.bitmap_offset, memoryview(present.to_bytes()))
+        channel.write(self.layout.ram_end, memoryview(self.tail))
+        self._write_trailer(channel)
+        started = time.perf_counter()
+        if self.options.durability is Durability.FULL:
+            channel.sync()
+        synced = time.perf_counter()
+        status = os.fstat(self.pending.fd)
+        self.file_bytes, self.allocated_bytes = status.st_size, status.st_blocks * 512
+        self.pending.publish()
+        if self.options.durability is Durability.FULL:
+            self.pending.sync_folder()
+        self.sync_seconds = synced - started
+        self.publish_seconds = time.perf_counter() - synced
+
+    def report(self, total_seconds: float) -> SaveReport:
+        """What happened."""
+        channels = self.options.channels
+        return SaveReport(
+            file=self.pending.path,
+            channels=channels,
+            direct_io=self.direct,
+            capabilities=dict(self.options.capabilities),
+            blocks=tuple(
+                block_report(saved, present.count())
+                for saved, present in zip(self.layout.blocks, self.bitmaps.file, strict=True)
+            ),
+            rounds=tuple(self.rounds),
+            seconds=SaveSeconds(
+                total=total_seconds,
+                pause=self.pause_seconds,
+                scan=self.written.scan_seconds / channels,
+                write=self.written.move_seconds / channels,
+                digest=self.digest_seconds,
+                sync=self.sync_seconds,
+                publish=self.publish_seconds,
+            ),
+            bytes=SaveBytes(
+                ram=sum(saved.block.used_length for saved in self.layout.blocks),
+                written=self.written.bytes,
+                file=self.file_bytes,
+                allocated=self.allocated_bytes,
+            ),
+            workers=self.workers,
+            host=host_facts(self.pending.path),
+            notes=tuple(self.notes),
+        )
+
+    def _open_channel(self) -> Channel:
+        if self.options.direct_io is DirectIO.OFF:
+            return self.pending.channel
+        channel = self.pending.open_direct()
+        if channel is None:
+            refusal = f"the file system of {self.pending.path!r} refuses direct I/O"
+            if self.options.direct_io is DirectIO.ON:
+                raise HostError(refusal, hint="--direct-io auto falls back to buffered writes")
+            self.notes.append(f"{refusal}: pages were written through the page cache")
+            return self.pending.channel
+        self.direct = True
+        return channel
+
+    def _map_data(self, *, everywhere: bool) -> None:
+        """Learn which pages may hold something; after the first time only where nothing was before."""
+        for each, data in zip(self.guest_blocks, self.bitmaps.data, strict=True):
+            whole = PageRange(0, each.block.pages)
+            for hole in [whole] if everywhere else data.gaps():
+                for found in each.source.data_ranges(hole):
+                    data.set_range(found)
+
+    def _reserve(self) -> None:
+        for saved, data in zip(self.layout.blocks, self.bitmaps.data, strict=True):
+            for pages in join_ranges(data.ranges(), RESERVE_GAP_PAGES):
+                self.pending.reserve(saved.page_offset(pages.first), pages.count * saved.block.page_size)
+
+    def _rounds(self, pool: WorkerPool) -> None:
+        for bitmap in self.bitmaps.dirty:
+            bitmap.set_all()
+        for number in range(self.options.max_rounds - 1):
+            self._sync_dirty()
+            if not any(bitmap.count() for bitmap in self.bitmaps.dirty):
+                break
+            self._round(pool, number)
+        started = time.perf_counter()
+        was_running = False
+        try:
+            was_running = self.machine.pause()
+            self._sync_dirty()
+            self.tail = self.layout.tail(self.machine.device_state())
+            if not was_running and not self.rounds:
+                self._plan_trailer()  # so that digests are written along with the pages
+            self._round(pool, len(self.rounds), remap=was_running)
+        finally:
+            self.machine.resume()
+        if was_running:
+            self.pause_seconds = time.perf_counter() - started
+
+    def _sync_dirty(self) -> None:
+        if self.dirty is not None:
+            self.dirty.sync(self.bitmaps.dirty)
+
+    def _round(self, pool: WorkerPool, number: int, *, remap: bool = True) -> None:
+        started = time.perf_counter()
+        if remap:
+            self._map_data(everywhere=False)
+        dirty_pages = sum(bitmap.count() for bitmap in self.bitmaps.dirty)
+        for dirty, data in zip(self.bitmaps.dirty, self.bitmaps.data, strict=True):
+            dirty.words &= data.words  # a page outside of data is zero and always was: nothing to do
+        tally = self._run(
+            pool, _WRITE, plan_shards(self.bitmaps.dirty, workers=self.options.channels, round_number=number)
+        )
+        self.written.add(tally)
+        self.rounds.append(
+            RoundReport(
+                dirty_pages=dirty_pages,
+                written_pages=tally.written_pages,
+                gap_pages=tally.gap_pages,
+                zero_pages=dirty_pages - tally.written_pages,
+                seconds=time.perf_counter() - started,
+            )
+        )
+
+    def _digest(self, pool: WorkerPool) -> None:
+        started = time.perf_counter()
+        if self.options.durability is Durability.FULL:
+            linux.start_writeback(self.pending.fd)  # the device writes while the digests are computed
+        self._plan_trailer()
+        self._run(pool, _DIGEST, plan_shards(self.bitmaps.file, workers=self.options.channels))
+        self.digest_seconds = time.perf_counter() - started
+
+    def _plan_trailer(self) -> TrailerLayout:
+        """Lay out the trailer, which follows the device sections, and tell the workers where its tables lie."""
+        self.trailer = TrailerLayout.plan(
+            base=self.layout.base,
+            stream_end=self.layout.ram_end + len(self.tail),
+            blocks=[saved.block for saved in self.layout.blocks],
+        )
+        self.pending.set_size(self.trailer.file_length)
+        self.tables[:] = self.trailer.tables
+        return self.trailer
+
+    def _run(self, pool: WorkerPool, job: int, shards: Sequence[Shard]) -> Tally:
+        page_size = self.layout.blocks[0].block.page_size
+        total, done = sum(shard.pages for shard in shards) * page_size, 0
+
+        def acknowledged(message: ShardDone) -> None:
+            nonlocal done
+            shard = message.shard
+            if job == _WRITE:  # only now: a lost shard's pages stay dirty
+                self.bitmaps.dirty[shard.block].words[shard.first_word : shard.first_word + shard.words] = 0
+            done += shard.pages * page_size
+            if self.progress:
+                self.progress(PHASES[job], done, total)
+
+        return pool.run(job, shards, acknowledged)
+
+    def _write_trailer(self, channel: FileChannel) -> None:
+        trailer = self.trailer or self._plan_trailer()
+        for offset, head in trailer.parts:
+            channel.write(offset, memoryview(head))
+        extents = [
+            Extent(start, end - start, range_digest(channel, start, end))
+            for start, end in uncovered(list(self.layout.blocks), trailer.base, trailer.offset)
+        ]
+        channel.write(trailer.extents_offset, memoryview(pack_extents(extents)))
+        channel.write(trailer.footer_offset, memoryview(trailer.pack_footer()))
+        end = trailer.file_length - DIGEST_BYTES
+        channel.write(end, memoryview(range_digest(channel, trailer.offset, end).to_bytes(DIGEST_BYTES, "big")))
+
+
+def join_ranges(ranges: Sequence[PageRange], max_gap_pages: int) -> list[PageRange]:
+    """Ranges joined over gaps of at most ``max_gap_pages`` pages."""
+    joined: list[PageRange] = []
+    for each in ranges:
+        if joined and each.first - joined[-1].end <= max_gap_pages:
+            each = PageRange(joined[-1].first, each.end - joined.pop().first)
+        joined.append(each)
+    return joined

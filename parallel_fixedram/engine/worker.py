@@ -1,0 +1,65 @@
+"""The life of a worker process: open the jobs, say ready, do shards until the coordinator is gone.
+
+A worker is forked from the coordinator, so jobs, descriptors and shared bitmaps reach it by inheritance. It dies with
+the coordinator (PR_SET_PDEATHSIG), leaves Ctrl-C to it, and never returns into the code it was forked from.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import time
+import traceback
+from collections.abc import Sequence
+from typing import NoReturn, Protocol
+
+from parallel_fixedram.core.errors import FixedRamError
+from parallel_fixedram.core.plan import Shard
+from parallel_fixedram.engine.messages import Order, Ready, ShardDone, ShardFailed, Tally, receive, send
+from parallel_fixedram.host import linux
+
+
+class Job(Protocol):
+    """One kind of work on shards; made by the coordinator, used by workers."""
+
+    def open(self) -> None:
+        """Prepare this process; called once in every worker before any shard."""
+
+    def run(self, shard: Shard) -> Tally:
+        """Do one shard. Doing it twice, or again after half of it, has the same result.
+
+        Raises:
+            FixedRamError: it cannot be done; by no worker.
+        """
+
+
+def work(connection: socket.socket, jobs: Sequence[Job], coordinator: int) -> NoReturn:
+    """Be a worker; ends the process."""
+    code = 1
+    try:
+        _settle_in(coordinator)
+        for job in jobs:
+            job.open()
+        send(connection, Ready())
+        while isinstance(order := receive(connection), Order):
+            started = time.perf_counter()
+            tally = jobs[order.job].run(order.shard)
+            send(connection, ShardDone(order.shard, tally, time.perf_counter() - started))
+        code = 0
+    except FixedRamError as error:
+        send(connection, ShardFailed(error))
+    except BrokenPipeError:
+        pass  # the coordinator has given up
+    except BaseException:
+        traceback.print_exc()
+    finally:
+        os._exit(code)
+
+
+def _settle_in(coordinator: int) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    for signum in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(signum, signal.SIG_DFL)
+    linux.die_with_parent(signal.SIGKILL, coordinator)
+    signal.pthread_sigmask(signal.SIG_SETMASK, ())

@@ -1,0 +1,127 @@
+"""What happens in the guest's own process: boot, then do as the socket says.
+
+::
+
+    GO n      run until n steps are done in all, then idle       answered at once
+    HALT n    run until n steps are done in all, if fewer are,   answered when nothing moves any more
+              then stand still
+
+An answer repeats the command's sequence number and says how many steps are done; the first one, number 0, says that the
+guest has booted and stands still. Between two steps the socket is looked at without waiting; a guest with nothing to do
+sleeps in ``poll``. When the other end is closed the process ends.
+"""
+
+from __future__ import annotations
+
+import gc
+import mmap
+import os
+import select
+import signal
+import socket
+import struct
+import time
+from contextlib import suppress
+from typing import NoReturn
+
+import numpy as np
+
+from parallel_fixedram.core.protocols import Pages
+from parallel_fixedram.core.ramblock import TARGET_PAGE_SIZE
+from parallel_fixedram.guest.dirty_log import DirtyLog
+from parallel_fixedram.guest.spec import GuestSpec
+from parallel_fixedram.guest.workload import BATCH_PAGES, PAGE_WORDS, Program
+from parallel_fixedram.host import linux
+
+COMMAND = struct.Struct("<cQQ")
+"""GO or HALT, sequence number, number of steps."""
+ANSWER = struct.Struct("<cQQ")
+"""DONE, sequence number of the command, steps done."""
+GO, HALT, DONE, FAILED = b"G", b"H", b"D", b"F"
+MESSAGE_BYTES = 512
+"""No message is longer. FAILED is followed by a line of text."""
+
+
+def live(spec: GuestSpec, ram_fd: int, log: DirtyLog, sock: socket.socket, parent: int) -> NoReturn:
+    """Be the guest; called in a process just forked, and never returns.
+
+    Args:
+        spec: the guest.
+        ram_fd: descriptor of its RAM.
+        log: its dirty log.
+        sock: this end of a SOCK_SEQPACKET pair.
+        parent: process id of the parent.
+    """
+    status = 1
+    try:
+        _detach(parent, {sock.fileno(), ram_fd})
+        ram = np.frombuffer(mmap.mmap(ram_fd, spec.size), np.uint64).reshape(-1, PAGE_WORDS)
+        program = Program(spec)
+        for pages in program.boot(ram):
+            log.mark(pages)
+        _serve(spec, program, ram, log, sock)
+        status = 0
+    except BaseException as error:
+        with suppress(OSError):
+            text = f"{type(error).__name__}: {error}".splitlines()[0]
+            sock.send(FAILED + text.encode("utf-8", "replace")[: MESSAGE_BYTES - 1])
+    finally:
+        os._exit(status)  # not a word to the parent's exit handlers, buffers and destructors
+
+
+def _detach(parent: int, keep: set[int]) -> None:
+    """Leave behind what a forked process inherits but has no use for."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent: it may still need the guest
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    signal.set_wakeup_fd(-1)
+    linux.die_with_parent(signal.SIGKILL, parent)
+    gc.freeze()  # objects of the parent are not ours to destroy
+    # Locks, pipes and memory files of the parent would otherwise live as long as the guest does.
+    for fd in map(int, os.listdir("/proc/self/fd")):
+        if fd > 2 and fd not in keep:
+            with suppress(OSError):
+                os.close(fd)
+
+
+def _serve(spec: GuestSpec, program: Program, ram: Pages, log: DirtyLog, sock: socket.socket) -> None:
+    poller = select.poll()
+    poller.register(sock, select.POLLIN)
+    pace = _Pace(spec.rate)
+    done = until = sequence = 0
+    owed = True  # an answer
+    while True:
+        if owed and done >= until:
+            sock.send(ANSWER.pack(DONE, sequence, done))
+            owed = False
+        if poller.poll(pace.wait_ms(done) if done < until else None):
+            message = sock.recv(MESSAGE_BYTES)
+            if not message:
+                return
+            command, sequence, number = COMMAND.unpack(message)
+            if command == GO:
+                sock.send(ANSWER.pack(DONE, sequence, done))
+                until = number
+            else:
+                until = max(number, done)
+            owed = command == HALT
+            pace.restart(done)
+        elif done < until:
+            log.mark(program.step(ram, done + 1))
+            done += 1
+
+
+class _Pace:
+    """Spreads steps over time so that ``rate`` bytes are written per second; 0 for no limit."""
+
+    def __init__(self, rate: int) -> None:
+        self._step_seconds = BATCH_PAGES * TARGET_PAGE_SIZE / rate if rate else 0.0
+        self.restart(0)
+
+    def restart(self, done: int) -> None:
+        self._origin = time.monotonic() - done * self._step_seconds
+
+    def wait_ms(self, done: int) -> float:
+        """Milliseconds until the step after ``done`` steps is due."""
+        if not self._step_seconds:
+            return 0
+        return max(0.0, (self._origin + (done + 1) * self._step_seconds - time.monotonic()) * 1000)

@@ -1,0 +1,115 @@
+"""FileChannel: a seekable file as a Channel; open files to read, and the data ranges of a file.
+
+Absolute offsets only, loops over short writes, no shared file position: any number of processes may use one descriptor.
+"""
+
+from __future__ import annotations
+
+import errno
+import mmap
+import os
+import stat
+
+from parallel_fixedram.core.errors import FormatError, HostError, RequestError
+from parallel_fixedram.host import linux
+
+DIRECT_ALIGNMENT = 4096
+"""Offsets, lengths and addresses of O_DIRECT transfers are multiples of this many bytes."""
+
+_MAX_TRANSFER = 0x7FFFF000  # Linux never moves more in one call
+_ZEROS = memoryview(mmap.mmap(-1, 1 << 20, mmap.MAP_PRIVATE))
+
+
+class FileChannel:
+    """A regular file as a Channel.
+
+    Args:
+        fd: descriptor, borrowed; with O_DIRECT set every transfer has to be aligned by the caller.
+        name: what messages call the file.
+    """
+
+    def __init__(self, fd: int, name: str) -> None:
+        self.fd = fd
+        self.name = name
+
+    def write(self, offset: int, data: memoryview) -> None:
+        """Write all of ``data`` (Channel.write)."""
+        while data:
+            try:
+                done = os.pwrite(self.fd, data[:_MAX_TRANSFER], offset)
+            except OSError as error:
+                raise HostError.from_os(f"cannot write {self.name!r} at {offset:#x}", error) from error
+            if done == 0:
+                raise HostError(f"cannot write {self.name!r} at {offset:#x}: nothing was written")
+            data, offset = data[done:], offset + done
+
+    def read(self, offset: int, into: memoryview) -> None:
+        """Fill all of ``into`` (Channel.read)."""
+        while into:
+            try:
+                done = os.preadv(self.fd, [into[:_MAX_TRANSFER]], offset)
+            except OSError as error:
+                raise HostError.from_os(f"cannot read {self.name!r} at {offset:#x}", error) from error
+            if done == 0:
+                raise FormatError(f"{self.name!r} ends, expected {len(into)} more bytes", offset=offset)
+            into, offset = into[done:], offset + done
+
+    def punch(self, offset: int, length: int) -> None:
+        """Make a hole, or write zeros where the file system has no holes (Channel.punch)."""
+        try:
+            linux.fallocate(self.fd, linux.FALLOC_FL_PUNCH_HOLE | linux.FALLOC_FL_KEEP_SIZE, offset, length)
+        except OSError as error:
+            if error.errno not in (errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL):
+                raise HostError.from_os(f"cannot punch a hole into {self.name!r} at {offset:#x}", error) from error
+            while length:
+                piece = min(length, len(_ZEROS))
+                self.write(offset, _ZEROS[:piece])
+                offset, length = offset + piece, length - piece
+
+    def sync(self) -> None:
+        """fsync(2), never retried: after an error the pages are dropped, and a second call would lie (Channel.sync)."""
+        try:
+            os.fsync(self.fd)
+        except OSError as error:
+            raise HostError.from_os(f"cannot sync {self.name!r}", error) from error
+
+    def bytes_at(self, offset: int, length: int) -> bytes:
+        """Up to ``length`` bytes at ``offset``; fewer only where the file ends."""
+        try:
+            data = os.pread(self.fd, length, offset)
+            while len(data) < length and (more := os.pread(self.fd, length - len(data), offset + len(data))):
+                data += more
+        except OSError as error:
+            raise HostError.from_os(f"cannot read {self.name!r} at {offset:#x}", error) from error
+        return data
+
+
+def aligned_buffer(length: int) -> memoryview:
+    """Writable private memory that starts at a page boundary, as O_DIRECT wants it."""
+    return memoryview(mmap.mmap(-1, length, mmap.MAP_PRIVATE))
+
+
+def open_readable(path: str) -> int:
+    """Open a file that somebody else made, for reading; never blocks on a FIFO.
+
+    Raises:
+        HostError: it cannot be opened.
+        RequestError: it is not a regular file.
+    """
+    return _open_regular(path, os.O_RDONLY)
+
+
+def open_writable(path: str) -> int:
+    """Open an existing file for reading and writing in place; the errors of ``open_readable``."""
+    return _open_regular(path, os.O_RDWR)
+
+
+def _open_regular(path: str, flags: int) -> int:
+    try:
+        fd = os.open(path, flags | os.O_NONBLOCK | os.O_CLOEXEC)
+    except OSError as error:
+        raise HostError.from_os(f"cannot open {path!r}", error) from error
+    if not stat.S_ISREG(os.fstat(fd).st_mode):
+        os.close(fd)
+        raise RequestError(f"{path!r} is not a regular file")
+    return fd

@@ -1,0 +1,64 @@
+"""Guests and QEMU's own files, each made once for all tests."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from support.qemu import Missing, QemuError, boot_from, missing, require_qemu
+from support.qemu_bootsector import boot_image
+from support.qemu_files import SavedGuest, write_background_snapshot, write_variants
+from support.qemu_linux import LinuxGuest, linux_guest
+
+HERE = Path(__file__).parent
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if HERE in item.path.parents:
+            item.add_marker(pytest.mark.qemu)
+
+
+@pytest.fixture(scope="session")
+def qemu_binary() -> str:
+    """The path of a QEMU with mapped-ram."""
+    return require_qemu()
+
+
+@pytest.fixture(scope="session")
+def ticker(qemu_binary: str, tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+    """Arguments that boot the boot-sector guest: 100 rounds a second over 1..40 MiB."""
+    image = tmp_path_factory.mktemp("ticker") / "image"
+    image.write_bytes(boot_image())
+    return boot_from(image)
+
+
+@pytest.fixture(scope="session")
+def linux(qemu_binary: str, tmp_path_factory: pytest.TempPathFactory) -> LinuxGuest:
+    """The Linux guest; start it with ``QemuProcess(*linux.args(), ram=Ram(256 << 20))``."""
+    try:
+        return linux_guest(tmp_path_factory.mktemp("linux"))
+    except Missing as reason:
+        missing(str(reason))
+
+
+@pytest.fixture(scope="session")
+def qemu_files(qemu_binary: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, SavedGuest]]:
+    """QEMU's own mapped-ram files by name; see ``write_variants``."""
+    folder = tmp_path_factory.mktemp("qemu-files")
+    yield write_variants(folder)
+    shutil.rmtree(folder)  # hundreds of MiB, which pytest would keep for three runs
+
+
+@pytest.fixture(scope="session")
+def background_snapshot(qemu_binary: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[SavedGuest]:
+    """A file whose bitmaps QEMU never wrote; skips, in CI too, where the host does not allow to make one."""
+    folder = tmp_path_factory.mktemp("background-snapshot")
+    try:
+        yield write_background_snapshot(folder)
+    except QemuError as error:
+        pytest.skip(str(error))
+    finally:
+        shutil.rmtree(folder)

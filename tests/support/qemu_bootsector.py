@@ -1,0 +1,179 @@
+"""A guest in 512 bytes: a boot sector that dirties a range of RAM page by page and says so on the serial port.
+
+It enters 32-bit protected mode, so it reaches any address below 4 GiB, and leaves the BIOS behind for good. One *round*
+touches every page of ``[first, end)`` once and prints the next letter of A..Z, so that a reader of the serial line sees
+where a guest went on. Page ``p`` (an absolute guest page number) then holds nothing but
+
+* byte 0: a counter modulo 8, which starts at ``p // 2 % 8``: at any moment an eighth of the even pages is zero, and
+  each of them is zero now and then, which is how stale pages come to lie behind cleared bits in a live save;
+* bytes 4..7, odd pages only: the page's own address, so that a page in the wrong place is found.
+"""
+
+from __future__ import annotations
+
+import struct
+
+ORIGIN = 0x7C00
+SECTOR = 512
+IMAGE_SIZE = 1 << 20
+"""Bytes; SeaBIOS does not boot from an AHCI disk without a whole cylinder (16 heads of 63 sectors)."""
+PAGE = 4096
+PIT_HZ = 1_193_182
+TIMER_VECTOR = 8
+"""Where the BIOS left it."""
+
+Part = bytes | str | tuple[bytes, str, int, int]
+"""Machine code, ``label:``, or (opcode, label, width of the operand, what to add to the label's address).
+
+Width 1 means a jump relative to the next instruction.
+"""
+
+
+def boot_image(*, first: int = 1 << 20, end: int = 40 << 20, hz: int = 100) -> bytes:
+    """A bootable floppy or disk image, empty behind its first sector.
+
+    Args:
+        first: first byte of the range to dirty, a multiple of 8 KiB, 1 MiB at least.
+        end: first byte behind it, a multiple of 8 KiB. SeaBIOS has its tables at the end of RAM and leaves remains of
+            itself before RAM's last 16 MiB, where pages therefore do not hold only what is said above.
+        hz: rounds a second, 19 at least, the processor sleeping in between; 0 to go round as fast as possible.
+    """
+    if first % 8192 or end % 8192 or not 1 << 20 <= first < end:
+        raise ValueError(f"not a range of whole pairs of pages above 1 MiB: {first:#x}..{end:#x}")
+    divisor = PIT_HZ // hz if hz else 0
+    code = _assemble(
+        *_enter_protected_mode(),
+        *_set_up(first, end, divisor),
+        *_go_round(first, end, sleep=hz > 0),
+        *_tables(),
+    )
+    if len(code) > SECTOR - 2:
+        raise ValueError(f"the code has {len(code)} bytes, a boot sector has room for {SECTOR - 2}")
+    return (code.ljust(SECTOR - 2, b"\0") + b"\x55\xaa").ljust(IMAGE_SIZE, b"\0")
+
+
+def _enter_protected_mode() -> list[Part]:
+    return [
+        b"\xfa",  # cli
+        b"\x31\xc0",  # xor ax, ax
+        b"\x8e\xd8",  # mov ds, ax
+        b"\xe4\x92",  # in al, 0x92
+        b"\x0c\x02",  # or al, 2: the A20 line
+        b"\xe6\x92",  # out 0x92, al
+        (b"\x0f\x01\x16", "gdtr", 2, 0),  # lgdt [gdtr]
+        (b"\x0f\x01\x1e", "idtr", 2, 0),  # lidt [idtr]
+        b"\x0f\x20\xc0",  # mov eax, cr0
+        b"\x0c\x01",  # or al, 1
+        b"\x0f\x22\xc0",  # mov cr0, eax
+        (b"\xea", "flat", 2, 0),  # jmp 0x08:flat
+        b"\x08\x00",
+        "flat:",  # 32 bit from here on
+        b"\x66\xb8\x10\x00",  # mov ax, 0x10
+        b"\x8e\xd8",  # mov ds, ax
+        b"\x8e\xd0",  # mov ss, ax
+        b"\xbc" + _u32(ORIGIN),  # mov esp, ORIGIN
+    ]
+
+
+def _set_up(first: int, end: int, divisor: int) -> list[Part]:
+    low, high = divisor.to_bytes(2, "little")
+    return [
+        b"\xb0\xfe",  # mov al, 0xfe
+        b"\xe6\x21",  # out 0x21, al: no interrupt but the timer's
+        b"\xb0\xff",  # mov al, 0xff
+        b"\xe6\xa1",  # out 0xa1, al
+        b"\xb0\x34",  # mov al, 0x34
+        b"\xe6\x43",  # out 0x43, al: timer channel 0, periodic
+        bytes([0xB0, low]),  # mov al, low
+        b"\xe6\x40",  # out 0x40, al
+        bytes([0xB0, high]),  # mov al, high
+        b"\xe6\x40",  # out 0x40, al
+        b"\xbf" + _u32(first),  # mov edi, first
+        "init:",
+        b"\x89\xf8",  # mov eax, edi
+        b"\xc1\xe8\x0d",  # shr eax, 13
+        b"\x24\x07",  # and al, 7
+        b"\x88\x07",  # mov [edi], al: the even page's counter
+        b"\x81\xc7" + _u32(PAGE),  # add edi, PAGE
+        b"\x88\x07",  # mov [edi], al: the odd page's counter
+        b"\x89\x7f\x04",  # mov [edi + 4], edi: and its address
+        b"\x81\xc7" + _u32(PAGE),  # add edi, PAGE
+        b"\x81\xff" + _u32(end),  # cmp edi, end
+        (b"\x72", "init", 1, 0),  # jb init
+    ]
+
+
+def _go_round(first: int, end: int, *, sleep: bool) -> list[Part]:
+    return [
+        b"\xb3A",  # mov bl, 'A'
+        "round:",
+        b"\xbf" + _u32(first),  # mov edi, first
+        "page:",
+        b"\xfe\x07",  # inc byte [edi]
+        b"\x80\x27\x07",  # and byte [edi], 7
+        b"\x81\xc7" + _u32(PAGE),  # add edi, PAGE
+        b"\x81\xff" + _u32(end),  # cmp edi, end
+        (b"\x72", "page", 1, 0),  # jb page
+        b"\x66\xba\xfd\x03",  # mov dx, 0x3fd
+        b"\xec",  # in al, dx
+        b"\xa8\x20",  # test al, 0x20: is the line free?
+        (b"\x74", "rest", 1, 0),  # jz rest: a reader that is behind must not stop the guest
+        b"\x88\xd8",  # mov al, bl
+        b"\xb2\xf8",  # mov dl, 0xf8
+        b"\xee",  # out dx, al
+        b"\xfe\xc3",  # inc bl
+        b"\x80\xfb\x5b",  # cmp bl, 'Z' + 1
+        (b"\x75", "rest", 1, 0),  # jne rest
+        b"\xb3A",  # mov bl, 'A'
+        "rest:",
+        b"\xfb\xf4" if sleep else b"\x90\x90",  # sti, hlt (until the timer) or nop, nop
+        b"\xfa",  # cli
+        (b"\xeb", "round", 1, 0),  # jmp round
+    ]
+
+
+def _tables() -> list[Part]:
+    return [
+        "timer:",  # the interrupt handler
+        b"\x50",  # push eax
+        b"\xb0\x20",  # mov al, 0x20
+        b"\xe6\x20",  # out 0x20, al: end of interrupt
+        b"\x58",  # pop eax
+        b"\xcf",  # iretd
+        "gdt:",
+        struct.pack("<QQQ", 0, 0x00CF_9A00_0000_FFFF, 0x00CF_9200_0000_FFFF),  # null, code and data of 4 GiB
+        "gdtr:",
+        struct.pack("<H", 3 * 8 - 1),
+        (b"", "gdt", 4, 0),
+        "gate:",
+        (b"", "timer", 2, 0),
+        struct.pack("<HHH", 0x08, 0x8E00, 0),  # interrupt gate, code segment 0x08
+        "idtr:",
+        struct.pack("<H", (TIMER_VECTOR + 1) * 8 - 1),
+        (b"", "gate", 4, -TIMER_VECTOR * 8),  # no other vector is ever raised, so the table needs no other entry
+    ]
+
+
+def _u32(value: int) -> bytes:
+    return value.to_bytes(4, "little")
+
+
+def _assemble(*parts: Part) -> bytes:
+    """Two passes: where the labels are, then the bytes."""
+    labels: dict[str, int] = {}
+    position = ORIGIN
+    for part in parts:
+        if isinstance(part, str):
+            labels[part.rstrip(":")] = position
+        else:
+            position += len(part) if isinstance(part, bytes) else len(part[0]) + part[2]
+    code = b""
+    for part in parts:
+        if isinstance(part, bytes):
+            code += part
+        elif isinstance(part, tuple):
+            opcode, label, width, plus = part
+            code += opcode
+            value = labels[label] + plus - (ORIGIN + len(code) + 1 if width == 1 else 0)
+            code += value.to_bytes(width, "little", signed=width == 1)
+    return code

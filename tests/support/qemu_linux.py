@@ -1,0 +1,141 @@
+"""A Linux guest: Debian's kernel, a busybox, and ``guests/init``; up in two seconds under TCG.
+
+The kernel comes out of the package that ``linux-image-amd64`` depends on, without installing it, and is kept in
+``.cache``.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import lzma
+import os
+import random
+import re
+import shutil
+import struct
+import subprocess
+import tarfile
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+from support.qemu_tools import Missing, require_tool
+
+CACHE = Path(__file__).parents[2] / ".cache" / "guest"
+INIT = Path(__file__).parent / "guests" / "init"
+MIB = 1 << 20
+
+SETUP_SECTORS_AT = 0x1F1
+PAYLOAD_AT = 0x248
+"""Where a bzImage says how long its real-mode part is and where its compressed kernel lies (Linux: x86/boot.rst)."""
+
+
+@functools.cache
+def seed() -> bytes:
+    """What the known file is made of; 8 digits and this make a piece whose length is no multiple of a page."""
+    return random.Random("parallel-fixedram").randbytes(MIB - 1)
+
+
+@dataclass(frozen=True)
+class LinuxGuest:
+    """A kernel and an initramfs, to be started any number of times.
+
+    It prints ``ready``, then ``tick N MD5``, and understands ``dirty MIB``, ``zero MIB``, ``sum`` and ``off``
+    (see guests/init).
+    """
+
+    kernel: Path
+    initrd: Path
+
+    def args(self, *, size_mib: int = 4, tick: float = 0.2) -> list[str]:
+        """Arguments for QemuProcess; it needs 192 MiB of RAM and what it is told to fill.
+
+        Args:
+            size_mib: size of the known file.
+            tick: seconds between two ticks.
+        """
+        # What the guest would measure takes long and goes wrong under TCG.
+        quick = "mitigations=off no_timer_check tsc=reliable random.trust_cpu=on"
+        command_line = f"console=ttyS0 quiet panic=1 {quick} size={size_mib} tick={tick}"
+        kernel = ["-kernel", str(self.kernel), "-initrd", str(self.initrd), "-append", command_line]
+        return ["-cpu", "max", *kernel]
+
+    @staticmethod
+    def md5(size_mib: int = 4) -> str:
+        """Check sum of the known file."""
+        pieces = (b"%08d" % number + seed() for number in range(size_mib))
+        return hashlib.md5(b"".join(pieces)[: size_mib * MIB]).hexdigest()
+
+
+def linux_guest(folder: Path) -> LinuxGuest:
+    """Build the guest; the initramfs is put into ``folder``.
+
+    Raises:
+        Missing: the kernel cannot be had here.
+    """
+    busybox = Path(require_tool("busybox"))
+    if b"ld-linux" in busybox.read_bytes()[:4096]:
+        raise Missing(f"{busybox} needs shared libraries: install the package busybox-static")
+    root = folder / "root"
+    (root / "bin").mkdir(parents=True)
+    shutil.copy(busybox, root / "bin" / "busybox")
+    shutil.copy(INIT, root / "init")
+    (root / "init").chmod(0o755)
+    (root / "seed").write_bytes(seed())
+    names = "\n".join(str(path.relative_to(root)) for path in root.rglob("*"))
+    cpio = [require_tool("cpio"), "--create", "--format=newc", "--quiet"]
+    initrd = folder / "initrd"
+    with initrd.open("wb") as archive:
+        subprocess.run(cpio, input=names.encode(), stdout=archive, cwd=root, check=True)
+    return LinuxGuest(kernel=_kernel(), initrd=initrd)
+
+
+def _kernel() -> Path:
+    """The newest kernel in the cache, fetched if there is none."""
+    if found := sorted(CACHE.glob("vmlinux-*")):
+        return found[-1]
+    try:
+        depends = _run("apt-cache", "depends", "linux-image-amd64")
+        name = re.search(r"Depends: (linux-image-\S+)", depends)
+        if name is None:
+            raise Missing("no kernel package is known here: run apt-get update")
+        CACHE.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=CACHE) as folder:
+            _run("apt-get", "download", "--quiet", name[1], cwd=folder)
+            package = next(Path(folder).glob("*.deb"))
+            fresh = Path(folder) / "vmlinux"
+            fresh.write_bytes(_uncompressed(_vmlinuz(package)))
+            kernel = CACHE / name[1].replace("linux-image", "vmlinux")
+            os.replace(fresh, kernel)
+            return kernel
+    except (OSError, subprocess.CalledProcessError) as error:
+        said = getattr(error, "stderr", "") or error
+        raise Missing(f"Debian's kernel package cannot be fetched: {said}") from error
+
+
+def _run(*command: str, cwd: str | None = None) -> str:
+    return subprocess.run(command, capture_output=True, text=True, check=True, cwd=cwd).stdout
+
+
+def _vmlinuz(package: Path) -> bytes:
+    """The kernel in a package; what comes behind it, the modules, is not even read."""
+    unpack = ["dpkg", "--fsys-tarfile", str(package)]
+    with (
+        subprocess.Popen(unpack, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL) as dpkg,
+        tarfile.open(fileobj=dpkg.stdout, mode="r|") as archive,
+    ):
+        for member in archive:
+            if member.name.startswith("./boot/vmlinuz-") and (data := archive.extractfile(member)):
+                return data.read()
+    raise Missing(f"no kernel in {package.name}")
+
+
+def _uncompressed(bzimage: bytes) -> bytes:
+    """The ELF kernel, which QEMU starts through its PVH entry: unpacking itself would be the longest part of a boot."""
+    setup = (bzimage[SETUP_SECTORS_AT] + 1) * 512
+    offset, length = struct.unpack_from("<II", bzimage, PAYLOAD_AT)
+    try:
+        return lzma.LZMADecompressor().decompress(bzimage[setup + offset :][:length])
+    except lzma.LZMAError:
+        return bzimage
