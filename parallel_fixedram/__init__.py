@@ -1,1 +1,102 @@
-"""Save a virtual machine's RAM at fixed file offsets with parallel workers; restore, verify and compare it."""
+"""Save a virtual machine's RAM at fixed file offsets with parallel workers; restore, verify and compare it.
+
+::
+
+    from parallel_fixedram import open_guest, save, verify
+
+    with open_guest("dense,size=256MiB") as guest:
+        report = save(guest, "/tmp/guest.mapped-ram", channels=2, experimental_multifd=True)
+    print(report.seconds.write, verify("/tmp/guest.mapped-ram").ok)
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from parallel_fixedram.app import diff, open_guest, open_image, open_ram, restore, save, verify
+    from parallel_fixedram.core.capabilities import Profile
+    from parallel_fixedram.core.errors import (
+        CapabilityError,
+        ContentsDiffer,
+        DurabilityError,
+        FixedRamError,
+        FormatError,
+        HostError,
+        MachineError,
+        RequestError,
+        WorkerError,
+    )
+    from parallel_fixedram.core.protocols import Channel, DirtySource, GuestBlock, Machine, PageSource
+    from parallel_fixedram.core.ramblock import PageRange, RAMBlock
+    from parallel_fixedram.core.report import to_json
+    from parallel_fixedram.engine.image import Image
+    from parallel_fixedram.engine.restore import Destination
+    from parallel_fixedram.engine.save import DirectIO, Durability
+    from parallel_fixedram.guest.spec import GuestSpec
+    from parallel_fixedram.host.ram_files import RamFile
+
+__all__ = [
+    "CapabilityError",
+    "Channel",
+    "ContentsDiffer",
+    "Destination",
+    "DirectIO",
+    "DirtySource",
+    "Durability",
+    "DurabilityError",
+    "FixedRamError",
+    "FormatError",
+    "GuestBlock",
+    "GuestSpec",
+    "HostError",
+    "Image",
+    "Machine",
+    "MachineError",
+    "PageRange",
+    "PageSource",
+    "Profile",
+    "RAMBlock",
+    "RamFile",
+    "RequestError",
+    "WorkerError",
+    "diff",
+    "open_guest",
+    "open_image",
+    "open_ram",
+    "restore",
+    "save",
+    "to_json",
+    "verify",
+]
+
+_HOMES = {
+    "app": ("diff", "open_guest", "open_image", "open_ram", "restore", "save", "verify"),
+    "core.capabilities": ("Profile",),
+    "core.errors": (
+        "CapabilityError",
+        "ContentsDiffer",
+        "DurabilityError",
+        "FixedRamError",
+        "FormatError",
+        "HostError",
+        "MachineError",
+        "RequestError",
+        "WorkerError",
+    ),
+    "core.protocols": ("Channel", "DirtySource", "GuestBlock", "Machine", "PageSource"),
+    "core.ramblock": ("PageRange", "RAMBlock"),
+    "core.report": ("to_json",),
+    "engine.image": ("Image",),
+    "engine.restore": ("Destination",),
+    "engine.save": ("DirectIO", "Durability"),
+    "guest.spec": ("GuestSpec",),
+    "host.ram_files": ("RamFile",),
+}
+
+
+def __getattr__(name: str) -> Any:
+    """Import a public name when it is first asked for, so that ``--help`` does not wait for numpy."""
+    for home, names in _HOMES.items():
+        if name in names:
+            return getattr(import_module(f"{__name__}.{home}"), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -136,6 +136,10 @@ class PageBitmap:
         count = min(words * WORD_PAGES, self.pages - first_word * WORD_PAGES)
         return np.unpackbits(chunk.view(np.uint8), count=max(count, 0), bitorder="little")
 
+    def page_bits(self, first: int, count: int) -> NDArray[np.uint8]:
+        """The bits of ``count`` pages from ``first`` on, a multiple of 64, as an array of 0 and 1."""
+        return self.bits(first // WORD_PAGES, words_for(count))[:count]
+
     def put_bits(self, first_word: int, bits: NDArray[np.uint8]) -> None:
         """The reverse of ``bits``: replace whole words, starting at ``first_word``."""
         packed = np.zeros(words_for(len(bits)) * WORD_BYTES, np.uint8)

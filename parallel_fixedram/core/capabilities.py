@@ -26,6 +26,7 @@ from parallel_fixedram.core.errors import CapabilityError, RequestError
 FIXED_RAM = "fixed-ram"
 MAPPED_RAM = "mapped-ram"
 MULTIFD = "multifd"
+IGNORE_SHARED = "x-ignore-shared"
 MAX_CHANNELS = 255  # multifd-channels is a uint8_t
 
 
@@ -106,7 +107,7 @@ _CAPABILITIES_8_2 = (
     CapabilityInfo("dirty-bitmaps", "2.12", "", "migrate the dirty bitmaps of block devices"),
     CapabilityInfo("postcopy-blocktime", "3.0", "", "measure how long postcopy makes vCPUs wait"),
     CapabilityInfo("late-block-activate", "3.0", "", "the destination takes over block devices only when it runs"),
-    CapabilityInfo("x-ignore-shared", "4.0", "", "leave out shared RAM that the destination can reach by itself"),
+    CapabilityInfo(IGNORE_SHARED, "4.0", "", "leave out shared RAM that the destination can reach by itself"),
     CapabilityInfo("validate-uuid", "4.2", "", "refuse a stream of a guest with another UUID"),
     CapabilityInfo("background-snapshot", "6.0", "x-background-snapshot", "RAM as it was at the start, guest running"),
     CapabilityInfo("zero-copy-send", "7.1", "x-zero-copy-send", "send pages without copying them in the kernel"),
@@ -122,7 +123,7 @@ _BACKGROUND_SNAPSHOT_CONFLICTS = (
 )  # fmt: skip
 
 _RULES_8_2 = (
-    Rule("postcopy-ram", "Postcopy is not compatible with ignore-shared", conflicts=("x-ignore-shared",)),
+    Rule("postcopy-ram", "Postcopy is not compatible with ignore-shared", conflicts=(IGNORE_SHARED,)),
     Rule("postcopy-ram", "Postcopy is not yet compatible with multifd", conflicts=("multifd",)),
     *(
         Rule("background-snapshot", f"Background-snapshot is not compatible with {name}", conflicts=(name,))
@@ -189,7 +190,7 @@ TABLES: Mapping[Profile, ProfileTable] = {
     ),
 }
 
-_RECORDED = ("x-ignore-shared", MAPPED_RAM)  # should_validate_capability(), migration/savevm.c; in the enum's order
+_RECORDED = (IGNORE_SHARED, MAPPED_RAM)  # should_validate_capability(), migration/savevm.c; in the enum's order
 
 
 def check(capabilities: Collection[str], profile: Profile = Profile.FIXED_RAM, *, experimental: bool = False) -> None:
@@ -251,17 +252,19 @@ class Capabilities:
         self._on = result
 
 
-def capabilities_for_save(
+def capabilities_for_restore(
     *,
     channels: int,
     extra: Mapping[str, bool] | None = None,
     profile: Profile = Profile.FIXED_RAM,
     experimental: bool = False,
 ) -> tuple[str, ...]:
-    """The capabilities a save runs with, checked: fixed-ram, multifd if there is more than one channel, and ``extra``.
+    """The capabilities a restore runs with, checked: fixed-ram, multifd for more than one channel, and ``extra``.
+
+    Whether the file agrees is ``validate_recorded``'s to say.
 
     Raises:
-        RequestError: the number of channels is out of range, or ``extra`` switches off what the save needs.
+        RequestError: the number of channels is out of range, or multifd is off and channels need it.
         CapabilityError: the gate refuses.
     """
     if not 1 <= channels <= MAX_CHANNELS:
@@ -270,11 +273,30 @@ def capabilities_for_save(
     needed = {FIXED_RAM: True} | ({MULTIFD: True} if channels > 1 else {})
     capabilities = Capabilities(profile, experimental=experimental)
     capabilities.set(needed | dict(extra or {}))
-    if not capabilities.fixed_ram:
-        raise RequestError(f"capability {TABLES[profile].fixed_ram} is off, but the file needs it")
     if channels > 1 and not capabilities.is_on(MULTIFD):
         raise RequestError(f"capability multifd is off, but {channels} channels need it")
     return capabilities.on
+
+
+def capabilities_for_save(
+    *,
+    channels: int,
+    extra: Mapping[str, bool] | None = None,
+    profile: Profile = Profile.FIXED_RAM,
+    experimental: bool = False,
+) -> tuple[str, ...]:
+    """The capabilities a save runs with, checked: those of a restore, and what our files cannot be without.
+
+    Raises:
+        RequestError: as for a restore, or ``extra`` asks for what a file of ours cannot be.
+        CapabilityError: the gate refuses.
+    """
+    on = capabilities_for_restore(channels=channels, extra=extra, profile=profile, experimental=experimental)
+    if (fixed_ram := TABLES[profile].fixed_ram) not in on:
+        raise RequestError(f"capability {fixed_ram} is off, but the file needs it")
+    if IGNORE_SHARED in on:
+        raise RequestError(f"capability {IGNORE_SHARED} leaves shared RAM out, which is what a save is for")
+    return on
 
 
 def recorded(capabilities: Collection[str]) -> tuple[str, ...]:

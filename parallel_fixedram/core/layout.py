@@ -18,9 +18,10 @@ from dataclasses import dataclass
 
 from parallel_fixedram.core import mapped_ram, stream
 from parallel_fixedram.core.bitmap import bitmap_bytes
+from parallel_fixedram.core.capabilities import MAPPED_RAM
 from parallel_fixedram.core.errors import RequestError
 from parallel_fixedram.core.mapped_ram import MappedRamHeader, SavedBlock
-from parallel_fixedram.core.migration_file import CAPABILITY_NAMES, TRAILER_KEY
+from parallel_fixedram.core.migration_file import TRAILER_KEY
 from parallel_fixedram.core.ramblock import RAMBlock, check_unique
 from parallel_fixedram.core.units import MAX_SIZE, align_up
 
@@ -106,7 +107,7 @@ def _head(machine: str, blocks: list[RAMBlock]) -> bytes:
     total = sum(block.used_length for block in blocks)
     return b"".join(
         (
-            stream.pack_head(machine, CAPABILITY_NAMES[:1]),
+            stream.pack_head(machine, (MAPPED_RAM,)),
             stream.pack_section_head(
                 stream.QEMU_VM_SECTION_START, RAM_SECTION_ID, mapped_ram.RAM_SECTION, 0, mapped_ram.RAM_VERSION
             ),

@@ -13,15 +13,12 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 from parallel_fixedram.core import mapped_ram, stream, trailer
+from parallel_fixedram.core.capabilities import FIXED_RAM, IGNORE_SHARED, MAPPED_RAM
 from parallel_fixedram.core.errors import FormatError
 from parallel_fixedram.core.mapped_ram import SavedBlock
 from parallel_fixedram.core.ramblock import TARGET_PAGE_SIZE
 from parallel_fixedram.core.stream import Configuration, Cursor, ReadAt
 from parallel_fixedram.core.trailer import Trailer
-
-CAPABILITY_NAMES = ("mapped-ram", "fixed-ram")
-"""The capability that this format belongs to: its released name and the one it was proposed under."""
-IGNORE_SHARED = "x-ignore-shared"
 
 TRAILER_KEY = "parallel-fixedram"
 """Key in the VM description of our files: it announces the trailer, so that a file cut off before it is found out."""
@@ -87,7 +84,7 @@ def parse(read: ReadAt, size: int, base: int = 0) -> MigrationFile:
     found_trailer = trailer.read_trailer(read, size) if trailer.has_trailer(read, size) else None
     cursor = Cursor(read, found_trailer.offset if found_trailer else size, base)
     configuration = stream.read_head(cursor)
-    if not any(name in configuration.capabilities for name in CAPABILITY_NAMES):
+    if not {MAPPED_RAM, FIXED_RAM}.intersection(configuration.capabilities):
         raise FormatError("Capability mapped-ram is on, but received capability is off", offset=base)
     page_size = TARGET_PAGE_SIZE if configuration.page_bits is None else 1 << configuration.page_bits
     walk = _Walk(cursor, configuration, page_size, base, size)

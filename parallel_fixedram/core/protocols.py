@@ -4,7 +4,8 @@
 
     Machine ---- guest_blocks() --> RAMBlock + PageSource --pages--> worker --write--> Channel --> file
        |                                                                ^
-       +-- pause(), resume(), device_state()      DirtySource --sync--> dirty bitmap
+       +-- pause(), resume(), device_state()        |
+       +-- dirty_source() --> DirtySource --sync--> dirty bitmap
 
 A new kind of guest is a new Machine, a new way to reach its memory a new PageSource, a new way to know what changed a
 new DirtySource, a new kind of file a new Channel. None of them touches the engine.
@@ -131,6 +132,9 @@ class Machine(Protocol):
 
         Called while the machine is paused.
         """
+
+    def dirty_source(self) -> DirtySource | None:
+        """What tells which pages were written; None where nobody keeps track."""
 
     def close(self) -> None:
         """Let go of the machine; it lives on as it is. More than once does no harm."""

@@ -38,6 +38,32 @@ def write_digests(channel: Channel, table: int, first: int, digests: NDArray[np.
     channel.write(table + first * DIGEST_BYTES, digests.astype("<u8", copy=False).data.cast("B"))
 
 
+class DigestTable:
+    """The page digests of one block, in a file.
+
+    Args:
+        channel: the file.
+        table: file offset of the digest of page 0.
+    """
+
+    def __init__(self, channel: Channel, table: int) -> None:
+        self._channel = channel
+        self._table = table
+
+    def mismatches(self, first: int, pages: Pages, present: Bits) -> Bits:
+        """1 for every present page that does not match its digest, and every absent one that has a digest.
+
+        Args:
+            first: number of the first page.
+            pages: contents, shape (pages, page_size / 8).
+            present: 1 for every page that is in the file.
+        """
+        stored = np.empty(len(present), "<u8")
+        self._channel.read(self._table + first * DIGEST_BYTES, stored.data.cast("B"))
+        wrong: Bits = (stored != page_digests(pages, present)).view(np.uint8)
+        return wrong
+
+
 def range_digest(channel: Channel, start: int, end: int) -> int:
     """XXH3-64 of the bytes [start, end) of a file."""
     digest = xxhash.xxh3_64()

@@ -7,7 +7,10 @@ against the file's length before it is used.
 from __future__ import annotations
 
 import os
+import uuid
+from dataclasses import asdict
 from types import TracebackType
+from typing import Any
 
 import numpy as np
 
@@ -19,6 +22,7 @@ from parallel_fixedram.core.ramblock import PageRange
 from parallel_fixedram.core.report import BlockReport
 from parallel_fixedram.core.uri import parse_uri
 from parallel_fixedram.engine.bitmaps import shared_words
+from parallel_fixedram.engine.digest import DigestTable
 from parallel_fixedram.host.channel import FileChannel, open_readable
 from parallel_fixedram.host.page_source import data_extents
 
@@ -89,6 +93,12 @@ class Image:
             bitmap.set_range(PageRange(first, last + 1 - first))
         return bitmap
 
+    def digest_table(self, saved: SavedBlock) -> DigestTable | None:
+        """The page digests of a block, or None where the file carries none."""
+        if self.file.trailer is None:
+            return None
+        return DigestTable(self.channel, self.file.trailer.tables[self.file.blocks.index(saved)])
+
     def read_pages(self, idstr: str, first: int, count: int) -> bytes:
         """The contents of pages ``first`` to ``first + count`` of a block, zeros for zero pages.
 
@@ -107,9 +117,51 @@ class Image:
                 )
         return bytes(pages)
 
+    def check_complete(self) -> None:
+        """Refuse a file whose save never came to write its bitmaps: by them, all of its RAM would be zero.
+
+        Raises:
+            FormatError: there is no RAM END section, no bit is set, and yet there are pages.
+        """
+        if self.file.ram_ended or any(self.bitmap(saved.block.idstr).count() for saved in self.blocks):
+            return
+        for saved in self.blocks:
+            if self.slot_data(saved).count():
+                raise FormatError(
+                    f"block {saved.block.idstr!r} has pages but an empty bitmap, and there is no RAM END section",
+                    offset=saved.header.bitmap_offset,
+                    hint="the save was interrupted, or was a background snapshot, which loses the bitmaps",
+                )
+
     def report(self) -> tuple[BlockReport, ...]:
         """The stored blocks with their page counts."""
         return tuple(block_report(saved, self.bitmap(saved.block.idstr).count()) for saved in self.blocks)
+
+    def describe(self) -> dict[str, Any]:
+        """What the file says, as a JSON object; offsets are absolute, in bytes."""
+        file, configuration = self.file, self.file.configuration
+        return {
+            "verb": "inspect",
+            "file": self.path,
+            "size": file.size,
+            "offset": file.base,
+            "stream_end": file.stream_end,
+            "machine": configuration.machine,
+            "capabilities": list(configuration.capabilities),
+            "uuid": str(uuid.UUID(bytes=configuration.uuid)) if configuration.uuid else None,
+            "page_size": file.page_size,
+            "ram_ended": file.ram_ended,
+            "vm_description": file.has_vmdesc,
+            "digests": file.trailer is not None,
+            "blocks": [self._describe_block(saved) for saved in file.blocks],
+            "devices": [asdict(device) for device in file.devices],
+            "warnings": list(file.warnings),
+        }
+
+    def _describe_block(self, saved: SavedBlock) -> dict[str, Any]:
+        place = {"absent": saved.absent, "record_offset": saved.record_offset, "address": saved.address}
+        data_pages = 0 if saved.absent else self.bitmap(saved.block.idstr).count()
+        return {**asdict(block_report(saved, data_pages)), **place}
 
     def _read_bitmap(self, saved: SavedBlock) -> PageBitmap:
         words = shared_words(words_for(saved.block.pages))

@@ -8,13 +8,17 @@ from __future__ import annotations
 import pickle
 import socket
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
+import numpy as np
+from numpy.typing import NDArray
+
+from parallel_fixedram.core.bitmap import runs_of_ones
 from parallel_fixedram.core.errors import FixedRamError
 from parallel_fixedram.core.plan import Shard
-from parallel_fixedram.core.ramblock import PageRange
 
 MAX_FINDINGS = 64
-"""Most page ranges that one ShardDone names; the rest is only counted."""
+"""Most page ranges that one ShardDone names; further ones are only counted."""
 
 _MAX_MESSAGE = 1 << 16
 
@@ -31,6 +35,14 @@ class Order:
 @dataclass(frozen=True, slots=True)
 class Ready:
     """Worker to coordinator: every job is open, orders may come."""
+
+
+class Finding(NamedTuple):
+    """Pages ``first`` to ``first + pages`` of a block that are not as they should be."""
+
+    block: int
+    first: int
+    pages: int
 
 
 @dataclass(slots=True)
@@ -53,8 +65,14 @@ class Tally:
     """Time spent in transfers."""
     bad_pages: int = 0
     """Pages that are not as they should be."""
-    findings: list[PageRange] = field(default_factory=list)
-    """Where those are, at most MAX_FINDINGS ranges."""
+    findings: list[Finding] = field(default_factory=list)
+    """Where those are, at most MAX_FINDINGS for each shard."""
+
+    def found_bad(self, block: int, first: int, bad: NDArray[np.uint8]) -> None:
+        """Count and name bad pages; ``bad`` is 1 for each of them, starting with page ``first`` of a block."""
+        self.bad_pages += int(np.count_nonzero(bad))
+        for start, pages in runs_of_ones(bad)[: MAX_FINDINGS - len(self.findings)].tolist():
+            self.findings.append(Finding(block, first + start, pages))
 
     def add(self, other: Tally) -> None:
         """Add another tally to this one."""

@@ -19,6 +19,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 
+from parallel_fixedram.core.bitmap import PageBitmap
 from parallel_fixedram.core.errors import HostError, RequestError
 from parallel_fixedram.core.layout import FileLayout
 from parallel_fixedram.core.plan import Shard, plan_shards
@@ -51,6 +52,9 @@ GAP_PAGES_DIRECT = 16
 RESERVE_GAP_PAGES = 256
 """Data ranges closer than this are reserved as one."""
 
+SMALL_ROUND_PAGES = 1024
+"""A live save stops the guest when fewer pages than this are dirty: they take about a millisecond."""
+
 _WRITE, _DIGEST = 0, 1
 PHASES = ("write", "digest")
 """What ``progress`` calls the phases, in this order."""
@@ -66,7 +70,8 @@ class DirectIO(StrEnum):
     """Always; an error where the file system refuses."""
     OFF = "off"
     AUTO = "auto"
-    """Where the file system takes it."""
+    """Where the file system takes it, but for a live save: the scattered pages of its last rounds reach the page cache
+    sooner than the device, and the guest waits for them."""
 
 
 class Durability(StrEnum):
@@ -112,7 +117,7 @@ def save(
         machine: what to save.
         path: final name of the file.
         options: how.
-        dirty: says what was written between rounds; only a live save needs it.
+        dirty: says which pages were written, everything since before this call included; a live save needs it.
         progress: called as shards are acknowledged.
 
     Raises:
@@ -248,12 +253,13 @@ class _Save:
         )
 
     def _open_channel(self) -> Channel:
-        if self.options.direct_io is DirectIO.OFF:
+        wanted = self.options.direct_io
+        if wanted is DirectIO.OFF or (wanted is DirectIO.AUTO and self.options.max_rounds > 1):
             return self.pending.channel
         channel = self.pending.open_direct()
         if channel is None:
             refusal = f"the file system of {self.pending.path!r} refuses direct I/O"
-            if self.options.direct_io is DirectIO.ON:
+            if wanted is DirectIO.ON:
                 raise HostError(refusal, hint="--direct-io auto falls back to buffered writes")
             self.notes.append(f"{refusal}: pages were written through the page cache")
             return self.pending.channel
@@ -276,11 +282,14 @@ class _Save:
     def _rounds(self, pool: WorkerPool) -> None:
         for bitmap in self.bitmaps.dirty:
             bitmap.set_all()
+        before = 2 * sum(bitmap.pages for bitmap in self.bitmaps.dirty)
         for number in range(self.options.max_rounds - 1):
             self._sync_dirty()
-            if not any(bitmap.count() for bitmap in self.bitmaps.dirty):
-                break
+            now = sum(bitmap.count() for bitmap in self.bitmaps.dirty)
+            if now < SMALL_ROUND_PAGES or now > before // 2:
+                break  # another round would not make the stopped one noticeably shorter
             self._round(pool, number)
+            before = now
         started = time.perf_counter()
         was_running = False
         try:
@@ -289,20 +298,26 @@ class _Save:
             self.tail = self.layout.tail(self.machine.device_state())
             if not was_running and not self.rounds:
                 self._plan_trailer()  # so that digests are written along with the pages
-            self._round(pool, len(self.rounds), remap=was_running)
+            if was_running and self.dirty is None:
+                self._map_data(everywhere=False)
+            self._round(pool, len(self.rounds))
         finally:
             self.machine.resume()
         if was_running:
             self.pause_seconds = time.perf_counter() - started
 
     def _sync_dirty(self) -> None:
-        if self.dirty is not None:
-            self.dirty.sync(self.bitmaps.dirty)
+        """Add what was written since the last time; a page that was written holds data, so the data map grows too."""
+        if self.dirty is None:
+            return
+        touched = [PageBitmap(bitmap.pages) for bitmap in self.bitmaps.dirty]
+        self.dirty.sync(touched)
+        for new, dirty, data in zip(touched, self.bitmaps.dirty, self.bitmaps.data, strict=True):
+            dirty.words |= new.words
+            data.words |= new.words
 
-    def _round(self, pool: WorkerPool, number: int, *, remap: bool = True) -> None:
+    def _round(self, pool: WorkerPool, number: int) -> None:
         started = time.perf_counter()
-        if remap:
-            self._map_data(everywhere=False)
         dirty_pages = sum(bitmap.count() for bitmap in self.bitmaps.dirty)
         for dirty, data in zip(self.bitmaps.dirty, self.bitmaps.data, strict=True):
             dirty.words &= data.words  # a page outside of data is zero and always was: nothing to do

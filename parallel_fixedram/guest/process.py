@@ -100,6 +100,10 @@ class GuestProcess:
         """MACHINE_NAME (Machine.name)."""
         return MACHINE_NAME
 
+    def dirty_source(self) -> DirtyLog:
+        """``log`` (Machine.dirty_source)."""
+        return self.log
+
     @property
     def memfd(self) -> int:
         """Descriptor of the RAM: ``spec.size`` bytes, sparse, never changing its size; valid until ``close``."""

@@ -74,6 +74,9 @@ class RamFiles:
         """There are no devices (Machine.device_state)."""
         return b""
 
+    def dirty_source(self) -> None:
+        """Nobody keeps track of writes (Machine.dirty_source)."""
+
     def close(self) -> None:
         """Close the files (Machine.close)."""
         self._stack.close()

@@ -1,0 +1,240 @@
+"""What the package does, put together: the gate, a machine, the engine.
+
+The one place where guests and engine meet. The command line calls these functions, and so may any program: each takes
+plain values, returns a report from ``core.report``, and raises only the errors of ``core.errors``.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
+
+from parallel_fixedram.core.capabilities import (
+    Profile,
+    capabilities_for_restore,
+    capabilities_for_save,
+    validate_recorded,
+)
+from parallel_fixedram.core.errors import RequestError
+from parallel_fixedram.core.layout import RAM_ONLY_MACHINE
+from parallel_fixedram.core.protocols import GuestBlock, Machine
+from parallel_fixedram.core.report import DiffReport, RestoreReport, SaveReport, VerifyReport
+from parallel_fixedram.core.uri import parse_uri
+from parallel_fixedram.engine import compare as _compare
+from parallel_fixedram.engine import restore as _restore
+from parallel_fixedram.engine import save as _save
+from parallel_fixedram.engine import verify as _verify
+from parallel_fixedram.engine.image import Image, open_image
+from parallel_fixedram.engine.restore import Destination
+from parallel_fixedram.engine.save import DirectIO, Durability, Progress
+from parallel_fixedram.guest.process import GuestProcess
+from parallel_fixedram.guest.spec import GuestSpec
+from parallel_fixedram.host.publish import check_target
+from parallel_fixedram.host.ram_files import RamFile, RamFiles
+
+MAX_READERS = 4
+"""Most workers that verify and diff use: they read, so no capability limits them, but more do not help."""
+
+
+def open_guest(spec: str | GuestSpec, *, running: bool = False) -> GuestProcess:
+    """Boot a built-in guest, which lives until it is closed.
+
+    Args:
+        spec: such as ``"dense,size=1GiB,seed=7"``; see ``GuestSpec.parse``.
+        running: let it run freely; otherwise it does the steps that ``spec`` asks for, if any, and then stands still.
+
+    Raises:
+        RequestError: the specification is wrong.
+        HostError: not enough memory.
+        MachineError: the guest failed to boot.
+    """
+    spec = GuestSpec.parse(spec) if isinstance(spec, str) else spec
+    with ExitStack() as stack:
+        guest = stack.enter_context(GuestProcess(spec))
+        if running:
+            guest.start()
+        elif spec.steps:
+            guest.run(spec.steps)
+        stack.pop_all()
+    return guest
+
+
+def open_ram(files: Mapping[str, str] | Sequence[RamFile]) -> RamFiles:
+    """Take files in shared memory as a machine's RAM; whoever runs on it has to stand still during a save.
+
+    Args:
+        files: path by block name, or RamFile values where a block is a part of a file.
+
+    Raises:
+        HostError: a file cannot be opened.
+        RequestError: a file, a name or a size that cannot be a RAMBlock.
+    """
+    if isinstance(files, Mapping):
+        files = [RamFile(idstr=idstr, path=path) for idstr, path in files.items()]
+    return RamFiles(files, name=RAM_ONLY_MACHINE)
+
+
+def save(
+    machine: Machine | Callable[[], Machine],
+    uri: str,
+    *,
+    channels: int = 1,
+    experimental_multifd: bool = False,
+    capabilities: Mapping[str, bool] | None = None,
+    profile: Profile = Profile.FIXED_RAM,
+    direct_io: DirectIO | str = DirectIO.AUTO,
+    live: bool = False,
+    max_rounds: int = 16,
+    overwrite: bool = False,
+    durability: Durability | str = Durability.FULL,
+    progress: Progress | None = None,
+) -> SaveReport:
+    """Save a machine's RAM into a mapped-ram file with parallel workers.
+
+    Args:
+        machine: what to save; or what opens it, called only after the gate agreed, and then closed here.
+        uri: a path, or ``file:PATH[,offset=SIZE]``.
+        channels: number of worker processes; more than one is multifd.
+        experimental_multifd: lift the rule against fixed-ram with multifd.
+        capabilities: further capabilities for the gate.
+        profile: whose rules the gate follows.
+        direct_io: ``on``, ``off`` or ``auto``: whether pages bypass the page cache.
+        live: let the machine run while what it dirties is saved in rounds; only the last one has it stopped.
+        max_rounds: most rounds of a live save, the stopped one included.
+        overwrite: replace an existing file, once the new one is complete.
+        durability: ``full`` or ``none``: whether the file has to survive a power cut when this returns.
+        progress: ``progress(phase, done, total)`` in bytes.
+
+    Returns:
+        What was done; bytes and seconds are in the report's fields.
+
+    Raises:
+        CapabilityError: the gate refuses, or the target cannot seek. Nothing was touched.
+        RequestError: impossible as asked, or the file exists. Nothing was touched.
+        MachineError: the machine did not stop or went away.
+        HostError: I/O or memory, ENOSPC among them; a WorkerError if no worker survived. No file is left.
+        DurabilityError: the file is published, but may not survive a power cut.
+    """
+    target = parse_uri(uri)
+    extra = dict(capabilities or {})
+    on = capabilities_for_save(channels=channels, extra=extra, profile=profile, experimental=experimental_multifd)
+    if max_rounds < 1:
+        raise RequestError(f"{max_rounds} rounds, at least 1 is needed")
+    check_target(target.path, overwrite=overwrite)
+    options = _save.SaveOptions(
+        channels=channels,
+        direct_io=DirectIO(direct_io),
+        overwrite=overwrite,
+        durability=Durability(durability),
+        max_rounds=max_rounds if live else 1,
+        offset=target.offset,
+        capabilities={**dict.fromkeys(extra, False), **dict.fromkeys(on, True)},
+    )
+    with ExitStack() as stack:
+        if callable(machine):
+            machine = machine()
+            stack.callback(machine.close)
+        return _save.save(machine, target.path, options, dirty=machine.dirty_source(), progress=progress)
+
+
+def restore(
+    uri: str,
+    ram: Mapping[str, str | Destination],
+    *,
+    channels: int = 1,
+    experimental_multifd: bool = False,
+    capabilities: Mapping[str, bool] | None = None,
+    profile: Profile = Profile.FIXED_RAM,
+    check_digests: bool = False,
+    progress: Progress | None = None,
+) -> RestoreReport:
+    """Fill guest RAM from a mapped-ram file; afterwards it is what the file says, whatever it held before.
+
+    Args:
+        uri: a path, or ``file:PATH[,offset=SIZE]``.
+        ram: where each block goes, by name: a file in shared memory of exactly its size, made if there is none.
+        channels: number of worker processes; more than one is multifd.
+        experimental_multifd: lift the rule against fixed-ram with multifd.
+        capabilities: further capabilities; those that the file records have to be on here.
+        profile: whose rules the gate follows.
+        check_digests: hold every page against its digest.
+        progress: ``progress(phase, done, total)`` in bytes.
+
+    Raises:
+        CapabilityError: the gate refuses, or the file records other capabilities than are on here.
+        RequestError: a block the file has not, or a destination of another size. Nothing was touched.
+        FormatError: not a complete mapped-ram file. Nothing was touched.
+        ContentsDiffer: a page does not match its digest.
+        HostError: I/O or memory; files made for the restore are gone again.
+    """
+    on = capabilities_for_restore(
+        channels=channels, extra=capabilities, profile=profile, experimental=experimental_multifd
+    )
+    destinations = {idstr: Destination(path=to) if isinstance(to, str) else to for idstr, to in ram.items()}
+    with open_image(uri) as image:
+        validate_recorded(image.file.configuration.capabilities, on, profile)
+        image.check_complete()
+        return _restore.restore(image, destinations, channels=channels, check_digests=check_digests, progress=progress)
+
+
+def verify(
+    uri: str,
+    *,
+    quick: bool = False,
+    ram: Mapping[str, str] | Sequence[RamFile] = (),
+    channels: int | None = None,
+    progress: Progress | None = None,
+) -> VerifyReport:
+    """Check a mapped-ram file: its structure, its digests where it carries them, and live RAM on request.
+
+    Args:
+        uri: a path, or ``file:PATH[,offset=SIZE]``.
+        quick: structure only: no page is read.
+        ram: live RAM to compare with, as for ``open_ram``; it has to stand still meanwhile.
+        channels: number of workers; None for one a processor, at most 4.
+        progress: ``progress(phase, done, total)`` in bytes.
+
+    Returns:
+        What was found: ``ok`` is False when anything differs, and ``differences`` name it.
+
+    Raises:
+        FormatError: the file contradicts itself.
+        RequestError: RAM for a block that the file has not, or of another length.
+        HostError: the file or RAM cannot be read.
+    """
+    with ExitStack() as stack:
+        image = stack.enter_context(open_image(uri))
+        blocks: dict[str, GuestBlock] = {}
+        if ram:
+            machine = stack.enter_context(open_ram(ram))
+            blocks = {each.block.idstr: each for each in machine.guest_blocks()}
+        return _verify.verify(image, quick=quick, ram=blocks, channels=channels or readers(), progress=progress)
+
+
+def diff(uri_a: str, uri_b: str, *, channels: int | None = None, progress: Progress | None = None) -> DiffReport:
+    """Find the pages that differ between two mapped-ram files, block by block.
+
+    Args:
+        uri_a: one file.
+        uri_b: the other.
+        channels: number of workers; None for one a processor, at most 4.
+        progress: ``progress(phase, done, total)`` in bytes.
+
+    Raises:
+        FormatError: a file is not what it should be.
+        RequestError: the files have no block in common.
+        HostError: a file cannot be read.
+    """
+    with open_image(uri_a) as a, open_image(uri_b) as b:
+        a.check_complete()
+        b.check_complete()
+        return _compare.diff(a, b, channels=channels or readers(), progress=progress)
+
+
+def readers() -> int:
+    """How many workers verify and diff use unless told otherwise."""
+    return min(len(os.sched_getaffinity(0)), MAX_READERS)
+
+
+__all__ = ["Image", "diff", "open_guest", "open_image", "open_ram", "restore", "save", "verify"]

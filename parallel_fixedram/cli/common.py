@@ -1,0 +1,187 @@
+"""What several verbs share: options, output, the progress bar."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+import sys
+import time
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Self
+
+from parallel_fixedram.cli.caps import parse_change
+from parallel_fixedram.core.capabilities import Profile
+from parallel_fixedram.core.errors import RequestError
+from parallel_fixedram.core.units import parse_size
+
+if TYPE_CHECKING:
+    from rich.progress import Progress, TaskID
+
+    from parallel_fixedram.host.ram_files import RamFile
+
+PROGRESS_AFTER_SECONDS = 1.0
+"""What takes less time than this shows no progress bar."""
+
+_RAM_OPTION = re.compile(r",(offset|size)=([^,]*)$")
+
+Subparsers = argparse._SubParsersAction  # argparse has no public name for what add_subparsers() returns
+
+
+def add_verb(subparsers: Subparsers[Any], name: str, *, summary: str, about: str, examples: str) -> Any:
+    """A parser for a verb, with ``--json`` and examples that work."""
+    parser = subparsers.add_parser(
+        name,
+        help=summary,
+        description=about,
+        epilog=f"examples:\n{examples}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--json", action="store_true", help="one JSON object on stdout instead of text")
+    return parser
+
+
+def add_gate_options(parser: argparse.ArgumentParser) -> None:
+    """``--channels`` and what the capability gate needs to know."""
+    parser.add_argument(
+        "--channels", type=int, default=1, metavar="N", help="worker processes (default 1; more than one is multifd)"
+    )
+    parser.add_argument(
+        "--experimental-multifd", action="store_true", help="lift the rule against fixed-ram with multifd, no other"
+    )
+    parser.add_argument(
+        "--cap",
+        action="append",
+        default=[],
+        type=parse_change,
+        metavar="NAME=on|off",
+        help="ask the capability gate for more; may be repeated",
+    )
+    parser.add_argument(
+        "--profile",
+        type=Profile,
+        choices=list(Profile),
+        default=Profile.FIXED_RAM,
+        help="whose rules the gate follows (default fixed-ram)",
+    )
+
+
+def gate_arguments(args: argparse.Namespace) -> dict[str, Any]:
+    """The options of ``add_gate_options`` as keyword arguments of ``app.save`` and ``app.restore``."""
+    return {
+        "channels": args.channels,
+        "experimental_multifd": args.experimental_multifd,
+        "capabilities": dict(args.cap),
+        "profile": args.profile,
+    }
+
+
+def add_ram_option(parser: Any, purpose: str) -> None:
+    """``--ram IDSTR=PATH[,offset=N][,size=N]``, repeatable."""
+    parser.add_argument(
+        "--ram",
+        action="append",
+        default=[],
+        type=_ram_file,
+        metavar="IDSTR=PATH[,offset=N][,size=N]",
+        help=f"{purpose}; may be repeated",
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class RamOption:
+    """``--ram`` as written; becomes a RamFile once numpy may be imported."""
+
+    idstr: str
+    path: str
+    offset: int
+    length: int | None
+
+    def ram_file(self) -> RamFile:
+        """The value that ``app.open_ram`` takes."""
+        from parallel_fixedram.host.ram_files import RamFile
+
+        return RamFile(idstr=self.idstr, path=self.path, offset=self.offset, length=self.length)
+
+
+def _ram_file(text: str) -> RamOption:
+    idstr, equals, path = text.partition("=")
+    if not equals or not idstr:
+        raise argparse.ArgumentTypeError(f"{text!r}: expected IDSTR=PATH[,offset=N][,size=N]")
+    numbers: dict[str, int] = {}
+    while match := _RAM_OPTION.search(path):
+        try:
+            numbers.setdefault(match[1], parse_size(match[2]))
+        except RequestError as error:
+            raise argparse.ArgumentTypeError(f"{text!r}: {error.message}") from error
+        path = path[: match.start()]
+    if not path:
+        raise argparse.ArgumentTypeError(f"{text!r}: the path is empty")
+    return RamOption(idstr, path, numbers.get("offset", 0), numbers.get("size"))
+
+
+def print_json(value: dict[str, Any]) -> None:
+    """One JSON object on stdout."""
+    print(json.dumps(value, indent=2))
+
+
+def warn(message: str) -> None:
+    """One line on stderr."""
+    try:
+        sys.stderr.write(f"parallel-fixedram: {message}\n")
+        sys.stderr.flush()
+    except OSError:
+        pass
+
+
+class ProgressBar:
+    """Context manager and progress function: a bar on stderr, on a terminal only, for what takes over a second."""
+
+    def __init__(self) -> None:
+        self._wanted = sys.stderr.isatty()
+        self._started = time.monotonic()
+        self._progress: Progress | None = None
+        self._task: TaskID | None = None
+        self._phase = ""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        if self._progress is not None:
+            self._progress.stop()
+
+    def __call__(self, phase: str, done: int, total: int) -> None:
+        """Show that ``done`` of ``total`` bytes of a phase are through."""
+        if not self._wanted or time.monotonic() - self._started < PROGRESS_AFTER_SECONDS:
+            return
+        if self._progress is None:
+            self._progress = _bar()
+            self._progress.start()
+        if phase != self._phase or self._task is None:
+            if self._task is not None:
+                self._progress.remove_task(self._task)
+            self._task, self._phase = self._progress.add_task(phase, total=total), phase
+        self._progress.update(self._task, completed=done, total=total)
+
+
+def _bar() -> Progress:
+    from rich.console import Console
+    from rich.progress import (
+        BarColumn,
+        DownloadColumn,
+        Progress,
+        TextColumn,
+        TimeRemainingColumn,
+        TransferSpeedColumn,
+    )
+
+    return Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        DownloadColumn(binary_units=True),
+        TransferSpeedColumn(),
+        TimeRemainingColumn(),
+        console=Console(stderr=True),
+        transient=True,
+    )

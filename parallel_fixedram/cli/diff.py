@@ -1,0 +1,49 @@
+"""``diff``: pages that differ between two files."""
+
+from __future__ import annotations
+
+import argparse
+from typing import Any
+
+from parallel_fixedram.cli import common
+
+_EXAMPLES = """  parallel-fixedram diff /tmp/before.mr /tmp/after.mr
+  parallel-fixedram diff --json /tmp/before.mr /tmp/after.mr"""
+
+
+def register(subparsers: common.Subparsers[Any]) -> None:
+    """Add the verb to the command line."""
+    parser = common.add_verb(
+        subparsers,
+        "diff",
+        summary="pages that differ between two files, by RAMBlock and range",
+        about="Compare the RAM in two files page by page; exit code 1 if it differs. How a file came about, who wrote\n"
+        "it, and its device sections do not matter.",
+        examples=_EXAMPLES,
+    )
+    parser.add_argument("file_a", metavar="A", help="a mapped-ram file")
+    parser.add_argument("file_b", metavar="B", help="another one")
+    parser.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Carry out the verb; returns the exit code."""
+    from parallel_fixedram import app
+    from parallel_fixedram.core.report import to_json
+
+    with common.ProgressBar() as progress:
+        report = app.diff(args.file_a, args.file_b, progress=progress)
+    if args.json:
+        common.print_json(to_json(report))
+        return 0 if report.equal else 1
+    for each in report.differences:
+        assert each.first_page is not None, "diff finds pages"
+        last = each.first_page + each.pages - 1
+        which = f"page {each.first_page}" if each.pages == 1 else f"pages {each.first_page}-{last}"
+        print(f"{each.idstr}: {which} ({each.pages})")
+    if report.truncated:
+        print("... and more")
+    for idstr, path in [(i, report.file_a) for i in report.only_in_a] + [(i, report.file_b) for i in report.only_in_b]:
+        print(f"{idstr}: only in {path}, or of another length there")
+    print("equal" if report.equal else f"{report.differing_pages} pages differ")
+    return 0 if report.equal else 1

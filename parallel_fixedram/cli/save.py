@@ -1,0 +1,104 @@
+"""``save``: guest RAM into a mapped-ram file."""
+
+from __future__ import annotations
+
+import argparse
+from typing import TYPE_CHECKING, Any
+
+from parallel_fixedram.cli import common
+from parallel_fixedram.core.errors import RequestError
+from parallel_fixedram.core.units import format_rate, format_size
+
+if TYPE_CHECKING:
+    from parallel_fixedram.core.protocols import Machine
+    from parallel_fixedram.core.report import SaveReport
+
+MAX_ROUNDS = 16
+
+_EXAMPLES = """  parallel-fixedram save /tmp/guest.mr --guest dense,size=256MiB --overwrite
+  parallel-fixedram save /tmp/guest.mr --guest random,size=1GiB,seed=7 --overwrite --channels 2 --experimental-multifd
+  parallel-fixedram save file:/backup/vm.mr --ram pc.ram=/dev/shm/vm-ram"""
+
+
+def register(subparsers: common.Subparsers[Any]) -> None:
+    """Add the verb to the command line."""
+    parser = common.add_verb(
+        subparsers,
+        "save",
+        summary="save RAM into a file in which every page has a fixed offset",
+        about="Save the RAM of one source into FILE, a QEMU mapped-ram file. FILE gets its name only when it is\n"
+        "complete and on stable storage. FILE may be written as file:PATH[,offset=N].",
+        examples=_EXAMPLES,
+    )
+    parser.add_argument("file", metavar="FILE", help="the file to write; an existing one is an error")
+    source = parser.add_argument_group("source (exactly one)")
+    source.add_argument("--guest", metavar="SPEC", help="the built-in guest, such as dense,size=1GiB,seed=7")
+    common.add_ram_option(source, "shared memory of a guest that stands still")
+    common.add_gate_options(parser)
+    parser.add_argument(
+        "--direct-io", choices=("auto", "on", "off"), default="auto", help="bypass the page cache (default auto)"
+    )
+    parser.add_argument("--live", action="store_true", help="let the guest run while rounds of dirty pages are saved")
+    parser.add_argument(
+        "--max-rounds", type=int, metavar="N", help=f"most rounds of a live save (default {MAX_ROUNDS})"
+    )
+    parser.add_argument("--overwrite", action="store_true", help="replace FILE once the new one is complete")
+    parser.add_argument(
+        "--durability",
+        choices=("full", "none"),
+        default="full",
+        help="full (default): FILE survives a power cut once this command is done; none: no sync",
+    )
+    parser.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Carry out the verb; returns the exit code."""
+    from parallel_fixedram import app
+    from parallel_fixedram.core.report import to_json
+
+    if bool(args.guest) == bool(args.ram):
+        raise RequestError("exactly one source is needed: --guest SPEC or --ram IDSTR=PATH")
+    if args.max_rounds is not None and not args.live:
+        raise RequestError("--max-rounds is for --live")
+
+    def machine() -> Machine:
+        if args.guest:
+            return app.open_guest(args.guest, running=args.live)
+        return app.open_ram([option.ram_file() for option in args.ram])
+
+    with common.ProgressBar() as progress:
+        report = app.save(
+            machine,
+            args.file,
+            **common.gate_arguments(args),
+            direct_io=args.direct_io,
+            live=args.live,
+            max_rounds=MAX_ROUNDS if args.max_rounds is None else args.max_rounds,
+            overwrite=args.overwrite,
+            durability=args.durability,
+            progress=progress,
+        )
+    for note in report.notes:
+        common.warn(f"note: {note}")
+    if args.json:
+        common.print_json(to_json(report))
+    else:
+        _print(report)
+    return 0
+
+
+def _print(report: SaveReport) -> None:
+    seconds, size = report.seconds, report.bytes
+    data = sum(block.data_pages for block in report.blocks)
+    zero = sum(block.zero_pages for block in report.blocks)
+    how = "direct I/O" if report.direct_io else "page cache"
+    channels = "1 channel" if report.channels == 1 else f"{report.channels} channels"
+    print(f"{report.file}: {format_size(size.ram)} of RAM in {len(report.blocks)} RAMBlock(s), {channels}, {how}")
+    print(f"  pages     {data} with data, {zero} zero")
+    print(f"  file      {format_size(size.file)} long, {format_size(size.allocated)} on disk")
+    moved = sum(each.seconds for each in report.rounds)
+    rounds = "1 round" if len(report.rounds) == 1 else f"{len(report.rounds)} rounds"
+    print(f"  written   {format_size(size.written)} in {rounds}, {format_rate(size.written, moved)}")
+    stopped = f", guest stopped for {seconds.pause * 1000:.1f} ms" if seconds.pause else ""
+    print(f"  time      {seconds.total:.3f} s in all, {seconds.sync + seconds.publish:.3f} s of it to sync{stopped}")

@@ -1,0 +1,221 @@
+"""Restore: from a mapped-ram file into guest RAM, which then is what the file says, whatever it held before.
+
+::
+
+    headers, lengths and bitmaps accepted, every destination open -> workers:
+        present page                        pread from the file, pwrite into the destination
+        zero page, destination has data     made zero (punched, or written along with its neighbours)
+        zero page, destination has a hole   left alone: never-touched memory stays untouched
+
+``pwrite`` into shared memory fills pages without a fault for each. No destination is touched before the file is
+accepted.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+
+import numpy as np
+
+from parallel_fixedram.core.bitmap import PageBitmap, runs_of_ones, words_for
+from parallel_fixedram.core.errors import ContentsDiffer, RequestError
+from parallel_fixedram.core.mapped_ram import SavedBlock
+from parallel_fixedram.core.plan import Shard, plan_shards
+from parallel_fixedram.core.report import Difference, RestoredBlock, RestoreReport, RestoreSeconds
+from parallel_fixedram.engine.bitmaps import shared_words
+from parallel_fixedram.engine.digest import DigestTable
+from parallel_fixedram.engine.image import Image
+from parallel_fixedram.engine.messages import ShardDone, Tally
+from parallel_fixedram.engine.pool import STALL_SECONDS, WorkerPool
+from parallel_fixedram.engine.save import Progress
+from parallel_fixedram.engine.window import Window, WindowReader, merge_runs, windows
+from parallel_fixedram.host.channel import FileChannel
+from parallel_fixedram.host.ram_target import RamTarget
+
+JOIN_ZERO_PAGES = 16
+"""Zero pages between two present ones that are written along rather than punched."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Destination:
+    """Where a block is restored to."""
+
+    path: str
+    """A file in shared memory, of exactly the block's size from ``offset`` on; made if there is none."""
+    offset: int = 0
+    """Where the block starts in the file, bytes."""
+    length: int | None = None
+    """Bytes of the block there, if not the rest of the file; anything but the block's size is refused."""
+
+
+@dataclass(slots=True, kw_only=True)
+class _Part:
+    """One block on its way from the file into a destination."""
+
+    saved: SavedBlock
+    present: PageBitmap
+    filled: PageBitmap
+    """Pages of the destination that may hold something now."""
+    work: PageBitmap
+    """Pages to handle: present, or to be made zero."""
+    channel: FileChannel
+    offset: int
+    digests: DigestTable | None
+
+
+class RestoreJob:
+    """Fills the destinations with the pages of a shard."""
+
+    def __init__(self, image: Image, parts: Sequence[_Part]) -> None:
+        self._image = image
+        self._parts = parts
+
+    def open(self) -> None:
+        """Allocate the read buffer (Job.open)."""
+        self._reader = WindowReader(self._image.channel, max(part.saved.block.page_size for part in self._parts))
+
+    def run(self, shard: Shard) -> Tally:
+        """Restore one shard (Job.run)."""
+        part, tally = self._parts[shard.block], Tally()
+        for window in windows(part.work, shard):
+            first, count = window.first, len(window.bits)
+            present = part.present.page_bits(first, count)
+            pages = self._reader.read(part.saved, Window(first, present), tally)
+            if part.digests:
+                tally.found_bad(shard.block, first, part.digests.mismatches(first, pages, present))
+            started = time.perf_counter()
+            filled = part.filled.page_bits(first, count)
+            size, view = part.saved.block.page_size, pages.data.cast("B")
+            runs = merge_runs(runs_of_ones(present), filled, JOIN_ZERO_PAGES)
+            leftover = filled & (present ^ 1)
+            for start, length in runs.tolist():
+                data = view[start * size : (start + length) * size]
+                part.channel.write(part.offset + (first + start) * size, data)
+                leftover[start : start + length] = 0
+            for start, length in runs_of_ones(leftover).tolist():
+                part.channel.punch(part.offset + (first + start) * size, length * size)
+            tally.written_pages += int(np.count_nonzero(present))
+            tally.scan_seconds += time.perf_counter() - started
+        return tally
+
+
+def restore(
+    image: Image,
+    destinations: Mapping[str, Destination],
+    *,
+    channels: int = 1,
+    check_digests: bool = False,
+    progress: Progress | None = None,
+    stall_seconds: float = STALL_SECONDS,
+) -> RestoreReport:
+    """Fill guest RAM from a file.
+
+    Args:
+        image: the open file.
+        destinations: by block name; blocks of the file that are not named are left out, and the report says so.
+        channels: number of workers.
+        check_digests: hold every page against its digest as it passes.
+        progress: called as shards are acknowledged.
+        stall_seconds: how long one shard may take.
+
+    Raises:
+        RequestError: a destination for a block that the file has not, of another size, or twice the same; or digests
+            asked of a file that has none. No destination was touched.
+        ContentsDiffer: pages do not match their digests; the destination is filled, but not to be used.
+        HostError: a destination cannot be written; what it holds is undefined, and files made for it are gone.
+    """
+    started = time.perf_counter()
+    for idstr in destinations:
+        image.block(idstr)
+    if not destinations:
+        raise RequestError("no block was given a destination")
+    if check_digests and image.file.trailer is None:
+        raise RequestError(f"{image.path!r} carries no digests to check")
+    with ExitStack() as stack:
+        parts, targets = [], []
+        for saved in image.blocks:
+            if (wanted := destinations.get(saved.block.idstr)) is not None:
+                target = stack.enter_context(
+                    RamTarget(saved.block, wanted.path, offset=wanted.offset, length=wanted.length)
+                )
+                targets.append(target)
+                parts.append(_part(image, saved, target, check_digests))
+        with WorkerPool([RestoreJob(image, parts)], channels, stall_seconds=stall_seconds) as pool:
+            tally = _run(pool, parts, channels, progress)
+        _check(image, parts, tally)
+        for target in targets:
+            target.keep()
+    return RestoreReport(
+        file=image.path,
+        channels=channels,
+        blocks=tuple(_restored(part, destinations[part.saved.block.idstr]) for part in parts),
+        left_out=tuple(s.block.idstr for s in image.file.blocks if s.block.idstr not in destinations),
+        verified=check_digests,
+        seconds=RestoreSeconds(
+            total=time.perf_counter() - started,
+            read=tally.move_seconds / channels,
+            write=tally.scan_seconds / channels,
+        ),
+        bytes=tally.bytes,
+    )
+
+
+def _part(image: Image, saved: SavedBlock, target: RamTarget, check_digests: bool) -> _Part:
+    pages = saved.block.pages
+    present = image.bitmap(saved.block.idstr)
+    filled = PageBitmap(pages, shared_words(words_for(pages)))
+    for found in target.data_ranges():
+        filled.set_range(found)
+    return _Part(
+        saved=saved,
+        present=present,
+        filled=filled,
+        work=PageBitmap(pages, present.words | filled.words),
+        channel=target.channel(),
+        offset=target.offset,
+        digests=image.digest_table(saved) if check_digests else None,
+    )
+
+
+def _run(pool: WorkerPool, parts: Sequence[_Part], channels: int, progress: Progress | None) -> Tally:
+    shards = plan_shards([part.work for part in parts], workers=channels)
+    sizes = [part.saved.block.page_size for part in parts]
+    total, done = sum(shard.pages * sizes[shard.block] for shard in shards), 0
+
+    def acknowledged(message: ShardDone) -> None:
+        nonlocal done
+        done += message.shard.pages * sizes[message.shard.block]
+        if progress:
+            progress("restore", done, total)
+
+    return pool.run(0, shards, acknowledged)
+
+
+def _check(image: Image, parts: Sequence[_Part], tally: Tally) -> None:
+    if tally.bad_pages:
+        block, first, pages = min(tally.findings)
+        saved = parts[block].saved
+        what = Difference(
+            what="does not match its digest",
+            idstr=saved.block.idstr,
+            first_page=first,
+            pages=pages,
+            offset=saved.page_offset(first),
+        )
+        raise ContentsDiffer(
+            f"{image.path!r}: {what}", hint=f"{tally.bad_pages} pages are bad; do not use what was filled"
+        )
+
+
+def _restored(part: _Part, destination: Destination) -> RestoredBlock:
+    data_pages = part.present.count()
+    return RestoredBlock(
+        idstr=part.saved.block.idstr,
+        path=destination.path,
+        used_length=part.saved.block.used_length,
+        data_pages=data_pages,
+        zero_pages=part.saved.block.pages - data_pages,
+    )

@@ -1,0 +1,141 @@
+"""Machines, page sources and dirty sources for tests, scripted by pictures."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping, Sequence
+from typing import Self
+
+import numpy as np
+
+from parallel_fixedram.core.bitmap import PageBitmap
+from parallel_fixedram.core.protocols import GuestBlock, Pages, PageSource
+from parallel_fixedram.core.ramblock import PageRange, RAMBlock
+from parallel_fixedram.guest.dirty_log import DirtyLog
+from parallel_fixedram.host.page_source import MappedSource
+from support.pictures import PAGE, memfd, page
+
+
+class AllDirty:
+    """A DirtySource that never knows, and so says that everything was written."""
+
+    def sync(self, into: Sequence[PageBitmap]) -> int:
+        before = sum(bitmap.count() for bitmap in into)
+        for bitmap in into:
+            bitmap.set_all()
+        return sum(bitmap.count() for bitmap in into) - before
+
+
+class WatchedSource:
+    """A PageSource that notes in ``wrong`` every read outside of ``allowed`` (1 for each page that may be read)."""
+
+    def __init__(self, inner: PageSource, allowed: Sequence[int]) -> None:
+        self._inner = inner
+        self._allowed = allowed
+        self.wrong: list[PageRange] = []
+
+    def open(self) -> None:
+        self._inner.open()
+
+    def pages(self, first: int, count: int) -> Pages:
+        if not all(self._allowed[first : first + count]):
+            self.wrong.append(PageRange(first, count))
+        return self._inner.pages(first, count)
+
+    def data_ranges(self, within: PageRange) -> list[PageRange]:
+        return self._inner.data_ranges(within)
+
+    def close(self) -> None:
+        self._inner.close()
+
+
+class ScriptedGuest:
+    """A Machine and its DirtySource whose RAM does as a script says.
+
+    Args:
+        ram: by block name, the picture that its RAM has at first.
+        script: each item is what the guest writes into its first block before the next ``sync`` of the dirty bitmap, or
+            before it is paused: a picture (``.`` leaves the page alone, ``0`` writes zeros) or a function to call.
+        running: whether it runs at first.
+
+    Attributes:
+        calls: ``pause``, ``resume`` and ``device_state`` in the order in which they came.
+        fds: descriptors of the blocks' memory.
+        logs: dirty logs of the blocks, which forks share.
+    """
+
+    name = "scripted"
+
+    def __init__(
+        self,
+        ram: Mapping[str, str],
+        script: Sequence[str | Callable[[], object]] = (),
+        *,
+        running: bool = True,
+        device_state: bytes = b"",
+    ) -> None:
+        self.fds = {idstr: memfd(picture) for idstr, picture in ram.items()}
+        self.logs = [DirtyLog(len(picture)) for picture in ram.values()]
+        self.calls: list[str] = []
+        self.running = running
+        self._script = list(script)
+        self._was_running = False
+        self._device_state = device_state
+        self._blocks = []
+        for idstr, fd in self.fds.items():
+            length = os.fstat(fd).st_size
+            block = RAMBlock(idstr=idstr, used_length=length)
+            self._blocks.append(GuestBlock(block=block, source=MappedSource(fd, length=length)))
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def write(self, index: int, letter: str, block: int = 0) -> None:
+        """The guest writes a page and its dirty log notices."""
+        os.pwrite(list(self.fds.values())[block], page(letter), index * PAGE)
+        self.logs[block].mark(np.array([index]))
+
+    def guest_blocks(self) -> Sequence[GuestBlock]:
+        return self._blocks
+
+    def sync(self, into: Sequence[PageBitmap]) -> int:
+        if self.running:
+            self._act()
+        return sum(log.sync([bitmap]) for log, bitmap in zip(self.logs, into, strict=True))
+
+    def pause(self) -> bool:
+        self.calls.append("pause")
+        self._act()
+        self._was_running, self.running = self.running, False
+        return self._was_running
+
+    def resume(self) -> None:
+        self.calls.append("resume")
+        self.running, self._was_running = self._was_running or self.running, False
+
+    def device_state(self) -> bytes:
+        self.calls.append("device_state")
+        return self._device_state
+
+    def close(self) -> None:
+        for each in self._blocks:
+            each.source.close()
+        for log in self.logs:
+            log.close()
+        for fd in self.fds.values():
+            os.close(fd)
+        self.fds = {}
+
+    def _act(self) -> None:
+        if not self._script:
+            return
+        step = self._script.pop(0)
+        if callable(step):
+            step()
+            return
+        for index, letter in enumerate(step):
+            if letter != ".":
+                self.write(index, letter)
