@@ -3,7 +3,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: help demo test test-fast check format clean
+.PHONY: help demo test test-fast check format bench bench-micro clean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -36,6 +36,12 @@ check: .venv/check.stamp ## lint, format check, types, layers
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/python -m pytest -q tests/test_layers.py
+
+bench: .venv/test.stamp ## compare saves with fio, and measure memory (needs fio and a quiet machine)
+	$(BIN)/python bench/against_fio.py
+
+bench-micro: .venv/test.stamp ## time the inner loops
+	$(BIN)/python -m pytest bench --benchmark-enable --benchmark-only --benchmark-columns=min,median,max,rounds
 
 format: .venv/check.stamp ## format and fix what can be fixed
 	$(BIN)/ruff format .

@@ -112,7 +112,9 @@ class PageBitmap:
         self.words[last] |= np.uint64(tail)
 
     def set_pages(self, indices: NDArray[np.int64]) -> None:
-        """Set the bits of the given pages, in any order."""
+        """Set the bits of the given pages, in any order; all of them must lie inside the bitmap."""
+        if len(indices) and not 0 <= indices.min() <= indices.max() < self.pages:
+            raise ValueError(f"pages {indices.min()} to {indices.max()} lie outside a bitmap of {self.pages} pages")
         shifts = (indices % WORD_PAGES).astype(np.uint64)
         np.bitwise_or.at(self.words, indices // WORD_PAGES, np.left_shift(np.uint64(1), shifts))
 

@@ -19,7 +19,7 @@ A message says where, what, what was expected and what was found, in lower case 
 
 from __future__ import annotations
 
-import os
+from os import strerror  # a look-up in a table of libc's, nothing that touches the system
 
 
 class FixedRamError(Exception):
@@ -105,5 +105,5 @@ class DurabilityError(HostError):
 
 def os_message(errno: int) -> str:
     """The system's text for an error number, in lower case like the rest of a message."""
-    text = os.strerror(errno)
+    text = strerror(errno)
     return text[:1].lower() + text[1:]

@@ -21,12 +21,9 @@ from parallel_fixedram.core.bitmap import bitmap_bytes
 from parallel_fixedram.core.capabilities import MAPPED_RAM
 from parallel_fixedram.core.errors import RequestError
 from parallel_fixedram.core.mapped_ram import MappedRamHeader, SavedBlock
-from parallel_fixedram.core.migration_file import TRAILER_KEY
-from parallel_fixedram.core.ramblock import RAMBlock, check_unique
+from parallel_fixedram.core.migration_file import RAM_SECTION_ID, TRAILER_KEY
+from parallel_fixedram.core.ramblock import TARGET_PAGE_SIZE, RAMBlock, check_unique
 from parallel_fixedram.core.units import MAX_SIZE, align_up
-
-RAM_SECTION_ID = 0xFF
-"""Id of our ram section; QEMU's registration numbers of device sections are far below it."""
 
 RAM_ONLY_MACHINE = "parallel-fixedram"
 """Machine name of files that hold RAM and no device sections."""
@@ -54,14 +51,21 @@ class FileLayout:
             base: where the stream starts; any offset.
 
         Raises:
-            RequestError: no blocks, two of one name, or more than fits a file.
+            RequestError: no blocks, two of one name, or more than fits a file; a machine name or page size that
+                cannot stand in one.
         """
         check_unique(blocks)
+        if not (len(machine) <= stream.MAX_MACHINE_NAME and machine.isascii() and machine.isprintable()):
+            raise RequestError(f"machine name {machine!r} is not printable ASCII of at most 255 characters")
         if len(blocks) > mapped_ram.MAX_BLOCKS:
             raise RequestError(f"{len(blocks)} RAMBlocks, at most {mapped_ram.MAX_BLOCKS}")
         position = base + len(_head(machine, blocks))
         saved = []
         for block in blocks:
+            if block.page_size != TARGET_PAGE_SIZE:
+                raise RequestError(
+                    f"block {block.idstr!r}: page size {block.page_size}, only {TARGET_PAGE_SIZE} can be saved"
+                )
             bitmap_offset = position + 1 + len(block.idstr) + 8 + MappedRamHeader.SIZE
             pages_offset = align_up(
                 bitmap_offset + bitmap_bytes(block.pages), mapped_ram.MAPPED_RAM_FILE_OFFSET_ALIGNMENT

@@ -78,7 +78,7 @@ class SavedBlock:
     @property
     def absent(self) -> bool:
         """Whether the block is named but not stored (QEMU >= 11.0, x-ignore-shared): both offsets are 0."""
-        return self.header.bitmap_offset == 0 == self.header.pages_offset
+        return self.address is not None and self.header.bitmap_offset == 0 == self.header.pages_offset
 
     @property
     def header_offset(self) -> int:
@@ -94,6 +94,11 @@ class SavedBlock:
     def pages_end(self) -> int:
         """File offset after the page array."""
         return self.header.pages_offset + self.block.used_length
+
+    @property
+    def next_offset(self) -> int:
+        """File offset where the stream goes on after this block."""
+        return self.header_offset + MappedRamHeader.SIZE if self.absent else self.pages_end
 
     def page_offset(self, page: int) -> int:
         """File offset of a page: the fixed place everything here is about."""
@@ -150,7 +155,7 @@ def read_start(cursor: Cursor, *, start: int, page_size: int, has_address: bool,
         blocks.append(saved)
         total -= block.used_length
     read_words(cursor, page_size)
-    _check_overlaps(blocks, start)
+    check_overlaps(blocks, start, cursor.offset)
     return blocks
 
 
@@ -194,7 +199,7 @@ def _read_record(cursor: Cursor, page_size: int, has_address: bool, file_size: i
         )
     block = RAMBlock(idstr=idstr, used_length=used_length, page_size=page_size, host_page_size=page_size)
     saved = SavedBlock(block=block, header=header, record_offset=at, address=address)
-    if saved.absent and has_address:
+    if saved.absent:
         return saved
     _check_places(saved, header_offset, file_size)
     cursor.offset = saved.pages_end
@@ -216,8 +221,23 @@ def _check_places(saved: SavedBlock, header_offset: int, file_size: int) -> None
             )
 
 
-def _check_overlaps(blocks: list[SavedBlock], start: int) -> None:
-    places = [(start, blocks[0].record_offset if blocks else start, "head of the stream")]
+def check_overlaps(blocks: list[SavedBlock], start: int, end: int) -> None:
+    """Accept blocks that share no byte with each other, nor with the stream around them.
+
+    Args:
+        blocks: in the stream's order.
+        start: where the stream starts.
+        end: how far it has been read.
+
+    Raises:
+        FormatError: two things stand in the same place.
+    """
+    if not blocks:
+        return
+    places = [
+        (start, blocks[0].record_offset, "head of the stream"),
+        (blocks[-1].next_offset, end, "stream after the last block"),
+    ]
     for saved in blocks:
         name = repr(saved.block.idstr)
         places.append((saved.record_offset, saved.header_offset + MappedRamHeader.SIZE, f"record of block {name}"))
@@ -225,6 +245,6 @@ def _check_overlaps(blocks: list[SavedBlock], start: int) -> None:
             places.append((saved.header.bitmap_offset, saved.bitmap_end, f"bitmap of block {name}"))
             places.append((saved.header.pages_offset, saved.pages_end, f"page array of block {name}"))
     places.sort()
-    for (_, end, what), (start, _, other) in pairwise(places):
-        if start < end:
-            raise FormatError(f"the {other} begins inside the {what}", offset=start)
+    for (_, place_end, what), (place, _, other) in pairwise(places):
+        if place < place_end:
+            raise FormatError(f"the {other} begins inside the {what}", offset=place)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import struct
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from parallel_fixedram.core import mapped_ram, stream, trailer
@@ -23,10 +23,17 @@ from parallel_fixedram.core.trailer import Trailer
 TRAILER_KEY = "parallel-fixedram"
 """Key in the VM description of our files: it announces the trailer, so that a file cut off before it is found out."""
 
-MAX_SECTIONS = 1 << 20
-MAX_VMDESC = 1 << 20
-"""Longest VM description that is read, bytes; QEMU's is about 50 KB."""
+RAM_SECTION_ID = 0x52414D00
+"""Id of the ram section in our files, ``RAM\\0``: QEMU's registration numbers, several a processor, stay far below it.
+It announces the trailer just as well, of a file that is cut off even before the VM description."""
 
+MAX_SECTIONS = 1 << 20
+MAX_DEVICES = 1 << 15
+"""Most device sections that are read; QEMU writes three a processor and a few dozen more."""
+MAX_VMDESC = 1 << 20
+"""Longest VM description that is parsed, bytes. QEMU's takes about 8 KB a processor, and a longer one is never ours."""
+
+_SCAN_FIRST = 1 << 12
 _SCAN_CHUNK = 1 << 20
 
 
@@ -93,11 +100,14 @@ def parse(read: ReadAt, size: int, base: int = 0) -> MigrationFile:
         raise FormatError("no ram section in the stream", offset=cursor.offset)
     vmdesc = _read_vmdesc(cursor)
     stream_end = cursor.offset
+    mapped_ram.check_overlaps(walk.blocks, base, stream_end)
     if found_trailer:
         trailer.check_against(found_trailer, walk.blocks, base, stream_end)
         _check_zeros(read, stream_end, found_trailer.offset)
     else:
-        _check_end(read, stream_end, size, vmdesc)
+        if walk.ram_id == RAM_SECTION_ID or TRAILER_KEY in (vmdesc or ()):
+            raise FormatError("the trailer that the stream announces is missing or cut off", offset=stream_end)
+        _check_end(read, walk.blocks, stream_end, size)
     warnings = []
     if not walk.ram_ended:
         warnings.append("no RAM END section: the save was interrupted, or is a background snapshot without bitmaps")
@@ -154,7 +164,7 @@ class _Walk:
         command = self.cursor.be16("command")
         if not 0 < command <= stream.MAX_COMMAND:
             raise FormatError(f"unknown command {command}", offset=at)
-        self.cursor.take(self.cursor.be16("length of a command"), "command")
+        self.cursor.skip(self.cursor.be16("length of a command"), "command")
 
     def _declared(self, at: int, kind: int) -> None:
         cursor = self.cursor
@@ -166,6 +176,8 @@ class _Walk:
             raise FormatError(f"section id {section_id} stands for {self.names[section_id]!r} already", offset=at)
         self.names[section_id] = name
         if name != mapped_ram.RAM_SECTION:
+            if len(self.devices) == MAX_DEVICES:
+                raise FormatError(f"more than {MAX_DEVICES} device sections", offset=at)
             self._skip_body(section_id)
             self._device(at, section_id, name, instance_id, version_id)
             return
@@ -240,15 +252,18 @@ class _Walk:
 
 def _find(cursor: Cursor, pattern: bytes) -> Iterator[int]:
     """Offsets of ``pattern`` from the cursor's place on, ascending; the cursor may be moved between two of them."""
-    start = cursor.offset
-    while start < cursor.end:
+    start, wanted = cursor.offset, _SCAN_FIRST
+    while True:
         cursor.offset = start
-        chunk = cursor.peek(_SCAN_CHUNK)
+        chunk = cursor.peek(wanted)
+        if len(chunk) < len(pattern):
+            return
         hit = chunk.find(pattern)
         while hit >= 0:
             yield start + hit
             hit = chunk.find(pattern, hit + 1)
-        start += max(len(chunk) - len(pattern) + 1, 1)
+        start += len(chunk) - len(pattern) + 1
+        wanted = min(2 * wanted, _SCAN_CHUNK)  # most sections are short, and what is read ahead of one is read again
 
 
 def _read_vmdesc(cursor: Cursor) -> Mapping[str, object] | None:
@@ -259,7 +274,8 @@ def _read_vmdesc(cursor: Cursor) -> Mapping[str, object] | None:
     cursor.take(1, "VM description")
     length = cursor.be32("length of the VM description")
     if length > MAX_VMDESC:
-        raise FormatError(f"VM description of {length} bytes, at most {MAX_VMDESC}", offset=at)
+        cursor.skip(length, "VM description")
+        return {}
     text = cursor.take(length, "VM description")
     try:
         description = json.loads(text)
@@ -270,12 +286,12 @@ def _read_vmdesc(cursor: Cursor) -> Mapping[str, object] | None:
     return description
 
 
-def _check_end(read: ReadAt, stream_end: int, size: int, vmdesc: Mapping[str, object] | None) -> None:
-    if vmdesc is not None and TRAILER_KEY in vmdesc:
-        raise FormatError("the trailer that the VM description announces is missing or cut off", offset=stream_end)
-    if size - stream_end >= trailer.ALIGNMENT:
-        raise FormatError(f"{size - stream_end} bytes follow the stream and are no trailer", offset=stream_end)
-    _check_zeros(read, stream_end, size)
+def _check_end(read: ReadAt, blocks: Sequence[SavedBlock], stream_end: int, size: int) -> None:
+    """Accept at most padding after the stream, and after bitmaps and page arrays that lie behind it."""
+    end = max(stream_end, *(max(saved.bitmap_end, saved.pages_end) for saved in blocks if not saved.absent), 0)
+    if size - end >= trailer.ALIGNMENT:
+        raise FormatError(f"{size - end} bytes follow the stream and are no trailer", offset=end)
+    _check_zeros(read, end, size)
 
 
 def _check_zeros(read: ReadAt, start: int, end: int) -> None:

@@ -77,7 +77,7 @@ def check_idstr(idstr: str) -> None:
     """
     if not idstr:
         raise RequestError("block name is empty")
-    if len(idstr.encode("utf-8", "surrogateescape")) > MAX_IDSTR:
+    if len(idstr) > MAX_IDSTR:
         raise RequestError(f"block name {idstr[:16]!r}... is {len(idstr)} characters long, at most {MAX_IDSTR} fit")
     if not (idstr.isascii() and idstr.isprintable()):
         raise RequestError(f"block name {idstr!r} is not printable ASCII")

@@ -73,7 +73,7 @@ class Cursor:
         length = min(length, max(self.end - self.offset, 0))
         start = self.offset - self._buffer_offset
         if not 0 <= start <= start + length <= len(self._buffer):
-            wanted = min(max(length, _READ_AHEAD), self.end - self.offset)
+            wanted = max(min(max(length, _READ_AHEAD), self.end - self.offset), 0)
             self._buffer, self._buffer_offset, start = self._read(self.offset, wanted), self.offset, 0
         return self._buffer[start : start + length]
 
@@ -88,6 +88,17 @@ class Cursor:
             raise FormatError(f"file ends in {what}: expected {length} bytes, got {len(data)}", offset=self.offset)
         self.offset += length
         return data
+
+    def skip(self, length: int, what: str) -> None:
+        """Move past ``length`` bytes without reading them.
+
+        Raises:
+            FormatError: the file ends before them.
+        """
+        if length > self.end - self.offset:
+            left = self.end - self.offset
+            raise FormatError(f"file ends in {what}: expected {length} bytes, got {left}", offset=self.offset)
+        self.offset += length
 
     def u8(self, what: str) -> int:
         """The next byte."""

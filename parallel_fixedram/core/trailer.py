@@ -181,6 +181,8 @@ def read_trailer(read: ReadAt, size: int) -> Trailer:
         if end > footer_offset:
             raise FormatError(f"trailer part of {payload:#x} bytes reaches past the trailer", offset=at)
         if kind == PartType.STREAM_DIGESTS:
+            if extents:
+                raise FormatError("a second table of stream digests", offset=at)
             extents = _read_extents(cursor, payload)
         elif kind == PartType.PAGE_DIGESTS:
             block = _read_table_head(cursor, payload, tables)

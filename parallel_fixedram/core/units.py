@@ -15,6 +15,7 @@ MIB = 1 << 20
 GIB = 1 << 30
 MAX_SIZE = (1 << 63) - 1  # off_t
 
+_MAX_TEXT = 64  # characters; int() refuses to read thousands of digits
 _SUFFIXES = "KMGTPE"
 _SIZE = re.compile(r"(\d+)(?:\.(\d+))?\s*(?:([KMGTPE])(?:i?B)?|B)?", re.IGNORECASE | re.ASCII)
 
@@ -25,9 +26,10 @@ def parse_size(text: str) -> int:
     Raises:
         RequestError: not a size, not a whole number of bytes, or beyond what a file offset can hold.
     """
-    match = _SIZE.fullmatch(text.strip())
+    match = _SIZE.fullmatch(text.strip()) if len(text) <= _MAX_TEXT else None
     if match is None:
-        raise RequestError(f"not a size: {text!r}, expected a number with an optional suffix K, M, G, T, P or E")
+        shown = text if len(text) <= _MAX_TEXT else f"{text[:_MAX_TEXT]}..."
+        raise RequestError(f"not a size: {shown!r}, expected a number with an optional suffix K, M, G, T, P or E")
     whole, fraction, suffix = match.groups()
     number = Fraction(f"{whole}.{fraction or 0}")
     size = number * (1024 ** (_SUFFIXES.index(suffix.upper()) + 1) if suffix else 1)

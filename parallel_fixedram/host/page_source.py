@@ -48,6 +48,8 @@ class MappedSource:
                 view = mmap.mmap(self._fd, self._length, mmap.MAP_SHARED, mmap.PROT_READ, offset=self._offset)
             except OSError as error:
                 raise HostError.from_os("cannot map guest RAM", error) from error
+            except ValueError as error:  # mmap looks at the file's size itself
+                raise HostError("cannot map guest RAM: its file became shorter") from error
             self._pages = np.frombuffer(view, np.uint64).reshape(-1, self._page_size // 8)
 
     def pages(self, first: int, count: int) -> Pages:

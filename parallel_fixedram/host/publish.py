@@ -162,9 +162,14 @@ class PendingFile:
                 continue
             except OSError as error:
                 raise HostError.from_os(f"cannot create {self.path!r}", error) from error
-            os.fchmod(fd, 0o600)
-            if _lock(fd) and os.fstat(fd).st_nlink:
-                return fd
+            try:
+                os.fchmod(fd, 0o600)
+                if _lock(fd) and os.fstat(fd).st_nlink:
+                    return fd
+            except OSError as error:
+                os.unlink(self._part, dir_fd=self._folder)
+                os.close(fd)
+                raise HostError.from_os(f"cannot lock {self.path!r}", error) from error
             os.close(fd)
         raise HostError(f"cannot create {self.path!r}: others keep taking {self._part!r}")
 
@@ -180,6 +185,8 @@ class PendingFile:
                 raise HostError(f"{self.path!r} is being written by another process", errno=errno.EBUSY)
             if os.fstat(fd).st_nlink:
                 os.unlink(self._part, dir_fd=self._folder)
+        except OSError as error:
+            raise HostError.from_os(f"cannot replace {self._part!r}", error) from error
         finally:
             os.close(fd)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import mmap
 import os
@@ -58,7 +59,8 @@ class RamTarget:
     ) -> None:
         os.close(self.fd)
         if self._made:
-            os.unlink(self.path)
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(self.path)
 
     def keep(self) -> None:
         """The restore is complete: the file stays."""
@@ -110,7 +112,7 @@ class HugeChannel(FileChannel):
 
     def punch(self, offset: int, length: int) -> None:
         """Write zeros where there is something else: a part of a huge page cannot be a hole (Channel.punch)."""
-        if any(self.bytes_at(offset, length)):
+        if self.bytes_at(offset, length) != bytes(length):
             self._mapped()[offset : offset + length] = bytes(length)
 
     def _mapped(self) -> memoryview:

@@ -2,18 +2,25 @@
 
 from __future__ import annotations
 
+import mmap
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Self
 
 import numpy as np
+import pytest
 
 from parallel_fixedram.core.bitmap import PageBitmap
 from parallel_fixedram.core.protocols import GuestBlock, Pages, PageSource
 from parallel_fixedram.core.ramblock import PageRange, RAMBlock
 from parallel_fixedram.guest.dirty_log import DirtyLog
 from parallel_fixedram.host.page_source import MappedSource
-from support.pictures import PAGE, memfd, page
+from support.pictures import PAGE, content, memfd, page
+
+_POOL = Path("/proc/sys/vm/nr_hugepages")
 
 
 class AllDirty:
@@ -139,3 +146,50 @@ class ScriptedGuest:
         for index, letter in enumerate(step):
             if letter != ".":
                 self.write(index, letter)
+
+
+@dataclass(frozen=True)
+class HugeFile:
+    """A memory file on huge pages, none of them taken yet."""
+
+    fd: int
+    size: int
+    page_size: int
+    """Of a huge page, bytes."""
+
+    @property
+    def path(self) -> str:
+        return f"/proc/{os.getpid()}/fd/{self.fd}"
+
+    def draw(self, picture: str) -> None:
+        """Fill the file through a mapping; a part of a huge page that is drawn takes all of it."""
+        with mmap.mmap(self.fd, self.size) as view:
+            for start in range(0, len(picture), 64):
+                if set(part := picture[start : start + 64]) - {"-"}:
+                    view[start * 4096 : (start + len(part)) * 4096] = content(part)
+
+
+@contextmanager
+def huge_file(huge_pages: int, *, pool: int | None = None) -> Iterator[HugeFile]:
+    """A file of so many huge pages out of a pool of ``pool`` (default: twice as many), which is put back afterwards.
+
+    Skips the test where huge pages cannot be had.
+    """
+    before = _POOL.read_text().strip() if _POOL.exists() else "0"
+    wanted = int(before) + (2 * huge_pages if pool is None else pool)
+    try:
+        _POOL.write_text(str(wanted))
+    except OSError as error:
+        pytest.skip(f"cannot make huge pages: {error}")
+    try:
+        if int(_POOL.read_text()) != wanted:
+            pytest.skip("not enough free memory in one piece for huge pages")
+        fd = os.memfd_create("huge", os.MFD_CLOEXEC | os.MFD_HUGETLB)
+        try:
+            page_size = os.fstat(fd).st_blksize
+            os.ftruncate(fd, huge_pages * page_size)
+            yield HugeFile(fd, huge_pages * page_size, page_size)
+        finally:
+            os.close(fd)
+    finally:
+        _POOL.write_text(before)

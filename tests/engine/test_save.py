@@ -1,0 +1,506 @@
+import errno
+import os
+import shutil
+import subprocess
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import psutil
+import pytest
+from support.channels import FailingChannel, RecordingChannel
+from support.pictures import PAGE, allocated_pages, content, draw, read_all, saved_picture
+from support.sources import ScriptedGuest, huge_file
+
+from parallel_fixedram.core.errors import CapabilityError, DurabilityError, FixedRamError, HostError, RequestError
+from parallel_fixedram.core.protocols import Channel
+from parallel_fixedram.core.report import SaveReport, from_json, to_json
+from parallel_fixedram.core.units import GIB, MIB
+from parallel_fixedram.engine import save as save_module
+from parallel_fixedram.engine.image import Image
+from parallel_fixedram.engine.restore import Destination, restore
+from parallel_fixedram.engine.save import DirectIO, Durability, SaveOptions, save
+from parallel_fixedram.engine.verify import verify
+from parallel_fixedram.guest.process import GuestProcess
+from parallel_fixedram.guest.spec import GuestSpec
+from parallel_fixedram.host import linux
+from parallel_fixedram.host.channel import FileChannel
+from parallel_fixedram.host.publish import PendingFile
+from parallel_fixedram.host.ram_files import RamFile, RamFiles
+
+BUFFERED = SaveOptions(direct_io=DirectIO.OFF)
+PICTURE = "A0-b" + "-" * 70 + "C" * 300 + "0" * 20 + "-" * 5 + "D" + "-" * 62
+LATIN = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
+
+
+@pytest.fixture(autouse=True)
+def _nothing_is_left_behind() -> Iterator[None]:
+    descriptors, children = set(os.listdir("/proc/self/fd")), psutil.Process().children()
+    yield
+    assert set(os.listdir("/proc/self/fd")) == descriptors
+    assert psutil.Process().children() == children
+
+
+@pytest.fixture
+def target(tmp_path: Path) -> str:
+    (tmp_path / "out").mkdir()
+    return str(tmp_path / "out" / "FILE")
+
+
+@pytest.fixture
+def through(monkeypatch: pytest.MonkeyPatch) -> Callable[[Callable[[FileChannel], Channel]], None]:
+    """Make pages go through the channel that a function makes of the file."""
+
+    def install(wrap: Callable[[FileChannel], Channel]) -> None:
+        class Pending(PendingFile):
+            def open_direct(self) -> FileChannel:
+                return wrap(self.channel)  # type: ignore[return-value]
+
+        monkeypatch.setattr(save_module, "PendingFile", Pending)
+
+    return install
+
+
+def folder(path: str) -> list[str]:
+    return sorted(os.listdir(os.path.dirname(path)))
+
+
+def saved(picture: str) -> str:
+    """The picture of a file that holds RAM of this picture."""
+    return picture.replace("0", "-")
+
+
+@pytest.mark.parametrize("channels", [1, 2, 5])
+@pytest.mark.parametrize("gap", [0, 16])
+@pytest.mark.parametrize("direct_io", [DirectIO.OFF, DirectIO.AUTO])
+def test_the_file_holds_what_ram_holds_at_its_fixed_places(
+    target: str, channels: int, gap: int, direct_io: DirectIO
+) -> None:
+    with ScriptedGuest({"ram": PICTURE}, running=False) as guest:
+        save(guest, target, SaveOptions(channels=channels, direct_io=direct_io, max_gap_pages=gap))
+    assert saved_picture(target) == saved(PICTURE)
+    with Image(target) as image:
+        assert verify(image).ok
+        assert image.block("ram").header.pages_offset % MIB == 0
+    assert folder(target) == ["FILE"]
+
+
+@pytest.mark.parametrize("pages", [1, 2, 63, 64, 65, 255, 256, 257])
+def test_blocks_of_any_number_of_pages_are_saved(target: str, pages: int) -> None:
+    picture = ("A0-b" * 65)[:pages]
+    with ScriptedGuest({"ram": picture, "one": "Z", "none": "-"}, running=False) as guest:
+        save(guest, target, replace(BUFFERED, channels=3))
+    assert [saved_picture(target, name) for name in ("ram", "one", "none")] == [saved(picture), "Z", "-"]
+    with Image(target) as image:
+        assert verify(image).ok
+
+
+def test_many_blocks_are_saved_in_their_order(target: str) -> None:
+    ram = {f"block-{index}": LATIN[index % 26] * (index % 7 + 1) for index in range(40)}
+    with ScriptedGuest(ram, running=False) as guest:
+        report = save(guest, target, replace(BUFFERED, channels=4))
+    assert [block.idstr for block in report.blocks] == list(ram)
+    assert {name: saved_picture(target, name) for name in ram} == ram
+
+
+def test_ram_that_holds_nothing_is_a_file_of_holes(target: str) -> None:
+    with ScriptedGuest({"ram": "-" * 512}, running=False) as guest:
+        report = save(guest, target, BUFFERED)
+    assert report.bytes.allocated < 10 * PAGE < report.bytes.file
+    with Image(target) as image:
+        assert verify(image).ok
+
+
+def test_a_block_on_huge_pages_is_saved_and_none_is_taken(target: str) -> None:
+    with huge_file(3) as file:
+        file.draw("A0" + "-" * 500 + "z")
+        before = os.fstat(file.fd).st_blocks
+        with RamFiles([RamFile(idstr="ram", path=file.path)], name="raw") as machine:
+            report = save(machine, target, replace(BUFFERED, channels=2))
+            assert report.blocks[0].data_pages == 2
+            with Image(target) as image:
+                assert verify(image, ram={"ram": machine.guest_blocks()[0]}).ok
+        assert os.fstat(file.fd).st_blocks == before
+    assert saved_picture(target)[:503] == "A" + "-" * 501 + "z"
+
+
+def test_a_part_of_a_file_is_saved_as_a_block(target: str, tmp_path: Path) -> None:
+    with (tmp_path / "ram").open("w+b") as file:
+        draw(file.fileno(), "XYA-B")
+    with RamFiles([RamFile(idstr="ram", path=str(tmp_path / "ram"), offset=2 * PAGE)], name="raw") as machine:
+        save(machine, target, BUFFERED)
+    assert saved_picture(target) == "A-B"
+
+
+@pytest.mark.parametrize("gap", [0, 16])
+@pytest.mark.parametrize("running", [False, True])
+def test_saving_verifying_and_restoring_leave_memory_as_large_as_it_was(
+    target: str, tmp_path: Path, gap: int, running: bool
+) -> None:
+    picture = "A-A--A" + "0-" * 40 + "-" * 300 + "B-0-B" * 60
+    with ScriptedGuest({"ram": picture}, running=running) as guest:
+        fd = guest.fds["ram"]
+        before = allocated_pages(fd)
+        save(guest, target, replace(BUFFERED, channels=2, max_gap_pages=gap))
+        assert allocated_pages(fd) == before
+        with Image(target) as image:
+            assert verify(image, ram={"ram": guest.guest_blocks()[0]}, channels=2).ok
+            assert allocated_pages(fd) == before
+            restore(image, {"ram": Destination(path=f"/proc/{os.getpid()}/fd/{fd}")}, channels=2)
+            assert allocated_pages(fd) <= before
+            restore(image, {"ram": Destination(path=str(tmp_path / "new"))})
+        assert read_all(fd) == (tmp_path / "new").read_bytes() == content(picture)
+
+
+@pytest.mark.parametrize("running", [True, False])
+def test_a_page_first_touched_after_the_data_map_was_asked_is_not_lost(target: str, running: bool) -> None:
+    """Also when the machine has stopped by itself by the time it is paused, as a guest that shuts down does."""
+    with ScriptedGuest({"ram": "A--0-" + "-" * 100}, ["..B.." + "." * 99 + "C"], running=running) as guest:
+        save(guest, target, replace(BUFFERED, max_gap_pages=16))
+        before = allocated_pages(guest.fds["ram"])
+        assert before == 4
+    assert saved_picture(target) == "A-B--" + "-" * 99 + "C"
+
+
+def test_the_guest_is_paused_once_asked_for_its_devices_and_resumed(target: str) -> None:
+    with ScriptedGuest({"ram": "A"}) as guest:
+        report = save(guest, target, BUFFERED)
+        assert guest.calls == ["pause", "device_state", "resume"]
+        assert guest.running
+    assert 0 < report.seconds.pause < report.seconds.total
+
+
+def test_time_counts_as_pause_only_for_a_machine_that_ran(target: str) -> None:
+    with ScriptedGuest({"ram": "A"}, running=False) as guest:
+        assert save(guest, target, BUFFERED).seconds.pause == 0
+        assert not guest.running
+
+
+def test_a_report_survives_its_way_through_json(target: str) -> None:
+    with ScriptedGuest({"ram": PICTURE, "other": "AB"}) as guest:
+        report = save(guest, target, replace(BUFFERED, channels=2, capabilities={"fixed-ram": True}))
+    as_json = to_json(report)
+    assert as_json["verb"] == "save"
+    assert from_json(SaveReport, as_json) == report
+    assert [(block.data_pages, block.zero_pages) for block in report.blocks] == [(303, len(PICTURE) - 303), (2, 0)]
+    assert report.bytes.ram == (len(PICTURE) + 2) * PAGE
+    assert report.bytes.file == os.stat(target).st_size
+    assert report.bytes.written == 305 * PAGE
+    assert len(report.workers) == report.channels == 2
+    assert sum(worker.written_pages for worker in report.workers) == 305
+    (only,) = report.rounds
+    assert (only.dirty_pages, only.written_pages) == (len(PICTURE) + 2, 305)
+
+
+@pytest.mark.parametrize("running", [False, True])
+def test_progress_goes_up_to_the_total(target: str, running: bool) -> None:
+    seen: dict[str, list[tuple[int, int]]] = {}
+    with ScriptedGuest({"ram": "A" * 3000}, running=running) as guest:
+        save(guest, target, BUFFERED, progress=lambda phase, *done: seen.setdefault(phase, []).append(done))
+    assert set(seen) == ({"write", "digest"} if running else {"write"})
+    for steps in seen.values():
+        assert [done for done, _ in steps] == sorted(done for done, _ in steps)
+        assert steps[-1] == (3000 * PAGE, 3000 * PAGE)
+
+
+def test_no_worker_writes_what_another_one_writes(
+    target: str, through: Callable[[Callable[[FileChannel], Channel]], None]
+) -> None:
+    """Invariant 1."""
+    channels: list[RecordingChannel] = []
+
+    def recording(inner: FileChannel) -> Channel:
+        channels.append(RecordingChannel(inner, 64 * MIB))
+        return channels[-1]
+
+    through(recording)
+    picture = ("A0B-" + "C" * 61) * 100
+    with ScriptedGuest({"ram": picture, "second": picture}, running=False) as guest:
+        save(guest, target, SaveOptions(channels=4, max_gap_pages=16))
+    events = channels[0].events()
+    assert not [event for event in events if event.kind == "!"]
+    assert len({event.pid for event in events}) > 1
+    assert all(event.length <= MIB for event in events)
+    assert saved_picture(target) == saved_picture(target, "second") == saved(picture)
+    channels[0].close()
+
+
+def test_the_bytes_before_the_stream_are_kept(target: str) -> None:
+    head = os.urandom(5000)
+    Path(target).write_bytes(head + b"rest")
+    with ScriptedGuest({"ram": PICTURE}, running=False) as guest:
+        save(guest, target, replace(BUFFERED, overwrite=True, offset=5000))
+    assert Path(target).read_bytes()[:5000] == head
+    with Image(target, offset=5000) as image:
+        assert verify(image).ok
+        assert image.read_pages("ram", 0, 4) == content("A0-b")
+
+
+def same_bytes(a: str, b: str) -> bool:
+    return subprocess.run(["cmp", "-s", a, b], check=False).returncode == 0
+
+
+def test_direct_and_buffered_saves_are_the_same_bytes(target: str) -> None:
+    with ScriptedGuest({"ram": PICTURE, "odd": "AB-"}, running=False, device_state=b"") as guest:
+        save(guest, target, BUFFERED)
+        try:
+            report = save(guest, target + "2", SaveOptions(direct_io=DirectIO.ON, channels=2))
+        except HostError as error:
+            pytest.skip(str(error))
+    assert report.direct_io
+    assert same_bytes(target, target + "2")
+
+
+def test_a_stopped_and_a_running_machine_give_the_same_bytes(target: str) -> None:
+    """Digests written along with the pages, and digests read back, are the same."""
+    for name, running in ((target, False), (target + "2", True)):
+        with ScriptedGuest({"ram": PICTURE}, running=running) as guest:
+            save(guest, name, replace(BUFFERED, channels=2))
+    assert same_bytes(target, target + "2")
+
+
+@pytest.fixture
+def _no_direct_io(monkeypatch: pytest.MonkeyPatch) -> None:
+    real = os.open
+
+    def refuse(path: str, flags: int, mode: int = 0o777, *, dir_fd: int | None = None) -> int:
+        if flags & os.O_DIRECT:
+            raise OSError(errno.EINVAL, "no")
+        return real(path, flags, mode, dir_fd=dir_fd)
+
+    monkeypatch.setattr(os, "open", refuse)
+
+
+@pytest.mark.usefixtures("_no_direct_io")
+def test_where_direct_io_is_refused_on_is_an_error_and_auto_says_what_it_did(target: str) -> None:
+    with ScriptedGuest({"ram": "AB"}) as guest:
+        with pytest.raises(HostError, match="refuses direct I/O") as caught:
+            save(guest, target, SaveOptions(direct_io=DirectIO.ON))
+        assert "auto" in caught.value.hint
+        assert folder(target) == []
+        assert guest.calls == []
+        report = save(guest, target, SaveOptions(direct_io=DirectIO.AUTO))
+    assert not report.direct_io
+    assert len(report.notes) == 1
+    assert "refuses direct I/O" in report.notes[0]
+    assert saved_picture(target) == "AB"
+
+
+def test_an_existing_file_is_refused_before_the_guest_is_touched(target: str) -> None:
+    Path(target).write_bytes(b"old")
+    with ScriptedGuest({"ram": "A"}) as guest:
+        with pytest.raises(RequestError, match="exists"):
+            save(guest, target, BUFFERED)
+        assert guest.calls == []
+    assert Path(target).read_bytes() == b"old"
+
+
+def test_a_pipe_is_refused_before_the_guest_is_touched(target: str) -> None:
+    os.mkfifo(target)
+    with ScriptedGuest({"ram": "A"}) as guest:
+        with pytest.raises(CapabilityError):
+            save(guest, target, replace(BUFFERED, overwrite=True))
+        assert guest.calls == []
+
+
+def test_rounds_without_a_dirty_log_are_refused(target: str) -> None:
+    with ScriptedGuest({"ram": "A"}) as guest:
+        with pytest.raises(RequestError, match="no dirty log"):
+            save(guest, target, replace(BUFFERED, max_rounds=2))
+        assert guest.calls == folder(target) == []
+
+
+def fail_sync(monkeypatch: pytest.MonkeyPatch, *, folder_only: bool) -> None:
+    real = os.fsync
+
+    def fsync(fd: int) -> None:
+        if os.path.isdir(f"/proc/self/fd/{fd}") == folder_only:
+            raise OSError(errno.EIO, "no")
+        real(fd)
+
+    monkeypatch.setattr(os, "fsync", fsync)
+
+
+def test_a_file_that_cannot_be_synced_is_not_published(target: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Invariant 4: and the guest goes on."""
+    fail_sync(monkeypatch, folder_only=False)
+    Path(target).write_bytes(b"old")
+    with ScriptedGuest({"ram": "A"}) as guest:
+        with pytest.raises(HostError, match=r"cannot sync .*: input/output error") as caught:
+            save(guest, target, replace(BUFFERED, overwrite=True))
+        assert type(caught.value) is HostError
+        assert guest.running
+    assert (folder(target), Path(target).read_bytes()) == (["FILE"], b"old")
+
+
+def test_a_folder_that_cannot_be_synced_leaves_the_file_published(target: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    fail_sync(monkeypatch, folder_only=True)
+    with ScriptedGuest({"ram": "AB"}) as guest, pytest.raises(DurabilityError):
+        save(guest, target, BUFFERED)
+    assert (folder(target), saved_picture(target)) == (["FILE"], "AB")
+
+
+def test_without_durability_nothing_is_synced(target: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object) -> None:
+        raise OSError(errno.EIO, "no")
+
+    monkeypatch.setattr(os, "fsync", refuse)
+    with ScriptedGuest({"ram": "AB"}) as guest:
+        save(guest, target, replace(BUFFERED, durability=Durability.NONE))
+    assert saved_picture(target) == "AB"
+
+
+def test_a_kernel_that_cannot_start_writing_early_only_writes_later(
+    target: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(_: int) -> None:
+        raise OSError(errno.ENOSYS, "no")
+
+    monkeypatch.setattr(linux, "start_writeback", refuse)
+    with ScriptedGuest({"ram": "AB"}) as guest:
+        save(guest, target, BUFFERED)
+    assert saved_picture(target) == "AB"
+
+
+@pytest.mark.parametrize("successes", range(9))
+def test_each_failing_write_of_a_page_fails_the_save_and_leaves_nothing(
+    target: str, through: Callable[[Callable[[FileChannel], Channel]], None], successes: int
+) -> None:
+    failing: list[FailingChannel] = []
+
+    def wrap(inner: FileChannel) -> Channel:
+        failing.append(FailingChannel(inner, errno=errno.EIO, successes=successes))
+        return failing[-1]
+
+    through(wrap)
+    with ScriptedGuest({"ram": "A-" * 10}) as guest:
+        with pytest.raises(HostError, match="cannot write: input/output error"):
+            save(guest, target, SaveOptions(channels=2))
+        assert guest.running
+        assert guest.calls[-1] == "resume"
+    assert folder(target) == []
+    failing[0].close()
+
+
+def break_pause(guest: ScriptedGuest) -> None:
+    def act() -> None:
+        raise HostError("no pause")
+
+    guest._script = [act]
+
+
+def test_a_machine_that_cannot_be_paused_is_told_to_go_on_and_nothing_is_left(target: str) -> None:
+    with ScriptedGuest({"ram": "A"}) as guest:
+        break_pause(guest)
+        with pytest.raises(HostError, match="no pause"):
+            save(guest, target, BUFFERED)
+        assert guest.calls == ["pause", "resume"]
+    assert folder(target) == []
+
+
+def test_an_interrupt_while_the_guest_stands_still_lets_it_go_on_and_leaves_nothing(target: str) -> None:
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with ScriptedGuest({"ram": "A"}) as guest:
+        with pytest.raises(KeyboardInterrupt):
+            save(guest, target, BUFFERED, progress=interrupt)
+        assert guest.calls[-1] == "resume"
+        assert guest.running
+    assert folder(target) == []
+
+
+@pytest.fixture
+def small_tmpfs(tmp_path: Path) -> Iterator[Path]:
+    """A file system of 2 MiB, and room for a FILE in it."""
+    mount = tmp_path / "small"
+    mount.mkdir()
+    command = ["mount", "-t", "tmpfs", "-o", "size=2m", "tmpfs", str(mount)]
+    if not shutil.which("mount") or subprocess.run(command, capture_output=True, check=False).returncode:
+        pytest.skip("mounting is not permitted here")
+    yield mount
+    subprocess.run(["umount", str(mount)], check=True)
+
+
+@pytest.mark.parametrize("durability", Durability)
+@pytest.mark.parametrize("reserve", [True, False])
+def test_a_full_file_system_fails_the_save_and_gets_its_space_back(
+    small_tmpfs: Path, monkeypatch: pytest.MonkeyPatch, durability: Durability, reserve: bool
+) -> None:
+    if not reserve:
+        monkeypatch.setattr(PendingFile, "reserve", lambda *_: None)
+    with ScriptedGuest({"ram": "A" * 1024}) as guest:
+        with pytest.raises(HostError) as caught:
+            save(guest, str(small_tmpfs / "FILE"), SaveOptions(channels=2, durability=durability))
+        assert caught.value.errno == errno.ENOSPC
+        assert guest.running
+    assert os.listdir(small_tmpfs) == []
+    assert os.statvfs(small_tmpfs).f_bfree == os.statvfs(small_tmpfs).f_blocks
+
+
+@pytest.mark.parametrize("existing", [True, False])
+def test_a_full_destination_fails_the_restore_and_what_was_made_is_gone(
+    target: str, small_tmpfs: Path, existing: bool
+) -> None:
+    with ScriptedGuest({"ram": "A" * 1024}, running=False) as guest:
+        save(guest, target, BUFFERED)
+    path = small_tmpfs / "ram"
+    if existing:
+        path.touch()
+        os.truncate(path, 1024 * PAGE)
+    with Image(target) as image, pytest.raises(HostError) as caught:
+        restore(image, {"ram": Destination(path=str(path))}, channels=2)
+    assert caught.value.errno == errno.ENOSPC
+    assert os.listdir(small_tmpfs) == (["ram"] if existing else [])
+
+
+def test_too_few_descriptors_are_an_error_that_leaves_nothing(target: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    import socket
+
+    def refuse(*_: object) -> None:
+        raise OSError(errno.EMFILE, "too many")
+
+    monkeypatch.setattr(socket, "socketpair", refuse)
+    with ScriptedGuest({"ram": "A"}) as guest:
+        with pytest.raises(FixedRamError, match="cannot start a worker"):
+            save(guest, target, BUFFERED)
+        assert guest.calls == folder(target) == []
+
+
+def test_the_built_in_guest_is_saved_while_it_runs_and_goes_on(target: str) -> None:
+    with GuestProcess(GuestSpec.parse("hot,size=8MiB,fraction=0.6,rate=64MiB")) as guest:
+        guest.start()
+        report = save(guest, target, replace(BUFFERED, channels=2))
+        assert guest.pause()
+    assert report.seconds.pause > 0
+    with Image(target) as image:
+        assert verify(image).ok
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("scattered", [False, True])
+def test_private_memory_does_not_grow_with_ram(target: str, tmp_path: Path, scattered: bool) -> None:
+    path, size = tmp_path / "ram", 64 * GIB
+    fd = os.memfd_create("ram", os.MFD_CLOEXEC)
+    os.ftruncate(fd, size)
+    step = GIB if scattered else 1 << 20
+    for index in range(64 if scattered else 512):
+        os.pwrite(fd, content(LATIN[index % 26]), index * step)
+    path.symlink_to(f"/proc/{os.getpid()}/fd/{fd}")
+    most = 0
+
+    def sample(*_: object) -> None:
+        nonlocal most
+        children = psutil.Process().children()
+        most = max(most, sum(child.memory_full_info().uss for child in children))
+
+    before = allocated_pages(fd)
+    with RamFiles([RamFile(idstr="ram", path=str(path))], name="raw") as machine:
+        save(machine, target, replace(BUFFERED, channels=4), progress=sample)
+        assert allocated_pages(fd) == before
+        with Image(target) as image:
+            assert verify(image, ram={"ram": machine.guest_blocks()[0]}, channels=4, progress=sample).ok
+        assert allocated_pages(fd) == before
+    os.close(fd)
+    print(f"private memory of all workers: {most / MIB:.1f} MiB")
+    assert 0 < most < 150 * MIB

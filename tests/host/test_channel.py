@@ -1,0 +1,226 @@
+import errno
+import mmap
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from support.channels import FailingChannel, MemoryChannel, RecordingChannel
+from support.conformance import ChannelConformance, OpenChannel, aligned
+from support.pictures import PAGE, allocated_pages, content, picture_of, read_all
+from support.sources import huge_file
+
+from parallel_fixedram.core.errors import FormatError, HostError, RequestError
+from parallel_fixedram.core.ramblock import RAMBlock
+from parallel_fixedram.host import linux
+from parallel_fixedram.host.channel import FileChannel, aligned_buffer, open_readable, open_writable
+from parallel_fixedram.host.ram_target import HugeChannel, RamTarget
+
+SIZE = 16 * PAGE
+
+
+def opened_file(path: Path, flags: int = 0) -> OpenChannel:
+    path.write_bytes(b"")
+    os.truncate(path, SIZE)
+    try:
+        fd = os.open(path, os.O_RDWR | flags)
+    except OSError as error:
+        pytest.skip(f"no direct I/O here: {error}")
+    return OpenChannel(FileChannel(fd, str(path)), SIZE, path.read_bytes)
+
+
+class TestBufferedFile(ChannelConformance):
+    @pytest.fixture
+    def opened(self, tmp_path: Path) -> Iterator[OpenChannel]:
+        opened = opened_file(tmp_path / "file")
+        yield opened
+        os.close(opened.channel.fd)
+
+
+class TestDirectFile(ChannelConformance):
+    @pytest.fixture
+    def opened(self, tmp_path: Path) -> Iterator[OpenChannel]:
+        opened = opened_file(tmp_path / "file", os.O_DIRECT)
+        yield opened
+        os.close(opened.channel.fd)
+
+
+class TestFileWhereHolesCannotBeMade(ChannelConformance):
+    @pytest.fixture
+    def opened(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[OpenChannel]:
+        def refuse(*_: object) -> None:
+            raise OSError(errno.EOPNOTSUPP, "no holes")
+
+        monkeypatch.setattr(linux, "fallocate", refuse)
+        opened = opened_file(tmp_path / "file", os.O_DIRECT)
+        yield opened
+        os.close(opened.channel.fd)
+
+
+class TestHugePages(ChannelConformance):
+    @pytest.fixture
+    def opened(self) -> Iterator[OpenChannel]:
+        with huge_file(2) as file:
+            block = RAMBlock(idstr="huge", used_length=file.size, host_page_size=file.page_size)
+            with RamTarget(block, file.path) as target:
+                channel = target.channel()
+                assert isinstance(channel, HugeChannel)
+                yield OpenChannel(channel, file.size, lambda: read_all(file.fd))
+
+    def test_writing_nothing_does_nothing(self, opened: OpenChannel) -> None:
+        pass  # fallocate(2) refuses a length of 0, and nobody asks for it
+
+
+class TestMemoryChannel(ChannelConformance):
+    @pytest.fixture
+    def opened(self) -> OpenChannel:
+        channel = MemoryChannel(SIZE)
+        return OpenChannel(channel, SIZE, lambda: channel.memory[:])
+
+
+class TestRecordingChannel(ChannelConformance):
+    @pytest.fixture
+    def opened(self) -> Iterator[OpenChannel]:
+        memory = MemoryChannel(SIZE)
+        channel = RecordingChannel(memory, SIZE)
+        yield OpenChannel(channel, SIZE, lambda: memory.memory[:])
+        channel.close()
+
+
+class TestFailingChannelBeforeItFails(ChannelConformance):
+    @pytest.fixture
+    def opened(self) -> Iterator[OpenChannel]:
+        memory = MemoryChannel(SIZE)
+        channel = FailingChannel(memory, errno=errno.EIO, successes=100)
+        yield OpenChannel(channel, SIZE, lambda: memory.memory[:])
+        channel.close()
+
+
+def test_a_recording_channel_notes_a_page_written_twice_in_a_round_but_not_in_two() -> None:
+    channel = RecordingChannel(MemoryChannel(SIZE), SIZE)
+    page = memoryview(content("A"))
+    channel.write(0, page)
+    channel.punch(0, PAGE)
+    channel.next_round()
+    channel.write(0, page)
+    assert not channel.events("!")
+    channel.write(0, page)
+    assert len(channel.events("!")) == 1
+    channel.close()
+
+
+def test_a_failing_channel_fails_for_good() -> None:
+    channel = FailingChannel(MemoryChannel(SIZE), errno=errno.ENOSPC, successes=2)
+    channel.write(0, memoryview(b"x"))
+    channel.sync()
+    for _ in range(2):
+        with pytest.raises(HostError, match="cannot write: no space left on device"):
+            channel.write(0, memoryview(b"x"))
+    channel.close()
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Iterator[FileChannel]:
+    opened = opened_file(tmp_path / "file")
+    assert isinstance(opened.channel, FileChannel)
+    yield opened.channel
+    os.close(opened.channel.fd)
+
+
+def test_short_writes_and_reads_are_continued_where_they_ended(
+    file: FileChannel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pwrite, preadv = os.pwrite, os.preadv
+    monkeypatch.setattr(os, "pwrite", lambda fd, data, offset: pwrite(fd, data[:1000], offset))
+    monkeypatch.setattr(os, "preadv", lambda fd, buffers, offset: preadv(fd, [buffers[0][:700]], offset))
+    data = os.urandom(5000)
+    file.write(300, memoryview(data))
+    into = bytearray(6000)
+    file.read(0, memoryview(into))
+    assert bytes(into) == bytes(300) + data + bytes(700)
+
+
+def test_a_write_of_nothing_is_an_error_and_not_an_endless_loop(
+    file: FileChannel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(os, "pwrite", lambda *_: 0)
+    with pytest.raises(HostError, match="at 0x1000: nothing was written"):
+        file.write(PAGE, memoryview(b"x"))
+
+
+def test_errors_say_what_where_and_why_and_keep_the_errno(tmp_path: Path) -> None:
+    path = tmp_path / "file"
+    path.write_bytes(bytes(PAGE))
+    fd = os.open(path, os.O_RDONLY)
+    channel = FileChannel(fd, "NAME")
+    with pytest.raises(HostError, match="cannot write 'NAME' at 0x10: bad file descriptor") as caught:
+        channel.write(16, memoryview(b"x"))
+    assert caught.value.errno == errno.EBADF
+    with pytest.raises(HostError, match="cannot punch a hole into 'NAME' at 0x20"):
+        channel.punch(32, 1)
+    with pytest.raises(FormatError, match="at 0x1000: 'NAME' ends, expected 1 more bytes"):
+        channel.read(PAGE, memoryview(bytearray(1)))
+    os.close(fd)
+    with pytest.raises(HostError, match="cannot read 'NAME'"):
+        channel.read(0, memoryview(bytearray(1)))
+    with pytest.raises(HostError, match="cannot read 'NAME'"):
+        channel.bytes_at(0, 1)
+    with pytest.raises(HostError, match="cannot sync 'NAME'"):
+        channel.sync()
+
+
+def test_punching_gives_space_back(file: FileChannel) -> None:
+    file.write(0, memoryview(content("ABCD")))
+    file.sync()
+    before = allocated_pages(file.fd)
+    file.punch(PAGE, 2 * PAGE)
+    assert allocated_pages(file.fd) == before - 2
+
+
+def test_bytes_at_gives_fewer_bytes_only_where_the_file_ends(
+    file: FileChannel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pread = os.pread
+    file.write(SIZE - 10, memoryview(b"0123456789"))
+    monkeypatch.setattr(os, "pread", lambda fd, length, offset: pread(fd, min(length, 3), offset))
+    assert file.bytes_at(SIZE - 10, 20) == b"0123456789"
+    assert file.bytes_at(SIZE, 1) == b""
+
+
+def test_an_aligned_buffer_can_be_written_to_a_direct_file(tmp_path: Path) -> None:
+    opened = opened_file(tmp_path / "file", os.O_DIRECT)
+    buffer = aligned_buffer(2 * PAGE)
+    buffer[:] = content("AB")
+    opened.channel.write(PAGE, buffer)
+    assert picture_of(opened.look()[: 4 * PAGE]) == "0AB0"
+    os.close(opened.channel.fd)
+
+
+def test_only_regular_files_are_opened_and_a_pipe_does_not_hang(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    for path in (str(tmp_path / "pipe"), "/dev/null"):
+        for open_it in (open_readable, open_writable):
+            with pytest.raises(RequestError, match="is not a regular file"):
+                open_it(path)
+    with pytest.raises(RequestError, match="is not a regular file"):
+        open_readable(str(tmp_path))
+    with pytest.raises(HostError, match=r"cannot open .*: no such file") as caught:
+        open_writable(str(tmp_path / "missing"))
+    assert caught.value.errno == errno.ENOENT
+
+
+def test_a_full_pool_of_huge_pages_is_an_error_and_not_a_bus_error() -> None:
+    with huge_file(2, pool=1) as file:
+        channel = HugeChannel(file.fd, "huge")
+        with pytest.raises(HostError) as caught:
+            channel.write(0, aligned(bytes(file.size)))
+        assert caught.value.errno in (errno.ENOSPC, errno.ENOMEM)
+
+
+def test_punching_never_touched_huge_pages_takes_none() -> None:
+    with huge_file(2) as file:
+        HugeChannel(file.fd, "huge").punch(0, file.size)
+        with mmap.mmap(file.fd, file.size) as view:
+            assert not any(view[:PAGE])
+        file.draw("A")
+        assert os.fstat(file.fd).st_blocks * 512 == file.page_size

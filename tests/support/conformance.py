@@ -1,0 +1,287 @@
+"""What every PageSource, Channel, DirtySource and Machine has to do: one class a protocol, for subclasses to run.
+
+A subclass ``TestSomething(PageSourceConformance)`` defines the fixture that makes the thing.
+"""
+
+from __future__ import annotations
+
+import mmap
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import pytest
+
+from parallel_fixedram.core.bitmap import PageBitmap
+from parallel_fixedram.core.errors import FormatError
+from parallel_fixedram.core.protocols import Channel, DirtySource, Machine, PageSource
+from parallel_fixedram.core.ramblock import PageRange, check_unique
+from support.pictures import PAGE, allocated_pages, content, picture_of
+
+DRAWN = "A0-B--0C" + "-" * 56 + "z" + "-" * 192 + "Y"
+"""258 pages: data, zeros and holes, over the edges of bitmap words and of windows."""
+
+
+def covered(ranges: list[PageRange]) -> list[int]:
+    """The pages of ranges, which have to be ascending and disjoint."""
+    found: list[int] = []
+    for each in ranges:
+        assert each.count > 0
+        assert not found or each.first > found[-1]
+        found += range(each.first, each.end)
+    return found
+
+
+@dataclass
+class Drawn:
+    """A PageSource over memory that holds ``picture``."""
+
+    source: PageSource
+    picture: str
+    fd: int
+    """The file that holds it."""
+    offset: int = 0
+    """Where it starts in the file."""
+    exact: bool = True
+    """Whether the source knows about holes to the page."""
+
+
+class PageSourceConformance:
+    """Needs a fixture ``drawn``: a Drawn whose source is not open yet."""
+
+    def test_every_page_reads_as_what_memory_holds(self, drawn: Drawn) -> None:
+        drawn.source.open()
+        for each in drawn.source.data_ranges(PageRange(0, len(drawn.picture))):
+            for first in range(each.first, each.end, 256):
+                count = min(256, each.end - first)
+                pages = drawn.source.pages(first, count)
+                assert pages.shape == (count, PAGE // 8)
+                assert pages.tobytes() == content(drawn.picture[first : first + count])
+
+    def test_its_pages_cannot_be_written_and_begin_at_a_page(self, drawn: Drawn) -> None:
+        drawn.source.open()
+        pages = drawn.source.pages(0, 2)
+        assert not pages.flags.writeable
+        assert pages.flags.c_contiguous
+        assert pages.ctypes.data % mmap.PAGESIZE == 0
+
+    def test_no_page_that_holds_something_is_outside_the_data_ranges(self, drawn: Drawn) -> None:
+        found = covered(drawn.source.data_ranges(PageRange(0, len(drawn.picture))))
+        assert {i for i, letter in enumerate(drawn.picture) if letter not in "-0"} <= set(found)
+        if drawn.exact:
+            assert found == [i for i, letter in enumerate(drawn.picture) if letter != "-"]
+
+    @pytest.mark.parametrize(("first", "count"), [(0, 0), (0, 1), (1, 2), (3, 61), (63, 2), (65, 193), (257, 1)])
+    def test_data_ranges_stay_within_what_was_asked(self, drawn: Drawn, first: int, count: int) -> None:
+        found = covered(drawn.source.data_ranges(PageRange(first, count)))
+        whole = covered(drawn.source.data_ranges(PageRange(0, len(drawn.picture))))
+        assert found == [index for index in whole if first <= index < first + count]
+
+    def test_data_ranges_can_be_asked_before_open_and_after_a_page_was_touched(self, drawn: Drawn) -> None:
+        drawn.source.data_ranges(PageRange(0, len(drawn.picture)))
+        os.pwrite(drawn.fd, b"x", drawn.offset + 100 * PAGE)
+        assert 100 in covered(drawn.source.data_ranges(PageRange(66, 100)))
+
+    def test_asking_and_reading_data_takes_no_memory(self, drawn: Drawn) -> None:
+        before = allocated_pages(drawn.fd)
+        drawn.source.open()
+        for each in drawn.source.data_ranges(PageRange(0, len(drawn.picture))):
+            drawn.source.pages(each.first, each.count).sum()
+        assert allocated_pages(drawn.fd) == before
+
+    def test_it_reads_memory_as_it_is_now(self, drawn: Drawn) -> None:
+        drawn.source.open()
+        assert picture_of(drawn.source.pages(0, 1).tobytes()) == "A"
+        os.pwrite(drawn.fd, content("Q"), drawn.offset)
+        assert picture_of(drawn.source.pages(0, 1).tobytes()) == "Q"
+
+    def test_a_fork_opens_it_for_itself(self, drawn: Drawn) -> None:
+        pid = os.fork()
+        if pid == 0:
+            status = 1
+            try:
+                drawn.source.open()
+                status = int(picture_of(drawn.source.pages(0, 1).tobytes()) != "A")
+            finally:
+                os._exit(status)
+        assert os.waitpid(pid, 0)[1] == 0
+
+    def test_closing_more_than_once_does_no_harm(self, drawn: Drawn) -> None:
+        drawn.source.open()
+        drawn.source.close()
+        drawn.source.close()
+
+
+@dataclass
+class OpenChannel:
+    """A Channel of ``size`` bytes, all zero, and a way to see them that does not go through it."""
+
+    channel: Channel
+    size: int
+    look: Callable[[], bytes]
+
+
+def aligned(data: bytes) -> memoryview:
+    """The bytes in memory that starts at a page, as O_DIRECT wants them."""
+    buffer = memoryview(mmap.mmap(-1, len(data)))
+    buffer[:] = data
+    return buffer
+
+
+class ChannelConformance:
+    """Needs a fixture ``opened``: an OpenChannel of at least 8 pages; transfers here are whole, aligned pages."""
+
+    def test_what_is_written_can_be_read_at_the_same_place(self, opened: OpenChannel) -> None:
+        opened.channel.write(2 * PAGE, aligned(content("AB")))
+        opened.channel.write(0, aligned(content("Z")))
+        into = aligned(bytes(5 * PAGE))
+        opened.channel.read(0, into)
+        assert picture_of(into.tobytes()) == "Z0AB0"
+        opened.channel.sync()
+        assert picture_of(opened.look()[: 5 * PAGE]) == "Z0AB0"
+
+    def test_writing_the_same_page_twice_leaves_the_second_contents(self, opened: OpenChannel) -> None:
+        opened.channel.write(PAGE, aligned(content("A")))
+        opened.channel.write(PAGE, aligned(content("B")))
+        assert picture_of(opened.look()[: 3 * PAGE]) == "0B0"
+
+    def test_the_view_that_is_written_may_be_read_only(self, opened: OpenChannel) -> None:
+        opened.channel.write(0, aligned(content("AB")).toreadonly())
+        assert picture_of(opened.look()[: 2 * PAGE]) == "AB"
+
+    def test_a_punched_range_reads_as_zeros_and_its_neighbours_stay(self, opened: OpenChannel) -> None:
+        opened.channel.write(0, aligned(content("ABCDEFGH")))
+        opened.channel.punch(2 * PAGE, 3 * PAGE)
+        opened.channel.punch(7 * PAGE, PAGE)
+        into = aligned(bytes(8 * PAGE))
+        opened.channel.read(0, into)
+        assert picture_of(into.tobytes()) == "AB000FG0"
+        assert len(opened.look()) == opened.size
+
+    def test_punching_what_is_a_hole_already_does_no_harm(self, opened: OpenChannel) -> None:
+        opened.channel.punch(0, 4 * PAGE)
+        assert picture_of(opened.look()[: 4 * PAGE]) == "0000"
+
+    def test_reading_past_the_end_is_an_error_of_the_file(self, opened: OpenChannel) -> None:
+        with pytest.raises(FormatError):
+            opened.channel.read(opened.size - PAGE, aligned(bytes(2 * PAGE)))
+
+    def test_writing_nothing_does_nothing(self, opened: OpenChannel) -> None:
+        opened.channel.write(0, memoryview(b""))
+        assert not any(opened.look())
+
+    def test_two_processes_may_use_it_at_once(self, opened: OpenChannel) -> None:
+        children = []
+        for index, letter in enumerate("ABCD"):
+            pid = os.fork()
+            if pid == 0:
+                try:
+                    opened.channel.write(2 * index * PAGE, aligned(content(letter * 2)))
+                finally:
+                    os._exit(0)
+            children.append(pid)
+        for pid in children:
+            os.waitpid(pid, 0)
+        assert picture_of(opened.look()[: 8 * PAGE]) == "AABBCCDD"
+
+
+@dataclass
+class Dirtying:
+    """A DirtySource for blocks of these many pages, and the guest's side of it."""
+
+    source: DirtySource
+    pages: list[int]
+    touch: Callable[[int, int], None]
+    """``touch(block, page)`` writes a page."""
+
+
+class DirtySourceConformance:
+    """Needs a fixture ``dirtying``: a Dirtying whose source has nothing to report that matters."""
+
+    def bitmaps(self, dirtying: Dirtying) -> list[PageBitmap]:
+        return [PageBitmap(pages) for pages in dirtying.pages]
+
+    def test_every_page_written_since_the_last_sync_is_reported(self, dirtying: Dirtying) -> None:
+        dirtying.source.sync(self.bitmaps(dirtying))
+        written = [(block, index) for block, pages in enumerate(dirtying.pages) for index in {0, pages // 2, pages - 1}]
+        for block, index in written:
+            dirtying.touch(block, index)
+        found = self.bitmaps(dirtying)
+        dirtying.source.sync(found)
+        assert all(found[block].test(index) for block, index in written)
+
+    def test_it_returns_how_many_bits_went_from_0_to_1(self, dirtying: Dirtying) -> None:
+        found = self.bitmaps(dirtying)
+        found[0].set_range(PageRange(0, 1))
+        dirtying.touch(0, 0)
+        dirtying.touch(0, dirtying.pages[0] - 1)
+        before = sum(bitmap.count() for bitmap in found)
+        added = dirtying.source.sync(found)
+        assert added == sum(bitmap.count() for bitmap in found) - before
+
+    def test_it_clears_no_bit_and_sets_none_after_the_last_page(self, dirtying: Dirtying) -> None:
+        found = self.bitmaps(dirtying)
+        for bitmap in found:
+            bitmap.set_all()
+        assert dirtying.source.sync(found) == 0
+        assert [bitmap.count() for bitmap in found] == dirtying.pages
+        assert all(np.array_equal(b.words, PageBitmap.from_bytes(b.to_bytes(), b.pages).words) for b in found)
+
+    def test_a_page_written_again_is_reported_again(self, dirtying: Dirtying) -> None:
+        for _ in range(3):
+            dirtying.touch(0, 0)
+            found = self.bitmaps(dirtying)
+            dirtying.source.sync(found)
+            assert found[0].test(0)
+
+
+class MachineConformance:
+    """Needs a fixture ``machine``, standing still; and ``run(machine)`` where it can run."""
+
+    can_run = True
+
+    def run(self, machine: Machine) -> None:
+        """Let it run."""
+
+    def test_it_has_a_name_that_fits_a_file(self, machine: Machine) -> None:
+        assert 0 < len(machine.name) <= 255
+        assert machine.name.isascii()
+
+    def test_its_blocks_can_be_saved_and_stay_the_same(self, machine: Machine) -> None:
+        blocks = [each.block for each in machine.guest_blocks()]
+        check_unique(blocks)
+        assert [each.block for each in machine.guest_blocks()] == blocks
+
+    def test_every_page_of_every_block_can_be_read(self, machine: Machine) -> None:
+        for each in machine.guest_blocks():
+            each.source.open()
+            for found in each.source.data_ranges(PageRange(0, each.block.pages)):
+                assert found.end <= each.block.pages
+                assert len(each.source.pages(found.first, min(found.count, 4))) == min(found.count, 4)
+            each.source.close()
+
+    def test_its_device_sections_are_bytes_while_it_is_paused(self, machine: Machine) -> None:
+        machine.pause()
+        assert isinstance(machine.device_state(), bytes)
+        machine.resume()
+
+    def test_one_that_stood_still_is_left_standing(self, machine: Machine) -> None:
+        assert machine.pause() is False
+        machine.resume()
+        machine.resume()
+        assert machine.pause() is False
+
+    def test_one_that_runs_is_paused_and_goes_on(self, machine: Machine) -> None:
+        if not self.can_run:
+            pytest.skip("this machine never runs")
+        self.run(machine)
+        assert machine.pause() is True
+        machine.resume()
+        machine.resume()
+        assert machine.pause() is True
+        machine.resume()
+
+    def test_closing_more_than_once_does_no_harm(self, machine: Machine) -> None:
+        machine.close()
+        machine.close()

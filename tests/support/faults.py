@@ -1,0 +1,302 @@
+"""Faults in the system calls of a process tree, decided one call at a time by the test.
+
+::
+
+    test (supervisor) --fork--> root: seccomp filter, then action() --fork--> its workers, under the same filter
+          ^                        |                                             |
+          +---- notification ------+------------- every watched call ------------+
+          +---- answer: go on, fail with an errno, write less, or SIGKILL somebody
+
+Calls are counted over the whole tree in the order in which they arrive; only those that concern files below ``under``
+count. What the action returns or raises comes back in the Outcome, together with what the tree wrote to stderr and
+whether anything of it outlived the root. Linux on x86-64, 5.9 or later.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import errno
+import fcntl
+import os
+import pickle
+import platform
+import select
+import signal
+import socket
+import struct
+import sys
+import time
+import traceback
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple, NoReturn
+
+GONE_SECONDS = 2.0
+"""How long the workers of a dead coordinator may take to go; the promise is 0.1 s, a busy test machine gets more."""
+
+
+class Place(NamedTuple):
+    """A system call: its number, and which arguments say what file it concerns."""
+
+    number: int
+    fd: int | None = 0
+    """The argument that is the file, or the folder that ``name`` starts from."""
+    name: int | None = None
+
+
+_ON_FD = {"close": 3, "lseek": 8, "pread64": 17, "pwrite64": 18, "flock": 73, "fsync": 74, "fdatasync": 75}
+_ON_FD |= {"ftruncate": 77, "fchmod": 91, "fstatfs": 138, "sync_file_range": 277, "fallocate": 285}
+_ON_FD |= {"preadv": 295, "pwritev": 296}
+_ON_NAME = {"openat": Place(257, 0, 1), "newfstatat": Place(262, 0, 1), "unlinkat": Place(263, 0, 1)}
+_ON_NAME |= {"renameat": Place(264, 2, 3), "linkat": Place(265, 2, 3), "renameat2": Place(316, 2, 3)}
+_ON_NAME |= {"rename": Place(82, None, 1), "link": Place(86, None, 1), "unlink": Place(87, None, 0)}
+_CALLS = {name: Place(number) for name, number in _ON_FD.items()} | _ON_NAME | {"mmap": Place(9, 4)}
+_NAMES = {place.number: name for name, place in _CALLS.items()}
+_PRCTL = 157
+"""Watched but never counted: a new worker's first call, by which the supervisor learns of it."""
+
+_NOTIF_RECV, _NOTIF_SEND = 0xC0502100, 0xC0182101  # SECCOMP_IOCTL_NOTIF_RECV, _SEND: linux/seccomp.h
+_FLAG_CONTINUE = 1  # SECCOMP_USER_NOTIF_FLAG_CONTINUE
+_SECCOMP, _SET_MODE_FILTER, _NEW_LISTENER = 317, 1, 8
+_PR_SET_NO_NEW_PRIVS = 38
+_AT_FDCWD = -100
+_libc = ctypes.CDLL(None, use_errno=True)
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """A call that waits for an answer."""
+
+    number: int
+    """How many counted calls came before it, in the whole tree."""
+    name: str
+    pid: int
+    by_worker: bool
+    args: tuple[int, ...]
+    path: str
+
+
+@dataclass(frozen=True, slots=True)
+class Fail:
+    """Let the call fail without doing anything."""
+
+    errno: int
+
+
+@dataclass(frozen=True, slots=True)
+class Shorten:
+    """Let pwrite64 really write, but at most so many bytes."""
+
+    count: int
+
+
+@dataclass(frozen=True, slots=True)
+class Kill:
+    """SIGKILL these processes and wait until they are gone; whoever is left goes on."""
+
+    pids: tuple[int, ...]
+
+
+@dataclass(slots=True)
+class Tree:
+    """The processes seen so far. A pidfd is opened while its process waits for us, so it names no other."""
+
+    root: int
+    pidfds: dict[int, int] = field(default_factory=dict)
+    calls: list[Call] = field(default_factory=list)
+    faults: list[Call] = field(default_factory=list)
+    """The calls that were not simply let go."""
+
+    def workers(self) -> tuple[int, ...]:
+        return tuple(pid for pid in self.pidfds if pid != self.root)
+
+    def alive(self, pids: Iterable[int], seconds: float = 0) -> tuple[int, ...]:
+        """Those that have not ended within so many seconds."""
+        deadline = time.monotonic() + seconds
+        fds = {pid: self.pidfds[pid] for pid in pids}
+        return tuple(
+            p for p, fd in fds.items() if not select.select([fd], [], [], max(deadline - time.monotonic(), 0))[0]
+        )
+
+    def kill(self, pids: Iterable[int]) -> None:
+        for pid in pids:
+            with contextlib.suppress(ProcessLookupError):
+                signal.pidfd_send_signal(self.pidfds[pid], signal.SIGKILL)
+
+
+Decide = Callable[[Call, Tree], Fail | Shorten | Kill | None]
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """How a run ended."""
+
+    exit_code: int
+    """Of the root; minus the signal's number if one killed it."""
+    value: Any
+    error: BaseException | None
+    calls: list[Call]
+    faults: list[Call]
+    stderr: str
+    hung: bool
+    orphans: tuple[int, ...]
+    """Processes that outlived the root by more than GONE_SECONDS."""
+
+    def hit(self, *names: str) -> bool:
+        """Whether one of the faults hit a call of these names."""
+        return any(call.name in names for call in self.faults)
+
+
+def run(action: Callable[[], Any], *, under: str, decide: Decide, seconds: float = 30.0) -> Outcome:
+    """Run ``action`` in a fork of this process; ``decide`` answers every call that concerns files below ``under``."""
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
+    result, stderr = os.memfd_create("result"), os.memfd_create("stderr")
+    root = os.fork()
+    if root == 0:
+        _be_root(action, theirs, result, stderr)
+    theirs.close()
+    tree = Tree(root, {root: os.pidfd_open(root)})
+    received: list[int] = []
+    try:
+        _, received, _, _ = socket.recv_fds(ours, 1, 1)
+        if not received:
+            raise OSError(errno.EPERM, "the filter was refused")
+        hung = _supervise(received[0], tree, under, decide, time.monotonic() + seconds)
+        orphans = tree.alive(tree.workers())
+    finally:
+        tree.kill(tree.pidfds)
+        _, status = os.waitpid(root, 0)
+        pickled, text = (os.pread(fd, os.fstat(fd).st_size, 0) for fd in (result, stderr))
+        for fd in (ours.detach(), result, stderr, *received, *tree.pidfds.values()):
+            os.close(fd)
+    value, error = pickle.loads(pickled) if pickled else (None, None)
+    return Outcome(
+        os.waitstatus_to_exitcode(status), value, error, tree.calls, tree.faults, text.decode(), hung, orphans
+    )
+
+
+def why_not() -> str:
+    """Why faults cannot be injected on this machine; empty if they can."""
+    if sys.platform != "linux" or platform.machine() != "x86_64":
+        return "fault injection needs Linux on x86-64"
+    try:
+        outcome = run(lambda: os.stat("/proc"), under="/proc", decide=lambda call, tree: None)
+    except OSError as error:
+        return f"seccomp user notification is not permitted here: {error}"
+    return "" if outcome.calls else "seccomp user notification stays silent here"
+
+
+def _supervise(listener: int, tree: Tree, under: str, decide: Decide, deadline: float) -> bool:
+    """Answer until every process of the tree has ended; returns whether the deadline came before the root's end."""
+    poll = select.poll()
+    poll.register(listener, select.POLLIN)
+    root_ended = False
+    while time.monotonic() < deadline:
+        events = poll.poll(20)
+        if events and events[0][1] & select.POLLIN:
+            _answer_next(listener, tree, under, decide)
+        elif events or not tree.alive(tree.pidfds):  # a hang-up says that all are gone, but not before Linux 6.11
+            break
+        if not root_ended and not tree.alive([tree.root]):
+            root_ended, deadline = True, time.monotonic() + GONE_SECONDS
+    return not root_ended and bool(tree.alive([tree.root], GONE_SECONDS if events else 0))
+
+
+def _answer_next(listener: int, tree: Tree, under: str, decide: Decide) -> None:
+    notice = bytearray(80)
+    try:
+        fcntl.ioctl(listener, _NOTIF_RECV, notice)
+        cookie, pid, _, number, _, _, *args = struct.unpack("<QIIiIQ6Q", notice)
+        if pid not in tree.pidfds:
+            tree.pidfds[pid] = os.pidfd_open(pid)
+        path = "" if number == _PRCTL else _path(pid, _CALLS[_NAMES[number]], args)
+    except (FileNotFoundError, ProcessLookupError):
+        return  # it was killed while it waited
+    value, error, flags = 0, 0, _FLAG_CONTINUE
+    if path == under or path.startswith(under.rstrip("/") + "/"):
+        call = Call(len(tree.calls), _NAMES[number], pid, pid != tree.root, tuple(args), path)
+        tree.calls.append(call)
+        if (fault := decide(call, tree)) is not None:
+            tree.faults.append(call)
+        if isinstance(fault, Fail):
+            error, flags = -fault.errno, 0
+        elif isinstance(fault, Shorten):
+            value, flags = _write_less(call, fault.count), 0
+        elif isinstance(fault, Kill):
+            tree.kill(fault.pids)
+            tree.alive(fault.pids, GONE_SECONDS)
+    with contextlib.suppress(FileNotFoundError):
+        fcntl.ioctl(listener, _NOTIF_SEND, struct.pack("<QqiI", cookie, value, error, flags))
+
+
+def _path(pid: int, place: Place, args: list[int]) -> str:
+    """The path of the file that a call concerns; empty if there is none."""
+    name, fd = "", _AT_FDCWD if place.fd is None else ctypes.c_int(args[place.fd]).value
+    if place.name is not None:
+        name = os.fsdecode(_memory(pid, args[place.name], 4096).partition(b"\0")[0])
+    try:
+        start = "" if name.startswith("/") else os.readlink(f"/proc/{pid}/{'cwd' if fd == _AT_FDCWD else f'fd/{fd}'}")
+    except FileNotFoundError:
+        return ""
+    return os.path.join(start, name).removesuffix("/")
+
+
+def _memory(pid: int, address: int, length: int) -> bytes:
+    fd = os.open(f"/proc/{pid}/mem", os.O_RDONLY)
+    try:
+        return os.pread(fd, length, address)
+    finally:
+        os.close(fd)
+
+
+def _write_less(call: Call, count: int) -> int:
+    """Write a part of what pwrite64 was asked to write, on its behalf; returns how much."""
+    fd = os.open(f"/proc/{call.pid}/fd/{call.args[0]}", os.O_WRONLY)
+    try:
+        return os.pwrite(fd, _memory(call.pid, call.args[1], min(count, call.args[2])), call.args[3])
+    finally:
+        os.close(fd)
+
+
+def _be_root(action: Callable[[], Any], sock: socket.socket, result: int, stderr: int) -> NoReturn:
+    try:
+        os.dup2(stderr, 2)
+        sys.stderr = open(2, "w", closefd=False)  # noqa: SIM115 - pytest's own would keep what is written
+        listener = _install_filter()
+        socket.send_fds(sock, [b"!"], [listener])
+        os.close(listener)  # so that the tree is set free should the supervisor die
+        outcome: tuple[Any, BaseException | None]
+        try:
+            outcome = (action(), None)
+        except Exception as error:
+            outcome = (None, error)
+        os.write(result, pickle.dumps(outcome))
+        os._exit(0)
+    except BaseException:
+        traceback.print_exc()
+    finally:
+        os._exit(70)
+
+
+def _install_filter() -> int:
+    """Have the kernel ask about every watched call from now on; returns the descriptor on which it asks."""
+
+    def instruction(code: int, jump_true: int, jump_false: int, value: int) -> bytes:
+        return struct.pack("<HBBI", code, jump_true, jump_false, value)
+
+    load, jump_equal, ret = 0x20, 0x15, 0x06  # linux/bpf_common.h
+    allow, notify, x86_64 = 0x7FFF0000, 0x7FC00000, 0xC000003E  # linux/seccomp.h, linux/audit.h
+    numbers = [*_NAMES, _PRCTL]
+    program = [instruction(load, 0, 0, 4), instruction(jump_equal, 1, 0, x86_64), instruction(ret, 0, 0, allow)]
+    program.append(instruction(load, 0, 0, 0))
+    program += [instruction(jump_equal, len(numbers) - at, 0, number) for at, number in enumerate(numbers)]
+    program += [instruction(ret, 0, 0, allow), instruction(ret, 0, 0, notify)]
+    code = ctypes.create_string_buffer(b"".join(program))
+    header = ctypes.create_string_buffer(struct.pack("<H6xQ", len(program), ctypes.addressof(code)))
+    _libc.prctl(_PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)
+    listener: int = _libc.syscall(_SECCOMP, _SET_MODE_FILTER, _NEW_LISTENER, header)
+    if listener < 0:
+        raise OSError(ctypes.get_errno(), "seccomp")
+    os.set_inheritable(listener, False)
+    return listener
