@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 
 from parallel_fixedram.core.capabilities import (
+    TABLES,
     Profile,
     capabilities_for_restore,
     capabilities_for_save,
@@ -129,7 +130,7 @@ def save(
         durability=Durability(durability),
         max_rounds=max_rounds if live else 1,
         offset=target.offset,
-        capabilities={**dict.fromkeys(extra, False), **dict.fromkeys(on, True)},
+        capabilities={**{TABLES[profile].canonical(name) or name: False for name in extra}, **dict.fromkeys(on, True)},
     )
     with ExitStack() as stack:
         if callable(machine):

@@ -59,9 +59,8 @@ def add_gate_options(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--profile",
-        type=Profile,
-        choices=list(Profile),
-        default=Profile.FIXED_RAM,
+        choices=[str(profile) for profile in Profile],
+        default=str(Profile.FIXED_RAM),
         help="whose rules the gate follows (default fixed-ram)",
     )
 
@@ -72,7 +71,7 @@ def gate_arguments(args: argparse.Namespace) -> dict[str, Any]:
         "channels": args.channels,
         "experimental_multifd": args.experimental_multifd,
         "capabilities": dict(args.cap),
-        "profile": args.profile,
+        "profile": Profile(args.profile),
     }
 
 
@@ -111,9 +110,11 @@ def _ram_file(text: str) -> RamOption:
     numbers: dict[str, int] = {}
     while match := _RAM_OPTION.search(path):
         try:
-            numbers.setdefault(match[1], parse_size(match[2]))
+            size = parse_size(match[2])
         except RequestError as error:
             raise argparse.ArgumentTypeError(f"{text!r}: {error.message}") from error
+        if numbers.setdefault(match[1], size) != size:
+            raise argparse.ArgumentTypeError(f"{text!r}: {match[1]} is given twice")
         path = path[: match.start()]
     if not path:
         raise argparse.ArgumentTypeError(f"{text!r}: the path is empty")

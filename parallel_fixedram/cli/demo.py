@@ -9,7 +9,7 @@ import time
 from typing import TYPE_CHECKING, Any
 
 from parallel_fixedram.cli import common
-from parallel_fixedram.core.errors import CapabilityError, ContentsDiffer
+from parallel_fixedram.core.errors import CapabilityError, ContentsDiffer, HostError, RequestError
 from parallel_fixedram.core.units import format_size, parse_size
 
 if TYPE_CHECKING:
@@ -37,12 +37,15 @@ def register(subparsers: common.Subparsers[Any]) -> None:
         examples=_EXAMPLES,
     )
     parser.add_argument("--size", type=_size, default=_size("1GiB"), help="RAM of the guest (default 1GiB)")
-    parser.add_argument("--folder", default=tempfile.gettempdir(), help="where the files go (default: %(default)s)")
+    parser.add_argument("--folder", help="where the files go (default: where temporary files do)")
     parser.set_defaults(run=run)
 
 
 def _size(text: str) -> int:
-    return parse_size(text)
+    try:
+        return parse_size(text)
+    except RequestError as error:
+        raise argparse.ArgumentTypeError(error.message) from error
 
 
 def run(args: argparse.Namespace) -> int:
@@ -55,7 +58,7 @@ def run(args: argparse.Namespace) -> int:
             print(line, flush=True)
 
     started = time.monotonic()
-    with tempfile.TemporaryDirectory(prefix="parallel-fixedram-", dir=args.folder) as folder:
+    with _temporary_folder(args.folder) as folder:
         refusal = _refusal(os.path.join(folder, "refused"))
         say(f"1. fixed-ram with multifd: refused, as by QEMU: {refusal!r}")
         guest = app.open_guest(f"hot,size={args.size},fraction=0.5,seed=1,rate=512MiB")
@@ -84,6 +87,13 @@ def run(args: argparse.Namespace) -> int:
             }
         )
     return 0
+
+
+def _temporary_folder(where: str | None) -> tempfile.TemporaryDirectory[str]:
+    try:
+        return tempfile.TemporaryDirectory(prefix="parallel-fixedram-", dir=where)
+    except OSError as error:
+        raise HostError.from_os(f"cannot make a folder in {where or tempfile.gettempdir()!r}", error) from error
 
 
 def _refusal(path: str) -> str:

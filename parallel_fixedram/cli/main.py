@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import io
 import logging
 import os
 import signal
@@ -16,7 +17,7 @@ from collections.abc import Sequence
 from types import FrameType
 from typing import NoReturn
 
-from parallel_fixedram.core.errors import FixedRamError
+from parallel_fixedram.core.errors import FixedRamError, HostError, os_message
 
 PROGRAM = "parallel-fixedram"
 VERBS = ("demo", "save", "restore", "verify", "inspect", "diff", "caps")
@@ -24,6 +25,8 @@ VERBS = ("demo", "save", "restore", "verify", "inspect", "diff", "caps")
 
 A verb's module is imported for every command, also for ``--help``: what is slow to import belongs inside its ``run``.
 """
+
+_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 class Interrupted(BaseException):
@@ -45,7 +48,9 @@ class Parser(argparse.ArgumentParser):
 
 def complain(message: str, hint: str = "") -> None:
     """One line on stderr, and at most one line of hint; a closed stderr is not an error of ours."""
-    text = f"{PROGRAM}: error: {message}\n" + (f"{PROGRAM}: hint: {hint}\n" if hint else "")
+    lines = [f"error: {message}", f"hint: {hint}"] if hint else [f"error: {message}"]
+    # an argument may contain line breaks, and a message may quote it
+    text = "".join(f"{PROGRAM}: " + line.replace("\r", "\\r").replace("\n", "\\n") + "\n" for line in lines)
     try:
         sys.stderr.write(text)
         sys.stderr.flush()
@@ -70,28 +75,65 @@ def build_parser() -> argparse.ArgumentParser:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command and return its exit code."""
-    args = build_parser().parse_args(argv)
-    logging.basicConfig(level=logging.DEBUG if args.debug else logging.WARNING, format=f"{PROGRAM}: %(message)s")
-    for signum in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-        signal.signal(signum, _interrupt)
+    _prepare_streams()
+    args = argparse.Namespace(debug=False)
     try:
+        for signum in _SIGNALS:
+            if signal.getsignal(signum) is not signal.SIG_IGN:  # what nohup protects from stays so
+                signal.signal(signum, _interrupt)
+        build_parser().parse_args(argv, args)
+        logging.basicConfig(level=logging.DEBUG if args.debug else logging.WARNING, format=f"{PROGRAM}: %(message)s")
         code = int(args.run(args))
         sys.stdout.flush()
     except Interrupted as stop:
         complain(f"interrupted by {stop}")
         return 128 + stop.signum
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 128 + signal.SIGPIPE
-    except FixedRamError as error:
+    except Exception as error:
         if args.debug:
             logging.getLogger(__name__).exception("traceback")
-        complain(error.message, error.hint)
-        return error.exit_code
+        return _failed(error)
     return code
 
 
+def _failed(error: Exception) -> int:
+    """Say what went wrong; returns the exit code."""
+    if isinstance(error, FixedRamError):
+        complain(error.message, error.hint)
+        return error.exit_code
+    if isinstance(error, OSError) and (isinstance(error, BrokenPipeError) or _stdout_is_broken()):
+        # what it still holds must not be tried again, and complained about, at exit
+        os.dup2(os.open(os.devnull, os.O_WRONLY | os.O_CLOEXEC), sys.stdout.fileno())
+        if isinstance(error, BrokenPipeError):
+            return 128 + signal.SIGPIPE
+        complain(f"cannot write to stdout: {os_message(error.errno or 0)}")
+        return HostError.exit_code
+    # 1, which an uncaught exception ends with, would say that contents differ
+    complain(f"unexpected {type(error).__name__}: {error}", "--debug shows where it came from")
+    return HostError.exit_code
+
+
+def _stdout_is_broken() -> bool:
+    try:
+        sys.stdout.flush()
+    except OSError:
+        return True
+    return False
+
+
+def _prepare_streams() -> None:
+    """Open what the caller closed, or the file to write would become descriptor 1 or 2 and get our messages too."""
+    for fd in (0, 1, 2):
+        try:
+            os.fstat(fd)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # takes the lowest free number
+    sys.stdout = sys.stdout or os.fdopen(1, "w", closefd=False)
+    sys.stderr = sys.stderr or os.fdopen(2, "w", closefd=False)
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # a path may hold what the terminal cannot show
+
+
 def _interrupt(signum: int, _frame: FrameType | None) -> None:
-    for each in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+    for each in _SIGNALS:
         signal.signal(each, signal.SIG_IGN)
     raise Interrupted(signum)

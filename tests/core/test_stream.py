@@ -109,7 +109,7 @@ def test_a_piece_of_a_stream_has_qemus_bytes(made, data):
         (stream().patch("capabilities", "I", 0xFFFFFFFF, at=32), 0x38, "4294967295 recorded capabilities"),
         (stream().patch("capabilities", "B", 0, at=37), 0x3D, "capability name is not printable"),
         (stream().patch("capabilities", "B", ord("C"), at=2), 0x18, "unknown configuration subsection"),
-        (stream(page_bits=9).patch(0, ""), None, "target page bits 9, expected 10 to 16"),
+        (stream(page_bits=9), None, "target page bits 9, expected 10 to 16"),
         (stream(page_bits=12).patch("page_bits", "I", 0xFFFFFFFF, at=36), None, "target page bits 4294967295"),
         (stream(page_bits=12).patch("page_bits", "I", 0, at=36), None, "target page bits 0"),
     ],
@@ -189,10 +189,11 @@ def test_a_cursor_reads_what_slicing_gives(end, steps):
         if step == "peek":
             assert cursor.peek(length) == left
         elif len(left) < length or at > end:
+            arguments = (number, "it") if step in ("take", "skip") else ("it",)
+            if step == "take" and length == 0:
+                continue
             with pytest.raises(FormatError):
-                getattr(cursor, step)(*([number] if step in ("take", "skip") else []), "it") if length else cursor.skip(
-                    0, "it"
-                )
+                getattr(cursor, step)(*arguments)
         elif step == "take":
             assert cursor.take(length, "it") == left
             at += length
@@ -230,6 +231,8 @@ def test_any_bytes_are_a_head_or_a_format_error(data):
         try:
             value = read_head(cursor_over(start + data))
         except FormatError as error:
-            assert error.offset is not None
+            place, machine = error.offset, ""
         else:
-            assert value.machine.isprintable()
+            place, machine = 0, value.machine
+        assert place is not None
+        assert machine.isprintable() or not machine

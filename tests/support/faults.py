@@ -64,8 +64,7 @@ _AT_FDCWD = -100
 _libc = ctypes.CDLL(None, use_errno=True)
 
 
-@dataclass(frozen=True, slots=True)
-class Call:
+class Call(NamedTuple):
     """A call that waits for an answer."""
 
     number: int
@@ -73,51 +72,58 @@ class Call:
     name: str
     pid: int
     by_worker: bool
-    args: tuple[int, ...]
+    args: list[int]
     path: str
 
 
-@dataclass(frozen=True, slots=True)
-class Fail:
-    """Let the call fail without doing anything."""
+class Fail(NamedTuple):
+    """Answer: let the call fail without doing anything."""
 
     errno: int
 
 
-@dataclass(frozen=True, slots=True)
-class Shorten:
-    """Let pwrite64 really write, but at most so many bytes."""
+class Shorten(NamedTuple):
+    """Answer: let pwrite64 really write, but at most so many bytes."""
 
     count: int
 
 
-@dataclass(frozen=True, slots=True)
-class Kill:
-    """SIGKILL these processes and wait until they are gone; whoever is left goes on."""
+class Kill(NamedTuple):
+    """Answer: SIGKILL these processes and wait until they are gone; whoever is left goes on."""
 
-    pids: tuple[int, ...]
+    pids: Iterable[int]
 
 
 @dataclass(slots=True)
-class Tree:
-    """The processes seen so far. A pidfd is opened while its process waits for us, so it names no other."""
+class Run:
+    """A process tree under the filter, and in the end what became of it."""
 
     root: int
     pidfds: dict[int, int] = field(default_factory=dict)
+    """Of every process seen; opened while it waits for us, so that none names another process."""
     calls: list[Call] = field(default_factory=list)
     faults: list[Call] = field(default_factory=list)
     """The calls that were not simply let go."""
+    exit_code: int = 0
+    """Of the root; minus the signal's number if one killed it."""
+    value: Any = None
+    error: BaseException | None = None
+    stderr: str = ""
+    hung: bool = False
+    orphans: tuple[int, ...] = ()
+    """Processes that outlived the root by more than GONE_SECONDS."""
+
+    def hit(self, *names: str) -> bool:
+        """Whether one of the faults hit a call of these names."""
+        return any(call.name in names for call in self.faults)
 
     def workers(self) -> tuple[int, ...]:
         return tuple(pid for pid in self.pidfds if pid != self.root)
 
     def alive(self, pids: Iterable[int], seconds: float = 0) -> tuple[int, ...]:
         """Those that have not ended within so many seconds."""
-        deadline = time.monotonic() + seconds
-        fds = {pid: self.pidfds[pid] for pid in pids}
-        return tuple(
-            p for p, fd in fds.items() if not select.select([fd], [], [], max(deadline - time.monotonic(), 0))[0]
-        )
+        end = time.monotonic() + seconds
+        return tuple(p for p in pids if not select.select([self.pidfds[p]], [], [], max(end - time.monotonic(), 0))[0])
 
     def kill(self, pids: Iterable[int]) -> None:
         for pid in pids:
@@ -125,30 +131,10 @@ class Tree:
                 signal.pidfd_send_signal(self.pidfds[pid], signal.SIGKILL)
 
 
-Decide = Callable[[Call, Tree], Fail | Shorten | Kill | None]
+Decide = Callable[[Call, Run], Fail | Shorten | Kill | None]
 
 
-@dataclass(frozen=True, slots=True)
-class Outcome:
-    """How a run ended."""
-
-    exit_code: int
-    """Of the root; minus the signal's number if one killed it."""
-    value: Any
-    error: BaseException | None
-    calls: list[Call]
-    faults: list[Call]
-    stderr: str
-    hung: bool
-    orphans: tuple[int, ...]
-    """Processes that outlived the root by more than GONE_SECONDS."""
-
-    def hit(self, *names: str) -> bool:
-        """Whether one of the faults hit a call of these names."""
-        return any(call.name in names for call in self.faults)
-
-
-def run(action: Callable[[], Any], *, under: str, decide: Decide, seconds: float = 30.0) -> Outcome:
+def run(action: Callable[[], Any], *, under: str, decide: Decide, seconds: float = 30.0) -> Run:
     """Run ``action`` in a fork of this process; ``decide`` answers every call that concerns files below ``under``."""
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
     result, stderr = os.memfd_create("result"), os.memfd_create("stderr")
@@ -156,24 +142,23 @@ def run(action: Callable[[], Any], *, under: str, decide: Decide, seconds: float
     if root == 0:
         _be_root(action, theirs, result, stderr)
     theirs.close()
-    tree = Tree(root, {root: os.pidfd_open(root)})
+    tree = Run(root, {root: os.pidfd_open(root)})
     received: list[int] = []
     try:
         _, received, _, _ = socket.recv_fds(ours, 1, 1)
         if not received:
             raise OSError(errno.EPERM, "the filter was refused")
-        hung = _supervise(received[0], tree, under, decide, time.monotonic() + seconds)
-        orphans = tree.alive(tree.workers())
+        _supervise(received[0], tree, under, decide, time.monotonic() + seconds)
     finally:
+        tree.hung, tree.orphans = bool(tree.alive([root])), tree.alive(tree.workers())
         tree.kill(tree.pidfds)
-        _, status = os.waitpid(root, 0)
+        tree.exit_code = os.waitstatus_to_exitcode(os.waitpid(root, 0)[1])
         pickled, text = (os.pread(fd, os.fstat(fd).st_size, 0) for fd in (result, stderr))
         for fd in (ours.detach(), result, stderr, *received, *tree.pidfds.values()):
             os.close(fd)
-    value, error = pickle.loads(pickled) if pickled else (None, None)
-    return Outcome(
-        os.waitstatus_to_exitcode(status), value, error, tree.calls, tree.faults, text.decode(), hung, orphans
-    )
+    tree.stderr = text.decode()
+    tree.value, tree.error = pickle.loads(pickled) if pickled else (None, None)
+    return tree
 
 
 def why_not() -> str:
@@ -187,8 +172,8 @@ def why_not() -> str:
     return "" if outcome.calls else "seccomp user notification stays silent here"
 
 
-def _supervise(listener: int, tree: Tree, under: str, decide: Decide, deadline: float) -> bool:
-    """Answer until every process of the tree has ended; returns whether the deadline came before the root's end."""
+def _supervise(listener: int, tree: Run, under: str, decide: Decide, deadline: float) -> None:
+    """Answer until every process of the tree has ended, or too long."""
     poll = select.poll()
     poll.register(listener, select.POLLIN)
     root_ended = False
@@ -200,10 +185,10 @@ def _supervise(listener: int, tree: Tree, under: str, decide: Decide, deadline: 
             break
         if not root_ended and not tree.alive([tree.root]):
             root_ended, deadline = True, time.monotonic() + GONE_SECONDS
-    return not root_ended and bool(tree.alive([tree.root], GONE_SECONDS if events else 0))
+    tree.alive([tree.root], 0 if time.monotonic() > deadline else GONE_SECONDS)  # a hang-up comes a bit before the end
 
 
-def _answer_next(listener: int, tree: Tree, under: str, decide: Decide) -> None:
+def _answer_next(listener: int, tree: Run, under: str, decide: Decide) -> None:
     notice = bytearray(80)
     try:
         fcntl.ioctl(listener, _NOTIF_RECV, notice)
@@ -215,7 +200,7 @@ def _answer_next(listener: int, tree: Tree, under: str, decide: Decide) -> None:
         return  # it was killed while it waited
     value, error, flags = 0, 0, _FLAG_CONTINUE
     if path == under or path.startswith(under.rstrip("/") + "/"):
-        call = Call(len(tree.calls), _NAMES[number], pid, pid != tree.root, tuple(args), path)
+        call = Call(len(tree.calls), _NAMES[number], pid, pid != tree.root, args, path)
         tree.calls.append(call)
         if (fault := decide(call, tree)) is not None:
             tree.faults.append(call)
@@ -243,20 +228,14 @@ def _path(pid: int, place: Place, args: list[int]) -> str:
 
 
 def _memory(pid: int, address: int, length: int) -> bytes:
-    fd = os.open(f"/proc/{pid}/mem", os.O_RDONLY)
-    try:
-        return os.pread(fd, length, address)
-    finally:
-        os.close(fd)
+    with open(f"/proc/{pid}/mem", "rb", 0) as memory:
+        return os.pread(memory.fileno(), length, address)
 
 
 def _write_less(call: Call, count: int) -> int:
     """Write a part of what pwrite64 was asked to write, on its behalf; returns how much."""
-    fd = os.open(f"/proc/{call.pid}/fd/{call.args[0]}", os.O_WRONLY)
-    try:
-        return os.pwrite(fd, _memory(call.pid, call.args[1], min(count, call.args[2])), call.args[3])
-    finally:
-        os.close(fd)
+    with open(f"/proc/{call.pid}/fd/{call.args[0]}", "r+b", 0) as file:
+        return os.pwrite(file.fileno(), _memory(call.pid, call.args[1], min(count, call.args[2])), call.args[3])
 
 
 def _be_root(action: Callable[[], Any], sock: socket.socket, result: int, stderr: int) -> NoReturn:
@@ -266,12 +245,11 @@ def _be_root(action: Callable[[], Any], sock: socket.socket, result: int, stderr
         listener = _install_filter()
         socket.send_fds(sock, [b"!"], [listener])
         os.close(listener)  # so that the tree is set free should the supervisor die
-        outcome: tuple[Any, BaseException | None]
         try:
-            outcome = (action(), None)
+            pickled = pickle.dumps((action(), None))
         except Exception as error:
-            outcome = (None, error)
-        os.write(result, pickle.dumps(outcome))
+            pickled = pickle.dumps((None, error))
+        os.write(result, pickled)
         os._exit(0)
     except BaseException:
         traceback.print_exc()
