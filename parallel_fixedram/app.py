@@ -136,6 +136,8 @@ def save(
         if callable(machine):
             machine = machine()
             stack.callback(machine.close)
+        if isinstance(machine, RamFiles) and machine.is_memory(target.path):
+            raise RequestError(f"{target.path!r} is the RAM that is to be saved")
         return _save.save(machine, target.path, options, dirty=machine.dirty_source(), progress=progress)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import re
 import sys
@@ -109,12 +110,12 @@ def _ram_file(text: str) -> RamOption:
         raise argparse.ArgumentTypeError(f"{text!r}: expected IDSTR=PATH[,offset=N][,size=N]")
     numbers: dict[str, int] = {}
     while match := _RAM_OPTION.search(path):
+        if match[1] in numbers:
+            raise argparse.ArgumentTypeError(f"{text!r}: {match[1]} is given twice")
         try:
-            size = parse_size(match[2])
+            numbers[match[1]] = parse_size(match[2])
         except RequestError as error:
             raise argparse.ArgumentTypeError(f"{text!r}: {error.message}") from error
-        if numbers.setdefault(match[1], size) != size:
-            raise argparse.ArgumentTypeError(f"{text!r}: {match[1]} is given twice")
         path = path[: match.start()]
     if not path:
         raise argparse.ArgumentTypeError(f"{text!r}: the path is empty")
@@ -150,12 +151,19 @@ class ProgressBar:
 
     def __exit__(self, *exception: object) -> None:
         if self._progress is not None:
-            self._progress.stop()
+            with contextlib.suppress(OSError):  # a terminal that went away is no reason to fail
+                self._progress.stop()
 
     def __call__(self, phase: str, done: int, total: int) -> None:
         """Show that ``done`` of ``total`` bytes of a phase are through."""
         if not self._wanted or time.monotonic() - self._started < PROGRESS_AFTER_SECONDS:
             return
+        try:
+            self._show(phase, done, total)
+        except OSError:
+            self._wanted = False
+
+    def _show(self, phase: str, done: int, total: int) -> None:
         if self._progress is None:
             self._progress = _bar()
             self._progress.start()

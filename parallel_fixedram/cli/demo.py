@@ -93,7 +93,8 @@ def _temporary_folder(where: str | None) -> tempfile.TemporaryDirectory[str]:
     try:
         return tempfile.TemporaryDirectory(prefix="parallel-fixedram-", dir=where)
     except OSError as error:
-        raise HostError.from_os(f"cannot make a folder in {where or tempfile.gettempdir()!r}", error) from error
+        place = "for temporary files" if where is None else f"in {where!r}"
+        raise HostError.from_os(f"cannot make a folder {place}", error) from error
 
 
 def _refusal(path: str) -> str:

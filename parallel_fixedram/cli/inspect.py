@@ -9,7 +9,7 @@ from parallel_fixedram.cli import common
 from parallel_fixedram.core.units import format_size
 
 _EXAMPLES = """  parallel-fixedram inspect /tmp/guest.mr
-  parallel-fixedram inspect --json file:/tmp/guest.mr,offset=2M"""
+  parallel-fixedram inspect --json file:/tmp/guest.mr"""
 
 
 def register(subparsers: common.Subparsers[Any]) -> None:

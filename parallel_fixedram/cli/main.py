@@ -15,7 +15,7 @@ import signal
 import sys
 from collections.abc import Sequence
 from types import FrameType
-from typing import NoReturn
+from typing import NoReturn, TextIO
 
 from parallel_fixedram.core.errors import FixedRamError, HostError, os_message
 
@@ -66,10 +66,13 @@ def build_parser() -> argparse.ArgumentParser:
         "processes that write disjoint parts of it in parallel; restore, verify and compare it.",
         epilog=f"example: {PROGRAM} demo",
     )
-    parser.add_argument("--debug", action="store_true", help="show tracebacks and debug messages")
     subparsers = parser.add_subparsers(metavar="VERB", required=True, parser_class=Parser)
     for verb in VERBS:
         importlib.import_module(f"parallel_fixedram.cli.{verb}").register(subparsers)
+    for each in (parser, *subparsers.choices.values()):  # it may stand before the verb or after it
+        each.add_argument(
+            "--debug", action="store_true", default=argparse.SUPPRESS, help="show tracebacks and debug messages"
+        )
     return parser
 
 
@@ -91,31 +94,34 @@ def main(argv: Sequence[str] | None = None) -> int:
     except Exception as error:
         if args.debug:
             logging.getLogger(__name__).exception("traceback")
-        return _failed(error)
+        return _failed(error, debug=args.debug)
+    finally:
+        for stream in (sys.stdout, sys.stderr):
+            _is_broken(stream)
     return code
 
 
-def _failed(error: Exception) -> int:
+def _failed(error: Exception, *, debug: bool) -> int:
     """Say what went wrong; returns the exit code."""
     if isinstance(error, FixedRamError):
         complain(error.message, error.hint)
         return error.exit_code
-    if isinstance(error, OSError) and (isinstance(error, BrokenPipeError) or _stdout_is_broken()):
-        # what it still holds must not be tried again, and complained about, at exit
-        os.dup2(os.open(os.devnull, os.O_WRONLY | os.O_CLOEXEC), sys.stdout.fileno())
-        if isinstance(error, BrokenPipeError):
-            return 128 + signal.SIGPIPE
+    if isinstance(error, BrokenPipeError):
+        return 128 + signal.SIGPIPE
+    if isinstance(error, OSError) and _is_broken(sys.stdout):
         complain(f"cannot write to stdout: {os_message(error.errno or 0)}")
         return HostError.exit_code
     # 1, which an uncaught exception ends with, would say that contents differ
-    complain(f"unexpected {type(error).__name__}: {error}", "--debug shows where it came from")
+    complain(f"unexpected {type(error).__name__}: {error}", "" if debug else "--debug shows where it came from")
     return HostError.exit_code
 
 
-def _stdout_is_broken() -> bool:
+def _is_broken(stream: TextIO) -> bool:
+    """Whether a stream takes no more; what it still holds is then lost, instead of failing the interpreter's exit."""
     try:
-        sys.stdout.flush()
+        stream.flush()
     except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY | os.O_CLOEXEC), stream.fileno())
         return True
     return False
 
@@ -135,5 +141,10 @@ def _prepare_streams() -> None:
 
 def _interrupt(signum: int, _frame: FrameType | None) -> None:
     for each in _SIGNALS:
-        signal.signal(each, signal.SIG_IGN)
+        # not SIG_IGN: a second signal may be on its way already, and Python would show a traceback of dropping it
+        signal.signal(each, _ignore)
     raise Interrupted(signum)
+
+
+def _ignore(_signum: int, _frame: FrameType | None) -> None:
+    """The clean-up of the first signal goes on."""

@@ -185,7 +185,8 @@ def _read_record(cursor: Cursor, page_size: int, has_address: bool, file_size: i
         raise FormatError("block name is empty", offset=at)
     if not 0 < used_length <= MAX_USED_LENGTH or used_length % page_size:
         raise FormatError(
-            f"block {idstr!r}: used_length {used_length:#x} is not a positive multiple of the page size {page_size}",
+            f"block {idstr!r}: used_length {used_length:#x}, expected a positive multiple of the page size {page_size} "
+            f"and at most {MAX_USED_LENGTH:#x}",
             offset=at,
         )
     if header.version > MAPPED_RAM_HDR_VERSION:

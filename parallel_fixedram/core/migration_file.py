@@ -8,6 +8,7 @@ follow a section follows it.
 from __future__ import annotations
 
 import json
+import re
 import struct
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -252,16 +253,17 @@ class _Walk:
 
 def _find(cursor: Cursor, pattern: bytes) -> Iterator[int]:
     """Offsets of ``pattern`` from the cursor's place on, ascending; the cursor may be moved between two of them."""
+    search = re.compile(re.escape(pattern)).search  # bytes.find is up to 40 times slower on zeros
     start, wanted = cursor.offset, _SCAN_FIRST
     while True:
         cursor.offset = start
         chunk = cursor.peek(wanted)
         if len(chunk) < len(pattern):
             return
-        hit = chunk.find(pattern)
-        while hit >= 0:
-            yield start + hit
-            hit = chunk.find(pattern, hit + 1)
+        hit = search(chunk)
+        while hit:
+            yield start + hit.start()
+            hit = search(chunk, hit.start() + 1)
         start += len(chunk) - len(pattern) + 1
         wanted = min(2 * wanted, _SCAN_CHUNK)  # most sections are short, and what is read ahead of one is read again
 

@@ -18,7 +18,7 @@ MIN_SHARD_PAGES = 256
 """A smaller shard costs more to hand out than to write."""
 MAX_SHARD_PAGES = 8192
 """A larger one delays the notice of progress and leaves workers idle at the end of a round."""
-SHARDS_PER_WORKER = 8
+SHARDS_PER_WORKER = 32
 
 
 @dataclass(frozen=True, slots=True)

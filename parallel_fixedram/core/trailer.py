@@ -168,7 +168,7 @@ def read_trailer(read: ReadAt, size: int) -> Trailer:
         raise FormatError(f"trailer version {version}, expected {VERSION}", offset=footer_offset + 8)
     if length != size:
         raise FormatError(f"the trailer says the file has {length:#x} bytes, it has {size:#x}", offset=footer_offset)
-    if not base <= offset <= footer_offset or parts > MAX_PARTS:
+    if not base <= offset <= footer_offset or offset % ALIGNMENT or length % ALIGNMENT or parts > MAX_PARTS:
         raise FormatError("the footer of the trailer contradicts itself", offset=footer_offset)
     extents: tuple[Extent, ...] = ()
     tables: dict[int, int] = {}

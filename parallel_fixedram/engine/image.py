@@ -6,7 +6,6 @@ against the file's length before it is used.
 
 from __future__ import annotations
 
-import os
 import uuid
 from dataclasses import asdict
 from types import TracebackType
@@ -23,6 +22,7 @@ from parallel_fixedram.core.report import BlockReport
 from parallel_fixedram.core.uri import parse_uri
 from parallel_fixedram.engine.bitmaps import shared_words
 from parallel_fixedram.engine.digest import DigestTable
+from parallel_fixedram.host import linux
 from parallel_fixedram.host.channel import FileChannel, open_readable
 from parallel_fixedram.host.page_source import data_extents
 
@@ -42,9 +42,9 @@ class Image:
         self._fd = open_readable(path)
         try:
             self.channel = FileChannel(self._fd, path)
-            self.file: MigrationFile = parse(self.channel.bytes_at, os.fstat(self._fd).st_size, offset)
+            self.file: MigrationFile = parse(self.channel.bytes_at, self.channel.stat().st_size, offset)
         except BaseException:
-            os.close(self._fd)
+            linux.close(self._fd)
             raise
         self.blocks = [saved for saved in self.file.blocks if not saved.absent]
         self._bitmaps: dict[str, PageBitmap] = {}
@@ -60,7 +60,7 @@ class Image:
     def close(self) -> None:
         """Close the file; more than once does no harm."""
         if self._fd >= 0:
-            os.close(self._fd)
+            linux.close(self._fd)
             self._fd = -1
 
     def block(self, idstr: str) -> SavedBlock:

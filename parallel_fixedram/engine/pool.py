@@ -24,6 +24,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from types import TracebackType
 
+import psutil
+
 from parallel_fixedram.core.errors import HostError, WorkerError
 from parallel_fixedram.core.plan import Shard
 from parallel_fixedram.engine.messages import Order, Ready, ShardDone, ShardFailed, Tally, receive, send
@@ -32,7 +34,7 @@ from parallel_fixedram.engine.worker import Job, work
 logger = logging.getLogger(__name__)
 
 STALL_SECONDS = 30.0
-"""How long a worker may take for one shard before it counts as stalled."""
+"""How long a worker may move no byte before it counts as stalled; it is noticed within twice this time."""
 
 OnDone = Callable[[ShardDone], None]
 
@@ -47,6 +49,8 @@ class Worker:
     ready: bool = False
     shard: Shard | None = None
     deadline: float = 0.0
+    moved_bytes: int = 0
+    """Bytes it had moved when that was last asked, at the end of a deadline."""
     killed: bool = False
     alive: bool = True
     shards: int = 0
@@ -118,7 +122,10 @@ class WorkerPool:
         return total
 
     def _start(self, index: int) -> None:
-        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        try:
+            ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        except OSError as error:
+            raise HostError.from_os("cannot start a worker", error) from error
         coordinator = os.getpid()
         held = signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGINT, signal.SIGTERM, signal.SIGHUP))
         try:
@@ -128,13 +135,13 @@ class WorkerPool:
                 for other in self.workers:
                     other.connection.close()
                 work(theirs, self._jobs, coordinator)
+            self.workers.append(Worker(index, pid, ours, deadline=time.monotonic() + self._stall_seconds))
         except OSError as error:
             ours.close()
             raise HostError.from_os("cannot start a worker", error) from error
         finally:
             theirs.close()
             signal.pthread_sigmask(signal.SIG_SETMASK, held)
-        self.workers.append(Worker(index, pid, ours, deadline=time.monotonic() + self._stall_seconds))
         self._poll.register(ours, select.POLLIN)
 
     def _await_ready(self) -> None:
@@ -167,12 +174,24 @@ class WorkerPool:
         now = time.monotonic()
         for worker in busy:
             if worker.deadline < now and worker.connection.fileno() not in ready:
+                if self._has_moved(worker):
+                    continue
                 if worker.killed:
                     raise WorkerError(f"worker {worker.index} hangs and cannot be killed")
                 logger.warning("worker %d is stalled and is killed", worker.index)
                 os.kill(worker.pid, signal.SIGKILL)
                 worker.killed, worker.deadline = True, now + self._stall_seconds
         return [worker for worker in self.workers if worker.alive and worker.connection.fileno() in ready]
+
+    def _has_moved(self, worker: Worker) -> bool:
+        """Whether a worker past its deadline has moved bytes since it was last asked: slow, and given more time."""
+        with contextlib.suppress(psutil.Error):
+            io = psutil.Process(worker.pid).io_counters()
+            before, worker.moved_bytes = worker.moved_bytes, io.read_chars + io.write_chars
+            if worker.moved_bytes != before:
+                worker.deadline = time.monotonic() + self._stall_seconds
+                return True
+        return False
 
     def _lost(self, worker: Worker, pending: deque[Shard]) -> None:
         how = _bury(worker)

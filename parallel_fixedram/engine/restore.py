@@ -13,6 +13,7 @@ accepted.
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
@@ -31,6 +32,7 @@ from parallel_fixedram.engine.image import Image
 from parallel_fixedram.engine.messages import ShardDone, Tally
 from parallel_fixedram.engine.pool import STALL_SECONDS, WorkerPool
 from parallel_fixedram.engine.save import Progress
+from parallel_fixedram.engine.verify import check_ranges
 from parallel_fixedram.engine.window import Window, WindowReader, merge_runs, windows
 from parallel_fixedram.host.channel import FileChannel
 from parallel_fixedram.host.ram_target import RamTarget
@@ -117,13 +119,14 @@ def restore(
         image: the open file.
         destinations: by block name; blocks of the file that are not named are left out, and the report says so.
         channels: number of workers.
-        check_digests: hold every page against its digest as it passes.
+        check_digests: hold heads and bitmaps against their digests first, and every page against its own as it passes.
         progress: called as shards are acknowledged.
         stall_seconds: how long one shard may take.
 
     Raises:
         RequestError: a destination for a block that the file has not, of another size, or twice the same; or digests
             asked of a file that has none. No destination was touched.
+        FormatError: the save of the file never came to its end. No destination was touched.
         ContentsDiffer: pages do not match their digests; the destination is filled, but not to be used.
         HostError: a destination cannot be written; what it holds is undefined, and files made for it are gone.
     """
@@ -132,15 +135,18 @@ def restore(
         image.block(idstr)
     if not destinations:
         raise RequestError("no block was given a destination")
-    if check_digests and image.file.trailer is None:
-        raise RequestError(f"{image.path!r} carries no digests to check")
+    image.check_complete()
+    if check_digests:
+        _check_head(image)
     with ExitStack() as stack:
-        parts, targets = [], []
+        parts: list[_Part] = []
+        targets: list[RamTarget] = []
         for saved in image.blocks:
             if (wanted := destinations.get(saved.block.idstr)) is not None:
                 target = stack.enter_context(
                     RamTarget(saved.block, wanted.path, offset=wanted.offset, length=wanted.length)
                 )
+                _check_apart(image, target, targets)
                 targets.append(target)
                 parts.append(_part(image, saved, target, check_digests))
         with WorkerPool([RestoreJob(image, parts)], channels, stall_seconds=stall_seconds) as pool:
@@ -161,6 +167,25 @@ def restore(
         ),
         bytes=tally.bytes,
     )
+
+
+def _check_head(image: Image) -> None:
+    """Hold heads, bitmaps and digest tables against their digests: a page without its bit is never looked at."""
+    if image.file.trailer is None:
+        raise RequestError(f"{image.path!r} carries no digests to check")
+    for difference in check_ranges(image, image.file.trailer):
+        raise ContentsDiffer(f"{image.path!r}: {difference}")
+
+
+def _check_apart(image: Image, target: RamTarget, others: Sequence[RamTarget]) -> None:
+    """Refuse a destination that is the file itself, or shares bytes with another destination."""
+    status = target.channel().stat()
+    if os.path.samestat(status, image.channel.stat()):
+        raise RequestError(f"destination {target.path!r} is the file that is to be restored")
+    for other in others:
+        apart = target.end <= other.offset or other.end <= target.offset
+        if not apart and os.path.samestat(status, other.channel().stat()):
+            raise RequestError(f"blocks {other.block.idstr!r} and {target.block.idstr!r} share {target.path!r}")
 
 
 def _part(image: Image, saved: SavedBlock, target: RamTarget, check_digests: bool) -> _Part:

@@ -13,7 +13,7 @@ shard is acknowledged and everything is on stable storage.
 
 from __future__ import annotations
 
-import os
+import contextlib
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -211,7 +211,7 @@ class _Save:
         if self.options.durability is Durability.FULL:
             channel.sync()
         synced = time.perf_counter()
-        status = os.fstat(self.pending.fd)
+        status = channel.stat()
         self.file_bytes, self.allocated_bytes = status.st_size, status.st_blocks * 512
         self.pending.publish()
         if self.options.durability is Durability.FULL:
@@ -298,7 +298,7 @@ class _Save:
             self.tail = self.layout.tail(self.machine.device_state())
             if not was_running and not self.rounds:
                 self._plan_trailer()  # so that digests are written along with the pages
-            if was_running and self.dirty is None:
+            if self.dirty is None:  # also where nothing ran: it may have stopped by itself only now
                 self._map_data(everywhere=False)
             self._round(pool, len(self.rounds))
         finally:
@@ -307,14 +307,19 @@ class _Save:
             self.pause_seconds = time.perf_counter() - started
 
     def _sync_dirty(self) -> None:
-        """Add what was written since the last time; a page that was written holds data, so the data map grows too."""
+        """Add what was written since the last time; the data map grows by what of it is no hole any more."""
         if self.dirty is None:
             return
         touched = [PageBitmap(bitmap.pages) for bitmap in self.bitmaps.dirty]
         self.dirty.sync(touched)
-        for new, dirty, data in zip(touched, self.bitmaps.dirty, self.bitmaps.data, strict=True):
+        for each, new, dirty, data in zip(
+            self.guest_blocks, touched, self.bitmaps.dirty, self.bitmaps.data, strict=True
+        ):
             dirty.words |= new.words
-            data.words |= new.words
+            new.words &= ~data.words
+            for pages in new.ranges() if new.words.any() else ():  # a coarse log also names pages never touched
+                for found in each.source.data_ranges(pages):
+                    data.set_range(found)
 
     def _round(self, pool: WorkerPool, number: int) -> None:
         started = time.perf_counter()
@@ -338,7 +343,8 @@ class _Save:
     def _digest(self, pool: WorkerPool) -> None:
         started = time.perf_counter()
         if self.options.durability is Durability.FULL:
-            linux.start_writeback(self.pending.fd)  # the device writes while the digests are computed
+            with contextlib.suppress(OSError):  # a hint; the sync at the end is what counts
+                linux.start_writeback(self.pending.fd)  # the device writes while the digests are computed
         self._plan_trailer()
         self._run(pool, _DIGEST, plan_shards(self.bitmaps.file, workers=self.options.channels))
         self.digest_seconds = time.perf_counter() - started

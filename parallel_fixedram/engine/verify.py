@@ -112,7 +112,7 @@ def verify(
     trailer = image.file.trailer
     if not quick or pairs:
         if not quick and trailer:
-            differences += _check_ranges(image, trailer)
+            differences += check_ranges(image, trailer)
         checks = _Checks(image, pairs, digests=bool(trailer) and not quick, slots=not quick)
         bad_pages, stale_pages = checks.run(channels, progress)
         differences += checks.differences
@@ -192,8 +192,8 @@ def _absent_but_stored(image: Image, saved: SavedBlock) -> PageBitmap:
     return stored
 
 
-def _check_ranges(image: Image, trailer: Trailer) -> list[Difference]:
-    """Hold the trailer, and every range of bytes that it has a digest of, against their digests."""
+def check_ranges(image: Image, trailer: Trailer) -> list[Difference]:
+    """Hold the trailer, and every range of bytes that it has a digest of, against their digests; no page is read."""
     found = []
     end = trailer.file_length - DIGEST_BYTES
     if range_digest(image.channel, trailer.offset, end) != trailer.digest:

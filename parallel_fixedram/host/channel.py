@@ -73,6 +73,13 @@ class FileChannel:
         except OSError as error:
             raise HostError.from_os(f"cannot sync {self.name!r}", error) from error
 
+    def stat(self) -> os.stat_result:
+        """What fstat(2) says of the file now."""
+        try:
+            return os.fstat(self.fd)
+        except OSError as error:
+            raise HostError.from_os(f"cannot look at {self.name!r}", error) from error
+
     def bytes_at(self, offset: int, length: int) -> bytes:
         """Up to ``length`` bytes at ``offset``; fewer only where the file ends."""
         try:
@@ -109,7 +116,10 @@ def _open_regular(path: str, flags: int) -> int:
         fd = os.open(path, flags | os.O_NONBLOCK | os.O_CLOEXEC)
     except OSError as error:
         raise HostError.from_os(f"cannot open {path!r}", error) from error
-    if not stat.S_ISREG(os.fstat(fd).st_mode):
-        os.close(fd)
-        raise RequestError(f"{path!r} is not a regular file")
+    try:
+        if not stat.S_ISREG(FileChannel(fd, path).stat().st_mode):
+            raise RequestError(f"{path!r} is not a regular file")
+    except BaseException:
+        linux.close(fd)
+        raise
     return fd

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import platform
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -14,12 +15,12 @@ def host_facts(path: str) -> dict[str, Any]:
     """CPU, memory, kernel, versions, and the file system that ``path`` lies on.
 
     Returns:
-        A JSON object; bytes are integers.
+        A JSON object; bytes are integers; null for what the system does not tell.
     """
-    mount = _mount_of(os.path.realpath(path))
+    mount = _or_none(lambda: _mount_of(os.path.realpath(path)))
     return {
-        "cpus": psutil.cpu_count(logical=True),
-        "memory": psutil.virtual_memory().total,
+        "cpus": _or_none(lambda: psutil.cpu_count(logical=True)),
+        "memory": _or_none(lambda: psutil.virtual_memory().total),
         "kernel": platform.release(),
         "machine": platform.machine(),
         "python": platform.python_version(),
@@ -27,6 +28,14 @@ def host_facts(path: str) -> dict[str, Any]:
         "file_system": mount.fstype if mount else None,
         "mount_options": mount.opts if mount else None,
     }
+
+
+def _or_none(fact: Callable[[], Any]) -> Any:
+    """The fact, or None: a finished save does not fail because /proc cannot be read."""
+    try:
+        return fact()
+    except OSError:
+        return None
 
 
 def _mount_of(path: str) -> Any:

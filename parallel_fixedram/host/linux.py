@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import os
 
@@ -23,8 +24,21 @@ def _check(result: int) -> None:
 
 
 def fallocate(fd: int, mode: int, offset: int, length: int) -> None:
-    """fallocate(2): unlike posix_fallocate never emulated by writing; EOPNOTSUPP where the file system has none."""
-    _check(_libc.fallocate(fd, mode, offset, length))
+    """fallocate(2): unlike posix_fallocate never emulated by writing; EOPNOTSUPP where the file system has none.
+
+    Goes on after a signal, as the calls that Python wraps do (PEP 475): shared memory gives up at any, also at SIGCONT.
+    """
+    while True:
+        try:
+            return _check(_libc.fallocate(fd, mode, offset, length))
+        except InterruptedError:
+            continue
+
+
+def close(fd: int) -> None:
+    """close(2) of a descriptor through which nothing was written since its last sync: a failure means nothing then."""
+    with contextlib.suppress(OSError):
+        os.close(fd)
 
 
 def start_writeback(fd: int) -> None:

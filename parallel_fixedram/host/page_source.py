@@ -73,7 +73,7 @@ class MappedSource:
         """Unmap and close; views handed out stay valid until they are dropped (PageSource.close)."""
         self._pages = None
         if self._fd >= 0:
-            os.close(self._fd)
+            linux.close(self._fd)
             self._fd = -1
 
 
@@ -122,7 +122,7 @@ class CopiedSource:
         """Drop buffer and descriptor (PageSource.close)."""
         self._buffer = np.empty((0, self._page_size // 8), np.uint64)
         if self._fd >= 0:
-            os.close(self._fd)
+            linux.close(self._fd)
             self._fd = -1
 
 
@@ -177,6 +177,8 @@ def open_ram_file(path: str, *, offset: int = 0, length: int | None = None) -> t
         if size % TARGET_PAGE_SIZE:
             raise RequestError(f"guest RAM {path!r}: size {size} is not a multiple of the page size {TARGET_PAGE_SIZE}")
         source = CopiedSource(fd, offset=offset) if huge else MappedSource(fd, offset=offset, length=size)
+    except OSError as error:
+        raise HostError.from_os(f"cannot look at guest RAM {path!r}", error) from error
     finally:
-        os.close(fd)
+        linux.close(fd)
     return source, size, host_page_size

@@ -10,15 +10,19 @@ is free) belongs to nobody and is replaced.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import fcntl
+import logging
 import os
 import stat
 from types import TracebackType
 
-from parallel_fixedram.core.errors import CapabilityError, DurabilityError, HostError, RequestError
+from parallel_fixedram.core.errors import CapabilityError, DurabilityError, HostError, RequestError, os_message
 from parallel_fixedram.host import linux
 from parallel_fixedram.host.channel import FileChannel, open_readable
+
+logger = logging.getLogger(__name__)
 
 _NOT_SEEKABLE = "Migration requires seekable transport (e.g. file)"  # QEMU migration/migration.c
 
@@ -52,7 +56,7 @@ class PendingFile:
         try:
             self.fd = self._create()
         except BaseException:
-            os.close(self._folder)
+            linux.close(self._folder)
             raise
         self.channel = FileChannel(self.fd, path)
         self._direct_fd = -1
@@ -68,10 +72,12 @@ class PendingFile:
                 os.unlink(self._part, dir_fd=self._folder)
         except FileNotFoundError:
             pass
+        except OSError as failure:  # the next writer of that name removes it; why this one failed matters more
+            logger.warning("cannot remove %r: %s", self._part, os_message(failure.errno or 0))
         finally:
             for fd in (self.fd, self._direct_fd, self._folder):
                 if fd >= 0:
-                    os.close(fd)
+                    linux.close(fd)
 
     def open_direct(self) -> FileChannel | None:
         """A second descriptor with O_DIRECT, or None where the file system refuses it."""
@@ -117,7 +123,7 @@ class PendingFile:
                 self.channel.write(offset, memoryview(data))
                 offset += len(data)
         finally:
-            os.close(fd)
+            linux.close(fd)
 
     def publish(self) -> None:
         """Give the file its final name; what was written has to be synced before.
@@ -125,6 +131,7 @@ class PendingFile:
         Raises:
             RequestError: the name was taken in the meantime, and may not be overwritten.
             HostError: the name cannot be given; the file is gone when the context ends.
+            DurabilityError: the file has its name, but the folder goes wrong.
         """
         try:
             if self.overwrite:
@@ -136,6 +143,11 @@ class PendingFile:
         except FileExistsError as error:
             raise _taken(self.path) from error
         except OSError as error:
+            if self.published:
+                raise DurabilityError(
+                    f"{self.path!r} is published, but {self._part!r} beside it cannot be removed",
+                    errno=error.errno or 0,
+                ) from error
             raise HostError.from_os(f"cannot give {self.path!r} its name", error) from error
         self.published = True
 
@@ -167,10 +179,11 @@ class PendingFile:
                 if _lock(fd) and os.fstat(fd).st_nlink:
                     return fd
             except OSError as error:
-                os.unlink(self._part, dir_fd=self._folder)
-                os.close(fd)
+                with contextlib.suppress(OSError):
+                    os.unlink(self._part, dir_fd=self._folder)
+                linux.close(fd)
                 raise HostError.from_os(f"cannot lock {self.path!r}", error) from error
-            os.close(fd)
+            linux.close(fd)
         raise HostError(f"cannot create {self.path!r}: others keep taking {self._part!r}")
 
     def _remove_stale(self) -> None:
@@ -188,7 +201,7 @@ class PendingFile:
         except OSError as error:
             raise HostError.from_os(f"cannot replace {self._part!r}", error) from error
         finally:
-            os.close(fd)
+            linux.close(fd)
 
 
 def check_target(path: str, *, overwrite: bool) -> None:

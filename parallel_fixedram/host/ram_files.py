@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Self
 
+from parallel_fixedram.core.errors import HostError
 from parallel_fixedram.core.protocols import GuestBlock
 from parallel_fixedram.core.ramblock import RAMBlock, check_idstr, check_unique
 from parallel_fixedram.host.page_source import open_ram_file
@@ -39,6 +41,7 @@ class RamFiles:
 
     def __init__(self, files: Sequence[RamFile], *, name: str) -> None:
         self.name = name
+        self._files = tuple(files)
         self._blocks: list[GuestBlock] = []
         for each in files:
             check_idstr(each.idstr)
@@ -58,6 +61,15 @@ class RamFiles:
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         self.close()
+
+    def is_memory(self, path: str) -> bool:
+        """Whether ``path`` is one of the files."""
+        try:
+            return any(os.path.samefile(path, each.path) for each in self._files)
+        except FileNotFoundError:
+            return False
+        except OSError as error:
+            raise HostError.from_os(f"cannot look at {path!r}", error) from error
 
     def guest_blocks(self) -> Sequence[GuestBlock]:
         """The blocks as given (Machine.guest_blocks)."""

@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import logging
 import mmap
 import os
 from types import TracebackType
 from typing import Self
 
-from parallel_fixedram.core.errors import HostError, RequestError
+from parallel_fixedram.core.errors import HostError, RequestError, os_message
 from parallel_fixedram.core.ramblock import PageRange, RAMBlock
 from parallel_fixedram.host import linux
 from parallel_fixedram.host.channel import FileChannel, open_writable
 from parallel_fixedram.host.page_source import data_extents
+
+logger = logging.getLogger(__name__)
 
 
 class RamTarget:
@@ -37,7 +40,7 @@ class RamTarget:
         self._made = False
         self.fd = self._open()
         try:
-            room = os.fstat(self.fd).st_size - offset
+            room = FileChannel(self.fd, path).stat().st_size - offset
             size = room if length is None else length
             if size != block.used_length or size > room:
                 raise RequestError(
@@ -47,6 +50,9 @@ class RamTarget:
             if offset % block.page_size:
                 raise RequestError(f"offset {offset} of {path!r} is not a multiple of {block.page_size}")
             self.huge = linux.is_hugetlbfs(self.fd)
+        except OSError as error:
+            self.__exit__(None, None, None)
+            raise HostError.from_os(f"cannot look at {path!r}", error) from error
         except BaseException:
             self.__exit__(None, None, None)
             raise
@@ -57,10 +63,19 @@ class RamTarget:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        os.close(self.fd)
+        linux.close(self.fd)
         if self._made:
-            with contextlib.suppress(FileNotFoundError):
+            try:
                 os.unlink(self.path)
+            except FileNotFoundError:
+                pass
+            except OSError as failure:  # why the restore failed matters more
+                logger.warning("cannot remove %r: %s", self.path, os_message(failure.errno or 0))
+
+    @property
+    def end(self) -> int:
+        """The offset in the file after the block's last byte."""
+        return self.offset + self.block.used_length
 
     def keep(self) -> None:
         """The restore is complete: the file stays."""
@@ -91,8 +106,9 @@ class RamTarget:
             os.fchmod(fd, 0o600)
             os.ftruncate(fd, self.offset + self.block.used_length)
         except OSError as error:
-            os.close(fd)
-            os.unlink(self.path)
+            linux.close(fd)
+            with contextlib.suppress(OSError):
+                os.unlink(self.path)
             raise HostError.from_os(f"cannot size {self.path!r}", error) from error
         return fd
 

@@ -333,6 +333,38 @@ def test_a_file_that_cannot_be_synced_is_not_published(target: str, monkeypatch:
     assert (folder(target), Path(target).read_bytes()) == (["FILE"], b"old")
 
 
+def test_bitmaps_follow_the_last_page_the_sync_follows_all_and_the_name_comes_last(
+    target: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Invariant 4."""
+    made: list[RecordingChannel] = []
+    names_at_sync: list[str] = []
+
+    class Watched(RecordingChannel):
+        def sync(self) -> None:
+            names_at_sync.extend(folder(target))
+            super().sync()
+
+    class Pending(PendingFile):
+        def __init__(self, path: str, *, overwrite: bool) -> None:
+            super().__init__(path, overwrite=overwrite)
+            made.append(Watched(self.channel, 16 * MIB))
+            self.channel = made[-1]  # type: ignore[assignment]
+
+    monkeypatch.setattr(save_module, "PendingFile", Pending)
+    with ScriptedGuest({"ram": "AB-C" * 300}) as guest:
+        save(guest, target, replace(BUFFERED, channels=3))
+    with Image(target) as image:
+        block = image.block("ram")
+    calls = [(event.kind, event.offset) for event in made[0].events("WS")]
+    pages = [i for i, (_, offset) in enumerate(calls) if block.header.pages_offset <= offset < block.pages_end]
+    bitmap = calls.index(("W", block.header.bitmap_offset))
+    assert max(pages) < bitmap
+    assert [i for i, (kind, _) in enumerate(calls) if kind == "S"] == [len(calls) - 1]
+    assert names_at_sync == [".FILE.part"]
+    made[0].close()
+
+
 def test_a_folder_that_cannot_be_synced_leaves_the_file_published(target: str, monkeypatch: pytest.MonkeyPatch) -> None:
     fail_sync(monkeypatch, folder_only=True)
     with ScriptedGuest({"ram": "AB"}) as guest, pytest.raises(DurabilityError):
@@ -386,7 +418,7 @@ def break_pause(guest: ScriptedGuest) -> None:
     def act() -> None:
         raise HostError("no pause")
 
-    guest._script = [act]
+    guest.script = [act]
 
 
 def test_a_machine_that_cannot_be_paused_is_told_to_go_on_and_nothing_is_left(target: str) -> None:

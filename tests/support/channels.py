@@ -9,7 +9,7 @@ import struct
 import time
 from collections.abc import Callable
 from mmap import mmap
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from parallel_fixedram.core.errors import FormatError, HostError
 from parallel_fixedram.core.protocols import Channel
@@ -46,6 +46,11 @@ class WrappedChannel:
 
     def __init__(self, inner: Channel) -> None:
         self.inner = inner
+
+    def __getattr__(self, name: str) -> Any:
+        if name == "inner":
+            raise AttributeError(name)
+        return getattr(self.inner, name)
 
     def write(self, offset: int, data: memoryview) -> None:
         self.inner.write(offset, data)
@@ -182,16 +187,27 @@ class RecordingChannel(WrappedChannel):
 
 
 class HookChannel(WrappedChannel):
-    """Calls ``hook`` in the worker before the first write that covers byte ``offset``, once over all workers."""
+    """Calls ``hook`` in the worker before a write that covers byte ``offset``.
 
-    def __init__(self, inner: Channel, offset: int, hook: Callable[[], None], *, times: int = 1) -> None:
+    Args:
+        inner: where calls go.
+        offset: the place.
+        hook: what to call.
+        skip: how many such writes pass first, counted over all workers.
+        times: before how many writes it is called then.
+    """
+
+    def __init__(
+        self, inner: Channel, offset: int, hook: Callable[[], object], *, skip: int = 0, times: int = 1
+    ) -> None:
         super().__init__(inner)
         self._offset = offset
         self._hook = hook
+        self._skip = SharedCounter(skip)
         self._left = SharedCounter(times)
 
     def write(self, offset: int, data: memoryview) -> None:
-        if offset <= self._offset < offset + len(data) and self._left.take():
+        if offset <= self._offset < offset + len(data) and not self._skip.take() and self._left.take():
             self.hooked(offset, data)
         self.inner.write(offset, data)
 
@@ -200,18 +216,21 @@ class HookChannel(WrappedChannel):
         self._hook()
 
     def close(self) -> None:
+        self._skip.close()
         self._left.close()
 
 
 class DeadlyChannel(HookChannel):
-    """Sends its worker ``signum`` in the middle of a write that covers byte ``offset``, for the first ``times`` times.
+    """Sends its worker ``signum`` in the middle of a write that covers byte ``offset``, as HookChannel does.
 
     Attributes:
         died: time.monotonic() of the last death, for those who share memory with the worker; 0 before.
     """
 
-    def __init__(self, inner: Channel, offset: int, *, signum: int = signal.SIGKILL, times: int = 1) -> None:
-        super().__init__(inner, offset, lambda: None, times=times)
+    def __init__(
+        self, inner: Channel, offset: int, *, signum: int = signal.SIGKILL, skip: int = 0, times: int = 1
+    ) -> None:
+        super().__init__(inner, offset, lambda: None, skip=skip, times=times)
         self._signum = signum
         self._time = mmap(-1, 8)
 

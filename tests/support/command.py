@@ -1,21 +1,21 @@
-"""The command, as a user runs it."""
+"""What the command reports, for tests that need no more of it."""
 
 from __future__ import annotations
 
-import json
-import subprocess
-import sys
+from collections.abc import Callable
 from typing import Any
 
-
-def run(*arguments: object) -> subprocess.CompletedProcess[str]:
-    """Run ``parallel-fixedram ARGUMENTS`` to its end."""
-    command = [sys.executable, "-m", "parallel_fixedram", *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+from support.cli import Result, call
 
 
-def report(*arguments: object, code: int = 0) -> dict[str, Any]:
-    """Run a verb with ``--json`` and hold it to its exit code; returns the object it prints."""
-    done = run(*arguments, "--json")
-    assert done.returncode == code, done.stderr or done.stdout
-    return dict(json.loads(done.stdout))
+def report(*arguments: object, code: int = 0, by: Callable[..., Result] = call) -> dict[str, Any]:
+    """Run a verb with ``--json`` and hold it to its exit code; returns the object it prints.
+
+    Args:
+        arguments: the verb and what follows it.
+        code: expected exit code.
+        by: ``support.cli.call``, or ``support.cli.run`` for a process of its own.
+    """
+    result = by(*map(str, arguments), "--json")
+    assert result.code == code, result
+    return result.json

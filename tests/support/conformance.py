@@ -12,12 +12,12 @@ from dataclasses import dataclass
 
 import numpy as np
 import pytest
+from support.pictures import PAGE, allocated_pages, content, picture_of
 
 from parallel_fixedram.core.bitmap import PageBitmap
 from parallel_fixedram.core.errors import FormatError
 from parallel_fixedram.core.protocols import Channel, DirtySource, Machine, PageSource
 from parallel_fixedram.core.ramblock import PageRange, check_unique
-from support.pictures import PAGE, allocated_pages, content, picture_of
 
 DRAWN = "A0-B--0C" + "-" * 56 + "z" + "-" * 192 + "Y"
 """258 pages: data, zeros and holes, over the edges of bitmap words and of windows."""

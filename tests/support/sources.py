@@ -12,13 +12,13 @@ from typing import Self
 
 import numpy as np
 import pytest
+from support.pictures import PAGE, content, memfd, page
 
 from parallel_fixedram.core.bitmap import PageBitmap
 from parallel_fixedram.core.protocols import GuestBlock, Pages, PageSource
 from parallel_fixedram.core.ramblock import PageRange, RAMBlock
 from parallel_fixedram.guest.dirty_log import DirtyLog
 from parallel_fixedram.host.page_source import MappedSource
-from support.pictures import PAGE, content, memfd, page
 
 _POOL = Path("/proc/sys/vm/nr_hugepages")
 
@@ -69,6 +69,7 @@ class ScriptedGuest:
         calls: ``pause``, ``resume`` and ``device_state`` in the order in which they came.
         fds: descriptors of the blocks' memory.
         logs: dirty logs of the blocks, which forks share.
+        script: what is left of the script.
     """
 
     name = "scripted"
@@ -85,7 +86,7 @@ class ScriptedGuest:
         self.logs = [DirtyLog(len(picture)) for picture in ram.values()]
         self.calls: list[str] = []
         self.running = running
-        self._script = list(script)
+        self.script = list(script)
         self._was_running = False
         self._device_state = device_state
         self._blocks = []
@@ -137,9 +138,9 @@ class ScriptedGuest:
         self.fds = {}
 
     def _act(self) -> None:
-        if not self._script:
+        if not self.script:
             return
-        step = self._script.pop(0)
+        step = self.script.pop(0)
         if callable(step):
             step()
             return

@@ -294,7 +294,7 @@ def trailer(
     parts = list(parts)
     body = b"".join(struct.pack(">IIQ", kind, flags, len(payload)) + payload for kind, flags, payload in parts)
     if pad:
-        padding = bytes(-(offset + len(body) + 16 + 56) % PAGE)
+        padding = bytes(-(offset + len(body) + 16 + 48) % PAGE)
         body += struct.pack(">IIQ", 0, 0, len(padding)) + padding
     body += struct.pack(
         ">8sIIQQQ",
@@ -303,7 +303,7 @@ def trailer(
         len(parts) + pad if count is None else count,
         base,
         offset if says_offset is None else says_offset,
-        offset + len(body) + 56 if says_length is None else says_length,
+        offset + len(body) + 48 if says_length is None else says_length,
     )
     return body + struct.pack(">Q", xxhash.xxh3_64_intdigest(body) if digest is None else digest)
 

@@ -1,0 +1,73 @@
+"""``--help`` of every verb, and that the examples in it work."""
+
+import shlex
+import tempfile
+
+import pytest
+from support.cli import call, done, run
+
+from parallel_fixedram.cli.main import VERBS
+
+SMALL = {"1GiB": "4MiB", "256MiB": "2MiB"}
+"""An example shows off; here a fraction of it has to do."""
+
+
+def examples(verb):
+    """The example lines of a verb's help text, without the name of the program."""
+    lines = done(call(verb, "--help")).out.partition("example")[2].splitlines()
+    found = [shlex.split(line)[1:] for line in lines if line.startswith("  parallel-fixedram ")]
+    assert found, f"{verb} has no example"
+    assert all(argv[0] == verb for argv in found)
+    return found
+
+
+def rewritten(argv, folder):
+    """An example that keeps to a scratch folder and to small sizes."""
+    if argv == ["demo"]:
+        return ["demo", "--size", "2MiB", "--folder", str(folder)]
+    text = shlex.join(argv)
+    for size, smaller in SMALL.items():
+        text = text.replace(size, smaller)
+    for root in ("/var/tmp", "/tmp", "/dev/shm", "/backup"):
+        text = text.replace(root, "SCRATCH")
+    return shlex.split(text.replace("SCRATCH", str(folder)))
+
+
+def test_the_help_of_the_command_names_every_verb():
+    result = done(run("--help"))
+    for verb in VERBS:
+        assert f"\n    {verb} " in result.out
+    assert result.err == ""
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_every_verb_has_a_help_text_that_fits_a_line(verb):
+    result = done(call(verb, "--help"))
+    assert result.out.startswith(f"usage: parallel-fixedram {verb} ")
+    for option in ("--json", "--debug", "--help"):
+        assert option in result.out
+    assert max(map(len, result.out.splitlines())) <= 130
+
+
+def test_the_examples_work_in_the_order_in_which_people_try_them(tmp_path):
+    """Only what an example takes for granted is made first: RAM to save, and two files to compare."""
+    (tmp_path / "vm-ram").write_bytes(bytes(8192))
+    for name in ("before", "after"):
+        done(call("save", tmp_path / f"{name}.mr", "--guest", "dense,size=1MiB"))
+    for verb in ("save", "restore", "verify", "inspect", "diff", "demo", "caps"):
+        for argv in examples(verb):
+            result = call(*rewritten(argv, tmp_path))
+            # one example of caps shows a refusal lifted, none shows a refusal
+            assert result.code == 0, (argv, result)
+    assert {path.name for path in tmp_path.iterdir()} == {
+        "vm-ram", "before.mr", "after.mr", "guest.mr", "vm.mr", "restored",
+    }  # fmt: skip
+
+
+def test_help_does_not_write_anything_anywhere(tmp_path, monkeypatch):
+    def written(*args, **kwargs):
+        raise AssertionError("looking for a temporary folder writes a file into it")
+
+    monkeypatch.setattr(tempfile, "gettempdir", written)
+    done(call("--help"))
+    done(call("demo", "--help"))

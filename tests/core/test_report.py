@@ -1,0 +1,127 @@
+import json
+from dataclasses import fields
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from parallel_fixedram.core.report import (
+    BlockReport,
+    Difference,
+    DiffReport,
+    RestoredBlock,
+    RestoreReport,
+    RestoreSeconds,
+    RoundReport,
+    SaveBytes,
+    SaveReport,
+    SaveSeconds,
+    VerifyReport,
+    WorkerReport,
+    from_json,
+    to_json,
+)
+
+counts = st.integers(0, 1 << 63)
+seconds = st.floats(0, 1e9)
+texts = st.text(max_size=20)
+maybe = st.none() | counts
+
+
+def tuples(of):
+    return st.lists(of, max_size=3).map(tuple)
+
+
+def build(kind, **others):
+    """A strategy for a report whose fields are numbers but for those named."""
+    known = {"seconds": seconds} | others
+    return st.builds(kind, **{each.name: known.get(each.name, counts) for each in fields(kind)})
+
+
+blocks = build(BlockReport, idstr=texts)
+rounds = build(RoundReport)
+all_seconds = dict.fromkeys(("total", "pause", "scan", "write", "digest", "sync", "publish", "read"), seconds)
+differences = build(
+    Difference, what=texts, idstr=st.none() | texts, first_page=maybe, offset=maybe, pages=st.integers(0, 1 << 40)
+)
+saves = build(
+    SaveReport,
+    file=texts,
+    direct_io=st.booleans(),
+    capabilities=st.dictionaries(texts, st.booleans()),
+    blocks=tuples(blocks),
+    rounds=tuples(rounds),
+    seconds=build(SaveSeconds, **all_seconds),
+    bytes=build(SaveBytes),
+    workers=tuples(build(WorkerReport)),
+    host=st.dictionaries(texts, counts | texts | st.none() | st.lists(counts)),
+    notes=tuples(texts),
+)
+restores = build(
+    RestoreReport,
+    file=texts,
+    blocks=tuples(build(RestoredBlock, idstr=texts, path=texts)),
+    left_out=tuples(texts),
+    verified=st.booleans(),
+    seconds=build(RestoreSeconds, **all_seconds),
+)
+verifies = build(
+    VerifyReport,
+    file=texts,
+    ok=st.booleans(),
+    quick=st.booleans(),
+    digests=st.booleans(),
+    ram=tuples(texts),
+    blocks=tuples(blocks),
+    stale_pages=maybe,
+    differences=tuples(differences),
+    warnings=tuples(texts),
+)
+diffs = build(
+    DiffReport,
+    file_a=texts,
+    file_b=texts,
+    equal=st.booleans(),
+    differences=tuples(differences),
+    truncated=st.booleans(),
+    only_in_a=tuples(texts),
+    only_in_b=tuples(texts),
+)
+
+
+@given(saves | restores | verifies | diffs)
+def test_a_report_goes_to_json_and_comes_back_equal(report):
+    text = json.dumps(to_json(report))
+    assert from_json(type(report), json.loads(text)) == report
+    assert next(iter(json.loads(text).items())) == ("verb", report.verb)
+
+
+@given(saves | restores | verifies | diffs)
+def test_every_field_of_a_report_is_in_its_json(report):
+    assert list(to_json(report)) == ["verb", *(each.name for each in fields(report))]
+
+
+@given(diffs, st.data())
+def test_a_report_with_a_missing_field_is_refused(report, data):
+    whole = json.loads(json.dumps(to_json(report)))
+    del whole[data.draw(st.sampled_from([each.name for each in fields(report)]))]
+    with pytest.raises(KeyError):
+        from_json(DiffReport, whole)
+
+
+@pytest.mark.parametrize(
+    ("fields", "text"),
+    [
+        ({}, "digest does not match"),
+        ({"offset": 0x86}, "digest does not match at 0x86"),
+        ({"idstr": "m", "offset": 0x86}, "block 'm': digest does not match at 0x86"),
+        ({"idstr": "m", "first_page": 7, "pages": 1}, "block 'm' page 7: digest does not match"),
+        (
+            {"idstr": "m", "first_page": 0, "pages": 64, "offset": 0x100000},
+            "block 'm' pages 0-63 at 0x100000: digest does not match",
+        ),
+    ],
+)
+def test_a_difference_says_where_and_what(fields, text):
+    nothing = {"what": "digest does not match", "idstr": None, "first_page": None, "pages": 0, "offset": None}
+    assert str(Difference(**nothing | fields)) == text

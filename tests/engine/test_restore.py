@@ -1,0 +1,319 @@
+import os
+import re
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import psutil
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from support.channels import DeadlyChannel, FailingChannel
+from support.pictures import PAGE, allocated_pages, content, draw, memfd, picture_of, read_all
+from support.sources import ScriptedGuest, huge_file
+from support.streamwriter import Block, stream
+
+from parallel_fixedram.core.errors import ContentsDiffer, FormatError, HostError, RequestError
+from parallel_fixedram.core.report import RestoreReport, from_json, to_json
+from parallel_fixedram.engine.image import Image
+from parallel_fixedram.engine.restore import Destination, restore
+from parallel_fixedram.engine.save import DirectIO, SaveOptions, save
+from parallel_fixedram.host.channel import FileChannel
+from parallel_fixedram.host.ram_target import RamTarget
+
+RAM = "A0-b" + "C" * 300 + "-" * 60 + "D0E" * 30 + "-" * 40
+
+
+@pytest.fixture(autouse=True)
+def _nothing_is_left_behind() -> Iterator[None]:
+    descriptors, children = set(os.listdir("/proc/self/fd")), psutil.Process().children()
+    yield
+    assert set(os.listdir("/proc/self/fd")) == descriptors
+    assert psutil.Process().children() == children
+
+
+@dataclass
+class Folder:
+    """A folder with saved files and destinations."""
+
+    path: Path
+
+    def __truediv__(self, name: str) -> str:
+        return str(self.path / name)
+
+    def save(self, **ram: str) -> str:
+        """A file of this RAM."""
+        file = self / "FILE"
+        with ScriptedGuest(ram, running=False) as guest:
+            save(guest, file, SaveOptions(direct_io=DirectIO.OFF, overwrite=True))
+        return file
+
+    def names(self) -> list[str]:
+        return sorted(os.listdir(self.path))
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Folder:
+    (tmp_path / "work").mkdir()
+    return Folder(tmp_path / "work")
+
+
+def of(fd: int) -> Destination:
+    return Destination(path=f"/proc/{os.getpid()}/fd/{fd}")
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize("check_digests", [False, True])
+@pytest.mark.parametrize("before", ["-", "0", "X", "X-", "X0--X"])
+def test_a_destination_is_what_the_file_says_whatever_it_held(
+    folder: Folder, channels: int, check_digests: bool, before: str
+) -> None:
+    fd = memfd((before * len(RAM))[: len(RAM)])
+    with Image(folder.save(ram=RAM)) as image:
+        restore(image, {"ram": of(fd)}, channels=channels, check_digests=check_digests)
+    assert read_all(fd) == content(RAM)
+    os.close(fd)
+
+
+@given(st.data())
+@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_any_file_can_be_restored_over_any_memory(folder: Folder, data: st.DataObject) -> None:
+    length = data.draw(st.sampled_from((1, 2, 63, 64, 65, 130, 257)))
+    ram, before = (
+        "".join(data.draw(st.lists(st.sampled_from(letters), min_size=length, max_size=length)))
+        for letters in ("AA0b---", "XX0z---")
+    )
+    fd = memfd(before)
+    with Image(folder.save(ram=ram)) as image:
+        restore(image, {"ram": of(fd)}, check_digests=True)
+    assert picture_of(read_all(fd)) == ram.replace("-", "0")
+    kept = sum(new in "Ab" or (old != "-" and new in "0-") for new, old in zip(ram, before, strict=True))
+    assert sum(letter in "Ab" for letter in ram) <= allocated_pages(fd) <= kept
+    os.close(fd)
+
+
+def test_what_the_file_calls_zero_stays_or_becomes_a_hole(folder: Folder) -> None:
+    fresh, full = memfd("-" * len(RAM)), memfd("X" * len(RAM))
+    with Image(folder.save(ram=RAM)) as image:
+        for fd in (fresh, full):
+            restore(image, {"ram": of(fd)})
+    data_pages = sum(letter not in "0-" for letter in RAM)
+    assert allocated_pages(fresh) == data_pages
+    # up to 16 zero pages are written along with their neighbours where there was memory already
+    assert data_pages <= allocated_pages(full) <= len(RAM) - 40 - 60
+    os.close(fresh)
+    os.close(full)
+
+
+def test_a_new_destination_is_made_private_and_holds_what_ram_held(folder: Folder) -> None:
+    with Image(folder.save(ram=RAM, second="Z-")) as image:
+        report = restore(image, {name: Destination(path=folder / name) for name in ("ram", "second")}, channels=2)
+    assert (folder.path / "ram").read_bytes() == content(RAM)
+    assert (folder.path / "second").read_bytes() == content("Z-")
+    assert (folder.path / "ram").stat().st_mode & 0o7777 == 0o600
+    assert from_json(RestoreReport, to_json(report)) == report
+    assert [(block.idstr, block.data_pages) for block in report.blocks] == [("ram", 362), ("second", 1)]
+    assert report.left_out == ()
+
+
+def test_blocks_that_are_not_named_are_left_out_and_the_report_says_so(folder: Folder) -> None:
+    with Image(folder.save(ram="AB", second="Z-")) as image:
+        report = restore(image, {"second": Destination(path=folder / "second")})
+    assert report.left_out == ("ram",)
+    assert folder.names() == ["FILE", "second"]
+
+
+def test_a_block_is_restored_into_the_rest_of_a_file(folder: Folder) -> None:
+    path = folder.path / "ram"
+    with path.open("w+b") as file:
+        draw(file.fileno(), "XYXXX")
+    with Image(folder.save(ram="A-B")) as image:
+        restore(image, {"ram": Destination(path=str(path), offset=2 * PAGE)})
+    assert picture_of(path.read_bytes()) == "XYA0B"
+
+
+def test_huge_pages_are_filled_and_only_those_that_hold_something(folder: Folder) -> None:
+    with huge_file(3) as file:
+        pages = file.size // PAGE
+        ram = ("A0" + "-" * 600 + "z").ljust(pages, "-")
+        file.draw("X" * 10 + "0" * 100)
+        with Image(folder.save(ram=ram)) as image:
+            restore(image, {"ram": Destination(path=file.path)}, channels=2, check_digests=True)
+        assert read_all(file.fd) == content(ram)
+        assert os.fstat(file.fd).st_blocks * 512 == 2 * file.page_size
+
+
+def test_progress_goes_up_to_the_total(folder: Folder) -> None:
+    seen: list[tuple[int, int]] = []
+    with Image(folder.save(ram="A" * 3000)) as image:
+        restore(
+            image,
+            {"ram": Destination(path=folder / "ram")},
+            progress=lambda phase, done, total: seen.append((done, total)),
+        )
+    assert seen == sorted(seen)
+    assert seen[-1] == (3000 * PAGE, 3000 * PAGE)
+
+
+# --- what is refused, and that nothing is touched then
+
+
+@pytest.mark.parametrize("pages", [2, 4])
+def test_a_destination_of_another_size_is_refused_and_none_is_touched(folder: Folder, pages: int) -> None:
+    path = folder.path / "wrong"
+    path.write_bytes(b"x" * pages * PAGE)
+    fd = memfd("XX")
+    with Image(folder.save(ram="AB", second="ABC")) as image:
+        with pytest.raises(RequestError, match="block 'second' has 12288 bytes, its destination"):
+            restore(image, {"ram": of(fd), "second": Destination(path=str(path))})
+        with pytest.raises(RequestError, match="block 'second' has 12288 bytes, its destination"):
+            restore(image, {"ram": Destination(path=folder / "new"), "second": Destination(path=str(path))})
+    assert path.read_bytes() == b"x" * pages * PAGE
+    assert picture_of(read_all(fd)) == "XX"
+    assert folder.names() == ["FILE", "wrong"]
+    os.close(fd)
+
+
+def test_requests_that_make_no_sense_are_refused(folder: Folder) -> None:
+    with Image(folder.save(ram="AB")) as image:
+        with pytest.raises(RequestError, match="no block was given a destination"):
+            restore(image, {})
+        with pytest.raises(RequestError, match="has no block 'other'; it has 'ram'"):
+            restore(image, {"ram": Destination(path=folder / "ram"), "other": Destination(path=folder / "other")})
+    assert folder.names() == ["FILE"]
+
+
+@pytest.mark.parametrize("exists", [False, True])
+def test_two_blocks_cannot_be_restored_into_the_same_memory(folder: Folder, exists: bool) -> None:
+    path = folder.path / "same"
+    if exists:
+        path.write_bytes(content("XX"))
+        os.link(path, folder / "link")
+    other = folder / ("link" if exists else "../work/same")
+    with Image(folder.save(ram="AB", second="CD")) as image, pytest.raises(RequestError, match="'second'"):
+        restore(image, {"ram": Destination(path=str(path)), "second": Destination(path=other)})
+    assert folder.names() == (["FILE", "link", "same"] if exists else ["FILE"])
+    if exists:
+        assert path.read_bytes() == content("XX")
+
+
+def flip(file: str, offset: int) -> None:
+    with open(file, "r+b") as opened:
+        opened.seek(offset)
+        byte = opened.read(1)[0]
+        opened.seek(offset)
+        opened.write(bytes([byte ^ 0x40]))
+
+
+def place(file: str, where: Callable[[Image], int]) -> int:
+    with Image(file) as image:
+        return where(image)
+
+
+def test_a_changed_page_is_found_while_it_is_restored_and_named(folder: Folder) -> None:
+    file = folder.save(ram=RAM)
+    offset = place(file, lambda image: image.block("ram").page_offset(200))
+    flip(file, offset + 4095)
+    with Image(file) as image:
+        with pytest.raises(ContentsDiffer, match=rf"block 'ram' page 200 at {offset:#x}: does not match its digest"):
+            restore(image, {"ram": Destination(path=folder / "ram")}, channels=2, check_digests=True)
+        assert folder.names() == ["FILE"]
+        restore(image, {"ram": Destination(path=folder / "ram")})  # nobody asked
+    assert folder.names() == ["FILE", "ram"]
+
+
+def test_a_page_whose_bit_was_lost_is_found_before_anything_is_touched(folder: Folder) -> None:
+    """A cleared bit far from every other page: no window of work holds it."""
+    file = folder.save(ram="A" + "-" * 600 + "B" + "-" * 600)
+    flip_bit = place(file, lambda image: image.block("ram").header.bitmap_offset + 601 // 8)
+    with open(file, "r+b") as opened:
+        opened.seek(flip_bit)
+        opened.write(b"\0")
+    fd = memfd("X" + "-" * 1201)
+    with Image(file) as image, pytest.raises(ContentsDiffer, match="the bytes before its pages"):
+        restore(image, {"ram": of(fd)}, check_digests=True)
+    assert picture_of(read_all(fd))[0] == "X"
+    os.close(fd)
+
+
+def test_digests_cannot_be_checked_where_there_are_none(folder: Folder) -> None:
+    (folder.path / "PLAIN").write_bytes(stream(Block(name="ram", picture="A0-B")).data)
+    with Image(folder / "PLAIN") as image:
+        with pytest.raises(RequestError, match="carries no digests"):
+            restore(image, {"ram": Destination(path=folder / "ram")}, check_digests=True)
+        assert folder.names() == ["PLAIN"]
+        restore(image, {"ram": Destination(path=folder / "ram")})
+    assert (folder.path / "ram").read_bytes() == content("A00B")  # not the stale bytes
+
+
+def test_a_file_whose_save_was_interrupted_is_refused_and_nothing_is_touched(folder: Folder) -> None:
+    """By its empty bitmap all of RAM would be zero."""
+    fd = memfd("XXXX")
+    (folder.path / "PLAIN").write_bytes(stream(Block(name="ram", picture="----"), end=False).data)
+    with Image(folder / "PLAIN") as image, pytest.raises(FormatError, match="has pages but an empty bitmap"):
+        restore(image, {"ram": of(fd)})
+    assert picture_of(read_all(fd)) == "XXXX"
+    os.close(fd)
+
+
+def test_a_bitmap_with_bits_after_the_last_page_is_refused_and_nothing_is_touched(folder: Folder) -> None:
+    file = folder.save(ram="AB", second="CD")
+    flip(file, place(file, lambda image: image.block("second").header.bitmap_offset + 1))
+    fd = memfd("XX")
+    with Image(file) as image, pytest.raises(FormatError, match="bits after the last page"):
+        restore(image, {"ram": of(fd), "second": Destination(path=folder / "second")})
+    assert picture_of(read_all(fd)) == "XX"
+    assert folder.names() == ["FILE"]
+    os.close(fd)
+
+
+# --- failures on the way
+
+
+@pytest.fixture
+def through(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[Callable[[FileChannel], object]], None]]:
+    """Make destinations be written through the channel that a function makes of the file."""
+    made: list[FailingChannel | DeadlyChannel] = []
+
+    def install(wrap: Callable[[FileChannel], FailingChannel | DeadlyChannel]) -> None:
+        def channel(target: RamTarget) -> FailingChannel | DeadlyChannel:
+            made.append(wrap(FileChannel(target.fd, target.path)))
+            return made[-1]
+
+        monkeypatch.setattr(RamTarget, "channel", channel)
+
+    yield install  # type: ignore[misc]
+    for each in made:
+        each.close()
+
+
+@pytest.mark.parametrize("successes", range(4))
+def test_a_failing_write_leaves_no_file_that_was_made(
+    folder: Folder, through: Callable[[object], None], successes: int
+) -> None:
+    through(lambda inner: FailingChannel(inner, errno=5, successes=successes))
+    with Image(folder.save(ram="A-" * 300)) as image, pytest.raises(HostError, match="input/output error"):
+        restore(image, {"ram": Destination(path=folder / "ram")}, channels=2)
+    assert folder.names() == ["FILE"]
+
+
+def test_a_worker_that_dies_in_the_middle_is_made_up_for(folder: Folder, through: Callable[[object], None]) -> None:
+    through(lambda inner: DeadlyChannel(inner, 100 * PAGE, times=2))
+    with Image(folder.save(ram=RAM)) as image:
+        restore(image, {"ram": Destination(path=folder / "ram")}, channels=3, check_digests=True)
+    assert (folder.path / "ram").read_bytes() == content(RAM)
+
+
+def test_when_all_workers_die_nothing_that_was_made_is_left(folder: Folder, through: Callable[[object], None]) -> None:
+    through(lambda inner: DeadlyChannel(inner, 100 * PAGE, times=9))
+    with Image(folder.save(ram=RAM)) as image, pytest.raises(HostError, match="no worker is left"):
+        restore(image, {"ram": Destination(path=folder / "ram")}, channels=2)
+    assert folder.names() == ["FILE"]
+
+
+def test_a_file_that_became_shorter_is_an_error_and_not_a_crash(folder: Folder) -> None:
+    with Image(file := folder.save(ram=RAM)) as image:
+        os.truncate(file, 1 << 20)
+        with pytest.raises(FormatError, match=re.escape(f"{file!r} ends")):
+            restore(image, {"ram": Destination(path=folder / "ram")})
+    assert folder.names() == ["FILE"]

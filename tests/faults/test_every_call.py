@@ -1,0 +1,527 @@
+"""Every system call that a save, a restore, a verify or a diff makes on its files fails in turn: once, or from then on.
+
+Which call is the k-th depends on how the workers take turns, so what is asserted holds for every k: a fault ends in a
+typed error that keeps its errno, or does no harm; and whatever has the final name is complete.
+"""
+
+from __future__ import annotations
+
+import errno
+import itertools
+import os
+import shutil
+import signal
+import tempfile
+from collections.abc import Callable, Collection, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+from support import faults
+from support.faults import Call, Decide, Fail, Kill, Run, Shorten
+from support.pictures import content, draw
+
+from parallel_fixedram import app
+from parallel_fixedram.cli.main import main
+from parallel_fixedram.core.errors import DurabilityError, FixedRamError, HostError, WorkerError
+from parallel_fixedram.core.layout import RAM_ONLY_MACHINE
+from parallel_fixedram.host.ram_files import RamFile, RamFiles
+
+REASON = faults.why_not()
+pytestmark = pytest.mark.skipif(bool(REASON), reason=REASON)
+
+RAM = {"pc.ram": "A" * 250 + "0b-" * 3 + "-" * 150 + "C" * 300 + "0" * 40 + "D" * 30 + "-", "vga.vram": "z"}
+"""Three shards and one more: data, zero pages, holes, a half-used last bitmap word, a block of one page."""
+
+WRITING = {"openat", "ftruncate", "fallocate", "pwrite64", "pwritev", "fsync", "linkat", "renameat"}
+"""Calls that a full file system can refuse."""
+RETRIED = {"openat", "ftruncate", "fchmod", "flock", "fallocate", "pread64", "preadv2", "pwrite64", "fsync"}
+"""Calls that a signal can interrupt: whoever makes them has to try again."""
+UNLINKS = ("unlink", "unlinkat")
+
+STRIDES = [pytest.param(11, id="sampled"), pytest.param(1, id="all", marks=pytest.mark.slow)]
+
+
+DEAD = b"what a dead writer left"
+
+
+class Running(RamFiles):
+    """RAM of a machine that says it was running, so that digests are made from what was written, after the pause."""
+
+    def pause(self) -> bool:
+        return True
+
+
+@dataclass(frozen=True, kw_only=True)
+class Way:
+    """A way to save, and what lies there before."""
+
+    machine: type[RamFiles] = RamFiles
+    options: dict[str, Any] = field(default_factory=dict)
+    offset: int = 0
+    old: bytes = b""
+    part: bytes = b""
+
+
+WAYS = {
+    "a new file": Way(),
+    "over an old file, direct": Way(options={"overwrite": True, "direct_io": "auto"}, old=b"old" * 9999),
+    "running, behind a prefix": Way(
+        machine=Running, options={"overwrite": True, "direct_io": "off"}, offset=8192, old=b"old" * 9999, part=DEAD
+    ),
+}
+
+
+class Stage:
+    """A folder in memory with RAM to save, the file, and places to restore to."""
+
+    def __init__(self, folder: str, way: Way) -> None:
+        self.folder = folder
+        self.way = way
+        self.file, self.part = Path(folder, "vm.mr"), Path(folder, ".vm.mr.part")
+        self.uri = f"file:{self.file},offset={way.offset}"
+        self.ram = {idstr: f"{folder}/{idstr}" for idstr in RAM}
+        self.restored = {idstr: f"{folder}/restored-{idstr}" for idstr in RAM}
+        for idstr, picture in RAM.items():
+            fill(self.ram[idstr], picture)
+        self.before_save()
+        self.save()
+        assert app.verify(self.uri, ram=self.ram).ok
+        self.new = self.file.read_bytes()
+        self.save_next()
+        assert app.verify(str(self.file), ram=self.ram).ok
+        self.next = self.file.read_bytes()
+
+    def before_save(self) -> None:
+        """Let the folder look as the way to save wants it."""
+        for path, there in ((self.file, self.way.old), (self.part, self.way.part)):
+            path.unlink(missing_ok=True)
+            if there:
+                path.write_bytes(there)
+
+    def save(self) -> None:
+        files = [RamFile(idstr=idstr, path=path) for idstr, path in self.ram.items()]
+        on = {"channels": 2, "experimental_multifd": True, **self.way.options}
+        app.save(lambda: self.way.machine(files, name=RAM_ONLY_MACHINE), self.uri, **on)
+
+    def before_restore(self, picture: str = "") -> None:
+        """Remove what was restored; with a letter, make files full of it."""
+        for idstr, path in self.restored.items():
+            Path(path).unlink(missing_ok=True)
+            if picture:
+                fill(path, picture * len(RAM[idstr]))
+
+    def restore(self) -> None:
+        on = {"channels": 2, "experimental_multifd": True}
+        app.restore(self.uri, self.restored, check_digests=True, **on)
+
+    def run(self, action: Callable[[], Any], decide: Decide) -> Run:
+        """Run under faults; whatever they are, the end is an orderly one."""
+        run = faults.run(action, under=self.folder, decide=decide)
+        assert not run.hung, run.faults
+        assert run.orphans == (), run.faults
+        assert "Traceback" not in run.stderr, (run.faults, run.stderr)
+        assert run.error is None or isinstance(run.error, FixedRamError), (run.faults, run.error)
+        return run
+
+    def check_saved(self, run: Run, *, published: bool) -> None:
+        """The final name is the complete new file, or what it was before; and nothing of ours is left beside it."""
+        there = self.file.read_bytes() if self.file.exists() else b""
+        assert there == (self.new if published else self.way.old), (run.faults, run.error)
+        if not run.hit(*UNLINKS) and self.part.exists():
+            assert self.part.read_bytes() == DEAD, (run.faults, run.error)
+
+    def save_next(self) -> None:
+        app.save(lambda: app.open_ram(self.ram), str(self.file), overwrite=True)
+
+    def check_next_save(self) -> None:
+        """The next save of that name clears up what the last one could not."""
+        self.save_next()
+        assert not self.part.exists()
+        assert self.file.read_bytes() == self.next
+
+    def check_restored(self) -> None:
+        for idstr, path in self.restored.items():
+            assert Path(path).read_bytes() == content(RAM[idstr])
+
+
+def fill(path: str, picture: str) -> None:
+    fd = os.open(path, os.O_RDWR | os.O_CREAT)
+    draw(fd, picture)
+    os.close(fd)
+
+
+@pytest.fixture
+def folder() -> Iterator[str]:
+    path = tempfile.mkdtemp(prefix="faults-", dir="/dev/shm")
+    yield path
+    shutil.rmtree(path)
+
+
+@pytest.fixture
+def stage(folder: str) -> Stage:
+    return Stage(folder, Way())
+
+
+def in_turn(
+    attempt: Callable[[Decide], Run],
+    answer: Callable[[Call, Run], Fail | Shorten | Kill],
+    *,
+    names: Collection[str] = (),
+    by_worker: bool | None = None,
+    for_good: bool = False,
+    stride: int = 1,
+) -> int:
+    """Attempt with a fault at the first matching call, the next one, and so on until there is none; returns how many.
+
+    Args:
+        attempt: one try, its checks included.
+        answer: what to do to the call.
+        names: calls that match; all if empty.
+        by_worker: whether only calls of workers match, or only those of the coordinator.
+        for_good: whether all later matching calls get the answer too.
+        stride: 1 for every call, more for a sample.
+    """
+    for done in itertools.count():
+        seen = itertools.count()
+
+        def decide(
+            call: Call, run: Run, target: int = done * stride, seen: Iterator[int] = seen
+        ) -> Fail | Shorten | Kill | None:
+            if (names and call.name not in names) or by_worker not in (None, call.by_worker):
+                return None
+            at = next(seen)
+            return answer(call, run) if at == target or (for_good and at > target) else None
+
+        if not attempt(decide).faults:
+            assert done, "no call matched"
+            return done
+    raise AssertionError
+
+
+def note(record: Callable[[str, object], None], what: str, count: int) -> None:
+    record("faults", count)
+    print(f"{count} faults: {what}")
+
+
+FAULTS = [
+    pytest.param(errno.EIO, (), False, id="EIO once"),
+    pytest.param(errno.EIO, (), True, id="EIO for good"),
+    pytest.param(errno.ENOSPC, WRITING, False, id="ENOSPC once"),
+    pytest.param(errno.ENOSPC, WRITING, True, id="ENOSPC for good"),
+]
+
+
+@pytest.mark.parametrize("stride", STRIDES)
+@pytest.mark.parametrize(("number", "names", "for_good"), FAULTS)
+@pytest.mark.parametrize("way", WAYS)
+def test_a_save_with_a_failing_call_leaves_the_old_file_or_the_new_one_and_says_which(
+    folder: str, way: str, number: int, names: Collection[str], for_good: bool, stride: int, record_property: Any
+) -> None:
+    stage = Stage(folder, WAYS[way])
+
+    def attempt(decide: Decide) -> Run:
+        stage.before_save()
+        run = stage.run(stage.save, decide)
+        stage.check_saved(run, published=run.error is None or isinstance(run.error, DurabilityError))
+        if run.error is not None:
+            assert isinstance(run.error, HostError), (run.faults, run.error)
+            assert run.error.errno == number, (run.faults, run.error)
+        if run.hit(*UNLINKS):
+            stage.check_next_save()
+        return run
+
+    stride *= 2 if for_good and way != "a new file" else 1
+    done = in_turn(attempt, lambda call, run: Fail(number), names=names, for_good=for_good, stride=stride)
+    note(record_property, f"save, {way}", done)
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_a_save_goes_on_after_a_signal_interrupted_a_call(folder: str, way: str, record_property: Any) -> None:
+    stage = Stage(folder, WAYS[way])
+
+    def attempt(decide: Decide) -> Run:
+        stage.before_save()
+        run = stage.run(stage.save, decide)
+        assert run.error is None, (run.faults, run.error)
+        stage.check_saved(run, published=True)
+        return run
+
+    done = in_turn(attempt, lambda call, run: Fail(errno.EINTR), names=RETRIED, stride=3)
+    note(record_property, f"save interrupted, {way}", done)
+
+
+@pytest.mark.parametrize(
+    ("number", "name"),
+    [(errno.EOPNOTSUPP, "fallocate"), (errno.EINVAL, "lseek"), (errno.ENOSYS, "sync_file_range")],
+)
+def test_a_save_does_without_a_call_that_the_file_system_has_not(folder: str, number: int, name: str) -> None:
+    stage = Stage(folder, WAYS["running, behind a prefix"])
+    stage.before_save()
+
+    run = stage.run(stage.save, lambda call, run: Fail(number) if call.name == name else None)
+
+    assert run.hit(name)
+    assert run.error is None
+    stage.check_saved(run, published=True)
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_a_folder_that_cannot_be_synced_is_a_durability_error_and_the_file_is_complete(folder: str, way: str) -> None:
+    stage = Stage(folder, WAYS[way])
+    stage.before_save()
+
+    run = stage.run(
+        stage.save, lambda call, run: Fail(errno.EIO) if call.name == "fsync" and call.path == folder else None
+    )
+
+    assert isinstance(run.error, DurabilityError)
+    assert run.error.exit_code == 6
+    stage.check_saved(run, published=True)
+
+
+def test_an_unsynced_file_is_never_published_and_its_sync_never_repeated(stage: Stage) -> None:
+    stage.before_save()
+
+    run = stage.run(stage.save, lambda call, run: Fail(errno.EIO) if call.name == "fsync" else None)
+
+    assert [call.path for call in run.faults] == [str(stage.part)]
+    assert isinstance(run.error, HostError)
+    assert not isinstance(run.error, DurabilityError)
+    stage.check_saved(run, published=False)
+
+
+def test_a_save_does_without_facts_about_the_host(stage: Stage) -> None:
+    stage.before_save()
+
+    run = faults.run(stage.save, under="/proc", decide=lambda call, run: Fail(errno.EIO))
+
+    assert run.hit("openat")
+    assert (run.error, run.stderr) == (None, "")
+    stage.check_saved(run, published=True)
+
+
+def test_the_command_reports_a_fault_in_one_line_and_an_exit_code(
+    stage: Stage, record_property: Any, capfd: pytest.CaptureFixture[str]
+) -> None:
+    argv = ["save", stage.uri, "--channels", "2", "--experimental-multifd"]
+    for idstr, path in stage.ram.items():
+        argv += ["--ram", f"{idstr}={path}"]
+
+    def attempt(decide: Decide) -> Run:
+        stage.before_save()
+        run = stage.run(lambda: main(argv), decide)
+        assert run.error is None, (run.faults, run.error)
+        assert run.value in (0, 5, 6), (run.faults, run.stderr)
+        stage.check_saved(run, published=run.value in (0, 6))
+        complaints = [line for line in run.stderr.splitlines() if "error:" in line]
+        assert len(complaints) == (run.value != 0), (run.faults, run.stderr)
+        assert "unexpected" not in run.stderr, (run.faults, run.stderr)
+        return run
+
+    stage.before_save()
+    assert main(argv) == 0  # imports whatever the command imports late
+    done = in_turn(attempt, lambda call, run: Fail(errno.EIO), stride=5)
+    capfd.readouterr()
+    note(record_property, "save, by command", done)
+
+
+@pytest.mark.parametrize("length", [1, 511, 4096, 5000])
+@pytest.mark.parametrize("way", WAYS)
+def test_short_writes_end_in_the_whole_file_or_in_an_error(
+    folder: str, way: str, length: int, record_property: Any
+) -> None:
+    stage = Stage(folder, WAYS[way])
+
+    def attempt(decide: Decide) -> Run:
+        stage.before_save()
+        run = stage.run(stage.save, decide)
+        direct = "direct" in way and length % 4096  # nobody can go on from there without the page cache
+        assert run.error is None or (direct and isinstance(run.error, HostError)), (run.faults, run.error)
+        stage.check_saved(run, published=run.error is None)
+        return run
+
+    done = in_turn(attempt, lambda call, run: Shorten(length), names={"pwrite64"}, stride=5)
+    done += in_turn(attempt, lambda call, run: Shorten(max(length, 4096)), names={"pwrite64"}, for_good=True, stride=9)
+    note(record_property, f"short writes, {way}", done)
+
+
+@pytest.mark.parametrize("stride", STRIDES)
+@pytest.mark.parametrize("way", WAYS)
+def test_a_save_survives_the_death_of_a_worker_at_any_call(
+    folder: str, way: str, stride: int, record_property: Any
+) -> None:
+    stage = Stage(folder, WAYS[way])
+
+    def attempt(decide: Decide) -> Run:
+        stage.before_save()
+        run = stage.run(stage.save, decide)
+        assert run.error is None, (run.faults, run.error)
+        stage.check_saved(run, published=True)
+        return run
+
+    done = in_turn(attempt, lambda call, run: Kill([call.pid]), by_worker=True, stride=stride)
+    note(record_property, f"workers killed in a save, {way}", done)
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_a_save_that_loses_all_workers_fails_and_leaves_nothing(folder: str, way: str, record_property: Any) -> None:
+    stage = Stage(folder, WAYS[way])
+
+    def attempt(decide: Decide) -> Run:
+        stage.before_save()
+        run = stage.run(stage.save, decide)
+        if run.faults:
+            assert isinstance(run.error, WorkerError), (run.faults, run.error)
+        stage.check_saved(run, published=not run.faults)
+        return run
+
+    done = in_turn(
+        attempt, lambda call, run: Kill(run.workers()), names={"pwrite64", "preadv2"}, by_worker=True, stride=3
+    )
+    note(record_property, f"all workers killed in a save, {way}", done)
+
+
+@pytest.mark.parametrize("stride", STRIDES)
+@pytest.mark.parametrize("way", WAYS)
+def test_the_death_of_the_coordinator_at_any_call_leaves_a_complete_file_or_none_and_no_worker(
+    folder: str, way: str, stride: int, record_property: Any
+) -> None:
+    stage = Stage(folder, WAYS[way])
+
+    def attempt(decide: Decide) -> Run:
+        stage.before_save()
+        run = stage.run(stage.save, decide)  # which checks that no worker is left
+        there = stage.file.read_bytes() if stage.file.exists() else b""
+        assert there in (stage.way.old, stage.new), run.faults
+        assert (run.exit_code == -signal.SIGKILL) == bool(run.faults)
+        stage.check_next_save()
+        return run
+
+    stride *= 2 if way != "a new file" else 1
+    done = in_turn(attempt, lambda call, run: Kill([run.root]), stride=stride)
+    note(record_property, f"coordinators killed in a save, {way}", done)
+
+
+@pytest.mark.parametrize("stride", STRIDES)
+@pytest.mark.parametrize("for_good", [False, True], ids=["once", "for good"])
+@pytest.mark.parametrize("picture", ["", "X"], ids=["new files", "files full of something else"])
+@pytest.mark.parametrize("number", [errno.EIO, errno.ENOSPC], ids=["EIO", "ENOSPC"])
+def test_a_restore_with_a_failing_call_fills_all_ram_or_fails_and_removes_what_it_made(
+    stage: Stage, number: int, picture: str, for_good: bool, stride: int, record_property: Any
+) -> None:
+    def attempt(decide: Decide) -> Run:
+        stage.before_restore(picture)
+        run = stage.run(stage.restore, decide)
+        if run.error is None:
+            stage.check_restored()
+            return run
+        assert isinstance(run.error, HostError), (run.faults, run.error)
+        assert run.error.errno == number, (run.faults, run.error)
+        if not run.hit(*UNLINKS):
+            assert all(os.path.exists(path) == bool(picture) for path in stage.restored.values()), run.faults
+        return run
+
+    names = WRITING if number == errno.ENOSPC else ()
+    stride *= 3 if for_good else 1
+    done = in_turn(attempt, lambda call, run: Fail(number), names=names, for_good=for_good, stride=stride)
+    note(record_property, "restore", done)
+
+
+@pytest.mark.parametrize("picture", ["", "X"], ids=["new files", "files full of something else"])
+def test_a_restore_goes_on_after_signals_short_writes_and_dead_workers(
+    stage: Stage, picture: str, record_property: Any
+) -> None:
+    def attempt(decide: Decide) -> Run:
+        stage.before_restore(picture)
+        run = stage.run(stage.restore, decide)
+        assert run.error is None, (run.faults, run.error)
+        stage.check_restored()
+        return run
+
+    done = in_turn(attempt, lambda call, run: Fail(errno.EINTR), names=RETRIED, stride=3)
+    done += in_turn(attempt, lambda call, run: Shorten(5000), names={"pwrite64"})
+    done += in_turn(attempt, lambda call, run: Kill([call.pid]), by_worker=True)
+    note(record_property, "restore that goes on", done)
+
+
+def test_a_restore_that_loses_all_workers_fails_and_removes_what_it_made(stage: Stage, record_property: Any) -> None:
+    def attempt(decide: Decide) -> Run:
+        stage.before_restore()
+        run = stage.run(stage.restore, decide)
+        if run.faults:
+            assert isinstance(run.error, WorkerError), (run.faults, run.error)
+            assert not any(os.path.exists(path) for path in stage.restored.values()), run.faults
+        return run
+
+    done = in_turn(attempt, lambda call, run: Kill(run.workers()), names={"pwrite64", "preadv2"}, by_worker=True)
+    note(record_property, "all workers killed in a restore", done)
+
+
+def test_a_restore_whose_coordinator_dies_leaves_no_worker(stage: Stage, record_property: Any) -> None:
+    def attempt(decide: Decide) -> Run:
+        stage.before_restore("X")
+        run = stage.run(stage.restore, decide)
+        assert (run.exit_code == -signal.SIGKILL) == bool(run.faults)
+        stage.restore()
+        stage.check_restored()
+        return run
+
+    note(record_property, "coordinators killed in a restore", in_turn(attempt, lambda call, run: Kill([run.root])))
+
+
+def verify(stage: Stage) -> bool:
+    return app.verify(stage.uri, ram=stage.ram, channels=2).ok
+
+
+def diff(stage: Stage) -> bool:
+    return app.diff(str(stage.file), f"{stage.folder}/copy.mr", channels=2).equal
+
+
+@pytest.mark.parametrize("stride", STRIDES)
+@pytest.mark.parametrize(
+    ("sound", "for_good"),
+    [(True, False), (True, True), (False, False)],
+    ids=["a sound file, once", "a sound file, for good", "a damaged file, once"],
+)
+@pytest.mark.parametrize("look", [verify, diff])
+def test_a_look_at_a_file_with_a_failing_call_is_never_wrong(
+    stage: Stage, look: Callable[[Stage], bool], sound: bool, for_good: bool, stride: int, record_property: Any
+) -> None:
+    shutil.copy(stage.file, f"{stage.folder}/copy.mr")
+    if not sound:
+        with stage.file.open("r+b") as file:
+            file.seek((1 << 20) + 5000)  # the pages of the first block start at 1 MiB
+            file.write(b"damaged")
+
+    def attempt(decide: Decide) -> Run:
+        run = stage.run(lambda: look(stage), decide)
+        if run.error is None:
+            assert run.value is sound, run.faults
+            assert not run.hit("pread64", "preadv2"), run.faults
+        else:
+            assert isinstance(run.error, HostError), (run.faults, run.error)
+            assert run.error.errno == errno.EIO, (run.faults, run.error)
+        return run
+
+    stride *= 3 if for_good else 1
+    done = in_turn(attempt, lambda call, run: Fail(errno.EIO), for_good=for_good, stride=stride)
+    note(record_property, look.__name__, done)
+
+
+@pytest.mark.parametrize("look", [verify, diff])
+def test_a_look_at_a_file_survives_signals_and_the_death_of_a_worker(
+    stage: Stage, look: Callable[[Stage], bool], record_property: Any
+) -> None:
+    shutil.copy(stage.file, f"{stage.folder}/copy.mr")
+
+    def attempt(decide: Decide) -> Run:
+        run = stage.run(lambda: look(stage), decide)
+        assert run.error is None, (run.faults, run.error)
+        assert run.value is True
+        return run
+
+    done = in_turn(attempt, lambda call, run: Fail(errno.EINTR), names=RETRIED, stride=3)
+    done += in_turn(attempt, lambda call, run: Kill([call.pid]), by_worker=True)
+    note(record_property, f"{look.__name__} that goes on", done)

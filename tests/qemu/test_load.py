@@ -1,0 +1,96 @@
+"""A file by our writer, with every RAMBlock, the device sections and a trailer, loaded by a stock QEMU."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from support.command import report
+from support.qemu import QemuProcess, Ram
+from support.qemu_compose import compose
+from support.qemu_files import SavedGuest
+from support.qemu_linux import LinuxGuest
+from support.qemu_reader import read_stored
+
+MIB = 1 << 20
+LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
+WAYS: dict[str, tuple[tuple[str, ...], dict[str, Any]]] = {
+    "plain": (("mapped-ram",), {}),
+    "multifd": (("mapped-ram", "multifd"), {"multifd-channels": 2}),
+    "direct-io": (("mapped-ram", "multifd"), {"multifd-channels": 2, "direct-io": True}),
+}
+
+
+@pytest.fixture(scope="module")
+def composed(
+    qemu_files: dict[str, SavedGuest], tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[dict[str, SavedGuest]]:
+    """Files by our writer of the guests of QEMU's own files, by name."""
+    folder = tmp_path_factory.mktemp("composed")
+    yield {name: compose(qemu_files[name], folder / name) for name in ("plain", "live", "numa")}
+    shutil.rmtree(folder)
+
+
+def load(saved: SavedGuest, way: str, blocks: tuple[str, ...]) -> str:
+    """Load a file into a fresh QEMU, compare RAM with the raw copies, and let the guest go on.
+
+    Returns:
+        The first letters that it prints.
+    """
+    capabilities, parameters = WAYS[way]
+    with saved.destination() as guest:
+        guest.load(saved.uri, capabilities, parameters)
+        assert guest.status() == saved.loaded
+        if saved.loaded == "paused":
+            for block in blocks:
+                assert guest.read_block(block) == saved.blocks[block].read_bytes(), block
+            guest.cont()
+        assert guest.stderr() == ""
+        return str(guest.wait_serial("[A-Z]{3}")[0])
+
+
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("name", ["plain", "numa", "live"])
+def test_qemu_loads_our_file_and_the_guest_goes_on_where_it_stood(
+    composed: dict[str, SavedGuest], qemu_files: dict[str, SavedGuest], name: str, way: str
+) -> None:
+    letters = load(composed[name], way, tuple(composed[name].blocks))
+    assert letters in LETTERS + LETTERS
+    assert letters == load(qemu_files[name], "plain", ())
+
+
+@pytest.mark.parametrize("name", ["plain", "live", "numa"])
+def test_our_file_is_verified_and_holds_what_qemus_own_holds(
+    composed: dict[str, SavedGuest], qemu_files: dict[str, SavedGuest], name: str
+) -> None:
+    ours, qemus = composed[name], qemu_files[name]
+    checked = report("verify", ours.uri)
+    assert (checked["ok"], checked["digests"], checked["stale_pages"]) == (True, True, 0)
+    assert report("diff", ours.uri, qemus.uri)["equal"]
+    mine, theirs = read_stored(ours.path), read_stored(qemus.path)
+    assert (mine.machine, mine.capabilities) == (theirs.machine, theirs.capabilities)
+    for block, raw in ours.blocks.items():
+        assert mine.blocks[block].contents() == raw.read_bytes()
+
+
+def test_a_linux_guest_goes_on_from_our_file(linux: LinuxGuest, tmp_path: Path) -> None:
+    args, ram = tuple(linux.args(size_mib=8)), Ram(256 * MIB, backend="file")
+    with QemuProcess(*args, ram=ram) as guest:
+        number = int(guest.wait_serial(r"tick (\d+) \w+\r")[1])
+        guest.stop()
+        guest.migrate(f"file:{tmp_path / 'qemus'}")
+        blocks = {}
+        for index, block in enumerate(guest.ramblocks()):
+            blocks[block.name] = tmp_path / str(index)
+            blocks[block.name].write_bytes(guest.read_block(block.name))
+        saved = SavedGuest(path=tmp_path / "qemus", blocks=blocks, args=args, ram=ram)
+        ours = compose(saved, tmp_path / "ours")
+    with ours.destination() as guest:
+        guest.load(ours.uri, *WAYS["direct-io"])
+        guest.cont()
+        tick = guest.wait_serial(r"tick (\d+) (\w+)\r")
+    assert number < int(tick[1]) <= number + 3  # it may have ticked once more before it stood still
+    assert tick[2] == linux.md5(8)
