@@ -13,7 +13,21 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from parallel_fixedram.app import diff, open_guest, open_image, open_ram, restore, save, verify
+    from parallel_fixedram.app import (
+        Destination,
+        DirectIO,
+        Durability,
+        GuestSpec,
+        Image,
+        RamFile,
+        diff,
+        open_guest,
+        open_image,
+        open_ram,
+        restore,
+        save,
+        verify,
+    )
     from parallel_fixedram.core.capabilities import Profile
     from parallel_fixedram.core.errors import (
         CapabilityError,
@@ -29,11 +43,6 @@ if TYPE_CHECKING:
     from parallel_fixedram.core.protocols import Channel, DirtySource, GuestBlock, Machine, PageSource
     from parallel_fixedram.core.ramblock import PageRange, RAMBlock
     from parallel_fixedram.core.report import to_json
-    from parallel_fixedram.engine.image import Image
-    from parallel_fixedram.engine.restore import Destination
-    from parallel_fixedram.engine.save import DirectIO, Durability
-    from parallel_fixedram.guest.spec import GuestSpec
-    from parallel_fixedram.host.ram_files import RamFile
 
 __all__ = [
     "CapabilityError",
@@ -70,7 +79,21 @@ __all__ = [
 ]
 
 _HOMES = {
-    "app": ("diff", "open_guest", "open_image", "open_ram", "restore", "save", "verify"),
+    "app": (
+        "Destination",
+        "DirectIO",
+        "Durability",
+        "GuestSpec",
+        "Image",
+        "RamFile",
+        "diff",
+        "open_guest",
+        "open_image",
+        "open_ram",
+        "restore",
+        "save",
+        "verify",
+    ),
     "core.capabilities": ("Profile",),
     "core.errors": (
         "CapabilityError",
@@ -86,11 +109,6 @@ _HOMES = {
     "core.protocols": ("Channel", "DirtySource", "GuestBlock", "Machine", "PageSource"),
     "core.ramblock": ("PageRange", "RAMBlock"),
     "core.report": ("to_json",),
-    "engine.image": ("Image",),
-    "engine.restore": ("Destination",),
-    "engine.save": ("DirectIO", "Durability"),
-    "guest.spec": ("GuestSpec",),
-    "host.ram_files": ("RamFile",),
 }
 
 

@@ -161,7 +161,7 @@ def restore(
         experimental_multifd: lift the rule against fixed-ram with multifd.
         capabilities: further capabilities; those that the file records have to be on here.
         profile: whose rules the gate follows.
-        check_digests: hold every page against its digest.
+        check_digests: hold every page against its digest; heads and bitmaps are checked in any case.
         progress: ``progress(phase, done, total)`` in bytes.
 
     Raises:
@@ -240,4 +240,19 @@ def readers() -> int:
     return min(len(os.sched_getaffinity(0)), MAX_READERS)
 
 
-__all__ = ["Image", "diff", "open_guest", "open_image", "open_ram", "restore", "save", "verify"]
+__all__ = [
+    "Destination",
+    "DirectIO",
+    "Durability",
+    "GuestProcess",
+    "GuestSpec",
+    "Image",
+    "RamFile",
+    "diff",
+    "open_guest",
+    "open_image",
+    "open_ram",
+    "restore",
+    "save",
+    "verify",
+]

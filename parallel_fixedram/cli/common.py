@@ -19,7 +19,7 @@ from parallel_fixedram.core.units import parse_size
 if TYPE_CHECKING:
     from rich.progress import Progress, TaskID
 
-    from parallel_fixedram.host.ram_files import RamFile
+    from parallel_fixedram.app import RamFile
 
 PROGRESS_AFTER_SECONDS = 1.0
 """What takes less time than this shows no progress bar."""
@@ -99,7 +99,7 @@ class RamOption:
 
     def ram_file(self) -> RamFile:
         """The value that ``app.open_ram`` takes."""
-        from parallel_fixedram.host.ram_files import RamFile
+        from parallel_fixedram.app import RamFile
 
         return RamFile(idstr=self.idstr, path=self.path, offset=self.offset, length=self.length)
 

@@ -13,8 +13,8 @@ from parallel_fixedram.core.errors import CapabilityError, ContentsDiffer, HostE
 from parallel_fixedram.core.units import format_size, parse_size
 
 if TYPE_CHECKING:
+    from parallel_fixedram.app import GuestProcess
     from parallel_fixedram.core.report import SaveReport
-    from parallel_fixedram.guest.process import GuestProcess
 
 CHANNELS = (1, 2, 4)
 LIVE_ROUNDS = 6

@@ -34,11 +34,10 @@ def run(args: argparse.Namespace) -> int:
     """Carry out the verb; returns the exit code."""
     from parallel_fixedram import app
     from parallel_fixedram.core.report import to_json
-    from parallel_fixedram.engine.restore import Destination
 
     if not args.ram:
         raise RequestError("a destination is needed: --ram IDSTR=PATH")
-    ram = {each.idstr: Destination(path=each.path, offset=each.offset, length=each.length) for each in args.ram}
+    ram = {each.idstr: app.Destination(path=each.path, offset=each.offset, length=each.length) for each in args.ram}
     if len(ram) < len(args.ram):
         raise RequestError("a block is given two destinations")
     with common.ProgressBar() as progress:

@@ -1,25 +1,25 @@
 """Read what a mapped-ram file says of itself: configuration, RAMBlocks, device sections, trailer.
 
 Accepts what QEMU 9.0 to 11.0 and this package write, and raises FormatError for everything else; no page and no bitmap
-is read. Device sections carry no length: their end is found by their footer, accepted only where something that can
-follow a section follows it.
+is read. Device sections carry no length: the VM description knows it, and where there is none, a section ends at the
+first footer that something which can follow a section follows.
 """
 
 from __future__ import annotations
 
-import json
 import re
 import struct
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from parallel_fixedram.core import mapped_ram, stream, trailer
+from parallel_fixedram.core import mapped_ram, stream, trailer, vmdesc
 from parallel_fixedram.core.capabilities import FIXED_RAM, IGNORE_SHARED, MAPPED_RAM
 from parallel_fixedram.core.errors import FormatError
 from parallel_fixedram.core.mapped_ram import SavedBlock
 from parallel_fixedram.core.ramblock import TARGET_PAGE_SIZE
 from parallel_fixedram.core.stream import Configuration, Cursor, ReadAt
 from parallel_fixedram.core.trailer import Trailer
+from parallel_fixedram.core.vmdesc import Lengths
 
 TRAILER_KEY = "parallel-fixedram"
 """Key in the VM description of our files: it announces the trailer, so that a file cut off before it is found out."""
@@ -31,8 +31,8 @@ It announces the trailer just as well, of a file that is cut off even before the
 MAX_SECTIONS = 1 << 20
 MAX_DEVICES = 1 << 15
 """Most device sections that are read; QEMU writes three a processor and a few dozen more."""
-MAX_VMDESC = 1 << 20
-"""Longest VM description that is parsed, bytes. QEMU's takes about 8 KB a processor, and a longer one is never ours."""
+MAX_BODY = 1 << 32
+"""Longest device section that is searched for its end, bytes."""
 
 _SCAN_FIRST = 1 << 12
 _SCAN_CHUNK = 1 << 20
@@ -95,24 +95,24 @@ def parse(read: ReadAt, size: int, base: int = 0) -> MigrationFile:
     if not {MAPPED_RAM, FIXED_RAM}.intersection(configuration.capabilities):
         raise FormatError("Capability mapped-ram is on, but received capability is off", offset=base)
     page_size = TARGET_PAGE_SIZE if configuration.page_bits is None else 1 << configuration.page_bits
-    walk = _Walk(cursor, configuration, page_size, base, size)
+    walk = _Walk(read, cursor, configuration, page_size, base)
     walk.run()
     if walk.blocks is None:
         raise FormatError("no ram section in the stream", offset=cursor.offset)
-    vmdesc = _read_vmdesc(cursor)
+    description = vmdesc.read_vmdesc(cursor)
     stream_end = cursor.offset
     mapped_ram.check_overlaps(walk.blocks, base, stream_end)
     if found_trailer:
         trailer.check_against(found_trailer, walk.blocks, base, stream_end)
         _check_zeros(read, stream_end, found_trailer.offset)
     else:
-        if walk.ram_id == RAM_SECTION_ID or TRAILER_KEY in (vmdesc or ()):
+        if walk.ram_id == RAM_SECTION_ID or TRAILER_KEY in (description or ()):
             raise FormatError("the trailer that the stream announces is missing or cut off", offset=stream_end)
         _check_end(read, walk.blocks, stream_end, size)
     warnings = []
     if not walk.ram_ended:
         warnings.append("no RAM END section: the save was interrupted, or is a background snapshot without bitmaps")
-    if vmdesc is None:
+    if description is None:
         warnings.append("no VM description")
     return MigrationFile(
         base=base,
@@ -122,7 +122,7 @@ def parse(read: ReadAt, size: int, base: int = 0) -> MigrationFile:
         blocks=tuple(walk.blocks),
         devices=tuple(walk.devices),
         ram_ended=walk.ram_ended,
-        has_vmdesc=vmdesc is not None,
+        has_vmdesc=description is not None,
         stream_end=stream_end,
         trailer=found_trailer,
         warnings=tuple(warnings),
@@ -132,17 +132,18 @@ def parse(read: ReadAt, size: int, base: int = 0) -> MigrationFile:
 class _Walk:
     """Walks the sections of a stream, from the configuration to the end mark."""
 
-    def __init__(self, cursor: Cursor, configuration: Configuration, page_size: int, base: int, size: int) -> None:
+    def __init__(self, read: ReadAt, cursor: Cursor, configuration: Configuration, page_size: int, base: int) -> None:
+        self.read = read
         self.cursor = cursor
         self.page_size = page_size
         self.base = base
-        self.size = size
         self.has_address = IGNORE_SHARED in configuration.capabilities
         self.blocks: list[SavedBlock] | None = None
         self.devices: list[DeviceSection] = []
         self.ram_ended = False
         self.ram_id = -1
         self.names: dict[int, str] = {}
+        self.lengths: Lengths | None = None
 
     def run(self) -> None:
         """Read sections until the end mark."""
@@ -179,7 +180,7 @@ class _Walk:
         if name != mapped_ram.RAM_SECTION:
             if len(self.devices) == MAX_DEVICES:
                 raise FormatError(f"more than {MAX_DEVICES} device sections", offset=at)
-            self._skip_body(section_id)
+            self._skip_known_body(section_id, name, instance_id)
             self._device(at, section_id, name, instance_id, version_id)
             return
         if kind != stream.QEMU_VM_SECTION_START or self.blocks is not None:
@@ -221,14 +222,31 @@ class _Walk:
         if footer != stream.pack_footer(section_id):
             raise FormatError(f"missing section footer for {self.names[section_id]!r}", offset=at)
 
+    def _skip_known_body(self, section_id: int, name: str, instance_id: int) -> None:
+        """Skip a body by the length that the VM description gives it, or else by its footer."""
+        cursor, body = self.cursor, self.cursor.offset
+        if self.lengths is None and self.blocks is not None:
+            self.lengths = vmdesc.section_lengths(self.read, body, cursor.end)
+        length = (self.lengths or {}).get((name, instance_id))
+        if length is not None and 0 <= length <= cursor.end - body:
+            cursor.offset = body + length
+            footer = stream.pack_footer(section_id)
+            if cursor.peek(len(footer)) == footer:
+                cursor.offset += len(footer)
+                return
+            cursor.offset = body
+        self._skip_body(section_id)
+
     def _skip_body(self, section_id: int) -> None:
         cursor, footer = self.cursor, stream.pack_footer(section_id)
         body = cursor.offset
         for hit in _find(cursor, footer):
+            if hit - body > MAX_BODY:
+                break
             cursor.offset = hit + len(footer)
             if self._plausible_next():
                 return
-        raise FormatError(f"file ends in section {self.names[section_id]!r}: its footer is missing", offset=body)
+        raise FormatError(f"section {self.names[section_id]!r} does not end: its footer is missing", offset=body)
 
     def _plausible_next(self) -> bool:
         cursor = self.cursor
@@ -266,26 +284,6 @@ def _find(cursor: Cursor, pattern: bytes) -> Iterator[int]:
             hit = search(chunk, hit.start() + 1)
         start += len(chunk) - len(pattern) + 1
         wanted = min(2 * wanted, _SCAN_CHUNK)  # most sections are short, and what is read ahead of one is read again
-
-
-def _read_vmdesc(cursor: Cursor) -> Mapping[str, object] | None:
-    """The VM description behind the end mark, or None if there is none."""
-    if cursor.peek(1) != bytes([stream.QEMU_VM_VMDESCRIPTION]):
-        return None
-    at = cursor.offset
-    cursor.take(1, "VM description")
-    length = cursor.be32("length of the VM description")
-    if length > MAX_VMDESC:
-        cursor.skip(length, "VM description")
-        return {}
-    text = cursor.take(length, "VM description")
-    try:
-        description = json.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise FormatError("the VM description is not JSON", offset=at) from error
-    if not isinstance(description, dict):
-        raise FormatError("the VM description is not a JSON object", offset=at)
-    return description
 
 
 def _check_end(read: ReadAt, blocks: Sequence[SavedBlock], stream_end: int, size: int) -> None:

@@ -6,7 +6,6 @@ in flight. So nothing needs a lock.
 
 from __future__ import annotations
 
-import mmap
 from collections.abc import Sequence
 
 import numpy as np
@@ -14,13 +13,14 @@ from numpy.typing import NDArray
 
 from parallel_fixedram.core.bitmap import WORD_BYTES, PageBitmap, words_for
 from parallel_fixedram.core.ramblock import RAMBlock
+from parallel_fixedram.host.channel import anonymous_memory
 
 _KINDS = 3
 
 
 def shared_words(count: int) -> NDArray[np.uint64]:
-    """Zeroed words that this process and its later forks share, shape (count,)."""
-    return np.frombuffer(mmap.mmap(-1, max(count, 1) * WORD_BYTES), np.uint64, count)
+    """Zeroed words that this process and its later forks share, shape (count,); HostError if there is no memory."""
+    return np.frombuffer(anonymous_memory(max(count, 1) * WORD_BYTES, shared=True), np.uint64, count)
 
 
 class SharedBitmaps:

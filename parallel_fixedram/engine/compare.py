@@ -21,7 +21,7 @@ from parallel_fixedram.engine.messages import Finding, ShardDone, Tally
 from parallel_fixedram.engine.pool import WorkerPool
 from parallel_fixedram.engine.save import Progress
 from parallel_fixedram.engine.window import WINDOW_PAGES, Window, WindowReader, windows
-from parallel_fixedram.host.channel import aligned_buffer
+from parallel_fixedram.host.channel import anonymous_memory
 
 
 class Side(Protocol):
@@ -67,7 +67,7 @@ class RamSide:
     def open(self) -> None:
         """Reach the memory (Side.open)."""
         self._source.open()
-        self._buffer = np.frombuffer(aligned_buffer(WINDOW_PAGES * self._page_size), np.uint64)
+        self._buffer = np.frombuffer(anonymous_memory(WINDOW_PAGES * self._page_size), np.uint64)
         self._buffer = self._buffer.reshape(WINDOW_PAGES, -1)
 
     def read(self, first: int, count: int, tally: Tally) -> Pages:

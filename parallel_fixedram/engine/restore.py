@@ -119,7 +119,7 @@ def restore(
         image: the open file.
         destinations: by block name; blocks of the file that are not named are left out, and the report says so.
         channels: number of workers.
-        check_digests: hold heads and bitmaps against their digests first, and every page against its own as it passes.
+        check_digests: hold every page against its digest as it passes; heads and bitmaps are checked in any case.
         progress: called as shards are acknowledged.
         stall_seconds: how long one shard may take.
 
@@ -127,17 +127,19 @@ def restore(
         RequestError: a destination for a block that the file has not, of another size, or twice the same; or digests
             asked of a file that has none. No destination was touched.
         FormatError: the save of the file never came to its end. No destination was touched.
-        ContentsDiffer: pages do not match their digests; the destination is filled, but not to be used.
+        ContentsDiffer: heads or bitmaps do not match their digests, and no destination was touched; or pages do not,
+            and the destination is filled, but not to be used.
         HostError: a destination cannot be written; what it holds is undefined, and files made for it are gone.
     """
     started = time.perf_counter()
     for idstr in destinations:
-        image.block(idstr)
+        image.bitmap(idstr)
     if not destinations:
         raise RequestError("no block was given a destination")
     image.check_complete()
-    if check_digests:
-        _check_head(image)
+    if check_digests and image.file.trailer is None:
+        raise RequestError(f"{image.path!r} carries no digests to check")
+    _check_head(image)
     with ExitStack() as stack:
         parts: list[_Part] = []
         targets: list[RamTarget] = []
@@ -170,10 +172,8 @@ def restore(
 
 
 def _check_head(image: Image) -> None:
-    """Hold heads, bitmaps and digest tables against their digests: a page without its bit is never looked at."""
-    if image.file.trailer is None:
-        raise RequestError(f"{image.path!r} carries no digests to check")
-    for difference in check_ranges(image, image.file.trailer):
+    """Hold heads and bitmaps against their digests, where there are any: they say which page goes where."""
+    for difference in check_ranges(image, image.file.trailer) if image.file.trailer else ():
         raise ContentsDiffer(f"{image.path!r}: {difference}")
 
 

@@ -14,7 +14,7 @@ from parallel_fixedram.core.mapped_ram import SavedBlock
 from parallel_fixedram.core.plan import Shard
 from parallel_fixedram.core.protocols import Channel, Pages
 from parallel_fixedram.engine.messages import Tally
-from parallel_fixedram.host.channel import aligned_buffer
+from parallel_fixedram.host.channel import anonymous_memory
 
 WINDOW_PAGES = 256
 """Pages in a window: 1 MiB, past which a larger write is not faster."""
@@ -55,7 +55,7 @@ class WindowReader:
 
     def __init__(self, channel: Channel, page_size: int) -> None:
         self._channel = channel
-        self._buffer = aligned_buffer(WINDOW_PAGES * page_size)
+        self._buffer = memoryview(anonymous_memory(WINDOW_PAGES * page_size))
 
     def read(self, saved: SavedBlock, window: Window, tally: Tally) -> Pages:
         """The pages of a window, shape (pages, page_size / 8), zero where the bit is 0; valid until the next call."""

@@ -17,7 +17,7 @@ DIRECT_ALIGNMENT = 4096
 """Offsets, lengths and addresses of O_DIRECT transfers are multiples of this many bytes."""
 
 _MAX_TRANSFER = 0x7FFFF000  # Linux never moves more in one call
-_ZEROS = memoryview(mmap.mmap(-1, 1 << 20, mmap.MAP_PRIVATE))
+_ZEROS_LENGTH = 1 << 20
 
 
 class FileChannel:
@@ -61,9 +61,10 @@ class FileChannel:
         except OSError as error:
             if error.errno not in (errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL):
                 raise HostError.from_os(f"cannot punch a hole into {self.name!r} at {offset:#x}", error) from error
+            zeros = memoryview(anonymous_memory(min(length, _ZEROS_LENGTH)))  # aligned, as O_DIRECT wants it
             while length:
-                piece = min(length, len(_ZEROS))
-                self.write(offset, _ZEROS[:piece])
+                piece = min(length, len(zeros))
+                self.write(offset, zeros[:piece])
                 offset, length = offset + piece, length - piece
 
     def sync(self) -> None:
@@ -91,9 +92,16 @@ class FileChannel:
         return data
 
 
-def aligned_buffer(length: int) -> memoryview:
-    """Writable private memory that starts at a page boundary, as O_DIRECT wants it."""
-    return memoryview(mmap.mmap(-1, length, mmap.MAP_PRIVATE))
+def anonymous_memory(length: int, *, shared: bool = False) -> mmap.mmap:
+    """Zeroed memory that starts at a page boundary, as O_DIRECT wants it; ``shared`` with later forks, or private.
+
+    Raises:
+        HostError: there is not enough.
+    """
+    try:
+        return mmap.mmap(-1, length, mmap.MAP_SHARED if shared else mmap.MAP_PRIVATE)
+    except OSError as error:
+        raise HostError.from_os(f"cannot get {length} bytes of memory", error) from error
 
 
 def open_readable(path: str) -> int:

@@ -9,11 +9,13 @@ import os
 FALLOC_FL_KEEP_SIZE = 0x01  # linux/falloc.h
 FALLOC_FL_PUNCH_HOLE = 0x02
 SYNC_FILE_RANGE_WRITE = 2  # linux/fs.h
+RENAME_NOREPLACE = 1  # linux/fs.h
 PR_SET_PDEATHSIG = 1  # linux/prctl.h
 HUGETLBFS_MAGIC = 0x958458F6  # linux/magic.h
 
 _libc = ctypes.CDLL(None, use_errno=True)
 _libc.fallocate.argtypes = (ctypes.c_int, ctypes.c_int, ctypes.c_int64, ctypes.c_int64)
+_libc.renameat2.argtypes = (ctypes.c_int, ctypes.c_char_p, ctypes.c_int, ctypes.c_char_p, ctypes.c_uint)
 _libc.sync_file_range.argtypes = (ctypes.c_int, ctypes.c_int64, ctypes.c_int64, ctypes.c_uint)
 
 
@@ -33,6 +35,11 @@ def fallocate(fd: int, mode: int, offset: int, length: int) -> None:
             return _check(_libc.fallocate(fd, mode, offset, length))
         except InterruptedError:
             continue
+
+
+def rename_new(source: str, target: str, folder: int) -> None:
+    """renameat2(2) with RENAME_NOREPLACE inside one folder: EEXIST if ``target`` is taken, EINVAL where unsupported."""
+    _check(_libc.renameat2(folder, os.fsencode(source), folder, os.fsencode(target), RENAME_NOREPLACE))
 
 
 def close(fd: int) -> None:

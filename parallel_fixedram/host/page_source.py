@@ -22,6 +22,7 @@ from parallel_fixedram.core.errors import HostError, RequestError
 from parallel_fixedram.core.protocols import Pages, PageSource
 from parallel_fixedram.core.ramblock import TARGET_PAGE_SIZE, PageRange
 from parallel_fixedram.host import linux
+from parallel_fixedram.host.channel import anonymous_memory
 
 
 class MappedSource:
@@ -98,8 +99,8 @@ class CopiedSource:
     def pages(self, first: int, count: int) -> Pages:
         """A copy of the pages, overwritten by the next call (PageSource.pages)."""
         if len(self._buffer) < count:
-            anonymous = mmap.mmap(-1, count * self._page_size, mmap.MAP_PRIVATE)
-            self._buffer = np.frombuffer(anonymous, np.uint64).reshape(count, -1)
+            memory = anonymous_memory(count * self._page_size)
+            self._buffer = np.frombuffer(memory, np.uint64).reshape(count, -1)
         target = self._buffer[:count].data.cast("B")
         offset = self._offset + first * self._page_size
         while target:

@@ -2,7 +2,7 @@
 
 ::
 
-    .NAME.part  O_EXCL, O_NOFOLLOW, 0600, flock  -- writes --> fsync --> link or rename to NAME --> fsync of the folder
+    .NAME.part  O_EXCL, O_NOFOLLOW, 0600, flock  -- writes --> fsync --> rename to NAME --> fsync of the folder
 
 At every instant NAME is absent, the complete old file, or the complete new file. A .part whose writer is gone (its lock
 is free) belongs to nobody and is replaced.
@@ -137,9 +137,7 @@ class PendingFile:
             if self.overwrite:
                 os.rename(self._part, self._name, src_dir_fd=self._folder, dst_dir_fd=self._folder)
             else:
-                os.link(self._part, self._name, src_dir_fd=self._folder, dst_dir_fd=self._folder)
-                self.published = True
-                os.unlink(self._part, dir_fd=self._folder)
+                self._name_unless_taken()
         except FileExistsError as error:
             raise _taken(self.path) from error
         except OSError as error:
@@ -150,6 +148,17 @@ class PendingFile:
                 ) from error
             raise HostError.from_os(f"cannot give {self.path!r} its name", error) from error
         self.published = True
+
+    def _name_unless_taken(self) -> None:
+        try:
+            linux.rename_new(self._part, self._name, self._folder)
+        except OSError as error:
+            if error.errno not in (errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP):
+                raise
+            # a file system without RENAME_NOREPLACE, such as NFS: for a moment the file has both names
+            os.link(self._part, self._name, src_dir_fd=self._folder, dst_dir_fd=self._folder)
+            self.published = True
+            os.unlink(self._part, dir_fd=self._folder)
 
     def sync_folder(self) -> None:
         """Make the new name durable.

@@ -21,8 +21,6 @@ BAR_AFTER = (
 )
 """The command, but with a progress bar after so many seconds."""
 
-SIGNALS = [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)]
-
 
 @pytest.fixture(scope="module")
 def image(tmp_path_factory):
@@ -37,8 +35,16 @@ def saving(folder, *more, **options):
     return Held("save", folder / "new.mr", "--guest", GUEST, *more, **options)
 
 
-@pytest.mark.parametrize(("signum", "code"), SIGNALS)
-@pytest.mark.parametrize("more", [[], ["--channels", "2", "--experimental-multifd"], ["--live"]], ids=" ".join)
+@pytest.mark.parametrize(
+    ("signum", "code", "more"),
+    [
+        (signal.SIGINT, 130, []),
+        (signal.SIGINT, 130, ["--channels", "2", "--experimental-multifd"]),
+        (signal.SIGTERM, 143, []),
+        (signal.SIGTERM, 143, ["--live"]),
+        (signal.SIGHUP, 129, []),
+    ],
+)
 def test_a_signal_during_a_save_leaves_nothing_behind(tmp_path, signum, code, more):
     with unchanged(tmp_path), saving(tmp_path, *more) as running:
         assert part_of(tmp_path / "new.mr").exists()
@@ -91,7 +97,7 @@ def test_control_c_on_a_terminal_reaches_every_process_and_still_ends_in_good_or
         refused(running.finish(), 130, "interrupted by SIGINT\n", "")
 
 
-@pytest.mark.parametrize(("signum", "code"), SIGNALS)
+@pytest.mark.parametrize(("signum", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_a_signal_during_a_restore_takes_back_the_file_it_made(tmp_path, image, signum, code):
     with unchanged(tmp_path), Held("restore", image, "--ram", f"pc.ram={tmp_path / 'new'}") as running:
         assert (tmp_path / "new").exists()
@@ -214,7 +220,7 @@ def test_streams_that_nobody_reads_do_not_spoil_a_save(tmp_path, streams):
     done(call("verify", tmp_path / "new.mr"))
 
 
-@pytest.mark.parametrize("closed", [(2,), (1,), (1, 2), (0, 1, 2)])
+@pytest.mark.parametrize("closed", [(2,), (1,), (0, 1, 2)])
 def test_streams_that_are_closed_from_the_start_are_no_error_and_never_the_file(tmp_path, closed):
     def close():
         for fd in closed:
@@ -224,7 +230,6 @@ def test_streams_that_are_closed_from_the_start_are_no_error_and_never_the_file(
     assert result.code == 0
     done(call("verify", tmp_path / "new.mr"))
     assert run("verify", tmp_path / "no.mr", preexec_fn=close).code == 5
-    assert run("verify", preexec_fn=close).code == 2
 
 
 def test_a_full_device_as_standard_output_is_an_error_of_the_host(tmp_path):

@@ -21,7 +21,7 @@ from support.streamwriter import (
     stream,
 )
 
-from parallel_fixedram.core import migration_file
+from parallel_fixedram.core import migration_file, vmdesc
 from parallel_fixedram.core.bitmap import PageBitmap
 from parallel_fixedram.core.errors import FormatError
 from parallel_fixedram.core.migration_file import parse
@@ -509,7 +509,7 @@ def test_a_huge_number_costs_no_memory(made):
 
 @pytest.mark.parametrize("item", [b"[],", b'{"":0},', b"1e1,"])
 def test_a_long_vm_description_costs_little_memory(item):
-    made = stream(BIOS, vmdesc=b'{"a": [' + item * (migration_file.MAX_VMDESC // len(item) - 5) + b"0]}")
+    made = stream(BIOS, vmdesc=b'{"a": [' + item * (vmdesc.MAX_VMDESC // len(item) - 5) + b"0]}")
     assert read(made).has_vmdesc
     assert peak_of(made) < ALLOWED_BYTES
 

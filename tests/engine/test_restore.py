@@ -257,13 +257,13 @@ def test_a_file_whose_save_was_interrupted_is_refused_and_nothing_is_touched(fol
 
 
 def test_a_bitmap_with_bits_after_the_last_page_is_refused_and_nothing_is_touched(folder: Folder) -> None:
-    file = folder.save(ram="AB", second="CD")
-    flip(file, place(file, lambda image: image.block("second").header.bitmap_offset + 1))
+    qemu = stream(Block(name="ram", picture="AB"), Block(name="second", picture="CD"))
+    (folder.path / "QEMU").write_bytes(qemu.patch("bitmap:second", "B", 1, at=1).data)
     fd = memfd("XX")
-    with Image(file) as image, pytest.raises(FormatError, match="bits after the last page"):
+    with Image(folder / "QEMU") as image, pytest.raises(FormatError, match="bits after the last page"):
         restore(image, {"ram": of(fd), "second": Destination(path=folder / "second")})
     assert picture_of(read_all(fd)) == "XX"
-    assert folder.names() == ["FILE"]
+    assert folder.names() == ["QEMU"]
     os.close(fd)
 
 

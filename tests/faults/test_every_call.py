@@ -34,7 +34,7 @@ pytestmark = pytest.mark.skipif(bool(REASON), reason=REASON)
 RAM = {"pc.ram": "A" * 250 + "0b-" * 3 + "-" * 150 + "C" * 300 + "0" * 40 + "D" * 30 + "-", "vga.vram": "z"}
 """Three shards and one more: data, zero pages, holes, a half-used last bitmap word, a block of one page."""
 
-WRITING = {"openat", "ftruncate", "fallocate", "pwrite64", "pwritev", "fsync", "linkat", "renameat"}
+WRITING = {"openat", "ftruncate", "fallocate", "pwrite64", "pwritev", "fsync", "renameat", "renameat2"}
 """Calls that a full file system can refuse."""
 RETRIED = {"openat", "ftruncate", "fchmod", "flock", "fallocate", "pread64", "preadv2", "pwrite64", "fsync"}
 """Calls that a signal can interrupt: whoever makes them has to try again."""

@@ -4,6 +4,7 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
 from support.channels import FailingChannel, MemoryChannel, RecordingChannel
 from support.conformance import ChannelConformance, OpenChannel, aligned
@@ -13,7 +14,7 @@ from support.sources import huge_file
 from parallel_fixedram.core.errors import FormatError, HostError, RequestError
 from parallel_fixedram.core.ramblock import RAMBlock
 from parallel_fixedram.host import linux
-from parallel_fixedram.host.channel import FileChannel, aligned_buffer, open_readable, open_writable
+from parallel_fixedram.host.channel import FileChannel, anonymous_memory, open_readable, open_writable
 from parallel_fixedram.host.ram_target import HugeChannel, RamTarget
 
 SIZE = 16 * PAGE
@@ -169,6 +170,23 @@ def test_errors_say_what_where_and_why_and_keep_the_errno(tmp_path: Path) -> Non
         channel.sync()
 
 
+def test_zeros_that_stand_in_for_a_hole_begin_at_a_page(file: FileChannel, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As O_DIRECT wants it; kernels since 6.0 take less, so only the address tells."""
+    addresses = []
+
+    def refuse(*_: object) -> None:
+        raise OSError(errno.EOPNOTSUPP, "no holes")
+
+    def write(_: int, data: memoryview, offset: int) -> int:
+        addresses.append((np.frombuffer(data, np.uint8).ctypes.data % PAGE, offset, len(data)))
+        return len(data)
+
+    monkeypatch.setattr(linux, "fallocate", refuse)
+    monkeypatch.setattr(os, "pwrite", write)
+    file.punch(3 * PAGE, (2 << 20) + PAGE)
+    assert addresses == [(0, 3 * PAGE, 1 << 20), (0, 3 * PAGE + (1 << 20), 1 << 20), (0, 3 * PAGE + (2 << 20), PAGE)]
+
+
 def test_punching_gives_space_back(file: FileChannel) -> None:
     file.write(0, memoryview(content("ABCD")))
     file.sync()
@@ -187,9 +205,9 @@ def test_bytes_at_gives_fewer_bytes_only_where_the_file_ends(
     assert file.bytes_at(SIZE, 1) == b""
 
 
-def test_an_aligned_buffer_can_be_written_to_a_direct_file(tmp_path: Path) -> None:
+def test_anonymous_memory_can_be_written_to_a_direct_file(tmp_path: Path) -> None:
     opened = opened_file(tmp_path / "file", os.O_DIRECT)
-    buffer = aligned_buffer(2 * PAGE)
+    buffer = memoryview(anonymous_memory(2 * PAGE))
     buffer[:] = content("AB")
     opened.channel.write(PAGE, buffer)
     assert picture_of(opened.look()[: 4 * PAGE]) == "0AB0"

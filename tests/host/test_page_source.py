@@ -12,6 +12,7 @@ from parallel_fixedram.core.errors import HostError, RequestError
 from parallel_fixedram.core.protocols import PageSource
 from parallel_fixedram.core.ramblock import PageRange
 from parallel_fixedram.core.units import GIB
+from parallel_fixedram.host import page_source
 from parallel_fixedram.host.page_source import CopiedSource, MappedSource, open_ram_file
 
 
@@ -107,6 +108,16 @@ def test_a_file_that_became_shorter_is_noticed_when_it_is_mapped() -> None:
     os.ftruncate(fd, PAGE)
     with pytest.raises(HostError, match="cannot map guest RAM: its file became shorter"):
         source.open()
+    source.close()
+    os.close(fd)
+
+
+def test_a_file_system_that_knows_holes_more_finely_than_pages_is_understood(monkeypatch: pytest.MonkeyPatch) -> None:
+    fd = memfd("ABCD")
+    extents = [(0, 512), (1024, PAGE + 512), (2 * PAGE - 512, 2 * PAGE), (3 * PAGE + 1, 3 * PAGE + 2)]
+    monkeypatch.setattr(page_source, "data_extents", lambda *_: iter(extents))
+    source = MappedSource(fd, length=4 * PAGE)
+    assert source.data_ranges(PageRange(0, 4)) == [PageRange(0, 2), PageRange(3, 1)]
     source.close()
     os.close(fd)
 

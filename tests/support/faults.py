@@ -28,7 +28,6 @@ import socket
 import struct
 import sys
 import time
-import traceback
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, NoReturn
@@ -257,8 +256,6 @@ def _be_root(action: Callable[[], Any], sock: socket.socket, result: int, stderr
             pickled = pickle.dumps((None, error))
         os.write(result, pickled)
         os._exit(0)
-    except BaseException:
-        traceback.print_exc()
     finally:
         os._exit(70)
 
