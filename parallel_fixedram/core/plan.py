@@ -16,9 +16,11 @@ from parallel_fixedram.core.bitmap import PageBitmap
 
 MIN_SHARD_PAGES = 256
 """A smaller shard costs more to hand out than to write."""
-MAX_SHARD_PAGES = 8192
+MAX_SHARD_PAGES = 4096
 """A larger one delays the notice of progress and leaves workers idle at the end of a round."""
 SHARDS_PER_WORKER = 32
+SPAN_WORDS = 1 << 12
+"""A shard stays inside one such stretch, 1 GiB of RAM, so that few pages far apart are no long walk for one worker."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,7 +63,8 @@ def plan_shards(bitmaps: Sequence[PageBitmap], *, workers: int, round_number: in
         done = np.cumsum(count[used], dtype=np.int64)
         total = int(done[-1])
         cuts = np.searchsorted(done, np.arange(target, total, target)) + 1
-        edges = np.unique(np.concatenate(([0], cuts, [len(used)]))).tolist()
+        spans = np.flatnonzero(np.diff(used // SPAN_WORDS)) + 1
+        edges = np.unique(np.concatenate(([0], cuts, spans, [len(used)]))).tolist()
         for start, end in pairwise(edges):
             first, last = int(used[start]), int(used[end - 1])
             pages = int(done[end - 1] - (done[start - 1] if start else 0))

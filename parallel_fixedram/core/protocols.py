@@ -30,6 +30,9 @@ Pages = NDArray[np.uint64]
 class PageSource(Protocol):
     """Where the pages of one RAMBlock are read from."""
 
+    tells_holes: bool
+    """Whether ``data_ranges`` leaves out what was never touched; otherwise everything counts as data."""
+
     def open(self) -> None:
         """Prepare this process for ``pages``; called once in every process that reads, after the fork.
 

@@ -13,14 +13,14 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from parallel_fixedram.core.bitmap import runs_of_ones
+from parallel_fixedram.core.bitmap import WORD_PAGES, runs_of_ones
 from parallel_fixedram.core.errors import FixedRamError
-from parallel_fixedram.core.plan import Shard
+from parallel_fixedram.core.plan import MAX_SHARD_PAGES, Shard
 
-MAX_FINDINGS = 64
-"""Most page ranges that one ShardDone names; further ones are only counted."""
+MAX_FINDINGS = MAX_SHARD_PAGES + WORD_PAGES
+"""Most page ranges that one ShardDone names: a shard cannot have more."""
 
-_MAX_MESSAGE = 1 << 16
+_MAX_MESSAGE = 1 << 18
 
 
 @dataclass(frozen=True, slots=True)

@@ -30,6 +30,7 @@ from parallel_fixedram.core.errors import HostError, WorkerError
 from parallel_fixedram.core.plan import Shard
 from parallel_fixedram.engine.messages import Order, Ready, ShardDone, ShardFailed, Tally, receive, send
 from parallel_fixedram.engine.worker import Job, work
+from parallel_fixedram.host import signals
 
 logger = logging.getLogger(__name__)
 
@@ -127,21 +128,20 @@ class WorkerPool:
         except OSError as error:
             raise HostError.from_os("cannot start a worker", error) from error
         coordinator = os.getpid()
-        held = signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGINT, signal.SIGTERM, signal.SIGHUP))
         try:
-            pid = os.fork()
-            if pid == 0:
-                ours.close()
-                for other in self.workers:
-                    other.connection.close()
-                work(theirs, self._jobs, coordinator)
-            self.workers.append(Worker(index, pid, ours, deadline=time.monotonic() + self._stall_seconds))
+            with signals.held():
+                pid = os.fork()
+                if pid == 0:
+                    ours.close()
+                    for other in self.workers:
+                        other.connection.close()
+                    work(theirs, self._jobs, coordinator)
+                self.workers.append(Worker(index, pid, ours, deadline=time.monotonic() + self._stall_seconds))
         except OSError as error:
             ours.close()
             raise HostError.from_os("cannot start a worker", error) from error
         finally:
             theirs.close()
-            signal.pthread_sigmask(signal.SIG_SETMASK, held)
         self._poll.register(ours, select.POLLIN)
 
     def _await_ready(self) -> None:
@@ -211,7 +211,8 @@ class WorkerPool:
         for worker in self.workers:
             if worker.alive:
                 worker.connection.close()
-                _bury(worker)
+                if not worker.killed:  # one that hangs in the kernel is not waited for
+                    _bury(worker)
 
 
 def _bury(worker: Worker) -> str:

@@ -145,9 +145,9 @@ def restore(
         targets: list[RamTarget] = []
         for saved in image.blocks:
             if (wanted := destinations.get(saved.block.idstr)) is not None:
-                target = stack.enter_context(
-                    RamTarget(saved.block, wanted.path, offset=wanted.offset, length=wanted.length)
-                )
+                target = RamTarget(saved.block, wanted.path, offset=wanted.offset, length=wanted.length)
+                stack.push(target)  # before it is entered: from the moment it makes a file, it is known here
+                target.__enter__()
                 _check_apart(image, target, targets)
                 targets.append(target)
                 parts.append(_part(image, saved, target, check_digests))

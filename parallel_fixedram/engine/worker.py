@@ -6,18 +6,21 @@ the coordinator (PR_SET_PDEATHSIG), leaves Ctrl-C to it, and never returns into 
 
 from __future__ import annotations
 
+import contextlib
+import logging
 import os
 import signal
 import socket
 import time
-import traceback
 from collections.abc import Sequence
 from typing import NoReturn, Protocol
 
-from parallel_fixedram.core.errors import FixedRamError
+from parallel_fixedram.core.errors import FixedRamError, WorkerError
 from parallel_fixedram.core.plan import Shard
 from parallel_fixedram.engine.messages import Order, Ready, ShardDone, ShardFailed, Tally, receive, send
 from parallel_fixedram.host import linux
+
+logger = logging.getLogger(__name__)
 
 
 class Job(Protocol):
@@ -51,8 +54,10 @@ def work(connection: socket.socket, jobs: Sequence[Job], coordinator: int) -> No
         send(connection, ShardFailed(error))
     except BrokenPipeError:
         pass  # the coordinator has given up
-    except BaseException:
-        traceback.print_exc()
+    except BaseException as error:
+        logger.debug("worker failed", exc_info=True)
+        with contextlib.suppress(OSError):
+            send(connection, ShardFailed(WorkerError(f"a worker failed: {type(error).__name__}: {error}")))
     finally:
         os._exit(code)
 

@@ -35,6 +35,8 @@ class MappedSource:
         page_size: target page size in bytes.
     """
 
+    tells_holes = True
+
     def __init__(self, fd: int, *, offset: int = 0, length: int, page_size: int = TARGET_PAGE_SIZE) -> None:
         self._fd = os.dup(fd)
         self._offset = offset
@@ -86,6 +88,8 @@ class CopiedSource:
         offset: where the block starts in the file, bytes.
         page_size: target page size in bytes.
     """
+
+    tells_holes = False
 
     def __init__(self, fd: int, *, offset: int = 0, page_size: int = TARGET_PAGE_SIZE) -> None:
         self._fd = os.dup(fd)

@@ -19,7 +19,7 @@ import stat
 from types import TracebackType
 
 from parallel_fixedram.core.errors import CapabilityError, DurabilityError, HostError, RequestError, os_message
-from parallel_fixedram.host import linux
+from parallel_fixedram.host import linux, signals
 from parallel_fixedram.host.channel import FileChannel, open_readable
 
 logger = logging.getLogger(__name__)
@@ -28,7 +28,7 @@ _NOT_SEEKABLE = "Migration requires seekable transport (e.g. file)"  # QEMU migr
 
 
 class PendingFile:
-    """Context manager around a file in the making; leaving it without ``publish`` removes the file.
+    """Context manager around a file in the making: entering makes it, leaving it without ``publish`` removes it.
 
     Args:
         path: the final name.
@@ -49,26 +49,28 @@ class PendingFile:
             raise RequestError(f"{path!r} does not name a file")
         self._part = f".{self._name}.part"
         check_target(path, overwrite=overwrite)
-        try:
-            self._folder = os.open(folder or ".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-        except OSError as error:
-            raise HostError.from_os(f"cannot open the folder of {path!r}", error) from error
-        try:
-            self.fd = self._create()
-        except BaseException:
-            linux.close(self._folder)
-            raise
-        self.channel = FileChannel(self.fd, path)
-        self._direct_fd = -1
+        self._folder_path = folder or "."
+        self._folder = self.fd = self._direct_fd = -1
 
     def __enter__(self) -> PendingFile:
+        try:
+            with signals.held():
+                try:
+                    self._folder = os.open(self._folder_path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+                except OSError as error:
+                    raise HostError.from_os(f"cannot open the folder {self._folder_path!r}", error) from error
+                self.fd = self._create()
+        except BaseException as error:
+            self.__exit__(type(error), error, error.__traceback__)
+            raise
+        self.channel = FileChannel(self.fd, self.path)
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         try:
-            if not self.published:
+            if self.fd >= 0 and not self.published:
                 os.unlink(self._part, dir_fd=self._folder)
         except FileNotFoundError:
             pass

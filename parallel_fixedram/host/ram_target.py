@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import logging
 import mmap
@@ -12,7 +11,7 @@ from typing import Self
 
 from parallel_fixedram.core.errors import HostError, RequestError, os_message
 from parallel_fixedram.core.ramblock import PageRange, RAMBlock
-from parallel_fixedram.host import linux
+from parallel_fixedram.host import linux, signals
 from parallel_fixedram.host.channel import FileChannel, open_writable
 from parallel_fixedram.host.page_source import data_extents
 
@@ -20,7 +19,7 @@ logger = logging.getLogger(__name__)
 
 
 class RamTarget:
-    """Context manager around the file a block is restored into; a file it made goes away unless ``keep`` is called.
+    """Context manager around the file a block is restored into; a file made for it goes away unless ``keep`` is called.
 
     Args:
         block: what will be restored; the file, or the rest of it from ``offset`` on, has to be exactly as long.
@@ -37,33 +36,30 @@ class RamTarget:
         self.block = block
         self.path = path
         self.offset = offset
+        self._length = length
         self._made = False
-        self.fd = self._open()
-        try:
-            room = FileChannel(self.fd, path).stat().st_size - offset
-            size = room if length is None else length
-            if size != block.used_length or size > room:
-                raise RequestError(
-                    f"block {block.idstr!r} has {block.used_length} bytes, "
-                    f"its destination {path!r} has {max(min(size, room), 0)}"
-                )
-            if offset % block.page_size:
-                raise RequestError(f"offset {offset} of {path!r} is not a multiple of {block.page_size}")
-            self.huge = linux.is_hugetlbfs(self.fd)
-        except OSError as error:
-            self.__exit__(None, None, None)
-            raise HostError.from_os(f"cannot look at {path!r}", error) from error
-        except BaseException:
-            self.__exit__(None, None, None)
-            raise
+        self.fd = -1
 
     def __enter__(self) -> Self:
+        try:
+            with signals.held():
+                self.fd = self._open()
+            self._check_room()
+            self.huge = linux.is_hugetlbfs(self.fd)
+        except OSError as error:
+            self.__exit__(type(error), error, error.__traceback__)
+            raise HostError.from_os(f"cannot look at {self.path!r}", error) from error
+        except BaseException as error:
+            self.__exit__(type(error), error, error.__traceback__)
+            raise
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        linux.close(self.fd)
+        if self.fd >= 0:
+            linux.close(self.fd)
+            self.fd = -1
         if self._made:
             try:
                 os.unlink(self.path)
@@ -93,6 +89,17 @@ class RamTarget:
             found.append(PageRange(first, after - first))
         return found
 
+    def _check_room(self) -> None:
+        room = FileChannel(self.fd, self.path).stat().st_size - self.offset
+        size = room if self._length is None else self._length
+        if size != self.block.used_length or size > room:
+            raise RequestError(
+                f"block {self.block.idstr!r} has {self.block.used_length} bytes, "
+                f"its destination {self.path!r} has {max(min(size, room), 0)}"
+            )
+        if self.offset % self.block.page_size:
+            raise RequestError(f"offset {self.offset} of {self.path!r} is not a multiple of {self.block.page_size}")
+
     def _open(self) -> int:
         flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
         try:
@@ -107,8 +114,6 @@ class RamTarget:
             os.ftruncate(fd, self.offset + self.block.used_length)
         except OSError as error:
             linux.close(fd)
-            with contextlib.suppress(OSError):
-                os.unlink(self.path)
             raise HostError.from_os(f"cannot size {self.path!r}", error) from error
         return fd
 

@@ -11,6 +11,7 @@ from support.streamwriter import Block, stream
 
 from parallel_fixedram.core.errors import RequestError
 from parallel_fixedram.core.report import DiffReport, from_json, to_json
+from parallel_fixedram.engine import messages
 from parallel_fixedram.engine.compare import diff, join_findings
 from parallel_fixedram.engine.image import Image
 from parallel_fixedram.engine.messages import Finding
@@ -82,7 +83,16 @@ def test_blocks_are_matched_by_name_not_by_place(files: Files) -> None:
     assert files.diff({"one": "AB", "two": "CD"}, {"two": "CD", "one": "AB"}).equal
 
 
-def test_more_ranges_than_can_be_named_are_counted_and_the_report_says_so(files: Files) -> None:
+def test_every_range_is_named(files: Files) -> None:
+    report = files.diff({"ram": "AB" * 5000}, {"ram": "AX" * 5000})
+    assert [each.first_page for each in report.differences] == list(range(1, 10000, 2))
+    assert not report.truncated
+
+
+def test_more_ranges_than_can_be_named_are_counted_and_the_report_says_so(
+    files: Files, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(messages, "MAX_FINDINGS", 64)
     report = files.diff({"ram": "AB" * 2000}, {"ram": "AX" * 2000})
     assert report.differing_pages == 2000
     assert report.truncated

@@ -78,7 +78,7 @@ def test_progress_goes_up_to_the_total(file: str) -> None:
             ram={"ram": guest.guest_blocks()[0]},
             progress=lambda phase, *done: seen.setdefault(phase, []).append(done),
         )
-    assert set(seen) == {"digests", "RAM"}
+    assert {"digests", "RAM"} <= set(seen)
     assert all(steps == sorted(steps) and steps[-1][0] == steps[-1][1] for steps in seen.values())
 
 

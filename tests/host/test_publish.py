@@ -26,6 +26,11 @@ def _no_descriptor_leaks() -> Iterator[None]:
     assert set(os.listdir("/proc/self/fd")) == before
 
 
+def enter(pending: PendingFile) -> None:
+    with pending:
+        pass
+
+
 def part_of(path: Path) -> Path:
     return path.with_name(f".{path.name}.part")
 
@@ -95,7 +100,7 @@ def test_an_overwritten_file_does_not_pass_on_its_mode(path: Path) -> None:
 def test_an_existing_name_is_refused_before_anything_is_made(path: Path) -> None:
     path.write_bytes(b"old")
     with pytest.raises(RequestError, match=r"NAME' exists") as caught:
-        PendingFile(str(path))
+        enter(PendingFile(str(path)))
     assert "--overwrite" in caught.value.hint
     assert (names(path), path.read_bytes()) == (["NAME"], b"old")
 
@@ -124,7 +129,7 @@ def test_a_link_planted_under_the_name_of_the_part_is_not_followed(path: Path, t
     victim.write_bytes(b"precious")
     part_of(path).symlink_to(victim)
     with pytest.raises(HostError, match=r"cannot replace '\.NAME\.part'") as caught:
-        PendingFile(str(path))
+        enter(PendingFile(str(path)))
     assert caught.value.errno == errno.ELOOP
     assert victim.read_bytes() == b"precious"
 
@@ -137,7 +142,7 @@ def test_a_link_planted_under_the_final_name_is_taken_or_replaced_but_never_foll
     victim.write_bytes(b"precious")
     path.symlink_to(tmp_path / target)
     with pytest.raises(RequestError, match="exists"):
-        PendingFile(str(path))
+        enter(PendingFile(str(path)))
     write_and_publish(path, b"new", overwrite=True)
     assert not path.is_symlink()
     assert (path.read_bytes(), victim.read_bytes()) == (b"new", b"precious")
@@ -182,7 +187,7 @@ def test_a_part_that_another_process_is_writing_is_left_alone(path: Path) -> Non
     os.read(ready, 1)
     try:
         with pytest.raises(HostError, match="is being written by another process") as caught:
-            PendingFile(str(path), overwrite=True)
+            enter(PendingFile(str(path), overwrite=True))
         assert caught.value.errno == errno.EBUSY
         assert part_of(path).read_bytes() == b"theirs"
     finally:
@@ -212,7 +217,7 @@ def test_a_part_that_is_replaced_between_two_looks_is_never_shared(path: Path, m
 def test_a_folder_under_the_name_of_the_part_is_an_error_and_stays(path: Path) -> None:
     part_of(path).mkdir()
     with pytest.raises(HostError, match=r"cannot replace '\.NAME\.part'"):
-        PendingFile(str(path))
+        enter(PendingFile(str(path)))
     assert names(path) == [".NAME.part"]
 
 
@@ -224,7 +229,7 @@ def test_a_file_system_without_locks_is_an_error_that_leaves_nothing(
 
     monkeypatch.setattr(fcntl, "flock", refuse)
     with pytest.raises(HostError) as caught:
-        PendingFile(str(path))
+        enter(PendingFile(str(path)))
     assert caught.value.errno == errno.ENOLCK
     assert names(path) == []
 
@@ -241,7 +246,7 @@ def test_pipes_and_sockets_cannot_seek_and_stay_as_they_are(
 ) -> None:
     make(path)
     with pytest.raises(CapabilityError, match=r"^Migration requires seekable transport \(e\.g\. file\)$"):
-        PendingFile(str(path), overwrite=overwrite)
+        enter(PendingFile(str(path), overwrite=overwrite))
     assert names(path) == ["NAME"]
 
 
@@ -250,28 +255,28 @@ def test_folders_and_devices_are_no_files(path: Path, overwrite: bool) -> None:
     path.mkdir()
     for name in (str(path), str(path.parent)):
         with pytest.raises(RequestError, match="is a folder"):
-            PendingFile(name, overwrite=overwrite)
+            enter(PendingFile(name, overwrite=overwrite))
     for name in ("/dev/null", "/dev/zero"):
         with pytest.raises(RequestError, match="is not a regular file"):
-            PendingFile(name, overwrite=overwrite)
+            enter(PendingFile(name, overwrite=overwrite))
     for name in (f"{path}/", ".", "..", "/", ""):
         with pytest.raises(RequestError):
-            PendingFile(name, overwrite=overwrite)
+            enter(PendingFile(name, overwrite=overwrite))
 
 
 def test_a_folder_that_is_none_is_an_error(path: Path) -> None:
     with pytest.raises(HostError, match="cannot open the folder of"):
-        PendingFile(str(path.parent / "missing" / "NAME"))
+        enter(PendingFile(str(path.parent / "missing" / "NAME")))
     path.write_bytes(b"")
     with pytest.raises(HostError) as caught:
-        PendingFile(str(path / "below"))
+        enter(PendingFile(str(path / "below")))
     assert caught.value.errno == errno.ENOTDIR
 
 
 def test_a_name_that_is_too_long_is_an_error(path: Path) -> None:
     for name in ("n" * 255, "n" * 256):
         with pytest.raises(HostError) as caught:
-            PendingFile(str(path.with_name(name)))
+            enter(PendingFile(str(path.with_name(name))))
         assert caught.value.errno == errno.ENAMETOOLONG
 
 

@@ -13,6 +13,11 @@ from parallel_fixedram.host.ram_target import HugeChannel, RamTarget
 BLOCK = RAMBlock(idstr="ram", used_length=4 * PAGE)
 
 
+def enter(target: RamTarget) -> None:
+    with target:
+        pass
+
+
 def test_a_destination_that_is_made_is_private_whatever_the_umask_and_goes_away_unless_kept(tmp_path: Path) -> None:
     path = tmp_path / "ram"
     before = os.umask(0o777)
@@ -72,14 +77,14 @@ def test_a_file_of_another_size_is_refused(tmp_path: Path, pages: int, offset: i
     path.write_bytes(bytes(pages * PAGE))
     before = set(os.listdir("/proc/self/fd"))
     with pytest.raises(RequestError, match=message):
-        RamTarget(BLOCK, str(path), offset=offset)
+        enter(RamTarget(BLOCK, str(path), offset=offset))
     assert set(os.listdir("/proc/self/fd")) == before
 
 
 def test_an_offset_that_is_no_page_is_refused_and_what_was_made_is_gone(tmp_path: Path) -> None:
     path = tmp_path / "ram"
     with pytest.raises(RequestError, match=r"offset 100 of .* is not a multiple of 4096"):
-        RamTarget(BLOCK, str(path), offset=100)
+        enter(RamTarget(BLOCK, str(path), offset=100))
     assert not path.exists()
 
 
@@ -87,18 +92,18 @@ def test_what_is_not_a_file_is_refused(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe")
     for path in (str(tmp_path / "pipe"), "/dev/null"):
         with pytest.raises(RequestError, match="is not a regular file"):
-            RamTarget(BLOCK, path)
+            enter(RamTarget(BLOCK, path))
     with pytest.raises(HostError) as caught:
-        RamTarget(BLOCK, str(tmp_path))
+        enter(RamTarget(BLOCK, str(tmp_path)))
     assert caught.value.errno == errno.EISDIR
     with pytest.raises(HostError, match="cannot create"):
-        RamTarget(BLOCK, str(tmp_path / "missing" / "ram"))
+        enter(RamTarget(BLOCK, str(tmp_path / "missing" / "ram")))
 
 
 def test_a_destination_whose_size_the_file_system_refuses_is_gone(tmp_path: Path) -> None:
     path, before = tmp_path / "ram", set(os.listdir("/proc/self/fd"))
     with pytest.raises(HostError, match=r"cannot size .*: file too large"):
-        RamTarget(RAMBlock(idstr="ram", used_length=1 << 62), str(path))
+        enter(RamTarget(RAMBlock(idstr="ram", used_length=1 << 62), str(path)))
     assert not path.exists()
     assert set(os.listdir("/proc/self/fd")) == before
 

@@ -69,6 +69,7 @@ class PageSourceConformance:
     def test_no_page_that_holds_something_is_outside_the_data_ranges(self, drawn: Drawn) -> None:
         found = covered(drawn.source.data_ranges(PageRange(0, len(drawn.picture))))
         assert {i for i, letter in enumerate(drawn.picture) if letter not in "-0"} <= set(found)
+        assert drawn.source.tells_holes == drawn.exact
         if drawn.exact:
             assert found == [i for i, letter in enumerate(drawn.picture) if letter != "-"]
 

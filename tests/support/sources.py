@@ -39,6 +39,7 @@ class WatchedSource:
     def __init__(self, inner: PageSource, allowed: Sequence[int]) -> None:
         self._inner = inner
         self._allowed = allowed
+        self.tells_holes = inner.tells_holes
         self.wrong: list[PageRange] = []
 
     def open(self) -> None:
