@@ -13,13 +13,13 @@ import numpy as np
 import xxhash
 from numpy.typing import NDArray
 
-from parallel_fixedram.core.bitmap import PageBitmap
+from parallel_fixedram.core.bitmap import WORD_PAGES, PageBitmap, runs_of_ones
 from parallel_fixedram.core.mapped_ram import SavedBlock
 from parallel_fixedram.core.plan import Shard
 from parallel_fixedram.core.protocols import Channel, Pages
 from parallel_fixedram.core.trailer import DIGEST_BYTES
 from parallel_fixedram.engine.messages import Tally
-from parallel_fixedram.engine.window import Bits, WindowReader, windows
+from parallel_fixedram.engine.window import WINDOW_PAGES, Bits, WindowReader, windows
 
 _RANGE_PIECE = 1 << 20
 
@@ -34,8 +34,14 @@ def page_digests(pages: Pages, bits: Bits) -> NDArray[np.uint64]:
 
 
 def write_digests(channel: Channel, table: int, first: int, digests: NDArray[np.uint64]) -> None:
-    """Write digests, of page ``first`` and those after it, to their places in the table at file offset ``table``."""
-    channel.write(table + first * DIGEST_BYTES, digests.astype("<u8", copy=False).data.cast("B"))
+    """Write digests, of page ``first`` and those after it, to their places in the table at file offset ``table``.
+
+    One call for every stretch with digests in it: a buffered write keeps direct ones of other workers waiting.
+    """
+    stored = digests.astype("<u8", copy=False)
+    used = np.add.reduceat(digests != 0, np.arange(0, len(digests), WINDOW_PAGES), dtype=np.int64)
+    for start, count in (runs_of_ones(used) * WINDOW_PAGES).tolist():
+        channel.write(table + (first + start) * DIGEST_BYTES, stored[start : start + count].data.cast("B"))
 
 
 class DigestTable:
@@ -111,10 +117,13 @@ class DigestJob:
         """Digest one shard (Job.run)."""
         tally = Tally()
         saved = self._blocks[shard.block]
+        first_page = shard.first_word * WORD_PAGES
+        digests = np.zeros(min(shard.words * WORD_PAGES, saved.block.pages - first_page), np.uint64)
         for window in windows(self._present[shard.block], shard):
             pages = self._reader.read(saved, window, tally)
             started = time.perf_counter()
-            digests = page_digests(pages, window.bits)
+            place = window.first - first_page
+            digests[place : place + len(window.bits)] = page_digests(pages, window.bits)
             tally.scan_seconds += time.perf_counter() - started
-            write_digests(self._digests, int(self._tables[shard.block]), window.first, digests)
+        write_digests(self._digests, int(self._tables[shard.block]), first_page, digests)
         return tally

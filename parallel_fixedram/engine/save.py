@@ -38,6 +38,7 @@ from parallel_fixedram.engine.digest import DigestJob, range_digest
 from parallel_fixedram.engine.image import block_report
 from parallel_fixedram.engine.messages import ShardDone, Tally
 from parallel_fixedram.engine.pool import STALL_SECONDS, WorkerPool
+from parallel_fixedram.engine.window import WINDOW_PAGES
 from parallel_fixedram.engine.write import WriteJob
 from parallel_fixedram.host import linux
 from parallel_fixedram.host.channel import FileChannel
@@ -48,6 +49,9 @@ GAP_PAGES_BUFFERED = 0
 """A buffered call is cheap, and a gap that is written takes space that a hole does not."""
 GAP_PAGES_DIRECT = 16
 """Each direct call waits for the device: at 30 % random dirty pages joining over 16 is about ten times faster."""
+
+WINDOW_PAGES_DIRECT = 2 * WINDOW_PAGES
+"""A direct write of 2 MiB keeps two requests of scattered pages in flight: about 5 % faster than 1 MiB."""
 
 RESERVE_GAP_PAGES = 16
 """Data ranges closer than this are reserved as one, as long as half of what is reserved is data."""
@@ -189,6 +193,7 @@ class _Save:
             digests=self.pending.channel,
             tables=self.tables,
             max_gap_pages=gap,
+            window_pages=WINDOW_PAGES_DIRECT if self.direct else WINDOW_PAGES,
         )
         digest = DigestJob(
             self.layout.blocks, self.bitmaps.file, self.tables, pages=pages, digests=self.pending.channel
