@@ -9,6 +9,8 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
+from enum import StrEnum
+from typing import TypeVar
 
 from parallel_fixedram.core.capabilities import (
     TABLES,
@@ -36,6 +38,9 @@ from parallel_fixedram.host.ram_files import RamFile, RamFiles
 
 MAX_READERS = 4
 """Most workers that verify and diff use: they read, so no capability limits them, but more do not help."""
+
+
+Choice = TypeVar("Choice", bound=StrEnum)
 
 
 def open_guest(spec: str | GuestSpec, *, running: bool = False) -> GuestProcess:
@@ -125,9 +130,9 @@ def save(
     check_target(target.path, overwrite=overwrite)
     options = _save.SaveOptions(
         channels=channels,
-        direct_io=DirectIO(direct_io),
+        direct_io=_choice(DirectIO, direct_io, "direct_io"),
         overwrite=overwrite,
-        durability=Durability(durability),
+        durability=_choice(Durability, durability, "durability"),
         max_rounds=max_rounds if live else 1,
         offset=target.offset,
         capabilities={**{TABLES[profile].canonical(name) or name: False for name in extra}, **dict.fromkeys(on, True)},
@@ -233,6 +238,13 @@ def diff(uri_a: str, uri_b: str, *, channels: int | None = None, progress: Progr
         a.check_complete()
         b.check_complete()
         return _compare.diff(a, b, channels=channels or readers(), progress=progress)
+
+
+def _choice(kind: type[Choice], value: str, name: str) -> Choice:
+    try:
+        return kind(value)
+    except ValueError as error:
+        raise RequestError(f"{name} is {value!r}, expected one of {', '.join(kind)}") from error
 
 
 def readers() -> int:

@@ -116,17 +116,15 @@ def _save_and_restore(guest: GuestProcess, folder: str, channels: int) -> SaveRe
     """Save, restore, verify, and compare both RAMs with the file; returns what the save reported."""
     from parallel_fixedram import app
 
-    path, copy = os.path.join(folder, "guest.mr"), os.path.join("/dev/shm", f"parallel-fixedram-{os.getpid()}")
+    path = os.path.join(folder, "guest.mr")
     report = app.save(guest, path, channels=channels, experimental_multifd=True, overwrite=True)
     idstr = report.blocks[0].idstr
-    try:
+    with _temporary_folder("/dev/shm") as memory:
+        copy = os.path.join(memory, "restored")
         app.restore(path, {idstr: copy}, channels=channels, experimental_multifd=True)
         for what, ram in (("the guest's RAM", f"/proc/self/fd/{guest.memfd}"), ("what was restored", copy)):
             if not app.verify(path, ram={idstr: ram}).ok:
                 raise ContentsDiffer(f"{path!r} differs from {what}")
-    finally:
-        if os.path.exists(copy):
-            os.unlink(copy)
     return report
 
 

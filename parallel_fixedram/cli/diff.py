@@ -6,6 +6,7 @@ import argparse
 from typing import Any
 
 from parallel_fixedram.cli import common
+from parallel_fixedram.core.units import format_count
 
 _EXAMPLES = """  parallel-fixedram diff /tmp/before.mr /tmp/after.mr
   parallel-fixedram diff --json /tmp/before.mr /tmp/after.mr"""
@@ -45,5 +46,5 @@ def run(args: argparse.Namespace) -> int:
         print("... and more")
     for idstr, path in [(i, report.file_a) for i in report.only_in_a] + [(i, report.file_b) for i in report.only_in_b]:
         print(f"{idstr}: only in {path}, or of another length there")
-    print("equal" if report.equal else f"{report.differing_pages} pages differ")
+    print("equal" if report.equal else format_count(report.differing_pages, "differing page"))
     return 0 if report.equal else 1

@@ -15,7 +15,7 @@ import signal
 import sys
 from collections.abc import Sequence
 from types import FrameType
-from typing import NoReturn, TextIO
+from typing import Any, NoReturn, TextIO
 
 from parallel_fixedram.core.errors import FixedRamError, HostError, os_message
 
@@ -38,7 +38,10 @@ class Interrupted(BaseException):
 
 
 class Parser(argparse.ArgumentParser):
-    """An argument parser whose errors are one line and one hint."""
+    """An argument parser whose errors are one line and one hint, and which takes no abbreviated options."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**{"allow_abbrev": False, **options})
 
     def error(self, message: str) -> NoReturn:
         """Exit with code 2."""

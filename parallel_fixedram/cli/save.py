@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from parallel_fixedram.cli import common
 from parallel_fixedram.core.errors import RequestError
-from parallel_fixedram.core.units import format_rate, format_size
+from parallel_fixedram.core.units import format_count, format_rate, format_size
 
 if TYPE_CHECKING:
     from parallel_fixedram.core.protocols import Machine
@@ -93,12 +93,14 @@ def _print(report: SaveReport) -> None:
     data = sum(block.data_pages for block in report.blocks)
     zero = sum(block.zero_pages for block in report.blocks)
     how = "direct I/O" if report.direct_io else "page cache"
-    channels = "1 channel" if report.channels == 1 else f"{report.channels} channels"
-    print(f"{report.file}: {format_size(size.ram)} of RAM in {len(report.blocks)} RAMBlock(s), {channels}, {how}")
+    channels = format_count(report.channels, "channel")
+    print(
+        f"{report.file}: {format_size(size.ram)} of RAM in {format_count(len(report.blocks), 'RAMBlock')}, {channels}, {how}"
+    )
     print(f"  pages     {data} with data, {zero} zero")
     print(f"  file      {format_size(size.file)} long, {format_size(size.allocated)} on disk")
     moved = sum(each.seconds for each in report.rounds)
-    rounds = "1 round" if len(report.rounds) == 1 else f"{len(report.rounds)} rounds"
+    rounds = format_count(len(report.rounds), "round")
     print(f"  written   {format_size(size.written)} in {rounds}, {format_rate(size.written, moved)}")
     stopped = f", guest stopped for {seconds.pause * 1000:.1f} ms" if seconds.pause else ""
     print(f"  time      {seconds.total:.3f} s in all, {seconds.sync + seconds.publish:.3f} s of it to sync{stopped}")

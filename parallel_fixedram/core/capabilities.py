@@ -207,7 +207,7 @@ def check(capabilities: Collection[str], profile: Profile = Profile.FIXED_RAM, *
     on = {_known(name, profile) for name in capabilities}
     for rule in TABLES[profile].rules:
         if rule.refuses(on) and not (experimental and rule.experimental):
-            hint = "--experimental-multifd (experimental=True in Python) allows it" if rule.experimental else ""
+            hint = "--experimental-multifd (experimental_multifd=True in Python) allows it" if rule.experimental else ""
             raise CapabilityError(rule.message, hint=hint)
 
 
@@ -269,7 +269,10 @@ def capabilities_for_restore(
     """
     if not 1 <= channels <= MAX_CHANNELS:
         # The underscore is QEMU's (migrate_params_check(), migration/options.c).
-        raise RequestError(f"Parameter 'multifd_channels' expects a value between 1 and {MAX_CHANNELS}")
+        raise RequestError(
+            f"Parameter 'multifd_channels' expects a value between 1 and {MAX_CHANNELS}",
+            hint=f"--channels takes 1 to {MAX_CHANNELS}",
+        )
     needed = {FIXED_RAM: True} | ({MULTIFD: True} if channels > 1 else {})
     capabilities = Capabilities(profile, experimental=experimental)
     capabilities.set(needed | dict(extra or {}))

@@ -67,6 +67,12 @@ class FormatError(FixedRamError):
         super().__init__(message if offset is None else f"at {offset:#x}: {message}", hint=hint)
         self.offset = offset
 
+    def in_file(self, path: str) -> FormatError:
+        """The same error, its message beginning with the file's name."""
+        error = FormatError(f"{path!r} {self.message}", hint=self.hint)
+        error.offset = self.offset
+        return error
+
 
 class MachineError(FixedRamError):
     """The guest, its process or its monitor refused, misbehaved or went away."""

@@ -52,6 +52,11 @@ def format_size(size: int) -> str:
     return f"{value:.{1 if value < 100 else 0}f} {suffix}iB"
 
 
+def format_count(number: int, noun: str) -> str:
+    """A number of things for people: ``1 page``, ``2 pages``."""
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
+
+
 def format_rate(size: int, seconds: float) -> str:
     """A rate for people, in GB/s (10**9 bytes a second)."""
     return f"{size / seconds / 1e9:.2f} GB/s" if seconds > 0 else "-"

@@ -43,6 +43,9 @@ class Image:
         try:
             self.channel = FileChannel(self._fd, path)
             self.file: MigrationFile = parse(self.channel.bytes_at, self.channel.stat().st_size, offset)
+        except FormatError as error:
+            linux.close(self._fd)
+            raise error.in_file(path) from error
         except BaseException:
             linux.close(self._fd)
             raise
@@ -131,7 +134,7 @@ class Image:
                     f"block {saved.block.idstr!r} has pages but an empty bitmap, and there is no RAM END section",
                     offset=saved.header.bitmap_offset,
                     hint="the save was interrupted, or was a background snapshot, which loses the bitmaps",
-                )
+                ).in_file(self.path)
 
     def report(self) -> tuple[BlockReport, ...]:
         """The stored blocks with their page counts."""
@@ -173,7 +176,7 @@ class Image:
             raise FormatError(
                 f"block {saved.block.idstr!r}: its bitmap has bits after the last page",
                 offset=saved.bitmap_end - WORD_BYTES,
-            )
+            ).in_file(self.path)
         return PageBitmap(saved.block.pages, words)
 
 

@@ -26,6 +26,7 @@ from parallel_fixedram.core.errors import ContentsDiffer, RequestError
 from parallel_fixedram.core.mapped_ram import SavedBlock
 from parallel_fixedram.core.plan import Shard, plan_shards
 from parallel_fixedram.core.report import Difference, RestoredBlock, RestoreReport, RestoreSeconds
+from parallel_fixedram.core.units import format_count
 from parallel_fixedram.engine.bitmaps import shared_words
 from parallel_fixedram.engine.digest import DigestTable
 from parallel_fixedram.engine.image import Image
@@ -231,7 +232,7 @@ def _check(image: Image, parts: Sequence[_Part], tally: Tally) -> None:
             offset=saved.page_offset(first),
         )
         raise ContentsDiffer(
-            f"{image.path!r}: {what}", hint=f"{tally.bad_pages} pages are bad; do not use what was filled"
+            f"{image.path!r}: {what}", hint=f"{format_count(tally.bad_pages, 'bad page')}; do not use what was filled"
         )
 
 

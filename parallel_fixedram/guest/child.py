@@ -72,9 +72,11 @@ def live(spec: GuestSpec, ram_fd: int, log: DirtyLog, sock: socket.socket, paren
 def _detach(parent: int, keep: set[int]) -> None:
     """Leave behind what a forked process inherits but has no use for."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent: it may still need the guest
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    for signum in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(signum, signal.SIG_DFL)
     signal.set_wakeup_fd(-1)
     linux.die_with_parent(signal.SIGKILL, parent)
+    signal.pthread_sigmask(signal.SIG_SETMASK, ())
     gc.freeze()  # objects of the parent are not ours to destroy
     # Locks, pipes and memory files of the parent would otherwise live as long as the guest does.
     for fd in map(int, os.listdir("/proc/self/fd")):

@@ -32,6 +32,7 @@ from parallel_fixedram.core.units import format_size
 from parallel_fixedram.guest import child
 from parallel_fixedram.guest.dirty_log import DirtyLog
 from parallel_fixedram.guest.spec import GuestSpec
+from parallel_fixedram.host import signals
 from parallel_fixedram.host.page_source import MappedSource
 
 MACHINE_NAME = "parallel-fixedram"
@@ -89,10 +90,11 @@ class GuestProcess:
         stack.enter_context(self._socket)
         with socket_of_child:
             parent = os.getpid()
-            self.pid = os.fork()
-            if self.pid == 0:
-                child.live(self.spec, self._memfd, self.log, socket_of_child, parent)
-        stack.callback(self._kill)
+            with signals.held():
+                self.pid = os.fork()
+                if self.pid == 0:
+                    child.live(self.spec, self._memfd, self.log, socket_of_child, parent)
+                stack.callback(self._kill)
         self.steps = self._answer(None)
 
     @property

@@ -122,6 +122,8 @@ def open_writable(path: str) -> int:
 def _open_regular(path: str, flags: int) -> int:
     try:
         fd = os.open(path, flags | os.O_NONBLOCK | os.O_CLOEXEC)
+    except IsADirectoryError as error:
+        raise RequestError(f"{path!r} is not a regular file") from error
     except OSError as error:
         raise HostError.from_os(f"cannot open {path!r}", error) from error
     try:

@@ -249,7 +249,7 @@ def test_the_text_of_the_other_verbs_has_the_facts(folder, tmp_path):
 
     out = call("diff", folder / "a.mr", folder / "b.mr").out.splitlines()
     assert out[0] == "ram: pages 1-2 (2)"
-    assert out[-2:] == [f"rom: only in {folder / 'a.mr'}, or of another length there", "40 pages differ"]
+    assert out[-2:] == [f"rom: only in {folder / 'a.mr'}, or of another length there", "40 differing pages"]
 
     out = done(call("inspect", folder / "a.mr")).out
     for fact in ("machine       parallel-fixedram", "capabilities  mapped-ram", "one a page, XXH3-64", "0x100000"):

@@ -112,7 +112,7 @@ TARGETS = {
     "a device": ("/dev/full", 2, "'/dev/full' is not a regular file\n"),
     "an unknown protocol": ("http:new", 2, "unknown migration protocol: http:new\n"),
     "a bad offset": ("file:new.mr,offset=2x", 2, "file URI has bad offset 2x: Invalid argument\n"),
-    "a missing folder": ("no/new.mr", 5, "cannot open the folder of 'no/new.mr': no such file or directory\n"),
+    "a missing folder": ("no/new.mr", 5, "cannot open the folder 'no': no such file or directory\n"),
     "a file as a folder": ("ram/new.mr", 5, "cannot look at 'ram/new.mr': not a directory\n"),
     "a name that is too long": ("n" * 256, 5, "file name too long\n"),
     "a name that is too long while it is written": ("n" * 250, 5, "file name too long\n"),
@@ -216,7 +216,7 @@ def test_every_way_to_fail_has_its_exit_code_and_leaves_nothing_behind(folder):
 
 def test_a_folder_is_no_ram_to_restore_to(folder):
     with unchanged(folder):
-        refused(call("restore", "old.mr", "--ram", "ram=sub"), 5, "cannot open 'sub': is a directory\n")
+        refused(call("restore", "old.mr", "--ram", "ram=sub"), 2, "'sub' is not a regular file\n")
 
 
 USAGE = {

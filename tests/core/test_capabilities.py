@@ -345,7 +345,7 @@ def test_the_refusal_that_the_flag_lifts_names_the_flag():
     with pytest.raises(CapabilityError) as caught:
         check(["fixed-ram", "multifd"], PATCH)
     assert "--experimental-multifd" in caught.value.hint
-    assert "experimental=True" in caught.value.hint
+    assert "experimental_multifd=True" in caught.value.hint
     assert caught.value.exit_code == 2
 
 

@@ -265,7 +265,7 @@ def test_folders_and_devices_are_no_files(path: Path, overwrite: bool) -> None:
 
 
 def test_a_folder_that_is_none_is_an_error(path: Path) -> None:
-    with pytest.raises(HostError, match="cannot open the folder of"):
+    with pytest.raises(HostError, match="cannot open the folder"):
         enter(PendingFile(str(path.parent / "missing" / "NAME")))
     path.write_bytes(b"")
     with pytest.raises(HostError) as caught:

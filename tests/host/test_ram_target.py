@@ -1,4 +1,3 @@
-import errno
 import os
 from pathlib import Path
 
@@ -90,12 +89,9 @@ def test_an_offset_that_is_no_page_is_refused_and_what_was_made_is_gone(tmp_path
 
 def test_what_is_not_a_file_is_refused(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe")
-    for path in (str(tmp_path / "pipe"), "/dev/null"):
+    for path in (str(tmp_path / "pipe"), "/dev/null", str(tmp_path)):
         with pytest.raises(RequestError, match="is not a regular file"):
             enter(RamTarget(BLOCK, path))
-    with pytest.raises(HostError) as caught:
-        enter(RamTarget(BLOCK, str(tmp_path)))
-    assert caught.value.errno == errno.EISDIR
     with pytest.raises(HostError, match="cannot create"):
         enter(RamTarget(BLOCK, str(tmp_path / "missing" / "ram")))
 
