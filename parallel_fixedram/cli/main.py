@@ -26,6 +26,7 @@ VERBS = ("demo", "save", "restore", "verify", "inspect", "diff", "caps")
 A verb's module is imported for every command, also for ``--help``: what is slow to import belongs inside its ``run``.
 """
 
+
 _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 

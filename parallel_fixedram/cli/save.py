@@ -94,9 +94,8 @@ def _print(report: SaveReport) -> None:
     zero = sum(block.zero_pages for block in report.blocks)
     how = "direct I/O" if report.direct_io else "page cache"
     channels = format_count(report.channels, "channel")
-    print(
-        f"{report.file}: {format_size(size.ram)} of RAM in {format_count(len(report.blocks), 'RAMBlock')}, {channels}, {how}"
-    )
+    blocks = format_count(len(report.blocks), "RAMBlock")
+    print(f"{report.file}: {format_size(size.ram)} of RAM in {blocks}, {channels}, {how}")
     print(f"  pages     {data} with data, {zero} zero")
     print(f"  file      {format_size(size.file)} long, {format_size(size.allocated)} on disk")
     moved = sum(each.seconds for each in report.rounds)

@@ -108,11 +108,11 @@ def send(connection: socket.socket, message: Message) -> None:
     connection.send(pickle.dumps(message, pickle.HIGHEST_PROTOCOL))
 
 
-def receive(connection: socket.socket) -> Message | None:
-    """The next message, or None when the other end is gone."""
+def receive(connection: socket.socket, *, wait: bool = True) -> Message | None:
+    """The next message, or None when the other end is gone; without ``wait`` also when nothing has come."""
     try:
-        data = connection.recv(_MAX_MESSAGE)
-    except ConnectionResetError:
+        data = connection.recv(_MAX_MESSAGE, 0 if wait else socket.MSG_DONTWAIT)
+    except (ConnectionResetError, BlockingIOError):
         return None
     if not data:
         return None

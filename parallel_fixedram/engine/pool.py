@@ -7,7 +7,7 @@
          +------ ...        worker n-1    a worker that stalls is killed; its shard waits until it is really gone
 
 ``multiprocessing.Pool`` never completes the task of a killed worker and ``ProcessPoolExecutor`` gives up as a whole;
-here a shard is idempotent, so losing a worker costs a repetition. The end of a worker shows as the end of its socket.
+here a shard is idempotent, so losing a worker costs a repetition. The end of a worker shows in its pidfd at once.
 """
 
 from __future__ import annotations
@@ -16,7 +16,6 @@ import contextlib
 import logging
 import os
 import select
-import signal
 import socket
 import time
 from collections import deque
@@ -26,11 +25,11 @@ from types import TracebackType
 
 import psutil
 
-from parallel_fixedram.core.errors import HostError, WorkerError
+from parallel_fixedram.core.errors import HostError, RequestError, WorkerError
 from parallel_fixedram.core.plan import Shard
 from parallel_fixedram.engine.messages import Order, Ready, ShardDone, ShardFailed, Tally, receive, send
 from parallel_fixedram.engine.worker import Job, work
-from parallel_fixedram.host import signals
+from parallel_fixedram.host import processes, signals
 
 logger = logging.getLogger(__name__)
 
@@ -47,6 +46,7 @@ class Worker:
     index: int
     pid: int
     connection: socket.socket
+    pidfd: int = -1
     ready: bool = False
     shard: Shard | None = None
     deadline: float = 0.0
@@ -60,6 +60,19 @@ class Worker:
     """Time spent on them."""
     tally: Tally = field(default_factory=Tally)
 
+    @property
+    def descriptors(self) -> set[int]:
+        """What shows that it has something to say, or has ended."""
+        return {self.connection.fileno(), self.pidfd}
+
+    def bury(self, *, wait: bool = True) -> str:
+        """Collect a dead worker; returns how it ended."""
+        self.alive = False
+        self.connection.close()
+        if self.pidfd >= 0:
+            os.close(self.pidfd)
+        return processes.reap(self.pid) if wait else "hangs"
+
 
 class WorkerPool:
     """Context manager around ``count`` worker processes that can do each of ``jobs``.
@@ -67,13 +80,16 @@ class WorkerPool:
     Args:
         jobs: what the workers can do; ``run`` names one by its place in this list.
         count: number of workers, at least 1.
-        stall_seconds: how long one shard may take.
+        stall_seconds: how long a worker may move no byte.
 
     Raises:
+        RequestError: fewer than one worker.
         HostError: a worker could not be started, or could not open a job.
     """
 
     def __init__(self, jobs: Sequence[Job], count: int, *, stall_seconds: float = STALL_SECONDS) -> None:
+        if count < 1:
+            raise RequestError(f"{count} workers, at least 1 is needed")
         self._jobs = jobs
         self._count = count
         self._stall_seconds = stall_seconds
@@ -106,7 +122,7 @@ class WorkerPool:
         while left:
             self._hand_out(job, pending)
             for worker in self._wait():
-                message = receive(worker.connection)
+                message = receive(worker.connection, wait=False)
                 if isinstance(message, ShardDone):
                     worker.shard = None
                     worker.shards += 1
@@ -132,22 +148,21 @@ class WorkerPool:
             with signals.held():
                 pid = os.fork()
                 if pid == 0:
-                    ours.close()
-                    for other in self.workers:
-                        other.connection.close()
-                    work(theirs, self._jobs, coordinator)
-                self.workers.append(Worker(index, pid, ours, deadline=time.monotonic() + self._stall_seconds))
+                    work(theirs, self._jobs, coordinator, [ours, *(other.connection for other in self.workers)])
+                worker = Worker(index, pid, ours, deadline=time.monotonic() + self._stall_seconds)
+                self.workers.append(worker)
+            worker.pidfd = os.pidfd_open(pid)
         except OSError as error:
-            ours.close()
             raise HostError.from_os("cannot start a worker", error) from error
         finally:
             theirs.close()
         self._poll.register(ours, select.POLLIN)
+        self._poll.register(worker.pidfd, select.POLLIN)
 
     def _await_ready(self) -> None:
         while not all(worker.ready for worker in self.workers if worker.alive):
             for worker in self._wait():
-                message = receive(worker.connection)
+                message = receive(worker.connection, wait=False)
                 if isinstance(message, ShardFailed):
                     raise message.error
                 if isinstance(message, Ready):
@@ -173,19 +188,19 @@ class WorkerPool:
         ready = {fd for fd, _ in self._poll.poll(timeout * 1000 + 1)}
         now = time.monotonic()
         for worker in busy:
-            if worker.deadline < now and worker.connection.fileno() not in ready:
+            if worker.deadline < now and not worker.descriptors & ready:
                 if self._has_moved(worker):
                     continue
                 if worker.killed:
                     raise WorkerError(f"worker {worker.index} hangs and cannot be killed")
                 logger.warning("worker %d is stalled and is killed", worker.index)
-                os.kill(worker.pid, signal.SIGKILL)
+                processes.kill(worker.pid)
                 worker.killed, worker.deadline = True, now + self._stall_seconds
-        return [worker for worker in self.workers if worker.alive and worker.connection.fileno() in ready]
+        return [worker for worker in self.workers if worker.alive and worker.descriptors & ready]
 
     def _has_moved(self, worker: Worker) -> bool:
         """Whether a worker past its deadline has moved bytes since it was last asked: slow, and given more time."""
-        with contextlib.suppress(psutil.Error):
+        with contextlib.suppress(psutil.Error, OSError, RuntimeError):
             io = psutil.Process(worker.pid).io_counters()
             before, worker.moved_bytes = worker.moved_bytes, io.read_chars + io.write_chars
             if worker.moved_bytes != before:
@@ -194,9 +209,9 @@ class WorkerPool:
         return False
 
     def _lost(self, worker: Worker, pending: deque[Shard]) -> None:
-        how = _bury(worker)
-        self._poll.unregister(worker.connection)
-        worker.connection.close()
+        for descriptor in worker.descriptors:
+            self._poll.unregister(descriptor)
+        how = worker.bury()
         if worker.shard is not None:
             pending.appendleft(worker.shard)
             worker.shard = None
@@ -205,20 +220,8 @@ class WorkerPool:
             raise WorkerError(f"no worker is left, the last one {how}")
 
     def _end(self) -> None:
-        for worker in self.workers:
-            if worker.alive:
-                os.kill(worker.pid, signal.SIGKILL)
-        for worker in self.workers:
-            if worker.alive:
-                worker.connection.close()
-                if not worker.killed:  # one that hangs in the kernel is not waited for
-                    _bury(worker)
-
-
-def _bury(worker: Worker) -> str:
-    """Collect a dead worker; returns how it died."""
-    _, status = os.waitpid(worker.pid, 0)
-    worker.alive = False
-    if os.WIFSIGNALED(status):
-        return f"was killed by {signal.Signals(os.WTERMSIG(status)).name}"
-    return f"exited with code {os.WEXITSTATUS(status)}"
+        living = [worker for worker in self.workers if worker.alive]
+        for worker in living:
+            processes.kill(worker.pid)
+        for worker in living:
+            worker.bury(wait=not worker.killed)  # one that hangs in the kernel is not waited for

@@ -20,7 +20,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 
 from parallel_fixedram.core.bitmap import PageBitmap
-from parallel_fixedram.core.errors import HostError, RequestError
+from parallel_fixedram.core.errors import FixedRamError, HostError, RequestError
 from parallel_fixedram.core.layout import FileLayout
 from parallel_fixedram.core.plan import Shard, plan_shards
 from parallel_fixedram.core.protocols import Channel, DirtySource, Machine
@@ -289,7 +289,9 @@ class _Save:
         for index, (saved, data) in enumerate(zip(self.layout.blocks, self.bitmaps.data, strict=True)):
             if self.guest_blocks[index].source.tells_holes:
                 for pages in dense_ranges(data.ranges(), RESERVE_GAP_PAGES):
-                    self.pending.reserve(saved.page_offset(pages.first), pages.count * saved.block.page_size)
+                    length = pages.count * saved.block.page_size
+                    if not self.pending.reserve(saved.page_offset(pages.first), length):
+                        return
                     self.reserved[index].set_range(pages)
 
     def _give_back(self) -> None:
@@ -323,8 +325,11 @@ class _Save:
             if self.dirty is None:  # also where nothing ran: it may have stopped by itself only now
                 self._map_data(everywhere=False)
             self._round(pool, len(self.rounds))
-        finally:
-            self.machine.resume()
+        except BaseException:
+            with contextlib.suppress(FixedRamError):  # what went wrong first matters more
+                self.machine.resume()
+            raise
+        self.machine.resume()
         if was_running:
             self.pause_seconds = time.perf_counter() - started
 

@@ -182,6 +182,11 @@ def _pairs(image: Image, ram: Mapping[str, GuestBlock]) -> list[tuple[SavedBlock
             raise RequestError(
                 f"block {idstr!r} has {saved.block.used_length} bytes in the file, {guest.block.used_length} in RAM"
             )
+        if guest.block.page_size != saved.block.page_size:
+            raise RequestError(
+                f"block {idstr!r} has pages of {saved.block.page_size} bytes in the file, "
+                f"{guest.block.page_size} in RAM"
+            )
         pairs.append((saved, RamSide(guest.source, saved.block.pages, saved.block.page_size)))
     return pairs
 

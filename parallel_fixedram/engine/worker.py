@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
-import signal
 import socket
 import time
 from collections.abc import Sequence
@@ -18,7 +17,7 @@ from typing import NoReturn, Protocol
 from parallel_fixedram.core.errors import FixedRamError, WorkerError
 from parallel_fixedram.core.plan import Shard
 from parallel_fixedram.engine.messages import Order, Ready, ShardDone, ShardFailed, Tally, receive, send
-from parallel_fixedram.host import linux
+from parallel_fixedram.host import processes
 
 logger = logging.getLogger(__name__)
 
@@ -37,11 +36,22 @@ class Job(Protocol):
         """
 
 
-def work(connection: socket.socket, jobs: Sequence[Job], coordinator: int) -> NoReturn:
-    """Be a worker; ends the process."""
+def work(
+    connection: socket.socket, jobs: Sequence[Job], coordinator: int, inherited: Sequence[socket.socket]
+) -> NoReturn:
+    """Be a worker; ends the process.
+
+    Args:
+        connection: to the coordinator.
+        jobs: what it may be told to do.
+        coordinator: its process id.
+        inherited: the coordinator's ends, which are none of a worker's business.
+    """
     code = 1
     try:
-        _settle_in(coordinator)
+        processes.settle_in(coordinator)
+        for each in inherited:
+            each.close()
         for job in jobs:
             job.open()
         send(connection, Ready())
@@ -60,11 +70,3 @@ def work(connection: socket.socket, jobs: Sequence[Job], coordinator: int) -> No
             send(connection, ShardFailed(WorkerError(f"a worker failed: {type(error).__name__}: {error}")))
     finally:
         os._exit(code)
-
-
-def _settle_in(coordinator: int) -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    for signum in (signal.SIGTERM, signal.SIGHUP):
-        signal.signal(signum, signal.SIG_DFL)
-    linux.die_with_parent(signal.SIGKILL, coordinator)
-    signal.pthread_sigmask(signal.SIG_SETMASK, ())

@@ -17,7 +17,6 @@ import gc
 import mmap
 import os
 import select
-import signal
 import socket
 import struct
 import time
@@ -31,7 +30,7 @@ from parallel_fixedram.core.ramblock import TARGET_PAGE_SIZE
 from parallel_fixedram.guest.dirty_log import DirtyLog
 from parallel_fixedram.guest.spec import GuestSpec
 from parallel_fixedram.guest.workload import BATCH_PAGES, PAGE_WORDS, Program
-from parallel_fixedram.host import linux
+from parallel_fixedram.host import processes
 
 COMMAND = struct.Struct("<cQQ")
 """GO or HALT, sequence number, number of steps."""
@@ -71,12 +70,7 @@ def live(spec: GuestSpec, ram_fd: int, log: DirtyLog, sock: socket.socket, paren
 
 def _detach(parent: int, keep: set[int]) -> None:
     """Leave behind what a forked process inherits but has no use for."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent: it may still need the guest
-    for signum in (signal.SIGTERM, signal.SIGHUP):
-        signal.signal(signum, signal.SIG_DFL)
-    signal.set_wakeup_fd(-1)
-    linux.die_with_parent(signal.SIGKILL, parent)
-    signal.pthread_sigmask(signal.SIG_SETMASK, ())
+    processes.settle_in(parent)
     gc.freeze()  # objects of the parent are not ours to destroy
     # Locks, pipes and memory files of the parent would otherwise live as long as the guest does.
     for fd in map(int, os.listdir("/proc/self/fd")):

@@ -17,9 +17,8 @@ from __future__ import annotations
 import fcntl
 import logging
 import os
-import signal
 import socket
-from contextlib import ExitStack, closing, suppress
+from contextlib import ExitStack, closing
 from types import TracebackType
 from typing import Self
 
@@ -32,7 +31,7 @@ from parallel_fixedram.core.units import format_size
 from parallel_fixedram.guest import child
 from parallel_fixedram.guest.dirty_log import DirtyLog
 from parallel_fixedram.guest.spec import GuestSpec
-from parallel_fixedram.host import signals
+from parallel_fixedram.host import processes, signals
 from parallel_fixedram.host.page_source import MappedSource
 
 MACHINE_NAME = "parallel-fixedram"
@@ -41,7 +40,7 @@ MACHINE_NAME = "parallel-fixedram"
 RAM_IDSTR = "pc.ram"
 """Name of its only RAMBlock, as QEMU's PC machines call theirs."""
 
-_PAUSE_SECONDS = 30.0
+_ANSWER_SECONDS = 30.0
 _FOREVER = (1 << 64) - 1
 
 _log = logging.getLogger(__name__)
@@ -86,6 +85,9 @@ class GuestProcess:
         self.log = stack.enter_context(closing(DirtyLog(self.spec.pages)))
         self._memfd = _create_ram(self.spec.size)
         stack.callback(os.close, self._memfd)
+        source = MappedSource(self._memfd, length=self.spec.size)
+        stack.callback(source.close)
+        self._block = GuestBlock(block=RAMBlock(idstr=RAM_IDSTR, used_length=self.spec.size), source=source)
         self._socket, socket_of_child = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         stack.enter_context(self._socket)
         with socket_of_child:
@@ -112,10 +114,8 @@ class GuestProcess:
         return self._memfd
 
     def guest_blocks(self) -> list[GuestBlock]:
-        """The one block, with a new source, which ends with the guest at the latest (Machine.guest_blocks)."""
-        source = MappedSource(self._memfd, length=self.spec.size)
-        self._stack.callback(source.close)
-        return [GuestBlock(block=RAMBlock(idstr=RAM_IDSTR, used_length=self.spec.size), source=source)]
+        """The one block (Machine.guest_blocks)."""
+        return [self._block]
 
     def start(self) -> None:
         """Let it run freely, until ``spec.steps`` steps are done if there is such a number.
@@ -124,7 +124,7 @@ class GuestProcess:
             MachineError: it does not.
         """
         limit = _FOREVER if self.spec.steps is None else self.spec.steps
-        self.steps = self._ask(child.GO, limit)
+        self.steps = self._ask(child.GO, limit, _ANSWER_SECONDS)
         self._running = True
 
     def run(self, steps: int) -> int:
@@ -146,7 +146,7 @@ class GuestProcess:
         was_running = self._running
         if was_running:  # noted first: whatever happens on the way, resume() lets it go on
             self._running, self._goes_on = False, True
-        self.steps = self._ask(child.HALT, 0, _PAUSE_SECONDS)
+        self.steps = self._ask(child.HALT, 0, _ANSWER_SECONDS)
         return was_running
 
     def resume(self) -> None:
@@ -206,25 +206,14 @@ class GuestProcess:
 
     def _death(self) -> str:
         """What became of a process that has closed its end of the socket, which only its end does."""
-        pid = self.pid
-        status = self._reap()
-        if status < 0:
-            return f"guest process {pid} was killed by {signal.Signals(-status).name}"
-        return f"guest process {pid} ended with status {status}"
+        pid, self.pid = self.pid, -1
+        return f"guest process {pid} {processes.reap(pid)}"
 
     def _kill(self) -> None:
         if self.pid > 0:
-            with suppress(ProcessLookupError):
-                os.kill(self.pid, signal.SIGKILL)
-            self._reap()
-
-    def _reap(self) -> int:
-        """Wait for the end of the process; returns its status as subprocess does, negative for a signal."""
-        pid, self.pid = self.pid, -1
-        try:
-            return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
-        except ChildProcessError:  # somebody waits for all children or ignores SIGCHLD
-            return 0
+            processes.kill(self.pid)
+            processes.reap(self.pid)
+            self.pid = -1
 
 
 def _check_memory(spec: GuestSpec) -> None:

@@ -34,7 +34,7 @@ def _or_none(fact: Callable[[], Any]) -> Any:
     """The fact, or None: a finished save does not fail because /proc cannot be read."""
     try:
         return fact()
-    except OSError:
+    except (OSError, RuntimeError, ValueError, psutil.Error):
         return None
 
 

@@ -174,7 +174,7 @@ def open_ram_file(path: str, *, offset: int = 0, length: int | None = None) -> t
             raise RequestError(f"guest RAM {path!r} is not a regular file")
         huge = linux.is_hugetlbfs(fd)
         host_page_size = status.st_blksize if huge else mmap.PAGESIZE
-        if offset % host_page_size:
+        if offset < 0 or offset % host_page_size:
             raise RequestError(f"offset {offset} of guest RAM {path!r} is not a multiple of {host_page_size}")
         size = status.st_size - offset if length is None else length
         if size <= 0 or offset + size > status.st_size:

@@ -99,8 +99,11 @@ class PendingFile:
         except OSError as error:
             raise HostError.from_os(f"cannot size {self.path!r} to {size} bytes", error) from error
 
-    def reserve(self, offset: int, length: int) -> None:
-        """Allocate space, so that a full file system is noticed now; does nothing where the file system cannot.
+    def reserve(self, offset: int, length: int) -> bool:
+        """Allocate space, so that a full file system is noticed now.
+
+        Returns:
+            Whether it did; not every file system can.
 
         Raises:
             HostError: there is not enough space.
@@ -108,8 +111,10 @@ class PendingFile:
         try:
             linux.fallocate(self.fd, linux.FALLOC_FL_KEEP_SIZE, offset, length)
         except OSError as error:
-            if error.errno not in (errno.EOPNOTSUPP, errno.ENOSYS):
-                raise HostError.from_os(f"cannot reserve {length} bytes for {self.path!r}", error) from error
+            if error.errno in (errno.EOPNOTSUPP, errno.ENOSYS):
+                return False
+            raise HostError.from_os(f"cannot reserve {length} bytes for {self.path!r}", error) from error
+        return True
 
     def copy_prefix(self, length: int) -> None:
         """Take over the first ``length`` bytes of the file that has the final name now, if there is one."""
@@ -136,10 +141,9 @@ class PendingFile:
             DurabilityError: the file has its name, but the folder goes wrong.
         """
         try:
-            if self.overwrite:
-                os.rename(self._part, self._name, src_dir_fd=self._folder, dst_dir_fd=self._folder)
-            else:
-                self._name_unless_taken()
+            with signals.held():  # it is published, and known to be
+                self._rename()
+                self.published = True
         except FileExistsError as error:
             raise _taken(self.path) from error
         except OSError as error:
@@ -149,9 +153,11 @@ class PendingFile:
                     errno=error.errno or 0,
                 ) from error
             raise HostError.from_os(f"cannot give {self.path!r} its name", error) from error
-        self.published = True
 
-    def _name_unless_taken(self) -> None:
+    def _rename(self) -> None:
+        if self.overwrite:
+            os.rename(self._part, self._name, src_dir_fd=self._folder, dst_dir_fd=self._folder)
+            return
         try:
             linux.rename_new(self._part, self._name, self._folder)
         except OSError as error:

@@ -42,6 +42,8 @@ class RamTarget:
 
     def __enter__(self) -> Self:
         try:
+            if self.offset < 0:
+                raise RequestError(f"offset {self.offset} of {self.path!r} is negative")
             with signals.held():
                 self.fd = self._open()
             self._check_room()

@@ -1,19 +1,30 @@
-"""Hold back the signals that end a command, while something is made that a clean-up does not know yet."""
+"""Hold back what signal handlers do, while something is made that a clean-up does not know yet."""
 
 from __future__ import annotations
 
 import contextlib
 import signal
+import threading
 from collections.abc import Iterator
-
-ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 @contextlib.contextmanager
 def held() -> Iterator[None]:
-    """Signals that end a command arrive when the block is left, not inside it."""
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, ENDING)
+    """Signals with a Python handler take effect when the block is left, not inside it.
+
+    Blocking them would not do: another thread (numpy's OpenBLAS has some) takes the signal, and Python still runs the
+    handler in the main thread. So the handlers are exchanged for one that takes notes. Other threads run no handlers.
+    """
+    arrived: list[int] = []
+    handlers = {}
+    if threading.current_thread() is threading.main_thread():
+        handlers = {each: found for each in signal.valid_signals() if callable(found := signal.getsignal(each))}
     try:
+        for signum in handlers:
+            signal.signal(signum, lambda number, _frame: arrived.append(number))
         yield
     finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        for signum, handler in handlers.items():
+            signal.signal(signum, handler)
+        if arrived:
+            signal.raise_signal(arrived[0])

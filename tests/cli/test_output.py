@@ -226,7 +226,7 @@ def test_json_is_one_object_with_the_verb_and_nothing_else_on_stdout(folder, tmp
 def test_the_text_of_save_has_the_facts(folder, tmp_path):
     result = done(call("save", tmp_path / "new.mr", "--ram", f"ram={folder / 'ram'}", "--ram", f"rom={folder / 'rom'}"))
     first, *rest = result.out.splitlines()
-    assert first.startswith(f"{tmp_path / 'new.mr'}: 324 KiB of RAM in 2 RAMBlock(s), 1 channel, ")
+    assert first.startswith(f"{tmp_path / 'new.mr'}: 324 KiB of RAM in 2 RAMBlocks, 1 channel, ")
     assert [line.split()[0] for line in rest] == ["pages", "file", "written", "time"]
     assert "41 with data, 40 zero" in rest[0]
     assert " in 1 round, " in rest[2]

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from support.channels import DeadlyChannel, FailingChannel, HookChannel, RecordingChannel
-from support.pictures import PAGE, allocated_pages, content, data_pages, marked, picture_of, read_all, saved_picture
+from support.pictures import PAGE, allocated_pages, content, marked, picture_of, read_all, saved_picture
 from support.sources import AllDirty, ScriptedGuest
 
 from parallel_fixedram.core.bitmap import PageBitmap
@@ -252,8 +252,9 @@ def test_the_file_is_ram_as_it_was_when_it_was_paused_whatever_the_guest_does(ta
     with ScriptedGuest({"ram": ram, "still": "A-"}, script) as guest:
         save_live(guest, target, gap=gap)
         assert saved_picture(target) == saved(read_all(guest.fds["ram"]))
-        touched = {index for picture in (ram.replace("-", "."), *script) for index, c in enumerate(picture) if c != "."}
-        assert data_pages(guest.fds["ram"]) == len(touched)
+        played = script[: len(script) - len(guest.script)]  # the save may converge before the script ends
+        touched = {index for picture in (ram.replace("-", "."), *played) for index, c in enumerate(picture) if c != "."}
+        assert allocated_pages(guest.fds["ram"]) == len(touched)
     with Image(target) as image:
         assert verify(image).ok
 

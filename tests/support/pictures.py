@@ -12,7 +12,6 @@ import os
 from parallel_fixedram.core.bitmap import PageBitmap
 from parallel_fixedram.core.ramblock import TARGET_PAGE_SIZE, PageRange
 from parallel_fixedram.engine.image import Image
-from parallel_fixedram.host.page_source import data_extents
 
 PAGE = TARGET_PAGE_SIZE
 
@@ -75,12 +74,6 @@ def marked(bitmap: PageBitmap) -> str:
 def allocated_pages(fd: int) -> int:
     """Pages that the file takes on its file system."""
     return os.fstat(fd).st_blocks * 512 // PAGE
-
-
-def data_pages(fd: int) -> int:
-    """Pages of the file that are not holes."""
-    extents = data_extents(fd, 0, os.fstat(fd).st_size)
-    return sum(end - start for start, end in extents) // PAGE
 
 
 def read_all(fd: int) -> bytes:
