@@ -88,7 +88,7 @@ def save(
     channels: int = 1,
     experimental_multifd: bool = False,
     capabilities: Mapping[str, bool] | None = None,
-    profile: Profile = Profile.FIXED_RAM,
+    profile: Profile | str = Profile.FIXED_RAM,
     direct_io: DirectIO | str = DirectIO.AUTO,
     live: bool = False,
     max_rounds: int = 16,
@@ -124,6 +124,7 @@ def save(
     """
     target = parse_uri(uri)
     extra = dict(capabilities or {})
+    profile = _choice(Profile, profile, "profile")
     on = capabilities_for_save(channels=channels, extra=extra, profile=profile, experimental=experimental_multifd)
     if max_rounds < 1:
         raise RequestError(f"{max_rounds} rounds, at least 1 is needed")
@@ -153,7 +154,7 @@ def restore(
     channels: int = 1,
     experimental_multifd: bool = False,
     capabilities: Mapping[str, bool] | None = None,
-    profile: Profile = Profile.FIXED_RAM,
+    profile: Profile | str = Profile.FIXED_RAM,
     check_digests: bool = False,
     progress: Progress | None = None,
 ) -> RestoreReport:
@@ -176,6 +177,7 @@ def restore(
         ContentsDiffer: a page does not match its digest.
         HostError: I/O or memory; files made for the restore are gone again.
     """
+    profile = _choice(Profile, profile, "profile")
     on = capabilities_for_restore(
         channels=channels, extra=capabilities, profile=profile, experimental=experimental_multifd
     )
@@ -217,7 +219,9 @@ def verify(
         if ram:
             machine = stack.enter_context(open_ram(ram))
             blocks = {each.block.idstr: each for each in machine.guest_blocks()}
-        return _verify.verify(image, quick=quick, ram=blocks, channels=channels or readers(), progress=progress)
+        return _verify.verify(
+            image, quick=quick, ram=blocks, channels=readers() if channels is None else channels, progress=progress
+        )
 
 
 def diff(uri_a: str, uri_b: str, *, channels: int | None = None, progress: Progress | None = None) -> DiffReport:
@@ -237,7 +241,7 @@ def diff(uri_a: str, uri_b: str, *, channels: int | None = None, progress: Progr
     with open_image(uri_a) as a, open_image(uri_b) as b:
         a.check_complete()
         b.check_complete()
-        return _compare.diff(a, b, channels=channels or readers(), progress=progress)
+        return _compare.diff(a, b, channels=readers() if channels is None else channels, progress=progress)
 
 
 def _choice(kind: type[Choice], value: str, name: str) -> Choice:

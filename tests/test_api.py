@@ -152,3 +152,31 @@ def test_a_progress_function_hears_of_every_byte(tmp_path):
         steps = [(done, total) for name, done, total in heard if name == phase]
         assert steps[-1] == (4 << 20, 4 << 20)
         assert sorted(steps) == steps
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"profile": "qemu-1.0"}, "profile is 'qemu-1.0', expected one of fixed-ram, qemu-10.0"),
+        ({"direct_io": "maybe"}, "direct_io is 'maybe', expected one of on, off, auto"),
+        ({"durability": "some"}, "durability is 'some', expected one of full, none"),
+        ({"live": True, "max_rounds": 0}, "0 rounds, at least 1 is needed"),
+    ],
+)
+def test_an_option_of_save_that_makes_no_sense_is_a_request_error(tmp_path, options, message):
+    with pytest.raises(parallel_fixedram.RequestError, match=message):
+        parallel_fixedram.save(lambda: pytest.fail("opened"), str(tmp_path / "f.mr"), **options)
+
+
+def test_numbers_that_make_no_sense_are_request_errors(tmp_path):
+    image = str(tmp_path / "f.mr")
+    with parallel_fixedram.open_guest("dense,size=8K") as guest:
+        parallel_fixedram.save(guest, image)
+    with pytest.raises(parallel_fixedram.RequestError, match="-1 workers"):
+        parallel_fixedram.verify(image, channels=-1)
+    with pytest.raises(parallel_fixedram.RequestError, match="offset -4096"):
+        parallel_fixedram.open_ram([parallel_fixedram.RamFile(idstr="m", path=image, offset=-4096)])
+    with pytest.raises(parallel_fixedram.RequestError, match="is negative"):
+        to = parallel_fixedram.Destination(path=str(tmp_path / "new"), offset=-4096)
+        parallel_fixedram.restore(image, {"pc.ram": to})
+    assert not (tmp_path / "new").exists()
