@@ -29,8 +29,9 @@ from parallel_fixedram.engine import restore as _restore
 from parallel_fixedram.engine import save as _save
 from parallel_fixedram.engine import verify as _verify
 from parallel_fixedram.engine.image import Image, open_image
+from parallel_fixedram.engine.progress import Progress
 from parallel_fixedram.engine.restore import Destination
-from parallel_fixedram.engine.save import DirectIO, Durability, Progress
+from parallel_fixedram.engine.save import DirectIO, Durability
 from parallel_fixedram.guest.process import GuestProcess
 from parallel_fixedram.guest.spec import GuestSpec
 from parallel_fixedram.host.publish import check_target
@@ -184,7 +185,6 @@ def restore(
     destinations = {idstr: Destination(path=to) if isinstance(to, str) else to for idstr, to in ram.items()}
     with open_image(uri) as image:
         validate_recorded(image.file.configuration.capabilities, on, profile)
-        image.check_complete()
         return _restore.restore(image, destinations, channels=channels, check_digests=check_digests, progress=progress)
 
 
@@ -239,8 +239,6 @@ def diff(uri_a: str, uri_b: str, *, channels: int | None = None, progress: Progr
         HostError: a file cannot be read.
     """
     with open_image(uri_a) as a, open_image(uri_b) as b:
-        a.check_complete()
-        b.check_complete()
         return _compare.diff(a, b, channels=readers() if channels is None else channels, progress=progress)
 
 

@@ -3,57 +3,35 @@
 from __future__ import annotations
 
 import argparse
-import json
 from typing import Any
 
+from parallel_fixedram.cli import common
 from parallel_fixedram.core.capabilities import FIXED_RAM, MAPPED_RAM, TABLES, Capabilities, Profile, Rule
 from parallel_fixedram.core.errors import CapabilityError
 
-_EXAMPLE = """example:
-  parallel-fixedram caps fixed-ram=on events=on
+_EXAMPLES = """  parallel-fixedram caps fixed-ram=on events=on
   parallel-fixedram caps fixed-ram multifd --experimental-multifd"""
 
 
-def register(subparsers: argparse._SubParsersAction[Any]) -> None:
+def register(subparsers: common.Subparsers[Any]) -> None:
     """Add the verb to the command line."""
-    parser = subparsers.add_parser(
+    parser = common.add_verb(
+        subparsers,
         "caps",
-        help="the capability gate: the table, or the verdict on a combination",
-        description="Without names: the capabilities of a profile, and its rules in the order of checking.\n"
+        summary="the capability gate: the table, or the verdict on a combination",
+        about="Without names: the capabilities of a profile, and its rules in the order of checking.\n"
         "With names: whether these capabilities may be on together; exit code 2 if not.",
-        epilog=_EXAMPLE,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        examples=_EXAMPLES,
     )
     parser.add_argument(
         "changes",
         nargs="*",
-        type=parse_change,
+        type=common.parse_change,
         metavar="NAME[=on|off]",
         help="switch a capability on or off; all are off to begin with, and a name alone means on",
     )
-    parser.add_argument(
-        "--profile",
-        choices=[str(profile) for profile in Profile],
-        default=str(Profile.FIXED_RAM),
-        help="whose rules: QEMU 8.2 with the fixed-ram patch (default), or QEMU 10.0",
-    )
-    parser.add_argument(
-        "--experimental-multifd", action="store_true", help="lift the rule against fixed-ram with multifd, no other"
-    )
-    parser.add_argument("--json", action="store_true", help="one JSON object on stdout")
+    common.add_rule_options(parser)
     parser.set_defaults(run=run)
-
-
-def parse_change(text: str) -> tuple[str, bool]:
-    """A capability's name and whether it is to be on, from ``NAME``, ``NAME=on`` or ``NAME=off``.
-
-    Raises:
-        argparse.ArgumentTypeError: anything else.
-    """
-    name, equals, value = text.partition("=")
-    if not name or (equals and value not in ("on", "off")):
-        raise argparse.ArgumentTypeError(f"{text!r}: expected NAME, NAME=on or NAME=off")
-    return name, value != "off"
 
 
 def run(args: argparse.Namespace) -> int:
@@ -66,7 +44,7 @@ def run(args: argparse.Namespace) -> int:
     if args.changes:
         _judge(profile, dict(args.changes), experimental=args.experimental_multifd, as_json=args.json)
     elif args.json:
-        print(json.dumps(_table_json(profile)))
+        common.print_json(_table_json(profile))
     else:
         _print_table(profile)
     return 0
@@ -84,10 +62,10 @@ def _judge(profile: Profile, changes: dict[str, bool], *, experimental: bool, as
         capabilities.set(changes)
     except CapabilityError as error:
         if as_json:
-            print(json.dumps(answer | {"accepted": False, "message": error.message, "hint": error.hint}))
+            common.print_json(answer | {"accepted": False, "message": error.message, "hint": error.hint})
         raise
     if as_json:
-        print(json.dumps(answer | {"accepted": True, "message": "", "hint": ""}))
+        common.print_json(answer | {"accepted": True, "message": "", "hint": ""})
     else:
         print(f"accepted by profile {profile}: {', '.join(capabilities.on) or 'everything off'}")
 

@@ -11,7 +11,6 @@ import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Self
 
-from parallel_fixedram.cli.caps import parse_change
 from parallel_fixedram.core.capabilities import Profile
 from parallel_fixedram.core.errors import RequestError
 from parallel_fixedram.core.units import parse_size
@@ -42,28 +41,45 @@ def add_verb(subparsers: Subparsers[Any], name: str, *, summary: str, about: str
     return parser
 
 
-def add_gate_options(parser: argparse.ArgumentParser) -> None:
-    """``--channels`` and what the capability gate needs to know."""
+def parse_change(text: str) -> tuple[str, bool]:
+    """A capability's name and whether it is to be on, from ``NAME``, ``NAME=on`` or ``NAME=off``.
+
+    Raises:
+        argparse.ArgumentTypeError: anything else.
+    """
+    name, equals, value = text.partition("=")
+    if not name or (equals and value not in ("on", "off")):
+        raise argparse.ArgumentTypeError(f"{text!r}: expected NAME, NAME=on or NAME=off")
+    return name, value != "off"
+
+
+def add_rule_options(parser: Any) -> None:
+    """Whose rules the capability gate follows."""
     parser.add_argument(
-        "--channels", type=int, default=1, metavar="N", help="worker processes (default 1; more than one is multifd)"
+        "--profile",
+        choices=[str(profile) for profile in Profile],
+        default=str(Profile.FIXED_RAM),
+        help="whose rules: QEMU 8.2 with the fixed-ram patch (default), or QEMU 10.0",
     )
     parser.add_argument(
         "--experimental-multifd", action="store_true", help="lift the rule against fixed-ram with multifd, no other"
+    )
+
+
+def add_gate_options(parser: Any) -> None:
+    """``--channels`` and what the capability gate needs to know."""
+    parser.add_argument(
+        "--channels", type=int, default=1, metavar="N", help="worker processes (default 1; more than one is multifd)"
     )
     parser.add_argument(
         "--cap",
         action="append",
         default=[],
         type=parse_change,
-        metavar="NAME=on|off",
+        metavar="NAME[=on|off]",
         help="ask the capability gate for more; may be repeated",
     )
-    parser.add_argument(
-        "--profile",
-        choices=[str(profile) for profile in Profile],
-        default=str(Profile.FIXED_RAM),
-        help="whose rules the gate follows (default fixed-ram)",
-    )
+    add_rule_options(parser)
 
 
 def gate_arguments(args: argparse.Namespace) -> dict[str, Any]:

@@ -8,7 +8,11 @@ from typing import Any
 from parallel_fixedram.cli import common
 from parallel_fixedram.core.units import format_count
 
-_EXAMPLES = """  parallel-fixedram diff /tmp/before.mr /tmp/after.mr
+MAX_LINES = 1000
+"""Most ranges that are printed; --json has all of them."""
+
+_EXAMPLES = """with two files of yours:
+  parallel-fixedram diff /tmp/before.mr /tmp/after.mr
   parallel-fixedram diff --json /tmp/before.mr /tmp/after.mr"""
 
 
@@ -18,8 +22,8 @@ def register(subparsers: common.Subparsers[Any]) -> None:
         subparsers,
         "diff",
         summary="pages that differ between two files, by RAMBlock and range",
-        about="Compare the RAM in two files page by page; exit code 1 if it differs. How a file came about, who wrote\n"
-        "it, and its device sections do not matter.",
+        about="Compare the RAM in two files page by page; exit code 1 if it differs, also if one file has a block\n"
+        "that the other has not. Who wrote a file, and its device sections, do not matter.",
         examples=_EXAMPLES,
     )
     parser.add_argument("file_a", metavar="A", help="a mapped-ram file")
@@ -37,12 +41,9 @@ def run(args: argparse.Namespace) -> int:
     if args.json:
         common.print_json(to_json(report))
         return 0 if report.equal else 1
-    for each in report.differences:
-        assert each.first_page is not None, "diff finds pages"
-        last = each.first_page + each.pages - 1
-        which = f"page {each.first_page}" if each.pages == 1 else f"pages {each.first_page}-{last}"
-        print(f"{each.idstr}: {which} ({each.pages})")
-    if report.truncated:
+    for each in report.differences[:MAX_LINES]:
+        print(each)
+    if report.truncated or len(report.differences) > MAX_LINES:
         print("... and more")
     for idstr, path in [(i, report.file_a) for i in report.only_in_a] + [(i, report.file_b) for i in report.only_in_b]:
         print(f"{idstr}: only in {path}, or of another length there")

@@ -50,6 +50,16 @@ class Parser(argparse.ArgumentParser):
         raise SystemExit(2)
 
 
+class _Version(argparse.Action):
+    """Prints the version; looks it up only then, because that takes as long as all of ``--help``."""
+
+    def __call__(self, parser: argparse.ArgumentParser, *_: object) -> NoReturn:
+        from importlib.metadata import version
+
+        print(f"{PROGRAM} {version(PROGRAM)}")
+        parser.exit()
+
+
 def complain(message: str, hint: str = "") -> None:
     """One line on stderr, and at most one line of hint; a closed stderr is not an error of ours."""
     lines = [f"error: {message}", f"hint: {hint}"] if hint else [f"error: {message}"]
@@ -70,6 +80,7 @@ def build_parser() -> argparse.ArgumentParser:
         "processes that write disjoint parts of it in parallel; restore, verify and compare it.",
         epilog=f"example: {PROGRAM} demo",
     )
+    parser.add_argument("--version", action=_Version, nargs=0, help="show the version and exit")
     subparsers = parser.add_subparsers(metavar="VERB", required=True, parser_class=Parser)
     for verb in VERBS:
         importlib.import_module(f"parallel_fixedram.cli.{verb}").register(subparsers)

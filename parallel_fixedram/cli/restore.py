@@ -54,7 +54,7 @@ def run(args: argparse.Namespace) -> int:
         )
     for idstr in report.left_out:
         print(f"{idstr}: left out, no destination was given")
-    checked = ", every page matches its digest" if report.verified else ""
+    checked = "every page matches its digest" if report.verified else "page digests not checked (--verify)"
     seconds = report.seconds.total
-    print(f"{format_size(report.bytes)} read in {seconds:.3f} s, {format_rate(report.bytes, seconds)}{checked}")
+    print(f"{format_size(report.bytes)} read in {seconds:.3f} s, {format_rate(report.bytes, seconds)}; {checked}")
     return 0

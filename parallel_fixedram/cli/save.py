@@ -16,7 +16,8 @@ if TYPE_CHECKING:
 MAX_ROUNDS = 16
 
 _EXAMPLES = """  parallel-fixedram save /tmp/guest.mr --guest dense,size=256MiB --overwrite
-  parallel-fixedram save /tmp/guest.mr --guest random,size=1GiB,seed=7 --overwrite --channels 2 --experimental-multifd
+  parallel-fixedram save /tmp/guest.mr --guest text,size=256MiB --overwrite --channels 2 --experimental-multifd
+with RAM of your own guest, which has to stand still:
   parallel-fixedram save file:/backup/vm.mr --ram pc.ram=/dev/shm/vm-ram"""
 
 
@@ -33,7 +34,7 @@ def register(subparsers: common.Subparsers[Any]) -> None:
     parser.add_argument("file", metavar="FILE", help="the file to write; an existing one is an error")
     source = parser.add_argument_group("source (exactly one)")
     source.add_argument("--guest", metavar="SPEC", help="the built-in guest, such as dense,size=1GiB,seed=7")
-    common.add_ram_option(source, "shared memory of a guest that stands still")
+    common.add_ram_option(source, "shared memory of a guest; whoever runs on it has to be stopped")
     common.add_gate_options(parser)
     parser.add_argument(
         "--direct-io", choices=("auto", "on", "off"), default="auto", help="bypass the page cache (default auto)"
@@ -102,4 +103,6 @@ def _print(report: SaveReport) -> None:
     rounds = format_count(len(report.rounds), "round")
     print(f"  written   {format_size(size.written)} in {rounds}, {format_rate(size.written, moved)}")
     stopped = f", guest stopped for {seconds.pause * 1000:.1f} ms" if seconds.pause else ""
-    print(f"  time      {seconds.total:.3f} s in all, {seconds.sync + seconds.publish:.3f} s of it to sync{stopped}")
+    print(
+        f"  save      {seconds.total:.3f} s, {seconds.sync + seconds.publish:.3f} s of it to sync and publish{stopped}"
+    )

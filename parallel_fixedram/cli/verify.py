@@ -56,7 +56,7 @@ def run(args: argparse.Namespace) -> int:
 def _print(report: VerifyReport) -> None:
     for difference in report.differences[:MAX_LINES]:
         print(f"{report.file}: {difference}")
-    if len(report.differences) > MAX_LINES:
+    if report.truncated or len(report.differences) > MAX_LINES:
         print(f"{report.file}: ... and more, {report.bad_pages} pages in all")
     for block in report.blocks:
         print(f"{block.idstr}: {format_size(block.used_length)}, {block.data_pages} of {block.pages} pages present")

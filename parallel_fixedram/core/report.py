@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields, is_dataclass
-from types import UnionType
 from typing import Any, ClassVar, TypeVar, get_args, get_origin, get_type_hints
 
 T = TypeVar("T")
@@ -181,7 +180,9 @@ class VerifyReport:
     """Zero pages whose place in the file holds other bytes; None when nobody looked."""
     bad_pages: int
     differences: tuple[Difference, ...]
-    """The first of them."""
+    """What was found, the first of it if there is very much."""
+    truncated: bool
+    """Whether there is more than ``differences`` lists."""
     warnings: tuple[str, ...]
     seconds: float
 
@@ -227,6 +228,4 @@ def _build(kind: Any, data: Any) -> Any:
         return kind(**{field.name: _build(hints[field.name], data[field.name]) for field in fields(kind)})
     if get_origin(kind) is tuple:
         return tuple(_build(get_args(kind)[0], item) for item in data)
-    if get_origin(kind) is UnionType:
-        return data
     return data

@@ -17,9 +17,9 @@ from parallel_fixedram.core.ramblock import PageRange
 from parallel_fixedram.core.report import Difference, DiffReport
 from parallel_fixedram.engine.bitmaps import shared_words
 from parallel_fixedram.engine.image import Image
-from parallel_fixedram.engine.messages import Finding, ShardDone, Tally
+from parallel_fixedram.engine.messages import Finding, Tally
 from parallel_fixedram.engine.pool import WorkerPool
-from parallel_fixedram.engine.save import Progress
+from parallel_fixedram.engine.progress import Progress, run_job
 from parallel_fixedram.engine.window import WINDOW_PAGES, Window, WindowReader, windows
 from parallel_fixedram.host.channel import anonymous_memory
 
@@ -126,15 +126,7 @@ def run_check(
 ) -> Tally:
     """Run a job that looks for bad pages over ``work``; findings come sorted, neighbours joined."""
     shards = plan_shards(work, workers=channels)
-    total, done = sum(shard.pages for shard in shards) * page_size, 0
-
-    def acknowledged(message: ShardDone) -> None:
-        nonlocal done
-        done += message.shard.pages * page_size
-        if progress:
-            progress(phase, done, total)
-
-    tally = pool.run(job, shards, acknowledged)
+    tally = run_job(pool, job, shards, phase=phase, page_size=page_size, progress=progress)
     tally.findings = join_findings(tally.findings)
     return tally
 
@@ -164,6 +156,8 @@ def diff(a: Image, b: Image, *, channels: int = 1, progress: Progress | None = N
         HostError: a file cannot be read.
     """
     started = time.perf_counter()
+    a.check_complete()
+    b.check_complete()
     lengths_a, lengths_b = ({s.block.idstr: (s.block.used_length, s.block.page_size) for s in i.blocks} for i in (a, b))
     common = [saved for saved in a.blocks if lengths_b.get(saved.block.idstr) == lengths_a[saved.block.idstr]]
     if not common:

@@ -1,7 +1,8 @@
 """Page digests, and where they come from.
 
 A guest that was stopped for the save goes on before anything is hashed, so its pages are read back from the file: RAM
-would be a moving original. RAM that stands still anyway is hashed by the writer while the page is still in its cache.
+would be a moving original. Past the page cache that is slow; a direct save of RAM that stands still anyway has its
+writer hash each page just after it was written.
 """
 
 from __future__ import annotations
@@ -17,9 +18,10 @@ from parallel_fixedram.core.bitmap import WORD_PAGES, PageBitmap, runs_of_ones
 from parallel_fixedram.core.mapped_ram import SavedBlock
 from parallel_fixedram.core.plan import Shard
 from parallel_fixedram.core.protocols import Channel, Pages
-from parallel_fixedram.core.trailer import DIGEST_BYTES
+from parallel_fixedram.core.trailer import DIGEST_BYTES, Extent, TrailerLayout, pack_extents, uncovered
 from parallel_fixedram.engine.messages import Tally
 from parallel_fixedram.engine.window import WINDOW_PAGES, Bits, WindowReader, windows
+from parallel_fixedram.host.channel import FileChannel
 
 _RANGE_PIECE = 1 << 20
 
@@ -68,6 +70,20 @@ class DigestTable:
         self._channel.read(self._table + first * DIGEST_BYTES, stored.data.cast("B"))
         wrong: Bits = (stored != page_digests(pages, present)).view(np.uint8)
         return wrong
+
+
+def write_trailer(channel: FileChannel, trailer: TrailerLayout, blocks: Sequence[SavedBlock]) -> None:
+    """Write what a trailer says of a stream that is complete, but for the page digests, which are there already."""
+    for offset, head in trailer.parts:
+        channel.write(offset, memoryview(head))
+    extents = [
+        Extent(start, end - start, range_digest(channel, start, end))
+        for start, end in uncovered(list(blocks), trailer.base, trailer.offset)
+    ]
+    channel.write(trailer.extents_offset, memoryview(pack_extents(extents)))
+    channel.write(trailer.footer_offset, memoryview(trailer.pack_footer()))
+    end = trailer.file_length - DIGEST_BYTES
+    channel.write(end, memoryview(range_digest(channel, trailer.offset, end).to_bytes(DIGEST_BYTES, "big")))
 
 
 def range_digest(channel: Channel, start: int, end: int) -> int:
@@ -124,6 +140,6 @@ class DigestJob:
             started = time.perf_counter()
             place = window.first - first_page
             digests[place : place + len(window.bits)] = page_digests(pages, window.bits)
-            tally.scan_seconds += time.perf_counter() - started
+            tally.digest_seconds += time.perf_counter() - started
         write_digests(self._digests, int(self._tables[shard.block]), first_page, digests)
         return tally

@@ -20,6 +20,9 @@ from parallel_fixedram.core.plan import MAX_SHARD_PAGES, Shard
 MAX_FINDINGS = MAX_SHARD_PAGES + WORD_PAGES
 """Most page ranges that one ShardDone names: a shard cannot have more."""
 
+MAX_KEPT_FINDINGS = 1 << 16
+"""Most page ranges that a sum over shards names; further ones are only counted."""
+
 _MAX_MESSAGE = 1 << 18
 
 
@@ -57,16 +60,17 @@ class Tally:
     """Pages found to be zero."""
     bytes: int = 0
     """Bytes moved to or from a file."""
-    calls: int = 0
-    """Transfers that moved them."""
     scan_seconds: float = 0.0
-    """Time spent looking at content."""
-    move_seconds: float = 0.0
-    """Time spent in transfers."""
+    """Time spent looking for zero pages, or for differences."""
+    read_seconds: float = 0.0
+    """Time spent reading pages from a file."""
+    write_seconds: float = 0.0
+    """Time spent writing pages, and punching holes."""
+    digest_seconds: float = 0.0
     bad_pages: int = 0
     """Pages that are not as they should be."""
     findings: list[Finding] = field(default_factory=list)
-    """Where those are, at most MAX_FINDINGS for each shard."""
+    """Where those are: at most MAX_FINDINGS of a shard, MAX_KEPT_FINDINGS of a sum."""
 
     def found_bad(self, block: int, first: int, bad: NDArray[np.uint8]) -> None:
         """Count and name bad pages; ``bad`` is 1 for each of them, starting with page ``first`` of a block."""
@@ -78,7 +82,7 @@ class Tally:
         """Add another tally to this one."""
         for name in _COUNTERS:
             setattr(self, name, getattr(self, name) + getattr(other, name))
-        self.findings += other.findings
+        self.findings += other.findings[: max(MAX_KEPT_FINDINGS - len(self.findings), 0)]
 
 
 _COUNTERS = tuple(name for name in Tally.__slots__ if name != "findings")

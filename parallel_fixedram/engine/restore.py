@@ -30,9 +30,9 @@ from parallel_fixedram.core.units import format_count
 from parallel_fixedram.engine.bitmaps import shared_words
 from parallel_fixedram.engine.digest import DigestTable
 from parallel_fixedram.engine.image import Image
-from parallel_fixedram.engine.messages import ShardDone, Tally
+from parallel_fixedram.engine.messages import Tally
 from parallel_fixedram.engine.pool import STALL_SECONDS, WorkerPool
-from parallel_fixedram.engine.save import Progress
+from parallel_fixedram.engine.progress import Progress, run_job
 from parallel_fixedram.engine.verify import check_ranges
 from parallel_fixedram.engine.window import Window, WindowReader, merge_runs, windows
 from parallel_fixedram.host.channel import FileChannel
@@ -101,7 +101,7 @@ class RestoreJob:
             for start, length in runs_of_ones(leftover).tolist():
                 part.channel.punch(part.offset + (first + start) * size, length * size)
             tally.written_pages += int(np.count_nonzero(present))
-            tally.scan_seconds += time.perf_counter() - started
+            tally.write_seconds += time.perf_counter() - started
         return tally
 
 
@@ -122,7 +122,7 @@ def restore(
         channels: number of workers.
         check_digests: hold every page against its digest as it passes; heads and bitmaps are checked in any case.
         progress: called as shards are acknowledged.
-        stall_seconds: how long one shard may take.
+        stall_seconds: how long a worker may move no byte.
 
     Raises:
         RequestError: a destination for a block that the file has not, of another size, or twice the same; or digests
@@ -153,7 +153,9 @@ def restore(
                 targets.append(target)
                 parts.append(_part(image, saved, target, check_digests))
         with WorkerPool([RestoreJob(image, parts)], channels, stall_seconds=stall_seconds) as pool:
-            tally = _run(pool, parts, channels, progress)
+            shards = plan_shards([part.work for part in parts], workers=channels)
+            size = image.file.page_size
+            tally = run_job(pool, 0, shards, phase="restore", page_size=size, progress=progress)
         _check(image, parts, tally)
         for target in targets:
             target.keep()
@@ -165,8 +167,8 @@ def restore(
         verified=check_digests,
         seconds=RestoreSeconds(
             total=time.perf_counter() - started,
-            read=tally.move_seconds / channels,
-            write=tally.scan_seconds / channels,
+            read=tally.read_seconds / channels,
+            write=tally.write_seconds / channels,
         ),
         bytes=tally.bytes,
     )
@@ -204,20 +206,6 @@ def _part(image: Image, saved: SavedBlock, target: RamTarget, check_digests: boo
         offset=target.offset,
         digests=image.digest_table(saved) if check_digests else None,
     )
-
-
-def _run(pool: WorkerPool, parts: Sequence[_Part], channels: int, progress: Progress | None) -> Tally:
-    shards = plan_shards([part.work for part in parts], workers=channels)
-    sizes = [part.saved.block.page_size for part in parts]
-    total, done = sum(shard.pages * sizes[shard.block] for shard in shards), 0
-
-    def acknowledged(message: ShardDone) -> None:
-        nonlocal done
-        done += message.shard.pages * sizes[message.shard.block]
-        if progress:
-            progress("restore", done, total)
-
-    return pool.run(0, shards, acknowledged)
 
 
 def _check(image: Image, parts: Sequence[_Part], tally: Tally) -> None:

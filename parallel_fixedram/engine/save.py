@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 
@@ -32,16 +32,17 @@ from parallel_fixedram.core.report import (
     SaveSeconds,
     WorkerReport,
 )
-from parallel_fixedram.core.trailer import DIGEST_BYTES, Extent, TrailerLayout, pack_extents, uncovered
+from parallel_fixedram.core.trailer import TrailerLayout
 from parallel_fixedram.engine.bitmaps import SharedBitmaps, shared_words
-from parallel_fixedram.engine.digest import DigestJob, range_digest
+from parallel_fixedram.engine.digest import DigestJob, write_trailer
 from parallel_fixedram.engine.image import block_report
-from parallel_fixedram.engine.messages import ShardDone, Tally
+from parallel_fixedram.engine.messages import Tally
 from parallel_fixedram.engine.pool import STALL_SECONDS, WorkerPool
+from parallel_fixedram.engine.progress import Progress, run_job
+from parallel_fixedram.engine.reserve import Reservation
 from parallel_fixedram.engine.window import WINDOW_PAGES
 from parallel_fixedram.engine.write import WriteJob
 from parallel_fixedram.host import linux
-from parallel_fixedram.host.channel import FileChannel
 from parallel_fixedram.host.facts import host_facts
 from parallel_fixedram.host.publish import PendingFile
 
@@ -53,21 +54,17 @@ GAP_PAGES_DIRECT = 16
 WINDOW_PAGES_DIRECT = 2 * WINDOW_PAGES
 """A direct write of 2 MiB keeps two requests of scattered pages in flight: about 5 % faster than 1 MiB."""
 
-RESERVE_GAP_PAGES = 16
-"""Data ranges closer than this are reserved as one, as long as half of what is reserved is data."""
-
-GIVE_BACK_PAGES = 16
-"""Reserved runs of at least this many pages that turned out to be zero are made holes again."""
-
 SMALL_ROUND_PAGES = 1024
 """A live save stops the guest when fewer pages than this are dirty: they take about a millisecond."""
+
+SCATTERED_RUN_PAGES = 32
+"""Data in runs that are shorter than this on average, 128 KiB, counts as scattered."""
+FEW_RUNS = 256
+"""So few runs take no time worth a thought, however short they are."""
 
 _WRITE, _DIGEST = 0, 1
 PHASES = ("write", "digest")
 """What ``progress`` calls the phases, in this order."""
-
-Progress = Callable[[str, int, int], None]
-"""``progress(phase, done, total)``, in bytes."""
 
 
 class DirectIO(StrEnum):
@@ -77,8 +74,8 @@ class DirectIO(StrEnum):
     """Always; an error where the file system refuses."""
     OFF = "off"
     AUTO = "auto"
-    """Where the file system takes it, but for a live save: the scattered pages of its last rounds reach the page cache
-    sooner than the device, and the guest waits for them."""
+    """Where the file system takes it, but for scattered data and for a live save, whose last rounds are scattered and
+    the guest waits for them: many small writes reach the page cache sooner than the device."""
 
 
 class Durability(StrEnum):
@@ -162,7 +159,7 @@ class _Save:
         self.layout = FileLayout.plan(machine.name, blocks, options.offset)
         self.bitmaps = SharedBitmaps(blocks)
         self.tables = shared_words(len(blocks))
-        self.reserved = [PageBitmap(block.pages) for block in blocks]
+        self.space = Reservation(pending, self.layout.blocks)
         self.notes: list[str] = []
         self.rounds: list[RoundReport] = []
         self.written = Tally()
@@ -175,11 +172,11 @@ class _Save:
 
     def copy(self) -> None:
         """Everything that needs workers: pages into the file, then their digests."""
-        pages = self._open_channel()
         if self.layout.base:
             self.pending.copy_prefix(self.layout.base)
         self.pending.set_size(self.layout.ram_end)
         self._map_data(everywhere=True)
+        pages = self._open_channel()
         self._reserve()
         sources = [each.source for each in self.guest_blocks]
         gap = self.options.max_gap_pages
@@ -210,13 +207,13 @@ class _Save:
     def finish(self) -> None:
         """Heads, bitmaps, tail and trailer; then sync and publish."""
         channel = self.pending.channel
-        self._give_back()
+        self.space.give_back(self.bitmaps.file)
         for offset, data in self.layout.head_pieces():
             channel.write(offset, memoryview(data))
         for saved, present in zip(self.layout.blocks, self.bitmaps.file, strict=True):
             channel.write(saved.header.bitmap_offset, memoryview(present.to_bytes()))
         channel.write(self.layout.ram_end, memoryview(self.tail))
-        self._write_trailer(channel)
+        write_trailer(channel, self.trailer or self._plan_trailer(), self.layout.blocks)
         started = time.perf_counter()
         if self.options.durability is Durability.FULL:
             channel.sync()
@@ -246,8 +243,8 @@ class _Save:
                 total=total_seconds,
                 pause=self.pause_seconds,
                 scan=self.written.scan_seconds / channels,
-                write=self.written.move_seconds / channels,
-                digest=self.digest_seconds,
+                write=self.written.write_seconds / channels,
+                digest=self.digest_seconds + self.written.digest_seconds / channels,
                 sync=self.sync_seconds,
                 publish=self.publish_seconds,
             ),
@@ -264,7 +261,8 @@ class _Save:
 
     def _open_channel(self) -> Channel:
         wanted = self.options.direct_io
-        if wanted is DirectIO.OFF or (wanted is DirectIO.AUTO and self.options.max_rounds > 1):
+        buffered = self.options.max_rounds > 1 or self._is_scattered()
+        if wanted is DirectIO.OFF or (wanted is DirectIO.AUTO and buffered):
             return self.pending.channel
         channel = self.pending.open_direct()
         if channel is None:
@@ -276,6 +274,14 @@ class _Save:
         self.direct = True
         return channel
 
+    def _is_scattered(self) -> bool:
+        """Whether the data lies in short runs, which the page cache takes many times faster than the device."""
+        pages = runs = 0
+        for data in self.bitmaps.data:
+            pages += data.count()
+            runs += data.count_runs()
+        return runs > FEW_RUNS and pages < runs * SCATTERED_RUN_PAGES
+
     def _map_data(self, *, everywhere: bool) -> None:
         """Learn which pages may hold something; after the first time only where nothing was before."""
         for each, data in zip(self.guest_blocks, self.bitmaps.data, strict=True):
@@ -286,22 +292,9 @@ class _Save:
 
     def _reserve(self) -> None:
         """Reserve space for the data; not where the source cannot tell data from holes, which may be nearly all."""
-        for index, (saved, data) in enumerate(zip(self.layout.blocks, self.bitmaps.data, strict=True)):
-            if self.guest_blocks[index].source.tells_holes:
-                for pages in dense_ranges(data.ranges(), RESERVE_GAP_PAGES):
-                    length = pages.count * saved.block.page_size
-                    if not self.pending.reserve(saved.page_offset(pages.first), length):
-                        return
-                    self.reserved[index].set_range(pages)
-
-    def _give_back(self) -> None:
-        """Make holes of what was reserved for pages that turned out to be zero."""
-        for saved, reserved, file in zip(self.layout.blocks, self.reserved, self.bitmaps.file, strict=True):
-            reserved.words &= ~file.words
-            for pages in reserved.ranges():
-                if pages.count >= GIVE_BACK_PAGES:
-                    offset = saved.page_offset(pages.first)
-                    self.pending.channel.punch(offset, pages.count * saved.block.page_size)
+        for number, (each, data) in enumerate(zip(self.guest_blocks, self.bitmaps.data, strict=True)):
+            if each.source.tells_holes:
+                self.space.take(number, data)
 
     def _rounds(self, pool: WorkerPool) -> None:
         for bitmap in self.bitmaps.dirty:
@@ -388,45 +381,15 @@ class _Save:
         return self.trailer
 
     def _run(self, pool: WorkerPool, job: int, shards: Sequence[Shard]) -> Tally:
-        page_size = self.layout.blocks[0].block.page_size
-        total, done = sum(shard.pages for shard in shards) * page_size, 0
+        def clean(shard: Shard) -> None:  # only when it is acknowledged: a lost shard's pages stay dirty
+            self.bitmaps.dirty[shard.block].words[shard.first_word : shard.first_word + shard.words] = 0
 
-        def acknowledged(message: ShardDone) -> None:
-            nonlocal done
-            shard = message.shard
-            if job == _WRITE:  # only now: a lost shard's pages stay dirty
-                self.bitmaps.dirty[shard.block].words[shard.first_word : shard.first_word + shard.words] = 0
-            done += shard.pages * page_size
-            if self.progress:
-                self.progress(PHASES[job], done, total)
-
-        return pool.run(job, shards, acknowledged)
-
-    def _write_trailer(self, channel: FileChannel) -> None:
-        trailer = self.trailer or self._plan_trailer()
-        for offset, head in trailer.parts:
-            channel.write(offset, memoryview(head))
-        extents = [
-            Extent(start, end - start, range_digest(channel, start, end))
-            for start, end in uncovered(list(self.layout.blocks), trailer.base, trailer.offset)
-        ]
-        channel.write(trailer.extents_offset, memoryview(pack_extents(extents)))
-        channel.write(trailer.footer_offset, memoryview(trailer.pack_footer()))
-        end = trailer.file_length - DIGEST_BYTES
-        channel.write(end, memoryview(range_digest(channel, trailer.offset, end).to_bytes(DIGEST_BYTES, "big")))
-
-
-def dense_ranges(ranges: Sequence[PageRange], max_gap_pages: int) -> list[PageRange]:
-    """Ranges joined over gaps of at most ``max_gap_pages`` pages, while gaps make up at most half of the result."""
-    joined: list[PageRange] = []
-    data_pages = 0
-    for each in ranges:
-        if joined and each.first - joined[-1].end <= max_gap_pages:
-            length = each.end - joined[-1].first
-            if 2 * (data_pages + each.count) >= length:
-                joined[-1] = PageRange(joined[-1].first, length)
-                data_pages += each.count
-                continue
-        joined.append(each)
-        data_pages = each.count
-    return joined
+        return run_job(
+            pool,
+            job,
+            shards,
+            phase=PHASES[job],
+            page_size=self.layout.blocks[0].block.page_size,
+            progress=self.progress,
+            on_done=clean if job == _WRITE else None,
+        )

@@ -27,7 +27,7 @@ from parallel_fixedram.engine.digest import range_digest
 from parallel_fixedram.engine.image import Image
 from parallel_fixedram.engine.messages import Tally
 from parallel_fixedram.engine.pool import WorkerPool
-from parallel_fixedram.engine.save import Progress
+from parallel_fixedram.engine.progress import Progress
 from parallel_fixedram.engine.window import Window, WindowReader, nonzero_pages, windows
 from parallel_fixedram.engine.worker import Job
 
@@ -126,6 +126,7 @@ def verify(
         stale_pages=stale_pages,
         bad_pages=bad_pages,
         differences=tuple(differences[:MAX_DIFFERENCES]),
+        truncated=len(differences) > MAX_DIFFERENCES,
         warnings=image.file.warnings,
         seconds=time.perf_counter() - started,
     )

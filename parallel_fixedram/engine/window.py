@@ -1,4 +1,4 @@
-"""Windows: the 1 MiB pieces in which a shard is worked through, small enough to stay in a core's cache."""
+"""Windows: the pieces in which a shard is worked through, small enough to stay in a core's cache."""
 
 from __future__ import annotations
 
@@ -66,11 +66,10 @@ class WindowReader:
             view = self._buffer[start * size : (start + count) * size]
             self._channel.read(saved.page_offset(window.first + start), view)
             tally.bytes += len(view)
-            tally.calls += 1
         pages = np.frombuffer(self._buffer, np.uint64, len(window.bits) * size // 8).reshape(-1, size // 8)
         if not window.bits.all():
             pages[window.bits == 0] = 0
-        tally.move_seconds += time.perf_counter() - started
+        tally.read_seconds += time.perf_counter() - started
         return pages
 
 

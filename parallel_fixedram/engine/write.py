@@ -94,28 +94,28 @@ class WriteJob:
         self, shard: Shard, first: int, dirty: Bits, data: Bits, digests: NDArray[np.uint64], tally: Tally
     ) -> Bits:
         """Write a window that starts at page ``first``; returns which of its dirty pages are in the file now."""
-        started = time.perf_counter()
+        saved, source, clock = self._blocks[shard.block], self._sources[shard.block], time.perf_counter
+        started = clock()
         store = dirty & self._nonzero(shard.block, first, dirty, data)
-        scanned = time.perf_counter()
-        stored = int(np.count_nonzero(store))
         runs = merge_runs(runs_of_ones(store), data, self._max_gap_pages)
+        tally.scan_seconds += clock() - started
         for start, count in runs.tolist():
-            pages = self._sources[shard.block].pages(first + start, count)
-            self._channel.write(self._blocks[shard.block].page_offset(first + start), pages.data.cast("B"))
+            pages = source.pages(first + start, count)
+            started = clock()
+            self._channel.write(saved.page_offset(first + start), pages.data.cast("B"))
+            written = clock()
             if self._tables[shard.block]:
                 digests[start : start + count] = page_digests(pages, store[start : start + count])
+            tally.write_seconds += written - started
+            tally.digest_seconds += clock() - written
         if shard.round > 0:
             for start, count in runs_of_ones(dirty & (store ^ 1)).tolist():
-                saved = self._blocks[shard.block]
                 self._channel.punch(saved.page_offset(first + start), count * saved.block.page_size)
-        written = int(runs[:, 1].sum())
-        tally.scan_seconds += scanned - started
-        tally.move_seconds += time.perf_counter() - scanned
+        stored, moved = int(np.count_nonzero(store)), int(runs[:, 1].sum())
         tally.written_pages += stored
-        tally.gap_pages += written - stored
+        tally.gap_pages += moved - stored
         tally.zero_pages += int(np.count_nonzero(dirty)) - stored
-        tally.bytes += written * self._blocks[shard.block].block.page_size
-        tally.calls += len(runs)
+        tally.bytes += moved * saved.block.page_size
         return store
 
     def _nonzero(self, block: int, first: int, dirty: Bits, data: Bits) -> Bits:

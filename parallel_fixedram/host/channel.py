@@ -13,9 +13,6 @@ import stat
 from parallel_fixedram.core.errors import FormatError, HostError, RequestError
 from parallel_fixedram.host import linux
 
-DIRECT_ALIGNMENT = 4096
-"""Offsets, lengths and addresses of O_DIRECT transfers are multiples of this many bytes."""
-
 _MAX_TRANSFER = 0x7FFFF000  # Linux never moves more in one call
 _ZEROS_LENGTH = 1 << 20
 

@@ -126,7 +126,7 @@ def test_a_flipped_byte_of_a_page_is_pinned_to_block_page_and_offset(image, tmp_
         refused(result, 1, f"block {idstr!r} page {page} at {offset:#x}: does not match its digest\n", "1 bad page")
     (tmp_path / "whole.mr").write_bytes(data)
     result = call("diff", tmp_path / "whole.mr", bad)
-    assert (result.code, result.out) == (1, f"{idstr}: page {page} (1)\n1 differing page\n")
+    assert (result.code, result.out) == (1, f"block {idstr!r} page {page} at {offset:#x}: differs\n1 differing page\n")
 
 
 def test_a_byte_in_the_place_of_a_zero_page_is_found(image, tmp_path):

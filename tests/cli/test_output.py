@@ -62,6 +62,7 @@ VERIFY = {
     "ram": [str],
     "blocks": [BLOCK],
     "stale_pages": int,
+    "truncated": bool,
     "bad_pages": int,
     "differences": [DIFFERENCE],
     "warnings": [str],
@@ -227,7 +228,7 @@ def test_the_text_of_save_has_the_facts(folder, tmp_path):
     result = done(call("save", tmp_path / "new.mr", "--ram", f"ram={folder / 'ram'}", "--ram", f"rom={folder / 'rom'}"))
     first, *rest = result.out.splitlines()
     assert first.startswith(f"{tmp_path / 'new.mr'}: 324 KiB of RAM in 2 RAMBlocks, 1 channel, ")
-    assert [line.split()[0] for line in rest] == ["pages", "file", "written", "time"]
+    assert [line.split()[0] for line in rest] == ["pages", "file", "written", "save"]
     assert "41 with data, 40 zero" in rest[0]
     assert " in 1 round, " in rest[2]
     assert "stopped" not in result.out
@@ -238,7 +239,9 @@ def test_the_text_of_save_has_the_facts(folder, tmp_path):
 def test_the_text_of_the_other_verbs_has_the_facts(folder, tmp_path):
     out = done(call("restore", folder / "a.mr", "--ram", f"ram={tmp_path / 'new'}", "--verify")).out
     assert f"ram -> {tmp_path / 'new'}: 320 KiB, 40 pages with data, 40 zero\nrom: left out" in out
-    assert out.endswith(", every page matches its digest\n")
+    assert out.endswith("; every page matches its digest\n")
+    out = done(call("restore", folder / "a.mr", "--ram", f"ram={tmp_path / 'new'}")).out
+    assert out.endswith("; page digests not checked (--verify)\n")
 
     out = done(call("verify", folder / "a.mr")).out
     assert out == (
@@ -248,7 +251,7 @@ def test_the_text_of_the_other_verbs_has_the_facts(folder, tmp_path):
     assert done(call("verify", folder / "a.mr", "--quick")).out.endswith(": ok (structure checked)\n")
 
     out = call("diff", folder / "a.mr", folder / "b.mr").out.splitlines()
-    assert out[0] == "ram: pages 1-2 (2)"
+    assert out[0].startswith("block 'ram' pages 1-2 at 0x")
     assert out[-2:] == [f"rom: only in {folder / 'a.mr'}, or of another length there", "40 differing pages"]
 
     out = done(call("inspect", folder / "a.mr")).out

@@ -99,8 +99,6 @@ def test_all_and_none_are_set_exactly(pages):
     assert bits_of(bitmap) == [True] * pages
     assert bitmap.ranges() == ([PageRange(0, pages)] if pages else [])
     assert bitmap.gaps() == []
-    bitmap.clear_all()
-    assert bits_of(bitmap) == [False] * pages
 
 
 @pytest.mark.parametrize("words", [np.zeros(1, np.uint64), np.zeros(2, np.int64), np.zeros((2, 1), np.uint64)])
@@ -230,3 +228,10 @@ def test_putting_bits_replaces_whole_words_and_leaves_the_others(bits, data):
 def test_runs_of_ones_are_first_and_length_of_what_is_not_zero(bits, kind):
     values = np.array([7 * bit for bit in bits], kind)
     assert runs_of_ones(values).tolist() == [[run.first, run.count] for run in runs_of(bits, True)]
+
+
+@given(st.lists(st.booleans(), max_size=300))
+def test_runs_are_counted_as_they_are_listed(bits):
+    bitmap = PageBitmap(len(bits))
+    bitmap.set_pages(np.flatnonzero(bits))
+    assert bitmap.count_runs() == len(bitmap.ranges())
