@@ -176,7 +176,7 @@ def test_numbers_that_make_no_sense_are_request_errors(tmp_path):
         parallel_fixedram.verify(image, channels=-1)
     with pytest.raises(parallel_fixedram.RequestError, match="offset -4096"):
         parallel_fixedram.open_ram([parallel_fixedram.RamFile(idstr="m", path=image, offset=-4096)])
+    to = parallel_fixedram.Destination(path=str(tmp_path / "new"), offset=-4096)
     with pytest.raises(parallel_fixedram.RequestError, match="is negative"):
-        to = parallel_fixedram.Destination(path=str(tmp_path / "new"), offset=-4096)
         parallel_fixedram.restore(image, {"pc.ram": to})
     assert not (tmp_path / "new").exists()

@@ -1,8 +1,5 @@
-import os
-from collections.abc import Iterator
 from pathlib import Path
 
-import psutil
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -16,14 +13,6 @@ from parallel_fixedram.engine.compare import diff, join_findings
 from parallel_fixedram.engine.image import Image
 from parallel_fixedram.engine.messages import Finding
 from parallel_fixedram.engine.save import DirectIO, SaveOptions, save
-
-
-@pytest.fixture(autouse=True)
-def _nothing_is_left_behind() -> Iterator[None]:
-    descriptors, children = set(os.listdir("/proc/self/fd")), psutil.Process().children()
-    yield
-    assert set(os.listdir("/proc/self/fd")) == descriptors
-    assert psutil.Process().children() == children
 
 
 class Files:

@@ -2,7 +2,6 @@
 
 import os
 from collections.abc import Callable, Iterator
-from pathlib import Path
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -31,12 +30,6 @@ FIRST = MIB
 """Where the page area begins in the files of this module."""
 
 Through = Callable[[Callable[[FileChannel], Channel]], list[Channel]]
-
-
-@pytest.fixture
-def target(tmp_path: Path) -> str:
-    (tmp_path / "out").mkdir()
-    return str(tmp_path / "out" / "FILE")
 
 
 @pytest.fixture(autouse=True)

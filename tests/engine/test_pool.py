@@ -7,7 +7,6 @@ import select
 import signal
 import time
 from collections.abc import Callable, Iterator
-from pathlib import Path
 
 import psutil
 import pytest
@@ -18,7 +17,6 @@ from support.sources import ScriptedGuest
 from parallel_fixedram.core.errors import FormatError, HostError, WorkerError
 from parallel_fixedram.core.plan import Shard
 from parallel_fixedram.core.protocols import Channel
-from parallel_fixedram.engine import save as save_module
 from parallel_fixedram.engine.bitmaps import shared_words
 from parallel_fixedram.engine.image import Image
 from parallel_fixedram.engine.messages import Finding, ShardDone, Tally
@@ -26,17 +24,8 @@ from parallel_fixedram.engine.pool import WorkerPool
 from parallel_fixedram.engine.save import DirectIO, SaveOptions, save
 from parallel_fixedram.engine.verify import verify
 from parallel_fixedram.host.channel import FileChannel
-from parallel_fixedram.host.publish import PendingFile
 
 SHARDS = [Shard(0, index, 1, 64) for index in range(20)]
-
-
-@pytest.fixture(autouse=True)
-def _nothing_is_left_behind() -> Iterator[None]:
-    descriptors, children = set(os.listdir("/proc/self/fd")), psutil.Process().children()
-    yield
-    assert set(os.listdir("/proc/self/fd")) == descriptors
-    assert psutil.Process().children() == children
 
 
 class CountingJob:
@@ -254,26 +243,6 @@ def test_workers_ignore_the_interrupt_that_is_meant_for_the_coordinator() -> Non
 # --- the same, seen from a save
 
 RAM = "A" * 600 + "0" * 40 + "B" * 600
-
-
-@pytest.fixture
-def target(tmp_path: Path) -> str:
-    (tmp_path / "out").mkdir()
-    return str(tmp_path / "out" / "FILE")
-
-
-@pytest.fixture
-def through(monkeypatch: pytest.MonkeyPatch) -> Callable[[Callable[[FileChannel], Channel]], None]:
-    """Make pages go through the channel that a function makes of the file."""
-
-    def install(wrap: Callable[[FileChannel], Channel]) -> None:
-        class Pending(PendingFile):
-            def open_direct(self) -> FileChannel:
-                return wrap(self.channel)  # type: ignore[return-value]
-
-        monkeypatch.setattr(save_module, "PendingFile", Pending)
-
-    return install
 
 
 Through = Callable[[Callable[[FileChannel], Channel]], None]

@@ -4,7 +4,6 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-import psutil
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -22,14 +21,6 @@ from parallel_fixedram.host.channel import FileChannel
 from parallel_fixedram.host.ram_target import RamTarget
 
 RAM = "A0-b" + "C" * 300 + "-" * 60 + "D0E" * 30 + "-" * 40
-
-
-@pytest.fixture(autouse=True)
-def _nothing_is_left_behind() -> Iterator[None]:
-    descriptors, children = set(os.listdir("/proc/self/fd")), psutil.Process().children()
-    yield
-    assert set(os.listdir("/proc/self/fd")) == descriptors
-    assert psutil.Process().children() == children
 
 
 @dataclass

@@ -35,34 +35,6 @@ PICTURE = "A0-b" + "-" * 70 + "C" * 300 + "0" * 20 + "-" * 5 + "D" + "-" * 62
 LATIN = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 
 
-@pytest.fixture(autouse=True)
-def _nothing_is_left_behind() -> Iterator[None]:
-    descriptors, children = set(os.listdir("/proc/self/fd")), psutil.Process().children()
-    yield
-    assert set(os.listdir("/proc/self/fd")) == descriptors
-    assert psutil.Process().children() == children
-
-
-@pytest.fixture
-def target(tmp_path: Path) -> str:
-    (tmp_path / "out").mkdir()
-    return str(tmp_path / "out" / "FILE")
-
-
-@pytest.fixture
-def through(monkeypatch: pytest.MonkeyPatch) -> Callable[[Callable[[FileChannel], Channel]], None]:
-    """Make pages go through the channel that a function makes of the file."""
-
-    def install(wrap: Callable[[FileChannel], Channel]) -> None:
-        class Pending(PendingFile):
-            def open_direct(self) -> FileChannel:
-                return wrap(self.channel)  # type: ignore[return-value]
-
-        monkeypatch.setattr(save_module, "PendingFile", Pending)
-
-    return install
-
-
 def folder(path: str) -> list[str]:
     return sorted(os.listdir(os.path.dirname(path)))
 

@@ -1,8 +1,7 @@
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
-import psutil
 import pytest
 from support.pictures import PAGE, allocated_pages
 from support.sources import ScriptedGuest
@@ -16,14 +15,6 @@ from parallel_fixedram.engine.save import DirectIO, SaveOptions, save
 from parallel_fixedram.engine.verify import MAX_DIFFERENCES, verify
 
 RAM = "A0-b" + "C" * 200 + "-" * 60 + "D"
-
-
-@pytest.fixture(autouse=True)
-def _nothing_is_left_behind() -> Iterator[None]:
-    descriptors, children = set(os.listdir("/proc/self/fd")), psutil.Process().children()
-    yield
-    assert set(os.listdir("/proc/self/fd")) == descriptors
-    assert psutil.Process().children() == children
 
 
 @pytest.fixture

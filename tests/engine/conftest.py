@@ -1,0 +1,42 @@
+"""What the tests of the engine share."""
+
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+
+from parallel_fixedram.core.protocols import Channel
+from parallel_fixedram.engine import save as save_module
+from parallel_fixedram.host.channel import FileChannel
+from parallel_fixedram.host.publish import PendingFile
+
+
+@pytest.fixture(autouse=True)
+def _nothing_is_left_behind() -> Iterator[None]:
+    """Every test ends with the descriptors and the processes that it began with."""
+    descriptors, children = set(os.listdir("/proc/self/fd")), psutil.Process().children()
+    yield
+    assert set(os.listdir("/proc/self/fd")) == descriptors
+    assert psutil.Process().children() == children
+
+
+@pytest.fixture
+def target(tmp_path: Path) -> str:
+    (tmp_path / "out").mkdir()
+    return str(tmp_path / "out" / "FILE")
+
+
+@pytest.fixture
+def through(monkeypatch: pytest.MonkeyPatch) -> Callable[[Callable[[FileChannel], Channel]], None]:
+    """Make pages go through the channel that a function makes of the file."""
+
+    def install(wrap: Callable[[FileChannel], Channel]) -> None:
+        class Pending(PendingFile):
+            def open_direct(self) -> FileChannel:
+                return wrap(self.channel)  # type: ignore[return-value]
+
+        monkeypatch.setattr(save_module, "PendingFile", Pending)
+
+    return install
