@@ -42,13 +42,21 @@ if TYPE_CHECKING:
     )
     from parallel_fixedram.core.protocols import Channel, DirtySource, GuestBlock, Machine, PageSource
     from parallel_fixedram.core.ramblock import PageRange, RAMBlock
-    from parallel_fixedram.core.report import to_json
+    from parallel_fixedram.core.report import (
+        DiffReport,
+        RestoreReport,
+        SaveReport,
+        VerifyReport,
+        from_json,
+        to_json,
+    )
 
 __all__ = [
     "CapabilityError",
     "Channel",
     "ContentsDiffer",
     "Destination",
+    "DiffReport",
     "DirectIO",
     "DirtySource",
     "Durability",
@@ -67,8 +75,12 @@ __all__ = [
     "RAMBlock",
     "RamFile",
     "RequestError",
+    "RestoreReport",
+    "SaveReport",
+    "VerifyReport",
     "WorkerError",
     "diff",
+    "from_json",
     "open_guest",
     "open_image",
     "open_ram",
@@ -108,7 +120,7 @@ _HOMES = {
     ),
     "core.protocols": ("Channel", "DirtySource", "GuestBlock", "Machine", "PageSource"),
     "core.ramblock": ("PageRange", "RAMBlock"),
-    "core.report": ("to_json",),
+    "core.report": ("DiffReport", "RestoreReport", "SaveReport", "VerifyReport", "from_json", "to_json"),
 }
 
 

@@ -13,12 +13,11 @@ MODULES = sorted(PACKAGE.rglob("*.py"))
 MAY_IMPORT = {
     "core": {"core"},
     "host": {"core", "host"},
-    "qemu": {"core", "qemu"},
     "engine": {"core", "host", "engine"},
     "guest": {"core", "host", "guest"},
-    "app": {"core", "host", "engine", "guest", "qemu"},
+    "app": {"core", "host", "engine", "guest"},
     "cli": {"app", "core", "cli"},
-    "__init__": {"app", "core", "engine"},
+    "__init__": {"app", "core"},
     "__main__": {"cli"},
 }
 NOT_IN_CORE = {"os", "mmap", "time", "subprocess", "multiprocessing", "socket", "logging", "signal"}

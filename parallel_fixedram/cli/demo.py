@@ -136,6 +136,8 @@ def _save_live(guest: GuestProcess, folder: str) -> SaveReport:
     path = os.path.join(folder, "live.mr")
     report = app.save(guest, path, channels=2, experimental_multifd=True, live=True, max_rounds=LIVE_ROUNDS)
     guest.pause()
+    if not app.verify(path).ok:
+        raise ContentsDiffer(f"{path!r} is not what it says it is")
     return report
 
 

@@ -127,6 +127,8 @@ class HugeChannel(FileChannel):
 
     def write(self, offset: int, data: memoryview) -> None:
         """Allocate, so that a full pool is an error and not a SIGBUS, then copy (Channel.write)."""
+        if not data:
+            return
         try:
             linux.fallocate(self.fd, 0, offset, len(data))
         except OSError as error:

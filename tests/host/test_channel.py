@@ -68,9 +68,6 @@ class TestHugePages(ChannelConformance):
                 assert isinstance(channel, HugeChannel)
                 yield OpenChannel(channel, file.size, lambda: read_all(file.fd))
 
-    def test_writing_nothing_does_nothing(self, opened: OpenChannel) -> None:
-        pass  # fallocate(2) refuses a length of 0, and nobody asks for it
-
 
 class TestMemoryChannel(ChannelConformance):
     @pytest.fixture
