@@ -69,10 +69,13 @@ def fresh(path: str) -> str:
 
 
 def alternate(repeats: int, a: Callable[[], Sample], b: Callable[[], Sample]) -> tuple[list[Sample], list[Sample]]:
-    """A B A B ..., after one uncounted pair."""
+    """A B B A A B ..., after one uncounted pair: neither always finds the memory that the other has just given back."""
     a(), b()
-    pairs = [(a(), b()) for _ in range(repeats)]
-    return [pair[0] for pair in pairs], [pair[1] for pair in pairs]
+    found: tuple[list[Sample], list[Sample]] = ([], [])
+    for number in range(repeats):
+        for which in (0, 1) if number % 2 else (1, 0):
+            found[which].append((a, b)[which]())
+    return found
 
 
 def compare_writes(guest: GuestProcess, size: int, repeats: int, folder: str) -> list[dict[str, Any]]:
