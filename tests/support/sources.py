@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import fcntl
 import mmap
 import os
+import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -175,23 +177,33 @@ class HugeFile:
 def huge_file(huge_pages: int, *, pool: int | None = None) -> Iterator[HugeFile]:
     """A file of so many huge pages out of a pool of ``pool`` (default: twice as many), which is put back afterwards.
 
-    Skips the test where huge pages cannot be had.
+    Skips the test where huge pages cannot be had. The pool is the whole machine's: tests that run side by side take turns.
     """
-    before = _POOL.read_text().strip() if _POOL.exists() else "0"
-    wanted = int(before) + (2 * huge_pages if pool is None else pool)
+    lock = os.open(tempfile.gettempdir(), os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
-        _POOL.write_text(str(wanted))
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        with _pool_of(2 * huge_pages if pool is None else pool):
+            fd = os.memfd_create("huge", os.MFD_CLOEXEC | os.MFD_HUGETLB)
+            try:
+                page_size = os.fstat(fd).st_blksize
+                os.ftruncate(fd, huge_pages * page_size)
+                yield HugeFile(fd, huge_pages * page_size, page_size)
+            finally:
+                os.close(fd)
+    finally:
+        os.close(lock)
+
+
+@contextmanager
+def _pool_of(more: int) -> Iterator[None]:
+    before = _POOL.read_text().strip() if _POOL.exists() else "0"
+    try:
+        _POOL.write_text(str(int(before) + more))
     except OSError as error:
         pytest.skip(f"cannot make huge pages: {error}")
     try:
-        if int(_POOL.read_text()) != wanted:
+        if int(_POOL.read_text()) != int(before) + more:
             pytest.skip("not enough free memory in one piece for huge pages")
-        fd = os.memfd_create("huge", os.MFD_CLOEXEC | os.MFD_HUGETLB)
-        try:
-            page_size = os.fstat(fd).st_blksize
-            os.ftruncate(fd, huge_pages * page_size)
-            yield HugeFile(fd, huge_pages * page_size, page_size)
-        finally:
-            os.close(fd)
+        yield
     finally:
         _POOL.write_text(before)
