@@ -177,7 +177,7 @@ class HugeFile:
 def huge_file(huge_pages: int, *, pool: int | None = None) -> Iterator[HugeFile]:
     """A file of so many huge pages out of a pool of ``pool`` (default: twice as many), which is put back afterwards.
 
-    Skips the test where huge pages cannot be had. The pool is the whole machine's: tests that run side by side take turns.
+    Skips the test where huge pages cannot be had. The pool is the machine's: tests that run side by side take turns.
     """
     lock = os.open(tempfile.gettempdir(), os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
