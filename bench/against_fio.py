@@ -19,6 +19,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -36,6 +37,7 @@ Sample = tuple[float, float]
 
 def ours(guest: GuestProcess, path: str, jobs: int, direct: bool) -> Sample:
     """Save to a new file; the file is verified before the sample counts."""
+    fresh(path)
     started = time.perf_counter()
     report = save(
         guest, path, channels=jobs, experimental_multifd=True, direct_io="on" if direct else "off", overwrite=True
@@ -86,8 +88,8 @@ def compare_writes(guest: GuestProcess, size: int, repeats: int, folder: str) ->
         for jobs in (1, 2):
             mine, theirs = alternate(
                 repeats,
-                lambda jobs=jobs, direct=direct: ours(guest, fresh(path), jobs, direct),  # type: ignore[misc]
-                lambda jobs=jobs, direct=direct: fio(path, size, jobs, direct),  # type: ignore[misc]
+                partial(ours, guest, path, jobs, direct),
+                partial(fio, path, size, jobs, direct),
             )
             for index, until in enumerate(("last write", "fsync")):
                 a, b = [s[index] for s in mine], [s[index] for s in theirs]

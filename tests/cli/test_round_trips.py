@@ -7,6 +7,7 @@ import threading
 import pytest
 from support.cli import call, done, refused, run, tmpfs, unchanged
 from support.pictures import PAGE, content, picture_of
+from support.qemu_tools import missing
 
 from parallel_fixedram.core.units import MIB
 from parallel_fixedram.guest.spec import GuestSpec, Workload
@@ -161,7 +162,7 @@ def test_direct_io_is_what_was_asked_for_and_the_file_is_the_same(tmp_path):
         result = call("save", images[wanted], "--guest", "hot,size=2MiB", "--direct-io", wanted, "--json")
         if result.code:
             refused(result, 5, "refuses direct I/O", "--direct-io auto falls back to buffered writes")
-            pytest.skip("this file system has no direct I/O")
+            missing("this file system has no direct I/O")
         assert done(result).json["direct_io"] is (wanted != "off")
         done(call("verify", images[wanted]))
     assert images["on"].read_bytes() == images["off"].read_bytes() == images["auto"].read_bytes()

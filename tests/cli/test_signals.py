@@ -10,6 +10,7 @@ import sys
 
 import pytest
 from support.cli import Held, Running, call, done, part_of, refused, run, unchanged
+from support.qemu_tools import missing
 
 from parallel_fixedram.cli import common
 
@@ -335,6 +336,6 @@ def test_a_terminal_that_goes_away_does_not_end_a_save(tmp_path, monkeypatch):
 def test_the_installed_program_is_the_same_command():
     program = os.path.join(os.path.dirname(sys.executable), "parallel-fixedram")
     if not os.path.exists(program):
-        pytest.skip("the package is not installed as a program")
+        missing("the package is not installed as a program")
     answer = subprocess.run([program, "caps", "fixed-ram"], capture_output=True, text=True, check=False)
     assert (answer.returncode, answer.stdout) == (0, "accepted by profile fixed-ram: fixed-ram\n")

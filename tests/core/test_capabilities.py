@@ -1,6 +1,5 @@
 import itertools
 import json
-import shutil
 import subprocess
 from collections.abc import Callable, Iterator
 from dataclasses import FrozenInstanceError
@@ -8,6 +7,7 @@ from dataclasses import FrozenInstanceError
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from support.qemu_tools import missing, require_qemu
 
 from parallel_fixedram.core.capabilities import (
     TABLES,
@@ -550,17 +550,14 @@ def test_a_reader_with_an_unknown_capability_is_refused():
 @pytest.fixture
 def qemu_verdict() -> Iterator[Callable[[tuple[str, ...]], str]]:
     """Asks a QEMU 10.0 for its sentence on a set of capabilities."""
-    binary = shutil.which("qemu-system-x86_64")
-    if binary is None:
-        pytest.skip("no qemu-system-x86_64")
-    command = [binary, "-machine", "none", "-nodefaults", "-display", "none", "-qmp", "stdio"]
+    command = [require_qemu(), "-machine", "none", "-nodefaults", "-display", "none", "-qmp", "stdio"]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdin is not None
         assert process.stdout is not None
         try:
             version = json.loads(process.stdout.readline())["QMP"]["version"]["qemu"]
             if (version["major"], version["minor"]) != (10, 0):
-                pytest.skip("the profile is that of QEMU 10.0")
+                missing("the profile is that of QEMU 10.0")
 
             def execute(command: str, **arguments: object) -> str:
                 process.stdin.write(json.dumps({"execute": command, "arguments": arguments}) + "\n")

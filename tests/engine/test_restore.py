@@ -180,7 +180,7 @@ def test_two_blocks_cannot_be_restored_into_the_same_memory(folder: Folder, exis
     if exists:
         path.write_bytes(content("XX"))
         os.link(path, folder / "link")
-    other = folder / ("link" if exists else "../work/same")
+    other = folder / ("link" if exists else f"../{folder.path.name}/same")
     with Image(folder.save(ram="AB", second="CD")) as image, pytest.raises(RequestError, match="'second'"):
         restore(image, {"ram": Destination(path=str(path)), "second": Destination(path=other)})
     assert folder.names() == (["FILE", "link", "same"] if exists else ["FILE"])
