@@ -2,7 +2,7 @@
 .DEFAULT_GOAL := help
 PYTHON ?= python3
 BIN := .venv/bin
-FAST := tests/core tests/host tests/engine tests/guest tests/test_api.py tests/test_layers.py
+FAST := tests/core tests/host tests/engine tests/guest tests/wire tests/test_api.py tests/test_layers.py
 
 .PHONY: help demo test test-fast check format bench bench-micro clean
 

@@ -10,7 +10,7 @@ import os
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from enum import StrEnum
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 from parallel_fixedram.core.capabilities import (
     TABLES,
@@ -28,14 +28,18 @@ from parallel_fixedram.engine import compare as _compare
 from parallel_fixedram.engine import restore as _restore
 from parallel_fixedram.engine import save as _save
 from parallel_fixedram.engine import verify as _verify
+from parallel_fixedram.engine.direct_io import DirectIO
 from parallel_fixedram.engine.image import Image, open_image
 from parallel_fixedram.engine.progress import Progress
 from parallel_fixedram.engine.restore import Destination
-from parallel_fixedram.engine.save import DirectIO, Durability
+from parallel_fixedram.engine.save import Durability
 from parallel_fixedram.guest.process import GuestProcess
 from parallel_fixedram.guest.spec import GuestSpec
 from parallel_fixedram.host.publish import check_target
 from parallel_fixedram.host.ram_files import RamFile, RamFiles
+
+if TYPE_CHECKING:
+    from parallel_fixedram.qemu.machine import QemuMachine
 
 MAX_READERS = 4
 """Most workers that verify and diff use: they read, so no capability limits them, but more do not help."""
@@ -80,6 +84,22 @@ def open_ram(files: Mapping[str, str] | Sequence[RamFile]) -> RamFiles:
     if isinstance(files, Mapping):
         files = [RamFile(idstr=idstr, path=path) for idstr, path in files.items()]
     return RamFiles(files, name=RAM_ONLY_MACHINE)
+
+
+def open_qemu(socket_path: str, *, pid: int | None = None) -> QemuMachine:
+    """Connect to a running QEMU as a machine to save, RAM and device state; its guest keeps running.
+
+    Args:
+        socket_path: a QMP socket that no other client is attached to.
+        pid: process id of the QEMU, where it cannot be found by itself.
+
+    Raises:
+        MachineError: no QEMU answers, or its guest cannot be saved this way.
+        HostError: its memory cannot be reached; says which right is missing.
+    """
+    from parallel_fixedram.qemu.machine import QemuMachine
+
+    return QemuMachine(socket_path, pid=pid)
 
 
 def save(
@@ -265,6 +285,7 @@ __all__ = [
     "diff",
     "open_guest",
     "open_image",
+    "open_qemu",
     "open_ram",
     "restore",
     "save",

@@ -15,9 +15,11 @@ MAY_IMPORT = {
     "host": {"core", "host"},
     "engine": {"core", "host", "engine"},
     "guest": {"core", "host", "guest"},
-    "app": {"core", "host", "engine", "guest"},
-    "cli": {"app", "core", "cli"},
-    "__init__": {"app", "core"},
+    "qemu": {"core", "host", "qemu"},
+    "app": {"core", "host", "engine", "guest", "qemu"},
+    "boot": {"core", "host", "engine", "qemu", "app", "boot"},
+    "cli": {"app", "boot", "core", "cli"},
+    "__init__": {"app", "boot", "core"},
     "__main__": {"cli"},
 }
 NOT_IN_CORE = {"os", "mmap", "time", "subprocess", "multiprocessing", "socket", "logging", "signal"}

@@ -20,12 +20,15 @@ from typing import Any, NoReturn, TextIO
 from parallel_fixedram.core.errors import FixedRamError, HostError, os_message
 
 PROGRAM = "parallel-fixedram"
-VERBS = ("demo", "save", "restore", "verify", "inspect", "diff", "caps")
+VERBS = ("demo", "save", "restore", "clone", "verify", "inspect", "diff", "caps")
 """One module of this package each, with ``register(subparsers)`` and ``run(args) -> int``; in the order of ``--help``.
 
 A verb's module is imported for every command, also for ``--help``: what is slow to import belongs inside its ``run``.
 """
 
+
+WITH_COMMAND = ("restore", "clone")
+"""Verbs that take a QEMU command line behind ``--``."""
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
@@ -77,7 +80,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser = Parser(
         prog=PROGRAM,
         description="Save a virtual machine's RAM into a file in which every page has a fixed offset, with worker "
-        "processes that write disjoint parts of it in parallel; restore, verify and compare it.",
+        "processes that write disjoint parts of it in parallel; restore, clone, verify and compare it.",
         epilog=f"example: {PROGRAM} demo",
     )
     parser.add_argument("--version", action=_Version, nargs=0, help="show the version and exit")
@@ -99,6 +102,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         for signum in _SIGNALS:
             if signal.getsignal(signum) is not signal.SIG_IGN:  # what nohup protects from stays so
                 signal.signal(signum, _interrupt)
+        argv, args.command = _split_command(sys.argv[1:] if argv is None else argv)
         build_parser().parse_args(argv, args)
         logging.basicConfig(level=logging.DEBUG if args.debug else logging.WARNING, format=f"{PROGRAM}: %(message)s")
         code = int(args.run(args))
@@ -114,6 +118,15 @@ def main(argv: Sequence[str] | None = None) -> int:
         for stream in (sys.stdout, sys.stderr):
             _is_broken(stream)
     return code
+
+
+def _split_command(argv: Sequence[str]) -> tuple[Sequence[str], Sequence[str] | None]:
+    """Divide arguments at ``--`` where a QEMU command line follows it, which is none of argparse's business."""
+    verb = next((argument for argument in argv if not argument.startswith("-")), "")
+    if verb in WITH_COMMAND and "--" in argv:
+        place = argv.index("--")
+        return argv[:place], argv[place + 1 :]
+    return argv, None
 
 
 def _failed(error: Exception, *, debug: bool) -> int:

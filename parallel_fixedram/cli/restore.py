@@ -1,15 +1,16 @@
-"""``restore``: a mapped-ram file into guest RAM."""
+"""``restore``: a mapped-ram file into guest RAM, or into a QEMU."""
 
 from __future__ import annotations
 
 import argparse
 from typing import Any
 
-from parallel_fixedram.cli import common
+from parallel_fixedram.cli import boot, common
 from parallel_fixedram.core.errors import RequestError
 from parallel_fixedram.core.units import format_rate, format_size
 
-_EXAMPLES = """  parallel-fixedram restore /tmp/guest.mr --ram pc.ram=/dev/shm/restored
+_EXAMPLES = """  parallel-fixedram restore /tmp/vm.mr -- qemu-system-x86_64 -m 1G -display none
+  parallel-fixedram restore /tmp/guest.mr --ram pc.ram=/dev/shm/restored
   parallel-fixedram restore /tmp/guest.mr --ram pc.ram=/dev/shm/restored --verify --channels 2 --experimental-multifd"""
 
 
@@ -18,25 +19,41 @@ def register(subparsers: common.Subparsers[Any]) -> None:
     parser = common.add_verb(
         subparsers,
         "restore",
-        summary="fill guest RAM from a file",
-        about="Fill guest RAM from FILE. Afterwards it is what FILE says, whatever it held before. Blocks that are\n"
-        "given no destination are left out. A destination that does not exist is made, with mode 0600.",
+        summary="start a QEMU from a file, or fill guest RAM from it",
+        about="With a QEMU command line behind --, the one that the guest was saved from: start that QEMU with the\n"
+        "RAM and device state of FILE. It lives on when this command is done. QEMU loads FILE into memory of its own;\n"
+        "with --shared it gets shared memory that our workers fill, and its memory backends are replaced.\n\n"
+        "Otherwise: fill guest RAM from FILE. Afterwards it is what FILE says, whatever it held before. Blocks that\n"
+        "are given no destination are left out. A destination that does not exist is made, with mode 0600.",
         examples=_EXAMPLES,
     )
+    parser.usage = "%(prog)s FILE [options] -- QEMU [argument ...]\n       %(prog)s FILE [options] --ram IDSTR=PATH ..."
     parser.add_argument("file", metavar="FILE", help="a mapped-ram file, by QEMU or by us")
     common.add_ram_option(parser, "where a block goes")
     common.add_gate_options(parser)
     parser.add_argument("--verify", action="store_true", help="hold every page against its digest in FILE")
-    parser.set_defaults(run=run)
+    qemu = parser.add_argument_group("with a QEMU command line")
+    qemu.add_argument(
+        "--shared",
+        action="store_true",
+        help="give the guest shared memory, filled by our workers; --ram names files for it, else it is anonymous",
+    )
+    boot.add_boot_options(qemu)
+    parser.set_defaults(run=run, verb="restore")
 
 
 def run(args: argparse.Namespace) -> int:
     """Carry out the verb; returns the exit code."""
+    if args.command is not None:
+        return _start(args)
     from parallel_fixedram import app
     from parallel_fixedram.core.report import to_json
 
+    for option in ("shared", "paused", "run_dir", "print"):
+        if getattr(args, option):
+            raise RequestError(f"--{option.replace('_', '-')} needs a QEMU command line, behind --")
     if not args.ram:
-        raise RequestError("a destination is needed: --ram IDSTR=PATH")
+        raise RequestError("a destination is needed: -- QEMU [argument ...], or --ram IDSTR=PATH")
     ram = {each.idstr: app.Destination(path=each.path, offset=each.offset, length=each.length) for each in args.ram}
     if len(ram) < len(args.ram):
         raise RequestError("a block is given two destinations")
@@ -57,4 +74,34 @@ def run(args: argparse.Namespace) -> int:
     checked = "every page matches its digest" if report.verified else "page digests not checked (--verify)"
     seconds = report.seconds.total
     print(f"{format_size(report.bytes)} read in {seconds:.3f} s, {format_rate(report.bytes, seconds)}; {checked}")
+    return 0
+
+
+def _start(args: argparse.Namespace) -> int:
+    """Start a QEMU from the file."""
+    from parallel_fixedram.boot import plan_restore, restore_guest
+
+    if any(each.offset or each.length is not None for each in args.ram):
+        raise RequestError("with a QEMU command line --ram takes whole files, without offset and size")
+    ram = {each.idstr: each.path for each in args.ram}
+    if len(ram) < len(args.ram):
+        raise RequestError("a block is given two files")
+    if args.print:
+        if args.shared and not ram:
+            raise RequestError("anonymous shared memory is filled by a running command only", hint="--ram names a file")
+        boot.show_plan(args, plan_restore(args.file, args.command, channels=args.channels, ram=ram, paused=args.paused))
+        return 0
+    with common.ProgressBar() as progress:
+        report = restore_guest(
+            args.file,
+            args.command,
+            **common.gate_arguments(args),
+            shared=args.shared,
+            ram=ram,
+            paused=args.paused,
+            check_digests=args.verify,
+            folder=args.run_dir,
+            progress=progress,
+        )
+    boot.show(args, report)
     return 0

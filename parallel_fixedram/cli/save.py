@@ -17,6 +17,8 @@ MAX_ROUNDS = 16
 
 _EXAMPLES = """  parallel-fixedram save /tmp/guest.mr --guest dense,size=256MiB --overwrite
   parallel-fixedram save /tmp/guest.mr --guest text,size=256MiB --overwrite --channels 2 --experimental-multifd
+a running QEMU that was started with -qmp unix:/tmp/qmp,server=on,wait=off:
+  parallel-fixedram save /tmp/vm.mr --qmp /tmp/qmp --channels 2 --experimental-multifd
 with RAM of your own guest, which has to stand still:
   parallel-fixedram save file:/backup/vm.mr --ram pc.ram=/dev/shm/vm-ram"""
 
@@ -28,13 +30,19 @@ def register(subparsers: common.Subparsers[Any]) -> None:
         "save",
         summary="save RAM into a file in which every page has a fixed offset",
         about="Save the RAM of one source into FILE, a QEMU mapped-ram file. FILE gets its name only when it is\n"
-        "complete and on stable storage. FILE may be written as file:PATH[,offset=N].",
+        "complete and on stable storage. FILE may be written as file:PATH[,offset=N].\n\n"
+        "With --qmp the whole guest is saved, RAM and device state, so that it can be restored and cloned. It is\n"
+        "stopped only while its pages are read, and goes on even if this command is killed. Disks are not saved.",
         examples=_EXAMPLES,
     )
     parser.add_argument("file", metavar="FILE", help="the file to write; an existing one is an error")
     source = parser.add_argument_group("source (exactly one)")
     source.add_argument("--guest", metavar="SPEC", help="the built-in guest, such as dense,size=1GiB,seed=7")
+    source.add_argument("--qmp", metavar="SOCKET", help="a running QEMU, by a QMP socket that nobody else is using")
     common.add_ram_option(source, "shared memory of a guest; whoever runs on it has to be stopped")
+    parser.add_argument(
+        "--pid", type=int, metavar="PID", help="process id of the QEMU behind --qmp, where it cannot be found by itself"
+    )
     common.add_gate_options(parser)
     parser.add_argument(
         "--direct-io", choices=("auto", "on", "off"), default="auto", help="bypass the page cache (default auto)"
@@ -58,14 +66,18 @@ def run(args: argparse.Namespace) -> int:
     from parallel_fixedram import app
     from parallel_fixedram.core.report import to_json
 
-    if bool(args.guest) == bool(args.ram):
-        raise RequestError("exactly one source is needed: --guest SPEC or --ram IDSTR=PATH")
+    if sum(map(bool, (args.guest, args.qmp, args.ram))) != 1:
+        raise RequestError("exactly one source is needed: --guest SPEC, --qmp SOCKET or --ram IDSTR=PATH")
+    if args.pid is not None and not args.qmp:
+        raise RequestError("--pid is for --qmp")
     if args.max_rounds is not None and not args.live:
         raise RequestError("--max-rounds is for --live")
 
     def machine() -> Machine:
         if args.guest:
             return app.open_guest(args.guest, running=args.live)
+        if args.qmp:
+            return app.open_qemu(args.qmp, pid=args.pid)
         return app.open_ram([option.ram_file() for option in args.ram])
 
     with common.ProgressBar() as progress:

@@ -16,12 +16,12 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 
-from parallel_fixedram.core import mapped_ram, stream
+from parallel_fixedram.core import mapped_ram, stream, vmdesc
 from parallel_fixedram.core.bitmap import bitmap_bytes
 from parallel_fixedram.core.capabilities import MAPPED_RAM
 from parallel_fixedram.core.errors import RequestError
 from parallel_fixedram.core.mapped_ram import MappedRamHeader, SavedBlock
-from parallel_fixedram.core.migration_file import RAM_SECTION_ID, TRAILER_KEY
+from parallel_fixedram.core.migration_file import RAM_SECTION_ID, TRAILER_KEY, read_device_sections
 from parallel_fixedram.core.ramblock import TARGET_PAGE_SIZE, RAMBlock, check_unique
 from parallel_fixedram.core.units import MAX_SIZE, align_up
 
@@ -42,13 +42,21 @@ class FileLayout:
     """The offset after the last page array, where the stream goes on."""
 
     @classmethod
-    def plan(cls, machine: str, blocks: list[RAMBlock], base: int = 0) -> FileLayout:
+    def plan(
+        cls,
+        machine: str,
+        blocks: list[RAMBlock],
+        base: int = 0,
+        *,
+        alignment: int = mapped_ram.MAPPED_RAM_FILE_OFFSET_ALIGNMENT,
+    ) -> FileLayout:
         """Lay out a file.
 
         Args:
             machine: name for the configuration section.
             blocks: in the order in which the file shall list them.
             base: where the stream starts; any offset.
+            alignment: page arrays start at multiples of this many bytes, at least a page.
 
         Raises:
             RequestError: no blocks, two of one name, or more than fits a file; a machine name or page size that
@@ -67,9 +75,7 @@ class FileLayout:
                     f"block {block.idstr!r}: page size {block.page_size}, only {TARGET_PAGE_SIZE} can be saved"
                 )
             bitmap_offset = position + 1 + len(block.idstr) + 8 + MappedRamHeader.SIZE
-            pages_offset = align_up(
-                bitmap_offset + bitmap_bytes(block.pages), mapped_ram.MAPPED_RAM_FILE_OFFSET_ALIGNMENT
-            )
+            pages_offset = align_up(bitmap_offset + bitmap_bytes(block.pages), alignment)
             header = MappedRamHeader(page_size=block.page_size, bitmap_offset=bitmap_offset, pages_offset=pages_offset)
             saved.append(SavedBlock(block=block, header=header, record_offset=position))
             position = pages_offset + block.used_length
@@ -88,11 +94,18 @@ class FileLayout:
 
         Args:
             device_sections: whole sections, head to footer, without an end mark.
+
+        Raises:
+            FormatError: the device sections are something else.
         """
         end_of_words = mapped_ram.pack_word(0, mapped_ram.RAM_SAVE_FLAG_EOS)
         footer = stream.pack_footer(RAM_SECTION_ID)
         end_head = bytes([stream.QEMU_VM_SECTION_END]) + RAM_SECTION_ID.to_bytes(4, "big")
-        description = {"page_size": self.blocks[0].block.page_size, "devices": [], TRAILER_KEY: {"trailer": 1}}
+        devices = [
+            vmdesc.describe_device(each.name, each.instance_id, each.version_id, each.body_length)
+            for each in read_device_sections(device_sections)
+        ]
+        description = {"page_size": self.blocks[0].block.page_size, "devices": devices, TRAILER_KEY: {"trailer": 1}}
         return b"".join(
             (
                 end_of_words,

@@ -51,6 +51,14 @@ class DeviceSection:
     length: int
     """Bytes from there to the end of its footer."""
 
+    @property
+    def body_length(self) -> int:
+        """Bytes between its head and its footer."""
+        head = stream.pack_section_head(
+            stream.QEMU_VM_SECTION_FULL, self.section_id, self.name, self.instance_id, self.version_id
+        )
+        return self.length - len(head) - len(stream.pack_footer(self.section_id))
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MigrationFile:
@@ -95,7 +103,7 @@ def parse(read: ReadAt, size: int, base: int = 0) -> MigrationFile:
     if not {MAPPED_RAM, FIXED_RAM}.intersection(configuration.capabilities):
         raise FormatError("Capability mapped-ram is on, but received capability is off", offset=base)
     page_size = TARGET_PAGE_SIZE if configuration.page_bits is None else 1 << configuration.page_bits
-    walk = _Walk(read, cursor, configuration, page_size, base)
+    walk = _Walk(cursor, page_size, configuration, base)
     walk.run()
     if walk.blocks is None:
         raise FormatError("no ram section in the stream", offset=cursor.offset)
@@ -129,11 +137,42 @@ def parse(read: ReadAt, size: int, base: int = 0) -> MigrationFile:
     )
 
 
+def read_clone_blocks(read: ReadAt, found: Trailer) -> tuple[SavedBlock, ...]:
+    """The blocks that a file's clone stream carries; empty where there is no such stream.
+
+    Raises:
+        FormatError: the clone stream is not what it should be.
+    """
+    if not found.clone_offset:
+        return ()
+    cursor = Cursor(read, found.file_length - trailer.FOOTER_BYTES, found.clone_offset)
+    walk = _Walk(cursor, TARGET_PAGE_SIZE, stream.read_head(cursor), found.clone_offset)
+    walk.run()
+    return tuple(walk.blocks or ())
+
+
+def read_device_sections(data: bytes) -> tuple[DeviceSection, ...]:
+    """Tell apart the device sections in ``data``, which holds whole FULL sections and nothing else.
+
+    Returns:
+        The sections, their offsets counted from the start of ``data``.
+
+    Raises:
+        FormatError: it holds something else.
+    """
+    stream_bytes = data + bytes([stream.QEMU_VM_EOF])
+    cursor = Cursor(lambda offset, length: stream_bytes[offset : offset + length], len(stream_bytes))
+    walk = _Walk(cursor, TARGET_PAGE_SIZE, Configuration(machine=""))
+    walk.run()
+    if cursor.offset != len(stream_bytes) or walk.blocks is not None:
+        raise FormatError("device sections end early, or are not all of devices", offset=cursor.offset)
+    return tuple(walk.devices)
+
+
 class _Walk:
     """Walks the sections of a stream, from the configuration to the end mark."""
 
-    def __init__(self, read: ReadAt, cursor: Cursor, configuration: Configuration, page_size: int, base: int) -> None:
-        self.read = read
+    def __init__(self, cursor: Cursor, page_size: int, configuration: Configuration, base: int = 0) -> None:
         self.cursor = cursor
         self.page_size = page_size
         self.base = base
@@ -226,7 +265,7 @@ class _Walk:
         """Skip a body by the length that the VM description gives it, or else by its footer."""
         cursor, body = self.cursor, self.cursor.offset
         if self.lengths is None and self.blocks is not None:
-            self.lengths = vmdesc.section_lengths(self.read, body, cursor.end)
+            self.lengths = vmdesc.section_lengths(cursor.read_at, body, cursor.end)
         length = (self.lengths or {}).get((name, instance_id))
         if length is not None and 0 <= length <= cursor.end - body:
             cursor.offset = body + length
@@ -290,7 +329,11 @@ def _check_end(read: ReadAt, blocks: Sequence[SavedBlock], stream_end: int, size
     """Accept at most padding after the stream, and after bitmaps and page arrays that lie behind it."""
     end = max(stream_end, *(max(saved.bitmap_end, saved.pages_end) for saved in blocks if not saved.absent), 0)
     if size - end >= trailer.ALIGNMENT:
-        raise FormatError(f"{size - end} bytes follow the stream and are no trailer", offset=end)
+        raise FormatError(
+            f"{size - end} bytes follow the stream and are no trailer",
+            offset=end,
+            hint=f"if adding a clone stream was interrupted: truncate --size={end} gives the file back",
+        )
     _check_zeros(read, end, size)
 
 

@@ -27,6 +27,10 @@ Pages = NDArray[np.uint64]
 """Pages as words, shape (pages, page_size / 8): the form in which a page is tested for zero fastest."""
 
 
+FIRMWARE_BYTES = 2 << 20
+"""Blocks other than main memory that are smaller than this are saved with all their pages."""
+
+
 class PageSource(Protocol):
     """Where the pages of one RAMBlock are read from."""
 
@@ -50,6 +54,19 @@ class PageSource(Protocol):
         """The parts of ``within`` that may hold something else than zeros, ascending and disjoint.
 
         Costs no guest memory and may be called in any process, before ``open`` too.
+        """
+
+    def grown(self, data: PageBitmap) -> list[PageRange]:
+        """Pages outside ``data`` that may hold something else than zeros by now, ascending and disjoint.
+
+        Asked while the guest stands still, so it is quick: a page of ``data`` may be among them where that is quicker.
+
+        Args:
+            data: what ``data_ranges`` of this object found when it was asked for the whole block last, and what has
+                been found since.
+
+        Raises:
+            HostError: the memory is out of reach by now.
         """
 
     def close(self) -> None:
@@ -101,6 +118,17 @@ class GuestBlock:
 
     block: RAMBlock
     source: PageSource
+    main: bool = True
+    """Whether it is main memory, which a clone maps out of the file; other blocks (firmware, video RAM) are loaded."""
+
+    @property
+    def keeps_zero_pages(self) -> bool:
+        """Whether zero pages have to be in the file too.
+
+        Firmware and ACPI blocks are filled by the QEMU that loads the file before it does, and pages that are not in
+        the file stay what they are.
+        """
+        return not self.main and self.block.used_length < FIRMWARE_BYTES
 
 
 class Machine(Protocol):

@@ -48,6 +48,14 @@ class SaveSeconds:
     total: float
     pause: float
     """From the request to stop to the moment the guest may go on; 0 for RAM that stood still already."""
+    stop: float
+    """Of the pause: until the guest stood still."""
+    device_state: float
+    """Until the device state was there, at the same time as the last round."""
+    ram: float
+    """Of the pause: the last round, all of it."""
+    cont: float
+    """Of the pause: to let the guest go on."""
     scan: float
     """Looking for zero pages, mean over the workers."""
     write: float
@@ -205,6 +213,54 @@ class DiffReport:
     """Blocks that the other file has not, or has with another length."""
     only_in_b: tuple[str, ...]
     seconds: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GuestReport:
+    """A QEMU that was started from a file and lives on."""
+
+    pid: int
+    qmp: str
+    """Path of its QMP socket."""
+    log: str
+    """Path of what it prints."""
+    status: str
+    """Its run state: ``running``, ``paused`` ..."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BootSeconds:
+    """Where the time of starting guests from a file went."""
+
+    total: float
+    """From the request to the moment when all guests run."""
+    fill: float
+    """Filling shared memory with pages; 0 where QEMU loads them itself or maps the file."""
+    start: float
+    """From the first QEMU's start until all of them answered."""
+    load: float
+    """QEMU's loading, all guests together."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BootReport:
+    """Guests that were started from a file."""
+
+    verb: str
+    """``restore`` or ``clone``."""
+    file: str
+    how: str
+    """How RAM got into the guests, a few words."""
+    channels: int
+    direct_io: bool
+    guests: tuple[GuestReport, ...]
+    changes: tuple[str, ...]
+    """What of the command line was replaced, a sentence each."""
+    verified: bool
+    """Whether every page was held against its digest."""
+    seconds: BootSeconds
+    notes: tuple[str, ...] = ()
+    """What the user has to know, a sentence each."""
 
 
 def to_json(report: Any) -> dict[str, Any]:

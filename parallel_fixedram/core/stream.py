@@ -62,7 +62,7 @@ class Cursor:
     """
 
     def __init__(self, read: ReadAt, end: int, offset: int = 0) -> None:
-        self._read = read
+        self.read_at = read
         self.end = end
         self.offset = offset
         self._buffer = b""
@@ -74,7 +74,7 @@ class Cursor:
         start = self.offset - self._buffer_offset
         if not 0 <= start <= start + length <= len(self._buffer):
             wanted = max(min(max(length, _READ_AHEAD), self.end - self.offset), 0)
-            self._buffer, self._buffer_offset, start = self._read(self.offset, wanted), self.offset, 0
+            self._buffer, self._buffer_offset, start = self.read_at(self.offset, wanted), self.offset, 0
         return self._buffer[start : start + length]
 
     def take(self, length: int, what: str) -> bytes:

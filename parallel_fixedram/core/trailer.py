@@ -8,7 +8,11 @@
 
     STREAM_DIGESTS  { offset:be64 length:be64 digest:be64 }*    every byte before the trailer that is not a page
     PAGE_DIGESTS    block:be32 zero:be32 { digest:le64 }*       one digest a page of one block; 0 for a zero page
+    CLONE_STREAM    a second mapped-ram stream, with the same device sections but without main memory: see below
     PADDING         zeros
+
+A QEMU whose main memory is mapped from the page arrays loads the clone stream and runs, milliseconds later. Its small
+blocks have page arrays of their own there, at multiples of 4096.
 
 Every digest is XXH3-64. A page's digest has a fixed place like the page itself, so workers write digests in parallel, a
 zero page costs a hole, and a flipped byte is pinned to its page. The digest in the footer covers the trailer up to
@@ -18,6 +22,7 @@ itself. ``file_length`` is a multiple of 4096. A reader skips part types it does
 from __future__ import annotations
 
 import struct
+from collections.abc import Callable
 from dataclasses import dataclass
 from enum import IntEnum
 
@@ -51,6 +56,7 @@ class PartType(IntEnum):
     PADDING = 0
     STREAM_DIGESTS = 1
     PAGE_DIGESTS = 2
+    CLONE_STREAM = 3
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,14 +82,30 @@ class TrailerLayout:
     """Number of entries of STREAM_DIGESTS."""
     tables: tuple[int, ...]
     """Per block, in the stream's order, where the digest of page 0 lies."""
+    clone_offset: int
+    """Where the clone stream starts; 0 where there is none."""
     parts: tuple[tuple[int, bytes], ...]
     """Part heads as (offset, bytes)."""
     footer_offset: int
     file_length: int
 
     @classmethod
-    def plan(cls, *, base: int, stream_end: int, blocks: list[RAMBlock]) -> TrailerLayout:
-        """Lay out the trailer of a file whose stream ends at ``stream_end``."""
+    def plan(
+        cls,
+        *,
+        base: int,
+        stream_end: int,
+        blocks: list[RAMBlock],
+        clone_end: Callable[[int], int] | None = None,
+    ) -> TrailerLayout:
+        """Lay out the trailer of a file.
+
+        Args:
+            base: where the stream starts.
+            stream_end: where it ends.
+            blocks: all of the stream's RAMBlocks, in its order.
+            clone_end: where a clone stream ends that starts at the offset given; None for a file without one.
+        """
         offset = align_up(stream_end, ALIGNMENT)
         parts: list[tuple[int, bytes]] = []
         extents = len(blocks) + 1
@@ -97,6 +119,12 @@ class TrailerLayout:
             parts.append((position, _PART.pack(PartType.PAGE_DIGESTS, 0, length) + _TABLE.pack(index, 0)))
             tables.append(position + _PART.size + _TABLE.size)
             position += _PART.size + length
+        clone_offset = 0
+        if clone_end:
+            clone_offset = position + _PART.size
+            end = clone_end(clone_offset)
+            parts.append((position, _PART.pack(PartType.CLONE_STREAM, 0, end - clone_offset)))
+            position = end
         file_length = align_up(position + _PART.size + FOOTER_BYTES, ALIGNMENT)
         padding = file_length - FOOTER_BYTES - position - _PART.size
         parts.append((position, _PART.pack(PartType.PADDING, 0, padding)))
@@ -106,6 +134,7 @@ class TrailerLayout:
             extents_offset=extents_offset,
             extents=extents,
             tables=tuple(tables),
+            clone_offset=clone_offset,
             parts=tuple(parts),
             footer_offset=file_length - FOOTER_BYTES,
             file_length=file_length,
@@ -148,6 +177,8 @@ class Trailer:
     """Block number in the stream's order -> file offset of its table of page digests."""
     table_pages: dict[int, int]
     """Block number -> number of pages in its table."""
+    clone_offset: int
+    """Where the clone stream starts, absolute; 0 where there is none."""
 
 
 def has_trailer(read: ReadAt, size: int) -> bool:
@@ -173,6 +204,7 @@ def read_trailer(read: ReadAt, size: int) -> Trailer:
     extents: tuple[Extent, ...] = ()
     tables: dict[int, int] = {}
     table_pages: dict[int, int] = {}
+    clone_offset = 0
     cursor = Cursor(read, footer_offset, offset)
     for _ in range(parts):
         at = cursor.offset
@@ -187,6 +219,10 @@ def read_trailer(read: ReadAt, size: int) -> Trailer:
         elif kind == PartType.PAGE_DIGESTS:
             block = _read_table_head(cursor, payload, tables)
             tables[block], table_pages[block] = cursor.offset, (payload - _TABLE.size) // DIGEST_BYTES
+        elif kind == PartType.CLONE_STREAM:
+            if clone_offset:
+                raise FormatError("a second clone stream", offset=at)
+            clone_offset = cursor.offset
         elif kind != PartType.PADDING and flags & REQUIRED:
             raise FormatError(f"trailer part of unknown type {kind} that a reader must know", offset=at)
         cursor.offset = end
@@ -201,6 +237,7 @@ def read_trailer(read: ReadAt, size: int) -> Trailer:
         extents=extents,
         tables=tables,
         table_pages=table_pages,
+        clone_offset=clone_offset,
     )
 
 

@@ -29,6 +29,12 @@ Lengths = Mapping[tuple[str, int], int]
 """Bytes of a device section's body, by name and instance id."""
 
 
+def describe_device(name: str, instance_id: int, version_id: int, body_length: int) -> dict[str, Any]:
+    """A device section as an entry of the description's ``devices``, its body as one opaque field."""
+    body = {"name": "body", "type": "buffer", "size": body_length}
+    return {"name": name, "instance_id": instance_id, "vmsd_name": name, "version": version_id, "fields": [body]}
+
+
 def read_vmdesc(cursor: Cursor) -> Mapping[str, Any] | None:
     """The description behind the end mark; None if there is none, empty if it is too long to be looked at.
 

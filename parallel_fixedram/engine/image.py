@@ -16,7 +16,7 @@ import numpy as np
 from parallel_fixedram.core.bitmap import WORD_BYTES, PageBitmap, tail_mask, words_for
 from parallel_fixedram.core.errors import FormatError, RequestError
 from parallel_fixedram.core.mapped_ram import SavedBlock
-from parallel_fixedram.core.migration_file import MigrationFile, parse
+from parallel_fixedram.core.migration_file import MigrationFile, parse, read_clone_blocks
 from parallel_fixedram.core.ramblock import PageRange
 from parallel_fixedram.core.report import BlockReport
 from parallel_fixedram.core.uri import parse_uri
@@ -102,6 +102,16 @@ class Image:
             return None
         return DigestTable(self.channel, self.file.trailer.tables[self.file.blocks.index(saved)])
 
+    def clone_blocks(self) -> frozenset[str]:
+        """Names of the blocks in the file's clone stream; empty where it carries none."""
+        if self.file.trailer is None:
+            return frozenset()
+        try:
+            found = read_clone_blocks(self.channel.bytes_at, self.file.trailer)
+        except FormatError as error:
+            raise error.in_file(self.path) from error
+        return frozenset(saved.block.idstr for saved in found)
+
     def read_pages(self, idstr: str, first: int, count: int) -> bytes:
         """The contents of pages ``first`` to ``first + count`` of a block, zeros for zero pages.
 
@@ -156,6 +166,7 @@ class Image:
             "ram_ended": file.ram_ended,
             "vm_description": file.has_vmdesc,
             "digests": file.trailer is not None,
+            "clone_offset": file.trailer.clone_offset if file.trailer else 0,
             "blocks": [self._describe_block(saved) for saved in file.blocks],
             "devices": [asdict(device) for device in file.devices],
             "warnings": list(file.warnings),

@@ -140,7 +140,7 @@ def restore(
     image.check_complete()
     if check_digests and image.file.trailer is None:
         raise RequestError(f"{image.path!r} carries no digests to check")
-    _check_head(image)
+    check_head(image)
     with ExitStack() as stack:
         parts: list[_Part] = []
         targets: list[RamTarget] = []
@@ -174,7 +174,7 @@ def restore(
     )
 
 
-def _check_head(image: Image) -> None:
+def check_head(image: Image) -> None:
     """Hold heads and bitmaps against their digests, where there are any: they say which page goes where."""
     for difference in check_ranges(image, image.file.trailer) if image.file.trailer else ():
         raise ContentsDiffer(f"{image.path!r}: {difference}")

@@ -4,8 +4,8 @@
 
     workers up, RAM mapped, file sized, space reserved, data map asked     the guest runs
     [rounds: sync dirty bitmap -> plan -> shards -> acknowledged]          the guest runs  (live)
-    pause -> last round, device state -> resume                            the guest stands still
-    digests, bitmaps, heads, tail, trailer -> sync -> publish              the guest runs
+    pause -> last round and device state at the same time -> resume        the guest stands still
+    digests, bitmaps, heads, tail, trailer, clone stream -> sync, publish  the guest runs
 
 Nothing that can be done before or after is done while the guest stands still. The file gets its name only when every
 shard is acknowledged and everything is on stable storage.
@@ -20,10 +20,10 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 
 from parallel_fixedram.core.bitmap import PageBitmap
-from parallel_fixedram.core.errors import FixedRamError, HostError, RequestError
+from parallel_fixedram.core.errors import FormatError, MachineError, RequestError
 from parallel_fixedram.core.layout import FileLayout
 from parallel_fixedram.core.plan import Shard, plan_shards
-from parallel_fixedram.core.protocols import Channel, DirtySource, Machine
+from parallel_fixedram.core.protocols import DirtySource, Machine
 from parallel_fixedram.core.ramblock import PageRange
 from parallel_fixedram.core.report import (
     RoundReport,
@@ -34,9 +34,12 @@ from parallel_fixedram.core.report import (
 )
 from parallel_fixedram.core.trailer import TrailerLayout
 from parallel_fixedram.engine.bitmaps import SharedBitmaps, shared_words
+from parallel_fixedram.engine.clone_stream import CloneStream
 from parallel_fixedram.engine.digest import DigestJob, write_trailer
+from parallel_fixedram.engine.direct_io import DirectIO, open_page_channel
 from parallel_fixedram.engine.image import block_report
 from parallel_fixedram.engine.messages import Tally
+from parallel_fixedram.engine.pause import Pause
 from parallel_fixedram.engine.pool import STALL_SECONDS, WorkerPool
 from parallel_fixedram.engine.progress import Progress, run_job
 from parallel_fixedram.engine.reserve import Reservation
@@ -57,25 +60,9 @@ WINDOW_PAGES_DIRECT = 2 * WINDOW_PAGES
 SMALL_ROUND_PAGES = 1024
 """A live save stops the guest when fewer pages than this are dirty: they take about a millisecond."""
 
-SCATTERED_RUN_PAGES = 32
-"""Data in runs that are shorter than this on average, 128 KiB, counts as scattered."""
-FEW_RUNS = 256
-"""So few runs take no time worth a thought, however short they are."""
-
 _WRITE, _DIGEST = 0, 1
 PHASES = ("write", "digest")
 """What ``progress`` calls the phases, in this order."""
-
-
-class DirectIO(StrEnum):
-    """Whether pages bypass the page cache."""
-
-    ON = "on"
-    """Always; an error where the file system refuses."""
-    OFF = "off"
-    AUTO = "auto"
-    """Where the file system takes it, but for scattered data and for a live save, whose last rounds are scattered and
-    the guest waits for them: many small writes reach the page cache sooner than the device."""
 
 
 class Durability(StrEnum):
@@ -164,8 +151,10 @@ class _Save:
         self.rounds: list[RoundReport] = []
         self.written = Tally()
         self.workers: tuple[WorkerReport, ...] = ()
-        self.pause_seconds = self.digest_seconds = self.sync_seconds = self.publish_seconds = 0.0
+        self.pause = Pause(machine)
+        self.last_round_seconds = self.digest_seconds = self.sync_seconds = self.publish_seconds = 0.0
         self.tail = b""
+        self.clone: CloneStream | None = None
         self.trailer: TrailerLayout | None = None
         self.direct = False
         self.file_bytes = self.allocated_bytes = 0
@@ -175,8 +164,12 @@ class _Save:
         if self.layout.base:
             self.pending.copy_prefix(self.layout.base)
         self.pending.set_size(self.layout.ram_end)
-        self._map_data(everywhere=True)
-        pages = self._open_channel()
+        self._map_data()
+        opened = open_page_channel(
+            self.pending, self.options.direct_io, live=self.options.max_rounds > 1, data=self.bitmaps.data
+        )
+        pages, self.direct = opened.channel, opened.direct
+        self.notes += [opened.note] if opened.note else []
         self._reserve()
         sources = [each.source for each in self.guest_blocks]
         gap = self.options.max_gap_pages
@@ -191,6 +184,7 @@ class _Save:
             tables=self.tables,
             max_gap_pages=gap,
             window_pages=WINDOW_PAGES_DIRECT if self.direct else WINDOW_PAGES,
+            keep_zero_pages=[each.keeps_zero_pages for each in self.guest_blocks],
         )
         digest = DigestJob(
             self.layout.blocks, self.bitmaps.file, self.tables, pages=pages, digests=self.pending.channel
@@ -202,6 +196,7 @@ class _Save:
                 for w in pool.workers
             )
             if self.trailer is None:
+                self._end_stream()
                 self._digest(pool)
 
     def finish(self) -> None:
@@ -213,7 +208,10 @@ class _Save:
         for saved, present in zip(self.layout.blocks, self.bitmaps.file, strict=True):
             channel.write(saved.header.bitmap_offset, memoryview(present.to_bytes()))
         channel.write(self.layout.ram_end, memoryview(self.tail))
-        write_trailer(channel, self.trailer or self._plan_trailer(), self.layout.blocks)
+        assert self.trailer is not None, "copy() comes first"
+        if self.clone:
+            self.clone.write(channel, channel, self.trailer.clone_offset)
+        write_trailer(channel, self.trailer, self.layout.blocks)
         started = time.perf_counter()
         if self.options.durability is Durability.FULL:
             channel.sync()
@@ -241,7 +239,11 @@ class _Save:
             rounds=tuple(self.rounds),
             seconds=SaveSeconds(
                 total=total_seconds,
-                pause=self.pause_seconds,
+                pause=self.pause.seconds if self.pause.was_running else 0.0,
+                stop=self.pause.stop_seconds,
+                device_state=self.pause.state_seconds,
+                ram=self.last_round_seconds,
+                cont=self.pause.cont_seconds,
                 scan=self.written.scan_seconds / channels,
                 write=self.written.write_seconds / channels,
                 digest=self.digest_seconds + self.written.digest_seconds / channels,
@@ -259,36 +261,18 @@ class _Save:
             notes=tuple(self.notes),
         )
 
-    def _open_channel(self) -> Channel:
-        wanted = self.options.direct_io
-        buffered = self.options.max_rounds > 1 or self._is_scattered()
-        if wanted is DirectIO.OFF or (wanted is DirectIO.AUTO and buffered):
-            return self.pending.channel
-        channel = self.pending.open_direct()
-        if channel is None:
-            refusal = f"the file system of {self.pending.path!r} refuses direct I/O"
-            if wanted is DirectIO.ON:
-                raise HostError(refusal, hint="--direct-io auto falls back to buffered writes")
-            self.notes.append(f"{refusal}: pages were written through the page cache")
-            return self.pending.channel
-        self.direct = True
-        return channel
-
-    def _is_scattered(self) -> bool:
-        """Whether the data lies in short runs, which the page cache takes many times faster than the device."""
-        pages = runs = 0
-        for data in self.bitmaps.data:
-            pages += data.count()
-            runs += data.count_runs()
-        return runs > FEW_RUNS and pages < runs * SCATTERED_RUN_PAGES
-
-    def _map_data(self, *, everywhere: bool) -> None:
-        """Learn which pages may hold something; after the first time only where nothing was before."""
+    def _map_data(self) -> None:
+        """Learn which pages may hold something."""
         for each, data in zip(self.guest_blocks, self.bitmaps.data, strict=True):
             whole = PageRange(0, each.block.pages)
-            for hole in [whole] if everywhere else data.gaps():
-                for found in each.source.data_ranges(hole):
-                    data.set_range(found)
+            for found in [whole] if each.keeps_zero_pages else each.source.data_ranges(whole):
+                data.set_range(found)
+
+    def _map_grown(self) -> None:
+        """Learn which pages were touched since then; the guest waits."""
+        for each, data in zip(self.guest_blocks, self.bitmaps.data, strict=True):
+            for found in each.source.grown(data):
+                data.set_range(found)
 
     def _reserve(self) -> None:
         """Reserve space for the data; not where the source cannot tell data from holes, which may be nearly all."""
@@ -307,24 +291,42 @@ class _Save:
                 break  # another round would not make the stopped one noticeably shorter
             self._round(pool, number)
             before = now
-        started = time.perf_counter()
-        was_running = False
-        try:
-            was_running = self.machine.pause()
+        with self.pause as pause:
             self._sync_dirty()
-            self.tail = self.layout.tail(self.machine.device_state())
-            if self.direct and not was_running and not self.rounds:
-                self._plan_trailer()  # digests are written along with the pages: the device could only be read slowly
+            pause.begin_device_state()
+            if self.direct and not pause.was_running and not self.rounds:
+                # nobody waits, and digests are written along with the pages: the device could only be read slowly
+                self._end_stream()
             if self.dirty is None:  # also where nothing ran: it may have stopped by itself only now
-                self._map_data(everywhere=False)
+                self._map_grown()
+            started = time.perf_counter()
             self._round(pool, len(self.rounds))
-        except BaseException:
-            with contextlib.suppress(FixedRamError):  # what went wrong first matters more
-                self.machine.resume()
-            raise
-        self.machine.resume()
-        if was_running:
-            self.pause_seconds = time.perf_counter() - started
+            self.last_round_seconds = time.perf_counter() - started
+            pause.device_state()  # it has to be there before the machine goes on
+
+    def _end_stream(self) -> None:
+        """Put together and lay out what follows the last page: device sections, trailer, clone stream."""
+        state = self.pause.device_state()
+        try:
+            self.tail = self.layout.tail(state)
+        except FormatError as error:
+            raise MachineError(f"the device state is not what QEMU writes: {error.message}") from error
+        small = [number for number, each in enumerate(self.guest_blocks) if not each.main]
+        if state and small:
+            self.clone = CloneStream(
+                machine=self.layout.machine,
+                blocks=[self.layout.blocks[number] for number in small],
+                present=[self.bitmaps.file[number] for number in small],
+                device_sections=state,
+            )
+        self.trailer = TrailerLayout.plan(
+            base=self.layout.base,
+            stream_end=self.layout.ram_end + len(self.tail),
+            blocks=[saved.block for saved in self.layout.blocks],
+            clone_end=self.clone.end if self.clone else None,
+        )
+        self.pending.set_size(self.trailer.file_length)
+        self.tables[:] = self.trailer.tables  # tells the workers that digests are wanted, and where they go
 
     def _sync_dirty(self) -> None:
         """Add what was written since the last time; the data map grows by what of it is no hole any more."""
@@ -365,20 +367,8 @@ class _Save:
         if self.options.durability is Durability.FULL:
             with contextlib.suppress(OSError):  # a hint; the sync at the end is what counts
                 linux.start_writeback(self.pending.fd)  # the device writes while the digests are computed
-        self._plan_trailer()
         self._run(pool, _DIGEST, plan_shards(self.bitmaps.file, workers=self.options.channels))
         self.digest_seconds = time.perf_counter() - started
-
-    def _plan_trailer(self) -> TrailerLayout:
-        """Lay out the trailer, which follows the device sections, and tell the workers where its tables lie."""
-        self.trailer = TrailerLayout.plan(
-            base=self.layout.base,
-            stream_end=self.layout.ram_end + len(self.tail),
-            blocks=[saved.block for saved in self.layout.blocks],
-        )
-        self.pending.set_size(self.trailer.file_length)
-        self.tables[:] = self.trailer.tables
-        return self.trailer
 
     def _run(self, pool: WorkerPool, job: int, shards: Sequence[Shard]) -> Tally:
         def clean(shard: Shard) -> None:  # only when it is acknowledged: a lost shard's pages stay dirty

@@ -13,8 +13,6 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping, Sequence
 
-import numpy as np
-
 from parallel_fixedram.core.bitmap import PageBitmap
 from parallel_fixedram.core.errors import RequestError
 from parallel_fixedram.core.mapped_ram import SavedBlock
@@ -28,6 +26,7 @@ from parallel_fixedram.engine.image import Image
 from parallel_fixedram.engine.messages import Tally
 from parallel_fixedram.engine.pool import WorkerPool
 from parallel_fixedram.engine.progress import Progress
+from parallel_fixedram.engine.stale import absent_but_stored
 from parallel_fixedram.engine.window import Window, WindowReader, nonzero_pages, windows
 from parallel_fixedram.engine.worker import Job
 
@@ -64,7 +63,7 @@ class ZeroSlotJob:
     def __init__(self, image: Image) -> None:
         self._image = image
         self._blocks = image.blocks
-        self.work = [_absent_but_stored(image, saved) for saved in image.blocks]
+        self.work = [absent_but_stored(image, saved) for saved in image.blocks]
 
     def open(self) -> None:
         """Allocate the read buffer (Job.open)."""
@@ -190,12 +189,6 @@ def _pairs(image: Image, ram: Mapping[str, GuestBlock]) -> list[tuple[SavedBlock
             )
         pairs.append((saved, RamSide(guest.source, saved.block.pages, saved.block.page_size)))
     return pairs
-
-
-def _absent_but_stored(image: Image, saved: SavedBlock) -> PageBitmap:
-    stored = image.slot_data(saved)
-    stored.words &= np.bitwise_not(image.bitmap(saved.block.idstr).words)
-    return stored
 
 
 def check_ranges(image: Image, trailer: Trailer) -> list[Difference]:

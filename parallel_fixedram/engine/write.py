@@ -42,6 +42,7 @@ class WriteJob:
         tables: where the digest of page 0 of each block goes, in shared memory; 0 while no digests are wanted.
         max_gap_pages: how many clean or zero pages may be written along to join two writes into one.
         window_pages: how many pages are tested and then written at a time.
+        keep_zero_pages: one a block, whether its zero pages are written like others.
     """
 
     def __init__(
@@ -55,6 +56,7 @@ class WriteJob:
         tables: NDArray[np.uint64],
         max_gap_pages: int,
         window_pages: int = WINDOW_PAGES,
+        keep_zero_pages: Sequence[bool] = (),
     ) -> None:
         self._blocks = blocks
         self._sources = sources
@@ -64,6 +66,7 @@ class WriteJob:
         self._tables = tables
         self._max_gap_pages = max_gap_pages
         self._window_pages = window_pages
+        self._keep_zero_pages = keep_zero_pages or [False] * len(blocks)
 
     def open(self) -> None:
         """Map guest RAM (Job.open)."""
@@ -96,7 +99,9 @@ class WriteJob:
         """Write a window that starts at page ``first``; returns which of its dirty pages are in the file now."""
         saved, source, clock = self._blocks[shard.block], self._sources[shard.block], time.perf_counter
         started = clock()
-        store = dirty & self._nonzero(shard.block, first, dirty, data)
+        store = dirty
+        if not self._keep_zero_pages[shard.block]:
+            store = dirty & self._nonzero(shard.block, first, dirty, data)
         runs = merge_runs(runs_of_ones(store), data, self._max_gap_pages)
         tally.scan_seconds += clock() - started
         for start, count in runs.tolist():

@@ -4,7 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import errno
+import fcntl
 import os
+
+import numpy as np
+from numpy.typing import NDArray
 
 FALLOC_FL_KEEP_SIZE = 0x01  # linux/falloc.h
 FALLOC_FL_PUNCH_HOLE = 0x02
@@ -12,11 +17,58 @@ SYNC_FILE_RANGE_WRITE = 2  # linux/fs.h
 RENAME_NOREPLACE = 1  # linux/fs.h
 PR_SET_PDEATHSIG = 1  # linux/prctl.h
 HUGETLBFS_MAGIC = 0x958458F6  # linux/magic.h
+TMPFS_MAGIC = 0x01021994
+PAGE_IS_PRESENT = 1 << 3  # linux/fs.h
+PAGE_IS_SWAPPED = 1 << 4
+PAGE_IS_PFNZERO = 1 << 5
 
 _libc = ctypes.CDLL(None, use_errno=True)
 _libc.fallocate.argtypes = (ctypes.c_int, ctypes.c_int, ctypes.c_int64, ctypes.c_int64)
 _libc.renameat2.argtypes = (ctypes.c_int, ctypes.c_char_p, ctypes.c_int, ctypes.c_char_p, ctypes.c_uint)
 _libc.sync_file_range.argtypes = (ctypes.c_int, ctypes.c_int64, ctypes.c_int64, ctypes.c_uint)
+_libc.mincore.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_void_p)
+_libc.process_vm_readv.restype = ctypes.c_ssize_t
+
+
+class _Iovec(ctypes.Structure):
+    """struct iovec of bits/types/struct_iovec.h."""
+
+    _fields_ = (("iov_base", ctypes.c_void_p), ("iov_len", ctypes.c_size_t))
+
+
+_libc.process_vm_readv.argtypes = (
+    ctypes.c_int,
+    ctypes.POINTER(_Iovec),
+    ctypes.c_ulong,
+    ctypes.POINTER(_Iovec),
+    ctypes.c_ulong,
+    ctypes.c_ulong,
+)
+
+
+class _PmScanArg(ctypes.Structure):
+    """struct pm_scan_arg of linux/fs.h."""
+
+    _fields_ = tuple(
+        (name, ctypes.c_uint64)
+        for name in (
+            "size",
+            "flags",
+            "start",
+            "end",
+            "walk_end",
+            "vec",
+            "vec_len",
+            "max_pages",
+            "category_inverted",
+            "category_mask",
+            "category_anyof_mask",
+            "return_mask",
+        )
+    )
+
+
+_PAGEMAP_SCAN = 3 << 30 | ctypes.sizeof(_PmScanArg) << 16 | ord("f") << 8 | 16  # _IOWR('f', 16, struct pm_scan_arg)
 
 
 def _check(result: int) -> None:
@@ -67,6 +119,79 @@ def die_with_parent(signum: int, parent: int) -> None:
 
 def is_hugetlbfs(fd: int) -> bool:
     """Whether the file lies on huge pages (fstatfs(2)): reading a hole through a mapping would take one."""
+    return _file_system_magic(fd) == HUGETLBFS_MAGIC
+
+
+def is_tmpfs(fd: int) -> bool:
+    """Whether the file lies in shared memory (fstatfs(2)): it has no other place than the page cache and swap."""
+    return _file_system_magic(fd) == TMPFS_MAGIC
+
+
+def _file_system_magic(fd: int) -> int:
     buffer = ctypes.create_string_buffer(256)
     _check(_libc.fstatfs(fd, buffer))
-    return int.from_bytes(buffer.raw[:8], "little") == HUGETLBFS_MAGIC
+    return int.from_bytes(buffer.raw[:8], "little")
+
+
+def mincore(address: int, length: int, into: NDArray[np.uint8]) -> None:
+    """mincore(2): bit 0 of each element of ``into`` says whether that page of this process's mapping is in memory.
+
+    Of a file mapping it is asked of the page cache, not of a page table, and nothing is touched by it. Whoever may not
+    write the file is told 1 for every page.
+    """
+    _check(_libc.mincore(address, length, into.ctypes.data))
+
+
+def process_vm_readv(pid: int, address: int, into: memoryview) -> int:
+    """process_vm_readv(2) of one piece: copy from ``address`` on in process ``pid``.
+
+    Returns:
+        Bytes copied, fewer than ``into`` has where a page on the way cannot be read.
+    """
+    length = into.nbytes
+    local = _Iovec(ctypes.addressof(ctypes.c_char.from_buffer(into)), length)
+    got = int(_libc.process_vm_readv(pid, ctypes.byref(local), 1, ctypes.byref(_Iovec(address, length)), 1, 0))
+    if got < 0:
+        _check(got)
+    return got
+
+
+def may_read_process(pid: int) -> None:
+    """Raise EPERM or ESRCH as process_vm_readv(2) would, without touching a page of the process."""
+    try:
+        process_vm_readv(pid, 0, memoryview(bytearray(1)))
+    except OSError as error:
+        if error.errno != errno.EFAULT:  # nothing is mapped at address 0: the question of rights comes before that
+            raise
+
+
+def pagemap_scan(fd: int, start: int, end: int, into: NDArray[np.uint64]) -> int:
+    """The PAGEMAP_SCAN ioctl of Linux 6.7: which pages hold memory of their own, that is present or swapped, but zero.
+
+    ``walk_end`` is not told: the kernel leaves a place in the middle there when it came to the end after more than 512
+    regions. Every page before the end of the last region was looked at; if ``into`` was not filled, every page was.
+
+    Args:
+        fd: descriptor of /proc/PID/pagemap.
+        start: first address, a multiple of the page size.
+        end: address after the last one.
+        into: shape (regions, 3); takes first address, address after the last one, and categories of each region.
+
+    Returns:
+        How many regions were found.
+
+    Raises:
+        OSError: ENOTTY where the kernel is older.
+    """
+    arg = _PmScanArg(
+        size=ctypes.sizeof(_PmScanArg),
+        start=start,
+        end=end,
+        vec=into.ctypes.data,
+        vec_len=len(into),
+        category_inverted=PAGE_IS_PFNZERO,
+        category_mask=PAGE_IS_PFNZERO,
+        category_anyof_mask=PAGE_IS_PRESENT | PAGE_IS_SWAPPED,
+        return_mask=PAGE_IS_PRESENT,
+    )
+    return int(fcntl.ioctl(fd, _PAGEMAP_SCAN, arg))

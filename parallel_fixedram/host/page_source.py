@@ -6,6 +6,8 @@ Reading a hole of shared memory through a mapping allocates it, so a scan of an 
 
 - MappedSource maps the file and hands out views of it: no copy. Its callers stay inside ``data_ranges``.
 - CopiedSource reads into a buffer of its own: for hugetlbfs, which says that everything is data.
+
+What only one process maps has no file: ``process_memory`` copies it from there.
 """
 
 from __future__ import annotations
@@ -14,15 +16,27 @@ import errno
 import mmap
 import os
 import stat
+from abc import ABC, abstractmethod
 from collections.abc import Iterator
 
 import numpy as np
+from numpy.typing import NDArray
 
+from parallel_fixedram.core.bitmap import WORD_PAGES, PageBitmap
 from parallel_fixedram.core.errors import HostError, RequestError
 from parallel_fixedram.core.protocols import Pages, PageSource
 from parallel_fixedram.core.ramblock import TARGET_PAGE_SIZE, PageRange
 from parallel_fixedram.host import linux
 from parallel_fixedram.host.channel import anonymous_memory
+
+_CHUNK_WORDS = 64
+_CHUNK_PAGES = _CHUNK_WORDS * WORD_PAGES
+"""Pages asked for with one ``mincore``."""
+
+_MANY_GAPS = 64
+"""Gaps in a chunk from which on one ``mincore`` is quicker than an ``lseek`` for each of them (measured: about 100)."""
+
+_ALL_ONES = np.uint64((1 << WORD_PAGES) - 1)
 
 
 class MappedSource:
@@ -43,6 +57,7 @@ class MappedSource:
         self._length = length
         self._page_size = page_size
         self._pages: Pages | None = None
+        self._swapped_out: int | None = None
 
     def open(self) -> None:
         """Map the block (PageSource.open)."""
@@ -62,6 +77,8 @@ class MappedSource:
 
     def data_ranges(self, within: PageRange) -> list[PageRange]:
         """What SEEK_DATA and SEEK_HOLE say; everything where the file system does not know (PageSource.data_ranges)."""
+        if self._swapped_out is None or within.count * self._page_size == self._length:
+            self._swapped_out = swapped_out()  # asked before: what goes to swap from here on may be missed by the cache
         first = self._offset + within.first * self._page_size
         found: list[PageRange] = []
         for start, end in data_extents(self._fd, first, first + within.count * self._page_size):
@@ -72,6 +89,57 @@ class MappedSource:
             found.append(PageRange(page, after - page))
         return found
 
+    def grown(self, data: PageBitmap) -> list[PageRange]:
+        """Asks the page cache where gaps are many, the file where they are few (PageSource.grown).
+
+        ``lseek`` takes microseconds for each gap, however small; ``mincore`` takes less than a tenth of one for each
+        page, gap or not, and in shared memory finds the same pages but those in swap. A page that was in swap when the
+        data map was made is in it; if anything went there since, only ``lseek`` knows. The page tables of the process
+        that runs the guest would be quicker still, but what another process wrote into the same memory, such as a back
+        end of one of its devices, is not in them.
+        """
+        if data.count() == data.pages:
+            return []
+        scattered = self._scattered(data)
+        if not scattered.any() or not self._cache_tells():
+            return grown_by_asking(self, data)
+        found = PageBitmap(data.pages)
+        for chunk in np.flatnonzero(scattered).tolist():
+            found.put_bits(chunk * _CHUNK_WORDS, self._in_cache(chunk * _CHUNK_PAGES, data.pages))
+        if swapped_out() != self._swapped_out:  # asked afterwards: a page counts before it leaves the cache
+            return grown_by_asking(self, data)
+        found.words &= ~data.words
+        rest = PageBitmap(data.pages, data.words | np.repeat(scattered * _ALL_ONES, _CHUNK_WORDS)[: len(data.words)])
+        for each in grown_by_asking(self, rest):
+            found.set_range(each)
+        return found.ranges()
+
+    @staticmethod
+    def _scattered(data: PageBitmap) -> NDArray[np.bool_]:
+        """In which chunks of the block so many gaps begin that asking for every page is quicker."""
+        gaps = ~data.words
+        carry = np.concatenate((np.zeros(1, np.uint64), gaps[:-1] >> np.uint64(WORD_PAGES - 1)))
+        begins = np.bitwise_count(gaps & ~((gaps << np.uint64(1)) | carry))
+        return np.add.reduceat(begins, np.arange(0, len(begins), _CHUNK_WORDS), dtype=np.int64) > _MANY_GAPS
+
+    def _cache_tells(self) -> bool:
+        """Whether the page cache knows every page that holds something, and tells us."""
+        if self._swapped_out is None or self._page_size != mmap.PAGESIZE or not linux.is_tmpfs(self._fd):
+            return False
+        return os.access(f"/proc/self/fd/{self._fd}", os.W_OK, effective_ids=True)
+
+    def _in_cache(self, first: int, pages: int) -> NDArray[np.uint8]:
+        """0 or 1 for each page of the chunk that begins at page ``first``."""
+        self.open()
+        assert self._pages is not None
+        resident = np.empty(min(_CHUNK_PAGES, pages - first), np.uint8)
+        try:
+            linux.mincore(self._pages[first:].ctypes.data, len(resident) * self._page_size, resident)
+        except OSError as error:
+            raise HostError.from_os("cannot ask which pages of guest RAM are in memory", error) from error
+        resident &= 1
+        return resident
+
     def close(self) -> None:
         """Unmap and close; views handed out stay valid until they are dropped (PageSource.close)."""
         self._pages = None
@@ -80,8 +148,46 @@ class MappedSource:
             self._fd = -1
 
 
-class CopiedSource:
-    """Pages of a file on huge pages, read with ``preadv`` into a private, page-aligned buffer.
+class CopyingSource(ABC):
+    """What sources that copy have in common: a private, page-aligned buffer, and a loop over short reads.
+
+    Args:
+        page_size: target page size in bytes.
+    """
+
+    def __init__(self, *, page_size: int) -> None:
+        self._page_size = page_size
+        self._buffer: Pages = np.empty((0, page_size // 8), np.uint64)
+
+    @abstractmethod
+    def _read(self, position: int, into: memoryview) -> int:
+        """Copy from byte ``position`` of the block on; returns how many bytes, at least one.
+
+        Raises:
+            HostError: they cannot be read.
+        """
+
+    def pages(self, first: int, count: int) -> Pages:
+        """A copy of the pages, overwritten by the next call (PageSource.pages)."""
+        if len(self._buffer) < count:
+            memory = anonymous_memory(count * self._page_size)
+            self._buffer = np.frombuffer(memory, np.uint64).reshape(count, -1)
+        target = self._buffer[:count].data.cast("B")
+        position = first * self._page_size
+        while target:
+            got = self._read(position, target)
+            target, position = target[got:], position + got
+        result = self._buffer[:count]
+        result.flags.writeable = False
+        return result
+
+    def close(self) -> None:
+        """Drop the buffer (PageSource.close)."""
+        self._buffer = np.empty((0, self._page_size // 8), np.uint64)
+
+
+class CopiedSource(CopyingSource):
+    """Pages of a file on huge pages, read with ``preadv``.
 
     Args:
         fd: descriptor of the file, readable; duplicated.
@@ -92,43 +198,53 @@ class CopiedSource:
     tells_holes = False
 
     def __init__(self, fd: int, *, offset: int = 0, page_size: int = TARGET_PAGE_SIZE) -> None:
+        super().__init__(page_size=page_size)
         self._fd = os.dup(fd)
         self._offset = offset
-        self._page_size = page_size
-        self._buffer: Pages = np.empty((0, page_size // 8), np.uint64)
 
     def open(self) -> None:
         """Nothing to prepare: ``preadv`` needs no mapping (PageSource.open)."""
 
-    def pages(self, first: int, count: int) -> Pages:
-        """A copy of the pages, overwritten by the next call (PageSource.pages)."""
-        if len(self._buffer) < count:
-            memory = anonymous_memory(count * self._page_size)
-            self._buffer = np.frombuffer(memory, np.uint64).reshape(count, -1)
-        target = self._buffer[:count].data.cast("B")
-        offset = self._offset + first * self._page_size
-        while target:
-            try:
-                got = os.preadv(self._fd, [target], offset)
-            except OSError as error:
-                raise HostError.from_os("cannot read guest RAM", error) from error
-            if got == 0:
-                raise HostError("guest RAM became shorter while it was read")
-            target, offset = target[got:], offset + got
-        result = self._buffer[:count]
-        result.flags.writeable = False
-        return result
+    def _read(self, position: int, into: memoryview) -> int:
+        try:
+            got = os.preadv(self._fd, [into], self._offset + position)
+        except OSError as error:
+            raise HostError.from_os("cannot read guest RAM", error) from error
+        if got == 0:
+            raise HostError("guest RAM became shorter while it was read")
+        return got
 
     def data_ranges(self, within: PageRange) -> list[PageRange]:
         """All of it: content decides (PageSource.data_ranges)."""
         return [within] if within.count else []
 
+    def grown(self, data: PageBitmap) -> list[PageRange]:
+        """What ``data`` leaves out, if anything (PageSource.grown)."""
+        return grown_by_asking(self, data)
+
     def close(self) -> None:
         """Drop buffer and descriptor (PageSource.close)."""
-        self._buffer = np.empty((0, self._page_size // 8), np.uint64)
+        super().close()
         if self._fd >= 0:
             linux.close(self._fd)
             self._fd = -1
+
+
+def grown_by_asking(source: PageSource, data: PageBitmap) -> list[PageRange]:
+    """PageSource.grown by way of ``data_ranges`` of every gap: exact, and quick where the gaps are few."""
+    if data.count() == data.pages:
+        return []
+    return [found for gap in data.gaps() for found in source.data_ranges(gap)]
+
+
+def swapped_out() -> int | None:
+    """How often the host has taken memory out of the page cache into swap since it started; None where it tells not."""
+    try:
+        with open("/proc/vmstat", encoding="ascii") as file:
+            counts = dict(line.split() for line in file)
+        return int(counts["pswpout"]) + sum(int(counts.get(name, 0)) for name in ("zswpout", "swpout_zero"))
+    except (OSError, KeyError, ValueError):
+        return None
 
 
 def data_extents(fd: int, start: int, end: int) -> Iterator[tuple[int, int]]:

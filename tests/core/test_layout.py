@@ -3,7 +3,7 @@ from itertools import pairwise
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
-from support.streamwriter import OUR_VMDESC, Sparse
+from support.streamwriter import DEVICES, Sparse, device_bytes, our_vmdesc
 
 from parallel_fixedram.core import mapped_ram
 from parallel_fixedram.core.errors import RequestError
@@ -73,8 +73,9 @@ def test_our_head_differs_from_qemus_only_in_the_id_of_the_ram_section():
 
 def test_the_tail_ends_ram_carries_the_devices_and_announces_the_trailer():
     ram_end = "00000000 00000010 7e 52414d00 03 52414d00 00000000 00000010 7e 52414d00"
-    tail = FileLayout.plan("m", [block()]).tail(b"<devices>")
-    assert tail == bytes.fromhex(ram_end) + b"<devices>\0\6\0\0\0" + bytes([len(OUR_VMDESC)]) + OUR_VMDESC
+    devices, description = device_bytes(DEVICES), our_vmdesc(DEVICES)
+    tail = FileLayout.plan("m", [block()]).tail(devices)
+    assert tail == bytes.fromhex(ram_end) + devices + b"\0\6" + len(description).to_bytes(4, "big") + description
 
 
 @pytest.mark.parametrize(

@@ -16,6 +16,7 @@ from support.streamwriter import (
     Block,
     Section,
     Stream,
+    device_bytes,
     our_file,
     page_digests,
     pages_of,
@@ -30,7 +31,6 @@ from parallel_fixedram.core.errors import FormatError
 from parallel_fixedram.core.layout import RAM_ONLY_MACHINE, FileLayout
 from parallel_fixedram.core.migration_file import parse
 from parallel_fixedram.core.ramblock import RAMBlock
-from parallel_fixedram.core.stream import pack_footer, pack_section_head
 from parallel_fixedram.core.trailer import (
     DIGEST_BYTES,
     FOOTER_BYTES,
@@ -45,10 +45,7 @@ from parallel_fixedram.core.trailer import (
 M = Block(name="m", picture="A0C")
 BIOS = Block(name="pc.bios", picture="B")
 SMALL = (M, BIOS, Block(name="z", picture="0" * 65))
-DEVICE_BYTES = b"".join(
-    pack_section_head(4, 2 + i, each.name, each.instance, each.version) + each.body + pack_footer(2 + i)
-    for i, each in enumerate(DEVICES)
-)
+DEVICE_BYTES = device_bytes(DEVICES)
 
 
 def digest(data):
@@ -109,7 +106,7 @@ def test_device_sections_go_between_ram_and_the_end_mark():
 
 def test_a_guest_may_have_more_devices_than_an_id_byte_holds():
     many = [Section(name="cpu", instance=i, id=i) for i in range(700)]
-    data = saved_file(M, devices=b"".join(pack_section_head(4, i, "cpu", i, 1) + pack_footer(i) for i in range(700)))
+    data = saved_file(M, devices=device_bytes(many))
     assert data == our_file(M, devices=many).data
     assert [each.section_id for each in read(data).devices] == list(range(700))
 

@@ -10,9 +10,10 @@ from parallel_fixedram.core.errors import RequestError
 from parallel_fixedram.core.report import DiffReport, from_json, to_json
 from parallel_fixedram.engine import messages
 from parallel_fixedram.engine.compare import diff, join_findings
+from parallel_fixedram.engine.direct_io import DirectIO
 from parallel_fixedram.engine.image import Image
 from parallel_fixedram.engine.messages import Finding
-from parallel_fixedram.engine.save import DirectIO, SaveOptions, save
+from parallel_fixedram.engine.save import SaveOptions, save
 
 
 class Files:

@@ -17,8 +17,9 @@ from parallel_fixedram.core.report import SaveReport
 from parallel_fixedram.core.units import MIB
 from parallel_fixedram.engine import save as save_module
 from parallel_fixedram.engine.bitmaps import SharedBitmaps
+from parallel_fixedram.engine.direct_io import DirectIO
 from parallel_fixedram.engine.image import Image
-from parallel_fixedram.engine.save import DirectIO, SaveOptions, save
+from parallel_fixedram.engine.save import SaveOptions, save
 from parallel_fixedram.engine.verify import verify
 from parallel_fixedram.guest.process import GuestProcess
 from parallel_fixedram.guest.spec import GuestSpec

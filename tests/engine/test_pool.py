@@ -18,10 +18,11 @@ from parallel_fixedram.core.errors import FormatError, HostError, WorkerError
 from parallel_fixedram.core.plan import Shard
 from parallel_fixedram.core.protocols import Channel
 from parallel_fixedram.engine.bitmaps import shared_words
+from parallel_fixedram.engine.direct_io import DirectIO
 from parallel_fixedram.engine.image import Image
 from parallel_fixedram.engine.messages import Finding, ShardDone, Tally
 from parallel_fixedram.engine.pool import WorkerPool
-from parallel_fixedram.engine.save import DirectIO, SaveOptions, save
+from parallel_fixedram.engine.save import SaveOptions, save
 from parallel_fixedram.engine.verify import verify
 from parallel_fixedram.host.channel import FileChannel
 

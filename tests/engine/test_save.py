@@ -18,10 +18,11 @@ from parallel_fixedram.core.ramblock import PageRange
 from parallel_fixedram.core.report import SaveReport, from_json, to_json
 from parallel_fixedram.core.units import GIB, MIB
 from parallel_fixedram.engine import save as save_module
+from parallel_fixedram.engine.direct_io import DirectIO
 from parallel_fixedram.engine.image import Image
 from parallel_fixedram.engine.reserve import dense_ranges
 from parallel_fixedram.engine.restore import Destination, restore
-from parallel_fixedram.engine.save import DirectIO, Durability, SaveOptions, save
+from parallel_fixedram.engine.save import Durability, SaveOptions, save
 from parallel_fixedram.engine.verify import verify
 from parallel_fixedram.guest.process import GuestProcess
 from parallel_fixedram.guest.spec import GuestSpec

@@ -47,6 +47,14 @@ class Drawn:
     """Whether the source knows about holes to the page."""
 
 
+def data_map(drawn: Drawn) -> PageBitmap:
+    """What the source says may hold something, as the engine keeps it."""
+    data = PageBitmap(len(drawn.picture))
+    for each in drawn.source.data_ranges(PageRange(0, data.pages)):
+        data.set_range(each)
+    return data
+
+
 class PageSourceConformance:
     """Needs a fixture ``drawn``: a Drawn whose source is not open yet."""
 
@@ -84,11 +92,24 @@ class PageSourceConformance:
         os.pwrite(drawn.fd, b"x", drawn.offset + 100 * PAGE)
         assert 100 in covered(drawn.source.data_ranges(PageRange(66, 100)))
 
+    def test_a_page_that_was_touched_since_has_grown(self, drawn: Drawn) -> None:
+        data = data_map(drawn)
+        assert drawn.exact or data.count() == data.pages
+        if drawn.exact:
+            assert set(covered(drawn.source.grown(data))) <= set(covered(data.ranges()))
+            for index in (1, 3, 6, 100, 256):
+                os.pwrite(drawn.fd, b"x", drawn.offset + index * PAGE)
+            found = set(covered(drawn.source.grown(data)))
+            assert found - set(covered(data.ranges())) == {1, 6, 100, 256} - set(covered(data.ranges()))
+        data.set_all()
+        assert drawn.source.grown(data) == []
+
     def test_asking_and_reading_data_takes_no_memory(self, drawn: Drawn) -> None:
         before = allocated_pages(drawn.fd)
         drawn.source.open()
         for each in drawn.source.data_ranges(PageRange(0, len(drawn.picture))):
             drawn.source.pages(each.first, each.count).sum()
+        drawn.source.grown(data_map(drawn))
         assert allocated_pages(drawn.fd) == before
 
     def test_it_reads_memory_as_it_is_now(self, drawn: Drawn) -> None:

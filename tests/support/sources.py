@@ -55,6 +55,9 @@ class WatchedSource:
     def data_ranges(self, within: PageRange) -> list[PageRange]:
         return self._inner.data_ranges(within)
 
+    def grown(self, data: PageBitmap) -> list[PageRange]:
+        return self._inner.grown(data)
+
     def close(self) -> None:
         self._inner.close()
 

@@ -18,7 +18,6 @@ PAGE = 4096
 MIB = 1 << 20
 START, PART, END, FULL = 1, 2, 3, 4
 VMDESC = b'{"configuration": {}, "page_size": 4096, "devices": []}'
-OUR_VMDESC = b'{"page_size": 4096, "devices": [], "parallel-fixedram": {"trailer": 1}}'
 OUR_RAM_ID = 0x52414D00
 EOS = struct.pack(">Q", 0x10)
 
@@ -320,10 +319,29 @@ def page_digests(number: int, picture: str) -> Part:
     return 2, 0, struct.pack(">II", number, 0) + b"".join(struct.pack("<Q", digest) for digest in digests)
 
 
-def our_file(*blocks: Block, alignment: int = MIB, **changes: object) -> Stream:
+def device_bytes(devices: Sequence[Section]) -> bytes:
+    """FULL sections one after another, as a running QEMU hands them out; ids as in ``our_file``."""
+    out = _Out(0)
+    for number, each in enumerate(devices):
+        _section(out, {}, each, 2 + number)
+    return bytes(out.data)
+
+
+def our_vmdesc(devices: Sequence[Section] = ()) -> bytes:
+    """The VM description of the product's files, which knows how long every device section is."""
+    entries = ", ".join(
+        f'{{"name": "{each.name}", "instance_id": {each.instance}, "vmsd_name": "{each.name}", '
+        f'"version": {each.version}, "fields": [{{"name": "body", "type": "buffer", "size": {len(each.body)}}}]}}'
+        for each in devices
+    )
+    return f'{{"page_size": 4096, "devices": [{entries}], "parallel-fixedram": {{"trailer": 1}}}}'.encode()
+
+
+def our_file(*blocks: Block, alignment: int = MIB, devices: Sequence[Section] = (), **changes: object) -> Stream:
     """A whole file as the product writes it, trailer included; ``changes`` go to ``stream``."""
-    ours = {"machine": "parallel-fixedram", "ram_id": OUR_RAM_ID, "parts": 0, "command": False, "vmdesc": OUR_VMDESC}
-    made = stream(*blocks, alignment=alignment, **{"devices": (), **ours, **changes})  # type: ignore[arg-type]
+    ours = {"machine": "parallel-fixedram", "ram_id": OUR_RAM_ID, "parts": 0, "command": False}
+    ours["vmdesc"] = our_vmdesc(devices)
+    made = stream(*blocks, alignment=alignment, **{"devices": devices, **ours, **changes})  # type: ignore[arg-type]
     base = made.marks["magic"]
     data = made.data + bytes(-len(made.data) % PAGE)
     ranges, start = [], base

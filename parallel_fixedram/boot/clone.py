@@ -1,0 +1,153 @@
+"""Clone guests: copy-on-write QEMUs whose RAM is mapped from the page arrays of a file."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Sequence
+from contextlib import ExitStack
+
+from parallel_fixedram.app import readers
+from parallel_fixedram.boot.plan import INCOMING, Boot, check_file, clone_stream_in, find_clone_stream, paused_if
+from parallel_fixedram.core.errors import RequestError
+from parallel_fixedram.core.mapped_ram import SavedBlock
+from parallel_fixedram.core.ramblock import TARGET_PAGE_SIZE
+from parallel_fixedram.core.report import BootReport, BootSeconds
+from parallel_fixedram.engine.add_trailer import add_trailer
+from parallel_fixedram.engine.image import Image, open_image
+from parallel_fixedram.engine.progress import Progress
+from parallel_fixedram.engine.stale import has_stale_pages, punch_stale_pages
+from parallel_fixedram.qemu.command_line import CommandLine, MemoryFile
+from parallel_fixedram.qemu.fleet import Fleet
+from parallel_fixedram.qemu.incoming import Source
+
+CLONES_SHARE = (
+    "clones are the same machine: MAC addresses, machine ids, keys and random numbers to come are equal "
+    "until the guest changes them"
+)
+
+
+def clone_guests(
+    uri: str,
+    command: Sequence[str],
+    *,
+    count: int = 1,
+    punch: bool = False,
+    add_clone_stream: bool = False,
+    paused: bool = False,
+    folder: str | None = None,
+    progress: Progress | None = None,
+) -> BootReport:
+    """Start guests copy-on-write, their RAM mapped from the page arrays of a file; the file's bytes do not change.
+
+    Args:
+        uri: a path, or ``file:PATH[,offset=SIZE]``. The file must not be changed while the guests live.
+        command: the QEMU that the guest was saved from; ``{n}`` in an argument is the clone's number, from 0.
+        count: how many.
+        punch: make holes of stale pages first, in place; what the file says stays the same.
+        add_clone_stream: add digests and a clone stream to a file that has none first, in place.
+        paused: do not let the guests run.
+        folder: where each gets a folder for socket and log; must not exist. None for a new one.
+        progress: ``progress(phase, done, total)`` in bytes.
+
+    Raises:
+        RequestError: the file has no device state, or stale pages, or does not fit the command line. No guest ran.
+        FormatError: not a complete mapped-ram file.
+        MachineError: a QEMU does not start, or cannot load the file.
+        HostError: I/O or memory.
+    """
+    started = time.perf_counter()
+    if count < 1:
+        raise RequestError(f"{count} clones, at least 1 is needed")
+    line = paused_if(CommandLine.parse(command), paused)
+    if punch or add_clone_stream:
+        _prepare(uri, line, punch=punch, add_clone_stream=add_clone_stream, progress=progress)
+    with ExitStack() as stack:
+        image = stack.enter_context(open_image(uri))
+        main = check_file(image, line)
+        _refuse_stale(image, main)
+        boot = _on_page_arrays(image, line, main, count)
+        boot.source, boot.descriptors = find_clone_stream(image, main, stack)
+        fleet = stack.enter_context(Fleet(boot.commands, folder, descriptors=boot.descriptors))
+        guests = fleet.load(
+            image.file.configuration.machine,
+            [saved.block for saved in image.file.blocks],
+            boot.source,
+            run=not line.paused,
+        )
+        fleet.let_go()
+    return BootReport(
+        verb="clone",
+        file=image.path,
+        how="copy-on-write, mapped from the file",
+        channels=1,
+        direct_io=False,
+        guests=guests,
+        changes=tuple(boot.changes),
+        verified=False,
+        seconds=BootSeconds(
+            total=time.perf_counter() - started, fill=0.0, start=fleet.start_seconds, load=fleet.load_seconds
+        ),
+        notes=(CLONES_SHARE,),
+    )
+
+
+def plan_clone(uri: str, command: Sequence[str], *, count: int = 1, paused: bool = False) -> Boot:
+    """What ``clone_guests`` would start, for somebody who would rather do it by hand; nothing is touched.
+
+    Raises:
+        RequestError: as for ``clone_guests``; or the file has no clone stream of its own.
+        FormatError: not a complete mapped-ram file.
+    """
+    if count < 1:
+        raise RequestError(f"{count} clones, at least 1 is needed")
+    line = paused_if(CommandLine.parse(command), paused)
+    with open_image(uri) as image:
+        main = check_file(image, line)
+        _refuse_stale(image, main)
+        boot = _on_page_arrays(image, line, main, count)
+        boot.source = clone_stream_in(image, main)
+        return boot
+
+
+def _on_page_arrays(image: Image, line: CommandLine, main: Sequence[SavedBlock], count: int) -> Boot:
+    files = {}
+    for saved in main:
+        if saved.header.pages_offset % TARGET_PAGE_SIZE:
+            raise RequestError(f"the pages of block {saved.block.idstr!r} do not start at a multiple of a page")
+        files[saved.block.idstr] = MemoryFile(
+            path=os.path.abspath(image.path),
+            offset=saved.header.pages_offset,
+            size=saved.block.used_length,
+            shared=False,
+        )
+    rewritten = [line.with_number(number).with_memory(files) for number in range(count)]
+    return Boot(
+        commands=[[*each.arguments, *INCOMING] for each in rewritten],
+        source=Source(path=""),
+        changes=rewritten[0].changes,
+    )
+
+
+def _refuse_stale(image: Image, main: Sequence[SavedBlock]) -> None:
+    """Refuse pages that are zero by the bitmap, but not in the page array that a guest would map.
+
+    A file with our trailer has none: a save leaves none, and a trailer is added to no file that has.
+    """
+    for saved in main if image.file.trailer is None else ():
+        if has_stale_pages(image, saved):
+            raise RequestError(
+                f"{image.path!r} has stale bytes where pages of block {saved.block.idstr!r} are zero: "
+                "QEMU saved it while the guest ran",
+                hint="--punch makes holes of them, in place; what the file says stays the same",
+            )
+
+
+def _prepare(uri: str, line: CommandLine, *, punch: bool, add_clone_stream: bool, progress: Progress | None) -> None:
+    """Change a file so that it can be cloned."""
+    with open_image(uri) as image:
+        main = check_file(image, line)
+        if punch:
+            punch_stale_pages(image)
+        if add_clone_stream:
+            add_trailer(image, [saved.block.idstr for saved in main], channels=readers(), progress=progress)

@@ -1,0 +1,92 @@
+"""What is to be started: command lines, and the stream that each QEMU loads."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Collection, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+
+from parallel_fixedram.core.errors import HostError, RequestError
+from parallel_fixedram.core.mapped_ram import SavedBlock
+from parallel_fixedram.engine.clone_stream import clone_stream_of
+from parallel_fixedram.engine.image import Image
+from parallel_fixedram.engine.restore import check_head
+from parallel_fixedram.host import linux
+from parallel_fixedram.host.channel import FileChannel
+from parallel_fixedram.qemu.command_line import CommandLine
+from parallel_fixedram.qemu.incoming import Source
+
+INCOMING = ("-incoming", "defer")
+"""What makes a QEMU wait for its guest."""
+
+
+@dataclass(kw_only=True)
+class Boot:
+    """What is to be started: command lines, and what each QEMU loads.
+
+    Attributes:
+        commands: one a guest, the program first.
+        source: the stream that QEMU loads.
+        changes: what of the command line was replaced, a sentence each.
+        descriptors: open files that QEMU needs; without any, the commands are good for anybody.
+    """
+
+    commands: Sequence[Sequence[str]]
+    source: Source
+    changes: Sequence[str] = ()
+    descriptors: Collection[int] = field(default_factory=set)
+
+
+def paused_if(line: CommandLine, paused: bool) -> CommandLine:
+    """The command line, with ``-S`` if the guest shall not run."""
+    return CommandLine.parse([*line.arguments, "-S"]) if paused and not line.paused else line
+
+
+def check_file(image: Image, line: CommandLine) -> list[SavedBlock]:
+    """Refuse a file that no guest can be started from; returns the blocks that are main memory."""
+    image.check_complete()
+    if not image.file.devices:
+        raise RequestError(
+            f"{image.path!r} holds no device state, so no guest can be started from it",
+            hint="it was made from RAM alone; save --qmp takes a whole guest",
+        )
+    for saved in image.file.blocks:
+        if saved.absent:
+            raise RequestError(f"{image.path!r} does not hold block {saved.block.idstr!r}, only its name")
+    check_head(image)
+    main = line.main_blocks([(saved.block.idstr, saved.block.used_length) for saved in image.blocks])
+    return [image.block(idstr) for idstr in main]
+
+
+def _has_clone_stream(image: Image, main: Sequence[SavedBlock]) -> bool:
+    """Whether the file's own clone stream is of everything but ``main``."""
+    everything = {saved.block.idstr for saved in image.blocks}
+    return image.clone_blocks() == everything - {saved.block.idstr for saved in main}
+
+
+def clone_stream_in(image: Image, main: Sequence[SavedBlock]) -> Source:
+    """The clone stream that the file itself carries.
+
+    Raises:
+        RequestError: it carries none, or one for other main blocks.
+    """
+    if not image.file.trailer or not _has_clone_stream(image, main):
+        raise RequestError(
+            f"{image.path!r} carries no clone stream for this command line", hint="clone --add-clone-stream adds one"
+        )
+    return Source(path=os.path.abspath(image.path), offset=image.file.trailer.clone_offset)
+
+
+def find_clone_stream(image: Image, main: Sequence[SavedBlock], stack: ExitStack) -> tuple[Source, set[int]]:
+    """The file's own clone stream, or one put together in memory, and the descriptors it needs."""
+    if image.file.trailer and _has_clone_stream(image, main):
+        return clone_stream_in(image, main), set()
+    clone_stream = clone_stream_of(image, [saved.block.idstr for saved in main])
+    try:
+        fd = os.memfd_create("clone-stream", os.MFD_CLOEXEC)
+    except OSError as error:
+        raise HostError.from_os("cannot get memory for the clone stream", error) from error
+    stack.callback(linux.close, fd)
+    clone_stream.write(image.channel, FileChannel(fd, "clone stream"), 0)
+    return Source(path=f"/proc/self/fd/{fd}"), {fd}

@@ -1,0 +1,197 @@
+"""Restore a whole guest: a QEMU with the RAM and device state of a file."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Collection, Mapping, Sequence
+from contextlib import ExitStack
+
+import numpy as np
+
+from parallel_fixedram.app import readers
+from parallel_fixedram.boot.plan import INCOMING, Boot, check_file, clone_stream_in, find_clone_stream, paused_if
+from parallel_fixedram.core.capabilities import Profile, capabilities_for_restore, validate_recorded
+from parallel_fixedram.core.errors import ContentsDiffer, RequestError
+from parallel_fixedram.core.mapped_ram import SavedBlock
+from parallel_fixedram.core.report import BootReport, BootSeconds
+from parallel_fixedram.engine.image import Image, open_image
+from parallel_fixedram.engine.progress import Progress
+from parallel_fixedram.engine.restore import Destination, restore
+from parallel_fixedram.engine.verify import verify
+from parallel_fixedram.host.page_cache import is_cold, takes_direct_io
+from parallel_fixedram.host.shared_memory import SharedMemory
+from parallel_fixedram.qemu.command_line import CommandLine, MemoryFile
+from parallel_fixedram.qemu.fleet import Fleet
+from parallel_fixedram.qemu.incoming import Source
+
+CACHE_SAMPLES = 64
+"""Pages of a file that are looked at to tell whether it is in the page cache."""
+
+
+def restore_guest(
+    uri: str,
+    command: Sequence[str],
+    *,
+    channels: int = 1,
+    experimental_multifd: bool = False,
+    capabilities: Mapping[str, bool] | None = None,
+    profile: Profile | str = Profile.FIXED_RAM,
+    shared: bool = False,
+    ram: Mapping[str, str] | None = None,
+    paused: bool = False,
+    check_digests: bool = False,
+    folder: str | None = None,
+    progress: Progress | None = None,
+) -> BootReport:
+    """Start a QEMU with the RAM and device state of a file.
+
+    Args:
+        uri: a path, or ``file:PATH[,offset=SIZE]``.
+        command: the QEMU that the guest was saved from: program and arguments.
+        channels: multifd channels of QEMU's loader, or number of our workers; more than one is multifd.
+        experimental_multifd: lift the rule against fixed-ram with multifd.
+        capabilities: further capabilities; those that the file records have to be on here.
+        profile: whose rules the gate follows.
+        shared: give the guest shared memory, filled by our workers; otherwise QEMU loads into memory of its own.
+        ram: files for the shared memory of some blocks, by name; made with mode 0600. Implies ``shared``.
+        paused: do not let the guest run.
+        check_digests: hold every page against its digest first.
+        folder: where socket and log go; must not exist. None for a new one.
+        progress: ``progress(phase, done, total)`` in bytes.
+
+    Raises:
+        CapabilityError: the gate refuses. Nothing was started.
+        RequestError: the file has no device state, or does not fit the command line. No guest ran.
+        FormatError: not a complete mapped-ram file. Nothing was started.
+        ContentsDiffer: a page does not match its digest. Nothing was started.
+        MachineError: QEMU does not start, or cannot load the file.
+        HostError: I/O or memory.
+    """
+    started = time.perf_counter()
+    profile = Profile(profile)
+    on = capabilities_for_restore(
+        channels=channels, extra=capabilities, profile=profile, experimental=experimental_multifd
+    )
+    line = paused_if(CommandLine.parse(command), paused)
+    with ExitStack() as stack:
+        image = stack.enter_context(open_image(uri))
+        validate_recorded(image.file.configuration.capabilities, on, profile)
+        main = check_file(image, line)
+        if check_digests:
+            _check_digests(image, progress)
+        memory: SharedMemory | None = None
+        boot = _by_qemu(image, line, channels)
+        if shared or ram:
+            lengths = {saved.block.idstr: saved.block.used_length for saved in main}
+            memory = stack.enter_context(SharedMemory(lengths, _known_blocks(ram or {}, lengths)))
+            boot = _on_memory(line, memory.paths, main)
+            boot.source, descriptors = find_clone_stream(image, main, stack)
+            boot.descriptors = memory.descriptors | descriptors
+        fleet = stack.enter_context(Fleet(boot.commands, folder, descriptors=boot.descriptors))
+        filling = time.perf_counter()
+        if memory:  # while QEMU starts
+            destinations = {idstr: Destination(path=path) for idstr, path in memory.paths.items()}
+            restore(image, destinations, channels=channels, progress=progress)
+        filled = time.perf_counter()
+        guests = fleet.load(
+            image.file.configuration.machine,
+            [saved.block for saved in image.file.blocks],
+            boot.source,
+            run=not line.paused,
+        )
+        if memory:
+            memory.keep()
+        fleet.let_go()
+    return BootReport(
+        verb="restore",
+        file=image.path,
+        how="shared memory, filled by our workers" if memory else "private memory, loaded by QEMU",
+        channels=channels,
+        direct_io=boot.source.direct_io,
+        guests=guests,
+        changes=tuple(boot.changes),
+        verified=check_digests,
+        seconds=BootSeconds(
+            total=time.perf_counter() - started,
+            fill=filled - filling,
+            start=fleet.start_seconds,
+            load=fleet.load_seconds,
+        ),
+    )
+
+
+def plan_restore(
+    uri: str, command: Sequence[str], *, channels: int = 1, ram: Mapping[str, str] | None = None, paused: bool = False
+) -> Boot:
+    """What ``restore_guest`` would start, for somebody who would rather do it by hand; nothing is touched.
+
+    Args:
+        uri: as for ``restore_guest``.
+        command: as for ``restore_guest``.
+        channels: as for ``restore_guest``.
+        ram: as for ``restore_guest``; the files have to be filled before.
+        paused: as for ``restore_guest``.
+
+    Raises:
+        RequestError: as for ``restore_guest``.
+        FormatError: not a complete mapped-ram file.
+    """
+    line = paused_if(CommandLine.parse(command), paused)
+    with open_image(uri) as image:
+        main = check_file(image, line)
+        if not ram:
+            return _by_qemu(image, line, channels)
+        paths = {idstr: os.path.abspath(path) for idstr, path in ram.items()}
+        boot = _on_memory(line, paths, main)
+        boot.source = clone_stream_in(image, main)
+        return boot
+
+
+def _check_digests(image: Image, progress: Progress | None) -> None:
+    if image.file.trailer is None:
+        raise RequestError(f"{image.path!r} carries no digests to check")
+    found = verify(image, channels=readers(), progress=progress)
+    if not found.ok:
+        raise ContentsDiffer(f"{image.path!r}: {found.differences[0]}", hint="no guest was started")
+
+
+def _by_qemu(image: Image, line: CommandLine, channels: int) -> Boot:
+    """QEMU loads the whole stream; past the page cache where it would have to wait for the device anyway."""
+    source = Source(
+        path=os.path.abspath(image.path),
+        offset=image.file.base,
+        channels=channels,
+        direct_io=channels > 1 and takes_direct_io(image.path) and is_cold(image.channel.fd, _samples(image)),
+    )
+    return Boot(commands=[[*line.arguments, *INCOMING]], source=source)
+
+
+def _samples(image: Image) -> list[int]:
+    """File offsets of some of the pages that are there, spread over all of them."""
+    found: list[int] = []
+    for saved in image.blocks:
+        pages = [run.first for run in image.bitmap(saved.block.idstr).ranges()]
+        chosen = np.linspace(0, len(pages) - 1, min(CACHE_SAMPLES, len(pages)), dtype=int).tolist()
+        found += [saved.page_offset(pages[index]) for index in chosen]
+    return found
+
+
+def _on_memory(line: CommandLine, paths: Mapping[str, str], main: Sequence[SavedBlock]) -> Boot:
+    """QEMU on shared memory; what it loads is to be decided."""
+    lengths = {saved.block.idstr: saved.block.used_length for saved in main}
+    rewritten = line.with_memory(
+        {
+            idstr: MemoryFile(path=path, offset=0, size=lengths[idstr], shared=True)
+            for idstr, path in _known_blocks(paths, lengths).items()
+        }
+    )
+    return Boot(commands=[[*rewritten.arguments, *INCOMING]], source=Source(path=""), changes=rewritten.changes)
+
+
+def _known_blocks(paths: Mapping[str, str], main: Collection[str]) -> Mapping[str, str]:
+    for idstr in paths:
+        if idstr not in main:
+            names = ", ".join(map(repr, main))
+            raise RequestError(f"block {idstr!r} is no main memory of this guest, which has {names}")
+    return paths

@@ -1,0 +1,62 @@
+"""What ``restore`` and ``clone`` share: how started guests, and those that could be, are shown."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shlex
+from typing import TYPE_CHECKING, Any
+
+from parallel_fixedram.cli import common
+
+if TYPE_CHECKING:
+    from parallel_fixedram.boot.plan import Boot
+    from parallel_fixedram.core.report import BootReport
+
+
+def add_boot_options(parser: Any) -> None:
+    """Options of a verb that starts QEMUs."""
+    parser.add_argument("--paused", action="store_true", help="do not let the guest run")
+    parser.add_argument(
+        "--run-dir", metavar="FOLDER", help="where QMP socket and log go, in FOLDER/N (default: a new one)"
+    )
+    parser.add_argument(
+        "--print", action="store_true", help="show the commands for a stock QEMU instead of running them"
+    )
+
+
+def show(args: argparse.Namespace, report: BootReport) -> None:
+    """Print a report."""
+    from parallel_fixedram.core.report import to_json
+
+    for note in (*report.changes, *report.notes):
+        common.warn(f"note: {note}")
+    if args.json:
+        common.print_json(to_json(report))
+        return
+    for number, guest in enumerate(report.guests):
+        print(f"guest {number}: {guest.status}, pid {guest.pid}, QMP socket {guest.qmp}")
+    seconds = report.seconds
+    fill = f", {seconds.fill:.3f} s to fill memory meanwhile" if seconds.fill else ""
+    print(
+        f"{report.how}: {seconds.total:.3f} s in all, {seconds.start:.3f} s until QEMU answered{fill}, "
+        f"{seconds.load:.3f} s to load"
+    )
+
+
+def show_plan(args: argparse.Namespace, boot: Boot) -> None:
+    """Print what could be started."""
+    for change in boot.changes:
+        common.warn(f"note: {change}")
+    requests = [
+        {"execute": command, **({"arguments": arguments} if arguments else {})}
+        for command, arguments in [*boot.source.requests(), *([] if args.paused else [("cont", {})])]
+    ]
+    if args.json:
+        common.print_json({"verb": args.verb, "commands": [list(each) for each in boot.commands], "qmp": requests})
+        return
+    for command in boot.commands:
+        print(shlex.join(command))
+    print("# then, in the QMP monitor of each; cont when query-migrate says that it is completed:")
+    for request in requests:
+        print(json.dumps(request))

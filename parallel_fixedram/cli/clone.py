@@ -1,0 +1,68 @@
+"""``clone``: guests copy-on-write, straight from a file."""
+
+from __future__ import annotations
+
+import argparse
+from typing import Any
+
+from parallel_fixedram.cli import boot, common
+from parallel_fixedram.core.errors import RequestError
+
+_EXAMPLES = """  parallel-fixedram clone /tmp/vm.mr --count 4 -- \\
+      qemu-system-x86_64 -m 1G -display none -serial file:/tmp/clone-{n}.log"""
+
+
+def register(subparsers: common.Subparsers[Any]) -> None:
+    """Add the verb to the command line."""
+    parser = common.add_verb(
+        subparsers,
+        "clone",
+        summary="start guests copy-on-write, their RAM mapped from a file",
+        about="Start N guests from FILE within a fraction of a second each, however much RAM they have: it is mapped\n"
+        "from FILE, and only what a guest writes is copied. FILE does not change, and must not be changed while they\n"
+        "live. Behind -- stands the QEMU command line that the guest was saved from; its memory backends are\n"
+        "replaced, and {n} is the clone's number. Clones are the same machine: unique MAC addresses, machine ids,\n"
+        "disks and random numbers are up to you. Guests with vhost-user or VFIO devices cannot be cloned.",
+        examples=_EXAMPLES,
+    )
+    parser.usage = "%(prog)s FILE [options] -- QEMU [argument ...]"
+    parser.add_argument("file", metavar="FILE", help="a mapped-ram file with device state, by QEMU or by us")
+    parser.add_argument("--count", type=int, default=1, metavar="N", help="how many (default 1)")
+    boot.add_boot_options(parser)
+    parser.add_argument(
+        "--punch",
+        action="store_true",
+        help="first make holes of stale bytes behind zero pages, which QEMU leaves when it saves a running guest",
+    )
+    parser.add_argument(
+        "--add-clone-stream",
+        action="store_true",
+        help="first add digests and a clone stream to a FILE written by QEMU, which loads it as before",
+    )
+    parser.set_defaults(run=run, verb="clone")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Carry out the verb; returns the exit code."""
+    from parallel_fixedram.boot import clone_guests, plan_clone
+
+    if args.command is None:
+        raise RequestError("a QEMU command line is needed, behind --", hint="see parallel-fixedram clone --help")
+    if args.print:
+        if args.punch or args.add_clone_stream:
+            raise RequestError("--print changes nothing, so it does not go with --punch and --add-clone-stream")
+        boot.show_plan(args, plan_clone(args.file, args.command, count=args.count, paused=args.paused))
+        return 0
+    with common.ProgressBar() as progress:
+        report = clone_guests(
+            args.file,
+            args.command,
+            count=args.count,
+            punch=args.punch,
+            add_clone_stream=args.add_clone_stream,
+            paused=args.paused,
+            folder=args.run_dir,
+            progress=progress,
+        )
+    boot.show(args, report)
+    return 0

@@ -1,0 +1,69 @@
+"""Whether pages bypass the page cache, and the channel that follows from it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+
+from parallel_fixedram.core.bitmap import PageBitmap
+from parallel_fixedram.core.errors import HostError
+from parallel_fixedram.core.protocols import Channel
+from parallel_fixedram.host.publish import PendingFile
+
+SCATTERED_RUN_PAGES = 32
+"""Data in runs that are shorter than this on average, 128 KiB, counts as scattered."""
+FEW_RUNS = 256
+"""So few runs take no time worth a thought, however short they are."""
+
+
+class DirectIO(StrEnum):
+    """Whether pages bypass the page cache."""
+
+    ON = "on"
+    """Always; an error where the file system refuses."""
+    OFF = "off"
+    AUTO = "auto"
+    """Where the file system takes it, but for scattered data and for a live save, whose last rounds are scattered and
+    the guest waits for them: many small writes reach the page cache sooner than the device."""
+
+
+@dataclass(frozen=True, slots=True)
+class PageChannel:
+    """The channel that pages are written to."""
+
+    channel: Channel
+    direct: bool
+    """Whether it bypasses the page cache."""
+    note: str = ""
+    """Why it does not, where that was not to be expected."""
+
+
+def open_page_channel(pending: PendingFile, wanted: DirectIO, *, live: bool, data: Sequence[PageBitmap]) -> PageChannel:
+    """Decide, and open the file a second time if need be.
+
+    Args:
+        pending: the file.
+        wanted: what the caller asks for.
+        live: whether the guest runs while its pages are saved in rounds.
+        data: which pages may hold something, one bitmap a block.
+
+    Raises:
+        HostError: direct I/O is asked for and refused by the file system.
+    """
+    buffered = live or _is_scattered(data)
+    if wanted is DirectIO.OFF or (wanted is DirectIO.AUTO and buffered):
+        return PageChannel(pending.channel, direct=False)
+    if channel := pending.open_direct():
+        return PageChannel(channel, direct=True)
+    refusal = f"the file system of {pending.path!r} refuses direct I/O"
+    if wanted is DirectIO.ON:
+        raise HostError(refusal, hint="--direct-io auto falls back to buffered writes")
+    return PageChannel(pending.channel, direct=False, note=f"{refusal}: pages were written through the page cache")
+
+
+def _is_scattered(data: Sequence[PageBitmap]) -> bool:
+    """Whether the data lies in short runs, which the page cache takes many times faster than the device."""
+    pages = sum(bitmap.count() for bitmap in data)
+    runs = sum(bitmap.count_runs() for bitmap in data)
+    return runs > FEW_RUNS and pages < runs * SCATTERED_RUN_PAGES

@@ -1,0 +1,82 @@
+"""Pause: the time a machine stands still, which ends whatever happens inside it.
+
+::
+
+    stop |  device state (asked in a thread of its own)  | cont
+         |  the last round, by the workers               |
+
+Nothing else belongs in here: a guest waits.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from concurrent.futures import Future, ThreadPoolExecutor
+from types import TracebackType
+from typing import Self
+
+from parallel_fixedram.core.errors import FixedRamError
+from parallel_fixedram.core.protocols import Machine
+from parallel_fixedram.host import signals
+
+
+class Pause:
+    """Context manager: the machine stands still inside, and goes on afterwards if it ran before.
+
+    Args:
+        machine: what to stop.
+
+    Attributes:
+        was_running: whether it ran.
+        seconds: from the request to stop to the moment it may go on.
+        stop_seconds: of that, until it stood still.
+        state_seconds: how long its device state took, beside everything else.
+        cont_seconds: of ``seconds``, to let it go on.
+    """
+
+    def __init__(self, machine: Machine) -> None:
+        self._machine = machine
+        self._thread = ThreadPoolExecutor(1, "device-state")
+        self._state: Future[bytes] | None = None
+        self.was_running = False
+        self.seconds = self.stop_seconds = self.state_seconds = self.cont_seconds = 0.0
+
+    def __enter__(self) -> Self:
+        self._started = time.perf_counter()
+        try:
+            self.was_running = self._machine.pause()
+        except BaseException:
+            with contextlib.suppress(FixedRamError):  # it may have stopped before the answer was lost
+                self._machine.resume()
+            raise
+        self.stop_seconds = time.perf_counter() - self._started
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        with signals.held():  # a signal must not come between the guest and its resumption
+            self._thread.shutdown(cancel_futures=True)  # its monitor takes one request at a time
+            resumed = time.perf_counter()
+            # what went wrong first matters more
+            with contextlib.suppress(*([FixedRamError] if error else [])):
+                self._machine.resume()
+            ended = time.perf_counter()
+        self.cont_seconds, self.seconds = ended - resumed, ended - self._started
+
+    def begin_device_state(self) -> None:
+        """Have the machine write down its device state, without waiting for it."""
+        self._state = self._thread.submit(self._ask)
+
+    def device_state(self) -> bytes:
+        """The device state, as soon as it is there (Machine.device_state)."""
+        assert self._state is not None, "begin_device_state() comes first"
+        return self._state.result()
+
+    def _ask(self) -> bytes:
+        started = time.perf_counter()
+        try:
+            return self._machine.device_state()
+        finally:
+            self.state_seconds = time.perf_counter() - started

@@ -1,0 +1,79 @@
+"""Which pages of another process hold memory of their own, asked of its page tables; nothing is touched by it."""
+
+from __future__ import annotations
+
+import errno
+import mmap
+import os
+
+import numpy as np
+from numpy.typing import NDArray
+
+from parallel_fixedram.core.bitmap import WORD_PAGES, PageBitmap
+from parallel_fixedram.host import linux
+
+_CHUNK_PAGES = 1 << 18
+_REGIONS = 1 << 15
+_PRESENT_OR_SWAPPED = np.uint64(62)
+"""An entry of /proc/PID/pagemap has bit 63 set for a present page, bit 62 for a swapped one
+(Linux: Documentation/admin-guide/mm/pagemap.rst)."""
+
+
+def occupied(pid: int, address: int, pages: int) -> PageBitmap:
+    """The pages that are present or swapped; without the zero page, where the kernel can tell (Linux 6.7).
+
+    The zero page is what reading private memory that was never written leaves behind. Older kernels report it too.
+
+    Args:
+        pid: the process.
+        address: of the first page, a multiple of the host's page size.
+        pages: how many, of the host's page size.
+
+    Raises:
+        OSError: the page tables cannot be read; ESRCH if the process ended.
+    """
+    found = PageBitmap(pages)
+    fd = os.open(f"/proc/{pid}/pagemap", os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        ask = _scanned
+        for first in range(0, pages, _CHUNK_PAGES):
+            start, count = address + first * mmap.PAGESIZE, min(_CHUNK_PAGES, pages - first)
+            try:
+                bits = ask(fd, start, count)
+            except OSError as error:
+                if ask is _listed or error.errno != errno.ENOTTY:
+                    raise
+                ask = _listed
+                bits = ask(fd, start, count)
+            found.put_bits(first // WORD_PAGES, bits)
+    finally:
+        linux.close(fd)
+    linux.may_read_process(pid)  # a process that ended meanwhile has empty page tables, not an error
+    return found
+
+
+def _scanned(fd: int, address: int, count: int) -> NDArray[np.uint8]:
+    """By the ioctl, which skips what is not there: 0 or 1 for each page."""
+    turns = np.zeros(count + 1, np.int8)
+    regions = np.empty((_REGIONS, 3), np.uint64)
+    position, end = address, address + count * mmap.PAGESIZE
+    while position < end:
+        got = linux.pagemap_scan(fd, position, end, regions)
+        borders = (regions[:got, :2].astype(np.int64) - address) // mmap.PAGESIZE
+        turns[borders[:, 0]] += 1  # regions are disjoint: no index is in one of the columns twice
+        turns[borders[:, 1]] -= 1
+        position = int(regions[-1, 1]) if got == len(regions) else end
+    return np.cumsum(turns[:-1], dtype=np.int8).view(np.uint8)
+
+
+def _listed(fd: int, address: int, count: int) -> NDArray[np.uint8]:
+    """By reading an entry for every page: 0 or 1 for each."""
+    entries = np.empty(count, np.uint64)
+    into, offset = entries.data.cast("B"), address // mmap.PAGESIZE * entries.itemsize
+    while into:
+        got = os.preadv(fd, [into], offset)
+        if got == 0:
+            raise OSError(errno.ESRCH, os.strerror(errno.ESRCH))
+        into, offset = into[got:], offset + got
+    entries >>= _PRESENT_OR_SWAPPED
+    return np.not_equal(entries, 0).view(np.uint8)

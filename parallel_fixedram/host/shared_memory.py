@@ -1,0 +1,89 @@
+"""SharedMemory: memory that guests and we map, anonymous or a file, in the making."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Mapping
+from types import TracebackType
+from typing import Self
+
+from parallel_fixedram.core.errors import HostError
+from parallel_fixedram.host import linux, signals
+
+
+class SharedMemory:
+    """Context manager around pieces of shared memory; files made for it go away unless ``keep`` is called.
+
+    Args:
+        lengths: bytes of each piece, by name.
+        paths: files for some of them, made with mode 0600; those that exist keep their length. Others are anonymous.
+
+    Attributes:
+        paths: where each piece is, by name; for anonymous ones only in processes that have ``descriptors`` open.
+        descriptors: what holds anonymous memory; closed at the end.
+
+    Raises:
+        HostError: a file cannot be made.
+    """
+
+    def __init__(self, lengths: Mapping[str, int], paths: Mapping[str, str]) -> None:
+        self._lengths = lengths
+        self._wanted = paths
+        self._made: list[str] = []
+        self.paths: dict[str, str] = {}
+        self.descriptors: set[int] = set()
+
+    def __enter__(self) -> Self:
+        try:
+            for name, length in self._lengths.items():
+                with signals.held():
+                    self.paths[name] = (
+                        self._file(os.path.abspath(self._wanted[name]), length)
+                        if name in self._wanted
+                        else self._anonymous(name, length)
+                    )
+        except BaseException as error:
+            self.__exit__(type(error), error, error.__traceback__)
+            raise
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        for fd in self.descriptors:
+            linux.close(fd)
+        for path in self._made:
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(path)
+        self.descriptors, self._made = set(), []
+
+    def keep(self) -> None:
+        """Somebody lives in it: files stay."""
+        self._made = []
+
+    def _anonymous(self, name: str, length: int) -> str:
+        try:
+            fd = os.memfd_create(f"guest-ram-{name}"[:200], os.MFD_CLOEXEC)
+            self.descriptors.add(fd)
+            os.ftruncate(fd, length)
+        except OSError as error:
+            raise HostError.from_os(f"cannot get {length} bytes of shared memory", error) from error
+        return f"/proc/self/fd/{fd}"
+
+    def _file(self, path: str, length: int) -> str:
+        try:
+            fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+        except FileExistsError:
+            return path
+        except OSError as error:
+            raise HostError.from_os(f"cannot create {path!r}", error) from error
+        self._made.append(path)
+        try:
+            os.fchmod(fd, 0o600)
+            os.ftruncate(fd, length)
+        except OSError as error:
+            raise HostError.from_os(f"cannot size {path!r}", error) from error
+        finally:
+            linux.close(fd)
+        return path

@@ -1,0 +1,1 @@
+"""A running QEMU, reached through its QMP socket."""

@@ -1,0 +1,123 @@
+"""A QEMU that waits for its guest (``-incoming defer``): held against the file, then loaded, then running.
+
+QEMU itself checks neither the length of a block nor that the file has all of them: it loads a 256 MiB file into a 512
+MiB guest without a word (QEMU migration/ram.c, parse_ramblock_mapped_ram).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from parallel_fixedram.core.errors import MachineError, RequestError
+from parallel_fixedram.core.ramblock import RAMBlock
+from parallel_fixedram.core.units import format_size
+from parallel_fixedram.qemu import discovery
+
+if TYPE_CHECKING:
+    from parallel_fixedram.qemu.monitor import Monitor
+
+LOAD_SECONDS = 3600.0
+"""How long QEMU may take to load a file; its end is noticed at once."""
+
+_WAITS_FOR_CONT = ("paused", "prelaunch", "postmigrate")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Source:
+    """A mapped-ram stream as QEMU is told about it."""
+
+    path: str
+    offset: int = 0
+    """Where the stream starts in the file."""
+    channels: int = 1
+    """multifd channels; 1 is no multifd."""
+    direct_io: bool = False
+
+    def requests(self) -> list[tuple[str, dict[str, Any]]]:
+        """The QMP commands that load it, in order, as (command, arguments)."""
+        names = ["events", "mapped-ram", *(["multifd"] if self.channels > 1 else [])]
+        parameters = {
+            **({"multifd-channels": self.channels} if self.channels > 1 else {}),
+            **({"direct-io": True} if self.direct_io else {}),
+        }
+        # not as a URI, which has no way to write a path with ",offset=" in it
+        address = {"transport": "file", "filename": self.path, "offset": self.offset}
+        return [
+            ("migrate-set-capabilities", {"capabilities": [{"capability": name, "state": True} for name in names]}),
+            *([("migrate-set-parameters", parameters)] if parameters else []),
+            (
+                "migrate-incoming",
+                {"channels": [{"channel-type": "main", "addr": address}], "exit-on-error": False},
+            ),
+        ]
+
+
+def check_machine(monitor: Monitor, machine: str, blocks: Sequence[RAMBlock]) -> None:
+    """Hold a machine that waits for its guest against what a file has.
+
+    Raises:
+        RequestError: another machine type, or a block of another name or length; names it.
+    """
+    if (there := discovery.machine_type(monitor)) != machine:
+        raise RequestError(f"the file is of machine type {machine!r}, this QEMU is {there!r}")
+    machine_has = {block.idstr: block.used_length for block in discovery.ramblocks(monitor)}
+    file_has = {block.idstr: block.used_length for block in blocks}
+    for idstr, length in file_has.items():
+        if (other := machine_has.get(idstr)) is None:
+            names = ", ".join(map(repr, machine_has))
+            raise RequestError(f"the file has block {idstr!r}, this QEMU has not; it has {names}")
+        if other != length:
+            raise RequestError(f"block {idstr!r} has {_size(length)} in the file, {_size(other)} in this QEMU")
+    for idstr, length in machine_has.items():
+        if idstr not in file_has:
+            raise RequestError(f"this QEMU has block {idstr!r} of {_size(length)}, the file has not")
+
+
+def load(monitor: Monitor, source: Source) -> None:
+    """Have QEMU load a guest; its capabilities and parameters are afterwards what they were.
+
+    Raises:
+        MachineError: it refuses or fails.
+    """
+    before = _settings(monitor)
+    with monitor.listen("MIGRATION") as events:
+        for command, arguments in source.requests():
+            monitor.execute(command, arguments)
+        while (status := events.wait(LOAD_SECONDS)["data"]["status"]) != "completed":
+            if status in ("failed", "cancelled"):
+                reason = monitor.execute("query-migrate").get("error-desc", status)
+                raise MachineError(f"QEMU cannot load the file: {reason}")
+    for command, arguments in before:
+        monitor.execute(command, arguments)
+
+
+def go_on(monitor: Monitor, *, run: bool) -> str:
+    """Have a loaded guest run if ``run``; returns its run state.
+
+    Raises:
+        MachineError: it does not run although it should.
+    """
+    if run and monitor.execute("query-status")["status"] in _WAITS_FOR_CONT:
+        monitor.execute("cont")
+    status = str(monitor.execute("query-status")["status"])
+    if run and status != "running":
+        raise MachineError(f"the guest was saved in a state in which it cannot run: {status!r}")
+    return status
+
+
+def _settings(monitor: Monitor) -> list[tuple[str, dict[str, Any]]]:
+    """The commands that undo what ``Source.requests`` sets."""
+    parameters = monitor.execute("query-migrate-parameters")
+    return [
+        ("migrate-set-capabilities", {"capabilities": monitor.execute("query-migrate-capabilities")}),
+        (
+            "migrate-set-parameters",
+            {name: parameters[name] for name in ("multifd-channels", "direct-io") if name in parameters},
+        ),
+    ]
+
+
+def _size(length: int) -> str:
+    return f"{format_size(length)} ({length} bytes)"

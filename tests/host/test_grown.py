@@ -1,0 +1,164 @@
+"""MappedSource.grown by way of the page cache against the same by way of lseek, its naive twin."""
+
+import os
+import tempfile
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from support.conformance import covered
+from support.pictures import PAGE, allocated_pages
+
+from parallel_fixedram.core.bitmap import PageBitmap
+from parallel_fixedram.core.errors import HostError
+from parallel_fixedram.core.ramblock import PageRange
+from parallel_fixedram.host import linux, page_source
+from parallel_fixedram.host.page_source import CopiedSource, MappedSource, grown_by_asking
+
+CHUNK = 4096
+"""Pages that are asked for at once."""
+
+
+def mapped(fd: int, pages: int, *, offset: int = 0) -> MappedSource:
+    os.ftruncate(fd, offset + pages * PAGE)
+    return MappedSource(fd, offset=offset, length=pages * PAGE)
+
+
+def data_of(source: MappedSource, pages: int) -> PageBitmap:
+    data = PageBitmap(pages)
+    for each in source.data_ranges(PageRange(0, pages)):
+        data.set_range(each)
+    return data
+
+
+def touch(fd: int, pages: Iterable[int]) -> None:
+    for index in pages:
+        os.pwrite(fd, b"x", index * PAGE)
+
+
+@pytest.fixture
+def scattered() -> Iterator[tuple[int, MappedSource, PageBitmap]]:
+    """Two chunks and a page: in the first every second page is data, in the others none."""
+    fd = os.memfd_create("ram")
+    pages = 2 * CHUNK + 1
+    source = mapped(fd, pages)
+    touch(fd, range(0, CHUNK, 2))
+    yield fd, source, data_of(source, pages)
+    source.close()
+    os.close(fd)
+
+
+def no_lseek(fd: int, start: int, end: int) -> Iterator[tuple[int, int]]:
+    assert end - start > 2 * PAGE, "a short gap was asked for by itself"
+    yield start, end
+
+
+def test_short_gaps_are_not_asked_for_one_by_one(
+    scattered: tuple[int, MappedSource, PageBitmap], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fd, source, data = scattered
+    touch(fd, [1, 4000, 4095])
+    monkeypatch.setattr(page_source, "data_extents", no_lseek)
+    assert covered(source.grown(data)) == [1, *([] if data.test(4000) else [4000]), *range(4095, 2 * CHUNK + 1)]
+
+
+def test_nothing_is_allocated_by_asking(scattered: tuple[int, MappedSource, PageBitmap]) -> None:
+    fd, source, data = scattered
+    assert source.grown(data) == []
+    assert allocated_pages(fd) == CHUNK // 2
+
+
+def test_what_went_to_swap_meanwhile_is_asked_of_the_file(
+    scattered: tuple[int, MappedSource, PageBitmap], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fd, source, data = scattered
+    touch(fd, [1, 3, 5000])
+    monkeypatch.setattr(linux, "mincore", lambda address, length, into: into.fill(0))  # as if in swap all of it
+    assert covered(source.grown(data)) == [5000]
+    before = page_source.swapped_out()
+    assert before is not None
+    monkeypatch.setattr(page_source, "swapped_out", lambda: before + 1)
+    assert covered(source.grown(data)) == [1, 3, 5000]
+
+
+def test_a_part_that_is_asked_again_does_not_make_older_parts_of_the_map_younger(
+    scattered: tuple[int, MappedSource, PageBitmap], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fd, source, data = scattered
+    before = page_source.swapped_out()
+    assert before is not None
+    monkeypatch.setattr(page_source, "swapped_out", lambda: before + 1)
+    source.data_ranges(PageRange(0, CHUNK))
+    touch(fd, [1])
+    monkeypatch.setattr(linux, "mincore", lambda address, length, into: into.fill(0))
+    assert covered(source.grown(data)) == [1]
+    source.data_ranges(PageRange(0, data.pages))
+    assert source.grown(data) == []
+
+
+@pytest.mark.parametrize("why", ["swap is not counted", "no map was asked", "the cache may not be asked"])
+def test_where_the_page_cache_cannot_be_trusted_the_file_is_asked(
+    scattered: tuple[int, MappedSource, PageBitmap], why: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fd, source, data = scattered
+    touch(fd, [1])
+    monkeypatch.setattr(linux, "mincore", lambda *_: pytest.fail("the page cache was asked"))
+    if why == "swap is not counted":
+        monkeypatch.setattr(page_source, "swapped_out", lambda: None)
+        source.data_ranges(PageRange(0, data.pages))
+    elif why == "no map was asked":
+        source = MappedSource(fd, length=data.pages * PAGE)
+    else:
+        monkeypatch.setattr(os, "access", lambda *_, **__: False)
+    assert covered(source.grown(data)) == [1]
+
+
+def test_the_page_cache_of_an_ordinary_file_is_not_asked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(linux, "mincore", lambda *_: pytest.fail("the page cache was asked"))
+    monkeypatch.setattr(linux, "is_tmpfs", lambda _: False)
+    with (tmp_path / "ram").open("w+b") as file:
+        source = mapped(file.fileno(), 512)
+        touch(file.fileno(), range(0, 512, 2))
+        data = data_of(source, 512)
+        touch(file.fileno(), [1])
+        assert {1} <= set(covered(source.grown(data)))
+        source.close()
+
+
+def test_a_file_that_became_shorter_is_noticed(scattered: tuple[int, MappedSource, PageBitmap]) -> None:
+    fd, source, data = scattered
+    os.ftruncate(fd, PAGE)
+    with pytest.raises(HostError, match="its file became shorter"):
+        source.grown(data)
+
+
+def test_a_copying_source_reports_what_is_missing_from_the_map() -> None:
+    with tempfile.TemporaryFile() as file:
+        source = CopiedSource(file.fileno())
+        data = PageBitmap(130)
+        data.set_range(PageRange(1, 63))
+        assert source.grown(data) == [PageRange(0, 1), PageRange(64, 66)]
+        source.close()
+
+
+@given(
+    st.sampled_from([1, 63, 64, 65, 200, CHUNK, CHUNK + 1, 2 * CHUNK + 100]),
+    st.integers(1, 40),
+    st.integers(1, 100),
+    st.integers(0, 2**32),
+    st.sampled_from([0, PAGE, 3 * PAGE]),
+)
+def test_both_ways_find_the_same(pages: int, before: int, after: int, seed: int, offset: int) -> None:
+    random = np.random.default_rng(seed)
+    fd = os.memfd_create("ram")
+    source = mapped(fd, pages, offset=offset)
+    touch(fd, np.flatnonzero(random.integers(0, before, pages) == 0) + offset // PAGE)
+    data = data_of(source, pages)
+    touch(fd, np.flatnonzero(random.integers(0, after, pages) == 0) + offset // PAGE)
+    touch(fd, range(pages + offset // PAGE - 1, pages + offset // PAGE))
+    assert covered(source.grown(data)) == covered(grown_by_asking(source, data))
+    source.close()
+    os.close(fd)
