@@ -4,7 +4,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 FAST := tests/core tests/host tests/engine tests/guest tests/wire tests/test_api.py tests/test_layers.py
 
-.PHONY: help demo test test-fast check format bench bench-micro clean
+.PHONY: help demo test test-fast check format bench bench-qemu bench-micro clean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -27,7 +27,7 @@ demo: .venv/run.stamp ## run the main job on the built-in guest
 	@$(BIN)/python -m parallel_fixedram demo
 
 test: .venv/test.stamp ## run every test this machine can run
-	@$(BIN)/python -m pytest
+	@$(BIN)/python -m pytest -q -n auto --dist worksteal
 
 test-fast: .venv/test.stamp ## run the tests of the package's rooms: no QEMU, no faults, no command, under a minute
 	@$(BIN)/python -m pytest -q -n auto -m 'not slow and not qemu' $(FAST)
@@ -40,6 +40,9 @@ check: .venv/check.stamp ## lint, format check, types, layers
 
 bench: .venv/test.stamp ## compare saves with fio, and measure memory (needs fio and a quiet machine)
 	$(BIN)/python bench/against_fio.py
+
+bench-qemu: .venv/test.stamp ## compare pauses, loads and clones with QEMU's own (needs QEMU and a quiet machine)
+	$(BIN)/python bench/against_qemu.py
 
 bench-micro: .venv/test.stamp ## time the inner loops
 	$(BIN)/python -m pytest bench --benchmark-enable --benchmark-only --benchmark-columns=min,median,max,rounds

@@ -1,4 +1,4 @@
-"""Save a virtual machine's RAM at fixed file offsets with parallel workers; restore, verify and compare it.
+"""Save a virtual machine's RAM at fixed file offsets with parallel workers; restore, clone, verify and compare it.
 
 ::
 
@@ -23,11 +23,13 @@ if TYPE_CHECKING:
         diff,
         open_guest,
         open_image,
+        open_qemu,
         open_ram,
         restore,
         save,
         verify,
     )
+    from parallel_fixedram.boot import clone_guests, restore_guest
     from parallel_fixedram.core.capabilities import Profile
     from parallel_fixedram.core.errors import (
         CapabilityError,
@@ -43,6 +45,7 @@ if TYPE_CHECKING:
     from parallel_fixedram.core.protocols import Channel, DirtySource, GuestBlock, Machine, PageSource
     from parallel_fixedram.core.ramblock import PageRange, RAMBlock
     from parallel_fixedram.core.report import (
+        BootReport,
         DiffReport,
         RestoreReport,
         SaveReport,
@@ -52,6 +55,7 @@ if TYPE_CHECKING:
     )
 
 __all__ = [
+    "BootReport",
     "CapabilityError",
     "Channel",
     "ContentsDiffer",
@@ -79,12 +83,15 @@ __all__ = [
     "SaveReport",
     "VerifyReport",
     "WorkerError",
+    "clone_guests",
     "diff",
     "from_json",
     "open_guest",
     "open_image",
+    "open_qemu",
     "open_ram",
     "restore",
+    "restore_guest",
     "save",
     "to_json",
     "verify",
@@ -101,11 +108,13 @@ _HOMES = {
         "diff",
         "open_guest",
         "open_image",
+        "open_qemu",
         "open_ram",
         "restore",
         "save",
         "verify",
     ),
+    "boot": ("clone_guests", "restore_guest"),
     "core.capabilities": ("Profile",),
     "core.errors": (
         "CapabilityError",
@@ -120,7 +129,7 @@ _HOMES = {
     ),
     "core.protocols": ("Channel", "DirtySource", "GuestBlock", "Machine", "PageSource"),
     "core.ramblock": ("PageRange", "RAMBlock"),
-    "core.report": ("DiffReport", "RestoreReport", "SaveReport", "VerifyReport", "from_json", "to_json"),
+    "core.report": ("BootReport", "DiffReport", "RestoreReport", "SaveReport", "VerifyReport", "from_json", "to_json"),
 }
 
 

@@ -86,12 +86,13 @@ def open_ram(files: Mapping[str, str] | Sequence[RamFile]) -> RamFiles:
     return RamFiles(files, name=RAM_ONLY_MACHINE)
 
 
-def open_qemu(socket_path: str, *, pid: int | None = None) -> QemuMachine:
+def open_qemu(socket_path: str, *, pid: int | None = None, timeout: float = 30.0) -> QemuMachine:
     """Connect to a running QEMU as a machine to save, RAM and device state; its guest keeps running.
 
     Args:
         socket_path: a QMP socket that no other client is attached to.
         pid: process id of the QEMU, where it cannot be found by itself.
+        timeout: how long QEMU may take for an answer, seconds.
 
     Raises:
         MachineError: no QEMU answers, or its guest cannot be saved this way.
@@ -99,7 +100,7 @@ def open_qemu(socket_path: str, *, pid: int | None = None) -> QemuMachine:
     """
     from parallel_fixedram.qemu.machine import QemuMachine
 
-    return QemuMachine(socket_path, pid=pid)
+    return QemuMachine(socket_path, pid=pid, timeout=timeout)
 
 
 def save(

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 
 from parallel_fixedram.core.errors import HostError, RequestError
 from parallel_fixedram.core.mapped_ram import SavedBlock
+from parallel_fixedram.core.units import format_size
 from parallel_fixedram.engine.clone_stream import clone_stream_of
 from parallel_fixedram.engine.image import Image
 from parallel_fixedram.engine.restore import check_head
@@ -17,6 +18,8 @@ from parallel_fixedram.host.channel import FileChannel
 from parallel_fixedram.qemu.command_line import CommandLine
 from parallel_fixedram.qemu.incoming import Source
 
+MEMORY_ALIGNMENT = 8192
+"""What QEMU rounds a size of memory up to, bytes (system/vl.c)."""
 INCOMING = ("-incoming", "defer")
 """What makes a QEMU wait for its guest."""
 
@@ -54,9 +57,17 @@ def check_file(image: Image, line: CommandLine) -> list[SavedBlock]:
     for saved in image.file.blocks:
         if saved.absent:
             raise RequestError(f"{image.path!r} does not hold block {saved.block.idstr!r}, only its name")
-    check_head(image)
-    main = line.main_blocks([(saved.block.idstr, saved.block.used_length) for saved in image.blocks])
-    return [image.block(idstr) for idstr in main]
+    check_head(image, tables=False)
+    names = line.main_blocks([(saved.block.idstr, saved.block.used_length) for saved in image.blocks])
+    main = [image.block(idstr) for idstr in names]
+    for saved in main:
+        there = saved.block.used_length
+        if (asked := line.length_of(saved.block.idstr)) and asked % MEMORY_ALIGNMENT == 0 and asked != there:
+            raise RequestError(
+                f"block {saved.block.idstr!r} has {format_size(there)} ({there} bytes) in the file, "
+                f"{format_size(asked)} ({asked} bytes) in this QEMU command line"
+            )
+    return main
 
 
 def _has_clone_stream(image: Image, main: Sequence[SavedBlock]) -> bool:

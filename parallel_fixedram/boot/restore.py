@@ -19,6 +19,7 @@ from parallel_fixedram.engine.image import Image, open_image
 from parallel_fixedram.engine.progress import Progress
 from parallel_fixedram.engine.restore import Destination, restore
 from parallel_fixedram.engine.verify import verify
+from parallel_fixedram.host import signals
 from parallel_fixedram.host.page_cache import is_cold, takes_direct_io
 from parallel_fixedram.host.shared_memory import SharedMemory
 from parallel_fixedram.qemu.command_line import CommandLine, MemoryFile
@@ -85,24 +86,24 @@ def restore_guest(
         if shared or ram:
             lengths = {saved.block.idstr: saved.block.used_length for saved in main}
             memory = stack.enter_context(SharedMemory(lengths, _known_blocks(ram or {}, lengths)))
-            boot = _on_memory(line, memory.paths, main)
+            boot = _on_memory(line, memory.paths, main, anonymous=lengths.keys() - (ram or {}).keys())
             boot.source, descriptors = find_clone_stream(image, main, stack)
             boot.descriptors = memory.descriptors | descriptors
         fleet = stack.enter_context(Fleet(boot.commands, folder, descriptors=boot.descriptors))
-        filling = time.perf_counter()
+        fill_seconds = 0.0
         if memory:  # while QEMU starts
             destinations = {idstr: Destination(path=path) for idstr, path in memory.paths.items()}
-            restore(image, destinations, channels=channels, progress=progress)
-        filled = time.perf_counter()
+            fill_seconds = restore(image, destinations, channels=channels, progress=progress).seconds.total
         guests = fleet.load(
             image.file.configuration.machine,
             [saved.block for saved in image.file.blocks],
             boot.source,
             run=not line.paused,
         )
-        if memory:
-            memory.keep()
-        fleet.let_go()
+        with signals.held():  # guests and their memory stay together
+            if memory:
+                memory.keep()
+            fleet.let_go()
     return BootReport(
         verb="restore",
         file=image.path,
@@ -114,7 +115,7 @@ def restore_guest(
         verified=check_digests,
         seconds=BootSeconds(
             total=time.perf_counter() - started,
-            fill=filled - filling,
+            fill=fill_seconds,
             start=fleet.start_seconds,
             load=fleet.load_seconds,
         ),
@@ -122,7 +123,15 @@ def restore_guest(
 
 
 def plan_restore(
-    uri: str, command: Sequence[str], *, channels: int = 1, ram: Mapping[str, str] | None = None, paused: bool = False
+    uri: str,
+    command: Sequence[str],
+    *,
+    channels: int = 1,
+    experimental_multifd: bool = False,
+    capabilities: Mapping[str, bool] | None = None,
+    profile: Profile | str = Profile.FIXED_RAM,
+    ram: Mapping[str, str] | None = None,
+    paused: bool = False,
 ) -> Boot:
     """What ``restore_guest`` would start, for somebody who would rather do it by hand; nothing is touched.
 
@@ -130,18 +139,33 @@ def plan_restore(
         uri: as for ``restore_guest``.
         command: as for ``restore_guest``.
         channels: as for ``restore_guest``.
-        ram: as for ``restore_guest``; the files have to be filled before.
+        experimental_multifd: as for ``restore_guest``.
+        capabilities: as for ``restore_guest``.
+        profile: as for ``restore_guest``.
+        ram: as for ``restore_guest``, but of all main blocks; the files have to be filled before.
         paused: as for ``restore_guest``.
 
     Raises:
-        RequestError: as for ``restore_guest``.
+        CapabilityError: as for ``restore_guest``.
+        RequestError: as for ``restore_guest``; or a main block is given no file, the others being given one.
         FormatError: not a complete mapped-ram file.
     """
+    profile = Profile(profile)
+    on = capabilities_for_restore(
+        channels=channels, extra=capabilities, profile=profile, experimental=experimental_multifd
+    )
     line = paused_if(CommandLine.parse(command), paused)
     with open_image(uri) as image:
+        validate_recorded(image.file.configuration.capabilities, on, profile)
         main = check_file(image, line)
         if not ram:
             return _by_qemu(image, line, channels)
+        for saved in main:
+            if saved.block.idstr not in ram:
+                raise RequestError(
+                    f"main block {saved.block.idstr!r} is given no file, and nobody would fill anonymous memory",
+                    hint=f"--ram {saved.block.idstr}=PATH names a file",
+                )
         paths = {idstr: os.path.abspath(path) for idstr, path in ram.items()}
         boot = _on_memory(line, paths, main)
         boot.source = clone_stream_in(image, main)
@@ -177,12 +201,14 @@ def _samples(image: Image) -> list[int]:
     return found
 
 
-def _on_memory(line: CommandLine, paths: Mapping[str, str], main: Sequence[SavedBlock]) -> Boot:
+def _on_memory(
+    line: CommandLine, paths: Mapping[str, str], main: Sequence[SavedBlock], anonymous: Collection[str] = ()
+) -> Boot:
     """QEMU on shared memory; what it loads is to be decided."""
     lengths = {saved.block.idstr: saved.block.used_length for saved in main}
     rewritten = line.with_memory(
         {
-            idstr: MemoryFile(path=path, offset=0, size=lengths[idstr], shared=True)
+            idstr: MemoryFile(path=path, offset=0, size=lengths[idstr], shared=True, anonymous=idstr in anonymous)
             for idstr, path in _known_blocks(paths, lengths).items()
         }
     )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import json
+import math
 import re
 import sys
 import time
@@ -92,6 +93,17 @@ def gate_arguments(args: argparse.Namespace) -> dict[str, Any]:
     }
 
 
+def add_qmp_options(parser: Any) -> None:
+    """``--qmp SOCKET`` and ``--pid``."""
+    parser.add_argument("--qmp", metavar="SOCKET", help="a running QEMU, by a QMP socket that nobody else is using")
+    parser.add_argument(
+        "--pid", type=int, metavar="PID", help="process id of the QEMU behind --qmp, where it cannot be found by itself"
+    )
+    parser.add_argument(
+        "--qmp-timeout", type=_seconds, metavar="S", help="seconds that QEMU may take for an answer (default 30)"
+    )
+
+
 def add_ram_option(parser: Any, purpose: str) -> None:
     """``--ram IDSTR=PATH[,offset=N][,size=N]``, repeatable."""
     parser.add_argument(
@@ -118,6 +130,28 @@ class RamOption:
         from parallel_fixedram.app import RamFile
 
         return RamFile(idstr=self.idstr, path=self.path, offset=self.offset, length=self.length)
+
+
+def qmp_arguments(args: argparse.Namespace) -> dict[str, Any]:
+    """The options of ``add_qmp_options`` as keyword arguments of ``app.open_qemu``.
+
+    Raises:
+        RequestError: they are given without ``--qmp``.
+    """
+    given = {"pid": args.pid, "timeout": args.qmp_timeout}
+    if not args.qmp and (args.pid is not None or args.qmp_timeout is not None):
+        raise RequestError("--pid and --qmp-timeout are for --qmp")
+    return {name: value for name, value in given.items() if value is not None}
+
+
+def _seconds(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = 0.0
+    if not 0 < value < math.inf:
+        raise argparse.ArgumentTypeError(f"{text!r}: expected a number of seconds")
+    return value
 
 
 def _ram_file(text: str) -> RamOption:

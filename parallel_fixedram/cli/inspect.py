@@ -1,4 +1,4 @@
-"""``inspect``: what a file says of itself."""
+"""``inspect``: what a file says of itself, or what would be saved of a running QEMU."""
 
 from __future__ import annotations
 
@@ -6,9 +6,11 @@ import argparse
 from typing import Any
 
 from parallel_fixedram.cli import common
+from parallel_fixedram.core.errors import RequestError
 from parallel_fixedram.core.units import format_size
 
-_EXAMPLES = """  parallel-fixedram inspect /tmp/guest.mr
+_EXAMPLES = """  parallel-fixedram inspect --qmp /tmp/qmp
+  parallel-fixedram inspect /tmp/guest.mr
   parallel-fixedram inspect --json file:/tmp/guest.mr"""
 
 
@@ -17,11 +19,13 @@ def register(subparsers: common.Subparsers[Any]) -> None:
     parser = common.add_verb(
         subparsers,
         "inspect",
-        summary="what a file says: machine, capabilities, RAMBlocks, offsets, device sections",
-        about="Show what FILE says of itself. No page is read.",
+        summary="what a file says: machine, capabilities, RAMBlocks, offsets, device sections; or a running QEMU",
+        about="Show what FILE says of itself; no page is read. With --qmp: what would be saved of a running QEMU, and\n"
+        "how each RAMBlock is reached; the guest is not stopped.",
         examples=_EXAMPLES,
     )
-    parser.add_argument("file", metavar="FILE", help="a mapped-ram file, by QEMU or by us")
+    parser.add_argument("file", metavar="FILE", nargs="?", help="a mapped-ram file, by QEMU or by us")
+    common.add_qmp_options(parser)
     parser.set_defaults(run=run)
 
 
@@ -29,6 +33,17 @@ def run(args: argparse.Namespace) -> int:
     """Carry out the verb; returns the exit code."""
     from parallel_fixedram import app
 
+    if bool(args.file) == bool(args.qmp):
+        raise RequestError("exactly one of FILE and --qmp SOCKET is needed")
+    qmp = common.qmp_arguments(args)
+    if args.qmp:
+        with app.open_qemu(args.qmp, **qmp) as machine:
+            guest = machine.describe()
+        if args.json:
+            common.print_json(guest)
+        else:
+            _print_guest(guest)
+        return 0
     with app.open_image(args.file) as image:
         description = image.describe()
     if args.json:
@@ -49,6 +64,7 @@ def _print(description: dict[str, Any]) -> None:
         print(f"uuid          {description['uuid']}")
     print(f"stream        {description['offset']:#x} to {description['stream_end']:#x}")
     print(f"digests       {'one a page, XXH3-64' if description['digests'] else 'none'}")
+    print(f"clone stream  {'at ' + hex(description['clone_offset']) if description['clone_offset'] else 'none'}")
     print(
         f"{'RAMBlock':<28} {'used_length':>14} {'present':>9} {'pages':>9} {'bitmap_offset':>15} {'pages_offset':>15}"
     )
@@ -66,4 +82,16 @@ def _print(description: dict[str, Any]) -> None:
         print(
             f"{device['name']:<44} {device['instance_id']:>9} {device['version_id']:>8} "
             f"{device['offset']:>#14x} {device['length']:>8}"
+        )
+
+
+def _print_guest(guest: dict[str, Any]) -> None:
+    print(f"{guest['qmp']}: QEMU {guest['version']}, process {guest['pid']}, {guest['status']}")
+    print(f"machine       {guest['machine']}")
+    print(f"{'RAMBlock':<28} {'used_length':>14} {'host page':>10} {'touched':>9} {'pages':>9}  memory")
+    for block in guest["blocks"]:
+        path = f", {block['path']}" if block["path"] else ""
+        print(
+            f"{block['idstr']:<28} {block['used_length']:>#14x} {format_size(block['host_page_size']):>10} "
+            f"{block['data_pages']:>9} {block['pages']:>9}  {block['memory']}{path}"
         )

@@ -89,7 +89,10 @@ def _start(args: argparse.Namespace) -> int:
     if args.print:
         if args.shared and not ram:
             raise RequestError("anonymous shared memory is filled by a running command only", hint="--ram names a file")
-        boot.show_plan(args, plan_restore(args.file, args.command, channels=args.channels, ram=ram, paused=args.paused))
+        if args.verify:
+            raise RequestError("--print reads no page, so it does not go with --verify", hint="verify checks a file")
+        plan = plan_restore(args.file, args.command, **common.gate_arguments(args), ram=ram, paused=args.paused)
+        boot.show_plan(args, plan)
         return 0
     with common.ProgressBar() as progress:
         report = restore_guest(

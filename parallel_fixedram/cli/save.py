@@ -38,11 +38,8 @@ def register(subparsers: common.Subparsers[Any]) -> None:
     parser.add_argument("file", metavar="FILE", help="the file to write; an existing one is an error")
     source = parser.add_argument_group("source (exactly one)")
     source.add_argument("--guest", metavar="SPEC", help="the built-in guest, such as dense,size=1GiB,seed=7")
-    source.add_argument("--qmp", metavar="SOCKET", help="a running QEMU, by a QMP socket that nobody else is using")
+    common.add_qmp_options(source)
     common.add_ram_option(source, "shared memory of a guest; whoever runs on it has to be stopped")
-    parser.add_argument(
-        "--pid", type=int, metavar="PID", help="process id of the QEMU behind --qmp, where it cannot be found by itself"
-    )
     common.add_gate_options(parser)
     parser.add_argument(
         "--direct-io", choices=("auto", "on", "off"), default="auto", help="bypass the page cache (default auto)"
@@ -68,8 +65,7 @@ def run(args: argparse.Namespace) -> int:
 
     if sum(map(bool, (args.guest, args.qmp, args.ram))) != 1:
         raise RequestError("exactly one source is needed: --guest SPEC, --qmp SOCKET or --ram IDSTR=PATH")
-    if args.pid is not None and not args.qmp:
-        raise RequestError("--pid is for --qmp")
+    qmp = common.qmp_arguments(args)
     if args.max_rounds is not None and not args.live:
         raise RequestError("--max-rounds is for --live")
 
@@ -77,7 +73,7 @@ def run(args: argparse.Namespace) -> int:
         if args.guest:
             return app.open_guest(args.guest, running=args.live)
         if args.qmp:
-            return app.open_qemu(args.qmp, pid=args.pid)
+            return app.open_qemu(args.qmp, **qmp)
         return app.open_ram([option.ram_file() for option in args.ram])
 
     with common.ProgressBar() as progress:
@@ -114,7 +110,11 @@ def _print(report: SaveReport) -> None:
     moved = sum(each.seconds for each in report.rounds)
     rounds = format_count(len(report.rounds), "round")
     print(f"  written   {format_size(size.written)} in {rounds}, {format_rate(size.written, moved)}")
-    stopped = f", guest stopped for {seconds.pause * 1000:.1f} ms" if seconds.pause else ""
-    print(
-        f"  save      {seconds.total:.3f} s, {seconds.sync + seconds.publish:.3f} s of it to sync and publish{stopped}"
-    )
+    print(f"  save      {seconds.total:.3f} s, {seconds.sync + seconds.publish:.3f} s of it to sync and publish")
+    if seconds.pause:
+        stop, ram, cont = (1000 * each for each in (seconds.stop, seconds.ram, seconds.cont))
+        state = f", device state {1000 * seconds.device_state:.1f} ms meanwhile" if seconds.device_state else ""
+        print(
+            f"  pause     guest stopped for {1000 * seconds.pause:.1f} ms: stop {stop:.1f}, RAM {ram:.1f}, "
+            f"cont {cont:.1f}{state}"
+        )

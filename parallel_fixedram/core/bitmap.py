@@ -158,12 +158,22 @@ class PageBitmap:
 
     def ranges(self) -> list[PageRange]:
         """Maximal runs of set bits, ascending."""
-        found: list[PageRange] = []
-        for first_word in range(0, len(self.words), _CHUNK_WORDS):
-            base = first_word * WORD_PAGES
-            for first, count in runs_of_ones(self.bits(first_word, _CHUNK_WORDS)).tolist():
-                if found and found[-1].end == base + first:
-                    found[-1] = PageRange(found[-1].first, found[-1].count + count)
-                else:
-                    found.append(PageRange(base + first, count))
-        return found
+        words, top = self.words, np.uint64(WORD_PAGES - 1)
+        none = np.zeros(1, np.uint64)
+        before = np.concatenate((none, words[:-1] >> top))[: len(words)]
+        after = np.concatenate((words[1:] << top, none))[: len(words)]
+        firsts = _set_bits(words & ~((words << np.uint64(1)) | before))
+        lasts = _set_bits(words & ~((words >> np.uint64(1)) | after))
+        return [PageRange(first, last + 1 - first) for first, last in zip(firsts, lasts, strict=True)]
+
+
+def _set_bits(words: Words) -> list[int]:
+    """Numbers of the set bits, ascending; takes time for the words that have some only."""
+    found: list[int] = []
+    used = np.flatnonzero(words)
+    for start in range(0, len(used), _CHUNK_WORDS):
+        chunk = used[start : start + _CHUNK_WORDS]
+        octets = words[chunk].astype(_LITTLE_ENDIAN_WORD, copy=False).view(np.uint8).reshape(-1, WORD_BYTES)
+        rows, bits = np.nonzero(np.unpackbits(octets, axis=1, bitorder="little"))
+        found += (chunk[rows] * WORD_PAGES + bits).tolist()
+    return found

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 import struct
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from parallel_fixedram.core import mapped_ram, stream, trailer, vmdesc
@@ -33,6 +33,11 @@ MAX_DEVICES = 1 << 15
 """Most device sections that are read; QEMU writes three a processor and a few dozen more."""
 MAX_BODY = 1 << 32
 """Longest device section that is searched for its end, bytes."""
+
+_LONGEST_HEAD = 1 + 4 + 1 + 255 + 4 + 4
+_FOOTER_BYTES = 5
+_DEVICE_FOOTER = re.compile(rb"\x7e(?=(.{4})(?:\x04|\Z))", re.DOTALL)
+"""A footer that the end or a FULL section follows, its id as group 1; found also where two overlap."""
 
 _SCAN_FIRST = 1 << 12
 _SCAN_CHUNK = 1 << 20
@@ -145,14 +150,24 @@ def read_clone_blocks(read: ReadAt, found: Trailer) -> tuple[SavedBlock, ...]:
     """
     if not found.clone_offset:
         return ()
-    cursor = Cursor(read, found.file_length - trailer.FOOTER_BYTES, found.clone_offset)
+    cursor = Cursor(read, found.clone_end, found.clone_offset)
     walk = _Walk(cursor, TARGET_PAGE_SIZE, stream.read_head(cursor), found.clone_offset)
     walk.run()
-    return tuple(walk.blocks or ())
+    if walk.blocks is None:
+        raise FormatError("no ram section in the clone stream", offset=found.clone_offset)
+    vmdesc.read_vmdesc(cursor)
+    if cursor.offset != found.clone_end:
+        raise FormatError(f"the clone stream ends early, expected {found.clone_end:#x}", offset=cursor.offset)
+    mapped_ram.check_overlaps(walk.blocks, found.clone_offset, found.clone_end)
+    return tuple(walk.blocks)
 
 
 def read_device_sections(data: bytes) -> tuple[DeviceSection, ...]:
     """Tell apart the device sections in ``data``, which holds whole FULL sections and nothing else.
+
+    Nobody says how long they are, and a guest may have put anything into a body, also what looks like the end of the
+    section. But all of ``data`` has to be used up: of the footers behind which the rest can be divided to its last
+    byte, the last one ends a section, so none inside it does. The work grows with the length.
 
     Returns:
         The sections, their offsets counted from the start of ``data``.
@@ -160,13 +175,45 @@ def read_device_sections(data: bytes) -> tuple[DeviceSection, ...]:
     Raises:
         FormatError: it holds something else.
     """
-    stream_bytes = data + bytes([stream.QEMU_VM_EOF])
-    cursor = Cursor(lambda offset, length: stream_bytes[offset : offset + length], len(stream_bytes))
-    walk = _Walk(cursor, TARGET_PAGE_SIZE, Configuration(machine=""))
-    walk.run()
-    if cursor.offset != len(stream_bytes) or walk.blocks is not None:
-        raise FormatError("device sections end early, or are not all of devices", offset=cursor.offset)
-    return tuple(walk.devices)
+    ends: dict[int, int] = {}  # by section id, the last offset that such a section may end at
+    for footer in reversed([(each.start(), each[1]) for each in _DEVICE_FOOTER.finditer(data)]):
+        end = footer[0] + _FOOTER_BYTES
+        if end == len(data) or _device_section(data, end, ends):
+            ends.setdefault(int.from_bytes(footer[1], "big"), end)
+    sections: list[DeviceSection] = []
+    at = 0
+    while at < len(data):
+        section = _device_section(data, at, ends)
+        if section is None or len(sections) == MAX_DEVICES:
+            raise FormatError(f"not whole device sections, or more than {MAX_DEVICES}", offset=at)
+        sections.append(section)
+        at += section.length
+    return tuple(sections)
+
+
+def _device_section(data: bytes, at: int, ends: Mapping[int, int]) -> DeviceSection | None:
+    """The FULL section that begins at ``at`` if it ends where ``ends`` says of its id; otherwise None."""
+    head = data[at : at + _LONGEST_HEAD]
+    cursor = Cursor(lambda offset, length: head[offset : offset + length], len(head))
+    try:
+        kind, section_id = cursor.u8("section type"), cursor.be32("section id")
+        name = cursor.counted_text("section name")
+        instance_id, version_id = cursor.be32("instance id"), cursor.be32("section version")
+    except FormatError:
+        return None
+    end = ends.get(section_id, 0)
+    if kind != stream.QEMU_VM_SECTION_FULL or name in ("", mapped_ram.RAM_SECTION) or section_id == RAM_SECTION_ID:
+        return None
+    if end - _FOOTER_BYTES < at + cursor.offset:
+        return None
+    return DeviceSection(
+        name=name,
+        instance_id=instance_id,
+        version_id=version_id,
+        section_id=section_id,
+        offset=at,
+        length=end - at,
+    )
 
 
 class _Walk:
@@ -266,8 +313,9 @@ class _Walk:
         cursor, body = self.cursor, self.cursor.offset
         if self.lengths is None and self.blocks is not None:
             self.lengths = vmdesc.section_lengths(cursor.read_at, body, cursor.end)
-        length = (self.lengths or {}).get((name, instance_id))
-        if length is not None and 0 <= length <= cursor.end - body:
+        known = (self.lengths or {}).get((name, instance_id))
+        length = known.popleft() if known else -1
+        if 0 <= length <= cursor.end - body:
             cursor.offset = body + length
             footer = stream.pack_footer(section_id)
             if cursor.peek(len(footer)) == footer:

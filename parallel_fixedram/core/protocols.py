@@ -27,8 +27,9 @@ Pages = NDArray[np.uint64]
 """Pages as words, shape (pages, page_size / 8): the form in which a page is tested for zero fastest."""
 
 
-FIRMWARE_BYTES = 2 << 20
-"""Blocks other than main memory that are smaller than this are saved with all their pages."""
+FIRMWARE_BYTES = 8 << 20
+"""Blocks other than main memory that are no larger than this are saved with all their pages. The largest firmware of a
+PC takes 4 MiB; video RAM, which starts as zeros in every machine, 16 MiB."""
 
 
 class PageSource(Protocol):
@@ -128,7 +129,7 @@ class GuestBlock:
         Firmware and ACPI blocks are filled by the QEMU that loads the file before it does, and pages that are not in
         the file stay what they are.
         """
-        return not self.main and self.block.used_length < FIRMWARE_BYTES
+        return not self.main and self.block.used_length <= FIRMWARE_BYTES
 
 
 class Machine(Protocol):
@@ -140,6 +141,16 @@ class Machine(Protocol):
 
     def guest_blocks(self) -> Sequence[GuestBlock]:
         """Every RAMBlock that has to be saved, in the order in which the file shall list them."""
+
+    def prepare(self) -> bool:
+        """Do what ``pause`` would have to wait for otherwise; called before it, more than once does no harm.
+
+        Returns:
+            Whether it runs now, and so will have to wait while its last pages are saved.
+
+        Raises:
+            MachineError: it cannot be stopped.
+        """
 
     def pause(self) -> bool:
         """Return when no page changes any more.

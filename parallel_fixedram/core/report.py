@@ -49,13 +49,13 @@ class SaveSeconds:
     pause: float
     """From the request to stop to the moment the guest may go on; 0 for RAM that stood still already."""
     stop: float
-    """Of the pause: until the guest stood still."""
+    """Of the pause, until the guest stood still; 0 where there was none."""
     device_state: float
     """Until the device state was there, at the same time as the last round."""
     ram: float
-    """Of the pause: the last round, all of it."""
+    """The last round, the one with the guest stopped."""
     cont: float
-    """Of the pause: to let the guest go on."""
+    """Of the pause, to let the guest go on; 0 where there was none."""
     scan: float
     """Looking for zero pages, mean over the workers."""
     write: float

@@ -6,7 +6,8 @@
     part   := type:be32 flags:be32 length:be64 payload[length]
     footer := magic[8] version:be32 parts:be32 base:be64 trailer_offset:be64 file_length:be64 digest:be64     (48 bytes)
 
-    STREAM_DIGESTS  { offset:be64 length:be64 digest:be64 }*    every byte before the trailer that is not a page
+    STREAM_DIGESTS  { offset:be64 length:be64 digest:be64 }*    every byte before the trailer that is not a page, and
+                                                                the clone stream
     PAGE_DIGESTS    block:be32 zero:be32 { digest:le64 }*       one digest a page of one block; 0 for a zero page
     CLONE_STREAM    a second mapped-ram stream, with the same device sections but without main memory: see below
     PADDING         zeros
@@ -84,6 +85,7 @@ class TrailerLayout:
     """Per block, in the stream's order, where the digest of page 0 lies."""
     clone_offset: int
     """Where the clone stream starts; 0 where there is none."""
+    clone_end: int
     parts: tuple[tuple[int, bytes], ...]
     """Part heads as (offset, bytes)."""
     footer_offset: int
@@ -108,7 +110,7 @@ class TrailerLayout:
         """
         offset = align_up(stream_end, ALIGNMENT)
         parts: list[tuple[int, bytes]] = []
-        extents = len(blocks) + 1
+        extents = len(blocks) + 1 + bool(clone_end)
         position = offset
         parts.append((position, _PART.pack(PartType.STREAM_DIGESTS, 0, extents * _EXTENT.size)))
         extents_offset = position + _PART.size
@@ -119,7 +121,7 @@ class TrailerLayout:
             parts.append((position, _PART.pack(PartType.PAGE_DIGESTS, 0, length) + _TABLE.pack(index, 0)))
             tables.append(position + _PART.size + _TABLE.size)
             position += _PART.size + length
-        clone_offset = 0
+        clone_offset = end = 0
         if clone_end:
             clone_offset = position + _PART.size
             end = clone_end(clone_offset)
@@ -135,6 +137,7 @@ class TrailerLayout:
             extents=extents,
             tables=tuple(tables),
             clone_offset=clone_offset,
+            clone_end=end,
             parts=tuple(parts),
             footer_offset=file_length - FOOTER_BYTES,
             file_length=file_length,
@@ -160,6 +163,11 @@ def uncovered(blocks: list[SavedBlock], start: int, end: int) -> list[tuple[int,
     return [(first, after) for first, after in ranges if first < after]
 
 
+def digested(blocks: list[SavedBlock], start: int, end: int, clone: tuple[int, int]) -> list[tuple[int, int]]:
+    """The byte ranges that STREAM_DIGESTS has digests of: what is in no page array, and the clone stream if any."""
+    return [*uncovered(blocks, start, end), *([clone] if clone[0] else [])]
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Trailer:
     """A trailer as found in a file."""
@@ -172,13 +180,15 @@ class Trailer:
     digest: int
     """XXH3-64 over [offset, file_length - 8)."""
     extents: tuple[Extent, ...]
-    """Digests of everything before the trailer that is not a page."""
+    """Digests of everything before the trailer that is not a page, and of the clone stream."""
     tables: dict[int, int]
     """Block number in the stream's order -> file offset of its table of page digests."""
     table_pages: dict[int, int]
     """Block number -> number of pages in its table."""
     clone_offset: int
     """Where the clone stream starts, absolute; 0 where there is none."""
+    clone_end: int
+    """The offset after it; 0 where there is none."""
 
 
 def has_trailer(read: ReadAt, size: int) -> bool:
@@ -204,7 +214,7 @@ def read_trailer(read: ReadAt, size: int) -> Trailer:
     extents: tuple[Extent, ...] = ()
     tables: dict[int, int] = {}
     table_pages: dict[int, int] = {}
-    clone_offset = 0
+    clone_offset = clone_end = 0
     cursor = Cursor(read, footer_offset, offset)
     for _ in range(parts):
         at = cursor.offset
@@ -222,7 +232,7 @@ def read_trailer(read: ReadAt, size: int) -> Trailer:
         elif kind == PartType.CLONE_STREAM:
             if clone_offset:
                 raise FormatError("a second clone stream", offset=at)
-            clone_offset = cursor.offset
+            clone_offset, clone_end = cursor.offset, end
         elif kind != PartType.PADDING and flags & REQUIRED:
             raise FormatError(f"trailer part of unknown type {kind} that a reader must know", offset=at)
         cursor.offset = end
@@ -238,12 +248,13 @@ def read_trailer(read: ReadAt, size: int) -> Trailer:
         tables=tables,
         table_pages=table_pages,
         clone_offset=clone_offset,
+        clone_end=clone_end,
     )
 
 
 def _read_extents(cursor: Cursor, payload: int) -> tuple[Extent, ...]:
     count, rest = divmod(payload, _EXTENT.size)
-    if rest or count > MAX_BLOCKS + 1:
+    if rest or count > MAX_BLOCKS + 2:
         raise FormatError(f"table of stream digests of {payload} bytes", offset=cursor.offset)
     return tuple(Extent(*_EXTENT.unpack(cursor.take(_EXTENT.size, "stream digests"))) for _ in range(count))
 
@@ -271,5 +282,6 @@ def check_against(trailer: Trailer, blocks: list[SavedBlock], base: int, stream_
         raise FormatError(f"the trailer does not follow the stream, which ends at {stream_end:#x}", offset=at)
     if trailer.table_pages != {index: saved.block.pages for index, saved in enumerate(blocks) if not saved.absent}:
         raise FormatError("the trailer's page digests do not match the RAMBlocks of the stream", offset=at)
-    if [(e.offset, e.offset + e.length) for e in trailer.extents] != uncovered(blocks, base, at):
+    expected = digested(blocks, base, at, (trailer.clone_offset, trailer.clone_end))
+    if [(e.offset, e.offset + e.length) for e in trailer.extents] != expected:
         raise FormatError("the trailer's stream digests do not cover the stream", offset=at)

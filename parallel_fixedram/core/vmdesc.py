@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import struct
+from collections import deque
 from collections.abc import Mapping
 from typing import Any
 
@@ -25,8 +26,9 @@ MAX_PADDING = 4096
 _HEAD = struct.Struct(">BI")
 _MAX_CANDIDATES = 16
 
-Lengths = Mapping[tuple[str, int], int]
-"""Bytes of a device section's body, by name and instance id."""
+Lengths = Mapping[tuple[str, int], deque[int]]
+"""Bytes of the bodies of device sections, by name and instance id. Several, in the stream's order, where what a guest
+has put into a body was taken for the head of a section."""
 
 
 def describe_device(name: str, instance_id: int, version_id: int, body_length: int) -> dict[str, Any]:
@@ -88,9 +90,11 @@ def _parse(text: bytes, at: int) -> Mapping[str, Any]:
 
 
 def _lengths(description: Mapping[str, Any]) -> Lengths:
-    return {
-        (str(device["name"]), int(device["instance_id"])): _body_length(device) for device in description["devices"]
-    }
+    lengths: dict[tuple[str, int], deque[int]] = {}
+    for device in description["devices"]:
+        name, instance_id = str(device["name"]), int(device["instance_id"])
+        lengths.setdefault((name, instance_id), deque()).append(_body_length(device))
+    return lengths
 
 
 def _body_length(vmstate: Mapping[str, Any]) -> int:

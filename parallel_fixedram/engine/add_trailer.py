@@ -41,6 +41,8 @@ def add_trailer(image: Image, main: Collection[str], *, channels: int, progress:
     if len(image.blocks) < len(image.file.blocks):
         raise RequestError(f"{image.path!r} does not hold all of its RAMBlocks")
     for saved in image.blocks:
+        if max(saved.bitmap_end, saved.pages_end) > image.file.stream_end:
+            raise RequestError(f"{image.path!r} has block {saved.block.idstr!r} behind the end of its stream")
         if has_stale_pages(image, saved):
             raise RequestError(
                 f"{image.path!r} has stale bytes where pages of {saved.block.idstr!r} are zero",
@@ -72,7 +74,9 @@ def add_trailer(image: Image, main: Collection[str], *, channels: int, progress:
             channel.sync()
         except BaseException:
             with signals.held():
-                _resize(channel, image.file.size)
+                if channel.stat().st_size > image.file.size:
+                    _resize(channel, image.file.stream_end)  # padding may have been overwritten, and is zeros again
+                    _resize(channel, image.file.size)
             raise
     finally:
         linux.close(fd)

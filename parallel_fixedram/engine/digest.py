@@ -18,7 +18,7 @@ from parallel_fixedram.core.bitmap import WORD_PAGES, PageBitmap, runs_of_ones
 from parallel_fixedram.core.mapped_ram import SavedBlock
 from parallel_fixedram.core.plan import Shard
 from parallel_fixedram.core.protocols import Channel, Pages
-from parallel_fixedram.core.trailer import DIGEST_BYTES, Extent, TrailerLayout, pack_extents, uncovered
+from parallel_fixedram.core.trailer import DIGEST_BYTES, Extent, TrailerLayout, digested, pack_extents
 from parallel_fixedram.engine.messages import Tally
 from parallel_fixedram.engine.window import WINDOW_PAGES, Bits, WindowReader, windows
 from parallel_fixedram.host.channel import FileChannel
@@ -78,7 +78,9 @@ def write_trailer(channel: FileChannel, trailer: TrailerLayout, blocks: Sequence
         channel.write(offset, memoryview(head))
     extents = [
         Extent(start, end - start, range_digest(channel, start, end))
-        for start, end in uncovered(list(blocks), trailer.base, trailer.offset)
+        for start, end in digested(
+            list(blocks), trailer.base, trailer.offset, (trailer.clone_offset, trailer.clone_end)
+        )
     ]
     channel.write(trailer.extents_offset, memoryview(pack_extents(extents)))
     channel.write(trailer.footer_offset, memoryview(trailer.pack_footer()))

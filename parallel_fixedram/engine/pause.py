@@ -11,6 +11,7 @@ Nothing else belongs in here: a guest waits.
 from __future__ import annotations
 
 import contextlib
+import gc
 import time
 from concurrent.futures import Future, ThreadPoolExecutor
 from types import TracebackType
@@ -39,31 +40,52 @@ class Pause:
         self._machine = machine
         self._thread = ThreadPoolExecutor(1, "device-state")
         self._state: Future[bytes] | None = None
+        self._collects_garbage = self._ended = False
         self.was_running = False
         self.seconds = self.stop_seconds = self.state_seconds = self.cont_seconds = 0.0
+
+    def prepare(self) -> None:
+        """Get ready while nobody waits (Machine.prepare)."""
+        self._machine.prepare()
+        self._thread.submit(lambda: None).result()  # starts it
 
     def __enter__(self) -> Self:
         self._started = time.perf_counter()
         try:
+            # a collection would touch, and after a fork copy, every page of this process: tens of milliseconds
+            self._collects_garbage = gc.isenabled()
+            gc.disable()
             self.was_running = self._machine.pause()
-        except BaseException:
-            with contextlib.suppress(FixedRamError):  # it may have stopped before the answer was lost
-                self._machine.resume()
+            self.stop_seconds = time.perf_counter() - self._started
+            return self
+        except BaseException as error:
+            self._end(error)  # it may have stopped before the answer was lost
             raise
-        self.stop_seconds = time.perf_counter() - self._started
-        return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        with signals.held():  # a signal must not come between the guest and its resumption
+        try:
+            with signals.held():  # a signal must not come between the guest and its resumption
+                self._end(error)
+        except BaseException as late:
+            if not self._ended:  # it came before it could be held back
+                self._end(late)
+            raise
+
+    def _end(self, error: BaseException | None) -> None:
+        self._ended = True
+        try:
             self._thread.shutdown(cancel_futures=True)  # its monitor takes one request at a time
             resumed = time.perf_counter()
             # what went wrong first matters more
             with contextlib.suppress(*([FixedRamError] if error else [])):
                 self._machine.resume()
             ended = time.perf_counter()
-        self.cont_seconds, self.seconds = ended - resumed, ended - self._started
+            self.cont_seconds, self.seconds = ended - resumed, ended - self._started
+        finally:
+            if self._collects_garbage:
+                gc.enable()
 
     def begin_device_state(self) -> None:
         """Have the machine write down its device state, without waiting for it."""

@@ -140,7 +140,7 @@ def restore(
     image.check_complete()
     if check_digests and image.file.trailer is None:
         raise RequestError(f"{image.path!r} carries no digests to check")
-    check_head(image)
+    check_head(image, tables=check_digests)
     with ExitStack() as stack:
         parts: list[_Part] = []
         targets: list[RamTarget] = []
@@ -174,9 +174,17 @@ def restore(
     )
 
 
-def check_head(image: Image) -> None:
-    """Hold heads and bitmaps against their digests, where there are any: they say which page goes where."""
-    for difference in check_ranges(image, image.file.trailer) if image.file.trailer else ():
+def check_head(image: Image, *, tables: bool = True) -> None:
+    """Hold heads and bitmaps against their digests, where there are any: they say which page goes where.
+
+    Args:
+        image: the open file.
+        tables: also the page digests themselves, where they will be used.
+
+    Raises:
+        ContentsDiffer: they do not match.
+    """
+    for difference in check_ranges(image, image.file.trailer, tables=tables) if image.file.trailer else ():
         raise ContentsDiffer(f"{image.path!r}: {difference}")
 
 

@@ -166,7 +166,12 @@ class _Save:
         self.pending.set_size(self.layout.ram_end)
         self._map_data()
         opened = open_page_channel(
-            self.pending, self.options.direct_io, live=self.options.max_rounds > 1, data=self.bitmaps.data
+            self.pending,
+            self.options.direct_io,
+            live=self.options.max_rounds > 1,
+            waits=self.machine.prepare(),
+            data=self.bitmaps.data,
+            page_size=self.layout.blocks[0].block.page_size,
         )
         pages, self.direct = opened.channel, opened.direct
         self.notes += [opened.note] if opened.note else []
@@ -226,7 +231,7 @@ class _Save:
 
     def report(self, total_seconds: float) -> SaveReport:
         """What happened."""
-        channels = self.options.channels
+        channels, waited = self.options.channels, self.pause.was_running
         return SaveReport(
             file=self.pending.path,
             channels=channels,
@@ -239,11 +244,11 @@ class _Save:
             rounds=tuple(self.rounds),
             seconds=SaveSeconds(
                 total=total_seconds,
-                pause=self.pause.seconds if self.pause.was_running else 0.0,
-                stop=self.pause.stop_seconds,
+                pause=self.pause.seconds if waited else 0.0,
+                stop=self.pause.stop_seconds if waited else 0.0,
                 device_state=self.pause.state_seconds,
                 ram=self.last_round_seconds,
-                cont=self.pause.cont_seconds,
+                cont=self.pause.cont_seconds if waited else 0.0,
                 scan=self.written.scan_seconds / channels,
                 write=self.written.write_seconds / channels,
                 digest=self.digest_seconds + self.written.digest_seconds / channels,
@@ -291,6 +296,7 @@ class _Save:
                 break  # another round would not make the stopped one noticeably shorter
             self._round(pool, number)
             before = now
+        self._rehearse(pool)
         with self.pause as pause:
             self._sync_dirty()
             pause.begin_device_state()
@@ -303,6 +309,25 @@ class _Save:
             self._round(pool, len(self.rounds))
             self.last_round_seconds = time.perf_counter() - started
             pause.device_state()  # it has to be there before the machine goes on
+
+    def _rehearse(self, pool: WorkerPool) -> None:
+        """Go once through what the last round does, while nobody waits.
+
+        Memory that coordinator and workers touch for the first time after the fork is copied page by page: that takes
+        longer than a small round itself. Firmware is written, and again in the last round.
+        """
+        self.pause.prepare()
+        if self.dirty is None:
+            self._map_grown()
+        firmware = [PageBitmap(dirty.pages) for dirty in self.bitmaps.dirty]
+        for each, bitmap in zip(self.guest_blocks, firmware, strict=True):
+            if each.keeps_zero_pages:
+                bitmap.set_all()
+        for dirty, some in zip(self.bitmaps.dirty, firmware, strict=True):
+            dirty.words |= some.words
+        self._run(pool, _WRITE, plan_shards(firmware, workers=self.options.channels))
+        for dirty, some in zip(self.bitmaps.dirty, firmware, strict=True):
+            dirty.words |= some.words
 
     def _end_stream(self) -> None:
         """Put together and lay out what follows the last page: device sections, trailer, clone stream."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 import numpy as np
 
 from parallel_fixedram.core.bitmap import PageBitmap
-from parallel_fixedram.core.errors import RequestError
+from parallel_fixedram.core.errors import HostError, RequestError
 from parallel_fixedram.core.mapped_ram import SavedBlock
 from parallel_fixedram.core.plan import plan_shards
 from parallel_fixedram.engine.image import Image
@@ -65,8 +65,15 @@ def reopen_writable(image: Image) -> int:
         HostError: it may not be written.
         RequestError: another file has its name by now.
     """
-    fd = open_writable(image.path)
-    if FileChannel(fd, image.path).stat().st_ino != image.channel.stat().st_ino:
+    try:
+        fd = open_writable(image.path)
+    except HostError as error:  # it is open already: what is missing is the right to write
+        raise HostError(f"cannot write to {image.path!r}", errno=error.errno) from error
+    try:
+        found, expected = FileChannel(fd, image.path).stat(), image.channel.stat()
+        if (found.st_dev, found.st_ino) != (expected.st_dev, expected.st_ino):
+            raise RequestError(f"{image.path!r} was replaced by another file")
+    except BaseException:
         linux.close(fd)
-        raise RequestError(f"{image.path!r} was replaced by another file")
+        raise
     return fd

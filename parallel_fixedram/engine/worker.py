@@ -7,6 +7,7 @@ the coordinator (PR_SET_PDEATHSIG), leaves Ctrl-C to it, and never returns into 
 from __future__ import annotations
 
 import contextlib
+import gc
 import logging
 import os
 import socket
@@ -50,6 +51,7 @@ def work(
     code = 1
     try:
         processes.settle_in(coordinator)
+        gc.freeze()  # collecting what was inherited would copy all of it
         for each in inherited:
             each.close()
         for job in jobs:

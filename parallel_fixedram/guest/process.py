@@ -141,6 +141,10 @@ class GuestProcess:
         self.steps = self._ask(child.HALT, self.steps + steps)
         return self.steps
 
+    def prepare(self) -> bool:
+        """Whether it runs (Machine.prepare)."""
+        return self._running
+
     def pause(self) -> bool:
         """Return when no page changes any more (Machine.pause); one that idles after its steps counts as running."""
         was_running = self._running

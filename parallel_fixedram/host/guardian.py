@@ -4,7 +4,7 @@
 
     us ------ armed: a byte in shared memory ------> guardian, asleep on our pidfd
      |                                                 |
-     +-- dies, armed or not -------------------------->+-- armed: acts, ends;   not armed: ends
+     +-- dies, or lets go of it ---------------------->+-- armed: acts, ends;   not armed: ends
 
 It ignores the signals that a terminal or a service manager sends to us, and holds no descriptor but those it needs.
 """
@@ -24,6 +24,10 @@ from parallel_fixedram.core.errors import HostError
 from parallel_fixedram.host import processes, signals
 from parallel_fixedram.host.channel import anonymous_memory
 
+_LET_GO_SECONDS = 1.0
+_on_their_own: list[int] = []
+"""Guardians that were let go and took longer; they are reaped when the next one starts."""
+
 _IGNORED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT, signal.SIGPIPE)
 
 
@@ -42,13 +46,16 @@ class Guardian:
         self._act = act
         self._descriptors = set(descriptors)
         self._pid = 0
+        self._go = -1
 
     def __enter__(self) -> Self:
         self._armed = anonymous_memory(mmap.PAGESIZE, shared=True)
+        _reap_others()
         try:
             us = os.pidfd_open(os.getpid())  # before the fork, so that it cannot come to mean another process
             try:
                 with signals.held():
+                    self._go = os.eventfd(0, os.EFD_CLOEXEC)
                     pid = os.fork()
                     if pid == 0:
                         self._watch(us)
@@ -56,7 +63,11 @@ class Guardian:
             finally:
                 os.close(us)
         except OSError as error:
+            self._forget()
             raise HostError.from_os("cannot start the process that looks after the guest", error) from error
+        except BaseException:  # a signal that was held back
+            self.close()
+            raise
         return self
 
     def __exit__(
@@ -77,7 +88,31 @@ class Guardian:
         if self._pid:
             processes.kill(self._pid)
             processes.reap(self._pid)
-            self._pid = 0
+            self._forget()
+
+    def let_go(self) -> None:
+        """Have it act now if it is armed, as if we had died; it is waited for, but no longer than a second."""
+        if not self._pid:
+            return
+        pid = self._pid
+        os.eventfd_write(self._go, 1)
+        self._forget()
+        _on_their_own.append(pid)
+        with contextlib.suppress(OSError):  # somebody waits for all children, or SIGCHLD is ignored
+            pidfd = os.pidfd_open(pid)
+            try:
+                poll = select.poll()
+                poll.register(pidfd, select.POLLIN)
+                poll.poll(_LET_GO_SECONDS * 1000)
+            finally:
+                os.close(pidfd)
+        _reap_others()
+
+    def _forget(self) -> None:
+        self._pid = 0
+        if self._go >= 0:
+            os.close(self._go)
+            self._go = -1
 
     def _watch(self, us: int) -> NoReturn:
         try:
@@ -85,7 +120,7 @@ class Guardian:
                 signal.signal(signum, signal.SIG_IGN)
             signal.set_wakeup_fd(-1)
             os.setsid()
-            keep = {us, *self._descriptors}
+            keep = {us, self._go, *self._descriptors}
             null = os.open(os.devnull, os.O_RDWR)
             for fd in (0, 1, 2):
                 if fd not in keep:
@@ -96,8 +131,18 @@ class Guardian:
                         os.close(fd)
             poll = select.poll()
             poll.register(us, select.POLLIN)
+            poll.register(self._go, select.POLLIN)
             poll.poll()
             if self._armed[0]:
                 self._act()
         finally:
             os._exit(0)
+
+
+def _reap_others() -> None:
+    """Reap those on their own that have ended."""
+    for pid in _on_their_own.copy():
+        with contextlib.suppress(ChildProcessError):
+            if os.waitpid(pid, os.WNOHANG)[0] == 0:
+                continue
+        _on_their_own.remove(pid)

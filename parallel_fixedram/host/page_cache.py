@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import mmap
 import os
 from collections.abc import Sequence
 
@@ -31,3 +32,18 @@ def takes_direct_io(path: str) -> bool:
     except OSError:
         return False
     return True
+
+
+def dirty_room() -> int:
+    """How many bytes can be written into the page cache before the kernel makes writers wait for the device.
+
+    That begins halfway between the background and the hard limit (mm/page-writeback.c, dirty_freerun_ceiling).
+    """
+    pages = dict.fromkeys(("nr_dirty_threshold", "nr_dirty_background_threshold", "nr_dirty", "nr_writeback"), 0)
+    with open("/proc/vmstat") as file:
+        for line in file:
+            name, _, value = line.partition(" ")
+            if name in pages:
+                pages[name] = int(value)
+    ceiling = (pages["nr_dirty_threshold"] + pages["nr_dirty_background_threshold"]) // 2
+    return max(ceiling - pages["nr_dirty"] - pages["nr_writeback"], 0) * mmap.PAGESIZE

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import pairwise
 
-from parallel_fixedram.core.errors import HostError
+from parallel_fixedram.core.errors import FixedRamError, HostError, MachineError
 from parallel_fixedram.host import linux
 
 _READ = os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC
@@ -45,11 +45,14 @@ def read_maps(pid: int) -> list[Mapping]:
     """What the process has mapped, ascending.
 
     Raises:
-        HostError: there is no such process, or no right to ask.
+        MachineError: there is no such process.
+        HostError: no right to ask.
     """
     try:
         with open(f"/proc/{pid}/maps", encoding="utf-8", errors="surrogateescape", newline="\n") as file:
-            return [_mapping(line) for line in file]
+            if found := [_mapping(line) for line in file]:
+                return found
+            raise ProcessLookupError(errno.ESRCH, os.strerror(errno.ESRCH))  # it has ended, and was not reaped yet
     except OSError as error:
         raise refusal(pid, error, f"cannot read the memory map of process {pid}") from error
 
@@ -58,7 +61,8 @@ def check_rights(pid: int) -> None:
     """Find out whether the memory of the process may be copied, without touching any of it.
 
     Raises:
-        HostError: it may not; or the process is gone.
+        MachineError: the process is gone.
+        HostError: it may not.
     """
     try:
         linux.may_read_process(pid)
@@ -147,9 +151,12 @@ def _mapping(line: str) -> Mapping:
     )
 
 
-def refusal(pid: int, error: OSError, what: str) -> HostError:
-    """The error to raise for one of the system, which says what right is missing if it is that."""
+def refusal(pid: int, error: OSError, what: str) -> FixedRamError:
+    """The error to raise for one of the system: a MachineError if the process is gone, else a HostError.
+
+    The latter says what right is missing if it is that.
+    """
     if error.errno in (errno.ESRCH, errno.ENOENT):
-        return HostError(f"process {pid} is gone")
+        return MachineError(f"process {pid} is gone")
     hint = _MAY_READ if error.errno in (errno.EPERM, errno.EACCES) else ""
     return HostError.from_os(what, error, hint=hint)

@@ -145,7 +145,8 @@ def open_process_memory(pid: int, address: int, length: int) -> ProcessMemory:
         length: bytes, a multiple of the host's page size.
 
     Raises:
-        HostError: nothing, or not one thing, is mapped there; a right is missing; the process is gone.
+        MachineError: the process is gone.
+        HostError: nothing, or not one thing, is mapped there; a right is missing.
     """
     parts = mapped_parts(pid, address, length)
     first = parts[0]

@@ -60,10 +60,10 @@ class PendingFile:
                 except OSError as error:
                     raise HostError.from_os(f"cannot open the folder {self._folder_path!r}", error) from error
                 self.fd = self._create()
+            self.channel = FileChannel(self.fd, self.path)
         except BaseException as error:
             self.__exit__(type(error), error, error.__traceback__)
             raise
-        self.channel = FileChannel(self.fd, self.path)
         return self
 
     def __exit__(

@@ -75,6 +75,10 @@ class RamFiles:
         """The blocks as given (Machine.guest_blocks)."""
         return self._blocks
 
+    def prepare(self) -> bool:
+        """Nothing runs here (Machine.prepare)."""
+        return False
+
     def pause(self) -> bool:
         """Nothing runs here (Machine.pause)."""
         return False

@@ -17,9 +17,11 @@ import json
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from typing import NamedTuple, Self
 
 from parallel_fixedram.core.errors import RequestError
+from parallel_fixedram.core.units import parse_size
 
 # The options of qemu-options.hx without HAS_ARG (QEMU 10.0, all targets); every other takes the next argument.
 _WITHOUT_VALUE = frozenset(
@@ -54,9 +56,13 @@ class MemoryFile:
     """Bytes, the block's length."""
     shared: bool
     """What the guest writes goes into the file; otherwise the guest is a copy-on-write clone and only reads it."""
+    anonymous: bool = False
+    """The path is that of a descriptor, which says nothing to people."""
 
     def __str__(self) -> str:
-        return f"{self.path!r} at {self.offset:#x}, {'shared' if self.shared else 'copy-on-write'}"
+        if self.anonymous:
+            return "anonymous shared memory"
+        return f"the file {self.path!r} at {self.offset:#x}, {'shared' if self.shared else 'copy-on-write'}"
 
     def properties(self) -> list[tuple[str, str]]:
         """As properties of a memory-backend-file (backends/hostmem-file.c)."""
@@ -172,6 +178,20 @@ class CommandLine:
             raise RequestError(f"the file has no block for {self._described(self.main)} of this QEMU command line")
         return [idstr for idstr, _ in blocks if idstr in owned or (default and idstr == default[1])]
 
+    def length_of(self, idstr: str) -> int | None:
+        """Bytes of a block of ``main_blocks`` by the command line; None if it does not say, or not where we look."""
+        backend = self._backend(idstr)
+        if backend:
+            text = dict(backend.properties).get("size", "")
+        else:
+            pairs = [split_properties(option.value or "", "size") for option in self.options if option.name == "m"]
+            text = dict(chain.from_iterable(pairs)).get("size", "")
+            text += "M" if text.isdecimal() else ""
+        try:
+            return parse_size(text) or None
+        except RequestError:
+            return None
+
     def with_memory(self, files: Mapping[str, MemoryFile]) -> Rewritten:
         """The command line with the RAM of some blocks taken from files.
 
@@ -188,12 +208,12 @@ class CommandLine:
             backend = self._backend(idstr)
             if backend:
                 replaced[backend.position + 1] = _file_backend(backend.id, idstr, file, backend.properties)
-                changes.append(f"{backend.kind} {backend.id!r} is now the file {file}{_without(backend)}")
+                changes.append(f"{backend.kind} {backend.id!r} is now {file}{_without(backend, file)}")
             elif self._can_be_default(idstr) and not added:
                 # Several -machine, or -M, are merged, and the last one wins (keyval_parse_into(), util/keyval.c).
                 machine = join_properties([("memory-backend", idstr)])
                 added = ["-object", _file_backend(idstr, idstr, file, ()), "-machine", machine]
-                changes.append(f"default RAM {idstr!r} is now the file {file}")
+                changes.append(f"default RAM {idstr!r} is now {file}")
             else:
                 raise self._unknown(idstr)
         # -mem-prealloc is for every backend (system/vl.c) and would copy all of a clone's RAM; -mem-path is for the
@@ -319,7 +339,8 @@ def _file_backend(id_: str, idstr: str, file: MemoryFile, properties: Sequence[t
     return join_properties([("id", id_), *file.properties(), *name, *kept], "memory-backend-file")
 
 
-def _without(backend: Backend) -> str:
+def _without(backend: Backend, file: MemoryFile) -> str:
     """The end of the sentence that says what became of a backend."""
-    lost = [pair for pair in backend.properties if pair[0] not in _KEPT | {_CANONICAL, "size"}]
+    still = file.properties()
+    lost = [pair for pair in backend.properties if pair[0] not in _KEPT | {_CANONICAL, "size"} and pair not in still]
     return f", without {join_properties(lost)!r}" if lost else ""

@@ -8,18 +8,20 @@ Source: QEMU migration/savevm.c (qmp_xen_save_devices_state, qemu_save_device_st
 
 from __future__ import annotations
 
+import contextlib
 import os
 import struct
 from types import TracebackType
 from typing import Self
 
-from parallel_fixedram.core.errors import HostError, MachineError
+from parallel_fixedram.core.errors import FixedRamError, HostError, MachineError
 from parallel_fixedram.core.stream import QEMU_VM_EOF, QEMU_VM_FILE_MAGIC, QEMU_VM_FILE_VERSION
 from parallel_fixedram.host import linux
 from parallel_fixedram.host.channel import FileChannel
 from parallel_fixedram.qemu.monitor import Monitor
 
 _HEAD = struct.pack(">II", QEMU_VM_FILE_MAGIC, QEMU_VM_FILE_VERSION)
+_GOODBYE_SECONDS = 1.0
 
 
 class DeviceState:
@@ -57,10 +59,14 @@ class DeviceState:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        if self._fdset >= 0:
-            self._monitor.remove_fd(self._fdset)
-            self._fdset = -1
-        self.close()
+        fdset, self._fdset = self._fdset, -1
+        try:
+            if fdset >= 0:
+                # a courtesy, not worth a long wait, nor an error in the place of the one that brought us here
+                with contextlib.suppress(FixedRamError):
+                    self._monitor.execute("remove-fd", {"fdset-id": fdset}, timeout=_GOODBYE_SECONDS)
+        finally:
+            self.close()
 
     def close(self) -> None:
         """Let go of the memory; QEMU lets go of it when the monitor's connection ends, if not before."""

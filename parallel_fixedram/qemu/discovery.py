@@ -6,20 +6,25 @@ import os
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from parallel_fixedram.core.errors import MachineError
+from parallel_fixedram.core.errors import MachineError, RequestError
+from parallel_fixedram.core.ramblock import RAMBlock, check_unique
+from parallel_fixedram.core.stream import MAX_MACHINE_NAME
 from parallel_fixedram.core.units import GIB, KIB, MIB
+from parallel_fixedram.qemu.session import shown
 
 if TYPE_CHECKING:
     from parallel_fixedram.qemu.monitor import Monitor
 
 _RAMBLOCK = re.compile(
-    r"^ *(?P<name>.*?) +(?P<size>\d+) (?P<unit>[KMG])iB +0x[0-9a-f]+ 0x(?P<used>[0-9a-f]+) 0x(?P<total>[0-9a-f]+)"
-    r" 0x(?P<address>[0-9a-f]+)",
-    re.MULTILINE,
+    r" *(?P<name>.*?) +(?P<size>[1-9]\d{0,8}) (?P<unit>[KMG])iB +0x[0-9a-f]+ 0x(?P<used>[0-9a-f]{1,16})"
+    r" 0x(?P<total>[0-9a-f]{1,16}) 0x(?P<address>[0-9a-f]{1,16})( .*)?"
 )
 _UNITS = {"K": KIB, "M": MIB, "G": GIB}
+
+RUNNING = ("running", "suspended")
+"""Run states in which the guest, or its wake-up, changes memory."""
 
 _REFUSED_DEVICES = {
     "vfio-": "VFIO devices save their state in steps, beside the device sections",
@@ -27,6 +32,8 @@ _REFUSED_DEVICES = {
     "virtio-mem": "virtio-mem has to be set up before RAM is loaded",
 }
 """By the beginning of a device's type: why its guest cannot be saved from outside."""
+
+_MAY_LOOK = "reading guest memory takes the rights of a debugger: run as the user of QEMU, or as root"
 
 _REFUSED_NETDEV = re.compile(r"^ *\\? *(\S+): .*\btype=vhost-user\b", re.MULTILINE)
 
@@ -45,10 +52,42 @@ class QemuBlock:
     main: bool
     """Whether a memory backend is behind it, rather than firmware or a device."""
 
+    def ramblock(self) -> RAMBlock:
+        """What of it stands in a file.
+
+        Raises:
+            RequestError: a name or a length that no RAMBlock has.
+        """
+        return RAMBlock(
+            idstr=self.idstr,
+            used_length=self.used_length,
+            max_length=self.max_length,
+            host_page_size=self.host_page_size,
+        )
+
+
+def run_state(monitor: Monitor) -> str:
+    """QEMU's run state, such as ``running``.
+
+    Raises:
+        MachineError: QEMU does not say.
+    """
+    answer = monitor.execute("query-status")
+    if not isinstance(answer, dict) or not isinstance(status := answer.get("status"), str):
+        raise _malformed(monitor, "query-status", answer)
+    return status
+
 
 def machine_type(monitor: Monitor) -> str:
-    """Machine type as it stands in a stream, such as ``pc-q35-10.0``."""
-    return str(monitor.execute("qom-get", {"path": "/machine", "property": "type"})).removesuffix("-machine")
+    """Machine type as it stands in a stream, such as ``pc-q35-10.0``.
+
+    Raises:
+        MachineError: QEMU does not say.
+    """
+    answer = monitor.execute("qom-get", {"path": "/machine", "property": "type"})
+    if not (isinstance(answer, str) and answer.isascii() and answer.isprintable() and len(answer) <= MAX_MACHINE_NAME):
+        raise _malformed(monitor, "qom-get", answer)
+    return answer.removesuffix("-machine")
 
 
 def ramblocks(monitor: Monitor) -> list[QemuBlock]:
@@ -57,9 +96,16 @@ def ramblocks(monitor: Monitor) -> list[QemuBlock]:
     Source: QEMU softmmu/physmem.c (ram_block_format). Blocks without a name are not migrated (qemu_ram_is_migratable).
 
     Raises:
-        MachineError: QEMU lists none.
+        MachineError: QEMU lists none, or what cannot be any.
     """
-    backends = {str(each.get("id")) for each in monitor.execute("query-memdev")}
+    backends = {str(each.get("id")) for each in _listed(monitor, "query-memdev")}
+    head, *lines = monitor.hmp("info ramblock").splitlines() or [""]
+    matches = [_RAMBLOCK.fullmatch(line) for line in lines]
+    if "Block Name" not in head or None in matches:  # a block that is overlooked would be missing in the file
+        unclear = lines[matches.index(None)] if None in matches else head
+        raise MachineError(
+            f"QMP socket {monitor.name!r}: QEMU lists no RAMBlocks: {shown(unclear)!r} is not understood"
+        )
     found = [
         QemuBlock(
             idstr=match["name"],
@@ -69,11 +115,16 @@ def ramblocks(monitor: Monitor) -> list[QemuBlock]:
             address=int(match["address"], 16),
             main=match["name"].removeprefix("/objects/") in backends,
         )
-        for match in _RAMBLOCK.finditer(monitor.hmp("info ramblock"))
-        if match["name"]
+        for match in matches
+        if match and match["name"]
     ]
     if not any(block.main for block in found):
-        raise MachineError(f"{monitor.name!r}: QEMU lists no RAMBlock of main memory")
+        raise MachineError(f"QMP socket {monitor.name!r}: QEMU lists no RAMBlock of main memory")
+    try:
+        check_unique([block.ramblock() for block in found])
+    except RequestError as error:
+        what = "QEMU lists RAMBlocks that cannot be"
+        raise MachineError(f"QMP socket {monitor.name!r}: {what}: {error.message}") from error
     return found
 
 
@@ -90,8 +141,10 @@ def refuse_what_cannot_be_saved(monitor: Monitor) -> None:
     if match := _REFUSED_NETDEV.search(monitor.hmp("info network")):
         raise MachineError(f"netdev {match[1]!r} is vhost-user: {_REFUSED_DEVICES['vhost-user-']}")
     migration = monitor.execute("query-migrate")
-    if reasons := migration.get("blocked-reasons"):
-        raise MachineError(f"QEMU says that this guest cannot be migrated: {reasons[0]}")
+    if not isinstance(migration, dict) or not isinstance(reasons := migration.get("blocked-reasons", []), list):
+        raise _malformed(monitor, "query-migrate", migration)
+    if reasons:
+        raise MachineError(f"QEMU says that this guest cannot be migrated: {shown(str(reasons[0]))}")
     if migration.get("status") in ("setup", "active", "pre-switchover", "device", "postcopy-active", "cancelling"):
         raise MachineError("a migration of this guest is under way")
 
@@ -99,10 +152,23 @@ def refuse_what_cannot_be_saved(monitor: Monitor) -> None:
 def _devices(monitor: Monitor) -> Iterator[tuple[str, str]]:
     """Name and type of every device that the user added."""
     for path in ("/machine/peripheral", "/machine/peripheral-anon"):
-        for child in monitor.execute("qom-list", {"path": path}):
+        for child in _listed(monitor, "qom-list", {"path": path}):
             kind = str(child.get("type", ""))
             if kind.startswith("child<"):
                 yield str(child.get("name")), kind.removeprefix("child<").removesuffix(">")
+
+
+def _listed(monitor: Monitor, command: str, arguments: dict[str, Any] | None = None) -> list[dict[str, Any]]:
+    """The objects that a command returns."""
+    answer = monitor.execute(command, arguments)
+    if not isinstance(answer, list) or not all(isinstance(each, dict) for each in answer):
+        raise _malformed(monitor, command, answer)
+    return answer
+
+
+def _malformed(monitor: Monitor, command: str, answer: object) -> MachineError:
+    text = shown(str(answer))
+    return MachineError(f"QMP socket {monitor.name!r}: QEMU's answer to {command!r} is malformed: {text}")
 
 
 def find_process(monitor: Monitor, fd: int, pid: int | None = None) -> int:
@@ -123,20 +189,21 @@ def find_process(monitor: Monitor, fd: int, pid: int | None = None) -> int:
     if pid is not None:
         if _holds(pid, inode):
             return pid
-        raise MachineError(f"process {pid} is not the QEMU behind {monitor.name!r}, or may not be looked at")
+        raise MachineError(
+            f"process {pid} is not the QEMU behind {monitor.name!r}, or may not be looked at", hint=_MAY_LOOK
+        )
     if _holds(monitor.peer_pid, inode):
         return monitor.peer_pid
     for name in os.listdir("/proc"):
-        if name.isdecimal() and int(name) != os.getpid() and _holds(int(name), inode):
+        if name.isdecimal() and _holds(int(name), inode):
             return int(name)
-    raise MachineError(
-        f"the process behind {monitor.name!r} cannot be found, or may not be looked at",
-        hint="reading guest memory takes the rights of a debugger: run as the user of QEMU, or as root",
-    )
+    raise MachineError(f"the process behind {monitor.name!r} cannot be found, or may not be looked at", hint=_MAY_LOOK)
 
 
 def _holds(pid: int, wanted: os.stat_result) -> bool:
-    """Whether a process has a file open, as far as we may know."""
+    """Whether another process has a file open, as far as we may know; that we have it ourselves says nothing."""
+    if pid == os.getpid():
+        return False
     try:
         with os.scandir(f"/proc/{pid}/fd") as entries:
             for entry in entries:

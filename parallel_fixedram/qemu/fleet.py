@@ -5,6 +5,7 @@ All of them start before the first is waited for; our own slow imports happen me
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import signal
@@ -18,6 +19,7 @@ from typing import TYPE_CHECKING, Self
 from parallel_fixedram.core.errors import HostError, MachineError, RequestError
 from parallel_fixedram.core.ramblock import RAMBlock
 from parallel_fixedram.core.report import GuestReport
+from parallel_fixedram.host import signals
 from parallel_fixedram.host.guardian import Guardian
 from parallel_fixedram.qemu import incoming
 from parallel_fixedram.qemu.incoming import Source
@@ -62,11 +64,12 @@ class Fleet:
         self._started = time.perf_counter()
         with ExitStack() as stack:
             folder = self._make_folder(stack)
+            # before the first start, so that there is no moment in which nobody would end a QEMU
+            self._guardian = stack.enter_context(Guardian(lambda: _end_all(folder)))
+            self._guardian.arm()
             for number, command in enumerate(self._commands):
                 launch = Launch(command, os.path.join(folder, str(number)), descriptors=self._descriptors)
                 self._launches.append(stack.enter_context(launch))
-            self._guardian = stack.enter_context(Guardian(self._kill, [launch.pidfd for launch in self._launches]))
-            self._guardian.arm()
             self._stack = stack.pop_all()
         return self
 
@@ -105,10 +108,11 @@ class Fleet:
 
     def let_go(self) -> None:
         """The guests are on their own from now on."""
-        self._guardian.disarm()
-        self._kept = True
-        for launch in self._launches:
-            launch.let_go()
+        with signals.held():
+            self._guardian.disarm()
+            self._kept = True
+            for launch in self._launches:
+                launch.let_go()
 
     def _make_folder(self, stack: ExitStack) -> str:
         try:
@@ -128,11 +132,19 @@ class Fleet:
         if not self._kept:
             shutil.rmtree(folder, ignore_errors=True)
 
-    def _kill(self) -> None:
-        """Runs in the guardian."""
-        for launch in self._launches:
-            signal.pidfd_send_signal(launch.pidfd, signal.SIGKILL)
-            shutil.rmtree(os.path.dirname(launch.folder), ignore_errors=True)
+
+def _end_all(folder: str) -> None:
+    """Runs in the guardian: end whoever prints to a log in the folder, also a QEMU that had only just been started."""
+    logs = os.path.join(os.path.realpath(folder), "")
+    for pid in filter(str.isdecimal, os.listdir("/proc")):
+        with contextlib.suppress(OSError):  # it is gone, or somebody else's
+            pidfd = os.pidfd_open(int(pid))  # before looking, so that it cannot come to mean another process
+            try:
+                if os.readlink(f"/proc/{pid}/fd/1").startswith(logs):
+                    signal.pidfd_send_signal(pidfd, signal.SIGKILL)
+            finally:
+                os.close(pidfd)
+    shutil.rmtree(folder, ignore_errors=True)
 
 
 class _explained:

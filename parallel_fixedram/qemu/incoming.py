@@ -102,7 +102,7 @@ def go_on(monitor: Monitor, *, run: bool) -> str:
     if run and monitor.execute("query-status")["status"] in _WAITS_FOR_CONT:
         monitor.execute("cont")
     status = str(monitor.execute("query-status")["status"])
-    if run and status != "running":
+    if run and status not in discovery.RUNNING:
         raise MachineError(f"the guest was saved in a state in which it cannot run: {status!r}")
     return status
 

@@ -11,6 +11,7 @@ The process is a session of its own: it lives on when we are done, and dies if w
 
 from __future__ import annotations
 
+import contextlib
 import os
 import select
 import shutil
@@ -74,7 +75,8 @@ class Launch:
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         if self.pid:
-            processes.kill(self.pid)
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(self.pid, signal.SIGKILL)  # a session of its own is also a group; a wrapper may be in it
             processes.reap(self.pid)
             self.pid = 0
         self._close()
@@ -92,9 +94,6 @@ class Launch:
         """Why QEMU ended, as one line in its own words; empty if it lives, or has left none."""
         if not select.select([self.pidfd], [], [], ENDING_SECONDS)[0]:
             return ""
-        if self.pid:
-            processes.reap(self.pid)
-            self.pid = 0
         lines = [line for line in self._said() if not line.startswith("warning:")]
         return f"QEMU: {'; '.join(lines)}"[:MAX_EXPLANATION] if lines else ""
 

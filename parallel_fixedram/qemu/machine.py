@@ -15,32 +15,30 @@ from __future__ import annotations
 import contextlib
 import os
 import select
-import time
 from collections.abc import Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
 
 from parallel_fixedram.core.errors import FixedRamError, HostError, MachineError
 from parallel_fixedram.core.protocols import GuestBlock
-from parallel_fixedram.core.ramblock import RAMBlock
+from parallel_fixedram.core.ramblock import TARGET_PAGE_SIZE, PageRange
 from parallel_fixedram.host.guardian import Guardian
 from parallel_fixedram.host.process_memory import ProcessMemory, open_process_memory
 from parallel_fixedram.qemu import discovery
 from parallel_fixedram.qemu.device_state import DeviceState
 from parallel_fixedram.qemu.discovery import QemuBlock
-from parallel_fixedram.qemu.monitor import TIMEOUT_SECONDS, Monitor
+from parallel_fixedram.qemu.monitor import TIMEOUT_SECONDS, Events, Monitor
 
-RUNNING = ("running", "suspended")
-"""Run states in which the guest, or a wake-up, changes memory."""
+GREETING_SECONDS = 5.0
+"""How long a running QEMU may take to greet: nothing but its main loop has to turn for it."""
 
 _BUSY = ("inmigrate", "finish-migrate", "restore-vm", "save-vm", "colo")
 """Run states in which there is no guest yet, or it belongs to somebody else's operation."""
 
 _CONTINUE = b'\xff\n{"execute": "cont", "id": "guardian"}\n'
 """0xff makes QEMU forget a command of which we may have sent only a half (QEMU docs/interop/qmp-spec.rst)."""
-_GUARDIAN_SECONDS = 30.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -70,9 +68,12 @@ class QemuMachine:
     """
 
     def __init__(self, socket_path: str, *, pid: int | None = None, timeout: float = TIMEOUT_SECONDS) -> None:
-        self._stopped = False
+        self._runs = self._stopped = False
+        self._events: Events | None = None
         with ExitStack() as stack:
-            self._monitor = stack.enter_context(Monitor(socket_path, timeout=timeout))
+            self._monitor = stack.enter_context(
+                Monitor(socket_path, timeout=timeout, greeting_timeout=min(timeout, GREETING_SECONDS))
+            )
             discovery.refuse_what_cannot_be_saved(self._monitor)
             if (status := self._status()) in _BUSY:
                 raise MachineError(f"{socket_path!r}: QEMU is in state {status!r}, there is no guest to save")
@@ -96,26 +97,38 @@ class QemuMachine:
         """All RAMBlocks, in QEMU's order (Machine.guest_blocks)."""
         return [
             GuestBlock(
-                block=RAMBlock(
-                    idstr=each.block.idstr,
-                    used_length=each.block.used_length,
-                    max_length=each.block.max_length,
-                    host_page_size=each.block.host_page_size,
-                ),
+                block=each.block.ramblock(),
                 source=each.memory.source,
                 main=each.block.main,
             )
             for each in self.blocks
         ]
 
+    def prepare(self) -> bool:
+        """Ask whether the guest runs, and listen for its stop (Machine.prepare)."""
+        if self._events is None:
+            self._events = self._stack.enter_context(self._monitor.listen("STOP"))
+        self._runs = self._status() in discovery.RUNNING
+        self._events.clear()
+        return self._runs
+
     def pause(self) -> bool:
-        """Stop the guest; from then on the guardian watches (Machine.pause)."""
-        if self._status() not in RUNNING:
-            return False
-        self._guardian.arm()
-        self._stopped = True
+        """Stop the guest; from then on the guardian watches (Machine.pause).
+
+        Whether this stopped anything QEMU tells by an event: somebody else may have started or stopped it since
+        ``prepare``. To a guest that stands still, ``stop`` does nothing (QEMU system/cpus.c, do_vm_stop).
+        """
+        assert self._events is not None, "prepare() comes first"
+        if self._runs:
+            self._guardian.arm()
+            self._stopped = True
         self._monitor.execute("stop")
-        return True
+        self._stopped = self._events.any()
+        if self._stopped:
+            self._guardian.arm()
+        else:
+            self._guardian.disarm()
+        return self._stopped
 
     def resume(self) -> None:
         """Let the guest go on if ``pause`` stopped it (Machine.resume)."""
@@ -131,15 +144,42 @@ class QemuMachine:
     def dirty_source(self) -> None:
         """Nobody outside of QEMU sees its dirty log (Machine.dirty_source)."""
 
+    def describe(self) -> dict[str, Any]:
+        """What would be saved and how each block is reached, as a JSON object; nothing is paused."""
+        return {
+            "verb": "inspect",
+            "qmp": self._monitor.name,
+            "pid": self.pid,
+            "version": ".".join(map(str, self._monitor.version)),
+            "status": self._status(),
+            "machine": self.name,
+            "blocks": [
+                {
+                    **asdict(each.block),
+                    "memory": str(each.memory.kind),
+                    "path": each.memory.path,
+                    "data_pages": sum(
+                        found.count for found in each.memory.source.data_ranges(PageRange(0, _pages(each.block)))
+                    ),
+                    "pages": _pages(each.block),
+                }
+                for each in self.blocks
+            ],
+        }
+
     def close(self) -> None:
         """Disconnect (Machine.close)."""
-        if not self._stopped:  # otherwise our own request to go on failed, and the guardian's is the last hope
+        if not self._stopped:
             self._guardian.close()
-        with contextlib.suppress(FixedRamError):  # QEMU may be gone, and that has been said
-            self._stack.close()
+        try:
+            with contextlib.suppress(FixedRamError):  # QEMU may be gone, and that has been said
+                self._stack.close()
+        finally:
+            # our own request to go on failed: the guardian's is the last hope, with the connection for itself
+            self._guardian.let_go()
 
     def _status(self) -> str:
-        return str(self._monitor.execute("query-status")["status"])
+        return discovery.run_state(self._monitor)
 
     def _reach(self, block: QemuBlock, stack: ExitStack) -> ReachedBlock:
         try:
@@ -150,17 +190,25 @@ class QemuMachine:
         return ReachedBlock(block=block, memory=memory)
 
     def _go_on(self) -> None:
-        """Runs in the guardian: the connection is the one thing that is left of us."""
+        """Runs in the guardian: the connection is the one thing that is left of us.
+
+        However long QEMU hangs: of a connection that is closed it reads nothing more, not even what was sent before.
+        """
         fd = self._monitor.sock.fileno()
-        deadline = time.monotonic() + _GUARDIAN_SECONDS
         request, answer = memoryview(_CONTINUE), b""
         poll = select.poll()
-        while time.monotonic() < deadline and b'"guardian"' not in answer:
+        while b'"guardian"' not in answer:
             poll.register(fd, select.POLLIN | (select.POLLOUT if request else 0))
-            for _, events in poll.poll(1000):
+            for _, events in poll.poll():
                 if request and events & select.POLLOUT:
                     request = request[os.write(fd, request) :]
                 elif events & select.POLLIN:
-                    answer = answer[-64:] + os.read(fd, 1 << 16)
+                    if not (data := os.read(fd, 1 << 16)):
+                        return
+                    answer = answer[-64:] + data
                 if events & (select.POLLHUP | select.POLLERR):
                     return
+
+
+def _pages(block: QemuBlock) -> int:
+    return block.used_length // TARGET_PAGE_SIZE

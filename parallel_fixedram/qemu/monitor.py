@@ -31,7 +31,9 @@ class Monitor:
 
     Args:
         path: QEMU's QMP socket.
-        timeout: seconds for the greeting, and for every call that is not given its own.
+        timeout: seconds for every call that is not given its own.
+        greeting_timeout: seconds for the greeting, which does not come while another client is attached; None for
+            ``timeout``.
         pidfd: descriptor of QEMU's process; its end ends every call. Stays the caller's to close, after the session.
 
     Attributes:
@@ -42,8 +44,16 @@ class Monitor:
         MachineError: nobody listens there, or it does not speak QMP, or not with us now.
     """
 
-    def __init__(self, path: str, *, timeout: float = TIMEOUT_SECONDS, pidfd: int | None = None) -> None:
+    def __init__(
+        self,
+        path: str,
+        *,
+        timeout: float = TIMEOUT_SECONDS,
+        greeting_timeout: float | None = None,
+        pidfd: int | None = None,
+    ) -> None:
         self.name = path
+        self._greeting_timeout = greeting_timeout
         with contextlib.ExitStack() as stack:
             with signals.held():
                 sock = stack.enter_context(_connect(path))
@@ -158,7 +168,7 @@ class Monitor:
         """Wait for the greeting and answer it; returns QEMU's version."""
         client = self._session.client
         try:
-            self._session.run("no greeting", None, lambda: client.connect(self.sock))
+            self._session.run("no greeting", self._greeting_timeout, lambda: client.connect(self.sock))
         except TimedOut as error:
             hint = "another client is attached to this socket, or it is not a QMP socket"
             raise MachineError(error.message, hint=hint) from None
@@ -180,6 +190,14 @@ class Events:
     def __init__(self, session: Session, collector: Collector) -> None:
         self._session = session
         self._collector = collector
+
+    def clear(self) -> None:
+        """Forget those that have arrived."""
+        self._collector.clear()
+
+    def any(self) -> bool:
+        """Whether one has arrived already; those that QEMU sent before the answer to a command have."""
+        return bool(self._collector.kept)
 
     def wait(self, timeout: float | None = None) -> dict[str, Any]:
         """The next event, as QEMU sent it: ``event``, ``timestamp``, mostly ``data``.

@@ -105,7 +105,8 @@ class Session:
             while not self._turn(lambda: self._advance(work, deadline)):
                 pass
             if self._task is not None and self._task.done():
-                return self._task.result()
+                task, self._task = self._task, None
+                return task.result()
             if self._has_ended():
                 raise self.error(f"{late}: {_ENDED}")
             raise TimedOut(self.error(f"{late} within {timeout:g} s").message)

@@ -27,7 +27,9 @@ SAVE = {
     "capabilities": {"fixed-ram": bool, "multifd": bool},
     "blocks": [BLOCK],
     "rounds": [{"dirty_pages": int, "written_pages": int, "gap_pages": int, "zero_pages": int, "seconds": float}],
-    "seconds": dict.fromkeys(["total", "pause", "scan", "write", "digest", "sync", "publish"], float),
+    "seconds": dict.fromkeys(
+        ["total", "pause", "stop", "device_state", "ram", "cont", "scan", "write", "digest", "sync", "publish"], float
+    ),
     "bytes": dict.fromkeys(["ram", "written", "file", "allocated"], int),
     "workers": [{"shards": int, "written_pages": int, "seconds": float}],
     "host": {
@@ -92,6 +94,7 @@ INSPECT = {
     "page_size": int,
     "ram_ended": bool,
     "vm_description": bool,
+    "clone_offset": int,
     "digests": bool,
     "blocks": [BLOCK | {"absent": bool, "record_offset": int, "address": (int, type(None))}],
     "devices": [dict],

@@ -40,7 +40,7 @@ def folder(tmp_path, monkeypatch):
 
 
 SAVES = {
-    "no source": ([], "exactly one source is needed: --guest SPEC or --ram IDSTR=PATH\n"),
+    "no source": ([], "exactly one source is needed: --guest SPEC, --qmp SOCKET or --ram IDSTR=PATH\n"),
     "two sources": (["--guest", GUEST, "--ram", "a=ram"], "exactly one source is needed"),
     "RAM without a path": (["--ram", "a"], "'a': expected IDSTR=PATH[,offset=N][,size=N]\n"),
     "RAM with an empty path": (["--ram", "a="], "'a=': the path is empty\n"),
@@ -226,7 +226,10 @@ USAGE = {
     "restore without a file": (["restore"], "the following arguments are required: FILE\n"),
     "diff of one file": (["diff", "old.mr"], "the following arguments are required: B\n"),
     "demo of a size that is none": (["demo", "--size", "big"], "argument --size: not a size: 'big'"),
-    "restore to nowhere": (["restore", "old.mr"], "a destination is needed: --ram IDSTR=PATH\n"),
+    "restore to nowhere": (
+        ["restore", "old.mr"],
+        "a destination is needed: -- QEMU [argument ...], or --ram IDSTR=PATH\n",
+    ),
     "restore of an unknown block": (
         ["restore", "old.mr", "--ram", "rom=new"],
         "'old.mr' has no block 'rom'; it has 'ram'\n",

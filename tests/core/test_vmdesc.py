@@ -1,4 +1,5 @@
 import json
+from collections import deque
 
 import pytest
 from support.streamwriter import Block, Section, stream
@@ -27,7 +28,7 @@ def lengths_of(text):
 def test_a_body_is_as_long_as_its_fields_and_subsections_with_their_heads():
     sub = {"vmsd_name": "cpu/fpu", "version": 1, "fields": [field(10)]}
     device = {"name": "cpu", "instance_id": 3, "fields": [field(4), field(2, array_len=8)], "subsections": [sub]}
-    assert lengths_of(description(device)) == {("cpu", 3): 4 + 16 + (1 + 1 + len("cpu/fpu") + 4 + 10)}
+    assert lengths_of(description(device)) == {("cpu", 3): deque([4 + 16 + (1 + 1 + len("cpu/fpu") + 4 + 10)])}
 
 
 @pytest.mark.parametrize(

@@ -17,6 +17,7 @@ from parallel_fixedram.core.protocols import Channel
 from parallel_fixedram.core.ramblock import PageRange
 from parallel_fixedram.core.report import SaveReport, from_json, to_json
 from parallel_fixedram.core.units import GIB, MIB
+from parallel_fixedram.engine import direct_io as direct_io_module
 from parallel_fixedram.engine import save as save_module
 from parallel_fixedram.engine.direct_io import DirectIO
 from parallel_fixedram.engine.image import Image
@@ -247,7 +248,10 @@ def _no_direct_io(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("_no_direct_io")
-def test_where_direct_io_is_refused_on_is_an_error_and_auto_says_what_it_did(target: str) -> None:
+def test_where_direct_io_is_refused_on_is_an_error_and_auto_says_what_it_did(
+    target: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(direct_io_module, "dirty_room", lambda: 0)  # the page cache is full
     with ScriptedGuest({"ram": "AB"}) as guest:
         with pytest.raises(HostError, match="refuses direct I/O") as caught:
             save(guest, target, SaveOptions(direct_io=DirectIO.ON))
@@ -383,7 +387,7 @@ def test_each_failing_write_of_a_page_fails_the_save_and_leaves_nothing(
     through(wrap)
     with ScriptedGuest({"ram": "A-" * 10}) as guest:
         with pytest.raises(HostError, match="cannot write: input/output error"):
-            save(guest, target, SaveOptions(channels=2))
+            save(guest, target, SaveOptions(channels=2, direct_io=DirectIO.ON))
         assert guest.running
         assert guest.calls[-1] == "resume"
     assert folder(target) == []

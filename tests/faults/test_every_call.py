@@ -49,6 +49,9 @@ DEAD = b"what a dead writer left"
 class Running(RamFiles):
     """RAM of a machine that says it was running, so that digests are made from what was written, after the pause."""
 
+    def prepare(self) -> bool:
+        return False
+
     def pause(self) -> bool:
         return True
 

@@ -20,7 +20,7 @@ from support.pictures import PAGE, allocated_pages, content, draw, memfd, page, 
 from support.sources import huge_file
 
 from parallel_fixedram.core.bitmap import PageBitmap
-from parallel_fixedram.core.errors import HostError
+from parallel_fixedram.core.errors import HostError, MachineError
 from parallel_fixedram.core.ramblock import PageRange
 from parallel_fixedram.host import linux, pagemap, process_maps
 from parallel_fixedram.host.page_source import CopiedSource, MappedSource
@@ -415,15 +415,15 @@ def test_a_process_that_is_gone_is_said_to_be_gone(reaped: bool) -> None:
             os.kill(child.pid, signal.SIGKILL)
             os.waitid(os.P_PID, child.pid, os.WEXITED | os.WNOWAIT)
         gone = f"^process {child.pid} is gone$"
-        with pytest.raises(HostError, match=gone):
+        with pytest.raises(MachineError, match=gone):
             source.open()
-        with pytest.raises(HostError, match=gone):
+        with pytest.raises(MachineError, match=gone):
             source.pages(0, 1)
-        with pytest.raises(HostError, match=gone):
+        with pytest.raises(MachineError, match=gone):
             source.data_ranges(PageRange(0, 4))
-        with pytest.raises(HostError, match=gone):
+        with pytest.raises(MachineError, match=gone):
             source.grown(PageBitmap(4))
-        with pytest.raises(HostError, match=gone if reaped else "are not mapped"):
+        with pytest.raises(MachineError, match=gone):
             open_process_memory(child.pid, child.address, 4 * PAGE)
 
 
@@ -439,7 +439,7 @@ def test_a_process_that_ends_while_its_page_tables_are_read_has_not_lost_its_dat
 
         monkeypatch.setattr(linux, "pagemap_scan", scan)
         source = ProcessSource(child.pid, child.address, 4 * PAGE)
-        with pytest.raises(HostError, match="is gone"):
+        with pytest.raises(MachineError, match="is gone"):
             source.data_ranges(PageRange(0, 4))
 
 

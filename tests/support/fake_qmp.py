@@ -295,15 +295,16 @@ class FakeQmp:
             rest += data.decode(errors="surrogateescape")
             while True:
                 message, rest = split(rest)
+                if message is None and RESET in rest:
+                    rest = rest.split(RESET, 1)[1]
+                    self._send(client, [line({"error": {"class": "GenericError", "desc": "JSON parse error"}})])
+                    continue
                 if message is None:
                     break
                 request = Request(message["execute"], message.get("arguments", {}), message.get("id"), peer, fds)
                 os.write(self._record, line([request.name, request.arguments]))
                 answer = self._answers.get(request.name) or self._answers.get("*") or _unknown
                 self._send(client, answer(request))
-            if RESET in rest:
-                rest = rest.split(RESET, 1)[1]
-                self._send(client, [line({"error": {"class": "GenericError", "desc": "JSON parse error"}})])
 
     def _send(self, client: socket.socket, data: Iterable[bytes]) -> None:
         for piece in data:

@@ -10,6 +10,9 @@
 Calls are counted over the whole tree in the order in which they arrive; only those that concern files below ``under``
 count. What the action returns or raises comes back in the Outcome, together with what the tree wrote to stderr and
 whether anything of it outlived the root. Linux on x86-64, 5.9 or later.
+
+``Forked`` is for moments that are no system call on a file: the command in a fork of this process, with something done
+right before or behind a call of one of its own functions.
 """
 
 from __future__ import annotations
@@ -19,6 +22,8 @@ import ctypes
 import errno
 import fcntl
 import gc
+import logging
+import mmap
 import os
 import pickle
 import platform
@@ -30,7 +35,12 @@ import sys
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple, NoReturn
+from types import TracebackType
+from typing import Any, NamedTuple, NoReturn, Self
+
+from support.cli import SECONDS, Result
+
+from parallel_fixedram.cli.main import main
 
 GONE_SECONDS = 2.0
 """How long the workers of a dead coordinator may take to go; the promise is 0.1 s, a busy test machine gets more."""
@@ -197,6 +207,8 @@ def _answer_next(listener: int, tree: Run, under: str, decide: Decide) -> None:
     try:
         fcntl.ioctl(listener, _NOTIF_RECV, notice)
         cookie, pid, _, number, _, _, *args = struct.unpack("<QIIiIQ6Q", notice)
+        if pid not in tree.pidfds:  # new, or a thread
+            pid = int(_status(pid, "Tgid"))
         if pid not in tree.pidfds:
             tree.pidfds[pid] = os.pidfd_open(pid)
         path = "" if number == _PRCTL else _path(pid, _CALLS[_NAMES[number]], args)
@@ -281,3 +293,192 @@ def _install_filter() -> int:
         raise OSError(ctypes.get_errno(), "seccomp")
     os.set_inheritable(listener, False)
     return listener
+
+
+class Moment(NamedTuple):
+    """A moment in the life of the command: a call of a function that it looks up in ``owner``."""
+
+    owner: Any
+    """A class or a module."""
+    name: str
+    behind: bool = False
+    """Right behind the call, or right before it."""
+    about: object = None
+    """What has to be among the call's arguments; None for any call."""
+    since: Moment | None = None
+    """What has to have happened before, in any of the command's processes."""
+
+
+def before(owner: object, name: str, about: object = None, since: Moment | None = None) -> Moment:
+    return Moment(owner, name, False, about, since)
+
+
+def behind(owner: object, name: str, about: object = None, since: Moment | None = None) -> Moment:
+    return Moment(owner, name, True, about, since)
+
+
+class Forked:
+    """The command in a fork of this process, in a session of its own; context manager that ends with nobody left.
+
+    Args:
+        argv: verb and arguments.
+        moment: when to act, in whichever of the command's processes is the first to come there.
+        act: what to do then; gets the arguments of the call.
+        prepare: done before the command starts, in its process.
+    """
+
+    _SHARED = struct.Struct("dqqq")  # when it acted, growth in bytes, whether it may act, number of children
+
+    def __init__(
+        self,
+        *argv: object,
+        moment: Moment | None = None,
+        act: Callable[..., object] = lambda *_: None,
+        prepare: Callable[[], object] = lambda: None,
+    ) -> None:
+        self._shared = mmap.mmap(-1, mmap.PAGESIZE)
+        self._once, once = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
+        os.write(once, b"!")
+        os.close(once)
+        self._out, self._err = os.memfd_create("stdout"), os.memfd_create("stderr")
+        self._argv = [*map(str, argv)]
+        self._pidfds: dict[int, int] = {}
+        self.pid = os.fork()
+        if self.pid == 0:
+            self._be_command(moment, act, prepare)
+        self._pidfds[self.pid] = os.pidfd_open(self.pid)
+        self._code: int | None = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        for pid in (self.pid, *self.children()):
+            with contextlib.suppress(ProcessLookupError):
+                signal.pidfd_send_signal(self._pidfds[pid], signal.SIGKILL)
+        if self._code is None:
+            os.waitpid(self.pid, 0)
+        for fd in (self._once, self._out, self._err, *self._pidfds.values()):
+            os.close(fd)
+
+    @property
+    def acted(self) -> float:
+        """When it acted, by the monotonic clock; 0 if the moment never came."""
+        return float(self._SHARED.unpack_from(self._shared)[0])
+
+    @property
+    def growth(self) -> int:
+        """By how many bytes the memory of the command itself had grown at its highest; once it has ended by itself."""
+        return int(self._SHARED.unpack_from(self._shared)[1])
+
+    def finish(self) -> Result:
+        """Wait for the end of the command itself."""
+        assert select.select([self._pidfds[self.pid]], [], [], SECONDS)[0], "it hangs"
+        self._code = os.waitstatus_to_exitcode(os.waitpid(self.pid, 0)[1])
+        out, err = (os.pread(fd, os.fstat(fd).st_size, 0).decode() for fd in (self._out, self._err))
+        return Result(self._code, out, err)
+
+    def children(self) -> list[int]:
+        """Processes that the command or a child of it has forked, but for those that are gone without a trace."""
+        count = self._SHARED.unpack_from(self._shared)[3]
+        for pid in struct.unpack_from(f"{count}q", self._shared, self._SHARED.size):
+            if pid not in self._pidfds:
+                with contextlib.suppress(ProcessLookupError):
+                    self._pidfds[pid] = os.pidfd_open(pid)
+        return [pid for pid in self._pidfds if pid != self.pid]
+
+    def left(self) -> list[int]:
+        """Children that outlive GONE_SECONDS from now on."""
+        end = time.monotonic() + GONE_SECONDS
+        return [
+            pid
+            for pid in self.children()
+            if not select.select([self._pidfds[pid]], [], [], max(end - time.monotonic(), 0))[0]
+        ]
+
+    # --- in the command's process
+
+    def _be_command(self, moment: Moment | None, act: Callable[..., object], prepare: Callable[[], object]) -> NoReturn:
+        code = 70
+        try:
+            os.setsid()
+            gc.freeze()
+            logging.getLogger().handlers.clear()  # pytest's
+            for fd, name in ((self._out, "stdout"), (self._err, "stderr")):
+                number = ("stdout", "stderr").index(name) + 1
+                os.dup2(fd, number)
+                setattr(sys, name, open(number, "w", closefd=False))  # noqa: SIM115 - as Python's own
+            self._count_children()
+            if moment is not None:
+                self._act_at(moment, act)
+            prepare()
+            start = _peak_from_now_on()
+            code = main(self._argv)
+            self._note(1, (int(_status("self", "VmHWM")) << 10) - start)
+        finally:
+            sys.stdout.flush()
+            os._exit(code)
+
+    def _note(self, at: int, value: float) -> None:
+        struct.pack_into("dqqq"[at], self._shared, 8 * at, value)
+
+    def _count_children(self) -> None:
+        fork = os.fork
+
+        def counted() -> int:
+            pid = fork()
+            if pid == 0:
+                count = self._SHARED.unpack_from(self._shared)[3]  # children start one behind the other
+                struct.pack_into("q", self._shared, self._SHARED.size + 8 * count, os.getpid())
+                self._note(3, count + 1)
+                told.send(b"!")
+            else:
+                tell.recv(1)
+            return pid
+
+        tell, told = socket.socketpair()
+        os.fork = counted
+
+    def _act_at(self, moment: Moment, act: Callable[..., object]) -> None:
+        def acts(*arguments: object) -> None:
+            if self._SHARED.unpack_from(self._shared)[2]:
+                with contextlib.suppress(BlockingIOError):
+                    if os.read(self._once, 1):
+                        self._note(0, time.monotonic())
+                        act(*arguments)
+
+        self._note(2, moment.since is None)
+        if moment.since is not None:
+            _watch(moment.since, lambda *_: self._note(2, True))
+        _watch(moment, acts)
+
+
+def _watch(moment: Moment, act: Callable[..., object]) -> None:
+    """Have that done at every such moment in this process."""
+    real = getattr(moment.owner, moment.name)
+
+    def watched(*args: object, **options: object) -> object:
+        wanted = moment.about is None or any(moment.about is each or moment.about == each for each in args)
+        if wanted and not moment.behind:
+            act(*args)
+        result = real(*args, **options)
+        if wanted and moment.behind:
+            act(*args)
+        return result
+
+    setattr(moment.owner, moment.name, watched)
+
+
+def _peak_from_now_on() -> int:
+    """Forget how large this process was; returns how large it is."""
+    with open("/proc/self/clear_refs", "w") as file:
+        file.write("5")
+    return int(_status("self", "VmRSS")) << 10
+
+
+def _status(pid: int | str, name: str) -> str:
+    """A field of /proc/PID/status, without its unit."""
+    with open(f"/proc/{pid}/status") as file:
+        return next(line.split()[1] for line in file if line.startswith(f"{name}:"))

@@ -89,6 +89,7 @@ class QemuProcess:
         incoming: wait for ``load`` instead of booting.
         paused: do not start the processors (``-S``).
         wrapper: a command that runs QEMU, such as ``["strace", "-f", ...]``.
+        descriptors: what it inherits under the same numbers.
     """
 
     def __init__(
@@ -99,8 +100,10 @@ class QemuProcess:
         incoming: bool = False,
         paused: bool = False,
         wrapper: Iterable[str] = (),
+        descriptors: Iterable[int] = (),
     ) -> None:
         self.ram = ram
+        self._descriptors = list(descriptors)
         self._machine = machine
         self._args = [*args, *(["-incoming", "defer"] if incoming else []), *(["-S"] if paused else [])]
         self._wrapper = list(wrapper)
@@ -134,7 +137,7 @@ class QemuProcess:
                 stdin=subprocess.DEVNULL,
                 stdout=stderr,
                 stderr=stderr,
-                pass_fds=[theirs.fileno()],
+                pass_fds=[theirs.fileno(), *self._descriptors],
                 cwd=self.folder,
                 start_new_session=True,  # so that a wrapper and QEMU can be killed together
                 # Not even a killed test run leaves guests behind.
@@ -248,6 +251,10 @@ class QemuProcess:
     def wait_event(self, name: str, timeout: float = TIMEOUT) -> dict[str, Any]:
         """Wait for an event; older ones of other names are forgotten."""
         return self._monitor.wait_event(name, timeout)
+
+    def take_events(self) -> list[str]:
+        """Names of the events that have come since they were last taken or waited for."""
+        return self._monitor.take_events()
 
     def stop(self) -> None:
         self.qmp("stop")

@@ -52,6 +52,59 @@ def boot_image(*, first: int = 1 << 20, end: int = 40 << 20, hz: int = 100) -> b
     return (code.ljust(SECTOR - 2, b"\0") + b"\x55\xaa").ljust(IMAGE_SIZE, b"\0")
 
 
+DISK_SECTORS = 64
+
+
+def disk_image() -> bytes:
+    """A disk whose boot sector goes on writing to the disk it came from, by way of the BIOS and its driver.
+
+    One *round* counts in memory, writes a sector that starts with that number (4 bytes, little-endian) at sector
+    ``1 + number % DISK_SECTORS`` and prints the next letter of A..Z; a disk that fails prints ``!``. Numbers begin with
+    1, rounds come with the BIOS's timer, 18 a second.
+    """
+    code = _assemble(
+        b"\xfa",  # cli
+        b"\x31\xc0",  # xor ax, ax
+        b"\x8e\xd8",  # mov ds, ax
+        b"\x8e\xc0",  # mov es, ax
+        b"\x8e\xd0",  # mov ss, ax
+        b"\xbc\x00\x7c",  # mov sp, ORIGIN
+        b"\xfb",  # sti
+        b"\x66\xc7\x06\x00\x80" + _u32(0),  # mov dword [0x8000], 0
+        b"\xb3A",  # mov bl, 'A'
+        "round:",
+        b"\x66\xff\x06\x00\x80",  # inc dword [0x8000]
+        b"\x66\xa1\x00\x80",  # mov eax, [0x8000]
+        b"\x66\x83\xe0" + bytes([DISK_SECTORS - 1]),  # and eax, DISK_SECTORS - 1
+        b"\x66\x40",  # inc eax
+        (b"\x66\xa3", "packet", 2, 8),  # mov [packet + 8], eax
+        b"\xb8\x00\x43",  # mov ax, 0x4300: extended write
+        (b"\xbe", "packet", 2, 0),  # mov si, packet
+        b"\xcd\x13",  # int 0x13, the drive is still in dl
+        (b"\x72", "failed", 1, 0),  # jc failed
+        b"\x52",  # push dx
+        b"\xba\xf8\x03",  # mov dx, 0x3f8
+        b"\x88\xd8",  # mov al, bl
+        b"\xee",  # out dx, al
+        b"\x5a",  # pop dx
+        b"\xfe\xc3",  # inc bl
+        b"\x80\xfb\x5b",  # cmp bl, 'Z' + 1
+        b"\x75\x02",  # jne over the next
+        b"\xb3A",  # mov bl, 'A'
+        b"\xf4",  # hlt
+        (b"\xeb", "round", 1, 0),  # jmp round
+        "failed:",
+        b"\xba\xf8\x03",  # mov dx, 0x3f8
+        b"\xb0!",  # mov al, '!'
+        b"\xee",  # out dx, al
+        b"\xf4",  # hlt
+        (b"\xeb", "failed", 1, 0),  # jmp failed
+        "packet:",
+        struct.pack("<BBHHHQ", 16, 0, 1, 0x8000, 0, 0),  # one sector, from 0x8000
+    )
+    return (code.ljust(SECTOR - 2, b"\0") + b"\x55\xaa").ljust(IMAGE_SIZE, b"\0")
+
+
 def _enter_protected_mode() -> list[Part]:
     return [
         b"\xfa",  # cli

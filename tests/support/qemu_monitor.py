@@ -47,6 +47,11 @@ class Monitor:
             pass
         return event
 
+    def take_events(self) -> list[str]:
+        """Names of the events that have come since they were last taken or waited for."""
+        self.execute("query-version", {}, 10)  # what happened before that has been said before its answer
+        return [str(event["event"]) for event in self._client.events.clear()]
+
     def migration(
         self, command: str, uri: str, capabilities: Iterable[str], parameters: Mapping[str, Any], timeout: float
     ) -> dict[str, Any]:

@@ -6,7 +6,7 @@ import fcntl
 import mmap
 import os
 import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -70,6 +70,8 @@ class ScriptedGuest:
         script: each item is what the guest writes into its first block before the next ``sync`` of the dirty bitmap, or
             before it is paused: a picture (``.`` leaves the page alone, ``0`` writes zeros) or a function to call.
         running: whether it runs at first.
+        device_state: its device sections, or a function that gives them.
+        small: names of the blocks that are not main memory.
 
     Attributes:
         calls: ``pause``, ``resume`` and ``device_state`` in the order in which they came.
@@ -86,7 +88,8 @@ class ScriptedGuest:
         script: Sequence[str | Callable[[], object]] = (),
         *,
         running: bool = True,
-        device_state: bytes = b"",
+        device_state: bytes | Callable[[], bytes] = b"",
+        small: Collection[str] = (),
     ) -> None:
         self.fds = {idstr: memfd(picture) for idstr, picture in ram.items()}
         self.logs = [DirtyLog(len(picture)) for picture in ram.values()]
@@ -99,7 +102,8 @@ class ScriptedGuest:
         for idstr, fd in self.fds.items():
             length = os.fstat(fd).st_size
             block = RAMBlock(idstr=idstr, used_length=length)
-            self._blocks.append(GuestBlock(block=block, source=MappedSource(fd, length=length)))
+            source = MappedSource(fd, length=length)
+            self._blocks.append(GuestBlock(block=block, source=source, main=idstr not in small))
 
     def __enter__(self) -> Self:
         return self
@@ -120,6 +124,9 @@ class ScriptedGuest:
             self._act()
         return sum(log.sync([bitmap]) for log, bitmap in zip(self.logs, into, strict=True))
 
+    def prepare(self) -> bool:
+        return self.running
+
     def pause(self) -> bool:
         self.calls.append("pause")
         self._act()
@@ -132,7 +139,7 @@ class ScriptedGuest:
 
     def device_state(self) -> bytes:
         self.calls.append("device_state")
-        return self._device_state
+        return self._device_state() if callable(self._device_state) else self._device_state
 
     def close(self) -> None:
         for each in self._blocks:

@@ -337,12 +337,32 @@ def our_vmdesc(devices: Sequence[Section] = ()) -> bytes:
     return f'{{"page_size": 4096, "devices": [{entries}], "parallel-fixedram": {{"trailer": 1}}}}'.encode()
 
 
-def our_file(*blocks: Block, alignment: int = MIB, devices: Sequence[Section] = (), **changes: object) -> Stream:
-    """A whole file as the product writes it, trailer included; ``changes`` go to ``stream``."""
+def clone_stream(at: int, blocks: Sequence[Block], **how: object) -> Part:
+    """The part whose payload, at offset ``at`` of the file, is a stream of these blocks; ``how`` goes to ``stream``."""
+    ours = {"ram_id": OUR_RAM_ID, "parts": 0, "command": False, **how}
+    return 3, 0, stream(*blocks, base=at, alignment=PAGE, **ours).data[at:]  # type: ignore[arg-type]
+
+
+def our_file(
+    *blocks: Block,
+    alignment: int = MIB,
+    devices: Sequence[Section] = (),
+    clone: Sequence[Block] = (),
+    **changes: object,
+) -> Stream:
+    """A whole file as the product writes it, trailer included; ``changes`` go to ``stream``.
+
+    Args:
+        blocks: RAM, in the stream's order.
+        alignment: of page arrays, bytes.
+        devices: sections after RAM.
+        clone: blocks of the clone stream; none for no such stream.
+        changes: what else is not as the product has it.
+    """
     ours = {"machine": "parallel-fixedram", "ram_id": OUR_RAM_ID, "parts": 0, "command": False}
     ours["vmdesc"] = our_vmdesc(devices)
     made = stream(*blocks, alignment=alignment, **{"devices": devices, **ours, **changes})  # type: ignore[arg-type]
-    base = made.marks["magic"]
+    base, marks = made.marks["magic"], dict(made.marks)
     data = made.data + bytes(-len(made.data) % PAGE)
     ranges, start = [], base
     for block in blocks:
@@ -350,4 +370,14 @@ def our_file(*blocks: Block, alignment: int = MIB, devices: Sequence[Section] = 
         start = made.marks[f"pages:{block.name}"] + len(block.picture) * PAGE
     ranges.append((start, len(data)))
     parts = [stream_digests(data, ranges), *(page_digests(i, block.picture) for i, block in enumerate(blocks))]
-    return Stream(data + trailer(len(data), parts, base=base), {**made.marks, "trailer": len(data)})
+    marks["trailer"] = len(data)
+    if clone:
+        marks["clone"] = len(data) + sum(16 + len(payload) for _, _, payload in parts) + 24 + 16
+        same = {"machine": {**ours, **changes}["machine"], "vmdesc": ours["vmdesc"], "devices": devices}
+        parts.append(clone_stream(marks["clone"], clone, **same))
+        kind, flags, rows = parts[0]
+        payload = parts[-1][2]
+        row = struct.pack(">QQQ", marks["clone"], len(payload), xxhash.xxh3_64_intdigest(payload))
+        parts[0] = (kind, flags, rows + row)
+        marks["clone_end"] = marks["clone"] + len(parts[-1][2])
+    return Stream(data + trailer(len(data), parts, base=base), marks)

@@ -1,0 +1,156 @@
+"""``restore`` and ``clone`` with a QEMU command line behind ``--``: what is refused before any QEMU is looked for."""
+
+import pytest
+from support.cli import call, done, refused, unchanged
+
+HINT = "see parallel-fixedram"
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    """The current folder, with ``ram.mr``, a file without device state."""
+    monkeypatch.chdir(tmp_path)
+    done(call("save", "ram.mr", "--guest", "dense,size=1MiB"))
+    return tmp_path
+
+
+CLONE, RESTORE = ["clone", "ram.mr"], ["restore", "ram.mr"]
+QEMU = ["--", "qemu", "-m", "1M"]
+WRONG = {
+    "clone without a command line": (CLONE, "a QEMU command line is needed, behind --\n", "clone --help"),
+    "clone of nothing": (["clone"], "the following arguments are required: FILE\n", "clone --help"),
+    "clone of nothing with a command line": (["clone", *QEMU], "the following arguments are required: FILE\n", None),
+    "restore of nothing with a command line": (["restore", *QEMU], "are required: FILE\n", "restore --help"),
+    "clone with an empty command line": ([*CLONE, "--"], "the QEMU command line is empty, expected a program", ""),
+    "restore with an empty command line": ([*RESTORE, "--"], "the QEMU command line is empty, expected a program", ""),
+    "restore with an empty command line, and RAM": (
+        [*RESTORE, "--ram", "pc.ram=new", "--"],
+        "the QEMU command line is empty, expected a program",
+        "",
+    ),
+    "clone with a command line before --": ([*CLONE, "qemu"], "unrecognized arguments: qemu\n", HINT),
+    "clone with options of QEMU before --": ([*CLONE, "-m", "1G", *QEMU], "unrecognized arguments: -m 1G\n", None),
+    "no clone": ([*CLONE, "--count", "0", *QEMU], "0 clones, at least 1 is needed\n", ""),
+    "fewer than no clone": ([*CLONE, "--count", "-3", *QEMU], "-3 clones, at least 1 is needed\n", ""),
+    "clones that are no number": (
+        [*CLONE, "--count", "two", *QEMU],
+        "argument --count: invalid int value: 'two'\n",
+        None,
+    ),
+    "clones into shared memory": ([*CLONE, "--shared", *QEMU], "unrecognized arguments: --shared\n", None),
+    "clones by many channels": ([*CLONE, "--channels", "2", *QEMU], "unrecognized arguments: --channels 2\n", None),
+    "print and punch": ([*CLONE, "--print", "--punch", *QEMU], "--print changes nothing, so it does not go with", ""),
+    "print and add": ([*CLONE, "--print", "--add-clone-stream", *QEMU], "--print changes nothing, so it does", ""),
+    "print and verify": ([*RESTORE, "--print", "--verify", *QEMU], "--print reads no page, so it does not go", None),
+    "print of anonymous memory": (
+        [*RESTORE, "--print", "--shared", *QEMU],
+        "anonymous shared memory is filled by",
+        None,
+    ),
+    "shared without a command line": ([*RESTORE, "--shared"], "--shared needs a QEMU command line, behind --\n", ""),
+    "paused without a command line": ([*RESTORE, "--paused"], "--paused needs a QEMU command line, behind --\n", ""),
+    "print without a command line": ([*RESTORE, "--print"], "--print needs a QEMU command line, behind --\n", ""),
+    "a run folder without a command line": (
+        [*RESTORE, "--ram", "pc.ram=new", "--run-dir", "run"],
+        "--run-dir needs a QEMU command line, behind --\n",
+        "",
+    ),
+    "a part of a file as shared memory": (
+        [*RESTORE, "--ram", "pc.ram=new,offset=4K", *QEMU],
+        "with a QEMU command line --ram takes whole files, without offset and size\n",
+        "",
+    ),
+    "a file of some size as shared memory": (
+        [*RESTORE, "--ram", "pc.ram=new,size=1M", *QEMU],
+        "with a QEMU command line --ram takes whole files, without offset and size\n",
+        "",
+    ),
+    "a block given two files": (
+        [*RESTORE, "--ram", "pc.ram=a", "--ram", "pc.ram=b", *QEMU],
+        "a block is given two files\n",
+        "",
+    ),
+    "a restore of RAM alone": (
+        [*RESTORE, *QEMU],
+        "'ram.mr' holds no device state, so no guest can",
+        "made from RAM alone",
+    ),
+    "a clone of RAM alone": ([*CLONE, *QEMU], "'ram.mr' holds no device state, so no guest can", "made from RAM alone"),
+    "a printed clone of RAM alone": ([*CLONE, "--print", *QEMU], "'ram.mr' holds no device state", None),
+    "channels without the flag": ([*RESTORE, "--channels", "2", *QEMU], "", "--experimental-multifd"),
+    "channels without the flag, printed": (
+        [*RESTORE, "--print", "--channels", "2", *QEMU],
+        "",
+        "--experimental-multifd",
+    ),
+    "an option without its value": ([*RESTORE, "--", "qemu", "-m"], "QEMU's option '-m' has no value\n", ""),
+    "an own -incoming": (
+        [*CLONE, *QEMU, "-incoming", "defer"],
+        "QEMU's option -incoming cannot be given: the guest",
+        "",
+    ),
+    "an own -daemonize": ([*RESTORE, *QEMU, "--daemonize"], "QEMU's option -daemonize cannot be given: whether", ""),
+    "a backend without an id": ([*CLONE, *QEMU, "-object", "memory-backend-ram,size=1M"], "has no id\n", ""),
+}
+
+
+@pytest.mark.parametrize(("argv", "message", "hint"), WRONG.values(), ids=WRONG)
+def test_what_makes_no_sense_is_a_usage_error(folder, argv, message, hint):
+    with unchanged(folder):
+        refused(call(*argv), 2, message, hint)
+
+
+@pytest.mark.parametrize("verb", ["restore", "clone"])
+def test_a_file_that_is_not_there_is_an_error_of_the_host(folder, verb):
+    with unchanged(folder):
+        refused(call(verb, "nowhere", *QEMU), 5, "cannot open 'nowhere': no such file or directory\n", "")
+
+
+@pytest.mark.parametrize("verb", ["restore", "clone"])
+def test_what_is_no_migration_file_is_said_to_be_none(folder, verb):
+    (folder / "noise").write_bytes(b"noise" * 1000)
+    with unchanged(folder):
+        refused(call(verb, "noise", *QEMU), 3, "'noise' at 0x0: not a migration stream: expected the magic 'QEVM'\n")
+
+
+def test_what_stands_behind_the_dashes_is_none_of_our_options(folder):
+    """Not even --help, --json and --debug, and not another pair of dashes."""
+    for options in (["--help"], ["--json", "x"], ["--debug", "x"], ["--", "clone"], ["--no-such-option", "x"]):
+        refused(call("clone", "ram.mr", "--", "qemu", *options), 2, "holds no device state", None)
+    assert done(call("clone", "--help", *QEMU)).out.startswith("usage: parallel-fixedram clone FILE")
+
+
+def test_options_of_the_command_stand_before_the_verb_too(folder):
+    result = call("--debug", "clone", "ram.mr", *QEMU)
+    assert (result.code, result.err.splitlines()[-2].partition(": ")[2]) == (
+        2,
+        "error: 'ram.mr' holds no device state, so no guest can be started from it",
+    )
+
+
+def test_other_verbs_take_dashes_as_ever(folder):
+    """What follows them is no option, but an argument like any other."""
+    done(call("verify", "--", "ram.mr"))
+    done(call("diff", "ram.mr", "--", "ram.mr"))
+    (folder / "--odd").write_bytes((folder / "ram.mr").read_bytes())
+    done(call("verify", "--", "--odd"))
+    refused(call("save", "new.mr", "--guest", "dense,size=1MiB", "--", "x"), 2, "unrecognized arguments: ", None)
+    refused(call("verify", "clone", "--", "ram.mr"), 2, "unrecognized arguments: ", None)
+
+
+@pytest.mark.parametrize(
+    ("verb", "usage"),
+    [
+        ("clone", ["usage: parallel-fixedram clone FILE [options] -- QEMU [argument ...]"]),
+        (
+            "restore",
+            [
+                "usage: parallel-fixedram restore FILE [options] -- QEMU [argument ...]",
+                "       parallel-fixedram restore FILE [options] --ram IDSTR=PATH ...",
+            ],
+        ),
+    ],
+)
+def test_the_usage_shows_where_the_command_line_of_qemu_stands(verb, usage):
+    lines = done(call(verb, "--help")).out.splitlines()
+    assert lines[: len(usage) + 1] == [*usage, ""]

@@ -1,0 +1,288 @@
+"""The death of a save of a running guest at every step: the guest goes on, and nothing is in the way of the next save.
+
+The promise to the guest has a bound, one second, so it is one that tests measure.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from support import faults
+from support.cli import Result, done, part_of, refused
+from support.fake_qmp import line
+from support.faults import Call, Forked, Kill, Run, before, behind
+from support.qemu import QemuProcess, Ram, boot_from
+from support.qemu_bootsector import boot_image
+
+from parallel_fixedram import app
+from parallel_fixedram.cli.main import main
+from parallel_fixedram.engine import save
+from parallel_fixedram.engine.digest import DigestJob
+from parallel_fixedram.engine.pause import Pause
+from parallel_fixedram.engine.write import WriteJob
+from parallel_fixedram.host import linux
+from parallel_fixedram.host.channel import FileChannel
+from parallel_fixedram.host.guardian import Guardian
+from parallel_fixedram.host.publish import PendingFile
+from parallel_fixedram.qemu.device_state import DeviceState
+from parallel_fixedram.qemu.monitor import Monitor
+
+MIB = 1 << 20
+GOES_ON_SECONDS = 1.0
+"""The promise."""
+
+STATE = "xen-save-devices-state"
+STOPPED = behind(Monitor, "execute", "stop")
+BEFORE = {
+    "connected": behind(Monitor, "__init__"),
+    "memory for the device state handed over": behind(DeviceState, "__enter__"),
+    "RAM reached": before(Guardian, "__enter__"),
+    "guardian there": behind(Guardian, "__enter__"),
+    "file made": before(PendingFile, "set_size"),
+    "file sized": behind(PendingFile, "set_size"),
+    "workers up": before(Pause, "__enter__"),
+    "armed": behind(Guardian, "arm"),
+}
+"""Steps at which the guest has not been stopped yet."""
+PAUSED = {
+    "stopped": STOPPED,
+    "pages being written": before(WriteJob, "run", since=STOPPED),
+    "device state asked for": before(Monitor, "execute", STATE),
+    "device state there": behind(Monitor, "execute", STATE),
+    "about to let it go on": before(Monitor, "execute", "cont"),
+}
+AFTER = {
+    "let go on": behind(Monitor, "execute", "cont"),
+    "digests being made": before(DigestJob, "run"),
+    "trailer written": behind(save, "write_trailer"),
+    "about to sync": before(FileChannel, "sync"),
+    "synced": behind(FileChannel, "sync"),
+    "about to publish": before(PendingFile, "publish"),
+}
+RENAMED = {"renamed": behind(linux, "rename_new"), "folder synced": behind(PendingFile, "sync_folder")}
+STEPS = BEFORE | PAUSED | AFTER | RENAMED
+NO_FILE = list(STEPS)[: list(STEPS).index("file made")]
+
+
+@pytest.fixture(scope="module")
+def image(tmp_path_factory: pytest.TempPathFactory, qemu_binary: str) -> list[str]:
+    """A small guest: 100 rounds a second over 1..8 MiB."""
+    path = tmp_path_factory.mktemp("small") / "image"
+    path.write_bytes(boot_image(end=8 * MIB))
+    return boot_from(path)
+
+
+@pytest.fixture(scope="module")
+def guest(image: list[str]) -> Iterator[QemuProcess]:
+    """The same guest for all of them: whatever happened to the saves before, it runs."""
+    with QemuProcess(*image, ram=Ram(32 * MIB)) as guest:
+        guest.wait_serial("C")
+        yield guest
+
+
+def saving(guest: QemuProcess, file: Path, *more: object, **options: object) -> Forked:
+    argv = ["save", file, "--qmp", guest.monitor_path, "--channels", 2, "--experimental-multifd", *more]
+    return Forked(*argv, **options)  # type: ignore[arg-type]
+
+
+def save_now(guest: QemuProcess, file: Path, *more: object) -> Result:
+    with saving(guest, file, *more) as running:
+        result = done(running.finish())
+        assert running.left() == []
+    return result
+
+
+def seconds_until_it_runs(guest: QemuProcess, since: float) -> float:
+    """Wait until the guest runs, and show that it does."""
+    while guest.status() != "running":
+        guest.wait_event("RESUME", GOES_ON_SECONDS)  # it may be an earlier one
+    seconds = time.monotonic() - since
+    guest.take_serial()
+    guest.wait_serial("[A-Z]")
+    return seconds
+
+
+def die(*_: object) -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def sends_itself(signum: int) -> Callable[..., None]:
+    """To the command, in whichever of its processes this is called."""
+    coordinator = os.getpid()
+
+    def send(*_: object) -> None:
+        is_worker = os.getppid() != coordinator
+        os.kill(os.getppid() if is_worker else os.getpid(), signum)
+
+    return send
+
+
+def writes_and_dies(data: bytes) -> Callable[..., None]:
+    """For a call of a Monitor: what of it reaches the wire before the end."""
+
+    def act(monitor: Monitor, *_: object) -> None:
+        os.write(monitor.sock.fileno(), data)
+        die()
+
+    return act
+
+
+def check_goes_on(guest: QemuProcess, running: Forked, record: Callable[[str, object], None]) -> None:
+    """The command was killed: the guest runs, and nobody is left."""
+    code = running.finish().code
+    seconds = seconds_until_it_runs(guest, running.acted)
+    assert code == -signal.SIGKILL
+    assert seconds < GOES_ON_SECONDS
+    assert running.left() == []
+    record("milliseconds", round(seconds * 1000, 1))
+
+
+def check_next_save(guest: QemuProcess, file: Path) -> None:
+    save_now(guest, file, "--overwrite")
+    assert os.listdir(file.parent) == [file.name]
+    assert app.verify(str(file)).ok
+
+
+@pytest.mark.parametrize("step", STEPS)
+def test_killed_at_any_step(
+    guest: QemuProcess, tmp_path: Path, step: str, record_property: Callable[[str, object], None]
+) -> None:
+    file = tmp_path / "vm.mr"
+    with saving(guest, file, moment=STEPS[step], act=sends_itself(signal.SIGKILL)) as running:
+        check_goes_on(guest, running, record_property)
+
+    assert os.listdir(tmp_path) == ([] if step in NO_FILE else [file.name if step in RENAMED else part_of(file).name])
+    if step in RENAMED:
+        assert app.verify(str(file)).ok
+    check_next_save(guest, file)
+
+
+@pytest.mark.parametrize(
+    "written", [b'{"exec', b'{"execute": "stop"', line({"execute": "stop", "id": "x"}), line({"execute": "stop"}) * 2]
+)
+def test_killed_when_a_part_of_the_request_to_stop_is_on_the_wire(
+    guest: QemuProcess, tmp_path: Path, written: bytes, record_property: Callable[[str, object], None]
+) -> None:
+    file = tmp_path / "vm.mr"
+    moment = before(Monitor, "execute", "stop")
+    with saving(guest, file, moment=moment, act=writes_and_dies(written)) as running:
+        check_goes_on(guest, running, record_property)
+    check_next_save(guest, file)
+
+
+def test_killed_when_a_part_of_the_request_to_go_on_is_on_the_wire(
+    guest: QemuProcess, tmp_path: Path, record_property: Callable[[str, object], None]
+) -> None:
+    file = tmp_path / "vm.mr"
+    moment = before(Monitor, "execute", "cont")
+    with saving(guest, file, moment=moment, act=writes_and_dies(b'{"execute": "con')) as running:
+        check_goes_on(guest, running, record_property)
+    check_next_save(guest, file)
+
+
+@pytest.mark.parametrize("step", ["RAM reached", "workers up", "pages being written", "device state there", "synced"])
+def test_a_guest_that_stood_still_before_stays_so(guest: QemuProcess, tmp_path: Path, step: str) -> None:
+    file = tmp_path / "vm.mr"
+    guest.stop()
+    try:
+        with saving(guest, file, moment=STEPS[step], act=sends_itself(signal.SIGKILL)) as running:
+            assert running.finish().code == -signal.SIGKILL
+            assert running.left() == []
+        assert guest.status() == "paused"
+        check_next_save(guest, file)
+        assert guest.status() == "paused"
+        assert guest.take_serial() is not None
+    finally:
+        guest.cont()
+
+
+@pytest.mark.parametrize("step", STEPS)
+def test_a_signal_at_any_step(guest: QemuProcess, tmp_path: Path, step: str) -> None:
+    file = tmp_path / "vm.mr"
+    for signum in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+        with saving(guest, file, moment=STEPS[step], act=sends_itself(signum)) as running:
+            result = running.finish()
+            assert guest.status() == "running"
+            assert running.acted
+            refused(result, 128 + signum, f"error: interrupted by {signum.name}\n", "")
+            assert running.left() == []
+        assert os.listdir(tmp_path) == ([file.name] if step in RENAMED else [])
+        file.unlink(missing_ok=True)
+    seconds_until_it_runs(guest, time.monotonic())
+    save_now(guest, file)
+
+
+def test_a_save_survives_its_guardian(guest: QemuProcess, tmp_path: Path) -> None:
+    def kill(guardian: Guardian) -> None:
+        os.kill(guardian._pid, signal.SIGKILL)
+
+    with saving(guest, tmp_path / "vm.mr", moment=behind(Guardian, "__enter__"), act=kill) as running:
+        done(running.finish())
+        assert running.acted
+        assert running.left() == []
+    assert guest.status() == "running"
+
+
+def test_a_save_survives_a_worker(guest: QemuProcess, tmp_path: Path) -> None:
+    file = tmp_path / "vm.mr"
+    with saving(guest, file, moment=before(WriteJob, "run", since=STOPPED), act=die) as running:
+        result = done(running.finish())
+        assert "was killed by SIGKILL; its shard goes to another one" in result.err
+        assert running.left() == []
+    assert guest.status() == "running"
+    assert app.verify(str(file)).ok
+
+
+class TestAtASystemCall:
+    """By the injector, which knows nothing of steps: a sample of all calls on the file, whoever makes them."""
+
+    @pytest.fixture(autouse=True)
+    def needs_the_injector(self) -> None:
+        if reason := faults.why_not():
+            pytest.skip(reason)
+
+    @staticmethod
+    def saved(guest: QemuProcess, file: Path, at: int, kill: Callable[[Call, Run], Kill | None]) -> Run:
+        def decide(call: Call, run: Run) -> Kill | None:
+            nonlocal died
+            if call.number < at or run.faults or (answer := kill(call, run)) is None:
+                return None
+            died = time.monotonic()
+            return answer
+
+        died = 0.0
+        argv = ["save", str(file), "--qmp", str(guest.monitor_path), "--channels", "2", "--experimental-multifd"]
+        run = faults.run(lambda: main([*argv, "--overwrite"]), under=str(file.parent), decide=decide)
+        if run.faults:
+            assert seconds_until_it_runs(guest, died) < GOES_ON_SECONDS
+        assert not run.hung
+        assert run.orphans == ()
+        return run
+
+    def test_killed(self, guest: QemuProcess, tmp_path: Path) -> None:
+        file = tmp_path / "vm.mr"
+        done_at = 0
+        for at in range(0, 1000, 17):
+            run = self.saved(guest, file, at, lambda call, run: Kill([run.root]))
+            if not run.faults:
+                assert run.value == 0, run.stderr
+                break
+            assert run.exit_code == -signal.SIGKILL
+            assert set(os.listdir(tmp_path)) <= {part_of(file).name, file.name}
+            done_at += 1
+        assert done_at > 5
+        check_next_save(guest, file)
+
+    def test_a_worker_killed(self, guest: QemuProcess, tmp_path: Path) -> None:
+        file = tmp_path / "vm.mr"
+        for at in range(0, 100, 20):
+            run = self.saved(guest, file, at, lambda call, run: Kill([call.pid]) if call.by_worker else None)
+            assert run.faults
+            assert run.value == 0, run.stderr
+            assert os.listdir(tmp_path) == [file.name]
+        assert app.verify(str(file)).ok

@@ -1,0 +1,341 @@
+"""``save --qmp`` with a QEMU that does at each command, in turn, what no QEMU does."""
+
+from __future__ import annotations
+
+import ctypes
+import mmap
+import os
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+from support.cli import Result, done, refused
+from support.fake_qmp import (
+    MIB,
+    Answer,
+    FakeQmp,
+    FdSets,
+    Request,
+    chain,
+    closes,
+    dies,
+    endless_line,
+    event,
+    floods,
+    ignores,
+    refuses,
+    renamed,
+    returns,
+    sends,
+    slowly,
+)
+from support.faults import Forked
+from support.pictures import content, draw
+from support.streamwriter import DEVICES, device_bytes
+
+from parallel_fixedram import app
+from parallel_fixedram.qemu import machine  # noqa: F401 - so that the command has it already
+from parallel_fixedram.qemu.session import Session
+
+PICTURE = "AB0-" * 40
+STATE = b"QEVM\0\0\0\3" + device_bytes(DEVICES) + b"\0"
+HEAD = f"{'Block Name':>24} {'PSize':>8}  {'Offset':>18} {'Used':>18} {'Total':>18} {'HVA':>18}  RO\r\n"
+SHORT = 0.1
+MOST_GROWTH = 64 * MIB
+"""A line of 10 MiB is read, at most, and a few copies of it are made."""
+
+Breaks = Callable[[Answer], Answer]
+
+
+class FakeQemu:
+    """What a QEMU answers whose guest has its main memory in this very process, and so in the server's as well."""
+
+    def __init__(self) -> None:
+        fd = os.memfd_create("ram")
+        draw(fd, PICTURE)
+        self._memory = mmap.mmap(fd, 0)
+        os.close(fd)
+        self._bytes = (ctypes.c_char * len(self._memory)).from_buffer(self._memory)
+        sets = FdSets()
+        self.answers: dict[str, Answer] = {
+            **sets.answers,
+            "qmp_capabilities": returns({}),
+            "qom-list": returns([{"name": "type", "type": "string"}, {"name": "n", "type": "child<e1000e>"}]),
+            "human-monitor-command": self._human,
+            "query-migrate": returns({}),
+            "query-status": returns({"status": "running", "running": True}),
+            "qom-get": returns("pc-q35-10.0-machine"),
+            "query-memdev": returns([{"id": "m", "size": len(self._memory)}]),
+            "stop": chain(sends(event("STOP")), returns({})),
+            "cont": chain(sends(event("RESUME")), returns({})),
+            "xen-save-devices-state": sets.writes("filename", STATE),
+        }
+
+    def _human(self, request: Request) -> Iterable[bytes]:
+        size, address = len(self._memory), ctypes.addressof(self._bytes)
+        table = f"{HEAD}                m    4 KiB  0x0 0x{size:016x} 0x{size:016x} 0x{address:016x}  rw\r\n"
+        return returns(table if request.arguments["command-line"] == "info ramblock" else "")(request)
+
+    def close(self) -> None:
+        del self._bytes
+        self._memory.close()
+
+    def broken_at(self, number: int, breaks: Breaks) -> dict[str, Answer]:
+        """The answers; that to the command of this number, counted from 0, is broken."""
+        seen = iter(range(1 << 30))
+
+        def count(healthy: Answer) -> Answer:
+            return lambda request: (breaks(healthy) if next(seen) == number else healthy)(request)
+
+        return {name: count(answer) for name, answer in self.answers.items()}
+
+
+class Stage:
+    """A folder, and saves into it."""
+
+    def __init__(self, folder: Path, qemu: FakeQemu) -> None:
+        self.qemu = qemu
+        self.socket = folder / "qmp"
+        self.folder = folder / "saved"
+        self.folder.mkdir()
+        self.file = self.folder / "vm.mr"
+        with self.served(qemu.answers) as server, self.saving() as running:
+            done(running.finish())
+            assert app.verify(str(self.file)).ok
+            self.file.unlink()
+            self.commands = [name for name, _ in server.requests]
+            """All that a save sends, in their order."""
+
+    @contextmanager
+    def served(self, answers: dict[str, Answer]) -> Iterator[FakeQmp]:
+        with FakeQmp(self.socket, answers) as server:
+            yield server
+        self.socket.unlink()
+
+    def saving(self, impatient_at: int = -1, **options: Any) -> Forked:
+        """The command; with the number of the command whose answer it does not wait long for."""
+
+        def prepare() -> None:
+            seen = iter(range(1 << 30))
+            run = Session.run
+
+            def hasty(session: Session, late: str, timeout: float | None, work: Any, command: str = "") -> Any:
+                if command and next(seen) == impatient_at:
+                    timeout = SHORT
+                return run(session, late, timeout, work, command)
+
+            Session.run = hasty  # type: ignore[method-assign]
+
+        return Forked("save", self.file, "--qmp", self.socket, prepare=prepare, **options)
+
+    def steps(self, since: str = "qmp_capabilities") -> Iterator[tuple[int, str]]:
+        """Number and name of every command up to the one that lets the guest go on; what follows is courtesy."""
+        last = self.commands.index("cont")
+        yield from list(enumerate(self.commands))[self.commands.index(since) : last + 1]
+
+    def broken(self, at: int, breaks: Breaks) -> tuple[Result, Forked, list[str]]:
+        """A save with one answer broken: how it ended, and every command that came, the guardian's too."""
+        with self.served(self.qemu.broken_at(at, breaks)) as server, self.saving(at) as running:
+            result = running.finish()
+            assert running.left() == []
+            commands = [name for name, _ in server.requests]
+        return result, running, commands
+
+
+@pytest.fixture(scope="module")
+def stage_of_all(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stage]:
+    qemu = FakeQemu()
+    yield Stage(tmp_path_factory.mktemp("stage"), qemu)
+    qemu.close()
+
+
+@pytest.fixture
+def stage(stage_of_all: Stage) -> Stage:
+    """With an empty folder."""
+    for path in stage_of_all.folder.iterdir():
+        path.unlink()
+    stage_of_all.socket.unlink(missing_ok=True)
+    return stage_of_all
+
+
+def test_a_save_from_a_fake_is_a_whole_one(stage: Stage) -> None:
+    with stage.served(stage.qemu.answers), stage.saving() as running:
+        done(running.finish())
+        assert running.left() == []
+    assert os.listdir(stage.folder) == [stage.file.name]
+    assert app.verify(str(stage.file)).ok
+    app.restore(str(stage.file), {"m": str(stage.folder / "ram")}, check_digests=True)
+    assert (stage.folder / "ram").read_bytes() == content(PICTURE)
+    assert stage.commands.count("stop") == stage.commands.count("cont") == 1
+    assert stage.commands[-1] == "remove-fd"
+
+
+FAILING: dict[str, Breaks] = {
+    "an error": lambda _: refuses("no"),
+    "garbage": lambda _: sends(b"garbage\r\n"),
+    "another kind of message": lambda _: sends(b'{"what": 1}\r\n[]\r\n'),
+    "half a line, then the end": lambda _: chain(sends(b'{"ret'), closes),
+    "the end": lambda _: closes,
+    "death": lambda _: dies,
+    "silence": lambda _: ignores,
+    "a line without an end": lambda _: endless_line(100 * MIB),
+    "an answer to something else": lambda healthy: renamed("other", healthy),
+}
+GONE = ("half a line, then the end", "the end", "death")
+"""After these there is nobody whom a request could reach."""
+
+
+@pytest.mark.parametrize("how", FAILING)
+def test_a_broken_answer_to_any_command_ends_the_save_in_one_line(stage: Stage, how: str) -> None:
+    for at, name in stage.steps():
+        result, running, commands = stage.broken(at, FAILING[how])
+        refused(result, 4, "")
+        assert "unexpected" not in result.err
+        assert os.listdir(stage.folder) == [], name
+        assert running.growth < MOST_GROWTH
+        assert commands[: at + 1] == stage.commands[: at + 1]
+        if "stop" in commands and how not in GONE:
+            assert "cont" in commands[commands.index("stop") :], name
+
+
+@pytest.mark.parametrize("how", ["an error", "garbage", "the end", "silence"])
+def test_a_save_that_is_done_does_not_fail_any_more(stage: Stage, how: str) -> None:
+    at = len(stage.commands) - 1
+    result, _, commands = stage.broken(at, FAILING[how])
+    done(result)
+    assert commands == stage.commands
+    assert app.verify(str(stage.file)).ok
+
+
+@pytest.mark.parametrize(
+    "breaks", [slowly, lambda healthy: floods(5000, healthy)], ids=["slow bytes", "a flood of events"]
+)
+def test_a_strange_answer_to_any_command_is_as_good_as_another(stage: Stage, breaks: Breaks) -> None:
+    for at, _ in stage.steps():
+        with stage.served(stage.qemu.broken_at(at, breaks)) as server, stage.saving() as running:
+            done(running.finish())
+            assert running.growth < MOST_GROWTH
+            assert [name for name, _ in server.requests] == stage.commands
+        stage.file.unlink()
+
+
+SHAPES = [
+    None,
+    {},
+    [],
+    "",
+    7,
+    True,
+    [None],
+    [[]],
+    {"status": 1},
+    {"return": []},
+    "x" * 1000,
+    "ü\n",
+    {"blocked-reasons": 1},
+]
+
+
+def accepted(name: str, value: object) -> bool:
+    """Whether a value is a good answer to a command."""
+    match name:
+        case "qmp_capabilities" | "stop" | "cont" | "xen-save-devices-state":
+            return True
+        case "human-monitor-command":
+            return isinstance(value, str)
+        case "qom-list" | "query-memdev":
+            return value == []
+        case "query-migrate":
+            return isinstance(value, dict) and not value.get("blocked-reasons")
+        case "qom-get":
+            return value == ""
+    return False
+
+
+@pytest.mark.parametrize("shape", SHAPES, ids=lambda shape: repr(shape)[:20])
+def test_an_answer_of_a_wrong_shape_ends_the_save_in_one_line(stage: Stage, shape: object) -> None:
+    """Each command returns the same thing; some may."""
+    for at, name in stage.steps():
+        if name in ("stop", "cont", "qmp_capabilities", "xen-save-devices-state"):
+            continue  # nobody looks at what they return
+        result, _, commands = stage.broken(at, lambda _: returns(shape))
+        if result.code == 0:
+            assert accepted(name, shape), (name, shape)
+            stage.file.unlink()
+            continue
+        refused(result, 4, "")
+        assert "unexpected" not in result.err
+        assert os.listdir(stage.folder) == []
+        if "stop" in commands:
+            assert commands.count("cont") == 1
+
+
+@pytest.mark.parametrize(
+    ("table", "said"),
+    [
+        ("", "is not understood"),
+        ("not a table\r\n" * 100, "is not understood"),
+        (HEAD, "no RAMBlock of main memory"),
+        (f"{HEAD}  rom  4 KiB  0x0 0x1000 0x1000 0x1000\r\n", "no RAMBlock of main memory"),
+        (f"{HEAD}  m  4 KiB  0x0 0x1000 0x1000 0x1000\r\n\r\n", "'' is not understood"),
+        (f"{HEAD}  m  4 KiB  0x0 0x1000 0x1000\r\n", "is not understood"),
+        (f"{HEAD}  m  0 KiB  0x0 0x1000 0x1000 0x1000\r\n", "is not understood"),
+        (f"{HEAD}  m  {'9' * 5000} KiB  0x0 0x1000 0x1000 0x1000\r\n", "is not understood"),
+        (f"{HEAD}  m  4 KiB  0x0 0x{'f' * 17} 0x1000 0x1000\r\n", "is not understood"),
+        (f"{HEAD}  m  4 KiB  0x0 0x0 0x0 0x1000\r\n", "cannot be: block 'm': used_length must be positive"),
+        (f"{HEAD}  m  4 KiB  0x0 0x1001 0x1001 0x1000\r\n", "cannot be: block 'm': size 4097"),
+        (f"{HEAD}  m  4 KiB  0x0 0x2000 0x1000 0x1000\r\n", "cannot be: block 'm': max_length 4096"),
+        (f"{HEAD}  m  2 GiB  0x0 0x1000 0x1000 0x1000\r\n", "cannot be: block 'm': size 4096"),
+        (HEAD + "  m  4 KiB  0x0 0x1000 0x1000 0x1000\r\n" * 2, "two blocks are named 'm'"),
+        (f"{HEAD}  m  4 KiB  0x0 0x1000 0x1000 0x1000\r\n  mü  4 KiB  0x0 0x1000 0x1000 0x1000\r\n", "printable"),
+        (f"{HEAD}  m  4 KiB  0x0 0x1000 0x1000 0x1000\r\n  {'n' * 256}  4 KiB  0x0 0x1000 0x1000 0x1000\r\n", "long"),
+    ],
+    ids=lambda value: repr(value)[-40:],
+)
+def test_a_list_of_blocks_that_cannot_be_is_refused(stage: Stage, table: str, said: str) -> None:
+    at = stage.commands.index("query-memdev") + 1
+    result, _, _ = stage.broken(at, lambda _: returns(table))
+    refused(result, 4, "QEMU lists")
+    assert said in result.err
+    assert os.listdir(stage.folder) == []
+
+
+@pytest.mark.parametrize(
+    "written",
+    [
+        b"",
+        b"QEVM",
+        b"QEVM\0\0\0\3",
+        b"QEVM\0\0\0\3\0",
+        b"QEVM\0\0\0\2" + STATE[8:],
+        STATE[:-1],
+        STATE[:-2] + b"\0",
+        STATE + b"x\0",
+    ],
+)
+def test_a_device_state_that_is_none_is_refused_and_the_guest_goes_on(stage: Stage, written: bytes) -> None:
+    sets = FdSets()
+    answers = {**stage.qemu.answers, **sets.answers, "xen-save-devices-state": sets.writes("filename", written)}
+    with stage.served(answers) as server, stage.saving() as running:
+        refused(running.finish(), 4, "device state")
+        assert server.commands.count("cont") == 1
+    assert os.listdir(stage.folder) == []
+
+
+def test_a_state_in_which_there_is_no_guest_is_refused(stage: Stage) -> None:
+    answers = {**stage.qemu.answers, "query-status": returns({"status": "inmigrate"})}
+    with stage.served(answers) as server, stage.saving() as running:
+        refused(running.finish(), 4, "'inmigrate'")
+        assert "stop" not in server.commands
+
+
+def test_another_process_than_the_one_behind_the_socket_is_refused(stage: Stage) -> None:
+    def forgets(request: Request) -> Iterable[bytes]:
+        os.close(request.fds.pop())
+        return returns({"fdset-id": 0, "fd": 9})(request)
+
+    answers = {**stage.qemu.answers, "add-fd": forgets, "remove-fd": returns({})}
+    with stage.served(answers), stage.saving() as running:
+        refused(running.finish(), 4, "cannot be found", "rights of a debugger")
