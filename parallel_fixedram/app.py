@@ -32,7 +32,7 @@ from parallel_fixedram.engine.direct_io import DirectIO
 from parallel_fixedram.engine.image import Image, open_image
 from parallel_fixedram.engine.progress import Progress
 from parallel_fixedram.engine.restore import Destination
-from parallel_fixedram.engine.save import Durability
+from parallel_fixedram.engine.save_options import Durability, SaveOptions
 from parallel_fixedram.guest.process import GuestProcess
 from parallel_fixedram.guest.spec import GuestSpec
 from parallel_fixedram.host.publish import check_target
@@ -151,7 +151,7 @@ def save(
     if max_rounds < 1:
         raise RequestError(f"{max_rounds} rounds, at least 1 is needed")
     check_target(target.path, overwrite=overwrite)
-    options = _save.SaveOptions(
+    options = SaveOptions(
         channels=channels,
         direct_io=_choice(DirectIO, direct_io, "direct_io"),
         overwrite=overwrite,

@@ -46,6 +46,8 @@ class SaveSeconds:
     """Where the time of a save went."""
 
     total: float
+    prepare: float
+    """Until the pause, or the last round where there is none: workers, maps, space, earlier rounds."""
     pause: float
     """From the request to stop to the moment the guest may go on; 0 for RAM that stood still already."""
     stop: float

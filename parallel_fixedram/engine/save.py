@@ -15,9 +15,7 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from enum import StrEnum
+from collections.abc import Sequence
 
 from parallel_fixedram.core.bitmap import PageBitmap
 from parallel_fixedram.core.errors import FormatError, MachineError, RequestError
@@ -36,13 +34,14 @@ from parallel_fixedram.core.trailer import TrailerLayout
 from parallel_fixedram.engine.bitmaps import SharedBitmaps, shared_words
 from parallel_fixedram.engine.clone_stream import CloneStream
 from parallel_fixedram.engine.digest import DigestJob, write_trailer
-from parallel_fixedram.engine.direct_io import DirectIO, open_page_channel
+from parallel_fixedram.engine.direct_io import open_page_channel
 from parallel_fixedram.engine.image import block_report
 from parallel_fixedram.engine.messages import Tally
 from parallel_fixedram.engine.pause import Pause
-from parallel_fixedram.engine.pool import STALL_SECONDS, WorkerPool
+from parallel_fixedram.engine.pool import WorkerPool
 from parallel_fixedram.engine.progress import Progress, run_job
 from parallel_fixedram.engine.reserve import Reservation
+from parallel_fixedram.engine.save_options import Durability, SaveOptions
 from parallel_fixedram.engine.window import WINDOW_PAGES
 from parallel_fixedram.engine.write import WriteJob
 from parallel_fixedram.host import linux
@@ -63,35 +62,6 @@ SMALL_ROUND_PAGES = 1024
 _WRITE, _DIGEST = 0, 1
 PHASES = ("write", "digest")
 """What ``progress`` calls the phases, in this order."""
-
-
-class Durability(StrEnum):
-    """What has to be on stable storage when a save returns."""
-
-    FULL = "full"
-    """The file and its name."""
-    NONE = "none"
-    """Nothing: a power cut may lose the file, as with QEMU's own."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class SaveOptions:
-    """How to save; what the gate allows has been decided before."""
-
-    channels: int = 1
-    """Number of workers."""
-    direct_io: DirectIO = DirectIO.AUTO
-    overwrite: bool = False
-    durability: Durability = Durability.FULL
-    max_rounds: int = 1
-    """Rounds in all; 1 is a stopped save, more need a dirty source."""
-    offset: int = 0
-    """Where the stream starts in the file; bytes before it are kept."""
-    max_gap_pages: int | None = None
-    """Gaps of up to this many pages are written along; None for a default that fits the channel."""
-    stall_seconds: float = STALL_SECONDS
-    capabilities: Mapping[str, bool] = field(default_factory=dict)
-    """What the gate decided, for the report."""
 
 
 def save(
@@ -136,6 +106,7 @@ class _Save:
         dirty: DirtySource | None,
         progress: Progress | None,
     ) -> None:
+        self.started = time.perf_counter()
         self.machine = machine
         self.pending = pending
         self.options = options
@@ -152,7 +123,9 @@ class _Save:
         self.written = Tally()
         self.workers: tuple[WorkerReport, ...] = ()
         self.pause = Pause(machine)
-        self.last_round_seconds = self.digest_seconds = self.sync_seconds = self.publish_seconds = 0.0
+        self.prepare_seconds = self.last_round_seconds = self.digest_seconds = self.sync_seconds = (
+            self.publish_seconds
+        ) = 0.0
         self.tail = b""
         self.clone: CloneStream | None = None
         self.trailer: TrailerLayout | None = None
@@ -244,6 +217,7 @@ class _Save:
             rounds=tuple(self.rounds),
             seconds=SaveSeconds(
                 total=total_seconds,
+                prepare=self.prepare_seconds,
                 pause=self.pause.seconds if waited else 0.0,
                 stop=self.pause.stop_seconds if waited else 0.0,
                 device_state=self.pause.state_seconds,
@@ -297,6 +271,7 @@ class _Save:
             self._round(pool, number)
             before = now
         self._rehearse(pool)
+        self.prepare_seconds = time.perf_counter() - self.started
         with self.pause as pause:
             self._sync_dirty()
             pause.begin_device_state()
@@ -316,7 +291,8 @@ class _Save:
         Memory that coordinator and workers touch for the first time after the fork is copied page by page: that takes
         longer than a small round itself. Firmware is written, and again in the last round.
         """
-        self.pause.prepare()
+        if self.pause.prepare() and not self.direct:
+            self.space.bring_into_page_cache()
         if self.dirty is None:
             self._map_grown()
         firmware = [PageBitmap(dirty.pages) for dirty in self.bitmaps.dirty]
@@ -328,6 +304,7 @@ class _Save:
         self._run(pool, _WRITE, plan_shards(firmware, workers=self.options.channels))
         for dirty, some in zip(self.bitmaps.dirty, firmware, strict=True):
             dirty.words |= some.words
+        self.pause.prepare()
 
     def _end_stream(self) -> None:
         """Put together and lay out what follows the last page: device sections, trailer, clone stream."""

@@ -28,7 +28,21 @@ SAVE = {
     "blocks": [BLOCK],
     "rounds": [{"dirty_pages": int, "written_pages": int, "gap_pages": int, "zero_pages": int, "seconds": float}],
     "seconds": dict.fromkeys(
-        ["total", "pause", "stop", "device_state", "ram", "cont", "scan", "write", "digest", "sync", "publish"], float
+        [
+            "total",
+            "prepare",
+            "pause",
+            "stop",
+            "device_state",
+            "ram",
+            "cont",
+            "scan",
+            "write",
+            "digest",
+            "sync",
+            "publish",
+        ],
+        float,
     ),
     "bytes": dict.fromkeys(["ram", "written", "file", "allocated"], int),
     "workers": [{"shards": int, "written_pages": int, "seconds": float}],

@@ -20,7 +20,8 @@ from parallel_fixedram.engine.compare import diff
 from parallel_fixedram.engine.direct_io import DirectIO
 from parallel_fixedram.engine.image import Image
 from parallel_fixedram.engine.restore import Destination, restore
-from parallel_fixedram.engine.save import SaveOptions, save
+from parallel_fixedram.engine.save import save
+from parallel_fixedram.engine.save_options import SaveOptions
 from parallel_fixedram.engine.verify import verify
 
 BUFFERED = SaveOptions(direct_io=DirectIO.OFF, overwrite=True)

@@ -13,7 +13,8 @@ from parallel_fixedram.engine.compare import diff, join_findings
 from parallel_fixedram.engine.direct_io import DirectIO
 from parallel_fixedram.engine.image import Image
 from parallel_fixedram.engine.messages import Finding
-from parallel_fixedram.engine.save import SaveOptions, save
+from parallel_fixedram.engine.save import save
+from parallel_fixedram.engine.save_options import SaveOptions
 
 
 class Files:

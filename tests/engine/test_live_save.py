@@ -19,7 +19,8 @@ from parallel_fixedram.engine import save as save_module
 from parallel_fixedram.engine.bitmaps import SharedBitmaps
 from parallel_fixedram.engine.direct_io import DirectIO
 from parallel_fixedram.engine.image import Image
-from parallel_fixedram.engine.save import SaveOptions, save
+from parallel_fixedram.engine.save import save
+from parallel_fixedram.engine.save_options import SaveOptions
 from parallel_fixedram.engine.verify import verify
 from parallel_fixedram.guest.process import GuestProcess
 from parallel_fixedram.guest.spec import GuestSpec

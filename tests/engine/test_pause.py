@@ -19,7 +19,8 @@ from parallel_fixedram.core.protocols import Channel
 from parallel_fixedram.engine import pause as pause_module
 from parallel_fixedram.engine.direct_io import DirectIO
 from parallel_fixedram.engine.pause import Pause
-from parallel_fixedram.engine.save import SaveOptions, save
+from parallel_fixedram.engine.save import save
+from parallel_fixedram.engine.save_options import SaveOptions
 from parallel_fixedram.host import signals
 from parallel_fixedram.host.channel import FileChannel
 

@@ -22,7 +22,8 @@ from parallel_fixedram.engine.direct_io import DirectIO
 from parallel_fixedram.engine.image import Image
 from parallel_fixedram.engine.messages import Finding, ShardDone, Tally
 from parallel_fixedram.engine.pool import WorkerPool
-from parallel_fixedram.engine.save import SaveOptions, save
+from parallel_fixedram.engine.save import save
+from parallel_fixedram.engine.save_options import SaveOptions
 from parallel_fixedram.engine.verify import verify
 from parallel_fixedram.host.channel import FileChannel
 

@@ -17,7 +17,8 @@ from parallel_fixedram.core.report import RestoreReport, from_json, to_json
 from parallel_fixedram.engine.direct_io import DirectIO
 from parallel_fixedram.engine.image import Image
 from parallel_fixedram.engine.restore import Destination, restore
-from parallel_fixedram.engine.save import SaveOptions, save
+from parallel_fixedram.engine.save import save
+from parallel_fixedram.engine.save_options import SaveOptions
 from parallel_fixedram.host.channel import FileChannel
 from parallel_fixedram.host.ram_target import RamTarget
 

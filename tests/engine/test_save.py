@@ -23,7 +23,8 @@ from parallel_fixedram.engine.direct_io import DirectIO
 from parallel_fixedram.engine.image import Image
 from parallel_fixedram.engine.reserve import dense_ranges
 from parallel_fixedram.engine.restore import Destination, restore
-from parallel_fixedram.engine.save import Durability, SaveOptions, save
+from parallel_fixedram.engine.save import save
+from parallel_fixedram.engine.save_options import Durability, SaveOptions
 from parallel_fixedram.engine.verify import verify
 from parallel_fixedram.guest.process import GuestProcess
 from parallel_fixedram.guest.spec import GuestSpec

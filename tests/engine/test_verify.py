@@ -12,7 +12,8 @@ from parallel_fixedram.core.report import Difference, VerifyReport, from_json, t
 from parallel_fixedram.core.trailer import FOOTER_BYTES
 from parallel_fixedram.engine.direct_io import DirectIO
 from parallel_fixedram.engine.image import Image
-from parallel_fixedram.engine.save import SaveOptions, save
+from parallel_fixedram.engine.save import save
+from parallel_fixedram.engine.save_options import SaveOptions
 from parallel_fixedram.engine.verify import MAX_DIFFERENCES, verify
 
 RAM = "A0-b" + "C" * 200 + "-" * 60 + "D"
