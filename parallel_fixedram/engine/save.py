@@ -138,11 +138,12 @@ class _Save:
             self.pending.copy_prefix(self.layout.base)
         self.pending.set_size(self.layout.ram_end)
         self._map_data()
+        waits = self.machine.prepare()
         opened = open_page_channel(
             self.pending,
             self.options.direct_io,
             live=self.options.max_rounds > 1,
-            waits=self.machine.prepare(),
+            waits=waits,
             data=self.bitmaps.data,
             page_size=self.layout.blocks[0].block.page_size,
         )
@@ -163,6 +164,7 @@ class _Save:
             max_gap_pages=gap,
             window_pages=WINDOW_PAGES_DIRECT if self.direct else WINDOW_PAGES,
             keep_zero_pages=[each.keeps_zero_pages for each in self.guest_blocks],
+            hurry=waits and self.options.max_rounds == 1,
         )
         digest = DigestJob(
             self.layout.blocks, self.bitmaps.file, self.tables, pages=pages, digests=self.pending.channel

@@ -43,6 +43,7 @@ class WriteJob:
         max_gap_pages: how many clean or zero pages may be written along to join two writes into one.
         window_pages: how many pages are tested and then written at a time.
         keep_zero_pages: one a block, whether its zero pages are written like others.
+        hurry: whether a guest will wait, so that what can be done before is worth its time.
     """
 
     def __init__(
@@ -57,6 +58,7 @@ class WriteJob:
         max_gap_pages: int,
         window_pages: int = WINDOW_PAGES,
         keep_zero_pages: Sequence[bool] = (),
+        hurry: bool = False,
     ) -> None:
         self._blocks = blocks
         self._sources = sources
@@ -66,12 +68,15 @@ class WriteJob:
         self._tables = tables
         self._max_gap_pages = max_gap_pages
         self._window_pages = window_pages
+        self._hurry = hurry
         self._keep_zero_pages = keep_zero_pages or [False] * len(blocks)
 
     def open(self) -> None:
         """Map guest RAM (Job.open)."""
-        for source in self._sources:
+        for source, data in zip(self._sources, self._bitmaps.data, strict=True):
             source.open()
+            if self._hurry:
+                source.expect(data)
 
     def run(self, shard: Shard) -> Tally:
         """Write one shard (Job.run)."""

@@ -36,6 +36,9 @@ _CHUNK_PAGES = _CHUNK_WORDS * WORD_PAGES
 _MANY_GAPS = 64
 """Gaps in a chunk from which on one ``mincore`` is quicker than an ``lseek`` for each of them (measured: about 100)."""
 
+_FEW_PAGES = 16
+"""Pages that one fault maps around the one that is read."""
+
 _ALL_ONES = np.uint64((1 << WORD_PAGES) - 1)
 
 
@@ -56,6 +59,7 @@ class MappedSource:
         self._offset = offset
         self._length = length
         self._page_size = page_size
+        self._view: mmap.mmap | None = None
         self._pages: Pages | None = None
         self._swapped_out: int | None = None
 
@@ -63,12 +67,24 @@ class MappedSource:
         """Map the block (PageSource.open)."""
         if self._pages is None:
             try:
-                view = mmap.mmap(self._fd, self._length, mmap.MAP_SHARED, mmap.PROT_READ, offset=self._offset)
+                self._view = mmap.mmap(self._fd, self._length, mmap.MAP_SHARED, mmap.PROT_READ, offset=self._offset)
             except OSError as error:
                 raise HostError.from_os("cannot map guest RAM", error) from error
             except ValueError as error:  # mmap looks at the file's size itself
                 raise HostError("cannot map guest RAM: its file became shorter") from error
-            self._pages = np.frombuffer(view, np.uint64).reshape(-1, self._page_size // 8)
+            self._pages = np.frombuffer(self._view, np.uint64).reshape(-1, self._page_size // 8)
+
+    def expect(self, pages: PageBitmap) -> None:
+        """Have our page tables know them: a fault for every 64 KiB takes longer than a look (PageSource.expect)."""
+        assert self._view is not None, "open() comes first"
+        for each in pages.ranges():
+            if each.count >= _FEW_PAGES:
+                try:
+                    self._view.madvise(
+                        linux.MADV_POPULATE_READ, each.first * self._page_size, each.count * self._page_size
+                    )
+                except OSError:
+                    return  # Linux before 5.14
 
     def pages(self, first: int, count: int) -> Pages:
         """A view of the mapping: no byte is copied (PageSource.pages)."""
@@ -142,7 +158,7 @@ class MappedSource:
 
     def close(self) -> None:
         """Unmap and close; views handed out stay valid until they are dropped (PageSource.close)."""
-        self._pages = None
+        self._pages = self._view = None
         if self._fd >= 0:
             linux.close(self._fd)
             self._fd = -1
@@ -166,6 +182,9 @@ class CopyingSource(ABC):
         Raises:
             HostError: they cannot be read.
         """
+
+    def expect(self, pages: PageBitmap) -> None:  # noqa: B027 (a hint that means nothing here)
+        """Nothing to get ready (PageSource.expect)."""
 
     def pages(self, first: int, count: int) -> Pages:
         """A copy of the pages, overwritten by the next call (PageSource.pages)."""

@@ -47,6 +47,10 @@ class WatchedSource:
     def open(self) -> None:
         self._inner.open()
 
+    def expect(self, pages: PageBitmap) -> None:
+        self.wrong += [each for each in pages.ranges() if not all(self._allowed[each.first : each.end])]
+        self._inner.expect(pages)
+
     def pages(self, first: int, count: int) -> Pages:
         if not all(self._allowed[first : first + count]):
             self.wrong.append(PageRange(first, count))
