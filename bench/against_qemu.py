@@ -1,6 +1,6 @@
 """How long does a guest stand still, and how fast is it back, next to QEMU doing the same on the same guest?
 
-    python bench/against_qemu.py [--repeats 5] [--folder DIR] [--json FILE] [pause first load clone]
+    python bench/against_qemu.py [--repeats 5] [--folder DIR] [--json FILE] [pause first small cold load clone]
 
 Alternates ours and QEMU's in one run, always on new files, and keeps every sample. QEMU saves with mapped-ram and two
 multifd channels, with and without direct-io, max-bandwidth 0; its pause is stop, migrate until completed, cont. Ours
@@ -21,6 +21,7 @@ import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 from support.qemu import QemuProcess, Ram, boot_from, require_qemu
@@ -134,6 +135,29 @@ def first_saves(folder: Path, repeats: int) -> list[dict[str, Any]]:
     return [show("pause of the first save, fresh 2 GiB guest with 64 MB of data, shared RAM", alternate(repeats, ways))]
 
 
+def small_pauses(folder: Path, repeats: int) -> list[dict[str, Any]]:
+    """What a pause costs besides RAM: guests of 2 GiB that have touched 1 MB."""
+    image, results = folder / "image", []
+    image.write_bytes(boot_image(end=2 * MIB))
+    for backend in ("memfd", "default"):
+        samples: Samples = {"pause": [], "its round over RAM": []}
+        with QemuProcess(*boot_from(image), ram=Ram(2 * GIB, backend)) as guest:
+            guest.wait_serial("C")
+            for number in range(-1, repeats):
+                seconds = app.save(
+                    lambda: app.open_qemu(str(guest.monitor_path)),
+                    str(fresh(folder / "small.mr")),
+                    channels=2,
+                    experimental_multifd=True,
+                ).seconds
+                if number >= 0:
+                    samples["pause"].append(seconds.pause)
+                    samples["its round over RAM"].append(seconds.ram)
+        kind = "shared" if backend == "memfd" else "private"
+        results.append(show(f"pause of a 2 GiB guest with 1 MB of data, {kind} RAM", samples))
+    return results
+
+
 def qemu_command(size: int, *more: str, backend: str = "") -> list[str]:
     """A command line for a guest saved from QemuProcess."""
     machine = ["-machine", "q35,memory-backend=m" if backend else "q35"]
@@ -175,6 +199,31 @@ def loads(linux: LinuxGuest, folder: Path, repeats: int) -> list[dict[str, Any]]
     return [show("from command to running, 1 GiB guest with 800 MB of data, shared RAM", alternate(repeats, ways))]
 
 
+def cold_loads(linux: LinuxGuest, folder: Path, repeats: int) -> list[dict[str, Any]]:
+    """QEMU loads a file that is not in the page cache into private RAM: 1 GiB guest with 800 MB of data."""
+    path = fresh(folder / "cold.mr")
+    args = linux.args(size_mib=720)
+    with QemuProcess(*args, ram=Ram(GIB)) as guest:
+        guest.wait_serial(r"tick 1 ", timeout=600)
+        app.save(lambda: app.open_qemu(str(guest.monitor_path)), str(path))
+    command = qemu_command(GIB, *args, backend="memory-backend-ram")
+
+    def start(channels: int, direct: bool) -> float:
+        with path.open("rb") as file:
+            os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+        with mock.patch("parallel_fixedram.boot.restore.is_cold", lambda *_: direct):
+            return total_seconds(
+                lambda: boot.restore_guest(str(path), command, channels=channels, experimental_multifd=channels > 1)
+            )
+
+    ways = {
+        "multifd 2, direct-io": lambda: start(2, True),
+        "multifd 2": lambda: start(2, False),
+        "one channel": lambda: start(1, False),
+    }
+    return [show("from command to running, cold file, private RAM, loaded by QEMU", alternate(repeats, ways))]
+
+
 def clones(folder: Path, repeats: int) -> list[dict[str, Any]]:
     """From command to running, guests of 256 MiB and of 4 GiB, one clone and four."""
     image = folder / "image"
@@ -205,7 +254,7 @@ def _clone_command(path: Path, command: list[str], count: int) -> float:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description="Compare pauses, loads and clones with QEMU's own.")
-    parser.add_argument("what", nargs="*", default=[], help="pause, first, load, clone; default all")
+    parser.add_argument("what", nargs="*", default=[], help="pause, first, small, cold, load, clone; default all")
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--folder", default=tempfile.gettempdir())
     parser.add_argument("--json", help="where all samples go")
@@ -217,6 +266,8 @@ def main() -> None:
         experiments: dict[str, Callable[[], list[dict[str, Any]]]] = {
             "pause": lambda: pauses(linux, folder, args.repeats),
             "first": lambda: first_saves(folder, args.repeats),
+            "small": lambda: small_pauses(folder, args.repeats),
+            "cold": lambda: cold_loads(linux, folder, args.repeats),
             "load": lambda: loads(linux, folder, args.repeats),
             "clone": lambda: clones(folder, args.repeats),
         }
