@@ -211,7 +211,7 @@ def cold_loads(linux: LinuxGuest, folder: Path, repeats: int) -> list[dict[str, 
     def start(channels: int, direct: bool) -> float:
         with path.open("rb") as file:
             os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
-        with mock.patch("parallel_fixedram.boot.restore.is_cold", lambda *_: direct):
+        with mock.patch("parallel_fixedram.boot.restore.is_cold", return_value=direct):
             return total_seconds(
                 lambda: boot.restore_guest(str(path), command, channels=channels, experimental_multifd=channels > 1)
             )

@@ -146,16 +146,16 @@ def save(
     """
     target = parse_uri(uri)
     extra = dict(capabilities or {})
-    profile = _choice(Profile, profile, "profile")
+    profile = choice(Profile, profile, "profile")
     on = capabilities_for_save(channels=channels, extra=extra, profile=profile, experimental=experimental_multifd)
     if max_rounds < 1:
         raise RequestError(f"{max_rounds} rounds, at least 1 is needed")
     check_target(target.path, overwrite=overwrite)
     options = SaveOptions(
         channels=channels,
-        direct_io=_choice(DirectIO, direct_io, "direct_io"),
+        direct_io=choice(DirectIO, direct_io, "direct_io"),
         overwrite=overwrite,
-        durability=_choice(Durability, durability, "durability"),
+        durability=choice(Durability, durability, "durability"),
         max_rounds=max_rounds if live else 1,
         offset=target.offset,
         capabilities={**{TABLES[profile].canonical(name) or name: False for name in extra}, **dict.fromkeys(on, True)},
@@ -199,7 +199,7 @@ def restore(
         ContentsDiffer: a page does not match its digest.
         HostError: I/O or memory; files made for the restore are gone again.
     """
-    profile = _choice(Profile, profile, "profile")
+    profile = choice(Profile, profile, "profile")
     on = capabilities_for_restore(
         channels=channels, extra=capabilities, profile=profile, experimental=experimental_multifd
     )
@@ -263,7 +263,12 @@ def diff(uri_a: str, uri_b: str, *, channels: int | None = None, progress: Progr
         return _compare.diff(a, b, channels=readers() if channels is None else channels, progress=progress)
 
 
-def _choice(kind: type[Choice], value: str, name: str) -> Choice:
+def choice(kind: type[Choice], value: str, name: str) -> Choice:
+    """The member of ``kind`` that ``value`` is.
+
+    Raises:
+        RequestError: there is none; says which there are.
+    """
     try:
         return kind(value)
     except ValueError as error:

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 import parallel_fixedram
+from parallel_fixedram import boot
 
 SOURCE = Path(parallel_fixedram.__file__)
 SLOW_MODULES = ("numpy", "psutil", "rich", "xxhash")
@@ -166,6 +167,12 @@ def test_a_progress_function_hears_of_every_byte(tmp_path):
 def test_an_option_of_save_that_makes_no_sense_is_a_request_error(tmp_path, options, message):
     with pytest.raises(parallel_fixedram.RequestError, match=message):
         parallel_fixedram.save(lambda: pytest.fail("opened"), str(tmp_path / "f.mr"), **options)
+
+
+def test_a_profile_that_there_is_not_is_a_request_error_where_a_qemu_would_be_started():
+    for start in (boot.restore_guest, boot.plan_restore):
+        with pytest.raises(parallel_fixedram.RequestError, match=r"profile is 'qemu-1\.0'"):
+            start("f.mr", ["qemu"], profile="qemu-1.0")
 
 
 def test_numbers_that_make_no_sense_are_request_errors(tmp_path):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from contextlib import ExitStack
 
 from parallel_fixedram.app import readers
@@ -66,8 +66,8 @@ def clone_guests(
         image = stack.enter_context(open_image(uri))
         main = check_file(image, line)
         _refuse_stale(image, main)
-        boot = _on_page_arrays(image, line, main, count)
-        boot.source, boot.descriptors = find_clone_stream(image, main, stack)
+        source, descriptors = find_clone_stream(image, main, stack)
+        boot = _on_page_arrays(image, line, main, count, source, descriptors)
         fleet = stack.enter_context(Fleet(boot.commands, folder, descriptors=boot.descriptors))
         guests = fleet.load(
             image.file.configuration.machine,
@@ -105,12 +105,18 @@ def plan_clone(uri: str, command: Sequence[str], *, count: int = 1, paused: bool
     with open_image(uri) as image:
         main = check_file(image, line)
         _refuse_stale(image, main)
-        boot = _on_page_arrays(image, line, main, count)
-        boot.source = clone_stream_in(image, main)
-        return boot
+        return _on_page_arrays(image, line, main, count, clone_stream_in(image, main))
 
 
-def _on_page_arrays(image: Image, line: CommandLine, main: Sequence[SavedBlock], count: int) -> Boot:
+def _on_page_arrays(
+    image: Image,
+    line: CommandLine,
+    main: Sequence[SavedBlock],
+    count: int,
+    source: Source,
+    descriptors: Collection[int] = (),
+) -> Boot:
+    """QEMUs on the page arrays; of the file they load the rest."""
     files = {}
     for saved in main:
         if saved.header.pages_offset % TARGET_PAGE_SIZE:
@@ -124,8 +130,10 @@ def _on_page_arrays(image: Image, line: CommandLine, main: Sequence[SavedBlock],
     rewritten = [line.with_number(number).with_memory(files) for number in range(count)]
     return Boot(
         commands=[[*each.arguments, *INCOMING] for each in rewritten],
-        source=Source(path=""),
+        source=source,
         changes=rewritten[0].changes,
+        descriptors=descriptors,
+        paused=line.paused,
     )
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Collection, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from parallel_fixedram.core.errors import HostError, RequestError
 from parallel_fixedram.core.mapped_ram import SavedBlock
@@ -24,7 +24,7 @@ INCOMING = ("-incoming", "defer")
 """What makes a QEMU wait for its guest."""
 
 
-@dataclass(kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Boot:
     """What is to be started: command lines, and what each QEMU loads.
 
@@ -33,12 +33,14 @@ class Boot:
         source: the stream that QEMU loads.
         changes: what of the command line was replaced, a sentence each.
         descriptors: open files that QEMU needs; without any, the commands are good for anybody.
+        paused: whether the guests are not to run.
     """
 
     commands: Sequence[Sequence[str]]
     source: Source
     changes: Sequence[str] = ()
-    descriptors: Collection[int] = field(default_factory=set)
+    descriptors: Collection[int] = frozenset()
+    paused: bool = False
 
 
 def paused_if(line: CommandLine, paused: bool) -> CommandLine:
@@ -47,7 +49,12 @@ def paused_if(line: CommandLine, paused: bool) -> CommandLine:
 
 
 def check_file(image: Image, line: CommandLine) -> list[SavedBlock]:
-    """Refuse a file that no guest can be started from; returns the blocks that are main memory."""
+    """Refuse a file that no guest can be started from; returns the blocks that are main memory.
+
+    Raises:
+        RequestError: it has no device state, lacks a block, or does not fit the command line.
+        FormatError: not a complete mapped-ram file.
+    """
     image.check_complete()
     if not image.file.devices:
         raise RequestError(

@@ -9,7 +9,7 @@ from contextlib import ExitStack
 
 import numpy as np
 
-from parallel_fixedram.app import readers
+from parallel_fixedram.app import choice, readers
 from parallel_fixedram.boot.plan import INCOMING, Boot, check_file, clone_stream_in, find_clone_stream, paused_if
 from parallel_fixedram.core.capabilities import Profile, capabilities_for_restore, validate_recorded
 from parallel_fixedram.core.errors import ContentsDiffer, RequestError
@@ -70,7 +70,7 @@ def restore_guest(
         HostError: I/O or memory.
     """
     started = time.perf_counter()
-    profile = Profile(profile)
+    profile = choice(Profile, profile, "profile")
     on = capabilities_for_restore(
         channels=channels, extra=capabilities, profile=profile, experimental=experimental_multifd
     )
@@ -82,13 +82,14 @@ def restore_guest(
         if check_digests:
             _check_digests(image, progress)
         memory: SharedMemory | None = None
-        boot = _by_qemu(image, line, channels)
         if shared or ram:
             lengths = {saved.block.idstr: saved.block.used_length for saved in main}
             memory = stack.enter_context(SharedMemory(lengths, _known_blocks(ram or {}, lengths)))
-            boot = _on_memory(line, memory.paths, main, anonymous=lengths.keys() - (ram or {}).keys())
-            boot.source, descriptors = find_clone_stream(image, main, stack)
-            boot.descriptors = memory.descriptors | descriptors
+            source, descriptors = find_clone_stream(image, main, stack)
+            anonymous = lengths.keys() - (ram or {}).keys()
+            boot = _on_memory(line, memory.paths, main, source, anonymous, memory.descriptors | descriptors)
+        else:
+            boot = _by_qemu(image, line, channels)
         fleet = stack.enter_context(Fleet(boot.commands, folder, descriptors=boot.descriptors))
         fill_seconds = 0.0
         if memory:  # while QEMU starts
@@ -150,7 +151,7 @@ def plan_restore(
         RequestError: as for ``restore_guest``; or a main block is given no file, the others being given one.
         FormatError: not a complete mapped-ram file.
     """
-    profile = Profile(profile)
+    profile = choice(Profile, profile, "profile")
     on = capabilities_for_restore(
         channels=channels, extra=capabilities, profile=profile, experimental=experimental_multifd
     )
@@ -167,9 +168,7 @@ def plan_restore(
                     hint=f"--ram {saved.block.idstr}=PATH names a file",
                 )
         paths = {idstr: os.path.abspath(path) for idstr, path in ram.items()}
-        boot = _on_memory(line, paths, main)
-        boot.source = clone_stream_in(image, main)
-        return boot
+        return _on_memory(line, paths, main, clone_stream_in(image, main))
 
 
 def _check_digests(image: Image, progress: Progress | None) -> None:
@@ -188,7 +187,7 @@ def _by_qemu(image: Image, line: CommandLine, channels: int) -> Boot:
         channels=channels,
         direct_io=channels > 1 and takes_direct_io(image.path) and is_cold(image.channel.fd, _samples(image)),
     )
-    return Boot(commands=[[*line.arguments, *INCOMING]], source=source)
+    return Boot(commands=[[*line.arguments, *INCOMING]], source=source, paused=line.paused)
 
 
 def _samples(image: Image) -> list[int]:
@@ -202,9 +201,14 @@ def _samples(image: Image) -> list[int]:
 
 
 def _on_memory(
-    line: CommandLine, paths: Mapping[str, str], main: Sequence[SavedBlock], anonymous: Collection[str] = ()
+    line: CommandLine,
+    paths: Mapping[str, str],
+    main: Sequence[SavedBlock],
+    source: Source,
+    anonymous: Collection[str] = (),
+    descriptors: Collection[int] = (),
 ) -> Boot:
-    """QEMU on shared memory; what it loads is to be decided."""
+    """QEMU on shared memory; of the file it loads the rest."""
     lengths = {saved.block.idstr: saved.block.used_length for saved in main}
     rewritten = line.with_memory(
         {
@@ -212,7 +216,13 @@ def _on_memory(
             for idstr, path in _known_blocks(paths, lengths).items()
         }
     )
-    return Boot(commands=[[*rewritten.arguments, *INCOMING]], source=Source(path=""), changes=rewritten.changes)
+    return Boot(
+        commands=[[*rewritten.arguments, *INCOMING]],
+        source=source,
+        changes=rewritten.changes,
+        descriptors=descriptors,
+        paused=line.paused,
+    )
 
 
 def _known_blocks(paths: Mapping[str, str], main: Collection[str]) -> Mapping[str, str]:

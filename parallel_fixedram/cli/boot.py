@@ -18,7 +18,9 @@ def add_boot_options(parser: Any) -> None:
     """Options of a verb that starts QEMUs."""
     parser.add_argument("--paused", action="store_true", help="do not let the guest run")
     parser.add_argument(
-        "--run-dir", metavar="FOLDER", help="where QMP socket and log go, in FOLDER/N (default: a new one)"
+        "--run-dir",
+        metavar="FOLDER",
+        help="where QMP socket, log and pid go, in FOLDER/N; must not exist, and is left behind (default: a new one)",
     )
     parser.add_argument(
         "--print", action="store_true", help="show the commands for a stock QEMU instead of running them"
@@ -50,13 +52,15 @@ def show_plan(args: argparse.Namespace, boot: Boot) -> None:
         common.warn(f"note: {change}")
     requests = [
         {"execute": command, **({"arguments": arguments} if arguments else {})}
-        for command, arguments in [*boot.source.requests(), *([] if args.paused else [("cont", {})])]
+        for command, arguments in [*boot.source.requests(), *([] if boot.paused else [("cont", {})])]
     ]
     if args.json:
         common.print_json({"verb": args.verb, "commands": [list(each) for each in boot.commands], "qmp": requests})
         return
     for command in boot.commands:
         print(shlex.join(command))
-    print("# then, in the QMP monitor of each; cont when query-migrate says that it is completed:")
+    print(
+        "# then, in a QMP monitor of each, after qmp_capabilities; cont when query-migrate says that it is completed:"
+    )
     for request in requests:
         print(json.dumps(request))

@@ -21,8 +21,9 @@ def register(subparsers: common.Subparsers[Any]) -> None:
         about="Start N guests from FILE within a fraction of a second each, however much RAM they have: it is mapped\n"
         "from FILE, and only what a guest writes is copied. FILE does not change, and must not be changed while they\n"
         "live. Behind -- stands the QEMU command line that the guest was saved from; its memory backends are\n"
-        "replaced, and {n} is the clone's number. Clones are the same machine: unique MAC addresses, machine ids,\n"
-        "disks and random numbers are up to you. Guests with vhost-user or VFIO devices cannot be cloned.",
+        "replaced, and {n} is the clone's number, for disks, sockets and ports, which two QEMUs cannot share. Clones\n"
+        "are the same machine: unique MAC addresses, machine ids, disks and random numbers are up to you. Guests\n"
+        "with vhost-user or VFIO devices cannot be cloned.",
         examples=_EXAMPLES,
     )
     parser.usage = "%(prog)s FILE [options] -- QEMU [argument ...]"

@@ -95,7 +95,9 @@ def gate_arguments(args: argparse.Namespace) -> dict[str, Any]:
 
 def add_qmp_options(parser: Any) -> None:
     """``--qmp SOCKET`` and ``--pid``."""
-    parser.add_argument("--qmp", metavar="SOCKET", help="a running QEMU, by a QMP socket that nobody else is using")
+    parser.add_argument(
+        "--qmp", metavar="SOCKET", help="a running QEMU, by the path of a QMP socket that nobody else is using"
+    )
     parser.add_argument(
         "--pid", type=int, metavar="PID", help="process id of the QEMU behind --qmp, where it cannot be found by itself"
     )

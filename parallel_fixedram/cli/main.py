@@ -84,7 +84,7 @@ def build_parser() -> argparse.ArgumentParser:
         epilog=f"example: {PROGRAM} demo",
     )
     parser.add_argument("--version", action=_Version, nargs=0, help="show the version and exit")
-    subparsers = parser.add_subparsers(metavar="VERB", required=True, parser_class=Parser)
+    subparsers = parser.add_subparsers(dest="verb", metavar="VERB", required=True, parser_class=Parser)
     for verb in VERBS:
         importlib.import_module(f"parallel_fixedram.cli.{verb}").register(subparsers)
     for each in (parser, *subparsers.choices.values()):  # it may stand before the verb or after it
@@ -103,7 +103,10 @@ def main(argv: Sequence[str] | None = None) -> int:
             if signal.getsignal(signum) is not signal.SIG_IGN:  # what nohup protects from stays so
                 signal.signal(signum, _interrupt)
         argv, args.command = _split_command(sys.argv[1:] if argv is None else argv)
-        build_parser().parse_args(argv, args)
+        _, unknown = build_parser().parse_known_args(argv, args)
+        if unknown:
+            complain(f"unrecognized arguments: {' '.join(unknown)}", _hint_for_unknown(args))
+            return 2
         logging.basicConfig(level=logging.DEBUG if args.debug else logging.WARNING, format=f"{PROGRAM}: %(message)s")
         code = int(args.run(args))
         sys.stdout.flush()
@@ -127,6 +130,13 @@ def _split_command(argv: Sequence[str]) -> tuple[Sequence[str], Sequence[str] | 
         place = argv.index("--")
         return argv[:place], argv[place + 1 :]
     return argv, None
+
+
+def _hint_for_unknown(args: argparse.Namespace) -> str:
+    """What to do about arguments that no verb knows."""
+    if args.verb in WITH_COMMAND and args.command is None:
+        return f"a QEMU command line stands behind --; see {PROGRAM} {args.verb} --help"
+    return f"see {PROGRAM} {args.verb} --help"
 
 
 def _failed(error: Exception, *, debug: bool) -> int:

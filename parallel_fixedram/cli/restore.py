@@ -22,7 +22,8 @@ def register(subparsers: common.Subparsers[Any]) -> None:
         summary="start a QEMU from a file, or fill guest RAM from it",
         about="With a QEMU command line behind --, the one that the guest was saved from: start that QEMU with the\n"
         "RAM and device state of FILE. It lives on when this command is done. QEMU loads FILE into memory of its own;\n"
-        "with --shared it gets shared memory that our workers fill, and its memory backends are replaced.\n\n"
+        "with --shared it gets shared memory that our workers fill, and its memory backends are replaced.\n"
+        "Disks, sockets and ports are opened again: end the QEMU that the guest was saved from, or name others.\n\n"
         "Otherwise: fill guest RAM from FILE. Afterwards it is what FILE says, whatever it held before. Blocks that\n"
         "are given no destination are left out. A destination that does not exist is made, with mode 0600.",
         examples=_EXAMPLES,

@@ -34,7 +34,7 @@ from parallel_fixedram.host import processes, signals
 logger = logging.getLogger(__name__)
 
 STALL_SECONDS = 30.0
-"""How long a worker may move no byte before it counts as stalled; it is noticed within twice this time."""
+"""How long a worker may neither move nor map a byte before it counts as stalled; noticed within twice this time."""
 
 OnDone = Callable[[ShardDone], None]
 
@@ -80,7 +80,7 @@ class WorkerPool:
     Args:
         jobs: what the workers can do; ``run`` names one by its place in this list.
         count: number of workers, at least 1.
-        stall_seconds: how long a worker may move no byte.
+        stall_seconds: how long a worker may neither move nor map a byte.
 
     Raises:
         RequestError: fewer than one worker.
@@ -199,10 +199,14 @@ class WorkerPool:
         return [worker for worker in self.workers if worker.alive and worker.descriptors & ready]
 
     def _has_moved(self, worker: Worker) -> bool:
-        """Whether a worker past its deadline has moved bytes since it was last asked: slow, and given more time."""
+        """Whether a worker past its deadline has moved bytes since it was last asked: slow, and given more time.
+
+        Mapped memory counts, too: before the pause of a large guest that takes longer than a stall (PageSource.expect).
+        """
         with contextlib.suppress(psutil.Error, OSError, RuntimeError):
-            io = psutil.Process(worker.pid).io_counters()
-            before, worker.moved_bytes = worker.moved_bytes, io.read_chars + io.write_chars
+            process = psutil.Process(worker.pid)
+            io = process.io_counters()
+            before, worker.moved_bytes = worker.moved_bytes, io.read_chars + io.write_chars + process.memory_info().rss
             if worker.moved_bytes != before:
                 worker.deadline = time.monotonic() + self._stall_seconds
                 return True

@@ -2,8 +2,9 @@
 
 ::
 
-    workers up, RAM mapped, file sized, space reserved, data map asked     the guest runs
+    file sized, data map asked, space reserved, workers up, RAM mapped     the guest runs
     [rounds: sync dirty bitmap -> plan -> shards -> acknowledged]          the guest runs  (live)
+    rehearsal: page cache filled, data map asked again, firmware written   the guest runs
     pause -> last round and device state at the same time -> resume        the guest stands still
     digests, bitmaps, heads, tail, trailer, clone stream -> sync, publish  the guest runs
 
@@ -46,6 +47,7 @@ from parallel_fixedram.engine.window import WINDOW_PAGES
 from parallel_fixedram.engine.write import WriteJob
 from parallel_fixedram.host import linux
 from parallel_fixedram.host.facts import host_facts
+from parallel_fixedram.host.page_cache import dirty_room
 from parallel_fixedram.host.publish import PendingFile
 
 GAP_PAGES_BUFFERED = 0
@@ -111,6 +113,7 @@ class _Save:
         self.pending = pending
         self.options = options
         self.dirty = dirty
+        self.live = options.max_rounds > 1
         self.progress = progress
         self.guest_blocks = machine.guest_blocks()
         blocks = [each.block for each in self.guest_blocks]
@@ -142,7 +145,7 @@ class _Save:
         opened = open_page_channel(
             self.pending,
             self.options.direct_io,
-            live=self.options.max_rounds > 1,
+            live=self.live,
             waits=waits,
             data=self.bitmaps.data,
             page_size=self.layout.blocks[0].block.page_size,
@@ -164,7 +167,7 @@ class _Save:
             max_gap_pages=gap,
             window_pages=WINDOW_PAGES_DIRECT if self.direct else WINDOW_PAGES,
             keep_zero_pages=[each.keeps_zero_pages for each in self.guest_blocks],
-            hurry=waits and self.options.max_rounds == 1,
+            hurry=waits and not self.live,
         )
         digest = DigestJob(
             self.layout.blocks, self.bitmaps.file, self.tables, pages=pages, digests=self.pending.channel
@@ -293,8 +296,8 @@ class _Save:
         Memory that coordinator and workers touch for the first time after the fork is copied page by page: that takes
         longer than a small round itself. Firmware is written, and again in the last round.
         """
-        if self.pause.prepare() and not self.direct:
-            self.space.bring_into_page_cache()
+        if self.pause.prepare() and not self.direct and not self.live:  # a live save has written most of it by now
+            self.space.bring_into_page_cache(dirty_room())
         if self.dirty is None:
             self._map_grown()
         firmware = [PageBitmap(dirty.pages) for dirty in self.bitmaps.dirty]

@@ -38,12 +38,16 @@ def dirty_room() -> int:
     """How many bytes can be written into the page cache before the kernel makes writers wait for the device.
 
     That begins halfway between the background and the hard limit (mm/page-writeback.c, dirty_freerun_ceiling).
+    Where the kernel does not tell: none.
     """
     pages = dict.fromkeys(("nr_dirty_threshold", "nr_dirty_background_threshold", "nr_dirty", "nr_writeback"), 0)
-    with open("/proc/vmstat") as file:
-        for line in file:
-            name, _, value = line.partition(" ")
-            if name in pages:
-                pages[name] = int(value)
+    try:
+        with open("/proc/vmstat", encoding="ascii") as file:
+            for line in file:
+                name, _, value = line.partition(" ")
+                if name in pages:
+                    pages[name] = int(value)
+    except OSError:
+        return 0
     ceiling = (pages["nr_dirty_threshold"] + pages["nr_dirty_background_threshold"]) // 2
     return max(ceiling - pages["nr_dirty"] - pages["nr_writeback"], 0) * mmap.PAGESIZE

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import select
 import signal
 
 from parallel_fixedram.host import linux
@@ -37,3 +38,10 @@ def reap(pid: int) -> str:
     except ChildProcessError:  # somebody waits for all children, or SIGCHLD is ignored
         return "is gone"
     return f"was killed by {signal.Signals(-code).name}" if code < 0 else f"exited with code {code}"
+
+
+def has_ended(pidfd: int, seconds: float = 0.0) -> bool:
+    """Whether a process is no more, or ends within ``seconds``."""
+    poll = select.poll()  # not select(): a descriptor may be beyond 1024
+    poll.register(pidfd, select.POLLIN)
+    return bool(poll.poll(seconds * 1000))

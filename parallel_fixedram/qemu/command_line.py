@@ -35,7 +35,7 @@ _WITHOUT_VALUE = frozenset(
 _REFUSED = {
     "incoming": "the guest is loaded from the file",
     "loadvm": "the guest is loaded from the file",
-    "daemonize": "whether QEMU is detached is decided here",
+    "daemonize": "leave it out, the guest is detached anyway",
     "preconfig": "the machine has to be complete when QEMU has started",
 }
 _KEPT = frozenset({"host-nodes", "policy", "merge", "dump"})  # what says nothing about where the bytes are

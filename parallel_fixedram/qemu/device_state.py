@@ -64,7 +64,7 @@ class DeviceState:
             if fdset >= 0:
                 # a courtesy, not worth a long wait, nor an error in the place of the one that brought us here
                 with contextlib.suppress(FixedRamError):
-                    self._monitor.execute("remove-fd", {"fdset-id": fdset}, timeout=_GOODBYE_SECONDS)
+                    self._monitor.remove_fd(fdset, timeout=_GOODBYE_SECONDS)
         finally:
             self.close()
 

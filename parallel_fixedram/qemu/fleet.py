@@ -11,7 +11,7 @@ import shutil
 import signal
 import tempfile
 import time
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import ExitStack
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
@@ -115,16 +115,18 @@ class Fleet:
                 launch.let_go()
 
     def _make_folder(self, stack: ExitStack) -> str:
+        above = os.environ.get("XDG_RUNTIME_DIR", "")
+        above = above if os.path.isdir(above) else tempfile.gettempdir()
         try:
             if self._folder is None:
-                made = tempfile.mkdtemp(prefix="parallel-fixedram-", dir=os.environ.get("XDG_RUNTIME_DIR"))
+                made = tempfile.mkdtemp(prefix="parallel-fixedram-", dir=above)
             else:
                 made = os.path.abspath(self._folder)
                 os.mkdir(made, 0o700)
         except FileExistsError as error:
             raise RequestError(f"{self._folder!r} exists") from error
         except OSError as error:
-            raise HostError.from_os(f"cannot make {self._folder!r}", error) from error
+            raise HostError.from_os(f"cannot make {self._folder or f'a folder in {above}'!r}", error) from error
         stack.callback(self._remove, made)
         return made
 
@@ -147,17 +149,14 @@ def _end_all(folder: str) -> None:
     shutil.rmtree(folder, ignore_errors=True)
 
 
-class _explained:
-    """Context manager: what goes wrong with a QEMU that ended is told in its own words."""
-
-    def __init__(self, launch: Launch) -> None:
-        self._launch = launch
-
-    def __enter__(self) -> None:
-        pass
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        if isinstance(error, MachineError) and (better := self._launch.explanation()):
+@contextlib.contextmanager
+def _explained(launch: Launch) -> Iterator[None]:
+    """What goes wrong with a QEMU that ended is told in its own words."""
+    try:
+        yield
+    except MachineError as error:
+        if better := launch.explanation():
             raise MachineError(better) from error
+        if "has ended" not in error.message and launch.has_ended():
+            raise MachineError(f"{error.message}; {launch.program!r} has ended and said nothing") from error
+        raise

@@ -99,10 +99,14 @@ def go_on(monitor: Monitor, *, run: bool) -> str:
     Raises:
         MachineError: it does not run although it should.
     """
-    if run and monitor.execute("query-status")["status"] in _WAITS_FOR_CONT:
+    status = discovery.run_state(monitor)
+    if run and status in _WAITS_FOR_CONT:
         monitor.execute("cont")
-    status = str(monitor.execute("query-status")["status"])
+        status = discovery.run_state(monitor)
     if run and status not in discovery.RUNNING:
+        if status == "inmigrate":  # loaded, but QEMU could not take over its disks
+            hint = "another QEMU may have its disk: end that one, or give each its own ({n}, snapshot=on)"
+            raise MachineError("the guest is loaded, but QEMU does not let it run", hint=hint)
         raise MachineError(f"the guest was saved in a state in which it cannot run: {status!r}")
     return status
 

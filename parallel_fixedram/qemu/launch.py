@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import select
 import shutil
 import signal
 import socket
@@ -42,6 +41,7 @@ class Launch:
         descriptors: open files that QEMU shall have under the same numbers.
 
     Attributes:
+        program: what is run.
         pid: its process id.
         pidfd: becomes readable when it ends.
 
@@ -51,6 +51,7 @@ class Launch:
     """
 
     def __init__(self, arguments: Sequence[str], folder: str, *, descriptors: Collection[int] = ()) -> None:
+        self.program = arguments[0]
         self._arguments = list(arguments)
         self.folder = os.path.abspath(folder)
         self.socket_path = os.path.join(self.folder, "qmp")
@@ -85,17 +86,21 @@ class Launch:
             self._made = False
 
     def let_go(self) -> None:
-        """QEMU is on its own from now on, with its folder."""
+        """QEMU is on its own from now on, with its folder; its parent still is this process, until that ends."""
         with signals.held():
             self._close()
             self.pid, self._made = 0, False
 
     def explanation(self) -> str:
         """Why QEMU ended, as one line in its own words; empty if it lives, or has left none."""
-        if not select.select([self.pidfd], [], [], ENDING_SECONDS)[0]:
+        if not self.has_ended():
             return ""
         lines = [line for line in self._said() if not line.startswith("warning:")]
         return f"QEMU: {'; '.join(lines)}"[:MAX_EXPLANATION] if lines else ""
+
+    def has_ended(self) -> bool:
+        """Whether the process is no more; one that has closed its monitor is given a second."""
+        return processes.has_ended(self.pidfd, ENDING_SECONDS)
 
     def _said(self) -> list[str]:
         try:

@@ -15,7 +15,7 @@ from __future__ import annotations
 import contextlib
 import os
 import select
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from types import TracebackType
@@ -24,6 +24,7 @@ from typing import Any, Self
 from parallel_fixedram.core.errors import FixedRamError, HostError, MachineError
 from parallel_fixedram.core.protocols import GuestBlock
 from parallel_fixedram.core.ramblock import TARGET_PAGE_SIZE, PageRange
+from parallel_fixedram.host import processes
 from parallel_fixedram.host.guardian import Guardian
 from parallel_fixedram.host.process_memory import ProcessMemory, open_process_memory
 from parallel_fixedram.qemu import discovery
@@ -80,6 +81,7 @@ class QemuMachine:
             self.name = discovery.machine_type(self._monitor)
             self._state = stack.enter_context(DeviceState(self._monitor))
             self.pid = discovery.find_process(self._monitor, self._state.fd, pid)
+            self._pidfd = stack.enter_context(self._watched())
             self.blocks = tuple(self._reach(block, stack) for block in discovery.ramblocks(self._monitor))
             self._guardian = Guardian(self._go_on, [self._monitor.sock.fileno()])
             self._guardian.__enter__()
@@ -119,6 +121,7 @@ class QemuMachine:
         ``prepare``. To a guest that stands still, ``stop`` does nothing (QEMU system/cpus.c, do_vm_stop).
         """
         assert self._events is not None, "prepare() comes first"
+        self._events.clear()  # a stop that was reported already is somebody else's
         if self._runs:
             self._guardian.arm()
             self._stopped = True
@@ -131,11 +134,17 @@ class QemuMachine:
         return self._stopped
 
     def resume(self) -> None:
-        """Let the guest go on if ``pause`` stopped it (Machine.resume)."""
+        """Let the guest go on if ``pause`` stopped it (Machine.resume).
+
+        Raises:
+            MachineError: QEMU refuses, does not answer, or has ended: then what was read was not its memory.
+        """
         if self._stopped:
             self._monitor.execute("cont")
             self._stopped = False
             self._guardian.disarm()
+        elif processes.has_ended(self._pidfd):
+            raise MachineError(f"{self._monitor.name!r}: process {self.pid} has ended")
 
     def device_state(self) -> bytes:
         """What ``xen-save-devices-state`` writes (Machine.device_state)."""
@@ -177,6 +186,22 @@ class QemuMachine:
         finally:
             # our own request to go on failed: the guardian's is the last hope, with the connection for itself
             self._guardian.let_go()
+
+    @contextlib.contextmanager
+    def _watched(self) -> Iterator[int]:
+        """A descriptor of QEMU's process, whose end from now on ends every call of the monitor."""
+        try:
+            pidfd = os.pidfd_open(self.pid)
+        except ProcessLookupError as error:
+            raise MachineError(f"{self._monitor.name!r}: process {self.pid} has ended") from error
+        except OSError as error:
+            raise HostError.from_os(f"cannot watch process {self.pid}", error) from error
+        self._monitor.pidfd = pidfd
+        try:
+            yield pidfd
+        finally:
+            self._monitor.pidfd = None
+            os.close(pidfd)
 
     def _status(self) -> str:
         return discovery.run_state(self._monitor)

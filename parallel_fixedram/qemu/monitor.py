@@ -134,13 +134,17 @@ class Monitor:
             raise self._malformed("add-fd", answer)
         return int(answer["fdset-id"])
 
-    def remove_fd(self, fdset: int) -> None:
+    def remove_fd(self, fdset: int, *, timeout: float | None = None) -> None:
         """Take back what ``add_fd`` gave.
+
+        Args:
+            fdset: what ``add_fd`` returned.
+            timeout: seconds; None for the session's.
 
         Raises:
             MachineError: as for ``execute``.
         """
-        self.execute("remove-fd", {"fdset-id": fdset})
+        self.execute("remove-fd", {"fdset-id": fdset}, timeout=timeout)
 
     @contextlib.contextmanager
     def listen(self, *names: str) -> Iterator[Events]:
@@ -192,7 +196,12 @@ class Events:
         self._collector = collector
 
     def clear(self) -> None:
-        """Forget those that have arrived."""
+        """Forget those that have arrived, also unread ones.
+
+        Raises:
+            MachineError: the session is lost.
+        """
+        self._session.take_in()
         self._collector.clear()
 
     def any(self) -> bool:
@@ -225,6 +234,8 @@ def _connect(path: str) -> socket.socket:
     except OSError as error:
         sock.close()
         reason = os_message(error.errno) if error.errno else shown(str(error))
-        hint = "other clients are waiting for this socket" if isinstance(error, BlockingIOError) else ""
+        hint = "give the PATH of a QEMU that runs with -qmp unix:PATH,server=on,wait=off"
+        if isinstance(error, BlockingIOError):
+            hint = "other clients are waiting for this socket"
         raise MachineError(f"cannot connect to QMP socket {path!r}: {reason}", hint=hint) from error
     return sock

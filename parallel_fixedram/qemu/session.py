@@ -20,7 +20,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-import select
 import socket
 import time
 from collections import deque
@@ -32,8 +31,8 @@ from qemu.qmp import EventListener, ExecInterruptedError, ExecuteError, Message,
 from qemu.qmp.message import DeserializationError
 from qemu.qmp.qmp_client import BadReplyError, ServerParseError
 
-from parallel_fixedram.core.errors import MachineError, os_message
-from parallel_fixedram.host import signals
+from parallel_fixedram.core.errors import HostError, MachineError, os_message
+from parallel_fixedram.host import processes, signals
 
 _MOMENT_SECONDS = 0.05  # after which a signal takes effect at the latest
 _CLOSE_SECONDS = 1.0
@@ -75,7 +74,10 @@ class Session:
         self.pidfd = pidfd
         self._lost = ""
         self._task: asyncio.Task[Any] | None = None
-        self._loop = asyncio.new_event_loop()
+        try:
+            self._loop = asyncio.new_event_loop()
+        except OSError as error:
+            raise HostError.from_os("cannot speak QMP", error) from error
         self._loop.set_exception_handler(lambda _loop, context: _log.debug("event loop: %s", context))
         self.client = QMPClient(__name__.replace(".", "-"))
         self.client.logger.addFilter(_only_for_debugging)
@@ -125,13 +127,20 @@ class Session:
         Raises:
             MachineError: the session is lost.
         """
-        self.run("QEMU cannot be listened to", None, self._take_in)
+        self.take_in()
         collector = Collector(names)
         with self.client.listen(collector):
             yield collector
 
+    def take_in(self) -> None:
+        """Let the library see what has arrived already.
+
+        Raises:
+            MachineError: the session is lost.
+        """
+        self.run("QEMU cannot be listened to", None, self._take_in)
+
     async def _take_in(self) -> None:
-        """Let the library see what has arrived already: what happened before is nobody's event."""
         for _ in range(3):  # the socket is read, the reader wakes up, the reader is through
             await asyncio.sleep(0)
         if self.client.runstate is not Runstate.RUNNING:
@@ -208,11 +217,7 @@ class Session:
 
     def _has_ended(self, seconds: float = 0.0) -> bool:
         """Whether QEMU's process is no more."""
-        if self.pidfd is None:
-            return False
-        poll = select.poll()
-        poll.register(self.pidfd, select.POLLIN)
-        return bool(poll.poll(seconds * 1000))
+        return self.pidfd is not None and processes.has_ended(self.pidfd, seconds)
 
     async def _disconnect(self) -> None:
         """End the library's session and note how it ended."""

@@ -3,8 +3,6 @@
 import pytest
 from support.cli import call, done, refused, unchanged
 
-HINT = "see parallel-fixedram"
-
 
 @pytest.fixture
 def folder(tmp_path, monkeypatch):
@@ -28,7 +26,11 @@ WRONG = {
         "the QEMU command line is empty, expected a program",
         "",
     ),
-    "clone with a command line before --": ([*CLONE, "qemu"], "unrecognized arguments: qemu\n", HINT),
+    "clone with a command line before --": (
+        [*CLONE, "qemu"],
+        "unrecognized arguments: qemu\n",
+        "a QEMU command line stands behind --; see parallel-fixedram clone --help",
+    ),
     "clone with options of QEMU before --": ([*CLONE, "-m", "1G", *QEMU], "unrecognized arguments: -m 1G\n", None),
     "no clone": ([*CLONE, "--count", "0", *QEMU], "0 clones, at least 1 is needed\n", ""),
     "fewer than no clone": ([*CLONE, "--count", "-3", *QEMU], "-3 clones, at least 1 is needed\n", ""),
@@ -89,7 +91,11 @@ WRONG = {
         "QEMU's option -incoming cannot be given: the guest",
         "",
     ),
-    "an own -daemonize": ([*RESTORE, *QEMU, "--daemonize"], "QEMU's option -daemonize cannot be given: whether", ""),
+    "an own -daemonize": (
+        [*RESTORE, *QEMU, "--daemonize"],
+        "QEMU's option -daemonize cannot be given: leave it out",
+        "",
+    ),
     "a backend without an id": ([*CLONE, *QEMU, "-object", "memory-backend-ram,size=1M"], "has no id\n", ""),
 }
 

@@ -2,6 +2,7 @@
 
 import errno
 import logging
+import mmap
 import os
 import select
 import signal
@@ -191,6 +192,20 @@ def test_a_worker_that_stalls_while_it_opens_its_jobs_is_killed(counter: Callabl
     stalls = counter(1)
     job = CountingJob(opening=lambda: kill_self(signal.SIGSTOP) if stalls.take() else None)
     with WorkerPool([job], 2, stall_seconds=0.6) as pool:
+        pool.run(0, SHARDS)
+    assert set(job.done.tolist()) == {1}
+
+
+def test_a_worker_that_maps_memory_for_long_while_it_opens_its_jobs_is_not_stalled() -> None:
+    def map_slowly() -> None:
+        seconds, length = 1.5, 64 << 20
+        with mmap.mmap(-1, length) as memory:
+            started = time.monotonic()
+            while (passed := time.monotonic() - started) < seconds:
+                memory[int(passed / seconds * length)] = 1
+
+    job = CountingJob(opening=map_slowly)
+    with WorkerPool([job], 1, stall_seconds=0.3) as pool:
         pool.run(0, SHARDS)
     assert set(job.done.tolist()) == {1}
 

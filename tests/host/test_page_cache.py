@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from parallel_fixedram.host import linux
-from parallel_fixedram.host.page_cache import is_cold, takes_direct_io
+from parallel_fixedram.host.page_cache import dirty_room, is_cold, takes_direct_io
 
 MIB = 1 << 20
 
@@ -85,3 +85,13 @@ def test_a_file_takes_direct_io_where_it_can_be_opened_for_it(tmp_path: Path, mo
     monkeypatch.setattr(os, "open", refuse)
     assert not takes_direct_io(str(path))
     assert set(os.listdir("/proc/self/fd")) == before
+
+
+def test_where_the_kernel_does_not_tell_the_page_cache_has_no_room(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise PermissionError(errno.EACCES, "no")
+
+    monkeypatch.setattr("builtins.open", refuse)
+    room = dirty_room()
+    monkeypatch.undo()
+    assert room == 0

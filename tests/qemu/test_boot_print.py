@@ -50,7 +50,7 @@ def printed(verb: str, saved: SavedGuest, *options: object, line: list[str]) -> 
     """Shell commands and QMP requests."""
     out = done(call(verb, saved.uri, "--print", *map(str, options), "--", *line)).out
     commands, requests = out.split(
-        "# then, in the QMP monitor of each; cont when query-migrate says that it is completed:\n"
+        "# then, in a QMP monitor of each, after qmp_capabilities; cont when query-migrate says that it is completed:\n"
     )
     return commands.splitlines(), [json.loads(text) for text in requests.splitlines()]
 

@@ -1,0 +1,49 @@
+"""A QEMU that we started says something else than QEMU would, or ends."""
+
+import fcntl
+import os
+import resource
+from collections.abc import Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from parallel_fixedram.core.errors import MachineError
+from parallel_fixedram.qemu import incoming
+from parallel_fixedram.qemu.launch import Launch
+
+HIGH = 1100
+"""Beyond what select(2) takes."""
+
+
+@pytest.mark.parametrize("answer", [None, [], {}, {"status": 1}])
+def test_a_run_state_that_is_none_is_an_error_of_the_machine(answer: object) -> None:
+    monitor: Any = SimpleNamespace(name="SOCKET", execute=lambda _command: answer)
+    with pytest.raises(MachineError, match="answer to 'query-status' is malformed"):
+        incoming.go_on(monitor, run=True)
+
+
+@pytest.fixture
+def _many_descriptors() -> Iterator[None]:
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if hard != resource.RLIM_INFINITY and hard <= HIGH:
+        pytest.skip("no more descriptors than select() takes")
+    resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, HIGH + 1), hard))
+    yield
+    resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+@pytest.mark.usefixtures("_many_descriptors")
+def test_one_of_very_many_qemus_is_heard_when_it_ends(tmp_path: Path) -> None:
+    launch = Launch(["qemu"], str(tmp_path))
+    (tmp_path / "log").write_text("qemu: no such machine\n")
+    low = os.pidfd_open(ended := os.posix_spawn("/bin/true", ["true"], {}))
+    launch.pidfd = fcntl.fcntl(low, fcntl.F_DUPFD_CLOEXEC, HIGH)
+    try:
+        assert launch.explanation() == "QEMU: no such machine"
+    finally:
+        os.waitpid(ended, 0)
+        os.close(low)
+        os.close(launch.pidfd)
