@@ -168,3 +168,24 @@ def test_a_program_that_lives_on_after_it_could_not_let_the_guest_go_on_is_no_re
         guest.wait_event("RESUME")
     with app.open_qemu(str(guest.monitor_path)) as machine:  # nobody holds the connection any more
         assert machine.pid == guest.pid
+
+
+def test_a_guest_that_stands_still_is_not_saved_if_its_qemu_ends_meanwhile(image: list[str]) -> None:
+    """Its memory may be another process's by then, and nobody is told to go on who would notice."""
+    with QemuProcess(*image, ram=Ram(32 * MIB), paused=True) as own, QemuMachine(str(own.monitor_path)) as machine:
+        machine.prepare()
+        assert not machine.pause()
+        assert machine.device_state()
+        own.kill()
+        with pytest.raises(MachineError, match=f"process {machine.pid} has ended"):
+            machine.resume()
+
+
+def test_a_guest_that_somebody_else_stops_just_before_us_stays_stopped(guest: QemuProcess) -> None:
+    with QemuMachine(str(guest.monitor_path)) as machine:
+        assert machine.prepare()
+        guest.stop()
+        assert not machine.pause()
+        machine.resume()
+    assert guest.status() == "paused"
+    guest.cont()
