@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import shlex
+import sys
 from typing import TYPE_CHECKING, Any
 
 from parallel_fixedram.cli import common
@@ -28,16 +29,32 @@ def add_boot_options(parser: Any) -> None:
 
 
 def show(args: argparse.Namespace, report: BootReport) -> None:
-    """Print a report."""
+    """Print a report; if it cannot be printed, say at least on stderr which guests run now."""
     from parallel_fixedram.core.report import to_json
 
     for note in (*report.changes, *report.notes):
         common.warn(f"note: {note}")
-    if args.json:
-        common.print_json(to_json(report))
-        return
-    for number, guest in enumerate(report.guests):
-        print(f"guest {number}: {guest.status}, pid {guest.pid}, QMP socket {guest.qmp}")
+    try:
+        if args.json:
+            common.print_json(to_json(report))
+        else:
+            _print(report)
+        sys.stdout.flush()
+    except OSError:
+        for line in _guests(report):
+            common.warn(line)
+        raise
+
+
+def _guests(report: BootReport) -> list[str]:
+    return [
+        f"guest {number}: {guest.status}, pid {guest.pid}, QMP socket {guest.qmp}"
+        for number, guest in enumerate(report.guests)
+    ]
+
+
+def _print(report: BootReport) -> None:
+    print("\n".join(_guests(report)))
     seconds = report.seconds
     fill = f", {seconds.fill:.3f} s to fill memory meanwhile" if seconds.fill else ""
     print(

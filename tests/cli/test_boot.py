@@ -1,7 +1,13 @@
 """``restore`` and ``clone`` with a QEMU command line behind ``--``: what is refused before any QEMU is looked for."""
 
+import sys
+from argparse import Namespace
+
 import pytest
 from support.cli import call, done, refused, unchanged
+
+from parallel_fixedram.cli import boot
+from parallel_fixedram.core.report import BootReport, BootSeconds, GuestReport
 
 
 @pytest.fixture
@@ -160,3 +166,27 @@ def test_other_verbs_take_dashes_as_ever(folder):
 def test_the_usage_shows_where_the_command_line_of_qemu_stands(verb, usage):
     lines = done(call(verb, "--help")).out.splitlines()
     assert lines[: len(usage) + 1] == [*usage, ""]
+
+
+def test_guests_that_run_are_named_even_if_the_report_cannot_be_printed(monkeypatch, capsys):
+    guest = GuestReport(pid=77, qmp="/run/0/qmp", log="/run/0/log", status="running")
+    report = BootReport(
+        verb="clone",
+        file="vm.mr",
+        how="",
+        channels=1,
+        direct_io=False,
+        guests=(guest,),
+        changes=(),
+        verified=False,
+        seconds=BootSeconds(total=0.0, fill=0.0, start=0.0, load=0.0),
+    )
+    for json in (True, False):
+        full = open("/dev/full", "w")  # noqa: SIM115 (what it still holds cannot be written)
+        with monkeypatch.context() as patch:
+            patch.setattr(sys, "stdout", full)
+            with pytest.raises(OSError, match="No space left"):
+                boot.show(Namespace(json=json), report)
+        with pytest.raises(OSError, match="No space left"):
+            full.close()
+        assert capsys.readouterr().err == "parallel-fixedram: guest 0: running, pid 77, QMP socket /run/0/qmp\n"
