@@ -1,5 +1,10 @@
-"""Properties are tried on the same examples every time, however slow the machine is."""
+"""Properties are tried on the same examples every time, however slow the machine; no test changes others' signals."""
 
+import signal
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
 from hypothesis import HealthCheck, settings
 
 settings.register_profile(
@@ -10,3 +15,14 @@ settings.register_profile(
     suppress_health_check=[HealthCheck.too_slow],
 )
 settings.load_profile("repeatable")
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_protocol() -> Iterator[Any]:
+    """The command, run inside a test, sets handlers for the rest of its life, and later tests fork."""
+    before = {signum: signal.getsignal(signum) for signum in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
+    try:
+        return (yield)
+    finally:
+        for signum, handler in before.items():
+            signal.signal(signum, handler)
