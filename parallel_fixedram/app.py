@@ -86,13 +86,13 @@ def open_ram(files: Mapping[str, str] | Sequence[RamFile]) -> RamFiles:
     return RamFiles(files, name=RAM_ONLY_MACHINE)
 
 
-def open_qemu(socket_path: str, *, pid: int | None = None, timeout: float = 30.0) -> QemuMachine:
+def open_qemu(socket_path: str, *, pid: int | None = None, timeout: float | None = None) -> QemuMachine:
     """Connect to a running QEMU as a machine to save, RAM and device state; its guest keeps running.
 
     Args:
         socket_path: a QMP socket that no other client is attached to.
         pid: process id of the QEMU, where it cannot be found by itself.
-        timeout: how long QEMU may take for an answer, seconds.
+        timeout: how long QEMU may take for an answer, seconds; None for 30.
 
     Raises:
         MachineError: no QEMU answers, or its guest cannot be saved this way.

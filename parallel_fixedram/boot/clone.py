@@ -8,7 +8,7 @@ from collections.abc import Collection, Sequence
 from contextlib import ExitStack
 
 from parallel_fixedram.app import readers
-from parallel_fixedram.boot.plan import INCOMING, Boot, check_file, clone_stream_in, find_clone_stream, paused_if
+from parallel_fixedram.boot.plan import INCOMING, Boot, clone_stream_in, find_clone_stream, main_blocks, paused_if
 from parallel_fixedram.core.errors import RequestError
 from parallel_fixedram.core.mapped_ram import SavedBlock
 from parallel_fixedram.core.ramblock import TARGET_PAGE_SIZE
@@ -57,15 +57,12 @@ def clone_guests(
         HostError: I/O or memory.
     """
     started = time.perf_counter()
-    if count < 1:
-        raise RequestError(f"{count} clones, at least 1 is needed")
-    line = paused_if(CommandLine.parse(command), paused)
+    line = _line_for(command, count, paused=paused)
     if punch or add_clone_stream:
         _prepare(uri, line, punch=punch, add_clone_stream=add_clone_stream, progress=progress)
     with ExitStack() as stack:
         image = stack.enter_context(open_image(uri))
-        main = check_file(image, line)
-        _refuse_stale(image, main)
+        main = _mappable_blocks(image, line)
         source, descriptors = find_clone_stream(image, main, stack)
         boot = _on_page_arrays(image, line, main, count, source, descriptors)
         fleet = stack.enter_context(Fleet(boot.commands, folder, descriptors=boot.descriptors))
@@ -99,12 +96,9 @@ def plan_clone(uri: str, command: Sequence[str], *, count: int = 1, paused: bool
         RequestError: as for ``clone_guests``; or the file has no clone stream of its own.
         FormatError: not a complete mapped-ram file.
     """
-    if count < 1:
-        raise RequestError(f"{count} clones, at least 1 is needed")
-    line = paused_if(CommandLine.parse(command), paused)
+    line = _line_for(command, count, paused=paused)
     with open_image(uri) as image:
-        main = check_file(image, line)
-        _refuse_stale(image, main)
+        main = _mappable_blocks(image, line)
         return _on_page_arrays(image, line, main, count, clone_stream_in(image, main))
 
 
@@ -137,11 +131,18 @@ def _on_page_arrays(
     )
 
 
-def _refuse_stale(image: Image, main: Sequence[SavedBlock]) -> None:
-    """Refuse pages that are zero by the bitmap, but not in the page array that a guest would map.
+def _line_for(command: Sequence[str], count: int, *, paused: bool) -> CommandLine:
+    if count < 1:
+        raise RequestError(f"{count} clones, at least 1 is needed")
+    return paused_if(CommandLine.parse(command), paused)
+
+
+def _mappable_blocks(image: Image, line: CommandLine) -> list[SavedBlock]:
+    """The main blocks; refuses pages that are zero by the bitmap, but not in the page array that a guest would map.
 
     A file with our trailer has none: a save leaves none, and a trailer is added to no file that has.
     """
+    main = main_blocks(image, line)
     for saved in main if image.file.trailer is None else ():
         if has_stale_pages(image, saved):
             raise RequestError(
@@ -149,12 +150,13 @@ def _refuse_stale(image: Image, main: Sequence[SavedBlock]) -> None:
                 "QEMU saved it while the guest ran",
                 hint="--punch makes holes of them, in place; what the file says stays the same",
             )
+    return main
 
 
 def _prepare(uri: str, line: CommandLine, *, punch: bool, add_clone_stream: bool, progress: Progress | None) -> None:
     """Change a file so that it can be cloned."""
     with open_image(uri) as image:
-        main = check_file(image, line)
+        main = main_blocks(image, line)
         if punch:
             punch_stale_pages(image)
         if add_clone_stream:

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 
 from parallel_fixedram.core.errors import HostError, RequestError
 from parallel_fixedram.core.mapped_ram import SavedBlock
-from parallel_fixedram.core.units import format_size
-from parallel_fixedram.engine.clone_stream import clone_stream_of
+from parallel_fixedram.core.units import format_exact_size
+from parallel_fixedram.engine.clone_stream import clone_stream_of, require_device_state
 from parallel_fixedram.engine.image import Image
 from parallel_fixedram.engine.restore import check_head
 from parallel_fixedram.host import linux
@@ -48,19 +48,15 @@ def paused_if(line: CommandLine, paused: bool) -> CommandLine:
     return CommandLine.parse([*line.arguments, "-S"]) if paused and not line.paused else line
 
 
-def check_file(image: Image, line: CommandLine) -> list[SavedBlock]:
-    """Refuse a file that no guest can be started from; returns the blocks that are main memory.
+def main_blocks(image: Image, line: CommandLine) -> list[SavedBlock]:
+    """The blocks that are main memory of a guest that can be started from a file.
 
     Raises:
         RequestError: it has no device state, lacks a block, or does not fit the command line.
         FormatError: not a complete mapped-ram file.
     """
     image.check_complete()
-    if not image.file.devices:
-        raise RequestError(
-            f"{image.path!r} holds no device state, so no guest can be started from it",
-            hint="it was made from RAM alone; save --qmp takes a whole guest",
-        )
+    require_device_state(image)
     for saved in image.file.blocks:
         if saved.absent:
             raise RequestError(f"{image.path!r} does not hold block {saved.block.idstr!r}, only its name")
@@ -71,8 +67,8 @@ def check_file(image: Image, line: CommandLine) -> list[SavedBlock]:
         there = saved.block.used_length
         if (asked := line.length_of(saved.block.idstr)) and asked % MEMORY_ALIGNMENT == 0 and asked != there:
             raise RequestError(
-                f"block {saved.block.idstr!r} has {format_size(there)} ({there} bytes) in the file, "
-                f"{format_size(asked)} ({asked} bytes) in this QEMU command line"
+                f"block {saved.block.idstr!r} has {format_exact_size(there)} in the file, "
+                f"{format_exact_size(asked)} in this QEMU command line"
             )
     return main
 

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Collection, Mapping, Sequence
-from contextlib import ExitStack
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from typing import NamedTuple
 
 import numpy as np
 
 from parallel_fixedram.app import choice, readers
-from parallel_fixedram.boot.plan import INCOMING, Boot, check_file, clone_stream_in, find_clone_stream, paused_if
+from parallel_fixedram.boot.plan import INCOMING, Boot, clone_stream_in, find_clone_stream, main_blocks, paused_if
 from parallel_fixedram.core.capabilities import Profile, capabilities_for_restore, validate_recorded
 from parallel_fixedram.core.errors import ContentsDiffer, RequestError
 from parallel_fixedram.core.mapped_ram import SavedBlock
@@ -70,15 +71,9 @@ def restore_guest(
         HostError: I/O or memory.
     """
     started = time.perf_counter()
-    profile = choice(Profile, profile, "profile")
-    on = capabilities_for_restore(
-        channels=channels, extra=capabilities, profile=profile, experimental=experimental_multifd
-    )
-    line = paused_if(CommandLine.parse(command), paused)
+    gate = _Gate(channels, experimental_multifd, capabilities, profile)
     with ExitStack() as stack:
-        image = stack.enter_context(open_image(uri))
-        validate_recorded(image.file.configuration.capabilities, on, profile)
-        main = check_file(image, line)
+        image, line, main = stack.enter_context(_accepted(uri, command, gate, paused=paused))
         if check_digests:
             _check_digests(image, progress)
         memory: SharedMemory | None = None
@@ -151,14 +146,8 @@ def plan_restore(
         RequestError: as for ``restore_guest``; or a main block is given no file, the others being given one.
         FormatError: not a complete mapped-ram file.
     """
-    profile = choice(Profile, profile, "profile")
-    on = capabilities_for_restore(
-        channels=channels, extra=capabilities, profile=profile, experimental=experimental_multifd
-    )
-    line = paused_if(CommandLine.parse(command), paused)
-    with open_image(uri) as image:
-        validate_recorded(image.file.configuration.capabilities, on, profile)
-        main = check_file(image, line)
+    gate = _Gate(channels, experimental_multifd, capabilities, profile)
+    with _accepted(uri, command, gate, paused=paused) as (image, line, main):
         if not ram:
             return _by_qemu(image, line, channels)
         for saved in main:
@@ -169,6 +158,30 @@ def plan_restore(
                 )
         paths = {idstr: os.path.abspath(path) for idstr, path in ram.items()}
         return _on_memory(line, paths, main, clone_stream_in(image, main))
+
+
+class _Gate(NamedTuple):
+    """What the capability gate is asked."""
+
+    channels: int
+    experimental_multifd: bool
+    capabilities: Mapping[str, bool] | None
+    profile: Profile | str
+
+
+@contextmanager
+def _accepted(
+    uri: str, command: Sequence[str], gate: _Gate, *, paused: bool
+) -> Iterator[tuple[Image, CommandLine, list[SavedBlock]]]:
+    """The open file, the command line and the main blocks, after everything that may refuse them has agreed."""
+    profile = choice(Profile, gate.profile, "profile")
+    on = capabilities_for_restore(
+        channels=gate.channels, extra=gate.capabilities, profile=profile, experimental=gate.experimental_multifd
+    )
+    line = paused_if(CommandLine.parse(command), paused)
+    with open_image(uri) as image:
+        validate_recorded(image.file.configuration.capabilities, on, profile)
+        yield image, line, main_blocks(image, line)
 
 
 def _check_digests(image: Image, progress: Progress | None) -> None:

@@ -140,10 +140,9 @@ def qmp_arguments(args: argparse.Namespace) -> dict[str, Any]:
     Raises:
         RequestError: they are given without ``--qmp``.
     """
-    given = {"pid": args.pid, "timeout": args.qmp_timeout}
     if not args.qmp and (args.pid is not None or args.qmp_timeout is not None):
         raise RequestError("--pid and --qmp-timeout are for --qmp")
-    return {name: value for name, value in given.items() if value is not None}
+    return {"pid": args.pid, "timeout": args.qmp_timeout}
 
 
 def _seconds(text: str) -> float:

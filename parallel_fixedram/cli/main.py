@@ -113,7 +113,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except Interrupted as stop:
         complain(f"interrupted by {stop}")
         return 128 + stop.signum
-    except Exception as error:
+    except Exception as error:  # the outermost caller: expected or not, it becomes one line and an exit code
         if args.debug:
             logging.getLogger(__name__).exception("traceback")
         return _failed(error, debug=args.debug)

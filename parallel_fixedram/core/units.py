@@ -52,6 +52,11 @@ def format_size(size: int) -> str:
     return f"{value:.{1 if value < 100 else 0}f} {suffix}iB"
 
 
+def format_exact_size(size: int) -> str:
+    """A size for people who compare two: ``4.0 KiB (4096 bytes)``."""
+    return f"{format_size(size)} ({size} bytes)"
+
+
 def format_count(number: int, noun: str) -> str:
     """A number of things for people: ``1 page``, ``2 pages``."""
     return f"{number} {noun}" if number == 1 else f"{number} {noun}s"

@@ -57,6 +57,19 @@ class CloneStream:
         target.write(layout.ram_end, memoryview(layout.tail(self.device_sections)))
 
 
+def require_device_state(image: Image) -> None:
+    """Refuse a file of RAM alone.
+
+    Raises:
+        RequestError: it has no device sections.
+    """
+    if not image.file.devices:
+        raise RequestError(
+            f"{image.path!r} holds no device state, so no guest can be started from it",
+            hint="it was made from RAM alone; save --qmp takes a whole guest",
+        )
+
+
 def clone_stream_of(image: Image, main: Collection[str]) -> CloneStream:
     """The clone stream that an open file amounts to.
 
@@ -67,11 +80,7 @@ def clone_stream_of(image: Image, main: Collection[str]) -> CloneStream:
     Raises:
         RequestError: it has no device sections, or no block besides ``main``.
     """
-    if not image.file.devices:
-        raise RequestError(
-            f"{image.path!r} holds no device state, so no guest can be started from it",
-            hint="it was made from RAM alone; save --qmp takes the whole guest",
-        )
+    require_device_state(image)
     small = [saved for saved in image.blocks if saved.block.idstr not in main]
     if not small:
         raise RequestError(f"{image.path!r} has no RAMBlock besides main memory, which every QEMU has")

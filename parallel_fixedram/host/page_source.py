@@ -183,9 +183,6 @@ class CopyingSource(ABC):
             HostError: they cannot be read.
         """
 
-    def expect(self, pages: PageBitmap) -> None:  # noqa: B027 (a hint that means nothing here)
-        """Nothing to get ready (PageSource.expect)."""
-
     def pages(self, first: int, count: int) -> Pages:
         """A copy of the pages, overwritten by the next call (PageSource.pages)."""
         if len(self._buffer) < count:
@@ -223,6 +220,9 @@ class CopiedSource(CopyingSource):
 
     def open(self) -> None:
         """Nothing to prepare: ``preadv`` needs no mapping (PageSource.open)."""
+
+    def expect(self, pages: PageBitmap) -> None:
+        """Nothing to get ready either (PageSource.expect)."""
 
     def _read(self, position: int, into: memoryview) -> int:
         try:

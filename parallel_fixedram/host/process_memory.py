@@ -89,6 +89,9 @@ class ProcessSource(CopyingSource):
         """Ask for the right to read, which a fork may have lost (PageSource.open)."""
         check_rights(self._pid)
 
+    def expect(self, pages: PageBitmap) -> None:
+        """Nothing to get ready: the process's own page tables are used (PageSource.expect)."""
+
     def _read(self, position: int, into: memoryview) -> int:
         address = self._address + position
         try:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from parallel_fixedram.core.errors import MachineError, RequestError
 from parallel_fixedram.core.ramblock import RAMBlock
-from parallel_fixedram.core.units import format_size
+from parallel_fixedram.core.units import format_exact_size
 from parallel_fixedram.qemu import discovery
 
 if TYPE_CHECKING:
@@ -69,10 +69,11 @@ def check_machine(monitor: Monitor, machine: str, blocks: Sequence[RAMBlock]) ->
             names = ", ".join(map(repr, machine_has))
             raise RequestError(f"the file has block {idstr!r}, this QEMU has not; it has {names}")
         if other != length:
-            raise RequestError(f"block {idstr!r} has {_size(length)} in the file, {_size(other)} in this QEMU")
+            have, want = format_exact_size(other), format_exact_size(length)
+            raise RequestError(f"block {idstr!r} has {want} in the file, {have} in this QEMU")
     for idstr, length in machine_has.items():
         if idstr not in file_has:
-            raise RequestError(f"this QEMU has block {idstr!r} of {_size(length)}, the file has not")
+            raise RequestError(f"this QEMU has block {idstr!r} of {format_exact_size(length)}, the file has not")
 
 
 def load(monitor: Monitor, source: Source) -> None:
@@ -121,7 +122,3 @@ def _settings(monitor: Monitor) -> list[tuple[str, dict[str, Any]]]:
             {name: parameters[name] for name in ("multifd-channels", "direct-io") if name in parameters},
         ),
     ]
-
-
-def _size(length: int) -> str:
-    return f"{format_size(length)} ({length} bytes)"

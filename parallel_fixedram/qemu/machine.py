@@ -56,7 +56,7 @@ class QemuMachine:
     Args:
         socket_path: QMP socket that no other client is attached to.
         pid: process id of the QEMU, where it cannot be found by itself.
-        timeout: how long QEMU may take for an answer, seconds.
+        timeout: how long QEMU may take for an answer, seconds; None for the monitor's own time.
 
     Attributes:
         name: machine type.
@@ -68,12 +68,13 @@ class QemuMachine:
         HostError: its memory cannot be reached; says which right is missing.
     """
 
-    def __init__(self, socket_path: str, *, pid: int | None = None, timeout: float = TIMEOUT_SECONDS) -> None:
+    def __init__(self, socket_path: str, *, pid: int | None = None, timeout: float | None = None) -> None:
+        seconds = TIMEOUT_SECONDS if timeout is None else timeout
         self._runs = self._stopped = False
         self._events: Events | None = None
         with ExitStack() as stack:
             self._monitor = stack.enter_context(
-                Monitor(socket_path, timeout=timeout, greeting_timeout=min(timeout, GREETING_SECONDS))
+                Monitor(socket_path, timeout=seconds, greeting_timeout=min(seconds, GREETING_SECONDS))
             )
             discovery.refuse_what_cannot_be_saved(self._monitor)
             if (status := self._status()) in _BUSY:

@@ -96,7 +96,7 @@ def test_rules_name_only_capabilities_of_their_profile(profile):
 
 def test_rules_cannot_be_changed():
     with pytest.raises(FrozenInstanceError):
-        TABLES[PATCH].rules[0].message = ""  # type: ignore[misc]
+        TABLES[PATCH].rules[0].message = ""
 
 
 @pytest.mark.parametrize("profile", Profile)

@@ -35,7 +35,7 @@ def through(monkeypatch: pytest.MonkeyPatch) -> Callable[[Callable[[FileChannel]
     def install(wrap: Callable[[FileChannel], Channel]) -> None:
         class Pending(PendingFile):
             def open_direct(self) -> FileChannel:
-                return wrap(self.channel)  # type: ignore[return-value]
+                return wrap(self.channel)
 
         monkeypatch.setattr(save_module, "PendingFile", Pending)
 

@@ -99,7 +99,7 @@ def test_all_bits_of_small_firmware_are_set_and_its_zero_pages_have_digests(
         assert verify(image, channels=2).ok
         assert tuple(saved.block.pages for saved in image.blocks) == all_pages
         assert image.bitmap("bios").count() == (pages if firmware else 0)
-        table = image.file.trailer.tables[0]  # type: ignore[union-attr]
+        table = image.file.trailer.tables[0]
         assert (image.channel.bytes_at(table, 8 * pages) != bytes(8 * pages)) == firmware
         assert image.channel.bytes_at(image.block("bios").page_offset(0), pages * PAGE) == bytes(pages * PAGE)
 
@@ -165,7 +165,7 @@ def flip(file: str, offset: int) -> None:
 
 def test_a_clone_stream_that_is_none_is_an_error_of_that_file(file: str) -> None:
     with Image(file) as image:
-        flip(file, image.file.trailer.clone_offset)  # type: ignore[union-attr]
+        flip(file, image.file.trailer.clone_offset)
         with pytest.raises(FormatError, match=r"FILE' at .*: not a migration stream"):
             image.clone_blocks()
 

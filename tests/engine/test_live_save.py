@@ -49,7 +49,7 @@ def through(monkeypatch: pytest.MonkeyPatch) -> Iterator[Through]:
         class Pending(PendingFile):
             def open_direct(self) -> FileChannel:
                 made.append(wrap(self.channel))
-                return made[-1]  # type: ignore[return-value]
+                return made[-1]
 
         monkeypatch.setattr(save_module, "PendingFile", Pending)
         return made
@@ -205,7 +205,7 @@ def test_the_pages_of_a_failed_shard_stay_dirty(target: str, through: Through, m
 
     class Kept(SharedBitmaps):
         def __init__(self, blocks: list[object]) -> None:
-            super().__init__(blocks)  # type: ignore[arg-type]
+            super().__init__(blocks)
             kept.append(self)
 
     monkeypatch.setattr(save_module, "SharedBitmaps", Kept)
@@ -239,7 +239,7 @@ def test_a_dirty_source_is_asked_once_more_after_the_pause(target: str) -> None:
             asked.append(guest.running)
             return sync(into)
 
-        guest.sync = watched  # type: ignore[method-assign,assignment]
+        guest.sync = watched
         save_live(guest, target)
     assert asked[-1] is False
     assert saved_picture(target) == "ABCDXFG-"
@@ -279,7 +279,7 @@ def test_a_guest_that_really_runs_is_saved_as_it_was_when_it_was_paused(target: 
             steps.append(guest.steps)
             return was_running
 
-        guest.pause = noting_pause  # type: ignore[method-assign]
+        guest.pause = noting_pause
         options = SaveOptions(channels=3, direct_io=DirectIO.OFF, max_rounds=10)
         save(guest, target, options, dirty=guest.log)
         with Image(target) as image:

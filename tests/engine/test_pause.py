@@ -133,7 +133,7 @@ def test_it_goes_on_only_when_its_device_state_is_written() -> None:
     with ScriptedGuest({"ram": "A"}, device_state=state) as guest:
         pause = Pause(guest)
         shutdown = pause._thread.shutdown
-        pause._thread.shutdown = lambda **how: (os.write(finish, b"x"), shutdown(**how))  # type: ignore[assignment]
+        pause._thread.shutdown = lambda **how: (os.write(finish, b"x"), shutdown(**how))
         with contextlib.suppress(Interrupted), pause:
             pause.begin_device_state()
             raise Interrupted

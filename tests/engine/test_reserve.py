@@ -44,6 +44,6 @@ def test_no_more_is_brought_into_the_page_cache_than_it_has_room_for(tmp_path: P
         space = Reservation(pending, layout.blocks)
         space.take(0, PageBitmap(2048, np.full(32, 2**64 - 1, np.uint64)))
         read: list[int] = []
-        pending.channel.read = lambda offset, into: read.append(len(into))  # type: ignore[method-assign]
+        pending.channel.read = lambda offset, into: read.append(len(into))
         space.bring_into_page_cache(300 * PAGE)
         assert sum(read) == 300 * PAGE

@@ -275,7 +275,7 @@ def through(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[Callable[[Fil
 
         monkeypatch.setattr(RamTarget, "channel", channel)
 
-    yield install  # type: ignore[misc]
+    yield install
     for each in made:
         each.close()
 

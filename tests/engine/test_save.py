@@ -329,7 +329,7 @@ def test_bitmaps_follow_the_last_page_the_sync_follows_all_and_the_name_comes_la
         def __enter__(self) -> PendingFile:
             super().__enter__()
             made.append(Watched(self.channel, 16 * MIB))
-            self.channel = made[-1]  # type: ignore[assignment]
+            self.channel = made[-1]
             return self
 
     monkeypatch.setattr(save_module, "PendingFile", Pending)

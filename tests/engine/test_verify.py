@@ -98,7 +98,7 @@ def test_neighbouring_bad_pages_are_one_difference(file: str) -> None:
 
 
 def test_two_pages_that_were_exchanged_are_both_found(file: str) -> None:
-    a, b = (place(file, lambda image, p=page: image.block("ram").page_offset(p)) for page in (0, 264))  # type: ignore[misc]
+    a, b = (place(file, lambda image, p=page: image.block("ram").page_offset(p)) for page in (0, 264))
     with open(file, "r+b") as opened:
         first, second = os.pread(opened.fileno(), PAGE, a), os.pread(opened.fileno(), PAGE, b)
         os.pwrite(opened.fileno(), second, a)

@@ -93,4 +93,4 @@ def test_a_specification_goes_into_a_report_as_plain_json() -> None:
 def test_a_specification_cannot_be_changed() -> None:
     spec = GuestSpec(workload=Workload.ZERO)
     with pytest.raises(FrozenInstanceError):
-        spec.size = 4096  # type: ignore[misc]
+        spec.size = 4096

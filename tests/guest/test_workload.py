@@ -13,7 +13,7 @@ PAGE_COUNTS = [1, 2, 63, 64, 65, BATCH_PAGES, BATCH_PAGES + 1]
 
 
 def guest(workload: Workload, pages: int = 600, **values: float) -> GuestSpec:
-    return GuestSpec(workload=workload, size=pages * 4096, **values)  # type: ignore[arg-type]
+    return GuestSpec(workload=workload, size=pages * 4096, **values)
 
 
 def written(ram: Pages) -> list[int]:

@@ -64,7 +64,7 @@ def test_the_boot_sector_writes_its_range_and_nothing_else(tmp_path: Path, qemu_
 @pytest.mark.parametrize("backend", ["default", "private", "memfd", "file"])
 def test_ram_is_readable_from_outside_whatever_holds_it(ticker: list[str], backend: str) -> None:
     name = "pc.ram" if backend == "default" else "m"
-    with QemuProcess(*ticker, ram=Ram(48 * MIB, backend=backend)) as guest:  # type: ignore[arg-type]
+    with QemuProcess(*ticker, ram=Ram(48 * MIB, backend=backend)) as guest:
         guest.wait_serial("B")
         guest.stop()
         main = next(block for block in guest.ramblocks() if block.name == name)

@@ -87,7 +87,7 @@ def guest(image: list[str]) -> Iterator[QemuProcess]:
 
 def saving(guest: QemuProcess, file: Path, *more: object, **options: object) -> Forked:
     argv = ["save", file, "--qmp", guest.monitor_path, "--channels", 2, "--experimental-multifd", *more]
-    return Forked(*argv, **options)  # type: ignore[arg-type]
+    return Forked(*argv, **options)
 
 
 def save_now(guest: QemuProcess, file: Path, *more: object) -> Result:

@@ -134,7 +134,7 @@ def test_a_guest_whose_qemu_hangs_when_we_are_killed_goes_on_however_late_it_wak
             real(guardian, us)
 
         real = Guardian._watch
-        Guardian._watch = watch  # type: ignore[method-assign, assignment]
+        Guardian._watch = watch
 
     def hang_and_die(*_: object) -> None:
         os.kill(pid, signal.SIGSTOP)

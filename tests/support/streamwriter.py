@@ -340,7 +340,7 @@ def our_vmdesc(devices: Sequence[Section] = ()) -> bytes:
 def clone_stream(at: int, blocks: Sequence[Block], **how: object) -> Part:
     """The part whose payload, at offset ``at`` of the file, is a stream of these blocks; ``how`` goes to ``stream``."""
     ours = {"ram_id": OUR_RAM_ID, "parts": 0, "command": False, **how}
-    return 3, 0, stream(*blocks, base=at, alignment=PAGE, **ours).data[at:]  # type: ignore[arg-type]
+    return 3, 0, stream(*blocks, base=at, alignment=PAGE, **ours).data[at:]
 
 
 def our_file(
@@ -361,7 +361,7 @@ def our_file(
     """
     ours = {"machine": "parallel-fixedram", "ram_id": OUR_RAM_ID, "parts": 0, "command": False}
     ours["vmdesc"] = our_vmdesc(devices)
-    made = stream(*blocks, alignment=alignment, **{"devices": devices, **ours, **changes})  # type: ignore[arg-type]
+    made = stream(*blocks, alignment=alignment, **{"devices": devices, **ours, **changes})
     base, marks = made.marks["magic"], dict(made.marks)
     data = made.data + bytes(-len(made.data) % PAGE)
     ranges, start = [], base

@@ -126,7 +126,7 @@ class Stage:
                     timeout = SHORT
                 return run(session, late, timeout, work, command)
 
-            Session.run = hasty  # type: ignore[method-assign]
+            Session.run = hasty
 
         return Forked("save", self.file, "--qmp", self.socket, prepare=prepare, **options)
 
