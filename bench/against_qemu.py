@@ -25,12 +25,12 @@ from unittest import mock
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 from support.qemu import QemuProcess, Ram, boot_from, require_qemu
-from support.qemu_bootsector import boot_image
 from support.qemu_linux import LinuxGuest, linux_guest
 
 from parallel_fixedram import app, boot
 from parallel_fixedram.core.report import BootReport
 from parallel_fixedram.core.units import GIB, MIB
+from parallel_fixedram.experiments.boot_sector import boot_image
 from parallel_fixedram.host.facts import host_facts
 
 Samples = dict[str, list[float]]

@@ -52,7 +52,7 @@ def test_digests_of_16_mib(benchmark: Benchmark, zero_pages: np.ndarray) -> None
 @pytest.mark.parametrize("fraction", [0.01, 0.3, 1.0])
 def test_runs_of_a_window(benchmark: Benchmark, fraction: float) -> None:
     bits = (np.random.default_rng(0).random(WINDOW_PAGES) < fraction).astype(np.uint8)
-    benchmark(lambda: merge_runs(runs_of_ones(bits), np.ones(WINDOW_PAGES, np.uint8), 16))
+    benchmark(lambda: merge_runs(runs_of_ones(bits), 16))
 
 
 @pytest.mark.parametrize("size", [GIB, 1024 * GIB], ids=["1 GiB", "1 TiB"])

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
         open_image,
         open_qemu,
         open_ram,
+        plan,
         restore,
         save,
         verify,
@@ -47,6 +48,7 @@ if TYPE_CHECKING:
     from parallel_fixedram.core.report import (
         BootReport,
         DiffReport,
+        PlanReport,
         RestoreReport,
         SaveReport,
         VerifyReport,
@@ -75,6 +77,7 @@ __all__ = [
     "MachineError",
     "PageRange",
     "PageSource",
+    "PlanReport",
     "Profile",
     "RAMBlock",
     "RamFile",
@@ -90,6 +93,7 @@ __all__ = [
     "open_image",
     "open_qemu",
     "open_ram",
+    "plan",
     "restore",
     "restore_guest",
     "save",
@@ -110,6 +114,7 @@ _HOMES = {
         "open_image",
         "open_qemu",
         "open_ram",
+        "plan",
         "restore",
         "save",
         "verify",
@@ -129,7 +134,16 @@ _HOMES = {
     ),
     "core.protocols": ("Channel", "DirtySource", "GuestBlock", "Machine", "PageSource"),
     "core.ramblock": ("PageRange", "RAMBlock"),
-    "core.report": ("BootReport", "DiffReport", "RestoreReport", "SaveReport", "VerifyReport", "from_json", "to_json"),
+    "core.report": (
+        "BootReport",
+        "DiffReport",
+        "PlanReport",
+        "RestoreReport",
+        "SaveReport",
+        "VerifyReport",
+        "from_json",
+        "to_json",
+    ),
 }
 
 

@@ -1,6 +1,9 @@
-"""Properties are tried on the same examples every time, however slow the machine; no test changes others' signals."""
+"""The same examples every time, however slow the machine; no signal handlers and no cache that outlive a test run."""
 
+import os
+import shutil
 import signal
+import tempfile
 from collections.abc import Iterator
 from typing import Any
 
@@ -26,3 +29,9 @@ def pytest_runtest_protocol() -> Iterator[Any]:
     finally:
         for signum, handler in before.items():
             signal.signal(signum, handler)
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """What one save measures and the next one uses is not the user's, and is empty at first."""
+    os.environ["XDG_CACHE_HOME"] = tempfile.mkdtemp(prefix="parallel-fixedram-tests-")
+    config.add_cleanup(lambda: shutil.rmtree(os.environ["XDG_CACHE_HOME"], ignore_errors=True))

@@ -3,14 +3,19 @@
 import ast
 import importlib
 import inspect
+import os
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from support.models import model
 
 import parallel_fixedram
 from parallel_fixedram import boot
+from parallel_fixedram.core.cost import ASSUMED
+from parallel_fixedram.engine import calibrate
+from parallel_fixedram.host import linux
 
 SOURCE = Path(parallel_fixedram.__file__)
 SLOW_MODULES = ("numpy", "psutil", "rich", "xxhash")
@@ -162,11 +167,221 @@ def test_a_progress_function_hears_of_every_byte(tmp_path):
         ({"direct_io": "maybe"}, "direct_io is 'maybe', expected one of on, off, auto"),
         ({"durability": "some"}, "durability is 'some', expected one of full, none"),
         ({"live": True, "max_rounds": 0}, "0 rounds, at least 1 is needed"),
+        ({"cache": "some"}, "cache is 'some', expected one of keep, drop"),
+        ({"gap_pages": -1}, "-1 gap pages, at least 0 is needed"),
+        ({"shard_pages": 0}, "0 shard pages, at least 1 is needed"),
+        ({"shard_pages": -5}, "-5 shard pages, at least 1 is needed"),
+        ({"channels": 0}, "expects a value between 1 and 255"),
     ],
 )
 def test_an_option_of_save_that_makes_no_sense_is_a_request_error(tmp_path, options, message):
     with pytest.raises(parallel_fixedram.RequestError, match=message):
         parallel_fixedram.save(lambda: pytest.fail("opened"), str(tmp_path / "f.mr"), **options)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"profile": "qemu-1.0"}, "profile is 'qemu-1.0'"),
+        ({"direct_io": "maybe"}, "direct_io is 'maybe'"),
+        ({"gap_pages": -1}, "-1 gap pages, at least 0 is needed"),
+        ({"shard_pages": 0}, "0 shard pages, at least 1 is needed"),
+        ({"channels": 2}, "incompatible with multifd"),
+        ({"capabilities": {"xbzrle": True}, "channels": None}, "incompatible with xbzrle"),
+    ],
+)
+def test_what_cannot_be_saved_so_cannot_be_planned_either(tmp_path, options, message):
+    with pytest.raises(parallel_fixedram.RequestError, match=message):
+        parallel_fixedram.plan(lambda: pytest.fail("opened"), str(tmp_path / "f.mr"), **options)
+
+
+@pytest.fixture
+def four_pay(monkeypatch):
+    """A device on which four channels are four times as fast as one, however little there is to write."""
+    costs = {1: (4, 4), 2: (2, 2), 4: (1, 1)}
+    told = model(direct=costs, buffered=costs, stable=(4, 4))
+    monkeypatch.setattr(calibrate, "device_model", lambda *_, **__: told)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0, 1, 2, 3})
+
+
+CAPABILITIES = {"fixed-ram": {"fixed-ram": True}, "qemu-10.0": {"mapped-ram": True}}
+
+
+@pytest.mark.usefixtures("four_pay")
+@pytest.mark.parametrize(
+    ("options", "channels", "why"),
+    [
+        ({}, 1, "1 channel: more is multifd: Fixed-ram migration is incompatible with multifd"),
+        ({"experimental_multifd": True}, 4, "4 channels: "),
+        ({"profile": "qemu-10.0"}, 4, "4 channels: "),
+        (
+            {"experimental_multifd": True, "capabilities": {"multifd": False}},
+            1,
+            "1 channel: more is multifd: capability multifd is off, but 2 channels need it",
+        ),
+        ({"experimental_multifd": True, "capabilities": {"multifd": True}}, 4, "4 channels: "),
+    ],
+)
+def test_as_many_channels_are_chosen_as_pay_and_the_gate_allows(tmp_path, options, channels, why):
+    """And the capabilities in the report are those of the channels that were used."""
+    image = str(tmp_path / "f.mr")
+    with parallel_fixedram.open_guest("dense,size=8MiB") as guest:
+        planned = parallel_fixedram.plan(guest, image, channels=None, **options)
+        report = parallel_fixedram.save(guest, image, channels=None, **options)
+    for found in (planned.choice, report.choice):
+        assert found.channels == channels
+        assert [each for each in found.why if each.startswith(why)]
+    assert report.channels == len(report.workers) == channels
+    expected = dict(CAPABILITIES[options.get("profile", "fixed-ram")])
+    if channels > 1:
+        expected["multifd"] = True
+    assert report.capabilities == {**options.get("capabilities", {}), **expected}
+    assert parallel_fixedram.verify(image).ok
+
+
+@pytest.mark.usefixtures("four_pay")
+def test_multifd_that_was_asked_for_is_in_the_report_also_of_one_channel(tmp_path):
+    options = {"experimental_multifd": True, "capabilities": {"multifd": True}}
+    with parallel_fixedram.open_guest("zero,size=4K") as guest:
+        report = parallel_fixedram.save(guest, str(tmp_path / "f.mr"), channels=None, **options)
+    assert report.channels == 1
+    assert report.capabilities == {"fixed-ram": True, "multifd": True}
+
+
+def test_one_channel_is_used_unless_the_number_is_left_open(tmp_path):
+    with parallel_fixedram.open_guest("dense,size=1MiB") as guest:
+        report = parallel_fixedram.save(guest, str(tmp_path / "f.mr"), experimental_multifd=True)
+    assert report.channels == 1
+    assert not [why for why in report.choice.why if "channel" in why]
+
+
+@pytest.fixture
+def nothing_known(tmp_path, monkeypatch):
+    """No command has measured anything yet."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+
+
+@pytest.mark.usefixtures("nothing_known")
+@pytest.mark.parametrize(
+    "spec", ["dense,size=8MiB", "random,size=16MiB,fraction=0.3", "zero,size=1MiB", "text,size=4MiB"]
+)
+@pytest.mark.parametrize("options", [{}, {"direct_io": "off", "gap_pages": 3}, {"direct_io": "on", "shard_pages": 500}])
+def test_a_plan_is_what_the_save_then_does_and_touches_neither_folder_nor_guest(tmp_path, spec, options):
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    image, before = str(folder / "f.mr"), folder.stat().st_mtime_ns
+    with parallel_fixedram.open_guest(spec) as guest:
+        taken = os.fstat(guest.memfd).st_blocks
+        planned = parallel_fixedram.plan(guest, image, channels=None, experimental_multifd=True, **options)
+        assert os.fstat(guest.memfd).st_blocks == taken
+        assert (os.listdir(folder), folder.stat().st_mtime_ns) == ([], before)
+        report = parallel_fixedram.save(guest, image, channels=None, experimental_multifd=True, **options)
+    assert planned.choice == report.choice
+    assert (planned.file, planned.waits, planned.ram) == (image, False, report.bytes.ram)
+    assert planned.host == report.host
+    assert planned.data_pages * 4096 <= planned.bytes
+    assert report.bytes.written <= planned.bytes
+    assert min(planned.runs, 1) <= planned.calls
+    assert parallel_fixedram.from_json(parallel_fixedram.PlanReport, parallel_fixedram.to_json(planned)) == planned
+
+
+@pytest.mark.usefixtures("nothing_known")
+def test_a_plan_that_measures_leaves_what_it_learned_to_the_save(tmp_path):
+    with parallel_fixedram.open_guest("dense,size=1MiB") as guest:
+        planned = parallel_fixedram.plan(guest, str(tmp_path / "f.mr"), calibrate=True)
+        assert os.listdir(tmp_path) == ["cache"]
+        report = parallel_fixedram.save(guest, str(tmp_path / "f.mr"))
+    assert planned.choice.model["source"] == "measured"
+    assert report.choice.model == {**planned.choice.model, "source": "cached"}
+    assert report.choice.gap_pages == planned.choice.gap_pages
+    assert report.choice.channels == planned.choice.channels
+
+
+def test_a_plan_of_a_guest_that_runs_does_not_stop_it(tmp_path):
+    with parallel_fixedram.open_guest("hot,size=4MiB,rate=16MiB", running=True) as guest:
+        planned = parallel_fixedram.plan(guest, str(tmp_path / "f.mr"))
+        assert planned.waits
+        assert guest.pause(), "it ran all the time"
+    assert os.listdir(tmp_path) == []
+
+
+def test_a_plan_opens_what_it_is_told_to_and_closes_it(tmp_path):
+    opened = []
+
+    def machine():
+        opened.append(parallel_fixedram.open_guest("zero,size=4K"))
+        return opened[0]
+
+    parallel_fixedram.plan(machine, str(tmp_path / "f.mr"))
+    assert opened[0].pid == -1
+
+
+def test_a_plan_for_a_file_that_exists_leaves_it_alone(tmp_path):
+    (tmp_path / "f.mr").write_bytes(b"old")
+    with parallel_fixedram.open_guest("dense,size=8K") as guest:
+        assert parallel_fixedram.plan(guest, str(tmp_path / "f.mr")).data_pages == 2
+    assert (tmp_path / "f.mr").read_bytes() == b"old"
+
+
+def test_a_plan_is_for_the_folder_of_the_file_and_not_of_what_a_link_of_that_name_leads_to(tmp_path, monkeypatch):
+    """A save replaces the link."""
+    asked = []
+    monkeypatch.setattr(
+        calibrate, "device_model", lambda folder, *_, **__: (asked.append(os.path.realpath(folder)), ASSUMED)[1]
+    )
+    (tmp_path / "here").mkdir()
+    (tmp_path / "there").mkdir()
+    (tmp_path / "there" / "old.mr").write_bytes(b"old")
+    (tmp_path / "here" / "f.mr").symlink_to(tmp_path / "there" / "old.mr")
+    monkeypatch.chdir(tmp_path / "here")
+    with parallel_fixedram.open_guest("dense,size=8K") as guest:
+        for target in ("f.mr", str(tmp_path / "here" / "f.mr")):
+            parallel_fixedram.plan(guest, target)
+            parallel_fixedram.save(guest, target, overwrite=True)
+    assert set(asked) == {str(tmp_path / "here")}
+    assert (tmp_path / "there" / "old.mr").read_bytes() == b"old"
+
+
+def test_gaps_and_shards_are_what_was_asked_for(tmp_path):
+    heard = []
+    options = {"gap_pages": 7, "shard_pages": 300, "trace": heard.append}
+    with parallel_fixedram.open_guest("random,size=16MiB,fraction=0.5") as guest:
+        report = parallel_fixedram.save(guest, str(tmp_path / "f.mr"), **options)
+        none = parallel_fixedram.save(guest, str(tmp_path / "g.mr"), gap_pages=0)
+    assert (report.choice.gap_pages, report.choice.shard_pages) == (7, 300)
+    assert report.rounds[0].gap_pages > 0 == none.rounds[0].gap_pages
+    assert len(heard) >= report.rounds[0].written_pages // 364
+    assert parallel_fixedram.diff(str(tmp_path / "f.mr"), str(tmp_path / "g.mr")).equal
+
+
+def test_a_trace_has_every_page_with_data_once_a_round_within_the_time_of_the_save(tmp_path):
+    heard = []
+    with parallel_fixedram.open_guest("dense,size=8MiB") as guest:
+        report = parallel_fixedram.save(
+            guest, str(tmp_path / "f.mr"), channels=2, experimental_multifd=True, trace=heard.append
+        )
+    pages = [page for shard in heard for page in range(shard.first_page, shard.first_page + shard.pages)]
+    assert sorted(pages) == list(range(2048))
+    assert sum(shard.bytes for shard in heard) == report.bytes.written
+    assert all(0 < shard.started <= shard.ended <= report.seconds.total for shard in heard)
+    assert {shard.worker for shard in heard} <= {0, 1}
+
+
+@pytest.mark.parametrize("direct_io", ["on", "off"])
+def test_a_file_is_kept_in_the_page_cache_or_dropped_from_it(tmp_path, direct_io):
+    left = {}
+    with parallel_fixedram.open_guest("dense,size=4MiB") as guest:
+        for cache in ("keep", "drop"):
+            path = str(tmp_path / cache)
+            report = parallel_fixedram.save(guest, path, direct_io=direct_io, cache=cache)
+            if report.bytes.cached is None:
+                pytest.skip("the kernel does not tell what is cached")
+            with open(path, "rb") as file:
+                if linux.is_tmpfs(file.fileno()):
+                    pytest.skip("the temporary folder is memory")
+                left[cache] = (report.bytes.cached, linux.cachestat(file.fileno()))
+    assert left["drop"] == (0, 0)
+    assert left["keep"][0] >= ((4 << 20) if direct_io == "off" else 1)
 
 
 def test_a_profile_that_there_is_not_is_a_request_error_where_a_qemu_would_be_started():

@@ -18,7 +18,8 @@ MAY_IMPORT = {
     "qemu": {"core", "host", "qemu"},
     "app": {"core", "host", "engine", "guest", "qemu"},
     "boot": {"core", "host", "engine", "qemu", "app", "boot"},
-    "cli": {"app", "boot", "core", "cli"},
+    "experiments": {"app", "boot", "core", "engine", "experiments", "guest", "host", "qemu"},
+    "cli": {"app", "boot", "core", "cli", "experiments"},
     "__init__": {"app", "boot", "core"},
     "__main__": {"cli"},
 }

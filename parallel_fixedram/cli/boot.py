@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
-import shlex
 import sys
 from typing import TYPE_CHECKING, Any
 
@@ -65,6 +63,9 @@ def _print(report: BootReport) -> None:
 
 def show_plan(args: argparse.Namespace, boot: Boot) -> None:
     """Print what could be started."""
+    import json
+    import shlex
+
     for change in boot.changes:
         common.warn(f"note: {change}")
     requests = [

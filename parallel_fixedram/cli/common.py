@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import json
 import math
 import re
 import sys
@@ -14,12 +13,16 @@ from typing import TYPE_CHECKING, Any, Self
 
 from parallel_fixedram.core.capabilities import Profile
 from parallel_fixedram.core.errors import RequestError
-from parallel_fixedram.core.units import parse_size
+from parallel_fixedram.core.units import format_count, parse_size
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from rich.progress import Progress, TaskID
 
     from parallel_fixedram.app import RamFile
+    from parallel_fixedram.core.protocols import Machine
+    from parallel_fixedram.core.report import ChoiceReport
 
 PROGRESS_AFTER_SECONDS = 1.0
 """What takes less time than this shows no progress bar."""
@@ -67,10 +70,60 @@ def add_rule_options(parser: Any) -> None:
     )
 
 
-def add_gate_options(parser: Any) -> None:
-    """``--channels`` and what the capability gate needs to know."""
+def auto_or_number(text: str) -> int | None:
+    """A whole number, or None for ``auto``.
+
+    Raises:
+        argparse.ArgumentTypeError: anything else.
+    """
+    try:
+        return None if text == "auto" else int(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r}: expected a number or auto") from None
+
+
+def add_choice_options(parser: Any) -> None:
+    """How to write: what is not given is chosen."""
     parser.add_argument(
-        "--channels", type=int, default=1, metavar="N", help="worker processes (default 1; more than one is multifd)"
+        "--direct-io", choices=("auto", "on", "off"), default="auto", help="bypass the page cache (default auto)"
+    )
+    parser.add_argument(
+        "--gap-pages",
+        type=auto_or_number,
+        metavar="N",
+        help="write gaps of up to N pages along to save calls (default auto: as the device makes it worthwhile)",
+    )
+    parser.add_argument("--shard-pages", type=auto_or_number, metavar="N", help="pages of a shard (default auto)")
+    parser.add_argument(
+        "--calibrate", action="store_true", help="measure what writes cost in that folder, even if it is known"
+    )
+
+
+def choice_arguments(args: argparse.Namespace) -> dict[str, Any]:
+    """The options of ``add_choice_options`` as keyword arguments of ``app.save`` and ``app.plan``."""
+    return {name: getattr(args, name) for name in ("direct_io", "gap_pages", "shard_pages", "calibrate")}
+
+
+def choice_lines(choice: ChoiceReport) -> list[str]:
+    """A choice and its reasons for people."""
+    how = "direct I/O" if choice.direct_io else "page cache"
+    head = f"{format_count(choice.channels, 'channel')}, {how}, shards of {format_count(choice.shard_pages, 'page')}"
+    return [head, *choice.why]
+
+
+def add_gate_options(parser: Any, *, auto: bool = False) -> None:
+    """``--channels`` and what the capability gate needs to know.
+
+    Args:
+        parser: gets the options.
+        auto: whether the number of channels may be left open.
+    """
+    parser.add_argument(
+        "--channels",
+        type=auto_or_number if auto else int,
+        default=1,
+        metavar="N|auto" if auto else "N",
+        help="worker processes (default 1; more than one is multifd" + ("; auto: as many as pay)" if auto else ")"),
     )
     parser.add_argument(
         "--cap",
@@ -145,6 +198,40 @@ def qmp_arguments(args: argparse.Namespace) -> dict[str, Any]:
     return {"pid": args.pid, "timeout": args.qmp_timeout}
 
 
+def add_source_options(parser: Any) -> None:
+    """What is to be saved: exactly one of three."""
+    group = parser.add_argument_group("source (exactly one)")
+    group.add_argument("--guest", metavar="SPEC", help="the built-in guest, such as dense,size=1GiB,seed=7")
+    add_qmp_options(group)
+    add_ram_option(group, "shared memory of a guest; whoever runs on it has to be stopped")
+
+
+def source(args: argparse.Namespace, *, running: bool = False) -> Callable[[], Machine]:
+    """What opens the machine that the options of ``add_source_options`` name.
+
+    Args:
+        args: the options.
+        running: whether a built-in guest shall run.
+
+    Raises:
+        RequestError: none, or more than one.
+    """
+    from parallel_fixedram import app
+
+    if sum(map(bool, (args.guest, args.qmp, args.ram))) != 1:
+        raise RequestError("exactly one source is needed: --guest SPEC, --qmp SOCKET or --ram IDSTR=PATH")
+    qmp = qmp_arguments(args)
+
+    def machine() -> Machine:
+        if args.guest:
+            return app.open_guest(args.guest, running=running)
+        if args.qmp:
+            return app.open_qemu(args.qmp, **qmp)
+        return app.open_ram([option.ram_file() for option in args.ram])
+
+    return machine
+
+
 def _seconds(text: str) -> float:
     try:
         value = float(text)
@@ -175,6 +262,8 @@ def _ram_file(text: str) -> RamOption:
 
 def print_json(value: dict[str, Any]) -> None:
     """One JSON object on stdout."""
+    import json
+
     print(json.dumps(value, indent=2))
 
 

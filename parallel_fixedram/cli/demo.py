@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import os
-import tempfile
 import time
 from typing import TYPE_CHECKING, Any
 
@@ -13,14 +12,13 @@ from parallel_fixedram.core.errors import CapabilityError, ContentsDiffer, HostE
 from parallel_fixedram.core.units import format_size, parse_size
 
 if TYPE_CHECKING:
+    import tempfile
+
     from parallel_fixedram.app import GuestProcess
     from parallel_fixedram.core.report import SaveReport
 
 CHANNELS = (1, 2, 4)
 LIVE_ROUNDS = 6
-
-_STREAM_PAGE_HEAD = 8  # the word with a page's address and flags in a stream without fixed offsets
-_STREAM_ZERO_PAGE = 9  # that word and one byte
 
 _EXAMPLES = """  parallel-fixedram demo
   parallel-fixedram demo --size 256MiB --folder /var/tmp"""
@@ -90,6 +88,8 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _temporary_folder(where: str | None) -> tempfile.TemporaryDirectory[str]:
+    import tempfile
+
     try:
         return tempfile.TemporaryDirectory(prefix="parallel-fixedram-", dir=where)
     except OSError as error:
@@ -152,8 +152,9 @@ def _row(report: SaveReport) -> str:
 
 def _sequential_bytes(report: SaveReport) -> int:
     """What the same rounds would have taken in a stream that appends every page again."""
-    page = _STREAM_PAGE_HEAD + report.blocks[0].page_size
-    return sum(each.written_pages * page + each.zero_pages * _STREAM_ZERO_PAGE for each in report.rounds)
+    from parallel_fixedram.core.sequential import stream_bytes
+
+    return stream_bytes(report.rounds, report.blocks[0].page_size)[-1]
 
 
 def _live_lines(report: SaveReport) -> str:

@@ -7,6 +7,7 @@ Exit codes: 0 done; 1 contents differ; 2 usage, or refused by the capability gat
 from __future__ import annotations
 
 import argparse
+import gc
 import importlib
 import io
 import logging
@@ -20,10 +21,10 @@ from typing import Any, NoReturn, TextIO
 from parallel_fixedram.core.errors import FixedRamError, HostError, os_message
 
 PROGRAM = "parallel-fixedram"
-VERBS = ("demo", "save", "restore", "clone", "verify", "inspect", "diff", "caps")
+VERBS = ("demo", "save", "plan", "restore", "clone", "verify", "inspect", "diff", "caps", "bench")
 """One module of this package each, with ``register(subparsers)`` and ``run(args) -> int``; in the order of ``--help``.
 
-A verb's module is imported for every command, also for ``--help``: what is slow to import belongs inside its ``run``.
+A verb's module is imported for ``--help``, too: what is slow to import belongs inside its ``run``.
 """
 
 
@@ -75,8 +76,8 @@ def complain(message: str, hint: str = "") -> None:
         pass
 
 
-def build_parser() -> argparse.ArgumentParser:
-    """The whole command line."""
+def build_parser(verbs: Sequence[str] = VERBS) -> argparse.ArgumentParser:
+    """The command line, with the options of these verbs."""
     parser = Parser(
         prog=PROGRAM,
         description="Save a virtual machine's RAM into a file in which every page has a fixed offset, with worker "
@@ -85,7 +86,7 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action=_Version, nargs=0, help="show the version and exit")
     subparsers = parser.add_subparsers(dest="verb", metavar="VERB", required=True, parser_class=Parser)
-    for verb in VERBS:
+    for verb in verbs:
         importlib.import_module(f"parallel_fixedram.cli.{verb}").register(subparsers)
     for each in (parser, *subparsers.choices.values()):  # it may stand before the verb or after it
         each.add_argument(
@@ -95,15 +96,19 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command and return its exit code."""
+    """Run the command and return its exit code; without ``argv`` it is what this process is for."""
+    alone = argv is None
+    if alone:
+        _prepare_process()
     _prepare_streams()
     args = argparse.Namespace(debug=False)
     try:
         for signum in _SIGNALS:
             if signal.getsignal(signum) is not signal.SIG_IGN:  # what nohup protects from stays so
                 signal.signal(signum, _interrupt)
-        argv, args.command = _split_command(sys.argv[1:] if argv is None else argv)
-        _, unknown = build_parser().parse_known_args(argv, args)
+        verb, argv, args.command = _split_command(sys.argv[1:] if argv is None else argv)
+        # the options of other verbs need not be made
+        _, unknown = build_parser([verb] if verb in VERBS else VERBS).parse_known_args(argv, args)
         if unknown:
             complain(f"unrecognized arguments: {' '.join(unknown)}", _hint_for_unknown(args))
             return 2
@@ -120,16 +125,22 @@ def main(argv: Sequence[str] | None = None) -> int:
     finally:
         for stream in (sys.stdout, sys.stderr):
             _is_broken(stream)
+        if alone:
+            gc.freeze()  # the interpreter would look through all that was imported before it ends
     return code
 
 
-def _split_command(argv: Sequence[str]) -> tuple[Sequence[str], Sequence[str] | None]:
-    """Divide arguments at ``--`` where a QEMU command line follows it, which is none of argparse's business."""
+def _split_command(argv: Sequence[str]) -> tuple[str, Sequence[str], Sequence[str] | None]:
+    """The verb; and arguments, divided at ``--`` where a QEMU command line follows it, none of argparse's business."""
     verb = next((argument for argument in argv if not argument.startswith("-")), "")
+    if verb == "bench":
+        from parallel_fixedram.cli.bench import with_run
+
+        argv = with_run(argv)
     if verb in WITH_COMMAND and "--" in argv:
         place = argv.index("--")
-        return argv[:place], argv[place + 1 :]
-    return argv, None
+        return verb, argv[:place], argv[place + 1 :]
+    return verb, argv, None
 
 
 def _hint_for_unknown(args: argparse.Namespace) -> str:
@@ -162,6 +173,11 @@ def _is_broken(stream: TextIO) -> bool:
         os.dup2(os.open(os.devnull, os.O_WRONLY | os.O_CLOEXEC), stream.fileno())
         return True
     return False
+
+
+def _prepare_process() -> None:
+    """Keep numpy from starting threads for linear algebra: a processor's time, and nobody calculates here."""
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
 
 def _prepare_streams() -> None:

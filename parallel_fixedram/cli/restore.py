@@ -74,7 +74,8 @@ def run(args: argparse.Namespace) -> int:
         print(f"{idstr}: left out, no destination was given")
     checked = "every page matches its digest" if report.verified else "page digests not checked (--verify)"
     seconds = report.seconds.total
-    print(f"{format_size(report.bytes)} read in {seconds:.3f} s, {format_rate(report.bytes, seconds)}; {checked}")
+    how = "past the page cache" if report.direct_io else "through the page cache"
+    print(f"{format_size(report.bytes)} read {how} in {seconds:.3f} s, {format_rate(report.bytes, seconds)}; {checked}")
     return 0
 
 

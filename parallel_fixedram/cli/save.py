@@ -3,20 +3,24 @@
 from __future__ import annotations
 
 import argparse
+import os
 from typing import TYPE_CHECKING, Any
 
 from parallel_fixedram.cli import common
-from parallel_fixedram.core.errors import RequestError
+from parallel_fixedram.core.errors import HostError, RequestError
 from parallel_fixedram.core.units import format_count, format_rate, format_size
+from parallel_fixedram.core.uri import parse_uri
 
 if TYPE_CHECKING:
-    from parallel_fixedram.core.protocols import Machine
-    from parallel_fixedram.core.report import SaveReport
+    from collections.abc import Sequence
+
+    from parallel_fixedram.core.report import SaveReport, ShardTrace
 
 MAX_ROUNDS = 16
 
 _EXAMPLES = """  parallel-fixedram save /tmp/guest.mr --guest dense,size=256MiB --overwrite
   parallel-fixedram save /tmp/guest.mr --guest text,size=256MiB --overwrite --channels 2 --experimental-multifd
+  parallel-fixedram save /tmp/guest.mr --guest random,size=256MiB --overwrite --channels auto --experimental-multifd
 a running QEMU that was started with -qmp unix:/tmp/qmp,server=on,wait=off:
   parallel-fixedram save /tmp/vm.mr --qmp /tmp/qmp --channels 2 --experimental-multifd
 with RAM of your own guest, which has to stand still:
@@ -36,14 +40,9 @@ def register(subparsers: common.Subparsers[Any]) -> None:
         examples=_EXAMPLES,
     )
     parser.add_argument("file", metavar="FILE", help="the file to write; an existing one is an error")
-    source = parser.add_argument_group("source (exactly one)")
-    source.add_argument("--guest", metavar="SPEC", help="the built-in guest, such as dense,size=1GiB,seed=7")
-    common.add_qmp_options(source)
-    common.add_ram_option(source, "shared memory of a guest; whoever runs on it has to be stopped")
-    common.add_gate_options(parser)
-    parser.add_argument(
-        "--direct-io", choices=("auto", "on", "off"), default="auto", help="bypass the page cache (default auto)"
-    )
+    common.add_source_options(parser)
+    common.add_gate_options(parser, auto=True)
+    common.add_choice_options(parser)
     parser.add_argument("--live", action="store_true", help="let the guest run while rounds of dirty pages are saved")
     parser.add_argument(
         "--max-rounds", type=int, metavar="N", help=f"most rounds of a live save (default {MAX_ROUNDS})"
@@ -55,6 +54,15 @@ def register(subparsers: common.Subparsers[Any]) -> None:
         default="full",
         help="full (default): FILE survives a power cut once this command is done; none: no sync",
     )
+    parser.add_argument(
+        "--cache",
+        choices=("keep", "drop"),
+        default="keep",
+        help="whether FILE may stay in the page cache (default keep); drop takes it out once it is on stable storage",
+    )
+    parser.add_argument(
+        "--trace", metavar="PATH", help="write there, one JSON object a line, which worker wrote which part when"
+    )
     parser.set_defaults(run=run)
 
 
@@ -63,31 +71,29 @@ def run(args: argparse.Namespace) -> int:
     from parallel_fixedram import app
     from parallel_fixedram.core.report import to_json
 
-    if sum(map(bool, (args.guest, args.qmp, args.ram))) != 1:
-        raise RequestError("exactly one source is needed: --guest SPEC, --qmp SOCKET or --ram IDSTR=PATH")
-    qmp = common.qmp_arguments(args)
+    machine = common.source(args, running=args.live)
     if args.max_rounds is not None and not args.live:
         raise RequestError("--max-rounds is for --live")
+    if args.trace and os.path.realpath(args.trace) == os.path.realpath(parse_uri(args.file).path):
+        raise RequestError(f"--trace {args.trace!r} would replace the file that is saved")
 
-    def machine() -> Machine:
-        if args.guest:
-            return app.open_guest(args.guest, running=args.live)
-        if args.qmp:
-            return app.open_qemu(args.qmp, **qmp)
-        return app.open_ram([option.ram_file() for option in args.ram])
-
+    shards: list[ShardTrace] = []
     with common.ProgressBar() as progress:
         report = app.save(
             machine,
             args.file,
             **common.gate_arguments(args),
-            direct_io=args.direct_io,
+            **common.choice_arguments(args),
             live=args.live,
             max_rounds=MAX_ROUNDS if args.max_rounds is None else args.max_rounds,
             overwrite=args.overwrite,
             durability=args.durability,
+            cache=args.cache,
             progress=progress,
+            trace=shards.append if args.trace else None,
         )
+    if args.trace:
+        _write_trace(args.trace, shards)
     for note in report.notes:
         common.warn(f"note: {note}")
     if args.json:
@@ -97,16 +103,30 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
+def _write_trace(path: str, shards: Sequence[ShardTrace]) -> None:
+    import json
+    from dataclasses import asdict
+
+    try:
+        with open(path, "w", encoding="ascii") as file:
+            file.writelines(json.dumps(asdict(shard)) + "\n" for shard in shards)
+    except OSError as error:
+        raise HostError.from_os(f"the save is done, but its trace cannot be written to {path!r}", error) from error
+
+
 def _print(report: SaveReport) -> None:
     seconds, size = report.seconds, report.bytes
     data = sum(block.data_pages for block in report.blocks)
     zero = sum(block.zero_pages for block in report.blocks)
-    how = "direct I/O" if report.direct_io else "page cache"
-    channels = format_count(report.channels, "channel")
     blocks = format_count(len(report.blocks), "RAMBlock")
-    print(f"{report.file}: {format_size(size.ram)} of RAM in {blocks}, {channels}, {how}")
+    print(f"{report.file}: {format_size(size.ram)} of RAM in {blocks}")
+    head, *why = common.choice_lines(report.choice)
+    print(f"  how       {head}")
+    for reason in why:
+        print(f"  because   {reason}")
     print(f"  pages     {data} with data, {zero} zero")
-    print(f"  file      {format_size(size.file)} long, {format_size(size.allocated)} on disk")
+    cached = "" if size.cached is None else f", {format_size(size.cached)} in the page cache"
+    print(f"  file      {format_size(size.file)} long, {format_size(size.allocated)} on disk{cached}")
     moved = sum(each.seconds for each in report.rounds)
     rounds = format_count(len(report.rounds), "round")
     print(f"  written   {format_size(size.written)} in {rounds}, {format_rate(size.written, moved)}")

@@ -7,6 +7,7 @@ are always 0.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -20,9 +21,14 @@ WORD_PAGES = 64
 WORD_BYTES = 8
 
 Words = NDArray[np.uint64]
+Bits = NDArray[np.uint8]
+"""One element a page, 1 or 0, shape (pages,)."""
+Runs = NDArray[np.int64]
+"""First page and length of each run, ascending and disjoint, shape (runs, 2)."""
 
 _ALL_ONES = (1 << WORD_PAGES) - 1
 _CHUNK_WORDS = 1 << 16
+_MANY_RANGES = 64
 _LITTLE_ENDIAN_WORD = np.dtype("<u8")
 
 
@@ -107,6 +113,27 @@ class PageBitmap:
         self.words[first + 1 : last] = np.uint64(_ALL_ONES)
         self.words[last] |= np.uint64(tail)
 
+    def set_ranges(self, ranges: Sequence[PageRange]) -> None:
+        """Set the bits of many ranges, which are disjoint and must lie inside the bitmap."""
+        if len(ranges) < _MANY_RANGES:
+            for each in ranges:
+                self.set_range(each)
+            return
+        edges = np.array([(each.first, each.first + each.count) for each in ranges], np.int64)
+        if edges.min() < 0 or edges.max() > self.pages:
+            raise ValueError(f"pages {edges.min()} to {edges.max()} lie outside a bitmap of {self.pages} pages")
+        for start in range(0, self.pages, _CHUNK_WORDS * WORD_PAGES):  # a byte a page, but never for all of a large RAM
+            count = min(_CHUNK_WORDS * WORD_PAGES, self.pages - start)
+            inside = np.clip(edges - start, 0, count)
+            inside = inside[inside[:, 0] < inside[:, 1]]
+            if len(inside):
+                steps = np.zeros(count + 1, np.int8)
+                np.add.at(steps, inside[:, 0], 1)
+                np.add.at(steps, inside[:, 1], -1)
+                bits = np.cumsum(steps[:-1], dtype=np.int8).view(np.uint8)
+                first, words = start // WORD_PAGES, words_for(count)
+                self.put_bits(first, bits | self.bits(first, words))
+
     def set_pages(self, indices: NDArray[np.int64]) -> None:
         """Set the bits of the given pages, in any order; all of them must lie inside the bitmap."""
         if len(indices) and not 0 <= indices.min() <= indices.max() < self.pages:
@@ -158,22 +185,26 @@ class PageBitmap:
 
     def ranges(self) -> list[PageRange]:
         """Maximal runs of set bits, ascending."""
+        return [PageRange(first, count) for first, count in self.runs().tolist()]
+
+    def runs(self) -> Runs:
+        """Maximal runs of set bits, ascending, as an array of firsts and lengths."""
         words, top = self.words, np.uint64(WORD_PAGES - 1)
         none = np.zeros(1, np.uint64)
         before = np.concatenate((none, words[:-1] >> top))[: len(words)]
         after = np.concatenate((words[1:] << top, none))[: len(words)]
         firsts = _set_bits(words & ~((words << np.uint64(1)) | before))
         lasts = _set_bits(words & ~((words >> np.uint64(1)) | after))
-        return [PageRange(first, last + 1 - first) for first, last in zip(firsts, lasts, strict=True)]
+        return np.stack((firsts, lasts + 1 - firsts), axis=1)
 
 
-def _set_bits(words: Words) -> list[int]:
+def _set_bits(words: Words) -> NDArray[np.int64]:
     """Numbers of the set bits, ascending; takes time for the words that have some only."""
-    found: list[int] = []
+    found: list[NDArray[np.int64]] = [np.empty(0, np.int64)]
     used = np.flatnonzero(words)
     for start in range(0, len(used), _CHUNK_WORDS):
         chunk = used[start : start + _CHUNK_WORDS]
         octets = words[chunk].astype(_LITTLE_ENDIAN_WORD, copy=False).view(np.uint8).reshape(-1, WORD_BYTES)
         rows, bits = np.nonzero(np.unpackbits(octets, axis=1, bitorder="little"))
-        found += (chunk[rows] * WORD_PAGES + bits).tolist()
-    return found
+        found.append(chunk[rows] * WORD_PAGES + bits)
+    return np.concatenate(found)

@@ -42,19 +42,22 @@ def shard_pages(total_pages: int, workers: int) -> int:
     return min(max(total_pages // (workers * SHARDS_PER_WORKER), MIN_SHARD_PAGES), MAX_SHARD_PAGES)
 
 
-def plan_shards(bitmaps: Sequence[PageBitmap], *, workers: int, round_number: int = 0) -> list[Shard]:
+def plan_shards(
+    bitmaps: Sequence[PageBitmap], *, workers: int, round_number: int = 0, target: int | None = None
+) -> list[Shard]:
     """Shards that together hold every set bit exactly once, the largest first.
 
     Args:
         bitmaps: pages to handle, one bitmap a block, in the file's order.
         workers: how many will share the work, at least 1.
         round_number: goes into every shard.
+        target: about how many set bits a shard should have; None for what fits any kind of work.
 
     Returns:
         Disjoint shards without empty words at their ends; none when no bit is set.
     """
     counts = [np.bitwise_count(bitmap.words) for bitmap in bitmaps]
-    target = shard_pages(sum(int(count.sum(dtype=np.int64)) for count in counts), workers)
+    target = target or shard_pages(sum(int(count.sum(dtype=np.int64)) for count in counts), workers)
     shards: list[Shard] = []
     for block, count in enumerate(counts):
         used = np.flatnonzero(count)
@@ -64,7 +67,7 @@ def plan_shards(bitmaps: Sequence[PageBitmap], *, workers: int, round_number: in
         total = int(done[-1])
         cuts = np.searchsorted(done, np.arange(target, total, target)) + 1
         spans = np.flatnonzero(np.diff(used // SPAN_WORDS)) + 1
-        edges = np.unique(np.concatenate(([0], cuts, spans, [len(used)]))).tolist()
+        edges = sorted({0, *cuts.tolist(), *spans.tolist(), len(used)})
         for start, end in pairwise(edges):
             first, last = int(used[start]), int(used[end - 1])
             pages = int(done[end - 1] - (done[start - 1] if start else 0))

@@ -20,7 +20,7 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from parallel_fixedram.core.bitmap import PageBitmap
+from parallel_fixedram.core.bitmap import Bits, PageBitmap, Runs
 from parallel_fixedram.core.ramblock import PageRange, RAMBlock
 
 Pages = NDArray[np.uint64]
@@ -37,6 +37,8 @@ class PageSource(Protocol):
 
     tells_holes: bool
     """Whether ``data_ranges`` leaves out what was never touched; otherwise everything counts as data."""
+    lasting: bool
+    """Whether what ``pages`` gave stays valid after the next call."""
 
     def open(self) -> None:
         """Prepare this process for ``pages``; called once in every process that reads, after the fork.
@@ -48,10 +50,15 @@ class PageSource(Protocol):
     def expect(self, pages: PageBitmap) -> None:
         """Get ready to read these pages, all in ``data_ranges``, soon and fast; after ``open``. Only a hint."""
 
-    def pages(self, first: int, count: int) -> Pages:
+    def pages(self, first: int, count: int, wanted: Bits | None = None) -> Pages:
         """A read-only, page-aligned view of the pages, shape (count, page_size / 8), valid until the next call.
 
         Reading pages outside ``data_ranges`` gives zeros but may allocate guest memory: callers do not.
+
+        Args:
+            first: first page.
+            count: number of pages.
+            wanted: 1 for every page that will be looked at, the others may hold anything; None for all.
         """
 
     def data_ranges(self, within: PageRange) -> list[PageRange]:
@@ -99,6 +106,26 @@ class Channel(Protocol):
 
         Raises:
             HostError: with the errno of the call that failed.
+        """
+
+    def write_runs(self, offset: int, pages: Pages, runs: Runs, readable: Bits) -> None:
+        """Begin to write runs of pages to their places; ``settle`` says when they are written.
+
+        Args:
+            offset: place of ``pages[0]``, bytes.
+            pages: where they come from; must stay as it is until ``settle`` where the guest stands still.
+            runs: which of them, shape (runs, 2): first and length of each, ascending.
+            readable: 1 for every page that may be read, shape (pages,); zeros are written for the others.
+
+        Raises:
+            HostError: with the errno of a write that failed, begun now or earlier.
+        """
+
+    def settle(self) -> None:
+        """Return when everything that ``write_runs`` began is written.
+
+        Raises:
+            HostError: with the errno of a write that failed.
         """
 
     def read(self, offset: int, into: memoryview) -> None:

@@ -78,6 +78,8 @@ class SaveBytes:
     """Length of the file."""
     allocated: int
     """What the file takes on its file system."""
+    cached: int | None
+    """What of it was left in the page cache; None where the kernel does not tell."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -87,6 +89,72 @@ class WorkerReport:
     shards: int
     written_pages: int
     seconds: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ChoiceReport:
+    """How pages are written, what was chosen of it and why."""
+
+    channels: int
+    direct_io: bool
+    gap_pages: int
+    """Gaps of up to so many pages are written along."""
+    shard_pages: int
+    """About how many pages a shard has."""
+    why: tuple[str, ...]
+    """A sentence for everything that was left open."""
+    predicted_write_seconds: float
+    """Until the last page is written, if no page that may hold something is zero."""
+    predicted_stable_seconds: float
+    """Until all pages are on stable storage and have their digests."""
+    model: Mapping[str, Any]
+    """What writes cost: seconds a ``call`` and a ``byte``, by number of channels; ``source`` says who measured it."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ShardTrace:
+    """A shard that was written: who, what, when."""
+
+    worker: int
+    """Number of the worker, from 0."""
+    round: int
+    block: int
+    """Number of the block in the file's order."""
+    first_page: int
+    pages: int
+    """Pages the shard spans, written or not."""
+    offset: int
+    """File offset of its first page."""
+    bytes: int
+    """Page bytes written."""
+    started: float
+    """Seconds since the save began."""
+    ended: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PlanReport:
+    """What a save would do."""
+
+    verb: ClassVar[str] = "plan"
+
+    file: str
+    ram: int
+    """Bytes of RAM."""
+    data_pages: int
+    """Pages that may hold something; those that turn out to be zero are not written."""
+    runs: int
+    """Maximal runs of such pages."""
+    calls: int
+    """Writes that they are joined into."""
+    bytes: int
+    """Bytes of those."""
+    waits: bool
+    """Whether a guest runs now, and would stand still while its pages are written."""
+    choice: ChoiceReport
+    host: Mapping[str, Any]
+    seconds: float
+    """How long it took to find out."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -103,6 +171,7 @@ class SaveReport:
     rounds: tuple[RoundReport, ...]
     seconds: SaveSeconds
     bytes: SaveBytes
+    choice: ChoiceReport
     workers: tuple[WorkerReport, ...]
     host: Mapping[str, Any]
     notes: tuple[str, ...] = ()
@@ -139,6 +208,8 @@ class RestoreReport:
 
     file: str
     channels: int
+    direct_io: bool
+    """Whether pages were read past the page cache, in which the file was not."""
     blocks: tuple[RestoredBlock, ...]
     left_out: tuple[str, ...]
     """Blocks of the file that no destination was given for."""

@@ -6,7 +6,6 @@ Suffixes are binary whether or not they carry an ``i`` (``1G`` = ``1GiB`` = 1024
 from __future__ import annotations
 
 import re
-from fractions import Fraction
 
 from parallel_fixedram.core.errors import RequestError
 
@@ -31,13 +30,15 @@ def parse_size(text: str) -> int:
         shown = text if len(text) <= _MAX_TEXT else f"{text[:_MAX_TEXT]}..."
         raise RequestError(f"not a size: {shown!r}, expected a number with an optional suffix K, M, G, T, P or E")
     whole, fraction, suffix = match.groups()
-    number = Fraction(f"{whole}.{fraction or 0}")
-    size = number * (1024 ** (_SUFFIXES.index(suffix.upper()) + 1) if suffix else 1)
-    if size.denominator != 1:
+    digits = fraction or ""
+    factor: int = 1024 ** (_SUFFIXES.index(suffix.upper()) + 1) if suffix else 1
+    divisor: int = 10 ** len(digits)
+    size, rest = divmod(int(whole + digits) * factor, divisor)
+    if rest:
         raise RequestError(f"not a whole number of bytes: {text!r}")
     if size > MAX_SIZE:
         raise RequestError(f"size too large: {text!r}, at most {MAX_SIZE} bytes")
-    return int(size)
+    return size
 
 
 def format_size(size: int) -> str:

@@ -12,7 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from parallel_fixedram.core.bitmap import WORD_BYTES, PageBitmap, words_for
-from parallel_fixedram.core.ramblock import RAMBlock
+from parallel_fixedram.core.protocols import GuestBlock
+from parallel_fixedram.core.ramblock import PageRange, RAMBlock
 from parallel_fixedram.host.channel import anonymous_memory
 
 _KINDS = 3
@@ -44,3 +45,10 @@ class SharedBitmaps:
                 position += count
             kinds.append(bitmaps)
         self.dirty, self.data, self.file = kinds
+
+
+def map_data(guest_blocks: Sequence[GuestBlock], data: Sequence[PageBitmap]) -> None:
+    """Set the bits of all pages that may hold something, one bitmap a block."""
+    for each, bitmap in zip(guest_blocks, data, strict=True):
+        whole = PageRange(0, each.block.pages)
+        bitmap.set_ranges([whole] if each.keeps_zero_pages else each.source.data_ranges(whole))

@@ -14,13 +14,13 @@ import numpy as np
 import xxhash
 from numpy.typing import NDArray
 
-from parallel_fixedram.core.bitmap import WORD_PAGES, PageBitmap, runs_of_ones
+from parallel_fixedram.core.bitmap import WORD_PAGES, Bits, PageBitmap, runs_of_ones
 from parallel_fixedram.core.mapped_ram import SavedBlock
 from parallel_fixedram.core.plan import Shard
 from parallel_fixedram.core.protocols import Channel, Pages
 from parallel_fixedram.core.trailer import DIGEST_BYTES, Extent, TrailerLayout, digested, pack_extents
 from parallel_fixedram.engine.messages import Tally
-from parallel_fixedram.engine.window import WINDOW_PAGES, Bits, WindowReader, windows
+from parallel_fixedram.engine.window import WINDOW_PAGES, WindowReader, windows
 from parallel_fixedram.host.channel import FileChannel
 
 _RANGE_PIECE = 1 << 20

@@ -6,14 +6,17 @@ against the file's length before it is used.
 
 from __future__ import annotations
 
+import mmap
+import os
 import uuid
+from collections.abc import Sequence
 from dataclasses import asdict
 from types import TracebackType
 from typing import Any
 
 import numpy as np
 
-from parallel_fixedram.core.bitmap import WORD_BYTES, PageBitmap, tail_mask, words_for
+from parallel_fixedram.core.bitmap import WORD_BYTES, WORD_PAGES, PageBitmap, tail_mask, words_for
 from parallel_fixedram.core.errors import FormatError, RequestError
 from parallel_fixedram.core.mapped_ram import SavedBlock
 from parallel_fixedram.core.migration_file import MigrationFile, parse, read_clone_blocks
@@ -23,8 +26,12 @@ from parallel_fixedram.core.uri import parse_uri
 from parallel_fixedram.engine.bitmaps import shared_words
 from parallel_fixedram.engine.digest import DigestTable
 from parallel_fixedram.host import linux
-from parallel_fixedram.host.channel import FileChannel, open_readable
+from parallel_fixedram.host.channel import FileChannel, anonymous_memory, open_readable
+from parallel_fixedram.host.page_cache import is_cold
 from parallel_fixedram.host.page_source import data_extents
+
+CACHE_SAMPLES = 64
+"""Pages of a block that are looked at to tell whether it is in the page cache."""
 
 
 class Image:
@@ -51,6 +58,7 @@ class Image:
             raise
         self.blocks = [saved for saved in self.file.blocks if not saved.absent]
         self._bitmaps: dict[str, PageBitmap] = {}
+        self._direct_fd = -1
 
     def __enter__(self) -> Image:
         return self
@@ -62,9 +70,10 @@ class Image:
 
     def close(self) -> None:
         """Close the file; more than once does no harm."""
-        if self._fd >= 0:
-            linux.close(self._fd)
-            self._fd = -1
+        for fd in (self._fd, self._direct_fd):
+            if fd >= 0:
+                linux.close(fd)
+        self._fd = self._direct_fd = -1
 
     def block(self, idstr: str) -> SavedBlock:
         """The stored block of that name.
@@ -111,6 +120,39 @@ class Image:
         except FormatError as error:
             raise error.in_file(self.path) from error
         return frozenset(saved.block.idstr for saved in found)
+
+    def open_direct(self, blocks: Sequence[SavedBlock]) -> FileChannel | None:
+        """A channel past the page cache for the pages of these blocks; None where the file system or a place refuses.
+
+        Valid until the image is closed.
+        """
+        if any((saved.header.pages_offset | saved.block.page_size) % mmap.PAGESIZE for saved in blocks):
+            return None
+        if self._direct_fd < 0:
+            fd = -1
+            try:
+                # not by its path: another file may have that name by now
+                fd = os.open(f"/proc/self/fd/{self._fd}", os.O_RDONLY | os.O_DIRECT | os.O_CLOEXEC)
+                # some take it when opened and not when read
+                os.preadv(fd, [anonymous_memory(mmap.PAGESIZE)], blocks[0].header.pages_offset)
+            except OSError:
+                if fd >= 0:
+                    linux.close(fd)
+                return None
+            self._direct_fd = fd
+        return FileChannel(self._direct_fd, self.path)
+
+    def is_cold(self, blocks: Sequence[SavedBlock]) -> bool:
+        """Whether most pages of these blocks would have to come from the device."""
+        offsets: list[int] = []
+        for saved in blocks:
+            bitmap = self.bitmap(saved.block.idstr)
+            words = np.flatnonzero(bitmap.words)
+            chosen = words[np.linspace(0, len(words) - 1, min(CACHE_SAMPLES, len(words)), dtype=int)]
+            for word in chosen.tolist():
+                first = word * WORD_PAGES
+                offsets.append(saved.page_offset(first + int(bitmap.page_bits(first, WORD_PAGES).argmax())))
+        return is_cold(self._fd, offsets)
 
     def read_pages(self, idstr: str, first: int, count: int) -> bytes:
         """The contents of pages ``first`` to ``first + count`` of a block, zeros for zero pages.

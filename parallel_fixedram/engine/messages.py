@@ -94,6 +94,8 @@ class ShardDone:
 
     shard: Shard
     tally: Tally
+    started: float
+    """When it began, on the clock of ``time.perf_counter``, which all processes of a host share."""
     seconds: float
 
 

@@ -23,8 +23,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from types import TracebackType
 
-import psutil
-
 from parallel_fixedram.core.errors import HostError, RequestError, WorkerError
 from parallel_fixedram.core.plan import Shard
 from parallel_fixedram.engine.messages import Order, Ready, ShardDone, ShardFailed, Tally, receive, send
@@ -36,7 +34,8 @@ logger = logging.getLogger(__name__)
 STALL_SECONDS = 30.0
 """How long a worker may neither move nor map a byte before it counts as stalled; noticed within twice this time."""
 
-OnDone = Callable[[ShardDone], None]
+OnDone = Callable[[ShardDone, int], None]
+"""Called with what was done, and the number of the worker that did it."""
 
 
 @dataclass(slots=True)
@@ -131,12 +130,18 @@ class WorkerPool:
                     total.add(message.tally)
                     left -= 1
                     if on_done:
-                        on_done(message)
+                        on_done(message, worker.index)
                 elif isinstance(message, ShardFailed):
                     raise message.error
                 elif message is None:
                     self._lost(worker, pending)
         return total
+
+    def dismiss(self) -> None:
+        """Nothing more is to be done: workers may end, and are not waited for until the context does."""
+        for worker in self.workers:
+            if worker.alive:
+                worker.connection.shutdown(socket.SHUT_RDWR)
 
     def _start(self, index: int) -> None:
         try:
@@ -203,6 +208,8 @@ class WorkerPool:
 
         Mapped memory counts, too: before the pause of a large guest that takes longer than a stall (PageSource.expect).
         """
+        import psutil  # takes longer to import than a small save to write, and is hardly ever needed
+
         with contextlib.suppress(psutil.Error, OSError, RuntimeError):
             process = psutil.Process(worker.pid)
             io = process.io_counters()

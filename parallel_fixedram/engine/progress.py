@@ -5,11 +5,15 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 from parallel_fixedram.core.plan import Shard
+from parallel_fixedram.core.report import ShardTrace
 from parallel_fixedram.engine.messages import ShardDone, Tally
-from parallel_fixedram.engine.pool import WorkerPool
+from parallel_fixedram.engine.pool import OnDone, WorkerPool
 
 Progress = Callable[[str, int, int], None]
 """``progress(phase, done, total)``, in bytes; called as shards are acknowledged."""
+
+Trace = Callable[[ShardTrace], None]
+"""Told who wrote which part of the file when, as shards are acknowledged."""
 
 
 def run_job(
@@ -20,7 +24,7 @@ def run_job(
     phase: str,
     page_size: int,
     progress: Progress | None,
-    on_done: Callable[[Shard], None] | None = None,
+    on_done: OnDone | None = None,
 ) -> Tally:
     """Have a pool do ``shards``.
 
@@ -38,10 +42,10 @@ def run_job(
     """
     total, done = sum(shard.pages for shard in shards) * page_size, 0
 
-    def acknowledged(message: ShardDone) -> None:
+    def acknowledged(message: ShardDone, worker: int) -> None:
         nonlocal done
         if on_done:
-            on_done(message.shard)
+            on_done(message, worker)
         done += message.shard.pages * page_size
         if progress:
             progress(phase, done, total)

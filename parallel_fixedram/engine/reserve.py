@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from parallel_fixedram.core.bitmap import PageBitmap
 from parallel_fixedram.core.mapped_ram import SavedBlock
 from parallel_fixedram.core.ramblock import PageRange
+from parallel_fixedram.engine.window import merge_runs
 from parallel_fixedram.host.publish import PendingFile
 
 JOIN_GAP_PAGES = 16
@@ -36,16 +37,24 @@ class Reservation:
         self._blocks = blocks
         self._reserved = [PageBitmap(saved.block.pages) for saved in blocks]
 
-    def take(self, number: int, data: PageBitmap) -> None:
+    def take(self, number: int, data: PageBitmap, gap_pages: int | None = None) -> None:
         """Reserve space for the pages of block ``number`` that may hold something; not every file system can.
+
+        Args:
+            number: the block.
+            data: its pages that may hold something.
+            gap_pages: gaps of up to so many pages will be written along, and every range is to be reserved: direct
+                writes into space that is not go one by one. None to reserve only where that is worth it in itself.
 
         Raises:
             HostError: there is not enough space.
         """
         saved = self._blocks[number]
-        for pages in dense_ranges(data.ranges(), JOIN_GAP_PAGES):
-            if pages.count < MIN_RESERVED_PAGES:
-                continue
+        if gap_pages is None:
+            wanted = [each for each in dense_ranges(data.ranges(), JOIN_GAP_PAGES) if each.count >= MIN_RESERVED_PAGES]
+        else:
+            wanted = [PageRange(*each) for each in merge_runs(data.runs(), gap_pages).tolist()]
+        for pages in wanted:
             if not self._pending.reserve(saved.page_offset(pages.first), pages.count * saved.block.page_size):
                 return
             self._reserved[number].set_range(pages)
@@ -70,12 +79,12 @@ class Reservation:
                     offset += len(piece)
                     most -= len(piece)
 
-    def give_back(self, file: Sequence[PageBitmap]) -> None:
-        """Make holes of what was reserved for pages that are not in the file."""
+    def give_back(self, file: Sequence[PageBitmap], gap_pages: int = 0) -> None:
+        """Make holes of what was reserved for pages that are not in the file, but for gaps that were written along."""
         for saved, reserved, present in zip(self._blocks, self._reserved, file, strict=True):
             reserved.words &= ~present.words
             for pages in reserved.ranges():
-                if pages.count >= GIVE_BACK_PAGES:
+                if pages.count >= max(GIVE_BACK_PAGES, gap_pages + 1):
                     offset = saved.page_offset(pages.first)
                     self._pending.channel.punch(offset, pages.count * saved.block.page_size)
 

@@ -7,8 +7,8 @@
         zero page, destination has data     made zero (punched, or written along with its neighbours)
         zero page, destination has a hole   left alone: never-touched memory stays untouched
 
-``pwrite`` into shared memory fills pages without a fault for each. No destination is touched before the file is
-accepted.
+``pwrite`` into shared memory fills pages without a fault for each. A file that is not in the page cache is read past
+it, ahead of the writing (``read_ahead``). No destination is touched before the file is accepted.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ from parallel_fixedram.core.bitmap import PageBitmap, runs_of_ones, words_for
 from parallel_fixedram.core.errors import ContentsDiffer, RequestError
 from parallel_fixedram.core.mapped_ram import SavedBlock
 from parallel_fixedram.core.plan import Shard, plan_shards
+from parallel_fixedram.core.protocols import Channel
 from parallel_fixedram.core.report import Difference, RestoredBlock, RestoreReport, RestoreSeconds
 from parallel_fixedram.core.units import format_count
 from parallel_fixedram.engine.bitmaps import shared_words
@@ -33,8 +34,16 @@ from parallel_fixedram.engine.image import Image
 from parallel_fixedram.engine.messages import Tally
 from parallel_fixedram.engine.pool import STALL_SECONDS, WorkerPool
 from parallel_fixedram.engine.progress import Progress, run_job
+from parallel_fixedram.engine.read_ahead import ReadAhead
 from parallel_fixedram.engine.verify import check_ranges
-from parallel_fixedram.engine.window import Window, WindowReader, merge_runs, windows
+from parallel_fixedram.engine.window import (
+    DIRECT_READ_PAGES,
+    WINDOW_PAGES,
+    Window,
+    WindowReader,
+    merge_runs,
+    windows,
+)
 from parallel_fixedram.host.channel import FileChannel
 from parallel_fixedram.host.ram_target import RamTarget
 
@@ -72,27 +81,35 @@ class _Part:
 class RestoreJob:
     """Fills the destinations with the pages of a shard."""
 
-    def __init__(self, image: Image, parts: Sequence[_Part]) -> None:
+    def __init__(self, image: Image, parts: Sequence[_Part], direct: Channel | None) -> None:
         self._image = image
         self._parts = parts
+        self._direct = direct
 
     def open(self) -> None:
-        """Allocate the read buffer (Job.open)."""
-        self._reader = WindowReader(self._image.channel, max(part.saved.block.page_size for part in self._parts))
+        """Allocate the read buffers (Job.open)."""
+        page_size = max(part.saved.block.page_size for part in self._parts)
+        self._reader: WindowReader | ReadAhead
+        if self._direct:
+            self._reader, self._window_pages = ReadAhead(self._direct, page_size, DIRECT_READ_PAGES), DIRECT_READ_PAGES
+        else:
+            self._reader, self._window_pages = WindowReader(self._image.channel, page_size), WINDOW_PAGES
 
     def run(self, shard: Shard) -> Tally:
         """Restore one shard (Job.run)."""
         part, tally = self._parts[shard.block], Tally()
-        for window in windows(part.work, shard):
-            first, count = window.first, len(window.bits)
-            present = part.present.page_bits(first, count)
-            pages = self._reader.read(part.saved, Window(first, present), tally)
+        wanted = (
+            Window(work.first, part.present.page_bits(work.first, len(work.bits)))
+            for work in windows(part.work, shard, self._window_pages)
+        )
+        for window, pages in self._reader.each(part.saved, wanted, tally):
+            first, count, present = window.first, len(window.bits), window.bits
             if part.digests:
                 tally.found_bad(shard.block, first, part.digests.mismatches(first, pages, present))
             started = time.perf_counter()
             filled = part.filled.page_bits(first, count)
             size, view = part.saved.block.page_size, pages.data.cast("B")
-            runs = merge_runs(runs_of_ones(present), filled, JOIN_ZERO_PAGES)
+            runs = merge_runs(runs_of_ones(present), JOIN_ZERO_PAGES, only=filled)
             leftover = filled & (present ^ 1)
             for start, length in runs.tolist():
                 data = view[start * size : (start + length) * size]
@@ -152,7 +169,8 @@ def restore(
                 _check_apart(image, target, targets)
                 targets.append(target)
                 parts.append(_part(image, saved, target, check_digests))
-        with WorkerPool([RestoreJob(image, parts)], channels, stall_seconds=stall_seconds) as pool:
+        direct = _cold_channel(image, [part.saved for part in parts])
+        with WorkerPool([RestoreJob(image, parts, direct)], channels, stall_seconds=stall_seconds) as pool:
             shards = plan_shards([part.work for part in parts], workers=channels)
             size = image.file.page_size
             tally = run_job(pool, 0, shards, phase="restore", page_size=size, progress=progress)
@@ -162,6 +180,7 @@ def restore(
     return RestoreReport(
         file=image.path,
         channels=channels,
+        direct_io=direct is not None,
         blocks=tuple(_restored(part, destinations[part.saved.block.idstr]) for part in parts),
         left_out=tuple(s.block.idstr for s in image.file.blocks if s.block.idstr not in destinations),
         verified=check_digests,
@@ -172,6 +191,15 @@ def restore(
         ),
         bytes=tally.bytes,
     )
+
+
+def _cold_channel(image: Image, blocks: Sequence[SavedBlock]) -> Channel | None:
+    """Past the page cache, where pages would have to come from the device anyway; None for through it.
+
+    What is cached comes from there at the speed of memory. What is not would be copied once more on its way, and push
+    out what others have cached.
+    """
+    return image.open_direct(blocks) if image.is_cold(blocks) else None
 
 
 def check_head(image: Image, *, tables: bool = True) -> None:

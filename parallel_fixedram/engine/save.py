@@ -17,46 +17,41 @@ from __future__ import annotations
 import contextlib
 import time
 from collections.abc import Sequence
+from contextlib import ExitStack
 
-from parallel_fixedram.core.bitmap import PageBitmap
-from parallel_fixedram.core.errors import FormatError, MachineError, RequestError
+from parallel_fixedram.core.bitmap import WORD_PAGES, PageBitmap
+from parallel_fixedram.core.choice import Choice, DirectIO
+from parallel_fixedram.core.errors import FormatError, HostError, MachineError, RequestError
 from parallel_fixedram.core.layout import FileLayout
 from parallel_fixedram.core.plan import Shard, plan_shards
-from parallel_fixedram.core.protocols import DirtySource, Machine
-from parallel_fixedram.core.ramblock import PageRange
+from parallel_fixedram.core.protocols import Channel, DirtySource, Machine
 from parallel_fixedram.core.report import (
     RoundReport,
     SaveBytes,
     SaveReport,
     SaveSeconds,
+    ShardTrace,
     WorkerReport,
 )
 from parallel_fixedram.core.trailer import TrailerLayout
-from parallel_fixedram.engine.bitmaps import SharedBitmaps, shared_words
+from parallel_fixedram.engine.bitmaps import SharedBitmaps, map_data, shared_words
 from parallel_fixedram.engine.clone_stream import CloneStream
+from parallel_fixedram.engine.decide import Decision, decide
 from parallel_fixedram.engine.digest import DigestJob, write_trailer
-from parallel_fixedram.engine.direct_io import open_page_channel
+from parallel_fixedram.engine.early_writeback import EarlyWriteback
 from parallel_fixedram.engine.image import block_report
-from parallel_fixedram.engine.messages import Tally
+from parallel_fixedram.engine.messages import ShardDone, Tally
 from parallel_fixedram.engine.pause import Pause
 from parallel_fixedram.engine.pool import WorkerPool
-from parallel_fixedram.engine.progress import Progress, run_job
+from parallel_fixedram.engine.progress import Progress, Trace, run_job
 from parallel_fixedram.engine.reserve import Reservation
-from parallel_fixedram.engine.save_options import Durability, SaveOptions
-from parallel_fixedram.engine.window import WINDOW_PAGES
+from parallel_fixedram.engine.save_options import Cache, Durability, SaveOptions
 from parallel_fixedram.engine.write import WriteJob
 from parallel_fixedram.host import linux
+from parallel_fixedram.host.direct_channel import DirectChannel
 from parallel_fixedram.host.facts import host_facts
-from parallel_fixedram.host.page_cache import dirty_room
+from parallel_fixedram.host.page_cache import cached_bytes, dirty_room, drop_from_cache
 from parallel_fixedram.host.publish import PendingFile
-
-GAP_PAGES_BUFFERED = 0
-"""A buffered call is cheap, and a gap that is written takes space that a hole does not."""
-GAP_PAGES_DIRECT = 16
-"""Each direct call waits for the device: at 30 % random dirty pages joining over 16 is about ten times faster."""
-
-WINDOW_PAGES_DIRECT = 2 * WINDOW_PAGES
-"""A direct write of 2 MiB keeps two requests of scattered pages in flight: about 5 % faster than 1 MiB."""
 
 SMALL_ROUND_PAGES = 1024
 """A live save stops the guest when fewer pages than this are dirty: they take about a millisecond."""
@@ -73,6 +68,7 @@ def save(
     *,
     dirty: DirtySource | None = None,
     progress: Progress | None = None,
+    trace: Trace | None = None,
 ) -> SaveReport:
     """Save a machine's RAM and device state to ``path``.
 
@@ -82,6 +78,7 @@ def save(
         options: how.
         dirty: says which pages were written, everything since before this call included; a live save needs it.
         progress: called as shards are acknowledged.
+        trace: told who wrote which part of the file when.
 
     Raises:
         FixedRamError: nothing was published, the machine goes on, and nothing is left behind; except for
@@ -91,9 +88,8 @@ def save(
         raise RequestError("a live save needs to know which pages were written, and this RAM has no dirty log")
     started = time.perf_counter()
     with PendingFile(path, overwrite=options.overwrite) as pending:
-        run = _Save(machine, pending, options, dirty, progress)
-        run.copy()
-        run.finish()
+        run = _Save(machine, pending, options, dirty, progress, trace)
+        run.carry_out()
     return run.report(time.perf_counter() - started)
 
 
@@ -107,7 +103,9 @@ class _Save:
         options: SaveOptions,
         dirty: DirtySource | None,
         progress: Progress | None,
+        trace: Trace | None,
     ) -> None:
+        self.trace = trace
         self.started = time.perf_counter()
         self.machine = machine
         self.pending = pending
@@ -132,47 +130,55 @@ class _Save:
         self.tail = b""
         self.clone: CloneStream | None = None
         self.trailer: TrailerLayout | None = None
+        self.decision: Decision
+        self.writeback: EarlyWriteback | None = None
         self.direct = False
+        self.cached_bytes: int | None = None
         self.file_bytes = self.allocated_bytes = 0
 
-    def copy(self) -> None:
-        """Everything that needs workers: pages into the file, then their digests."""
+    def carry_out(self) -> None:
+        """All of it: pages into the file, then their digests, then the rest of the file, which is published."""
         if self.layout.base:
             self.pending.copy_prefix(self.layout.base)
         self.pending.set_size(self.layout.ram_end)
-        self._map_data()
+        map_data(self.guest_blocks, self.bitmaps.data)
         waits = self.machine.prepare()
-        opened = open_page_channel(
-            self.pending,
-            self.options.direct_io,
-            live=self.live,
+        channel = self._open_direct()
+        page_size = self.layout.blocks[0].block.page_size
+        self.decision = decide(
+            self.options,
+            self.bitmaps.data,
+            page_size,
+            self.pending.folder,
             waits=waits,
-            data=self.bitmaps.data,
-            page_size=self.layout.blocks[0].block.page_size,
+            takes_direct=channel is not None if self.options.direct_io is not DirectIO.OFF else None,
         )
-        pages, self.direct = opened.channel, opened.direct
-        self.notes += [opened.note] if opened.note else []
+        self.direct = self.choice.direct
+        pages: Channel = channel if channel and self.direct else self.pending.channel
+        if isinstance(pages, DirectChannel) and not pages.has_queue(self.choice.channels):
+            self.notes.append("the kernel allows no asynchronous I/O: direct writes go one by one")
         self._reserve()
-        sources = [each.source for each in self.guest_blocks]
-        gap = self.options.max_gap_pages
-        if gap is None:
-            gap = GAP_PAGES_DIRECT if self.direct else GAP_PAGES_BUFFERED
         write = WriteJob(
             self.layout.blocks,
-            sources,
+            [each.source for each in self.guest_blocks],
             self.bitmaps,
             pages,
             digests=self.pending.channel,
             tables=self.tables,
-            max_gap_pages=gap,
-            window_pages=WINDOW_PAGES_DIRECT if self.direct else WINDOW_PAGES,
+            max_gap_pages=self.choice.gap_pages,
+            window_pages=self.choice.window_pages,
             keep_zero_pages=[each.keeps_zero_pages for each in self.guest_blocks],
             hurry=waits and not self.live,
         )
         digest = DigestJob(
             self.layout.blocks, self.bitmaps.file, self.tables, pages=pages, digests=self.pending.channel
         )
-        with WorkerPool((write, digest), self.options.channels, stall_seconds=self.options.stall_seconds) as pool:
+        with ExitStack() as stack:
+            pool = stack.enter_context(
+                WorkerPool((write, digest), self.choice.channels, stall_seconds=self.options.stall_seconds)
+            )
+            if waits and not self.direct:
+                self.writeback = stack.enter_context(EarlyWriteback(self.pending.fd, dirty_room()))
             self._rounds(pool)
             self.workers = tuple(
                 WorkerReport(shards=w.shards, written_pages=w.tally.written_pages, seconds=w.seconds)
@@ -181,17 +187,40 @@ class _Save:
             if self.trailer is None:
                 self._end_stream()
                 self._digest(pool)
+            pool.dismiss()  # they end while the file is finished
+            self._finish()
 
-    def finish(self) -> None:
+    @property
+    def choice(self) -> Choice:
+        """How pages are written."""
+        return self.decision.choice
+
+    def _open_direct(self) -> DirectChannel | None:
+        """The file past the page cache, where that is wanted and possible.
+
+        Raises:
+            HostError: it is asked for, and the file system refuses.
+        """
+        if self.options.direct_io is DirectIO.OFF:
+            return None
+        channel = self.pending.open_direct()
+        if channel is None and self.options.direct_io is DirectIO.ON:
+            raise HostError(
+                f"the file system of {self.pending.path!r} refuses direct I/O",
+                hint="--direct-io auto falls back to buffered writes",
+            )
+        return channel
+
+    def _finish(self) -> None:
         """Heads, bitmaps, tail and trailer; then sync and publish."""
         channel = self.pending.channel
-        self.space.give_back(self.bitmaps.file)
+        self.space.give_back(self.bitmaps.file, self.choice.gap_pages)
         for offset, data in self.layout.head_pieces():
             channel.write(offset, memoryview(data))
         for saved, present in zip(self.layout.blocks, self.bitmaps.file, strict=True):
             channel.write(saved.header.bitmap_offset, memoryview(present.to_bytes()))
         channel.write(self.layout.ram_end, memoryview(self.tail))
-        assert self.trailer is not None, "copy() comes first"
+        assert self.trailer is not None, "the pages come first"
         if self.clone:
             self.clone.write(channel, channel, self.trailer.clone_offset)
         write_trailer(channel, self.trailer, self.layout.blocks)
@@ -199,6 +228,9 @@ class _Save:
         if self.options.durability is Durability.FULL:
             channel.sync()
         synced = time.perf_counter()
+        if self.options.cache is Cache.DROP:
+            drop_from_cache(self.pending.fd)
+        self.cached_bytes = cached_bytes(self.pending.fd)
         status = channel.stat()
         self.file_bytes, self.allocated_bytes = status.st_size, status.st_blocks * 512
         self.pending.publish()
@@ -209,7 +241,7 @@ class _Save:
 
     def report(self, total_seconds: float) -> SaveReport:
         """What happened."""
-        channels, waited = self.options.channels, self.pause.was_running
+        channels, waited = self.choice.channels, self.pause.was_running
         return SaveReport(
             file=self.pending.path,
             channels=channels,
@@ -239,18 +271,13 @@ class _Save:
                 written=self.written.bytes,
                 file=self.file_bytes,
                 allocated=self.allocated_bytes,
+                cached=self.cached_bytes,
             ),
+            choice=self.decision.report(),
             workers=self.workers,
             host=host_facts(self.pending.path),
             notes=tuple(self.notes),
         )
-
-    def _map_data(self) -> None:
-        """Learn which pages may hold something."""
-        for each, data in zip(self.guest_blocks, self.bitmaps.data, strict=True):
-            whole = PageRange(0, each.block.pages)
-            for found in [whole] if each.keeps_zero_pages else each.source.data_ranges(whole):
-                data.set_range(found)
 
     def _map_grown(self) -> None:
         """Learn which pages were touched since then; the guest waits."""
@@ -262,7 +289,7 @@ class _Save:
         """Reserve space for the data; not where the source cannot tell data from holes, which may be nearly all."""
         for number, (each, data) in enumerate(zip(self.guest_blocks, self.bitmaps.data, strict=True)):
             if each.source.tells_holes:
-                self.space.take(number, data)
+                self.space.take(number, data, self.choice.gap_pages if self.direct else None)
 
     def _rounds(self, pool: WorkerPool) -> None:
         for bitmap in self.bitmaps.dirty:
@@ -306,7 +333,7 @@ class _Save:
                 bitmap.set_all()
         for dirty, some in zip(self.bitmaps.dirty, firmware, strict=True):
             dirty.words |= some.words
-        self._run(pool, _WRITE, plan_shards(firmware, workers=self.options.channels))
+        self._run(pool, _WRITE, plan_shards(firmware, workers=self.choice.channels))
         for dirty, some in zip(self.bitmaps.dirty, firmware, strict=True):
             dirty.words |= some.words
         self.pause.prepare()
@@ -356,7 +383,14 @@ class _Save:
         for dirty, data in zip(self.bitmaps.dirty, self.bitmaps.data, strict=True):
             dirty.words &= data.words  # a page outside of data is zero and always was: nothing to do
         tally = self._run(
-            pool, _WRITE, plan_shards(self.bitmaps.dirty, workers=self.options.channels, round_number=number)
+            pool,
+            _WRITE,
+            plan_shards(
+                self.bitmaps.dirty,
+                workers=self.choice.channels,
+                round_number=number,
+                target=self.choice.shard_pages if number == 0 else self.options.shard_pages,
+            ),
         )
         self.written.add(tally)
         self.rounds.append(
@@ -374,12 +408,19 @@ class _Save:
         if self.options.durability is Durability.FULL:
             with contextlib.suppress(OSError):  # a hint; the sync at the end is what counts
                 linux.start_writeback(self.pending.fd)  # the device writes while the digests are computed
-        self._run(pool, _DIGEST, plan_shards(self.bitmaps.file, workers=self.options.channels))
+        self._run(pool, _DIGEST, plan_shards(self.bitmaps.file, workers=self.choice.channels))
         self.digest_seconds = time.perf_counter() - started
 
     def _run(self, pool: WorkerPool, job: int, shards: Sequence[Shard]) -> Tally:
-        def clean(shard: Shard) -> None:  # only when it is acknowledged: a lost shard's pages stay dirty
+        writeback = self.writeback
+
+        def written(message: ShardDone, worker: int) -> None:
+            shard = message.shard  # its pages are clean only now: those of a lost shard stay dirty
             self.bitmaps.dirty[shard.block].words[shard.first_word : shard.first_word + shard.words] = 0
+            if self.trace:
+                self.trace(self._traced(message, worker))
+            if writeback and message.tally.bytes:
+                writeback.wrote(*self._span(message.shard), message.tally.bytes)
 
         return run_job(
             pool,
@@ -388,5 +429,25 @@ class _Save:
             phase=PHASES[job],
             page_size=self.layout.blocks[0].block.page_size,
             progress=self.progress,
-            on_done=clean if job == _WRITE else None,
+            on_done=written if job == _WRITE else None,
+        )
+
+    def _span(self, shard: Shard) -> tuple[int, int]:
+        """File offset of a shard's first page, and bytes from there to its end."""
+        saved, first = self.layout.blocks[shard.block], shard.first_word * WORD_PAGES
+        pages = min(shard.words * WORD_PAGES, saved.block.pages - first)
+        return saved.page_offset(first), pages * saved.block.page_size
+
+    def _traced(self, message: ShardDone, worker: int) -> ShardTrace:
+        shard, (offset, length) = message.shard, self._span(message.shard)
+        return ShardTrace(
+            worker=worker,
+            round=shard.round,
+            block=shard.block,
+            first_page=shard.first_word * WORD_PAGES,
+            pages=length // self.layout.blocks[shard.block].block.page_size,
+            offset=offset,
+            bytes=message.tally.bytes,
+            started=message.started - self.started,
+            ended=message.started - self.started + message.seconds,
         )

@@ -3,32 +3,32 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
-from parallel_fixedram.core.bitmap import WORD_PAGES, PageBitmap, runs_of_ones
+from parallel_fixedram.core.bitmap import WORD_PAGES, Bits, PageBitmap, Runs, runs_of_ones
 from parallel_fixedram.core.mapped_ram import SavedBlock
 from parallel_fixedram.core.plan import Shard
 from parallel_fixedram.core.protocols import Channel, Pages
 from parallel_fixedram.engine.messages import Tally
-from parallel_fixedram.host.channel import anonymous_memory
+from parallel_fixedram.host.channel import huge_memory
 
 WINDOW_PAGES = 256
 """Pages in a window: 1 MiB, past which a larger write is not faster."""
 
+DIRECT_READ_PAGES = 512
+"""Pages in a window that is read past the page cache: 2 MiB, a huge page, from which on a device reads at its speed."""
+
 READ_GAP_PAGES = 16
 """Absent pages read along to join two reads into one; they are holes and cost little."""
-
-Bits = NDArray[np.uint8]
-Runs = NDArray[np.int64]
 
 
 @dataclass(frozen=True, slots=True)
 class Window:
-    """Up to WINDOW_PAGES pages of one block."""
+    """Some pages of one block, up to WINDOW_PAGES unless told otherwise."""
 
     first: int
     """First page."""
@@ -36,11 +36,11 @@ class Window:
     """1 for every page that counts, shape (pages,)."""
 
 
-def windows(bitmap: PageBitmap, shard: Shard) -> Iterator[Window]:
-    """The windows of a shard that have a bit set."""
+def windows(bitmap: PageBitmap, shard: Shard, pages: int = WINDOW_PAGES) -> Iterator[Window]:
+    """The windows of a shard that have a bit set, of up to so many pages."""
     bits = bitmap.bits(shard.first_word, shard.words)
-    for start in range(0, len(bits), WINDOW_PAGES):
-        window = bits[start : start + WINDOW_PAGES]
+    for start in range(0, len(bits), pages):
+        window = bits[start : start + pages]
         if window.any():
             yield Window(shard.first_word * WORD_PAGES + start, window)
 
@@ -51,21 +51,34 @@ class WindowReader:
     Args:
         channel: the file.
         page_size: of the largest page it will have to hold, bytes.
+        window_pages: of the largest window.
+        gap_pages: absent pages read along to join two reads into one.
     """
 
-    def __init__(self, channel: Channel, page_size: int) -> None:
+    def __init__(
+        self,
+        channel: Channel,
+        page_size: int,
+        window_pages: int = WINDOW_PAGES,
+        gap_pages: int = READ_GAP_PAGES,
+    ) -> None:
         self._channel = channel
-        self._buffer = memoryview(anonymous_memory(WINDOW_PAGES * page_size))
+        self._gap_pages = gap_pages
+        self._buffer = huge_memory(window_pages * page_size)
+
+    def each(self, saved: SavedBlock, windows: Iterable[Window], tally: Tally) -> Iterator[tuple[Window, Pages]]:
+        """Each window with its pages, valid until the next one is asked for."""
+        for window in windows:
+            yield window, self.read(saved, window, tally)
 
     def read(self, saved: SavedBlock, window: Window, tally: Tally) -> Pages:
         """The pages of a window, shape (pages, page_size / 8), zero where the bit is 0; valid until the next call."""
         started = time.perf_counter()
         size = saved.block.page_size
-        everything = np.ones(len(window.bits), np.uint8)
-        for start, count in merge_runs(runs_of_ones(window.bits), everything, READ_GAP_PAGES).tolist():
+        for start, count in merge_runs(runs_of_ones(window.bits), self._gap_pages).tolist():
             view = self._buffer[start * size : (start + count) * size]
             self._channel.read(saved.page_offset(window.first + start), view)
-            tally.bytes += len(view)
+        tally.bytes += int(np.count_nonzero(window.bits)) * size
         pages = np.frombuffer(self._buffer, np.uint64, len(window.bits) * size // 8).reshape(-1, size // 8)
         if not window.bits.all():
             pages[window.bits == 0] = 0
@@ -79,20 +92,21 @@ def nonzero_pages(pages: NDArray[np.uint64]) -> Bits:
     return found
 
 
-def merge_runs(runs: Runs, data: Bits, max_gap_pages: int) -> Runs:
-    """Join runs over gaps of at most ``max_gap_pages`` pages, none of which lies outside ``data``.
+def merge_runs(runs: Runs, max_gap_pages: int, only: Bits | None = None) -> Runs:
+    """Join runs over gaps of at most ``max_gap_pages`` pages.
 
     Args:
         runs: first page and length of each, shape (runs, 2), ascending.
-        data: 1 for every page that may be read.
         max_gap_pages: 0 leaves the runs as they are.
+        only: 1 for every page that a gap may have, if not all.
     """
     if max_gap_pages == 0 or len(runs) < 2:
         return runs
     ends = runs[:, 0] + runs[:, 1]
-    unreadable = np.concatenate(([0], np.cumsum(data == 0)))
-    gaps = runs[1:, 0] - ends[:-1]
-    join = (gaps <= max_gap_pages) & (unreadable[runs[1:, 0]] == unreadable[ends[:-1]])
+    join = runs[1:, 0] - ends[:-1] <= max_gap_pages
+    if only is not None:
+        others = np.concatenate(([0], np.cumsum(only == 0)))
+        join &= others[runs[1:, 0]] == others[ends[:-1]]
     firsts = runs[np.concatenate(([True], ~join)), 0]
     lasts = ends[np.concatenate((~join, [True]))]
     return np.stack((firsts, lasts - firsts), axis=1)

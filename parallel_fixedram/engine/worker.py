@@ -60,7 +60,7 @@ def work(
         while isinstance(order := receive(connection), Order):
             started = time.perf_counter()
             tally = jobs[order.job].run(order.shard)
-            send(connection, ShardDone(order.shard, tally, time.perf_counter() - started))
+            send(connection, ShardDone(order.shard, tally, started, time.perf_counter() - started))
         code = 0
     except FixedRamError as error:
         send(connection, ShardFailed(error))

@@ -2,7 +2,11 @@
 
 For every window of 256 pages (1 MiB): test the readable pages for zero, then write what is dirty and not zero. The test
 has just brought the window into the cache, so the copy that follows is cheap; a page is touched by nothing else. Direct
-writes copy nothing, and a window of 2 MiB keeps the device busier.
+writes copy nothing: they are only begun, and while the device works the next window is tested and digests are computed.
+
+Runs close to each other are written as one, the gap between them along with them, where that is cheaper than a second
+call. What is written over a gap is what RAM holds there; where it was never touched it is not read, and zeros are
+written.
 
 A page that is zero gets no bytes but a clear bit; its place in the file reads as zeros because nothing was ever written
 there, or because it is punched out. In the rounds of a live save, any dirty page may have been written before, by an
@@ -17,17 +21,17 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from parallel_fixedram.core.bitmap import WORD_PAGES, runs_of_ones
+from parallel_fixedram.core.bitmap import WORD_PAGES, Bits, runs_of_ones
 from parallel_fixedram.core.mapped_ram import SavedBlock
 from parallel_fixedram.core.plan import Shard
-from parallel_fixedram.core.protocols import Channel, PageSource
+from parallel_fixedram.core.protocols import Channel, Pages, PageSource
 from parallel_fixedram.engine.bitmaps import SharedBitmaps
 from parallel_fixedram.engine.digest import page_digests, write_digests
 from parallel_fixedram.engine.messages import Tally
-from parallel_fixedram.engine.window import WINDOW_PAGES, Bits, merge_runs, nonzero_pages
+from parallel_fixedram.engine.window import WINDOW_PAGES, merge_runs, nonzero_pages
 
 MAX_SCAN_RUNS = 8
-"""Dirty runs in a window up to which each is tested for zero pages by itself."""
+"""Dirty runs in a window up to which each is tested for zero pages in its place; more are picked out first."""
 
 
 class WriteJob:
@@ -40,7 +44,7 @@ class WriteJob:
         channel: the file.
         digests: the file as a channel that takes unaligned writes.
         tables: where the digest of page 0 of each block goes, in shared memory; 0 while no digests are wanted.
-        max_gap_pages: how many clean or zero pages may be written along to join two writes into one.
+        max_gap_pages: how many clean, zero or never-touched pages may be written along to join two writes into one.
         window_pages: how many pages are tested and then written at a time.
         keep_zero_pages: one a block, whether its zero pages are written like others.
         hurry: whether a guest will wait, so that what can be done before is worth its time.
@@ -93,6 +97,7 @@ class WriteJob:
                 continue
             store = self._write_window(shard, first_page + start, dirty[window], data[window], digests[window], tally)
             present[window] = np.where(dirty[window], store, present[window])
+        self._settle(tally)
         file.put_bits(shard.first_word, present)
         if table := int(self._tables[shard.block]):
             write_digests(self._digests, table, first_page, digests)
@@ -103,23 +108,26 @@ class WriteJob:
     ) -> Bits:
         """Write a window that starts at page ``first``; returns which of its dirty pages are in the file now."""
         saved, source, clock = self._blocks[shard.block], self._sources[shard.block], time.perf_counter
+        if not source.lasting:
+            self._settle(tally)
         started = clock()
+        pages = source.pages(first, len(dirty), data if self._max_gap_pages else dirty & data)
         store = dirty
         if not self._keep_zero_pages[shard.block]:
-            store = dirty & self._nonzero(shard.block, first, dirty, data)
-        runs = merge_runs(runs_of_ones(store), data, self._max_gap_pages)
-        tally.scan_seconds += clock() - started
-        for start, count in runs.tolist():
-            pages = source.pages(first + start, count)
-            started = clock()
-            self._channel.write(saved.page_offset(first + start), pages.data.cast("B"))
+            store = dirty & _nonzero(pages, dirty, data)
+        runs = merge_runs(runs_of_ones(store), self._max_gap_pages)
+        scanned = clock()
+        tally.scan_seconds += scanned - started
+        if len(runs):
+            self._channel.write_runs(saved.page_offset(first), pages, runs, data)
             written = clock()
+            tally.write_seconds += written - scanned
             if self._tables[shard.block]:
-                digests[start : start + count] = page_digests(pages, store[start : start + count])
-            tally.write_seconds += written - started
-            tally.digest_seconds += clock() - written
-        if shard.round > 0:
-            for start, count in runs_of_ones(dirty & (store ^ 1)).tolist():
+                digests[:] = page_digests(pages, store)
+                tally.digest_seconds += clock() - written
+        if shard.round > 0 and len(zeros := runs_of_ones(dirty & (store ^ 1))):
+            self._settle(tally)  # a write along with neighbours must not come after the hole
+            for start, count in zeros.tolist():
                 self._channel.punch(saved.page_offset(first + start), count * saved.block.page_size)
         stored, moved = int(np.count_nonzero(store)), int(runs[:, 1].sum())
         tally.written_pages += stored
@@ -128,12 +136,22 @@ class WriteJob:
         tally.bytes += moved * saved.block.page_size
         return store
 
-    def _nonzero(self, block: int, first: int, dirty: Bits, data: Bits) -> Bits:
-        """Which dirty pages of a window are not zero; reads no page outside ``data``."""
-        runs = runs_of_ones(dirty)
-        if len(runs) > MAX_SCAN_RUNS:
-            runs = runs_of_ones(data)  # a look at the clean pages between them costs less than so many calls
-        found = np.zeros(len(data), np.uint8)
-        for start, count in runs.tolist():
-            found[start : start + count] = nonzero_pages(self._sources[block].pages(first + start, count))
+    def _settle(self, tally: Tally) -> None:
+        started = time.perf_counter()
+        self._channel.settle()
+        tally.write_seconds += time.perf_counter() - started
+
+
+def _nonzero(pages: Pages, dirty: Bits, data: Bits) -> Bits:
+    """Which dirty pages of a window are not zero; reads no page outside ``data``."""
+    found = np.zeros(len(data), np.uint8)
+    runs = runs_of_ones(dirty & data)
+    if len(runs) > MAX_SCAN_RUNS:
+        some = np.flatnonzero(dirty & data)
+        found[some] = pages[some, 0] != 0  # one word tells of most pages that hold something
+        rest = some[found[some] == 0]
+        found[rest] = nonzero_pages(pages[rest])
         return found
+    for start, count in runs.tolist():
+        found[start : start + count] = nonzero_pages(pages[start : start + count])
+    return found

@@ -22,8 +22,6 @@ from contextlib import ExitStack, closing
 from types import TracebackType
 from typing import Self
 
-import psutil
-
 from parallel_fixedram.core.errors import HostError, MachineError
 from parallel_fixedram.core.protocols import GuestBlock
 from parallel_fixedram.core.ramblock import TARGET_PAGE_SIZE, RAMBlock
@@ -32,6 +30,7 @@ from parallel_fixedram.guest import child
 from parallel_fixedram.guest.dirty_log import DirtyLog
 from parallel_fixedram.guest.spec import GuestSpec
 from parallel_fixedram.host import processes, signals
+from parallel_fixedram.host.facts import memory_bytes
 from parallel_fixedram.host.page_source import MappedSource
 
 MACHINE_NAME = "parallel-fixedram"
@@ -226,8 +225,8 @@ def _check_memory(spec: GuestSpec) -> None:
     Raises:
         HostError: the pages to be written do not fit into the memory that is available.
     """
-    needed, available = spec.written_pages * TARGET_PAGE_SIZE, psutil.virtual_memory().available
-    if needed > available:
+    needed, available = spec.written_pages * TARGET_PAGE_SIZE, memory_bytes("MemAvailable")
+    if available is not None and needed > available:
         raise HostError(
             f"the guest writes {format_size(needed)} of RAM, but only {format_size(available)} of memory are available",
             hint="give it a smaller size= or fraction=",

@@ -2,7 +2,7 @@
 
 Booting fills the pages the workload asks for, then each step rewrites up to 256 of them::
 
-    GuestSpec --> Program.boot(ram), Program.step(ram, 1), Program.step(ram, 2), ...
+    GuestSpec --> Program.boot(), Program.step(ram, 1), Program.step(ram, 2), ...
 
 The guest's process and a test's twin run the same program, one on shared memory, one on an array.
 
@@ -44,7 +44,7 @@ _PROSE = (
 )
 
 _Numbers = NDArray[np.uint64]
-_Indices = NDArray[np.int64]
+Indices = NDArray[np.int64]
 
 
 class Program:
@@ -59,26 +59,25 @@ class Program:
         self._batch = np.empty((BATCH_PAGES, PAGE_WORDS), np.uint64)
         self._filler = self._text() if spec.workload is Workload.TEXT else self._noise()
 
-    def boot(self, ram: Pages) -> Iterator[_Indices]:
-        """Fill RAM, in as many pieces as it takes; ``ram`` is zero before, shape (pages, 512).
+    def boot(self) -> Iterator[tuple[Indices, Pages]]:
+        """What booting writes into RAM that is zero before, in as many pieces as it takes.
 
         Yields:
-            The pages just written.
+            Pages, and what they are to hold, shape (pages, 512), valid until the next piece.
         """
         for first in range(0, self._spec.written_pages, BATCH_PAGES):
             after = min(first + BATCH_PAGES, self._spec.written_pages)
             pages = self._places(np.arange(first, after, dtype=np.uint64))
-            self._write(ram, pages, 0)
-            yield pages
+            yield pages, self._contents(pages, 0)
 
-    def step(self, ram: Pages, number: int) -> _Indices:
+    def step(self, ram: Pages, number: int) -> Indices:
         """Do step ``number``, the first one being 1.
 
         Returns:
             The pages written, ascending, none twice.
         """
         pages = np.unique(self._places(self._choose(number)))
-        self._write(ram, pages, number)
+        ram[pages] = self._contents(pages, number)
         return pages
 
     def _choose(self, step: int) -> _Numbers:
@@ -98,13 +97,14 @@ class Program:
         hot = scatter(draws % np.uint64(hot_pages), written, self._stream(_HOT_PLACES))
         return np.where((draws >> np.uint64(32)) % np.uint64(10) < _HOT_WRITES, hot, anywhere)
 
-    def _places(self, indices: _Numbers) -> _Indices:
+    def _places(self, indices: _Numbers) -> Indices:
         """The pages with these indices among the written ones."""
         if self._spec.workload is Workload.RANDOM:
             indices = scatter(indices, self._spec.pages, self._stream(_PLACES))
         return indices.astype(np.int64)
 
-    def _write(self, ram: Pages, pages: _Indices, step: int) -> None:
+    def _contents(self, pages: Indices, step: int) -> Pages:
+        """What a step writes into pages, shape (pages, 512), valid until the next call."""
         batch = self._batch[: len(pages)]
         keys = mix(pages.astype(np.uint64) + self._stream(_CONTENT, step))
         if self._spec.workload is Workload.TEXT:
@@ -117,7 +117,7 @@ class Program:
             batch ^= keys[:, None]
         batch[:, 0] = pages
         batch[:, 1] = step
-        ram[pages] = batch
+        return batch
 
     def _stream(self, purpose: int, step: int = 0) -> _Numbers:
         """Where the stream of numbers for this purpose and step starts, shape (1,)."""
@@ -145,8 +145,8 @@ def render(spec: GuestSpec, steps: int = 0) -> Pages:
     """RAM of the guest after booting and ``steps`` steps, shape (pages, 512), in private memory."""
     ram = np.zeros((spec.pages, PAGE_WORDS), np.uint64)
     program = Program(spec)
-    for _ in program.boot(ram):
-        pass
+    for pages, contents in program.boot():
+        ram[pages] = contents
     for number in range(1, steps + 1):
         program.step(ram, number)
     return ram

@@ -4,11 +4,21 @@ from __future__ import annotations
 
 import os
 import platform
+import re
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
-import psutil
+
+T = TypeVar("T")
+
+
+class _Mount(NamedTuple):
+    """A line of /proc/self/mounts."""
+
+    point: str
+    file_system: str
+    options: str
 
 
 def host_facts(path: str) -> dict[str, Any]:
@@ -19,26 +29,47 @@ def host_facts(path: str) -> dict[str, Any]:
     """
     mount = _or_none(lambda: _mount_of(os.path.realpath(path)))
     return {
-        "cpus": _or_none(lambda: psutil.cpu_count(logical=True)),
-        "memory": _or_none(lambda: psutil.virtual_memory().total),
+        "cpus": os.cpu_count(),
+        "memory": memory_bytes("MemTotal"),
         "kernel": platform.release(),
         "machine": platform.machine(),
         "python": platform.python_version(),
         "numpy": np.__version__,
-        "file_system": mount.fstype if mount else None,
-        "mount_options": mount.opts if mount else None,
+        "file_system": mount.file_system if mount else None,
+        "mount_options": mount.options if mount else None,
     }
 
 
-def _or_none(fact: Callable[[], Any]) -> Any:
+def memory_bytes(what: str) -> int | None:
+    """A figure of /proc/meminfo, such as ``MemTotal`` or ``MemAvailable``; None where the system does not tell."""
+    return _or_none(lambda: _meminfo()[what])
+
+
+def _meminfo() -> dict[str, int]:
+    with open("/proc/meminfo", encoding="ascii") as file:
+        return {name: int(figure.split()[0]) * 1024 for name, figure in (line.split(":") for line in file)}
+
+
+def _or_none(fact: Callable[[], T]) -> T | None:
     """The fact, or None: a finished save does not fail because /proc cannot be read."""
     try:
         return fact()
-    except (OSError, RuntimeError, ValueError, psutil.Error):
+    except (OSError, RuntimeError, LookupError, ValueError):
         return None
 
 
-def _mount_of(path: str) -> Any:
-    """The mounted file system that holds ``path``: the longest mount point that is a prefix of it."""
-    mounts = [m for m in psutil.disk_partitions(all=True) if os.path.commonpath((m.mountpoint, path)) == m.mountpoint]
-    return max(mounts, key=lambda mount: len(mount.mountpoint), default=None)
+def _mount_of(path: str) -> _Mount | None:
+    """The file system that holds ``path``: its mount point is the longest that is a prefix, the last of equals."""
+    found = None
+    with open("/proc/self/mounts", encoding="utf-8", errors="surrogateescape") as file:
+        for line in file:
+            mount = _Mount(*(_unescaped(each) for each in line.split(" ")[1:4]))
+            inside = os.path.commonpath((mount.point, path)) == mount.point
+            if inside and (found is None or len(mount.point) >= len(found.point)):
+                found = mount
+    return found
+
+
+def _unescaped(field: str) -> str:
+    """What getmntent(3) makes of a field: blanks and backslashes are written as ``\\040`` and the like."""
+    return re.sub(r"\\([0-7]{3})", lambda match: chr(int(match[1], 8)), field)

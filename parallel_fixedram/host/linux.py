@@ -19,6 +19,7 @@ PR_SET_PDEATHSIG = 1  # linux/prctl.h
 MADV_POPULATE_READ = 22  # asm-generic/mman-common.h
 HUGETLBFS_MAGIC = 0x958458F6  # linux/magic.h
 TMPFS_MAGIC = 0x01021994
+SYS_CACHESTAT = 451  # asm-generic/unistd.h; the same number everywhere
 PAGE_IS_PRESENT = 1 << 3  # linux/fs.h
 PAGE_IS_SWAPPED = 1 << 4
 PAGE_IS_PFNZERO = 1 << 5
@@ -29,6 +30,7 @@ _libc.renameat2.argtypes = (ctypes.c_int, ctypes.c_char_p, ctypes.c_int, ctypes.
 _libc.sync_file_range.argtypes = (ctypes.c_int, ctypes.c_int64, ctypes.c_int64, ctypes.c_uint)
 _libc.mincore.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_void_p)
 _libc.process_vm_readv.restype = ctypes.c_ssize_t
+_libc.syscall.restype = ctypes.c_long
 
 
 class _Iovec(ctypes.Structure):
@@ -45,6 +47,21 @@ _libc.process_vm_readv.argtypes = (
     ctypes.c_ulong,
     ctypes.c_ulong,
 )
+
+
+class _CachestatRange(ctypes.Structure):
+    """struct cachestat_range of linux/mman.h."""
+
+    _fields_ = (("off", ctypes.c_uint64), ("len", ctypes.c_uint64))
+
+
+class _Cachestat(ctypes.Structure):
+    """struct cachestat of linux/mman.h."""
+
+    _fields_ = tuple(
+        (name, ctypes.c_uint64)
+        for name in ("nr_cache", "nr_dirty", "nr_writeback", "nr_evicted", "nr_recently_evicted")
+    )
 
 
 class _PmScanArg(ctypes.Structure):
@@ -101,9 +118,9 @@ def close(fd: int) -> None:
         os.close(fd)
 
 
-def start_writeback(fd: int) -> None:
-    """Start writing the file's dirty page cache to its device without waiting for it (sync_file_range(2))."""
-    _check(_libc.sync_file_range(fd, 0, 0, SYNC_FILE_RANGE_WRITE))
+def start_writeback(fd: int, offset: int = 0, length: int = 0) -> None:
+    """Start writing dirty page cache to the device without waiting for it (sync_file_range(2)); 0 for all the rest."""
+    _check(_libc.sync_file_range(fd, offset, length, SYNC_FILE_RANGE_WRITE))
 
 
 def die_with_parent(signum: int, parent: int) -> None:
@@ -141,6 +158,19 @@ def mincore(address: int, length: int, into: NDArray[np.uint8]) -> None:
     write the file is told 1 for every page.
     """
     _check(_libc.mincore(address, length, into.ctypes.data))
+
+
+def cachestat(fd: int, offset: int = 0, length: int = 0) -> int:
+    """cachestat(2) of Linux 6.5: how many pages of these bytes of a file are in the page cache; length 0: to its end.
+
+    Raises:
+        OSError: ENOSYS where the kernel is older; EOPNOTSUPP on huge pages; EPERM for who neither owns the file nor may
+            write it.
+    """
+    found = _Cachestat()
+    what = _CachestatRange(offset, length)
+    _check(_libc.syscall(SYS_CACHESTAT, fd, ctypes.byref(what), ctypes.byref(found), 0))
+    return int(found.nr_cache)
 
 
 def process_vm_readv(pid: int, address: int, into: memoryview) -> int:

@@ -7,22 +7,38 @@ import mmap
 import os
 from collections.abc import Sequence
 
+from parallel_fixedram.core.errors import HostError
+from parallel_fixedram.host import linux
+
 
 def is_cold(fd: int, offsets: Sequence[int]) -> bool:
     """Whether most of the bytes at ``offsets`` would have to come from the device.
 
-    Asked with ``preadv2(RWF_NOWAIT)``, which fails where it would have to wait; memory file systems, and those that
-    cannot tell, count as warm.
+    Memory file systems, and those that cannot tell, count as warm, and so does what lies behind the end of the file.
     """
-    cold = 0
-    for offset in offsets:
+    try:
+        length = os.fstat(fd).st_size
+        inside = [offset for offset in offsets if offset < length]
+        cold = 0 if linux.is_tmpfs(fd) else sum(not _is_cached(fd, offset) for offset in inside)
+    except OSError:
+        return False
+    return 2 * cold > len(offsets)
+
+
+def _is_cached(fd: int, offset: int) -> bool:
+    """Asks cachestat(2), which does nothing else; where it tells not ``preadv2(RWF_NOWAIT)``, which starts to read.
+
+    Raises:
+        OSError: both refuse.
+    """
+    try:
+        return linux.cachestat(fd, offset, 1) > 0
+    except OSError:
         try:
             os.preadv(fd, [bytearray(1)], offset, os.RWF_NOWAIT)
-        except OSError as error:
-            if error.errno != errno.EAGAIN:
-                return False
-            cold += 1
-    return 2 * cold > len(offsets)
+        except BlockingIOError:
+            return False
+        return True
 
 
 def takes_direct_io(path: str) -> bool:
@@ -32,6 +48,35 @@ def takes_direct_io(path: str) -> bool:
     except OSError:
         return False
     return True
+
+
+def cached_bytes(fd: int) -> int | None:
+    """How many bytes of a file are in the page cache, by whole pages; None where the kernel does not tell.
+
+    A file in shared memory is there with all that it holds, but for what is in swap.
+    """
+    try:
+        return linux.cachestat(fd) * mmap.PAGESIZE
+    except OSError as error:
+        if error.errno in (errno.ENOSYS, errno.EOPNOTSUPP, errno.EPERM):
+            return None
+        raise HostError.from_os("cannot ask what is cached", error) from error
+
+
+def drop_from_cache(fd: int) -> None:
+    """Take a file out of the page cache: written to its device first, for what is dirty stays.
+
+    What another process has mapped, or is using at the moment, stays, too; and so does a file in shared memory, which
+    has no other place.
+
+    Raises:
+        HostError: it cannot be written to its device.
+    """
+    try:
+        os.fsync(fd)
+        os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
+    except OSError as error:
+        raise HostError.from_os("cannot take a file out of the page cache", error) from error
 
 
 def dirty_room() -> int:

@@ -22,7 +22,7 @@ from collections.abc import Iterator
 import numpy as np
 from numpy.typing import NDArray
 
-from parallel_fixedram.core.bitmap import WORD_PAGES, PageBitmap
+from parallel_fixedram.core.bitmap import WORD_PAGES, Bits, PageBitmap, runs_of_ones
 from parallel_fixedram.core.errors import HostError, RequestError
 from parallel_fixedram.core.protocols import Pages, PageSource
 from parallel_fixedram.core.ramblock import TARGET_PAGE_SIZE, PageRange
@@ -35,6 +35,12 @@ _CHUNK_PAGES = _CHUNK_WORDS * WORD_PAGES
 
 _MANY_GAPS = 64
 """Gaps in a chunk from which on one ``mincore`` is quicker than an ``lseek`` for each of them (measured: about 100)."""
+
+_MANY_EXTENTS = 1024
+"""Data ranges from which on it is worth asking whether the page cache is quicker to ask than the file system."""
+
+_SPARSE_PAGES = 64
+"""Pages a data range and the hole behind it take on average, up to which it is (measured: about 100)."""
 
 _FEW_PAGES = 16
 """Pages that one fault maps around the one that is read."""
@@ -53,6 +59,7 @@ class MappedSource:
     """
 
     tells_holes = True
+    lasting = True
 
     def __init__(self, fd: int, *, offset: int = 0, length: int, page_size: int = TARGET_PAGE_SIZE) -> None:
         self._fd = os.dup(fd)
@@ -86,7 +93,7 @@ class MappedSource:
                 except OSError:
                     return  # Linux before 5.14
 
-    def pages(self, first: int, count: int) -> Pages:
+    def pages(self, first: int, count: int, wanted: Bits | None = None) -> Pages:
         """A view of the mapping: no byte is copied (PageSource.pages)."""
         assert self._pages is not None, "open() comes first"
         return self._pages[first : first + count]
@@ -95,15 +102,43 @@ class MappedSource:
         """What SEEK_DATA and SEEK_HOLE say; everything where the file system does not know (PageSource.data_ranges)."""
         if self._swapped_out is None or within.count * self._page_size == self._length:
             self._swapped_out = swapped_out()  # asked before: what goes to swap from here on may be missed by the cache
-        first = self._offset + within.first * self._page_size
         found: list[PageRange] = []
+        for each in self._extents(within):
+            if (
+                len(found) > _MANY_EXTENTS
+                and each.end < within.first + len(found) * _SPARSE_PAGES
+                and self._never_swapped()
+            ):
+                return [*found, *self._resident(PageRange(each.first, within.end - each.first))]
+            if found and found[-1].end >= each.first:
+                each = PageRange(found[-1].first, each.end - found.pop().first)
+            found.append(each)
+        return found
+
+    def _extents(self, within: PageRange) -> Iterator[PageRange]:
+        """What the file system says is data, as whole pages."""
+        first = self._offset + within.first * self._page_size
         for start, end in data_extents(self._fd, first, first + within.count * self._page_size):
             page = (start - self._offset) // self._page_size
-            after = -(-(end - self._offset) // self._page_size)
-            if found and found[-1].end >= page:
-                page = found.pop().first
-            found.append(PageRange(page, after - page))
-        return found
+            yield PageRange(page, -(-(end - self._offset) // self._page_size) - page)
+
+    def _never_swapped(self) -> bool:
+        """Whether the page cache knows every page that holds something, since nothing ever went to swap."""
+        return self._swapped_out == 0 and self._cache_tells()
+
+    def _resident(self, within: PageRange) -> list[PageRange]:
+        """What is in the page cache, or, if anything went to swap while that was asked, what the file system says."""
+        found, opened = PageBitmap(self._length // self._page_size), self._pages is not None
+        for page in range(within.first // _CHUNK_PAGES * _CHUNK_PAGES, within.end, _CHUNK_PAGES):
+            found.put_bits(page // WORD_PAGES, self._in_cache(page, found.pages))
+        if not opened:  # whoever reads maps for itself, and notices then if the file became shorter
+            self._pages = self._view = None
+        if swapped_out() != self._swapped_out:
+            return list(self._extents(within))
+        runs = found.runs()
+        first, end = np.maximum(runs[:, 0], within.first), np.minimum(runs[:, 0] + runs[:, 1], within.end)
+        inside = np.flatnonzero(first < end)
+        return [PageRange(*each) for each in zip(first[inside].tolist(), (end - first)[inside].tolist(), strict=True)]
 
     def grown(self, data: PageBitmap) -> list[PageRange]:
         """Asks the page cache where gaps are many, the file where they are few (PageSource.grown).
@@ -171,6 +206,8 @@ class CopyingSource(ABC):
         page_size: target page size in bytes.
     """
 
+    lasting = False
+
     def __init__(self, *, page_size: int) -> None:
         self._page_size = page_size
         self._buffer: Pages = np.empty((0, page_size // 8), np.uint64)
@@ -183,17 +220,18 @@ class CopyingSource(ABC):
             HostError: they cannot be read.
         """
 
-    def pages(self, first: int, count: int) -> Pages:
+    def pages(self, first: int, count: int, wanted: Bits | None = None) -> Pages:
         """A copy of the pages, overwritten by the next call (PageSource.pages)."""
         if len(self._buffer) < count:
             memory = anonymous_memory(count * self._page_size)
             self._buffer = np.frombuffer(memory, np.uint64).reshape(count, -1)
-        target = self._buffer[:count].data.cast("B")
-        position = first * self._page_size
-        while target:
-            got = self._read(position, target)
-            target, position = target[got:], position + got
         result = self._buffer[:count]
+        for start, length in [(0, count)] if wanted is None else runs_of_ones(wanted).tolist():
+            target = result[start : start + length].data.cast("B")
+            position = (first + start) * self._page_size
+            while target:
+                got = self._read(position, target)
+                target, position = target[got:], position + got
         result.flags.writeable = False
         return result
 

@@ -21,6 +21,7 @@ from types import TracebackType
 from parallel_fixedram.core.errors import CapabilityError, DurabilityError, HostError, RequestError, os_message
 from parallel_fixedram.host import linux, signals
 from parallel_fixedram.host.channel import FileChannel, open_readable
+from parallel_fixedram.host.direct_channel import DirectChannel
 
 logger = logging.getLogger(__name__)
 
@@ -81,7 +82,12 @@ class PendingFile:
                 if fd >= 0:
                     linux.close(fd)
 
-    def open_direct(self) -> FileChannel | None:
+    @property
+    def folder(self) -> str:
+        """Where the file is."""
+        return self._folder_path
+
+    def open_direct(self) -> DirectChannel | None:
         """A second descriptor with O_DIRECT, or None where the file system refuses it."""
         flags = os.O_RDWR | os.O_DIRECT | os.O_NOFOLLOW | os.O_CLOEXEC
         try:
@@ -90,7 +96,7 @@ class PendingFile:
             if error.errno in (errno.EINVAL, errno.EOPNOTSUPP):
                 return None
             raise HostError.from_os(f"cannot open {self.path!r} for direct I/O", error) from error
-        return FileChannel(self._direct_fd, self.path)
+        return DirectChannel(self._direct_fd, self.path)
 
     def set_size(self, size: int) -> None:
         """Give the file its length; what is not written is a hole."""

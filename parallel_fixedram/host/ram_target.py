@@ -140,6 +140,11 @@ class HugeChannel(FileChannel):
         if self.bytes_at(offset, length) != bytes(length):
             self._mapped()[offset : offset + length] = bytes(length)
 
+    def _write_gathered(self, offset: int, pieces: list[memoryview]) -> None:
+        for piece in pieces:
+            self.write(offset, piece)
+            offset += len(piece)
+
     def _mapped(self) -> memoryview:
         if self._view is None:
             try:

@@ -26,6 +26,7 @@ def never(monkeypatch):
     monkeypatch.setattr(app, "open_guest", touched)
     monkeypatch.setattr(app, "open_ram", touched)
     monkeypatch.setattr(app._save, "save", touched)
+    monkeypatch.setattr(app._plan_save, "plan_save", touched)
     monkeypatch.setattr(app, "check_target", touched)
 
 
@@ -74,6 +75,33 @@ def test_the_gate_refuses_before_a_guest_boots_or_a_file_is_begun(tmp_path, neve
     for more in (["--guest", GUEST], ["--ram", "a=nowhere"], ["--guest", GUEST, "--overwrite"]):
         with untouched(tmp_path):
             refused(call("save", tmp_path / "old.mr", *more, *argv), 2, message)
+            if "--overwrite" not in more:
+                refused(call("plan", tmp_path / "old.mr", *more, *argv), 2, message)
+
+
+@pytest.mark.parametrize("verb", ["save", "plan"])
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [each for each in REFUSALS.values() if not {"--channels", "multifd", "multifd=on"} & {*each[0]}],
+)
+def test_channels_that_are_left_open_lift_no_rule(tmp_path, never, verb, argv, message):
+    with untouched(tmp_path):
+        refused(call(verb, tmp_path / "new.mr", "--guest", GUEST, "--channels", "auto", *argv), 2, message)
+
+
+@pytest.mark.parametrize(
+    ("argv", "forbids"),
+    [
+        ([], "Fixed-ram migration is incompatible with multifd"),
+        (["--experimental-multifd", "--cap", "multifd=off"], "capability multifd is off, but 2 channels need it"),
+    ],
+)
+def test_channels_that_are_left_open_are_one_where_more_are_refused(tmp_path, argv, forbids):
+    result = done(call("save", tmp_path / "new.mr", "--guest", GUEST, "--channels", "auto", *argv))
+    assert "  how       1 channel, " in result.out
+    assert f"  because   1 channel: more is multifd: {forbids}\n" in result.out
+    report = done(call("save", tmp_path / "b.mr", "--guest", GUEST, "--channels", "auto", "--json", *argv)).json
+    assert (report["channels"], report["capabilities"].get("multifd", False)) == (1, False)
 
 
 def test_the_real_command_refuses_channels_without_the_flag_and_names_it(tmp_path):
@@ -112,6 +140,7 @@ def test_a_uri_that_cannot_seek_is_refused_in_qemus_words(tmp_path, monkeypatch,
     monkeypatch.chdir(tmp_path)
     with untouched(tmp_path):
         refused(call("save", uri, "--guest", GUEST), 2, f"error: {SEEKABLE}")
+        refused(call("plan", uri, "--guest", GUEST), 2, f"error: {SEEKABLE}")
         refused(call("restore", uri, "--ram", "a=b"), 2, f"error: {SEEKABLE}")
         refused(call("inspect", uri), 2, f"error: {SEEKABLE}")
 

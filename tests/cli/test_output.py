@@ -4,10 +4,11 @@ import json
 import os
 
 import pytest
-from support.cli import call, done, run
+from support.cli import call, done, run, untouched
 from support.pictures import PAGE, content
 
-from parallel_fixedram.core.report import DiffReport, RestoreReport, SaveReport, VerifyReport, from_json
+from parallel_fixedram.core.report import DiffReport, PlanReport, RestoreReport, SaveReport, VerifyReport, from_json
+from parallel_fixedram.host.page_cache import cached_bytes
 
 BLOCK = {
     "idstr": str,
@@ -18,6 +19,49 @@ BLOCK = {
     "zero_pages": int,
     "bitmap_offset": int,
     "pages_offset": int,
+}
+HOST = {
+    "cpus": int,
+    "memory": int,
+    "kernel": str,
+    "machine": str,
+    "python": str,
+    "numpy": str,
+    "file_system": str,
+    "mount_options": str,
+}
+COST = {"call": float, "byte": float}
+COSTS = dict.fromkeys(("1", "2", "4"), COST)
+CHOICE = {
+    "channels": int,
+    "direct_io": bool,
+    "gap_pages": int,
+    "shard_pages": int,
+    "why": [str],
+    "predicted_write_seconds": float,
+    "predicted_stable_seconds": float,
+    "model": {
+        "source": str,
+        "direct": COSTS,
+        "buffered": COSTS,
+        "stable": COST,
+        "reserve": float,
+        "scan_byte": float,
+        "digest_page": float,
+    },
+}
+PLAN = {
+    "verb": str,
+    "file": str,
+    "ram": int,
+    "data_pages": int,
+    "runs": int,
+    "calls": int,
+    "bytes": int,
+    "waits": bool,
+    "choice": CHOICE,
+    "host": HOST,
+    "seconds": float,
 }
 SAVE = {
     "verb": str,
@@ -44,24 +88,17 @@ SAVE = {
         ],
         float,
     ),
-    "bytes": dict.fromkeys(["ram", "written", "file", "allocated"], int),
+    "bytes": dict.fromkeys(["ram", "written", "file", "allocated"], int) | {"cached": (int, type(None))},
+    "choice": CHOICE,
     "workers": [{"shards": int, "written_pages": int, "seconds": float}],
-    "host": {
-        "cpus": int,
-        "memory": int,
-        "kernel": str,
-        "machine": str,
-        "python": str,
-        "numpy": str,
-        "file_system": str,
-        "mount_options": str,
-    },
+    "host": HOST,
     "notes": [str],
 }
 RESTORE = {
     "verb": str,
     "file": str,
     "channels": int,
+    "direct_io": bool,
     "blocks": [{"idstr": str, "path": str, "used_length": int, "data_pages": int, "zero_pages": int}],
     "left_out": [str],
     "verified": bool,
@@ -145,6 +182,13 @@ def folder(tmp_path_factory):
     return folder
 
 
+@pytest.fixture
+def nothing_known(tmp_path_factory, monkeypatch):
+    """No command has measured anything yet."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
+
+
+@pytest.mark.usefixtures("nothing_known")
 def test_save_reports_exactly_what_was_agreed(folder, tmp_path):
     argv = ["--ram", f"ram={folder / 'ram'}", "--channels", "2", "--experimental-multifd", "--json"]
     result = done(call("save", tmp_path / "new.mr", *argv))
@@ -162,10 +206,22 @@ def test_save_reports_exactly_what_was_agreed(folder, tmp_path):
     assert report["bytes"]["ram"] == 80 * PAGE
     assert report["bytes"]["written"] == (40 + one["gap_pages"]) * PAGE
     assert report["bytes"]["file"] == status.st_size
+    assert (report["choice"]["channels"], report["choice"]["direct_io"]) == (2, report["direct_io"])
     assert report["seconds"]["pause"] == 0.0  # nothing ran
     assert report["seconds"]["total"] > 0
     assert json.loads(result.out) == {"verb": "save"} | report
     assert from_json(SaveReport, report).file == str(tmp_path / "new.mr")
+
+
+@pytest.mark.usefixtures("nothing_known")
+def test_plan_reports_exactly_what_was_agreed(folder, tmp_path):
+    with untouched(tmp_path):
+        report = done(call("plan", tmp_path / "new.mr", "--ram", f"ram={folder / 'ram'}", "--json")).json
+    fits(report, PLAN)
+    assert (report["verb"], report["file"], report["waits"]) == ("plan", str(tmp_path / "new.mr"), False)
+    assert (report["ram"], report["choice"]["channels"]) == (80 * PAGE, 1)
+    assert report["choice"]["model"]["source"] == "assumed"
+    assert from_json(PlanReport, report).choice.channels == 1
 
 
 def test_restore_reports_what_it_filled_and_what_it_left_out(folder, tmp_path):
@@ -221,6 +277,7 @@ def test_inspect_reports_where_everything_lies(folder):
     "argv",
     [
         ["save", "new.mr", "--ram", "ram=ram"],
+        ["plan", "a.mr", "--ram", "ram=ram"],
         ["restore", "a.mr", "--ram", "ram=new"],
         ["verify", "a.mr"],
         ["inspect", "a.mr"],
@@ -244,13 +301,32 @@ def test_json_is_one_object_with_the_verb_and_nothing_else_on_stdout(folder, tmp
 def test_the_text_of_save_has_the_facts(folder, tmp_path):
     result = done(call("save", tmp_path / "new.mr", "--ram", f"ram={folder / 'ram'}", "--ram", f"rom={folder / 'rom'}"))
     first, *rest = result.out.splitlines()
-    assert first.startswith(f"{tmp_path / 'new.mr'}: 324 KiB of RAM in 2 RAMBlocks, 1 channel, ")
-    assert [line.split()[0] for line in rest] == ["pages", "file", "written", "save"]
-    assert "41 with data, 40 zero" in rest[0]
-    assert " in 1 round, " in rest[2]
+    assert first == f"{tmp_path / 'new.mr'}: 324 KiB of RAM in 2 RAMBlocks"
+    assert [line.split()[0] for line in rest] == ["how", "because", "because", "pages", "file", "written", "save"]
+    assert rest[0].split(maxsplit=1)[1].startswith(("1 channel, direct I/O, shards", "1 channel, page cache, shards"))
+    assert "gaps of up to" in rest[2]
+    assert "41 with data, 40 zero" in rest[3]
+    assert " in the page cache" in rest[4] or not tells_what_is_cached()
+    assert " in 1 round, " in rest[5]
     assert "stopped" not in result.out
     live = done(call("save", tmp_path / "live.mr", "--guest", "hot,size=1MiB,steps=1", "--live")).out
     assert "guest stopped for " in live
+
+
+def tells_what_is_cached():
+    fd = os.memfd_create("any")
+    try:
+        return cached_bytes(fd) is not None
+    finally:
+        os.close(fd)
+
+
+def test_what_was_asked_for_needs_no_reason_in_the_text(folder, tmp_path):
+    argv = ["--direct-io", "off", "--gap-pages", "3", "--shard-pages", "512", "--channels", "1"]
+    for verb in ("plan", "save"):
+        result = done(call(verb, tmp_path / "new.mr", "--ram", f"ram={folder / 'ram'}", *argv))
+        assert "  how       1 channel, page cache, shards of 512 pages\n" in result.out
+        assert "because" not in result.out
 
 
 def test_the_text_of_the_other_verbs_has_the_facts(folder, tmp_path):

@@ -84,7 +84,22 @@ SAVES = {
     "10,000 channels": (["--guest", GUEST, "--channels", "10000"], "expects a value between 1 and 255\n"),
     "channels that are no number": (
         ["--guest", GUEST, "--channels", "two"],
-        "argument --channels: invalid int value: 'two'\n",
+        "argument --channels: 'two': expected a number or auto\n",
+    ),
+    "a gap that is no number": (
+        ["--guest", GUEST, "--gap-pages", "x"],
+        "argument --gap-pages: 'x': expected a number or auto\n",
+    ),
+    "less than no gap": (["--guest", GUEST, "--gap-pages", "-1"], "-1 gap pages, at least 0 is needed\n"),
+    "a shard that is no number": (
+        ["--guest", GUEST, "--shard-pages", "1.5"],
+        "argument --shard-pages: '1.5': expected a number or auto\n",
+    ),
+    "a shard of nothing": (["--guest", GUEST, "--shard-pages", "0"], "0 shard pages, at least 1 is needed\n"),
+    "unknown cache": (["--guest", GUEST, "--cache", "some"], "argument --cache: invalid choice: 'some'"),
+    "a trace in the place of the file": (
+        ["--guest", GUEST, "--trace", "./new.mr"],
+        "--trace './new.mr' would replace the file that is saved\n",
     ),
     "unknown option": (["--guest", GUEST, "--fast"], "unrecognized arguments: --fast\n"),
     "option of two lines": (["--guest", GUEST, "--fa\nst"], "unrecognized arguments: --fa\\nst\n"),
@@ -103,6 +118,17 @@ SAVES = {
 def test_a_save_that_makes_no_sense_is_a_usage_error(folder, argv, message):
     with unchanged(folder):
         refused(call("save", "new.mr", *argv), 2, message)
+
+
+PLANS = {
+    name: each for name, each in SAVES.items() if not {"--live", "--max-rounds", "--cache", "--trace"} & {*each[0]}
+}
+
+
+@pytest.mark.parametrize(("argv", "message"), PLANS.values(), ids=PLANS)
+def test_a_plan_for_a_save_that_makes_no_sense_is_the_same_error(folder, argv, message):
+    with untouched(folder):
+        refused(call("plan", "new.mr", *argv), 2, message)
 
 
 TARGETS = {

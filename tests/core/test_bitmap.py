@@ -176,7 +176,34 @@ def test_ranges_and_gaps_are_the_maximal_runs(bits):
     bitmap = bitmap_of(bits)
     assert bitmap.ranges() == runs_of(bits, True)
     assert bitmap.gaps() == runs_of(bits, False)
+    assert bitmap.runs().tolist() == [[run.first, run.count] for run in runs_of(bits, True)]
+    assert (bitmap.runs().dtype, bitmap.runs().shape[1]) == (np.int64, 2)
     assert bits_of(bitmap) == bits
+
+
+@given(st.data(), pictures(), st.sampled_from((1, 2, 64)), st.integers(1, 4))
+def test_many_ranges_are_set_as_one_after_the_other(data, bits, many, chunk_words):
+    """Whatever was set before stays, and the ranges come in any order."""
+    before = data.draw(st.lists(st.booleans(), min_size=len(bits), max_size=len(bits)))
+    ranges = data.draw(st.permutations(runs_of(bits, True)))
+    twin, bitmap = bitmap_of(before), bitmap_of(before)
+    for each in ranges:
+        twin.set_range(each)
+    kept, (module._MANY_RANGES, module._CHUNK_WORDS) = (module._MANY_RANGES, module._CHUNK_WORDS), (many, chunk_words)
+    try:
+        bitmap.set_ranges(ranges)
+    finally:
+        module._MANY_RANGES, module._CHUNK_WORDS = kept
+    assert bitmap.to_bytes() == twin.to_bytes()
+
+
+@pytest.mark.parametrize("outside", [PageRange(-1, 1), PageRange(300, 1), PageRange(299, 2)])
+@pytest.mark.parametrize("others", [0, 100])
+def test_ranges_outside_are_refused_however_many_there_are(outside, others):
+    bitmap = PageBitmap(300)
+    with pytest.raises(ValueError, match="outside a bitmap of 300 pages"):
+        bitmap.set_ranges([outside, *(PageRange(2 * number, 1) for number in range(others))])
+    assert bitmap.count() == 0
 
 
 @given(pictures(), st.integers(1, 4))

@@ -62,6 +62,26 @@ def test_shards_come_largest_first_and_none_is_much_larger_than_wanted(dirty, wo
     assert max(sizes, default=0) < wanted + 64
 
 
+@given(bitmaps, st.integers(1, 8), st.sampled_from((1, 63, 64, 65, 256, 1000, 16384, 10**9)))
+def test_shards_are_about_as_large_as_asked_for(dirty, workers, target):
+    """Cut at words: a shard has fewer pages than asked for and one word more, and only the end of a block less."""
+    shards = plan_shards(dirty, workers=workers, target=target)
+    found = [page for shard in shards for page in pages_of(dirty[shard.block], shard)]
+    assert len(found) == len(set(found)) == sum(bitmap.count() for bitmap in dirty)
+    assert all(shard.pages < target + 64 for shard in shards)
+    assert [shard.pages for shard in shards] == sorted((shard.pages for shard in shards), reverse=True)
+    for block, bitmap in enumerate(dirty):
+        own = sum(shard.block == block for shard in shards)
+        assert own <= -(-bitmap.count() // target)
+        assert own >= bitmap.count() // (target + 63)
+
+
+@given(bitmaps, st.integers(1, 8))
+def test_without_a_wish_shards_suit_any_kind_of_work(dirty, workers):
+    wanted = shard_pages(sum(bitmap.count() for bitmap in dirty), workers)
+    assert plan_shards(dirty, workers=workers) == plan_shards(dirty, workers=1, target=wanted)
+
+
 @given(bitmaps, st.integers(1, 8), st.randoms(use_true_random=False))
 def test_shards_can_be_done_in_any_order(dirty, workers, random):
     shards = plan_shards(dirty, workers=workers)

@@ -1,5 +1,5 @@
 import json
-from dataclasses import fields
+from dataclasses import asdict, fields
 
 import pytest
 from hypothesis import given
@@ -7,8 +7,13 @@ from hypothesis import strategies as st
 
 from parallel_fixedram.core.report import (
     BlockReport,
+    BootReport,
+    BootSeconds,
+    ChoiceReport,
     Difference,
     DiffReport,
+    GuestReport,
+    PlanReport,
     RestoredBlock,
     RestoreReport,
     RestoreSeconds,
@@ -16,6 +21,7 @@ from parallel_fixedram.core.report import (
     SaveBytes,
     SaveReport,
     SaveSeconds,
+    ShardTrace,
     VerifyReport,
     WorkerReport,
     from_json,
@@ -44,6 +50,22 @@ all_seconds = dict.fromkeys(("total", "pause", "scan", "write", "digest", "sync"
 differences = build(
     Difference, what=texts, idstr=st.none() | texts, first_page=maybe, offset=maybe, pages=st.integers(0, 1 << 40)
 )
+costs = st.fixed_dictionaries({"call": seconds, "byte": seconds})
+choices = build(
+    ChoiceReport,
+    direct_io=st.booleans(),
+    why=tuples(texts),
+    predicted_write_seconds=seconds,
+    predicted_stable_seconds=seconds,
+    model=st.dictionaries(texts, texts | seconds | costs | st.dictionaries(texts, costs)),
+)
+plans = build(
+    PlanReport,
+    file=texts,
+    waits=st.booleans(),
+    choice=choices,
+    host=st.dictionaries(texts, counts | texts | st.none()),
+)
 saves = build(
     SaveReport,
     file=texts,
@@ -52,7 +74,8 @@ saves = build(
     blocks=tuples(blocks),
     rounds=tuples(rounds),
     seconds=build(SaveSeconds, **all_seconds),
-    bytes=build(SaveBytes),
+    bytes=build(SaveBytes, cached=maybe),
+    choice=choices,
     workers=tuples(build(WorkerReport)),
     host=st.dictionaries(texts, counts | texts | st.none() | st.lists(counts)),
     notes=tuples(texts),
@@ -60,6 +83,7 @@ saves = build(
 restores = build(
     RestoreReport,
     file=texts,
+    direct_io=st.booleans(),
     blocks=tuples(build(RestoredBlock, idstr=texts, path=texts)),
     left_out=tuples(texts),
     verified=st.booleans(),
@@ -88,25 +112,44 @@ diffs = build(
     only_in_b=tuples(texts),
 )
 
+boots = build(
+    BootReport,
+    verb=st.sampled_from(("restore", "clone")),
+    file=texts,
+    how=texts,
+    direct_io=st.booleans(),
+    guests=tuples(build(GuestReport, qmp=texts, log=texts, status=texts)),
+    changes=tuples(texts),
+    verified=st.booleans(),
+    seconds=build(BootSeconds, total=seconds, fill=seconds, start=seconds, load=seconds),
+    notes=tuples(texts),
+)
+every = saves | plans | restores | verifies | diffs
 
-@given(saves | restores | verifies | diffs)
+
+@given(every | boots)
 def test_a_report_goes_to_json_and_comes_back_equal(report):
     text = json.dumps(to_json(report))
     assert from_json(type(report), json.loads(text)) == report
     assert next(iter(json.loads(text).items())) == ("verb", report.verb)
 
 
-@given(saves | restores | verifies | diffs)
+@given(every)
 def test_every_field_of_a_report_is_in_its_json(report):
     assert list(to_json(report)) == ["verb", *(each.name for each in fields(report))]
 
 
-@given(diffs, st.data())
+@given(build(ShardTrace, started=seconds, ended=seconds))
+def test_a_line_of_a_trace_goes_to_json_and_comes_back_equal(shard):
+    assert from_json(ShardTrace, json.loads(json.dumps(asdict(shard)))) == shard
+
+
+@given(diffs | plans, st.data())
 def test_a_report_with_a_missing_field_is_refused(report, data):
     whole = json.loads(json.dumps(to_json(report)))
     del whole[data.draw(st.sampled_from([each.name for each in fields(report)]))]
     with pytest.raises(KeyError):
-        from_json(DiffReport, whole)
+        from_json(type(report), whole)
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,9 @@ from pathlib import Path
 import psutil
 import pytest
 
+from parallel_fixedram.core.cost import DeviceModel
 from parallel_fixedram.core.protocols import Channel
+from parallel_fixedram.engine import calibrate
 from parallel_fixedram.engine import save as save_module
 from parallel_fixedram.host.channel import FileChannel
 from parallel_fixedram.host.publish import PendingFile
@@ -26,6 +28,16 @@ def _nothing_is_left_behind() -> Iterator[None]:
 def target(tmp_path: Path) -> str:
     (tmp_path / "out").mkdir()
     return str(tmp_path / "out" / "FILE")
+
+
+@pytest.fixture
+def told(monkeypatch: pytest.MonkeyPatch) -> Callable[[DeviceModel], None]:
+    """Have what writes cost told instead of measured: the same choice on every machine."""
+
+    def tell(model: DeviceModel) -> None:
+        monkeypatch.setattr(calibrate, "device_model", lambda *_, **__: model)
+
+    return tell
 
 
 @pytest.fixture

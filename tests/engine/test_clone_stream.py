@@ -11,13 +11,13 @@ from support.pictures import PAGE, content, read_all
 from support.sources import ScriptedGuest
 from support.streamwriter import DEVICES, Block, Section, Stream, device_bytes, our_file, stream
 
+from parallel_fixedram.core.choice import DirectIO
 from parallel_fixedram.core.errors import FormatError, RequestError
 from parallel_fixedram.core.migration_file import parse
 from parallel_fixedram.core.units import MIB
 from parallel_fixedram.engine import save as save_module
 from parallel_fixedram.engine.clone_stream import CloneStream, clone_stream_of
 from parallel_fixedram.engine.compare import diff
-from parallel_fixedram.engine.direct_io import DirectIO
 from parallel_fixedram.engine.image import Image
 from parallel_fixedram.engine.restore import Destination, restore
 from parallel_fixedram.engine.save import save

@@ -6,11 +6,11 @@ from hypothesis import strategies as st
 from support.sources import ScriptedGuest
 from support.streamwriter import Block, stream
 
+from parallel_fixedram.core.choice import DirectIO
 from parallel_fixedram.core.errors import RequestError
 from parallel_fixedram.core.report import DiffReport, from_json, to_json
 from parallel_fixedram.engine import messages
 from parallel_fixedram.engine.compare import diff, join_findings
-from parallel_fixedram.engine.direct_io import DirectIO
 from parallel_fixedram.engine.image import Image
 from parallel_fixedram.engine.messages import Finding
 from parallel_fixedram.engine.save import save

@@ -6,18 +6,18 @@ from collections.abc import Callable, Iterator
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from support.channels import DeadlyChannel, FailingChannel, HookChannel, RecordingChannel
+from support.channels import DeadlyChannel, FailingChannel, HookChannel, LateChannel, RecordingChannel
 from support.pictures import PAGE, allocated_pages, content, marked, picture_of, read_all, saved_picture
 from support.sources import AllDirty, ScriptedGuest
 
 from parallel_fixedram.core.bitmap import PageBitmap
+from parallel_fixedram.core.choice import DirectIO
 from parallel_fixedram.core.errors import HostError
 from parallel_fixedram.core.protocols import Channel
 from parallel_fixedram.core.report import SaveReport
 from parallel_fixedram.core.units import MIB
 from parallel_fixedram.engine import save as save_module
 from parallel_fixedram.engine.bitmaps import SharedBitmaps
-from parallel_fixedram.engine.direct_io import DirectIO
 from parallel_fixedram.engine.image import Image
 from parallel_fixedram.engine.reserve import Reservation
 from parallel_fixedram.engine.save import save
@@ -66,7 +66,7 @@ def save_live(guest: ScriptedGuest, target: str, *, gap: int = 0, channels: int 
         channels=channels,
         direct_io=DirectIO.ON,
         max_rounds=len(guest.script),
-        max_gap_pages=gap,
+        gap_pages=gap,
         stall_seconds=5,
         overwrite=True,
     )
@@ -222,7 +222,7 @@ def test_the_pages_of_a_failed_shard_stay_dirty(target: str, through: Through, m
 def test_a_source_that_says_everything_is_dirty_is_believed_but_no_hole_is_read(target: str) -> None:
     with ScriptedGuest({"ram": "A-0-B---", "other": "-" * 65}) as guest:
         before = [allocated_pages(fd) for fd in guest.fds.values()]
-        options = SaveOptions(direct_io=DirectIO.OFF, max_rounds=3, max_gap_pages=16)
+        options = SaveOptions(direct_io=DirectIO.OFF, max_rounds=3, gap_pages=16)
         save(guest, target, options, dirty=AllDirty())
         assert [allocated_pages(fd) for fd in guest.fds.values()] == before
     assert saved_picture(target) == "A---B---"
@@ -245,9 +245,15 @@ def test_a_dirty_source_is_asked_once_more_after_the_pause(target: str) -> None:
     assert saved_picture(target) == "ABCDXFG-"
 
 
-@given(st.data())
+@pytest.mark.parametrize("late", [False, True])
+@given(data=st.data())
 @settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-def test_the_file_is_ram_as_it_was_when_it_was_paused_whatever_the_guest_does(target: str, data: st.DataObject) -> None:
+def test_the_file_is_ram_as_it_was_when_it_was_paused_whatever_the_guest_does(
+    target: str, through: Through, late: bool, data: st.DataObject
+) -> None:
+    """Also where a channel looks at pages only when it has to."""
+    if late:
+        through(LateChannel)
     length = data.draw(st.sampled_from((8, 63, 65, 300)))
     ram = "".join(data.draw(st.lists(st.sampled_from("A0-b"), min_size=length, max_size=length)))
     script = [""]

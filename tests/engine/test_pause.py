@@ -14,10 +14,10 @@ import pytest
 from support.channels import HookChannel
 from support.sources import ScriptedGuest
 
+from parallel_fixedram.core.choice import DirectIO
 from parallel_fixedram.core.errors import HostError, MachineError
 from parallel_fixedram.core.protocols import Channel
 from parallel_fixedram.engine import pause as pause_module
-from parallel_fixedram.engine.direct_io import DirectIO
 from parallel_fixedram.engine.pause import Pause
 from parallel_fixedram.engine.save import save
 from parallel_fixedram.engine.save_options import SaveOptions

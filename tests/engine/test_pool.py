@@ -15,11 +15,11 @@ from support.channels import DeadlyChannel, HookChannel, SharedCounter
 from support.pictures import PAGE, saved_picture
 from support.sources import ScriptedGuest
 
+from parallel_fixedram.core.choice import DirectIO
 from parallel_fixedram.core.errors import FormatError, HostError, WorkerError
 from parallel_fixedram.core.plan import Shard
 from parallel_fixedram.core.protocols import Channel
 from parallel_fixedram.engine.bitmaps import shared_words
-from parallel_fixedram.engine.direct_io import DirectIO
 from parallel_fixedram.engine.image import Image
 from parallel_fixedram.engine.messages import Finding, ShardDone, Tally
 from parallel_fixedram.engine.pool import WorkerPool
@@ -70,15 +70,31 @@ def counter() -> Iterator[Callable[[int], SharedCounter]]:
 
 @pytest.mark.parametrize("workers", [1, 3, 30])
 def test_every_shard_is_done_once_and_the_tallies_add_up(workers: int) -> None:
-    job, acknowledged = CountingJob(), []
+    job, acknowledged, by = CountingJob(), [], []
+
+    def note(message: ShardDone, worker: int) -> None:
+        acknowledged.append(message)
+        by.append(worker)
+
     with WorkerPool([job], workers) as pool:
-        tally = pool.run(0, SHARDS, acknowledged.append)
-        assert sum(worker.shards for worker in pool.workers) == len(SHARDS)
+        tally = pool.run(0, SHARDS, note)
+        assert [worker.index for worker in pool.workers] == list(range(workers))
+        assert [worker.shards for worker in pool.workers] == [by.count(number) for number in range(workers)]
+        assert len(by) == len(SHARDS)
         assert sum(worker.tally.written_pages for worker in pool.workers) == tally.written_pages
     assert set(job.done.tolist()) == {1}
     assert tally.written_pages == 64 * len(SHARDS)
     assert sorted(tally.findings) == [Finding(0, index, 1) for index in range(len(SHARDS))]
     assert sorted(message.shard.first_word for message in acknowledged) == list(range(len(SHARDS)))
+
+
+def test_a_shard_begins_and_ends_on_the_clock_of_the_coordinator() -> None:
+    times: list[tuple[float, float]] = []
+    with WorkerPool([CountingJob()], 3) as pool:
+        before = time.perf_counter()
+        pool.run(0, SHARDS, lambda done, _: times.append((done.started, done.seconds)))
+        after = time.perf_counter()
+    assert all(before <= started <= started + seconds <= after for started, seconds in times)
 
 
 def test_no_shards_are_done_at_once() -> None:
@@ -101,7 +117,7 @@ def test_a_shard_is_in_flight_once_until_it_is_acknowledged() -> None:
     with WorkerPool([job], 4) as pool:
         for number in range(3):
 
-            def check(message: ShardDone, number: int = number) -> None:
+            def check(message: ShardDone, _worker: int, number: int = number) -> None:
                 in_flight.append(int(job.begun[message.shard.first_word]) - number)
 
             pool.run(0, SHARDS, check)
@@ -244,7 +260,7 @@ def test_an_unexpected_error_in_a_worker_ends_the_run_cleanly(capfd: pytest.Capt
 def test_an_error_in_the_coordinator_ends_the_workers() -> None:
     pool = WorkerPool([CountingJob()], 3)
     with pytest.raises(ZeroDivisionError), pool:
-        pool.run(0, SHARDS, lambda _: 1 // 0)
+        pool.run(0, SHARDS, lambda *_: 1 // 0)
     assert not any(psutil.pid_exists(worker.pid) for worker in pool.workers)
 
 

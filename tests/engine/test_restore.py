@@ -12,14 +12,16 @@ from support.pictures import PAGE, allocated_pages, content, draw, memfd, pictur
 from support.sources import ScriptedGuest, huge_file
 from support.streamwriter import Block, stream
 
+from parallel_fixedram.core.choice import DirectIO
 from parallel_fixedram.core.errors import ContentsDiffer, FormatError, HostError, RequestError
 from parallel_fixedram.core.report import RestoreReport, from_json, to_json
-from parallel_fixedram.engine.direct_io import DirectIO
+from parallel_fixedram.engine import image as image_module
 from parallel_fixedram.engine.image import Image
 from parallel_fixedram.engine.restore import Destination, restore
 from parallel_fixedram.engine.save import save
 from parallel_fixedram.engine.save_options import SaveOptions
 from parallel_fixedram.host.channel import FileChannel
+from parallel_fixedram.host.page_cache import cached_bytes, drop_from_cache, takes_direct_io
 from parallel_fixedram.host.ram_target import RamTarget
 
 RAM = "A0-b" + "C" * 300 + "-" * 60 + "D0E" * 30 + "-" * 40
@@ -51,6 +53,16 @@ def folder(tmp_path: Path) -> Folder:
     return Folder(tmp_path / "work")
 
 
+@pytest.fixture(params=[False, True], ids=["cached", "cold"])
+def cold(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> bool:
+    """Whether files count as cold, which is another way through a restore."""
+    (tmp_path / "PROBE").write_bytes(bytes(PAGE))
+    if request.param and not takes_direct_io(str(tmp_path / "PROBE")):
+        pytest.skip("the temporary folder takes no direct I/O")
+    monkeypatch.setattr(Image, "is_cold", lambda *_: request.param)
+    return bool(request.param)
+
+
 def of(fd: int) -> Destination:
     return Destination(path=f"/proc/{os.getpid()}/fd/{fd}")
 
@@ -59,18 +71,20 @@ def of(fd: int) -> Destination:
 @pytest.mark.parametrize("check_digests", [False, True])
 @pytest.mark.parametrize("before", ["-", "0", "X", "X-", "X0--X"])
 def test_a_destination_is_what_the_file_says_whatever_it_held(
-    folder: Folder, channels: int, check_digests: bool, before: str
+    folder: Folder, channels: int, check_digests: bool, before: str, cold: bool
 ) -> None:
     fd = memfd((before * len(RAM))[: len(RAM)])
     with Image(folder.save(ram=RAM)) as image:
-        restore(image, {"ram": of(fd)}, channels=channels, check_digests=check_digests)
+        report = restore(image, {"ram": of(fd)}, channels=channels, check_digests=check_digests)
     assert read_all(fd) == content(RAM)
+    assert report.direct_io == cold
+    assert report.bytes == PAGE * sum(letter not in "0-" for letter in RAM)
     os.close(fd)
 
 
-@given(st.data())
+@given(data=st.data())
 @settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-def test_any_file_can_be_restored_over_any_memory(folder: Folder, data: st.DataObject) -> None:
+def test_any_file_can_be_restored_over_any_memory(folder: Folder, cold: bool, data: st.DataObject) -> None:
     length = data.draw(st.sampled_from((1, 2, 63, 64, 65, 130, 257)))
     ram, before = (
         "".join(data.draw(st.lists(st.sampled_from(letters), min_size=length, max_size=length)))
@@ -85,6 +99,7 @@ def test_any_file_can_be_restored_over_any_memory(folder: Folder, data: st.DataO
     os.close(fd)
 
 
+@pytest.mark.usefixtures("cold")
 def test_what_the_file_calls_zero_stays_or_becomes_a_hole(folder: Folder) -> None:
     fresh, full = memfd("-" * len(RAM)), memfd("X" * len(RAM))
     with Image(folder.save(ram=RAM)) as image:
@@ -107,6 +122,59 @@ def test_a_new_destination_is_made_private_and_holds_what_ram_held(folder: Folde
     assert from_json(RestoreReport, to_json(report)) == report
     assert [(block.idstr, block.data_pages) for block in report.blocks] == [("ram", 362), ("second", 1)]
     assert report.left_out == ()
+
+
+def test_a_file_that_is_not_cached_is_read_past_the_page_cache_and_stays_so(folder: Folder) -> None:
+    file = folder.save(ram="A" * 4096, second="-B")
+    with open(file, "rb") as opened:
+        drop_from_cache(opened.fileno())
+        if not takes_direct_io(file) or cached_bytes(opened.fileno()) != 0:
+            pytest.skip("this file system cannot be made cold")
+        before = [report_of(folder, file), cached_bytes(opened.fileno())]
+        opened.read()
+        after = [report_of(folder, file), cached_bytes(opened.fileno())]
+    assert (before[0], after[0]) == (True, False)
+    assert before[1] is not None
+    assert before[1] < 4096 * PAGE  # heads and bitmaps, and what the kernel read ahead with them
+    assert after[1] is not None
+    assert after[1] >= 4096 * PAGE
+
+
+def report_of(folder: Folder, file: str) -> bool:
+    """Whether a restore reads past the page cache."""
+    with Image(file) as image:
+        report = restore(image, {"ram": Destination(path=folder / "ram")}, channels=2)
+    assert (folder.path / "ram").read_bytes() == content("A" * 4096)
+    return report.direct_io
+
+
+def test_a_cold_file_where_direct_reading_is_refused_is_read_through_the_page_cache(
+    folder: Folder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Image, "is_cold", lambda *_: True)
+    monkeypatch.setattr(Image, "open_direct", lambda *_: None)
+    with Image(folder.save(ram=RAM)) as image:
+        assert not restore(image, {"ram": Destination(path=folder / "ram")}).direct_io
+    assert (folder.path / "ram").read_bytes() == content(RAM)
+
+
+def test_which_pages_are_asked_whether_they_are_cached(folder: Folder, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Present ones, spread over all blocks, and no more than it takes."""
+    asked: list[int] = []
+
+    def note(_fd: int, offsets: list[int]) -> bool:
+        asked.extend(offsets)
+        return False
+
+    monkeypatch.setattr(image_module, "is_cold", note)
+    with Image(folder.save(ram="-" * 70 + "A" + "-" * 100 + "B" * 9000, second="-" * 200, third="--Z")) as image:
+        assert not image.is_cold(image.blocks)
+        ram, third = image.block("ram"), image.block("third")
+        assert {ram.page_offset(70), third.page_offset(2)} < set(asked)
+        pages = [ram.page_at(offset) for offset in asked[:-1]]
+        assert all(image.bitmap("ram").test(page) for page in pages)
+        assert max(pages) > 9000
+    assert len(asked) == len(set(asked)) == 65
 
 
 def test_blocks_that_are_not_named_are_left_out_and_the_report_says_so(folder: Folder) -> None:
@@ -203,6 +271,7 @@ def place(file: str, where: Callable[[Image], int]) -> int:
         return where(image)
 
 
+@pytest.mark.usefixtures("cold")
 def test_a_changed_page_is_found_while_it_is_restored_and_named(folder: Folder) -> None:
     file = folder.save(ram=RAM)
     offset = place(file, lambda image: image.block("ram").page_offset(200))
@@ -304,6 +373,7 @@ def test_when_all_workers_die_nothing_that_was_made_is_left(folder: Folder, thro
     assert folder.names() == ["FILE"]
 
 
+@pytest.mark.usefixtures("cold")
 def test_a_file_that_became_shorter_is_an_error_and_not_a_crash(folder: Folder) -> None:
     with Image(file := folder.save(ram=RAM)) as image:
         os.truncate(file, 1 << 20)

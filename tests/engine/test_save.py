@@ -9,31 +9,35 @@ from pathlib import Path
 import psutil
 import pytest
 from support.channels import FailingChannel, RecordingChannel
+from support.models import model
 from support.pictures import PAGE, allocated_pages, content, draw, read_all, saved_picture
 from support.sources import ScriptedGuest, huge_file
 
+from parallel_fixedram.core.choice import WINDOW_PAGES_DIRECT, DirectIO
+from parallel_fixedram.core.cost import DeviceModel
 from parallel_fixedram.core.errors import CapabilityError, DurabilityError, FixedRamError, HostError, RequestError
 from parallel_fixedram.core.protocols import Channel
 from parallel_fixedram.core.ramblock import PageRange
 from parallel_fixedram.core.report import SaveReport, from_json, to_json
 from parallel_fixedram.core.units import GIB, MIB
-from parallel_fixedram.engine import direct_io as direct_io_module
+from parallel_fixedram.engine import decide as decide_module
 from parallel_fixedram.engine import save as save_module
-from parallel_fixedram.engine.direct_io import DirectIO
 from parallel_fixedram.engine.image import Image
 from parallel_fixedram.engine.reserve import dense_ranges
 from parallel_fixedram.engine.restore import Destination, restore
 from parallel_fixedram.engine.save import save
-from parallel_fixedram.engine.save_options import Durability, SaveOptions
+from parallel_fixedram.engine.save_options import Cache, Durability, SaveOptions
 from parallel_fixedram.engine.verify import verify
 from parallel_fixedram.guest.process import GuestProcess
 from parallel_fixedram.guest.spec import GuestSpec
-from parallel_fixedram.host import linux
+from parallel_fixedram.host import aio, linux
 from parallel_fixedram.host.channel import FileChannel
 from parallel_fixedram.host.publish import PendingFile
 from parallel_fixedram.host.ram_files import RamFile, RamFiles
 
 BUFFERED = SaveOptions(direct_io=DirectIO.OFF)
+PAST_THE_CACHE = model(direct={1: (1, 0.1)}, buffered={1: (10, 1)}, stable=(10, 1))
+THROUGH_THE_CACHE = model(direct={1: (10, 1)}, buffered={1: (1, 0.1)}, stable=(1, 0.1))
 PICTURE = "A0-b" + "-" * 70 + "C" * 300 + "0" * 20 + "-" * 5 + "D" + "-" * 62
 LATIN = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 
@@ -54,7 +58,7 @@ def test_the_file_holds_what_ram_holds_at_its_fixed_places(
     target: str, channels: int, gap: int, direct_io: DirectIO
 ) -> None:
     with ScriptedGuest({"ram": PICTURE}, running=False) as guest:
-        save(guest, target, SaveOptions(channels=channels, direct_io=direct_io, max_gap_pages=gap))
+        save(guest, target, SaveOptions(channels=channels, direct_io=direct_io, gap_pages=gap))
     assert saved_picture(target) == saved(PICTURE)
     with Image(target) as image:
         assert verify(image).ok
@@ -118,7 +122,7 @@ def test_saving_verifying_and_restoring_leave_memory_as_large_as_it_was(
     with ScriptedGuest({"ram": picture}, running=running) as guest:
         fd = guest.fds["ram"]
         before = allocated_pages(fd)
-        save(guest, target, replace(BUFFERED, channels=2, max_gap_pages=gap))
+        save(guest, target, replace(BUFFERED, channels=2, gap_pages=gap))
         assert allocated_pages(fd) == before
         with Image(target) as image:
             assert verify(image, ram={"ram": guest.guest_blocks()[0]}, channels=2).ok
@@ -133,7 +137,7 @@ def test_saving_verifying_and_restoring_leave_memory_as_large_as_it_was(
 def test_a_page_first_touched_after_the_data_map_was_asked_is_not_lost(target: str, running: bool) -> None:
     """Also when the machine has stopped by itself by the time it is paused, as a guest that shuts down does."""
     with ScriptedGuest({"ram": "A--0-" + "-" * 100}, ["..B.." + "." * 99 + "C"], running=running) as guest:
-        save(guest, target, replace(BUFFERED, max_gap_pages=16))
+        save(guest, target, replace(BUFFERED, gap_pages=16))
         before = allocated_pages(guest.fds["ram"])
         assert before == 4
     assert saved_picture(target) == "A-B--" + "-" * 99 + "C"
@@ -155,7 +159,7 @@ def test_time_counts_as_pause_only_for_a_machine_that_ran(target: str) -> None:
 
 def test_a_report_survives_its_way_through_json(target: str) -> None:
     with ScriptedGuest({"ram": PICTURE, "other": "AB"}) as guest:
-        report = save(guest, target, replace(BUFFERED, channels=2, capabilities={"fixed-ram": True}))
+        report = save(guest, target, replace(BUFFERED, channels=2, gap_pages=0, capabilities={"fixed-ram": True}))
     as_json = to_json(report)
     assert as_json["verb"] == "save"
     assert from_json(SaveReport, as_json) == report
@@ -193,11 +197,11 @@ def test_no_worker_writes_what_another_one_writes(
     through(recording)
     picture = ("A0B-" + "C" * 61) * 100
     with ScriptedGuest({"ram": picture, "second": picture}, running=False) as guest:
-        save(guest, target, SaveOptions(channels=4, max_gap_pages=16))
+        save(guest, target, SaveOptions(channels=4, direct_io=DirectIO.ON, gap_pages=16))
     events = channels[0].events()
     assert not [event for event in events if event.kind == "!"]
     assert len({event.pid for event in events}) > 1
-    assert all(event.length <= MIB for event in events)
+    assert all(event.length <= WINDOW_PAGES_DIRECT * PAGE for event in events)
     assert saved_picture(target) == saved_picture(target, "second") == saved(picture)
     channels[0].close()
 
@@ -250,9 +254,10 @@ def _no_direct_io(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.usefixtures("_no_direct_io")
 def test_where_direct_io_is_refused_on_is_an_error_and_auto_says_what_it_did(
-    target: str, monkeypatch: pytest.MonkeyPatch
+    target: str, told: Callable[[DeviceModel], None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(direct_io_module, "dirty_room", lambda: 0)  # the page cache is full
+    told(PAST_THE_CACHE)
+    monkeypatch.setattr(decide_module, "dirty_room", lambda: 0)  # the page cache is full
     with ScriptedGuest({"ram": "AB"}) as guest:
         with pytest.raises(HostError, match="refuses direct I/O") as caught:
             save(guest, target, SaveOptions(direct_io=DirectIO.ON))
@@ -261,9 +266,68 @@ def test_where_direct_io_is_refused_on_is_an_error_and_auto_says_what_it_did(
         assert guest.calls == []
         report = save(guest, target, SaveOptions(direct_io=DirectIO.AUTO))
     assert not report.direct_io
-    assert len(report.notes) == 1
-    assert "refuses direct I/O" in report.notes[0]
+    assert report.choice.why[0] == "page cache: the file system refuses direct I/O"
+    assert report.choice.model["direct"] == {}
+    assert report.notes == ()
     assert saved_picture(target) == "AB"
+
+
+@pytest.mark.parametrize(("device", "direct"), [("past", True), ("through", False)])
+@pytest.mark.parametrize("running", [False, True])
+def test_pages_go_the_way_that_is_predicted_to_be_faster(
+    target: str, told: Callable[[DeviceModel], None], device: str, direct: bool, running: bool
+) -> None:
+    told(PAST_THE_CACHE if device == "past" else THROUGH_THE_CACHE)
+    with ScriptedGuest({"ram": PICTURE}, running=running) as guest:
+        report = save(guest, target, SaveOptions())
+    assert report.direct_io == report.choice.direct_io == direct
+    assert report.choice.why[0].startswith("direct: " if direct else "page cache: ")
+    assert saved_picture(target) == saved(PICTURE)
+
+
+@pytest.mark.parametrize("code", [errno.ENOSYS, errno.EAGAIN])
+@pytest.mark.parametrize("direct_io", DirectIO)
+def test_where_there_is_no_asynchronous_io_direct_writes_go_one_by_one_and_the_report_says_so(
+    target: str,
+    told: Callable[[DeviceModel], None],
+    monkeypatch: pytest.MonkeyPatch,
+    code: int,
+    direct_io: DirectIO,
+) -> None:
+    def refuse(*_: object) -> int:
+        raise OSError(code, os.strerror(code))
+
+    told(PAST_THE_CACHE)
+    monkeypatch.setattr(aio, "_call", refuse)
+    with ScriptedGuest({"ram": PICTURE, "odd": "AB-"}, running=False) as guest:
+        report = save(guest, target, SaveOptions(direct_io=direct_io, channels=2))
+    notes = ("the kernel allows no asynchronous I/O: direct writes go one by one",)
+    assert report.notes == (notes if report.direct_io else ())
+    assert report.direct_io is (direct_io is not DirectIO.OFF)
+    assert saved_picture(target) == saved(PICTURE)
+    with Image(target) as image:
+        assert verify(image).ok
+
+
+@pytest.mark.parametrize("direct_io", [DirectIO.ON, DirectIO.OFF])
+def test_a_file_can_be_left_in_the_page_cache_or_taken_out_of_it(target: str, direct_io: DirectIO) -> None:
+    left: dict[Cache, int | None] = {}
+    with ScriptedGuest({"ram": "A" * 1000}, running=False) as guest:
+        for cache in Cache:
+            options = SaveOptions(direct_io=direct_io, cache=cache, overwrite=True)
+            left[cache] = save(guest, target, options).bytes.cached
+            fd = os.open(target, os.O_RDONLY)
+            if linux.is_tmpfs(fd) or left[cache] is None:
+                os.close(fd)
+                pytest.skip("the temporary folder is memory, or the kernel does not tell what is cached")
+            assert linux.cachestat(fd) * PAGE <= left[cache] + (cache is Cache.KEEP) * PAGE
+            os.close(fd)
+            with Image(target) as image:
+                assert verify(image).ok
+    assert left[Cache.DROP] == 0
+    kept = left[Cache.KEEP]
+    assert kept is not None
+    assert kept >= 1000 * PAGE if direct_io is DirectIO.OFF else 0 < kept < 500 * PAGE
 
 
 def test_an_existing_file_is_refused_before_the_guest_is_touched(target: str) -> None:
@@ -388,7 +452,7 @@ def test_each_failing_write_of_a_page_fails_the_save_and_leaves_nothing(
     through(wrap)
     with ScriptedGuest({"ram": "A-" * 10}) as guest:
         with pytest.raises(HostError, match="cannot write: input/output error"):
-            save(guest, target, SaveOptions(channels=2, direct_io=DirectIO.ON))
+            save(guest, target, SaveOptions(channels=2, direct_io=DirectIO.ON, gap_pages=0))
         assert guest.running
         assert guest.calls[-1] == "resume"
     assert folder(target) == []
@@ -526,23 +590,44 @@ def allocated_bytes(path: str) -> int:
     return os.stat(path).st_blocks * 512
 
 
-def test_scattered_pages_take_the_space_of_what_is_there(tmp_path: Path) -> None:
+@pytest.mark.parametrize("direct_io", [DirectIO.ON, DirectIO.OFF])
+def test_scattered_pages_take_the_space_of_what_is_there(tmp_path: Path, direct_io: DirectIO) -> None:
     fd = os.memfd_create("scattered")
     os.ftruncate(fd, 16384 * PAGE)
     for page in range(0, 16384, 250):
         os.pwrite(fd, b"x", page * PAGE)
     machine = RamFiles([RamFile(idstr="ram", path=f"/proc/self/fd/{fd}")], name="test")
     with machine:
-        save(machine, str(tmp_path / "FILE"), SaveOptions())
+        save(machine, str(tmp_path / "FILE"), SaveOptions(direct_io=direct_io))
     os.close(fd)
     assert allocated_bytes(str(tmp_path / "FILE")) < 16384 // 250 * 4 * PAGE + 100 * PAGE
 
 
-def test_pages_scattered_at_random_take_the_space_of_what_is_there(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("device", "direct", "gap", "most"),
+    [
+        # a call costs less than a page: only what is there is written, and space is reserved for no more
+        (model(direct={1: (4, 1)}, buffered={1: (1, 0.3)}, stable=(1, 0.3)), False, 0, 34),
+        (model(direct={1: (1, 0.3)}, buffered={1: (4, 1)}, stable=(4, 1)), True, 0, 34),
+        # a call costs as much as two pages and a half
+        (model(direct={1: (100, 10)}, buffered={1: (10, 1)}, stable=(10.25, 1)), False, 2, 58),
+        (model(direct={1: (10.25, 1)}, buffered={1: (10, 1)}, stable=(100, 10)), True, 2, 58),
+    ],
+)
+def test_pages_scattered_at_random_are_written_as_the_device_makes_it_worthwhile(
+    tmp_path: Path, told: Callable[[DeviceModel], None], device: DeviceModel, direct: bool, gap: int, most: int
+) -> None:
+    """Half of the pages, in runs of two on average: every fourth gap or so is longer than two pages."""
+    told(device)
     with GuestProcess(GuestSpec.parse("random,size=64MiB,fraction=0.5")) as guest:
         report = save(guest, str(tmp_path / "FILE"), SaveOptions())
-    assert not report.direct_io  # short runs reach the page cache sooner
-    assert report.bytes.allocated < 34 * MIB
+    (only,) = report.rounds
+    assert (report.direct_io, report.choice.gap_pages) == (direct, gap)
+    assert report.bytes.written == (only.written_pages + only.gap_pages) * PAGE
+    assert (only.gap_pages > 0) == (gap > 0)
+    assert report.bytes.written <= report.bytes.allocated < most * MIB
+    with Image(str(tmp_path / "FILE")) as image:
+        assert verify(image).ok
 
 
 def test_touched_pages_that_are_zero_take_no_space(tmp_path: Path) -> None:

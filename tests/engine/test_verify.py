@@ -7,10 +7,10 @@ from support.pictures import PAGE, allocated_pages
 from support.sources import ScriptedGuest
 from support.streamwriter import Block, stream
 
+from parallel_fixedram.core.choice import DirectIO
 from parallel_fixedram.core.errors import FormatError, RequestError
 from parallel_fixedram.core.report import Difference, VerifyReport, from_json, to_json
 from parallel_fixedram.core.trailer import FOOTER_BYTES
-from parallel_fixedram.engine.direct_io import DirectIO
 from parallel_fixedram.engine.image import Image
 from parallel_fixedram.engine.save import save
 from parallel_fixedram.engine.save_options import SaveOptions

@@ -5,9 +5,10 @@ from dataclasses import dataclass
 
 import numpy as np
 import pytest
+import xxhash
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from support.channels import Event, MemoryChannel, RecordingChannel
+from support.channels import Event, LateChannel, MemoryChannel, RecordingChannel
 from support.pictures import PAGE, allocated_pages, bits, content, mark, marked, memfd, picture_of
 from support.sources import WatchedSource
 
@@ -18,7 +19,7 @@ from parallel_fixedram.engine.bitmaps import SharedBitmaps, shared_words
 from parallel_fixedram.engine.messages import Tally
 from parallel_fixedram.engine.window import WINDOW_PAGES, merge_runs
 from parallel_fixedram.engine.write import WriteJob
-from parallel_fixedram.host.page_source import MappedSource
+from parallel_fixedram.host.page_source import CopiedSource, MappedSource
 
 
 @dataclass
@@ -35,6 +36,10 @@ class Outcome:
     tally: Tally
     allocated: int
     """Pages of RAM that were allocated by it."""
+    digests: list[int]
+    """One a page, 0 where there is none, if they were asked for."""
+    order: str
+    """``W`` for each write and ``P`` for each punch, as they came."""
 
 
 def run_job(
@@ -46,8 +51,16 @@ def run_job(
     round_number: int = 0,
     workers: int = 1,
     shards: list[Shard] | None = None,
+    late: bool = False,
+    copied: bool = False,
+    window: int = WINDOW_PAGES,
+    with_digests: bool = False,
 ) -> Outcome:
-    """Run WriteJob; ``before`` draws the file: ``-`` absent, ``!`` absent with stale bytes."""
+    """Run WriteJob; ``before`` draws the file: ``-`` absent, ``!`` absent with stale bytes.
+
+    ``late`` is a channel that looks at pages only when it has to settle, ``copied`` a source whose next pages take the
+    place of these.
+    """
     dirty, before = dirty or "x" * len(ram), before or "-" * len(ram)
     fd = memfd(ram)
     block = RAMBlock(idstr="ram", used_length=len(ram) * PAGE)
@@ -56,7 +69,9 @@ def run_job(
     memory = MemoryChannel(layout.ram_end)
     memory.memory[start:] = content(before.replace("!", "S"))
     channel = RecordingChannel(memory, layout.ram_end)
-    source = WatchedSource(MappedSource(fd, length=block.used_length), bits(ram))
+    latecomer = LateChannel(channel)
+    inner = CopiedSource(fd) if copied else MappedSource(fd, length=block.used_length)
+    source = WatchedSource(inner, bits(ram))
     bitmaps = SharedBitmaps([block])
     mark(bitmaps.dirty[0], dirty)
     mark(bitmaps.data[0], ram)
@@ -64,11 +79,23 @@ def run_job(
     bitmaps.dirty[0].words &= bitmaps.data[0].words
     taken = allocated_pages(fd)
     tables = shared_words(1)
-    job = WriteJob(layout.blocks, [source], bitmaps, channel, digests=memory, tables=tables, max_gap_pages=gap)
+    table = MemoryChannel(8 + len(ram) * 8)
+    tables[:] = [8 if with_digests else 0]
+    job = WriteJob(
+        layout.blocks,
+        [source],
+        bitmaps,
+        latecomer if late else channel,
+        digests=table,
+        tables=tables,
+        max_gap_pages=gap,
+        window_pages=window,
+    )
     job.open()
     tally = Tally()
     for shard in plan_shards(bitmaps.dirty, workers=workers, round_number=round_number) if shards is None else shards:
         tally.add(job.run(shard))
+        assert latecomer.begun == 0, "a shard is done when everything it has begun is written"
     events = channel.events()
     outcome = Outcome(
         picture_of(memory.memory[start:]),
@@ -77,6 +104,8 @@ def run_job(
         [place(event, start) for event in events if event.kind == "P"],
         tally,
         allocated_pages(fd) - taken,
+        np.frombuffer(table.memory[8:], np.uint64).tolist() if with_digests else [],
+        "".join(event.kind for event in events),
     )
     assert not source.wrong, "RAM was read that was never touched"
     assert not any(memory.memory[:start])
@@ -124,11 +153,18 @@ def pictures(draw: st.DrawFn, letters: str, length: int) -> str:
 LENGTHS = st.sampled_from((1, 2, 63, 64, 65, 128, 255, 256, 257, 320, 700))
 
 
-@given(st.data(), LENGTHS, st.sampled_from((0, 1, 16)))
+WINDOWS = st.sampled_from((64, 256, 512))
+HOW = st.sampled_from([{"late": late, "copied": copied} for late in (False, True) for copied in (False, True)])
+"""Channels that write at once and late, sources that map and copy."""
+
+
+@given(st.data(), LENGTHS, st.sampled_from((0, 1, 16, 255)), WINDOWS, HOW)
 @settings(max_examples=100, deadline=None)
-def test_a_new_file_gets_what_the_naive_twin_writes(data: st.DataObject, length: int, gap: int) -> None:
+def test_a_new_file_gets_what_the_naive_twin_writes(
+    data: st.DataObject, length: int, gap: int, window: int, how: dict[str, bool]
+) -> None:
     ram = data.draw(pictures("A0b-", length))
-    outcome = run_job(ram, gap=gap)
+    outcome = run_job(ram, gap=gap, window=window, **how)
     assert (outcome.pages, outcome.present) == twin(ram, "x" * length, "-" * length)
     assert outcome.allocated == 0
     assert outcome.tally.written_pages == sum(letter in "Ab" for letter in ram)
@@ -139,10 +175,10 @@ def test_a_new_file_gets_what_the_naive_twin_writes(data: st.DataObject, length:
     assert not outcome.punches
 
 
-@given(st.data(), LENGTHS, st.sampled_from((0, 16)))
+@given(st.data(), LENGTHS, st.sampled_from((0, 16, 255)), WINDOWS, HOW)
 @settings(max_examples=100, deadline=None)
 def test_a_later_round_brings_any_file_to_what_the_naive_twin_makes_of_it(
-    data: st.DataObject, length: int, gap: int
+    data: st.DataObject, length: int, gap: int, window: int, how: dict[str, bool]
 ) -> None:
     """Invariants 5 and 6: dirty zero pages lose their bit and their bytes, clean pages are as they were."""
     ram = data.draw(pictures("A0b-", length))
@@ -151,7 +187,7 @@ def test_a_later_round_brings_any_file_to_what_the_naive_twin_makes_of_it(
         data.draw(st.sampled_from("B-!")) if mark != "-" and letter != "-" else letter.replace("0", "-")
         for letter, mark in zip(ram, dirty, strict=True)
     )
-    outcome = run_job(ram, dirty, before=before, gap=gap, round_number=1)
+    outcome = run_job(ram, dirty, before=before, gap=gap, round_number=1, window=window, **how)
     assert (outcome.pages, outcome.present) == twin(ram, dirty, before)
     assert outcome.allocated == 0
 
@@ -186,10 +222,43 @@ def test_a_gap_of_clean_pages_is_written_along_with_what_ram_holds() -> None:
     assert (outcome.pages, outcome.present) == ("ABCDE", "xxxxx")
 
 
-def test_a_hole_next_to_data_is_never_read_to_join_two_writes() -> None:
-    outcome = run_job("A-AA0A--A", gap=16)
-    assert outcome.writes == [(0, 1), (2, 4), (8, 1)]
+def test_a_hole_is_written_along_as_zeros_and_never_read() -> None:
+    """Invariant 7."""
+    outcome = run_job("A-AA0A--A---A", gap=2)
+    assert outcome.writes == [(0, 9), (12, 1)]
+    assert outcome.pages == "A0AA0A00A000A"
+    assert outcome.present == "x-xx-x--x---x"
     assert outcome.allocated == 0
+
+
+@pytest.mark.parametrize("late", [False, True])
+@pytest.mark.parametrize("window", [64, 256])
+def test_pages_that_do_not_last_are_written_before_the_next_ones_take_their_place(late: bool, window: int) -> None:
+    ram = "".join(chr(ord("A") + number) * window for number in range(8))
+    outcome = run_job(ram, late=late, copied=True, window=window, shards=[Shard(0, 0, window // 8, 8 * window)])
+    assert outcome.pages == ram
+    assert outcome.writes == [(number * window, window) for number in range(8)]
+
+
+@pytest.mark.parametrize("copied", [False, True])
+def test_a_hole_is_punched_after_what_was_written_along_over_it(copied: bool) -> None:
+    """Or a write that is still under way would come after the hole, and the page would take space for nothing."""
+    outcome = run_job(
+        "A0B" + "C" * 61, "xxx", before="ABB" + "C" * 61, gap=16, round_number=1, late=True, copied=copied
+    )
+    assert outcome.pages == "A0B" + "C" * 61
+    assert outcome.present == "x-x" + "x" * 61
+    assert (outcome.writes, outcome.punches) == ([(0, 3)], [(1, 1)])
+    assert outcome.order == "WP"
+
+
+@pytest.mark.parametrize("late", [False, True])
+@pytest.mark.parametrize("copied", [False, True])
+def test_digests_are_those_of_the_pages_that_were_written(late: bool, copied: bool) -> None:
+    ram = "A0B-" + "C" * 600 + "-" * 20 + "D"
+    outcome = run_job(ram, gap=16, late=late, copied=copied, with_digests=True)
+    expected = [xxhash.xxh3_64_intdigest(content(letter)) if letter in "ABCD" else 0 for letter in ram]
+    assert outcome.digests == expected
 
 
 def test_a_page_whose_only_byte_is_its_last_is_not_zero() -> None:
@@ -246,17 +315,19 @@ def test_shards_hold_every_dirty_page_once_and_share_no_word(dirty: list[str], w
     assert {shard.round for shard in shards} <= {5}
 
 
-@given(st.data(), LENGTHS, st.integers(0, 20))
+@given(st.data(), LENGTHS, st.integers(0, 20), st.booleans())
 @settings(max_examples=100, deadline=None)
-def test_runs_are_joined_over_short_gaps_of_readable_pages_only(data: st.DataObject, length: int, gap: int) -> None:
+def test_runs_are_joined_over_short_gaps_of_the_pages_allowed(
+    data: st.DataObject, length: int, gap: int, any_page: bool
+) -> None:
     picture = data.draw(pictures("A0-", length))
     given_runs = runs(picture, "A")
     expected: list[list[int]] = []
     for first, count in given_runs:
-        between = picture[sum(expected[-1]) : first] if expected else "-"
-        if "-" in between or len(between) > gap:
+        between = picture[sum(expected[-1]) : first] if expected else None
+        if between is None or len(between) > gap or ("-" in between and not any_page):
             expected.append([first, count])
         else:
             expected[-1][1] = first + count - expected[-1][0]
-    found = merge_runs(np.array(given_runs, np.int64).reshape(-1, 2), np.array(bits(picture), np.uint8), gap)
-    assert found.tolist() == expected
+    allowed = None if any_page else np.array(bits(picture), np.uint8)
+    assert merge_runs(np.array(given_runs, np.int64).reshape(-1, 2), gap, allowed).tolist() == expected

@@ -6,15 +6,16 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from support.channels import FailingChannel, MemoryChannel, RecordingChannel
+from support.channels import FailingChannel, LateChannel, MemoryChannel, RecordingChannel
 from support.conformance import ChannelConformance, OpenChannel, aligned
 from support.pictures import PAGE, allocated_pages, content, picture_of, read_all
 from support.sources import huge_file
 
 from parallel_fixedram.core.errors import FormatError, HostError, RequestError
 from parallel_fixedram.core.ramblock import RAMBlock
-from parallel_fixedram.host import linux
+from parallel_fixedram.host import aio, linux
 from parallel_fixedram.host.channel import FileChannel, anonymous_memory, open_readable, open_writable
+from parallel_fixedram.host.direct_channel import DirectChannel
 from parallel_fixedram.host.ram_target import HugeChannel, RamTarget
 
 SIZE = 16 * PAGE
@@ -46,6 +47,39 @@ class TestDirectFile(ChannelConformance):
         os.close(opened.channel.fd)
 
 
+class TestDirectChannel(ChannelConformance):
+    @pytest.fixture
+    def opened(self, tmp_path: Path) -> Iterator[OpenChannel]:
+        opened = opened_file(tmp_path / "file", os.O_DIRECT)
+        assert isinstance(opened.channel, FileChannel)
+        yield OpenChannel(DirectChannel(opened.channel.fd, "file"), SIZE, opened.look)
+        os.close(opened.channel.fd)
+
+
+class TestDirectChannelOfMemory(ChannelConformance):
+    """Where there is nothing to be waited for, and every write is done when it has begun."""
+
+    @pytest.fixture
+    def opened(self) -> Iterator[OpenChannel]:
+        fd = os.memfd_create("file", os.MFD_CLOEXEC)
+        os.ftruncate(fd, SIZE)
+        yield OpenChannel(DirectChannel(fd, "file"), SIZE, lambda: read_all(fd))
+        os.close(fd)
+
+
+class TestDirectChannelWithoutQueue(ChannelConformance):
+    @pytest.fixture
+    def opened(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[OpenChannel]:
+        def refuse(*_: object) -> int:
+            raise OSError(errno.ENOSYS, "no asynchronous I/O")
+
+        monkeypatch.setattr(aio, "_call", refuse)
+        opened = opened_file(tmp_path / "file", os.O_DIRECT)
+        assert isinstance(opened.channel, FileChannel)
+        yield OpenChannel(DirectChannel(opened.channel.fd, "file"), SIZE, opened.look)
+        os.close(opened.channel.fd)
+
+
 class TestFileWhereHolesCannotBeMade(ChannelConformance):
     @pytest.fixture
     def opened(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[OpenChannel]:
@@ -74,6 +108,13 @@ class TestMemoryChannel(ChannelConformance):
     def opened(self) -> OpenChannel:
         channel = MemoryChannel(SIZE)
         return OpenChannel(channel, SIZE, lambda: channel.memory[:])
+
+
+class TestLateChannel(ChannelConformance):
+    @pytest.fixture
+    def opened(self) -> OpenChannel:
+        memory = MemoryChannel(SIZE)
+        return OpenChannel(LateChannel(memory), SIZE, lambda: memory.memory[:])
 
 
 class TestRecordingChannel(ChannelConformance):

@@ -1,12 +1,21 @@
 import errno
+import mmap
 import os
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
 
+from parallel_fixedram.core.errors import HostError
 from parallel_fixedram.host import linux
-from parallel_fixedram.host.page_cache import dirty_room, is_cold, takes_direct_io
+from parallel_fixedram.host.page_cache import (
+    cached_bytes,
+    dirty_room,
+    drop_from_cache,
+    is_cold,
+    takes_direct_io,
+)
 
 MIB = 1 << 20
 
@@ -28,6 +37,18 @@ def on_disk(tmp_path: Path) -> Iterator[int]:
         yield fd
     except OSError as error:
         pytest.skip(f"this file system does not tell what is cached: {error}")
+    finally:
+        os.close(fd)
+
+
+@pytest.fixture
+def tells() -> None:
+    """Skips the test where the kernel has no cachestat(2)."""
+    fd = os.memfd_create("any")
+    try:
+        linux.cachestat(fd)
+    except OSError as error:
+        pytest.skip(f"cachestat(2): {error}")
     finally:
         os.close(fd)
 
@@ -56,12 +77,31 @@ def test_memory_is_warm_also_where_it_was_never_touched() -> None:
     os.close(fd)
 
 
-def test_a_file_system_that_cannot_tell_is_warm(monkeypatch: pytest.MonkeyPatch) -> None:
-    def refuse(*_: object) -> int:
-        raise OSError(errno.EOPNOTSUPP, "no")
+def refuse(*_: object) -> int:
+    raise OSError(errno.EOPNOTSUPP, "no")
 
+
+def test_a_file_system_that_cannot_tell_is_warm(on_disk: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(linux, "cachestat", refuse)
     monkeypatch.setattr(os, "preadv", refuse)
-    assert not is_cold(0, [0, 1, 2])
+    assert not is_cold(on_disk, [MIB, 2 * MIB, 3 * MIB])
+
+
+def test_an_older_kernel_tells_what_is_cold_by_beginning_to_read_it(
+    on_disk: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(linux, "cachestat", refuse)
+    os.pread(on_disk, 1, MIB)
+    assert is_cold(on_disk, [8 * MIB])
+    assert not is_cold(on_disk, [MIB])
+
+
+@pytest.mark.usefixtures("tells")
+def test_asking_whether_a_file_is_cold_reads_nothing(on_disk: int) -> None:
+    os.pread(on_disk, 1, 15 * MIB)
+    drop_from_cache(on_disk)
+    assert is_cold(on_disk, list(range(0, 16 * MIB, MIB)))
+    assert cached_bytes(on_disk) == 0
 
 
 def test_a_file_takes_direct_io_where_it_can_be_opened_for_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -85,6 +125,86 @@ def test_a_file_takes_direct_io_where_it_can_be_opened_for_it(tmp_path: Path, mo
     monkeypatch.setattr(os, "open", refuse)
     assert not takes_direct_io(str(path))
     assert set(os.listdir("/proc/self/fd")) == before
+
+
+def in_memory(fd: int) -> int:
+    """The naive way: bytes of a file that mincore(2) finds in memory, asked of a mapping that nobody touches."""
+    length = os.fstat(fd).st_size
+    pages = np.zeros(-(-length // mmap.PAGESIZE), np.uint8)
+    view = np.frombuffer(mmap.mmap(fd, length, mmap.MAP_SHARED, mmap.PROT_READ), np.uint8)
+    linux.mincore(view.ctypes.data, length, pages)
+    return int(np.count_nonzero(pages & 1)) * mmap.PAGESIZE
+
+
+@pytest.mark.usefixtures("tells")
+def test_what_is_cached_is_counted_in_whole_pages(on_disk: int) -> None:
+    os.pread(on_disk, 1, 15 * MIB)  # asking for it, as the fixture does, has begun to read it
+    drop_from_cache(on_disk)
+    assert cached_bytes(on_disk) == in_memory(on_disk) == 0
+    for offset in (0, 5 * MIB, 5 * MIB + 4095, 16 * MIB - 1):
+        os.pread(on_disk, 1, offset)
+    found = cached_bytes(on_disk)
+    assert found == in_memory(on_disk)
+    assert found is not None
+    assert 3 * mmap.PAGESIZE <= found < MIB
+    os.pread(on_disk, 16 * MIB, 0)
+    assert cached_bytes(on_disk) == in_memory(on_disk) == 16 * MIB
+    os.pwrite(on_disk, b"x", 16 * MIB)  # a last page of one byte
+    assert cached_bytes(on_disk) == in_memory(on_disk) == 16 * MIB + mmap.PAGESIZE
+
+
+@pytest.mark.usefixtures("tells")
+def test_what_is_dropped_from_the_cache_is_written_first(on_disk: int) -> None:
+    os.pwrite(on_disk, b"y" * 8 * MIB, 4 * MIB)
+    dirty = cached_bytes(on_disk)
+    assert dirty is not None
+    assert dirty >= 8 * MIB
+    drop_from_cache(on_disk)
+    assert cached_bytes(on_disk) == 0
+    assert is_cold(on_disk, [5 * MIB])
+    assert os.pread(on_disk, 16 * MIB, 0) == b"x" * 4 * MIB + b"y" * 8 * MIB + b"x" * 4 * MIB
+    drop_from_cache(on_disk)
+    assert cached_bytes(on_disk) == 0
+
+
+@pytest.mark.usefixtures("tells")
+def test_memory_is_cached_where_it_was_touched_and_stays_there() -> None:
+    fd = os.memfd_create("memory")
+    os.ftruncate(fd, MIB)
+    assert cached_bytes(fd) == 0
+    os.pwrite(fd, b"x" * 8192, 4096)
+    drop_from_cache(fd)
+    assert cached_bytes(fd) == 8192
+    assert os.pread(fd, 8192, 4096) == b"x" * 8192
+    os.close(fd)
+
+
+@pytest.mark.parametrize("number", [errno.ENOSYS, errno.EOPNOTSUPP, errno.EPERM])
+def test_a_kernel_that_cannot_tell_what_is_cached_says_none(monkeypatch: pytest.MonkeyPatch, number: int) -> None:
+    def refuse(_fd: int) -> int:
+        raise OSError(number, "no")
+
+    monkeypatch.setattr(linux, "cachestat", refuse)
+    assert cached_bytes(0) is None
+
+
+@pytest.mark.usefixtures("tells")
+def test_a_descriptor_of_nothing_is_an_error() -> None:
+    closed = os.memfd_create("closed")
+    os.close(closed)
+    for ask in (cached_bytes, drop_from_cache):
+        with pytest.raises(HostError, match="bad file descriptor"):
+            ask(closed)
+
+
+def test_a_file_that_cannot_be_written_to_its_device_is_not_dropped(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(_fd: int) -> None:
+        raise OSError(errno.EIO, "no")
+
+    monkeypatch.setattr(os, "fsync", fail)
+    monkeypatch.setattr(os, "posix_fadvise", lambda *_: pytest.fail("dropped"))
+    with pytest.raises(HostError, match="input/output error"):
+        drop_from_cache(0)
 
 
 def test_where_the_kernel_does_not_tell_the_page_cache_has_no_room(monkeypatch: pytest.MonkeyPatch) -> None:

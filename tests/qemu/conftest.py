@@ -8,9 +8,10 @@ from pathlib import Path
 
 import pytest
 from support.qemu import Missing, QemuError, boot_from, missing, require_qemu
-from support.qemu_bootsector import boot_image
 from support.qemu_files import SavedGuest, write_background_snapshot, write_variants
 from support.qemu_linux import LinuxGuest, linux_guest
+
+from parallel_fixedram.experiments.boot_sector import boot_image
 
 HERE = Path(__file__).parent
 

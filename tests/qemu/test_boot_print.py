@@ -18,9 +18,10 @@ from support.cli import call, done, refused
 from support.command import report
 from support.qemu import TIMEOUT, QemuProcess, boot_from
 from support.qemu_boot import BootFolder, Guest, sha256
-from support.qemu_bootsector import boot_image
 from support.qemu_files import SavedGuest
 from support.qemu_monitor import Monitor
+
+from parallel_fixedram.experiments.boot_sector import boot_image
 
 MIB = 1 << 20
 LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"

@@ -11,8 +11,9 @@ from support.cli import Result, done, refused, run
 from support.command import report
 from support.qemu import QemuProcess, Ram, boot_from
 from support.qemu_boot import BootFolder, sha256
-from support.qemu_bootsector import boot_image
 from support.qemu_linux import LinuxGuest
+
+from parallel_fixedram.experiments.boot_sector import boot_image
 
 MIB = 1 << 20
 RAM = Ram(256 * MIB)

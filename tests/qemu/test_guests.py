@@ -11,9 +11,10 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 from support.qemu import QemuDied, QemuError, QemuProcess, Ram, boot_from, require_tool
-from support.qemu_bootsector import boot_image
 from support.qemu_files import SavedGuest
 from support.qemu_linux import LinuxGuest
+
+from parallel_fixedram.experiments.boot_sector import boot_image
 
 PAGE = 4096
 MIB = 1 << 20

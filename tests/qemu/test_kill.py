@@ -17,7 +17,6 @@ from support.cli import Result, done, part_of, refused
 from support.fake_qmp import line
 from support.faults import Call, Forked, Kill, Run, before, behind
 from support.qemu import QemuProcess, Ram, boot_from
-from support.qemu_bootsector import boot_image
 
 from parallel_fixedram import app
 from parallel_fixedram.cli.main import main
@@ -25,6 +24,7 @@ from parallel_fixedram.engine import save
 from parallel_fixedram.engine.digest import DigestJob
 from parallel_fixedram.engine.pause import Pause
 from parallel_fixedram.engine.write import WriteJob
+from parallel_fixedram.experiments.boot_sector import boot_image
 from parallel_fixedram.host import linux
 from parallel_fixedram.host.channel import FileChannel
 from parallel_fixedram.host.guardian import Guardian

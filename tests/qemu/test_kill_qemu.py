@@ -15,12 +15,12 @@ import pytest
 from support.cli import SECONDS, refused
 from support.faults import Forked, Moment, before, behind
 from support.qemu import QemuProcess, Ram, boot_from
-from support.qemu_bootsector import boot_image
 
 from parallel_fixedram import app
 from parallel_fixedram.core.errors import MachineError
 from parallel_fixedram.engine.pause import Pause
 from parallel_fixedram.engine.write import WriteJob
+from parallel_fixedram.experiments.boot_sector import boot_image
 from parallel_fixedram.host.guardian import Guardian
 from parallel_fixedram.host.publish import PendingFile
 from parallel_fixedram.qemu import device_state, discovery

@@ -14,13 +14,13 @@ import pytest
 from support.cli import call, done
 from support.command import report
 from support.qemu import QemuProcess, Ram, boot_from
-from support.qemu_bootsector import DISK_SECTORS, SECTOR, boot_image, disk_image
 from support.qemu_linux import LinuxGuest
 from support.qemu_reader import read_stored
 from support.qemu_saved import KNOWN_MIB, TICK, WAYS_TO_LOAD, contents, differences, in_turn, save, wait_tick
 from support.sources import huge_file
 
 from parallel_fixedram import app
+from parallel_fixedram.experiments.boot_sector import DISK_SECTORS, SECTOR, boot_image, disk_image
 
 MIB = 1 << 20
 GIB = 1 << 30

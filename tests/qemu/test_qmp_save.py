@@ -18,13 +18,13 @@ from typing import Any, Literal
 import pytest
 from support.cli import Result, call, refused, run, untouched
 from support.qemu import QemuProcess, Ram, boot_from, require_tool
-from support.qemu_bootsector import boot_image
 from support.qemu_linux import LinuxGuest
 from support.qemu_reader import read_stored
 from support.qemu_saved import KNOWN_MIB, TICK, WAYS_TO_LOAD, contents, differences, in_turn, migrate, save, wait_tick
 
 from parallel_fixedram import app
 from parallel_fixedram.core.errors import MachineError
+from parallel_fixedram.experiments.boot_sector import boot_image
 from parallel_fixedram.qemu.machine import QemuMachine
 
 MIB = 1 << 20

@@ -11,14 +11,30 @@ from collections.abc import Callable
 from mmap import mmap
 from typing import Any, NamedTuple
 
+from parallel_fixedram.core.bitmap import Bits, Runs
 from parallel_fixedram.core.errors import FormatError, HostError
-from parallel_fixedram.core.protocols import Channel
+from parallel_fixedram.core.protocols import Channel, Pages
 
 _EVENT = struct.Struct("<cQQQ")
 _PAGE = 4096
 
 
-class MemoryChannel:
+class OneByOne:
+    """``write_runs`` as a loop over pages that ends in ``write``: the naive twin of every faster way."""
+
+    def write(self, offset: int, data: memoryview) -> None:
+        raise NotImplementedError
+
+    def write_runs(self, offset: int, pages: Pages, runs: Runs, readable: Bits) -> None:
+        for first, count in runs.tolist():
+            found = [pages[page].tobytes() if readable[page] else bytes(_PAGE) for page in range(first, first + count)]
+            self.write(offset + first * _PAGE, memoryview(b"".join(found)))
+
+    def settle(self) -> None:
+        pass
+
+
+class MemoryChannel(OneByOne):
     """Bytes in shared memory instead of a file."""
 
     def __init__(self, size: int) -> None:
@@ -41,7 +57,7 @@ class MemoryChannel:
         """Memory is as stable as it gets."""
 
 
-class WrappedChannel:
+class WrappedChannel(OneByOne):
     """Passes everything on; base of the others."""
 
     def __init__(self, inner: Channel) -> None:
@@ -63,6 +79,30 @@ class WrappedChannel:
 
     def sync(self) -> None:
         self.inner.sync()
+
+
+class LateChannel(WrappedChannel):
+    """Looks at pages only when it has to settle, as a device may; everything else happens at once.
+
+    Attributes:
+        begun: how many ``write_runs`` have not been settled.
+    """
+
+    def __init__(self, inner: Channel) -> None:
+        super().__init__(inner)
+        self._begun: list[tuple[int, Pages, Runs, Bits]] = []
+
+    @property
+    def begun(self) -> int:
+        return len(self._begun)
+
+    def write_runs(self, offset: int, pages: Pages, runs: Runs, readable: Bits) -> None:
+        self._begun.append((offset, pages, runs.copy(), readable.copy()))
+
+    def settle(self) -> None:
+        for each in self._begun:
+            super().write_runs(*each)
+        self._begun = []
 
 
 class SharedCounter:

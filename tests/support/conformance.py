@@ -7,17 +7,19 @@ from __future__ import annotations
 
 import mmap
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import numpy as np
 import pytest
-from support.pictures import PAGE, allocated_pages, content, picture_of
+from support.pictures import PAGE, allocated_pages, bits, content, memfd, picture_of
 
-from parallel_fixedram.core.bitmap import PageBitmap
+from parallel_fixedram.core.bitmap import Bits, PageBitmap, Runs
 from parallel_fixedram.core.errors import FormatError
-from parallel_fixedram.core.protocols import Channel, DirtySource, Machine, PageSource
+from parallel_fixedram.core.protocols import Channel, DirtySource, Machine, Pages, PageSource
 from parallel_fixedram.core.ramblock import PageRange, check_unique
+from parallel_fixedram.host.page_source import CopyingSource, MappedSource
 
 DRAWN = "A0-B--0C" + "-" * 56 + "z" + "-" * 192 + "Y"
 """258 pages: data, zeros and holes, over the edges of bitmap words and of windows."""
@@ -53,6 +55,21 @@ def data_map(drawn: Drawn) -> PageBitmap:
     for each in drawn.source.data_ranges(PageRange(0, data.pages)):
         data.set_range(each)
     return data
+
+
+def noting_copies(source: PageSource, monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """The pages that a source copies from now on, in the order in which it does; none where it maps them."""
+    copied: list[int] = []
+    if isinstance(source, CopyingSource):
+        real = source._read
+
+        def read(position: int, into: memoryview) -> int:
+            got = real(position, into)
+            copied.extend(range(position // PAGE, (position + got) // PAGE))
+            return got
+
+        monkeypatch.setattr(source, "_read", read)
+    return copied
 
 
 class PageSourceConformance:
@@ -119,6 +136,40 @@ class PageSourceConformance:
         os.pwrite(drawn.fd, content("Q"), drawn.offset)
         assert picture_of(drawn.source.pages(0, 1).tobytes()) == "Q"
 
+    @pytest.mark.parametrize("wanted", [[0], [3], [0, 3, 8], [7, 8, 65, 257], [*range(258)], []])
+    def test_pages_that_are_wanted_are_there_and_a_copy_is_made_of_no_other(
+        self, drawn: Drawn, wanted: list[int], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        drawn.source.open()
+        copied = noting_copies(drawn.source, monkeypatch)
+        looked_at = np.zeros(len(DRAWN), np.uint8)
+        looked_at[wanted] = 1
+        before = allocated_pages(drawn.fd)
+        pages = drawn.source.pages(0, len(DRAWN), looked_at)
+        assert pages.shape == (len(DRAWN), PAGE // 8)
+        assert pages.ctypes.data % mmap.PAGESIZE == 0
+        assert not pages.flags.writeable
+        for index in wanted:
+            if DRAWN[index] != "-":
+                assert pages[index].tobytes() == content(DRAWN[index])
+        assert copied == ([] if drawn.source.lasting else wanted)
+        assert allocated_pages(drawn.fd) == before
+
+    def test_pages_in_the_middle_are_wanted_by_their_place_in_what_is_asked_for(
+        self, drawn: Drawn, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        drawn.source.open()
+        copied = noting_copies(drawn.source, monkeypatch)
+        pages = drawn.source.pages(2, 6, np.array([0, 1, 0, 0, 0, 1], np.uint8))
+        assert picture_of(pages[1].tobytes()) + picture_of(pages[5].tobytes()) == "BC"
+        assert copied == ([] if drawn.source.lasting else [3, 7])
+
+    def test_what_lasts_is_the_same_after_the_next_call(self, drawn: Drawn) -> None:
+        drawn.source.open()
+        first = drawn.source.pages(0, 1)
+        drawn.source.pages(3, 1)
+        assert picture_of(first.tobytes()) == ("A" if drawn.source.lasting else "B")
+
     def test_a_fork_opens_it_for_itself(self, drawn: Drawn) -> None:
         pid = os.fork()
         if pid == 0:
@@ -150,6 +201,22 @@ def aligned(data: bytes) -> memoryview:
     buffer = memoryview(mmap.mmap(-1, len(data)))
     buffer[:] = data
     return buffer
+
+
+@contextmanager
+def shared_ram(picture: str) -> Iterator[tuple[int, Pages, Bits]]:
+    """Memory as a guest has it: its descriptor, its pages, and which of them may be read: those that are no holes."""
+    fd = memfd(picture)
+    source = MappedSource(fd, length=len(picture) * PAGE)
+    source.open()
+    yield fd, source.pages(0, len(picture)), np.array(bits(picture), np.uint8)
+    source.close()
+    os.close(fd)
+
+
+def as_runs(runs: Sequence[tuple[int, int]]) -> Runs:
+    """Runs as channels take them."""
+    return np.array(runs, np.int64).reshape(-1, 2)
 
 
 class ChannelConformance:
@@ -185,6 +252,82 @@ class ChannelConformance:
     def test_punching_what_is_a_hole_already_does_no_harm(self, opened: OpenChannel) -> None:
         opened.channel.punch(0, 4 * PAGE)
         assert picture_of(opened.look()[: 4 * PAGE]) == "0000"
+
+    @pytest.mark.parametrize(
+        ("runs", "expected"),
+        [
+            ([], "00000000"),
+            ([(0, 1)], "A0000000"),
+            ([(0, 8)], "AB00C00d"),
+            ([(1, 1), (4, 4)], "0B00C00d"),
+            ([(0, 2), (3, 1), (7, 1)], "AB00000d"),
+            ([(1, 3), (5, 2)], "0B000000"),
+            ([(2, 1)], "00000000"),
+        ],
+    )
+    def test_runs_are_written_to_their_places_and_what_may_not_be_read_as_zeros(
+        self, opened: OpenChannel, runs: list[tuple[int, int]], expected: str
+    ) -> None:
+        """The pages that may not be read are holes in memory, and stay such: nobody has looked at them."""
+        with shared_ram("AB-0C--d") as (fd, pages, readable):
+            before = allocated_pages(fd)
+            opened.channel.write_runs(0, pages, as_runs(runs), readable)
+            opened.channel.settle()
+            assert allocated_pages(fd) == before
+        assert picture_of(opened.look()[: 8 * PAGE]) == expected
+
+    def test_zeros_are_written_over_what_was_there(self, opened: OpenChannel) -> None:
+        opened.channel.write(0, aligned(content("XXXXXXXX")))
+        with shared_ram("A--B0-") as (_, pages, readable):
+            opened.channel.write_runs(PAGE, pages, as_runs([(0, 2), (3, 3)]), readable)
+            opened.channel.settle()
+        assert picture_of(opened.look()[: 8 * PAGE]) == "XA0XB00X"
+
+    def test_many_runs_may_be_begun_before_they_are_settled(self, opened: OpenChannel) -> None:
+        with shared_ram("ABCDEFGH") as (_, pages, readable):
+            for first in (0, 4, 2, 6):
+                opened.channel.write_runs(first * PAGE, pages[first : first + 2], as_runs([(1, 1)]), readable[:2])
+            opened.channel.settle()
+            assert picture_of(opened.look()[: 8 * PAGE]) == "0B0D0F0H"
+            opened.channel.write_runs(0, pages, as_runs([(0, 1), (7, 1)]), readable)
+            opened.channel.settle()
+        assert picture_of(opened.look()[: 8 * PAGE]) == "AB0D0F0H"
+
+    def test_settling_when_nothing_is_in_flight_does_nothing(self, opened: OpenChannel) -> None:
+        opened.channel.settle()
+        with shared_ram("A") as (_, pages, readable):
+            opened.channel.write_runs(0, pages, as_runs([(0, 1)]), readable)
+        opened.channel.settle()
+        opened.channel.settle()
+        assert picture_of(opened.look()[: 2 * PAGE]) == "A0"
+
+    def test_what_was_settled_can_be_punched_and_written_again(self, opened: OpenChannel) -> None:
+        with shared_ram("ABCD") as (_, pages, readable):
+            opened.channel.write_runs(0, pages, as_runs([(0, 4)]), readable)
+            opened.channel.settle()
+            opened.channel.punch(PAGE, 2 * PAGE)
+            assert picture_of(opened.look()[: 4 * PAGE]) == "A00D"
+            opened.channel.write_runs(0, pages, as_runs([(2, 1)]), readable)
+            opened.channel.settle()
+        assert picture_of(opened.look()[: 4 * PAGE]) == "A0CD"
+
+    def test_two_processes_may_write_runs_at_once(self, opened: OpenChannel) -> None:
+        children = []
+        with shared_ram("ABCDEFGH") as (_, pages, readable):
+            for first in (0, 4):
+                pid = os.fork()
+                if pid == 0:
+                    status = 1
+                    try:
+                        for page in range(first, first + 4):
+                            opened.channel.write_runs(0, pages, as_runs([(page, 1)]), readable)
+                        opened.channel.settle()
+                        status = 0
+                    finally:
+                        os._exit(status)
+                children.append(pid)
+            assert [os.waitpid(pid, 0)[1] for pid in children] == [0, 0]
+        assert picture_of(opened.look()[: 8 * PAGE]) == "ABCDEFGH"
 
     def test_reading_past_the_end_is_an_error_of_the_file(self, opened: OpenChannel) -> None:
         with pytest.raises(FormatError):

@@ -17,7 +17,8 @@ from pathlib import Path
 from typing import Any
 
 from support.qemu import QemuProcess, Ram, boot_from
-from support.qemu_bootsector import boot_image
+
+from parallel_fixedram.experiments.boot_sector import boot_image
 
 MIB = 1 << 20
 RAM_SIZE = 64 * MIB

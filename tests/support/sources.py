@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 from support.pictures import PAGE, content, memfd, page
 
-from parallel_fixedram.core.bitmap import PageBitmap
+from parallel_fixedram.core.bitmap import Bits, PageBitmap
 from parallel_fixedram.core.protocols import GuestBlock, Pages, PageSource
 from parallel_fixedram.core.ramblock import PageRange, RAMBlock
 from parallel_fixedram.guest.dirty_log import DirtyLog
@@ -41,7 +41,7 @@ class WatchedSource:
     def __init__(self, inner: PageSource, allowed: Sequence[int]) -> None:
         self._inner = inner
         self._allowed = allowed
-        self.tells_holes = inner.tells_holes
+        self.tells_holes, self.lasting = inner.tells_holes, inner.lasting
         self.wrong: list[PageRange] = []
 
     def open(self) -> None:
@@ -51,10 +51,11 @@ class WatchedSource:
         self.wrong += [each for each in pages.ranges() if not all(self._allowed[each.first : each.end])]
         self._inner.expect(pages)
 
-    def pages(self, first: int, count: int) -> Pages:
-        if not all(self._allowed[first : first + count]):
+    def pages(self, first: int, count: int, wanted: Bits | None = None) -> Pages:
+        looked_at = np.ones(count, np.uint8) if wanted is None else wanted
+        if not all(self._allowed[first + page] for page in np.flatnonzero(looked_at)):
             self.wrong.append(PageRange(first, count))
-        return self._inner.pages(first, count)
+        return self._inner.pages(first, count, wanted)
 
     def data_ranges(self, within: PageRange) -> list[PageRange]:
         return self._inner.data_ranges(within)

@@ -1,8 +1,11 @@
-"""A guest in 512 bytes: a boot sector that dirties a range of RAM page by page and says so on the serial port.
+"""Guests in 512 bytes: boot sectors that fill or dirty a range of RAM and say so on the serial port.
 
-It enters 32-bit protected mode, so it reaches any address below 4 GiB, and leaves the BIOS behind for good. One *round*
-touches every page of ``[first, end)`` once and prints the next letter of A..Z, so that a reader of the serial line sees
-where a guest went on. Page ``p`` (an absolute guest page number) then holds nothing but
+All but ``disk_image`` enter 32-bit protected mode, so they reach any address below 4 GiB, and leave the BIOS behind for
+good. ``fill_image`` fills a share of RAM, prints FILLED, and then sleeps or goes on rewriting pages.
+
+``boot_image`` goes round and round. One *round* touches every page of ``[first, end)`` once and prints the next letter
+of A..Z, so that a reader of the serial line sees where a guest went on. Page ``p`` (an absolute guest page number) then
+holds nothing but
 
 * byte 0: a counter modulo 8, which starts at ``p // 2 % 8``: at any moment an eighth of the even pages is zero, and
   each of them is zero now and then, which is how stale pages come to lie behind cleared bits in a live save;
@@ -29,6 +32,41 @@ Width 1 means a jump relative to the next instruction.
 """
 
 
+FILLED = "F"
+"""What a guest of ``fill_image`` prints once its RAM is full."""
+FIRST = 1 << 20
+"""First byte that it fills."""
+RESERVED_AT_END = 16 << 20
+"""SeaBIOS leaves remains of itself, and its tables, in the end of RAM."""
+TICKS = 100
+"""Times a second that it wakes to rewrite pages."""
+
+_MULTIPLIER, _INCREMENT = 1_664_525, 1_013_904_223  # of a linear congruential generator with the period 2**32
+
+
+def filled_bytes(size: int, share: float) -> int:
+    """How many bytes of RAM a guest of ``size`` bytes fills: whole pages."""
+    return int(size * share) // PAGE * PAGE
+
+
+def fill_image(*, size: int, share: float, dirty_rate: int = 0, seed: int = 1) -> bytes:
+    """A disk image that fills RAM with numbers that look random: no two pages are alike, and none is zero.
+
+    Args:
+        size: bytes of RAM.
+        share: of RAM, how much it fills, from FIRST on.
+        dirty_rate: bytes of pages rewritten a second afterwards, going round the filled range; 0 to sleep for good.
+        seed: where the numbers start.
+
+    Raises:
+        ValueError: there is not so much room.
+    """
+    end = FIRST + filled_bytes(size, share)
+    if not FIRST < end <= size - RESERVED_AT_END:
+        raise ValueError(f"{share:g} of {size} bytes does not fit between {FIRST:#x} and {size - RESERVED_AT_END:#x}")
+    return _image(*_enter_protected_mode(), *_fill(end, seed & 0xFFFFFFFF), *_afterwards(end, dirty_rate), *_tables())
+
+
 def boot_image(*, first: int = 1 << 20, end: int = 40 << 20, hz: int = 100) -> bytes:
     """A bootable floppy or disk image, empty behind its first sector.
 
@@ -41,15 +79,13 @@ def boot_image(*, first: int = 1 << 20, end: int = 40 << 20, hz: int = 100) -> b
     if first % 8192 or end % 8192 or not 1 << 20 <= first < end:
         raise ValueError(f"not a range of whole pairs of pages above 1 MiB: {first:#x}..{end:#x}")
     divisor = PIT_HZ // hz if hz else 0
-    code = _assemble(
+    return _image(
         *_enter_protected_mode(),
-        *_set_up(first, end, divisor),
+        *_start_timer(divisor),
+        *_set_up(first, end),
         *_go_round(first, end, sleep=hz > 0),
         *_tables(),
     )
-    if len(code) > SECTOR - 2:
-        raise ValueError(f"the code has {len(code)} bytes, a boot sector has room for {SECTOR - 2}")
-    return (code.ljust(SECTOR - 2, b"\0") + b"\x55\xaa").ljust(IMAGE_SIZE, b"\0")
 
 
 DISK_SECTORS = 64
@@ -62,7 +98,7 @@ def disk_image() -> bytes:
     ``1 + number % DISK_SECTORS`` and prints the next letter of A..Z; a disk that fails prints ``!``. Numbers begin with
     1, rounds come with the BIOS's timer, 18 a second.
     """
-    code = _assemble(
+    return _image(
         b"\xfa",  # cli
         b"\x31\xc0",  # xor ax, ax
         b"\x8e\xd8",  # mov ds, ax
@@ -102,6 +138,13 @@ def disk_image() -> bytes:
         "packet:",
         struct.pack("<BBHHHQ", 16, 0, 1, 0x8000, 0, 0),  # one sector, from 0x8000
     )
+
+
+def _image(*parts: Part) -> bytes:
+    """A disk that starts with this code."""
+    code = _assemble(*parts)
+    if len(code) > SECTOR - 2:
+        raise ValueError(f"the code has {len(code)} bytes, a boot sector has room for {SECTOR - 2}")
     return (code.ljust(SECTOR - 2, b"\0") + b"\x55\xaa").ljust(IMAGE_SIZE, b"\0")
 
 
@@ -128,7 +171,56 @@ def _enter_protected_mode() -> list[Part]:
     ]
 
 
-def _set_up(first: int, end: int, divisor: int) -> list[Part]:
+def _fill(end: int, seed: int) -> list[Part]:
+    return [
+        b"\xbf" + _u32(FIRST),  # mov edi, FIRST
+        b"\xb8" + _u32(seed),  # mov eax, seed
+        "fill:",
+        b"\x69\xc0" + _u32(_MULTIPLIER),  # imul eax, eax, _MULTIPLIER
+        b"\x05" + _u32(_INCREMENT),  # add eax, _INCREMENT
+        b"\x89\xc2",  # mov edx, eax
+        b"\xc1\xea\x0d",  # shr edx, 13
+        b"\x31\xc2",  # xor edx, eax: the low bits of such a generator go round too soon
+        b"\x89\x17",  # mov [edi], edx
+        b"\x83\xc7\x04",  # add edi, 4
+        b"\x81\xff" + _u32(end),  # cmp edi, end
+        (b"\x72", "fill", 1, 0),  # jb fill
+        b"\x66\xba\xfd\x03",  # mov dx, 0x3fd
+        "busy:",
+        b"\xec",  # in al, dx
+        b"\xa8\x20",  # test al, 0x20: is the line free?
+        (b"\x74", "busy", 1, 0),  # jz busy
+        b"\xb0" + FILLED.encode(),  # mov al, FILLED
+        b"\xb2\xf8",  # mov dl, 0xf8
+        b"\xee",  # out dx, al
+    ]
+
+
+def _afterwards(end: int, dirty_rate: int) -> list[Part]:
+    """Sleep for good, or rewrite some pages with every tick."""
+    if not dirty_rate:
+        return ["sleep:", b"\xfa\xf4", (b"\xeb", "sleep", 1, 0)]  # cli, hlt
+    return [
+        *_start_timer(PIT_HZ // TICKS),
+        b"\xbf" + _u32(FIRST),  # mov edi, FIRST
+        "tick:",
+        b"\xb9" + _u32(max(dirty_rate // (PAGE * TICKS), 1)),  # mov ecx, pages
+        "page:",
+        b"\xff\x47\x08",  # inc dword [edi + 8]
+        b"\x81\xc7" + _u32(PAGE),  # add edi, PAGE
+        b"\x81\xff" + _u32(end),  # cmp edi, end
+        (b"\x72", "on", 1, 0),  # jb on
+        b"\xbf" + _u32(FIRST),  # mov edi, FIRST
+        "on:",
+        b"\x49",  # dec ecx
+        (b"\x75", "page", 1, 0),  # jnz page
+        b"\xfb\xf4",  # sti, hlt
+        b"\xfa",  # cli
+        (b"\xeb", "tick", 1, 0),  # jmp tick
+    ]
+
+
+def _start_timer(divisor: int) -> list[Part]:
     low, high = divisor.to_bytes(2, "little")
     return [
         b"\xb0\xfe",  # mov al, 0xfe
@@ -141,6 +233,11 @@ def _set_up(first: int, end: int, divisor: int) -> list[Part]:
         b"\xe6\x40",  # out 0x40, al
         bytes([0xB0, high]),  # mov al, high
         b"\xe6\x40",  # out 0x40, al
+    ]
+
+
+def _set_up(first: int, end: int) -> list[Part]:
+    return [
         b"\xbf" + _u32(first),  # mov edi, first
         "init:",
         b"\x89\xf8",  # mov eax, edi

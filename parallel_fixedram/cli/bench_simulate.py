@@ -1,0 +1,208 @@
+"""``bench simulate``: the simulation held against measurements, and what it says of machines that nobody measured."""
+
+from __future__ import annotations
+
+import argparse
+import math
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from parallel_fixedram.cli import common
+from parallel_fixedram.core.errors import RequestError
+from parallel_fixedram.core.units import format_rate, format_size, parse_size
+
+if TYPE_CHECKING:
+    from parallel_fixedram.experiments.calibrate import Calibration, NotSimulated
+    from parallel_fixedram.experiments.extrapolate import Extrapolated, Target
+    from parallel_fixedram.experiments.results import RunSet
+
+ASSUMED_RATE = 2 * 10**9
+ASSUMED_CALL_SECONDS = 100e-6
+ASSUMED_SCAN_RATE = 5 * 10**9
+ASSUMED_COPY_RATE = 2 * 10**9
+"""Into the page cache of a new file."""
+
+_EXAMPLES = """  parallel-fixedram bench simulate --ram 1TiB --channels 32 --devices 8
+  parallel-fixedram bench simulate --ram 128GiB --dirty 0.05 --device-rate 3GiB --call-seconds 50e-6
+with results of yours to fit it to:
+  parallel-fixedram bench simulate channels.json --ram 1TiB"""
+
+
+def register(subparsers: common.Subparsers[Any]) -> None:
+    """Add the sub-verb to ``bench``."""
+    parser = common.add_verb(
+        subparsers,
+        "simulate",
+        summary="what a simulated device makes of channels, and of RAM that nobody has",
+        about="Simulate a save, event by event. With a file of results the parameters are fitted to one channel and\n"
+        "fio, and what they predict for more channels is held against the samples. Never a measurement; it says so.",
+        examples=_EXAMPLES,
+    )
+    parser.add_argument("result", nargs="?", metavar="RESULT.json", help="results to fit the parameters to")
+    parser.add_argument("--ram", type=_size, default=1 << 40, metavar="SIZE", help="all of it data (default 1TiB)")
+    parser.add_argument("--dirty", type=_share, default=1.0, metavar="SHARE", help="of the pages to write (default 1)")
+    parser.add_argument("--channels", type=_count, default=32, metavar="N", help="up to so many (default 32)")
+    parser.add_argument("--devices", type=_count, default=1, metavar="N", help="striped (default 1)")
+    parser.add_argument("--processors", type=_count, metavar="N", help="default: one a channel")
+    parser.add_argument(
+        "--direct-io", choices=["on", "off"], default="on", help="off: writers of the file exclude each other"
+    )
+    parser.add_argument("--device-rate", type=_size, metavar="SIZE", help="bytes per second of one device")
+    parser.add_argument("--call-seconds", type=_seconds, metavar="S", help="of a request, besides its bytes")
+    parser.add_argument("--queue-depth", type=_count, metavar="N", help="requests that a device overlaps (default 32)")
+    parser.add_argument("--scan-rate", type=_size, metavar="SIZE", help="bytes per second that a worker looks at")
+    parser.set_defaults(run=run)
+
+
+def _size(text: str) -> int:
+    try:
+        size = parse_size(text)
+    except RequestError as error:
+        raise argparse.ArgumentTypeError(error.message) from error
+    if not size:
+        raise argparse.ArgumentTypeError(f"{text!r}: expected more than nothing")
+    return size
+
+
+def _count(text: str) -> int:
+    value = int(text) if text.isascii() and text.isdigit() and len(text) < 6 else 0
+    if not 1 <= value <= 1024:
+        raise argparse.ArgumentTypeError(f"{text!r}: expected a whole number from 1 to 1024")
+    return value
+
+
+def _share(text: str) -> float:
+    value = _number(text)
+    if not 1e-6 <= value <= 1:
+        raise argparse.ArgumentTypeError(f"{text!r}: expected a number from 0.000001 to 1")
+    return value
+
+
+def _seconds(text: str) -> float:
+    value = _number(text)
+    if not 0 <= value < math.inf:
+        raise argparse.ArgumentTypeError(f"{text!r}: expected a number of seconds")
+    return value
+
+
+def _number(text: str) -> float:
+    try:
+        return float(text)
+    except ValueError:
+        return math.nan
+
+
+def run(args: argparse.Namespace) -> int:
+    """Carry out ``simulate``; returns the exit code."""
+    from parallel_fixedram.experiments import metrics
+    from parallel_fixedram.experiments.calibrate import calibrated
+    from parallel_fixedram.experiments.extrapolate import extrapolate
+
+    run_set: RunSet | None = metrics.load(args.result) if args.result else None
+    done, left = calibrated(run_set) if run_set else ([], [])
+    target, origin = _target(args, done)
+    points = extrapolate(target)
+    if args.json:
+        common.print_json(_json(args, done, left, target, origin, points))
+        return 0
+    if run_set:
+        _print_calibrations(done, left)
+    _print_extrapolation(target, origin, points)
+    return 0
+
+
+def _target(args: argparse.Namespace, done: Sequence[Calibration]) -> tuple[Target, str]:
+    """What to simulate, and where its parameters come from.
+
+    Raises:
+        RequestError: results were given, but none that the parameters could be fitted to.
+    """
+    from dataclasses import replace
+
+    from parallel_fixedram.experiments.extrapolate import Target, larger
+    from parallel_fixedram.experiments.simulate import Device, Host
+
+    direct = args.direct_io == "on"
+    fitted = next((each for each in done if each.direct == direct), None)
+    if fitted:
+        device, host, origin = fitted.device, fitted.host, f"fitted to {fitted.series}"
+    elif args.result:
+        kind = "direct" if direct else "buffered"
+        raise RequestError(
+            f"{args.result!r} has no {kind} series of channels that the simulation can be fitted to",
+            hint="leave the file away to simulate with assumed parameters, or choose the other --direct-io",
+        )
+    else:
+        device = Device(call_seconds=ASSUMED_CALL_SECONDS, byte_seconds=1 / ASSUMED_RATE) if direct else Device()
+        copy = 0.0 if direct else 1 / ASSUMED_COPY_RATE
+        host = Host(processors=1, scan_byte_seconds=1 / ASSUMED_SCAN_RATE, copy_byte_seconds=copy, lock=not direct)
+        origin = "assumed, not fitted to anything"
+    changes = {"byte_seconds": 1 / args.device_rate if args.device_rate else None, "call_seconds": args.call_seconds}
+    changes["queue_depth"] = args.queue_depth
+    given = {name: value for name, value in changes.items() if value is not None}
+    device = replace(device, **given)
+    if args.scan_rate:
+        host = replace(host, scan_byte_seconds=1 / args.scan_rate)
+    if given or args.scan_rate:
+        origin += ", changed by options"
+    device, host = larger(device, host, devices=args.devices, processors=args.processors or args.channels)
+    target = Target(ram=args.ram, channels=args.channels, direct=direct, device=device, host=host, dirty=args.dirty)
+    return target, origin
+
+
+def _json(
+    args: argparse.Namespace,
+    done: Sequence[Calibration],
+    left: Sequence[NotSimulated],
+    target: Target,
+    origin: str,
+    points: Sequence[Extrapolated],
+) -> dict[str, Any]:
+    return {
+        "verb": "bench simulate",
+        "simulation": True,
+        "result": args.result,
+        "calibrations": [each.to_json() for each in done],
+        "not_simulated": [{"series": each.series, "why": each.why} for each in left],
+        "parameters": origin,
+        "target": target.to_json(),
+        "points": [each.to_json() for each in points],
+    }
+
+
+def _print_calibrations(done: Sequence[Calibration], left: Sequence[NotSimulated]) -> None:
+    for each in done:
+        print(f"measured against simulated, time {each.metric.meaning}: {each.series}")
+        for point in each.points:
+            what = "fitted" if point.fitted else f"error {point.error:+.1%}"
+            figures = f"measured {point.measured * 1000:.1f} ms, simulated {point.simulated * 1000:.1f} ms"
+            print(f"  {point.channels:3} channels: {figures}, {what}; bottleneck: {point.bottleneck}")
+        for note in each.notes:
+            print(f"  note: {note}")
+    for other in left:
+        print(f"not simulated: {other.series}: {other.why}")
+    print()
+
+
+def _print_extrapolation(target: Target, origin: str, points: Sequence[Extrapolated]) -> None:
+    device, host = target.device, target.host
+    print("SIMULATION, not a measurement: nobody has run this")
+    dirty = "" if target.dirty == 1 else f", {target.dirty:g} of its pages dirty at random"
+    print(f"  save of {format_size(target.ram)}{dirty}, {'direct' if target.direct else 'into the page cache'}")
+    rate = format_rate(1, device.byte_seconds) if device.byte_seconds else "any rate"
+    per_byte = host.scan_byte_seconds + host.copy_byte_seconds + host.digest_byte_seconds
+    worker = format_rate(1, per_byte) if per_byte else "any rate"
+    print(
+        f"  devices: {device.count}, {rate} each, {device.call_seconds * 1e6:.1f} us a request, "
+        f"queue of {device.queue_depth}; processors: {host.processors}, {worker} each"
+        + ("; one writer at a time" if host.lock else "")
+    )
+    print(f"  parameters: {origin}")
+    for point in points:
+        time = point.simulated.seconds
+        rate = format_rate(round(target.ram * target.dirty), time)
+        print(f"  {point.channels:4} channels: {time:.3g} s, {rate}; bottleneck: {point.simulated.bottleneck}")
+    if any(point.share < 1 for point in points):
+        print("  a part of the save was simulated call by call, and the rest taken to be like it")
+    last = points[-1]
+    print(f"with {last.channels} channels the simulated save would wait for: {last.simulated.bottleneck}")

@@ -1,0 +1,70 @@
+"""``plan``: how a save would write, and how long that would take; nothing is written."""
+
+from __future__ import annotations
+
+import argparse
+from typing import TYPE_CHECKING, Any
+
+from parallel_fixedram.cli import common
+from parallel_fixedram.core.units import format_count, format_size
+
+if TYPE_CHECKING:
+    from parallel_fixedram.core.report import PlanReport
+
+_EXAMPLES = """  parallel-fixedram plan /tmp/guest.mr --guest random,size=256MiB --channels auto --experimental-multifd
+  parallel-fixedram plan /tmp/vm.mr --qmp /tmp/qmp --calibrate"""
+
+
+def register(subparsers: common.Subparsers[Any]) -> None:
+    """Add the verb to the command line."""
+    parser = common.add_verb(
+        subparsers,
+        "plan",
+        summary="how a save would write, why, and how long that would take; nothing is written",
+        about="Say how the same command with save would write: channels, page cache or not, which gaps are written\n"
+        "along; what writes into FILE's folder cost; and the time that follows. The guest is not stopped, no file\n"
+        "is made, but where nobody knows yet what writes cost there, it is measured in a file without a name.",
+        examples=_EXAMPLES,
+    )
+    parser.add_argument("file", metavar="FILE", help="the file that would be written; it may exist")
+    common.add_source_options(parser)
+    common.add_gate_options(parser, auto=True)
+    common.add_choice_options(parser)
+    parser.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Carry out the verb; returns the exit code."""
+    from parallel_fixedram import app
+    from parallel_fixedram.core.report import to_json
+
+    report = app.plan(common.source(args), args.file, **common.gate_arguments(args), **common.choice_arguments(args))
+    if args.json:
+        common.print_json(to_json(report))
+    else:
+        _print(report)
+    return 0
+
+
+def _print(report: PlanReport) -> None:
+    choice = report.choice
+    print(f"{report.file}: {format_size(report.ram)} of RAM, nothing is written")
+    print(f"  data      {report.data_pages} pages that may hold something, in {format_count(report.runs, 'run')}")
+    print(f"  writes    {report.calls} of {format_size(report.bytes)} in all")
+    head, *why = common.choice_lines(choice)
+    print(f"  how       {head}")
+    for reason in why:
+        print(f"  because   {reason}")
+    pause = ": the guest would stand still for about that long" if report.waits else ""
+    print(f"  predicted {choice.predicted_write_seconds:.3f} s to the last write{pause}")
+    print(f"            {choice.predicted_stable_seconds:.3f} s to stable storage, digests included")
+    model = choice.model
+    print(f"  model     {model['source']}; what a write call and a byte take:")
+    for name in ("direct", "buffered"):
+        for channels, cost in model[name].items():
+            print(f"            {name:<8} {format_count(int(channels), 'channel'):<10} {_cost(cost)}")
+    print(f"            buffered, to stable storage  {_cost(model['stable'])}")
+
+
+def _cost(cost: dict[str, float]) -> str:
+    return f"{1e6 * cost['call']:>6.1f} us and {1e9 * cost['byte']:.3f} ns"

@@ -1,0 +1,225 @@
+"""How to write: channels, past the page cache or not, gaps and shards, chosen from what writes cost.
+
+::
+
+    Work (what there is to write) + DeviceModel (what it costs) + Situation (who waits) --choose--> Choice, and why
+
+What was asked for is taken as it is; what was left open is whatever is predicted to be fastest: until the last page is
+written where a guest waits for that, else until everything is on stable storage.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from enum import StrEnum
+
+from parallel_fixedram.core.cost import CallCost, DeviceModel, Work
+from parallel_fixedram.core.plan import MIN_SHARD_PAGES
+from parallel_fixedram.core.units import format_count, format_size
+
+CANDIDATES = (1, 2, 4)
+"""Numbers of channels that are considered: past four the device decides (measured, and published for QEMU)."""
+
+WORTH = 0.95
+"""More channels have to be predicted to take at most this share of the time, or they are not worth their processes."""
+
+ROOM_SHARE = 0.8
+"""How much of what the page cache can take at once a save counts on: others write, too."""
+
+WINDOW_PAGES_BUFFERED = 256
+"""Pages tested and then written at a time: 1 MiB fits a core's cache, so that the copy finds them there."""
+WINDOW_PAGES_DIRECT = 512
+"""A direct write of 2 MiB is two requests of pages scattered over memory: 254 segments are all that one takes."""
+
+SHARD_SECONDS = 0.03
+"""How long a shard should take: what progress shows, what a lost worker costs, and how late another one may end."""
+SHARDS_PER_WORKER = 16
+"""At least so many, that all end at about the same time."""
+MAX_SHARD_PAGES = 16384
+
+
+class DirectIO(StrEnum):
+    """Whether pages bypass the page cache."""
+
+    ON = "on"
+    """Always; an error where the file system refuses."""
+    OFF = "off"
+    AUTO = "auto"
+    """Whatever is predicted to be faster; the page cache for a live save, whose last round is small."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Wishes:
+    """What was asked for; None for what is to be chosen."""
+
+    channels: int | None = 1
+    most_channels: int = 1
+    """Most that may be chosen."""
+    why_most: str = ""
+    """What forbids more."""
+    direct_io: DirectIO = DirectIO.AUTO
+    gap_pages: int | None = None
+    shard_pages: int | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Situation:
+    """What matters besides the amount of work."""
+
+    waits: bool
+    """Whether a guest stands still until the last page is written, and would run otherwise."""
+    live: bool
+    """Whether it runs while rounds of dirty pages are saved."""
+    room: int
+    """Bytes the page cache takes before the kernel slows writers down."""
+    processors: int
+    """How many workers can compute at once."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Choice:
+    """How to write."""
+
+    channels: int
+    direct: bool
+    gap_pages: int
+    """Gaps of up to so many pages are written along."""
+    shard_pages: int
+    """Pages of a shard, about."""
+    write_seconds: float
+    """Predicted: until the last page is written."""
+    stable_seconds: float
+    """Predicted: until all pages are on stable storage, digests computed."""
+    why: tuple[str, ...] = ()
+    """A sentence for everything that was left open."""
+
+    @property
+    def window_pages(self) -> int:
+        """Pages that are tested and then written at a time."""
+        return WINDOW_PAGES_DIRECT if self.direct else WINDOW_PAGES_BUFFERED
+
+
+def choose(wishes: Wishes, work: Work, model: DeviceModel, situation: Situation) -> Choice:
+    """The fastest of what is left open, as the model predicts.
+
+    Whether the file system takes direct I/O is in the model; one that is asked for has to be in it.
+    """
+    channels = [wishes.channels] if wishes.channels else [c for c in CANDIDATES if c <= wishes.most_channels]
+    modes, reason = _modes(wishes, work, model, situation)
+    ways = {(c, direct): _predict(c, direct, wishes, work, model, situation) for direct in modes for c in channels}
+    best = {direct: _fewest([ways[c, direct] for c in channels], situation) for direct in modes}
+    chosen = min(best.values(), key=lambda way: _goal(way, situation))
+    why = []
+    if wishes.direct_io is DirectIO.AUTO:
+        why.append(reason or _compared(chosen, best[not chosen.direct], situation))
+    if wishes.channels is None:
+        why.append(_why_channels(chosen, [ways[c, chosen.direct] for c in channels], wishes, situation))
+    if wishes.gap_pages is None:
+        cost = _cost(chosen.direct, chosen.channels, model, situation)
+        worth = format_size(round(cost.call / cost.byte))
+        why.append(
+            f"gaps of up to {format_count(chosen.gap_pages, 'page')} are written along: "
+            f"a call costs as much as {worth} ({model.source})"
+        )
+    return Choice(
+        channels=chosen.channels,
+        direct=chosen.direct,
+        gap_pages=chosen.gap_pages,
+        shard_pages=wishes.shard_pages or _shard_pages(chosen, work),
+        write_seconds=chosen.write_seconds,
+        stable_seconds=chosen.stable_seconds,
+        why=tuple(why),
+    )
+
+
+def _modes(wishes: Wishes, work: Work, model: DeviceModel, situation: Situation) -> tuple[Sequence[bool], str]:
+    """Direct or not, and why there is no choice where there is none."""
+    if wishes.direct_io is not DirectIO.AUTO:
+        return (wishes.direct_io is DirectIO.ON,), ""
+    if not model.direct:
+        return (False,), "page cache: the file system refuses direct I/O"
+    if situation.live:
+        return (False,), "page cache: the last round of a live save is small"
+    room = round(ROOM_SHARE * situation.room)
+    if situation.waits and work.size > room:
+        return (
+            True,
+        ), f"direct: the page cache takes {format_size(room)} at once, there may be {format_size(work.size)}"
+    return (False, True), ""
+
+
+def _predict(
+    channels: int, direct: bool, wishes: Wishes, work: Work, model: DeviceModel, situation: Situation
+) -> Choice:
+    cost = _cost(direct, channels, model, situation)
+    gap = cost.gap_pages(work.page_size) if wishes.gap_pages is None else wishes.gap_pages
+    merged = work.merged(gap, WINDOW_PAGES_DIRECT if direct else WINDOW_PAGES_BUFFERED)
+    workers = min(channels, situation.processors)
+    scan, digest = work.size * model.scan_byte, work.pages * model.digest_page / workers
+    if direct:
+        computing = scan / workers + (0.0 if situation.waits else digest)
+        write = max(_of(model.direct, channels).seconds(*merged), computing)
+        # digests of a guest that went on are read back, from the device
+        back = max(digest, work.size * _of(model.direct, 1).byte) if situation.waits else 0.0
+        stable = merged[0] * model.reserve + write + back
+    else:
+        alone = _of(model.buffered, 1).seconds(*merged)
+        write = max(_of(model.buffered, channels).seconds(*merged), (alone + scan) / workers)
+        stable = write + max(model.stable.seconds(*merged) - alone, digest)
+    return Choice(
+        channels=channels, direct=direct, gap_pages=gap, shard_pages=0, write_seconds=write, stable_seconds=stable
+    )
+
+
+def _cost(direct: bool, channels: int, model: DeviceModel, situation: Situation) -> CallCost:
+    """What the gaps of a way are judged by."""
+    if direct:
+        cost = _of(model.direct, channels)
+        # space is reserved before a guest is stopped: what counts for it is the write alone
+        return cost if situation.waits or situation.live else replace(cost, call=cost.call + model.reserve)
+    return _of(model.buffered, channels) if situation.waits or situation.live else model.stable
+
+
+def _of(costs: Mapping[int, CallCost], channels: int) -> CallCost:
+    """The cost of so many channels, or of the largest smaller number that was measured."""
+    return costs[max(c for c in costs if c <= channels)]
+
+
+def _goal(way: Choice, situation: Situation) -> float:
+    """What is to be short."""
+    return way.write_seconds if situation.waits or situation.live else way.stable_seconds
+
+
+def _fewest(ways: Sequence[Choice], situation: Situation) -> Choice:
+    """The one with the fewest channels, unless more are worth it."""
+    best = ways[0]
+    for way in ways[1:]:
+        if _goal(way, situation) <= WORTH * _goal(best, situation) < _goal(best, situation):
+            best = way
+    return best
+
+
+def _compared(chosen: Choice, other: Choice, situation: Situation) -> str:
+    what = "until the last page is written" if situation.waits else "to stable storage"
+    names = {True: "direct", False: "through the page cache"}
+    return (
+        f"{'direct' if chosen.direct else 'page cache'}: {_goal(chosen, situation):.3f} s {what} predicted, "
+        f"{_goal(other, situation):.3f} s {names[other.direct]}"
+    )
+
+
+def _why_channels(chosen: Choice, ways: Sequence[Choice], wishes: Wishes, situation: Situation) -> str:
+    head = format_count(chosen.channels, "channel")
+    others = [way for way in ways if way.channels != chosen.channels]
+    if not others:
+        return f"{head}: {wishes.why_most}"
+    listed = ", ".join(f"{_goal(way, situation):.3f} s with {way.channels}" for way in others)
+    return f"{head}: {_goal(chosen, situation):.3f} s predicted, {listed}"
+
+
+def _shard_pages(way: Choice, work: Work) -> int:
+    """Pages that take about SHARD_SECONDS, but few enough for all workers to share them evenly."""
+    even = work.pages // (way.channels * SHARDS_PER_WORKER)
+    timely = int(work.pages * SHARD_SECONDS * way.channels / way.write_seconds) if way.write_seconds else even
+    return max(min(even, timely, MAX_SHARD_PAGES), MIN_SHARD_PAGES)

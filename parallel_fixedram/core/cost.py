@@ -1,0 +1,172 @@
+"""What writes cost, and how pages should be written therefore.
+
+A write of a run costs ``a + b * bytes``. What ``a`` and ``b`` are depends on the device, the file system, whether the
+page cache takes part, and how many channels write at once; they are measured (``engine/calibrate.py``). A gap between
+two runs is worth writing along when its bytes cost less than a second call: ``b * bytes <= a``. Every gap can be judged
+by itself, so this rule is the best there is under this model.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from parallel_fixedram.core.bitmap import PageBitmap
+
+MAX_GAP_PAGES = 255
+"""A gap is never larger than this, whatever the model says: half a window of direct writes."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CallCost:
+    """What writing takes, all channels together: ``call`` for each run and ``byte`` for each byte."""
+
+    call: float
+    """Seconds a write call adds."""
+    byte: float
+    """Seconds a byte adds, above 0."""
+
+    def __post_init__(self) -> None:
+        if not (0 <= self.call < math.inf and 0 < self.byte < math.inf):
+            raise ValueError(f"a call of {self.call} seconds and a byte of {self.byte} seconds cannot be")
+
+    def seconds(self, calls: int, size: int) -> float:
+        """How long ``calls`` writes of ``size`` bytes in all take."""
+        return self.call * calls + self.byte * size
+
+    def gap_pages(self, page_size: int) -> int:
+        """The longest gap that is cheaper to write along than to leave out, in pages of ``page_size`` bytes."""
+        return min(int(self.call / (self.byte * page_size)), MAX_GAP_PAGES)
+
+    @classmethod
+    def fit(cls, small: tuple[int, int, float], large: tuple[int, int, float]) -> CallCost:
+        """The cost of which two measurements tell, each (calls, bytes, seconds), the second with more bytes a call.
+
+        Measurements are noisy: neither number becomes negative.
+        """
+        (calls, size, seconds), (large_calls, large_size, large_seconds) = small, large
+        per_call, per_large = seconds / calls, large_seconds / large_calls
+        bytes_each, large_each = size / calls, large_size / large_calls
+        byte = max((per_large - per_call) / (large_each - bytes_each), 1e-12)
+        return cls(call=max(per_call - byte * bytes_each, 0.0), byte=byte)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DeviceModel:
+    """What a host and a folder on it can do."""
+
+    source: str
+    """Where the numbers come from: ``measured``, ``cached`` (measured by an earlier command) or ``assumed``."""
+    direct: Mapping[int, CallCost]
+    """By number of channels: past the page cache, into allocated space. Empty where the file system refuses."""
+    buffered: Mapping[int, CallCost]
+    """By number of channels: into the page cache."""
+    stable: CallCost
+    """One channel: into the page cache and from there to stable storage."""
+    reserve: float
+    """Seconds to reserve space for a run, which direct writes need."""
+    scan_byte: float
+    """Seconds one worker takes to look at a byte of RAM that it has not mapped yet."""
+    digest_page: float
+    """Seconds one worker takes for the digest of a page."""
+
+    def __post_init__(self) -> None:
+        if 1 not in self.buffered or (self.direct and 1 not in self.direct):
+            raise ValueError("nobody measured one channel")
+        if not all(0 <= each < math.inf for each in (self.reserve, self.scan_byte, self.digest_page)):
+            raise ValueError(f"{self.reserve}, {self.scan_byte} or {self.digest_page} seconds cannot be")
+
+    def to_json(self) -> dict[str, Any]:
+        """A JSON object."""
+        return {
+            "source": self.source,
+            "direct": {str(channels): _cost_json(cost) for channels, cost in self.direct.items()},
+            "buffered": {str(channels): _cost_json(cost) for channels, cost in self.buffered.items()},
+            "stable": _cost_json(self.stable),
+            "reserve": self.reserve,
+            "scan_byte": self.scan_byte,
+            "digest_page": self.digest_page,
+        }
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any], source: str) -> DeviceModel:
+        """The reverse of ``to_json``.
+
+        Raises:
+            KeyError, OverflowError, TypeError, ValueError: it is not what ``to_json`` makes.
+        """
+        return cls(
+            source=source,
+            direct={int(channels): _cost(cost) for channels, cost in dict(data["direct"]).items()},
+            buffered={int(channels): _cost(cost) for channels, cost in dict(data["buffered"]).items()},
+            stable=_cost(data["stable"]),
+            reserve=float(data["reserve"]),
+            scan_byte=float(data["scan_byte"]),
+            digest_page=float(data["digest_page"]),
+        )
+
+
+def _cost_json(cost: CallCost) -> dict[str, float]:
+    return {"call": cost.call, "byte": cost.byte}
+
+
+def _cost(data: Mapping[str, Any]) -> CallCost:
+    return CallCost(call=float(data["call"]), byte=float(data["byte"]))
+
+
+ASSUMED = DeviceModel(
+    source="assumed",
+    direct={channels: CallCost(call=12e-6, byte=0.5e-9) for channels in (1, 2, 4)},
+    buffered={channels: CallCost(call=4e-6, byte=0.2e-9) for channels in (1, 2, 4)},
+    stable=CallCost(call=12e-6, byte=0.7e-9),
+    reserve=8e-6,
+    scan_byte=0.12e-9,
+    digest_page=0.4e-6,
+)
+"""For what is too small to measure for: one solid-state disk on a virtual machine, rounded."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Work:
+    """What a save has to write, as far as it can be known before any page is looked at."""
+
+    pages: int
+    """Pages that may hold something."""
+    runs: int
+    """Maximal runs of such pages."""
+    gaps: NDArray[np.int64]
+    """Length of every gap between two runs of a block, pages, ascending."""
+    page_size: int
+
+    @classmethod
+    def of(cls, data: Sequence[PageBitmap], page_size: int) -> Work:
+        """The work that data maps stand for, one bitmap a block."""
+        runs = [bitmap.runs() for bitmap in data]
+        gaps = [each[1:, 0] - each[:-1, 0] - each[:-1, 1] for each in runs]
+        return cls(
+            pages=sum(bitmap.count() for bitmap in data),
+            runs=sum(len(each) for each in runs),
+            gaps=np.sort(np.concatenate([*gaps, np.empty(0, np.int64)])),
+            page_size=page_size,
+        )
+
+    @property
+    def size(self) -> int:
+        """Bytes of the pages that may hold something."""
+        return self.pages * self.page_size
+
+    def merged(self, gap_pages: int, window_pages: int) -> tuple[int, int]:
+        """How many writes, and of how many bytes, are left when gaps of up to ``gap_pages`` are written along.
+
+        Args:
+            gap_pages: longest gap that is.
+            window_pages: longest write.
+        """
+        joined = int(np.searchsorted(self.gaps, gap_pages, "right"))
+        pages = self.pages + int(self.gaps[:joined].sum())
+        return self.runs - joined + pages // window_pages, pages * self.page_size

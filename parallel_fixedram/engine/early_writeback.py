@@ -1,0 +1,59 @@
+"""EarlyWriteback: the device starts on the page cache while a guest still waits for the rest to get there.
+
+The kernel slows down whoever writes when much is dirty, long before memory is full and with limits of its own for each
+device: a guest of 2 GiB then waited for 3 s instead of 0.25 (measured). For less than that the device can wait: what it
+writes meanwhile makes the copying slower.
+"""
+
+from __future__ import annotations
+
+import logging
+from concurrent.futures import ThreadPoolExecutor
+from types import TracebackType
+from typing import Self
+
+from parallel_fixedram.host import linux
+
+logger = logging.getLogger(__name__)
+
+SHARE_OF_ROOM = 1 / 3
+"""How much of what the page cache takes at once may be dirty before the device starts."""
+
+
+class EarlyWriteback:
+    """Context manager: told of what was written into the page cache, has it written to the device from a thread.
+
+    Args:
+        fd: descriptor of the file, borrowed until the context ends.
+        room: bytes the page cache takes before writers are slowed down.
+    """
+
+    def __init__(self, fd: int, room: int) -> None:
+        self._fd = fd
+        self._limit = room * SHARE_OF_ROOM
+        self._dirty = 0
+        self._waiting: list[tuple[int, int]] = []
+        self._thread = ThreadPoolExecutor(1, "writeback")
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self._thread.shutdown(cancel_futures=True)
+
+    def wrote(self, offset: int, length: int, size: int) -> None:
+        """``size`` bytes were written somewhere in the ``length`` bytes from ``offset`` on."""
+        self._dirty += size
+        self._waiting.append((offset, length))
+        if self._dirty > self._limit:
+            for each in self._waiting:
+                self._thread.submit(self._start, *each)
+            self._waiting.clear()
+
+    def _start(self, offset: int, length: int) -> None:
+        try:
+            linux.start_writeback(self._fd, offset, length)
+        except OSError as error:  # a hint; the sync at the end is what counts
+            logger.debug("cannot start to write back: %s", error)

@@ -1,0 +1,157 @@
+"""File systems to write to: the folder itself, or a fresh one that is gone afterwards.
+
+::
+
+    folder    a new folder in it
+    tmpfs     mounted on a new folder in it; without root a new folder in /dev/shm
+    xfs, ext4 mkfs in a sparse file in it, mounted through a loop device
+
+What is mounted is unmounted, and what was made is removed, when the block is left, also by a signal; if this process
+is killed, a guardian does it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import shutil
+import subprocess
+import tempfile
+from collections.abc import Callable, Iterator
+
+from parallel_fixedram.core.errors import HostError
+from parallel_fixedram.core.units import GIB, align_up, format_size
+from parallel_fixedram.experiments import tools
+from parallel_fixedram.host import signals
+from parallel_fixedram.host.facts import memory_bytes
+from parallel_fixedram.host.guardian import Guardian
+
+MIN_LOOP_BYTES = GIB
+"""mkfs.xfs wants 300 MB at least, and a log that is too small is slow."""
+
+_PREFIX = "parallel-fixedram-"
+_SHARED_MEMORY = "/dev/shm"
+_MKFS = {"xfs": ("mkfs.xfs", "-q", "-f"), "ext4": ("mkfs.ext4", "-q", "-F", "-E", "lazy_itable_init=0")}
+
+
+def why_missing(kind: str) -> str | None:
+    """Why there can be no such file system here, as far as that is known without trying; None if nothing is."""
+    try:
+        if kind in _MKFS:
+            tools.need_root(f"mounting {kind}")
+            for program in (_MKFS[kind][0], "mount", "umount", "losetup"):
+                tools.find(program)
+    except tools.Missing as error:
+        return error.message
+    return None
+
+
+@contextlib.contextmanager
+def file_system(kind: str, folder: str, room: int) -> Iterator[str]:
+    """A new, empty folder on a file system of that kind.
+
+    Args:
+        kind: ``folder``, ``tmpfs``, ``xfs`` or ``ext4``.
+        folder: where it, or the file behind it, is made.
+        room: bytes that have to fit.
+
+    Raises:
+        tools.Missing: there can be none here.
+        HostError: it cannot be made.
+    """
+    with contextlib.ExitStack() as stack:
+        if kind == "folder":
+            _need("on the disk", room, shutil.disk_usage(folder).free, folder)
+            yield _new_folder(stack, folder)
+        elif kind == "tmpfs":
+            yield _tmpfs(stack, folder, room)
+        else:
+            yield _loop(stack, kind, folder, room)
+
+
+def takes_direct_io(folder: str) -> bool:
+    """Whether files in the folder can be written past the page cache."""
+    name = os.path.join(folder, f".direct-{os.getpid()}")
+    try:
+        os.close(os.open(name, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_DIRECT | os.O_CLOEXEC, 0o600))
+    except OSError as error:
+        if error.errno == errno.EINVAL:
+            return False
+        raise HostError.from_os(f"cannot make a file in {folder!r}", error) from error
+    finally:
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(name)
+    return True
+
+
+def _new_folder(stack: contextlib.ExitStack, parent: str) -> str:
+    try:
+        with signals.held():
+            made = tempfile.mkdtemp(prefix=_PREFIX, dir=parent)
+            stack.callback(shutil.rmtree, made, ignore_errors=True)
+    except OSError as error:
+        raise HostError.from_os(f"cannot make a folder in {parent!r}", error) from error
+    return made
+
+
+def _need(what: str, room: int, free: int | None, where: str) -> None:
+    if free is not None and room > free:
+        raise tools.Missing(f"{where!r}: {format_size(room)} {what} are needed, {format_size(free)} are free")
+
+
+def _tmpfs(stack: contextlib.ExitStack, folder: str, room: int) -> str:
+    _need("of memory", room, memory_bytes("MemAvailable"), "tmpfs")
+    if os.geteuid() != 0:
+        if not os.path.isdir(_SHARED_MEMORY):
+            raise tools.Missing(f"tmpfs needs root, or a folder {_SHARED_MEMORY}")
+        return _new_folder(stack, _SHARED_MEMORY)
+    place = _new_folder(stack, folder)
+    return _mount(stack, ["-t", "tmpfs", "-o", f"size={room}", "tmpfs"], place)
+
+
+def _loop(stack: contextlib.ExitStack, kind: str, folder: str, room: int) -> str:
+    if why := why_missing(kind):
+        raise tools.Missing(why)
+    place = _new_folder(stack, folder)
+    image, point = os.path.join(place, "image"), os.path.join(place, "mounted")
+    size = align_up(max(room * 5 // 4, MIN_LOOP_BYTES), 1 << 20)
+    _need("on the disk", room, shutil.disk_usage(folder).free, folder)
+    try:
+        os.mkdir(point)
+        with open(image, "xb") as file:
+            file.truncate(size)
+    except OSError as error:
+        raise HostError.from_os(f"cannot make {image!r}", error) from error
+    program, *options = _MKFS[kind]
+    tools.run([tools.find(program), *options, image])
+    return _mount(stack, ["-t", kind, "-o", "loop", image], point)
+
+
+def _mount(stack: contextlib.ExitStack, what: list[str], point: str) -> str:
+    guardian = stack.enter_context(Guardian(_unmount(point, lazily=True)))
+    guardian.arm()
+    stack.callback(guardian.disarm)
+    with signals.held():
+        try:
+            tools.run([tools.find("mount"), *what, point])
+        except HostError as error:
+            raise tools.Missing(f"cannot mount here: {error.message}") from error
+        stack.callback(_unmount(point, lazily=False))
+    return point
+
+
+def _unmount(point: str, *, lazily: bool) -> Callable[[], None]:
+    """What unmounts it; lazily where somebody may have a file open, and then it also removes what was made."""
+    umount = tools.find("umount")
+
+    def act() -> None:
+        options = ["-l"] if lazily else []
+        done = subprocess.run([umount, *options, point], capture_output=True, check=False, stdin=subprocess.DEVNULL)
+        if done.returncode and not lazily:
+            subprocess.run([umount, "-l", point], capture_output=True, check=False, stdin=subprocess.DEVNULL)
+        if lazily and not os.path.ismount(point):
+            place = os.path.dirname(point) if os.path.basename(point) == "mounted" else point
+            shutil.rmtree(place, ignore_errors=True)
+
+    return act

@@ -1,0 +1,129 @@
+"""What a scenario comes to on this host: groups of cases, what is missing, how long it may take.
+
+Cases of one source and one file system form a group: its guest is booted once and its file system made once, and
+inside every round each of its cases is run once, in shuffled order. So neighbours in time are what is compared.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from parallel_fixedram.core.units import MIB
+from parallel_fixedram.experiments import file_systems, sources, tools
+from parallel_fixedram.experiments.results import MissingWay
+from parallel_fixedram.experiments.scenario import Case, Scenario
+from parallel_fixedram.experiments.ways.table import TABLE
+
+_BYTES_PER_SECOND = 600 * MIB
+"""A guess at how fast a save to stable storage and its verification are together."""
+_RUN_SECONDS = 0.5
+_BOOT_BYTES_PER_SECOND = 400 * MIB
+_GROUP_SECONDS = 2.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Group:
+    """Cases that share a guest and a file system."""
+
+    source: str
+    file_system: str
+    cases: tuple[Case, ...]
+
+    @property
+    def room(self) -> int:
+        """Bytes that its largest file may take."""
+        return max(each.data_bytes * (each.rounds or 1) * 11 // 10 + each.ram_bytes // 256 for each in self.cases) + (
+            256 * MIB
+        )
+
+    @property
+    def own_guests(self) -> bool:
+        """Whether every run has a guest of its own, which lives in the process that is measured."""
+        return all(each.way == "ours" and each.rounds is not None for each in self.cases)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Plan:
+    """What will be done."""
+
+    groups: tuple[Group, ...]
+    missing: tuple[MissingWay, ...]
+
+    @property
+    def cases(self) -> list[Case]:
+        """All cases that can be run, as far as is known by now."""
+        return [case for group in self.groups for case in group.cases]
+
+
+def make_plan(cases: Sequence[Case]) -> Plan:
+    """Find out what can be run here, without starting anything.
+
+    Args:
+        cases: of a scenario.
+    """
+    missing: dict[tuple[str, str], list[str]] = {}
+    groups: dict[tuple[str, str], list[Case]] = {}
+    for case in cases:
+        if why := _why_missing(case):
+            missing.setdefault((case.way, why), []).append(case.id)
+        else:
+            own = " of its own" if case.way == "ours" and case.rounds is not None else ""
+            groups.setdefault((case.source + own, case.file_system or "folder"), []).append(case)
+    return Plan(
+        groups=tuple(
+            Group(source=source, file_system=kind, cases=tuple(found)) for (source, kind), found in groups.items()
+        ),
+        missing=tuple(MissingWay(way=way, why=why, cases=tuple(ids)) for (way, why), ids in missing.items()),
+    )
+
+
+def shuffled(group: Group, seed: int, number: int) -> list[Case]:
+    """The order of a round, the same each time it is asked for."""
+    found = list(group.cases)
+    random.Random(f"{seed} {group.source} {group.file_system} {number}").shuffle(found)
+    return found
+
+
+def rounds(scenario: Scenario) -> Iterator[int]:
+    """Numbers of the rounds; those below 0 do not count."""
+    return iter(range(-scenario.warm_up, scenario.repeats))
+
+
+def runs(plan: Plan, scenario: Scenario) -> int:
+    """How many runs there will be, with those that do not count and those that are watched."""
+    watched = sum(case.way == "ours" for case in plan.cases)
+    return len(plan.cases) * (scenario.warm_up + scenario.repeats) + watched
+
+
+def rough_seconds(plan: Plan, scenario: Scenario) -> float:
+    """A guess at how long that takes: within a factor of three on most machines."""
+    each = scenario.warm_up + scenario.repeats
+    total = 0.0
+    for group in plan.groups:
+        total += _GROUP_SECONDS + max(case.data_bytes for case in group.cases) / _BOOT_BYTES_PER_SECOND
+        for case in group.cases:
+            moved = case.data_bytes * (2 if case.way == "fio" else 1) * (case.rounds or 1)
+            total += each * (_RUN_SECONDS + moved / _BYTES_PER_SECOND)
+    return total
+
+
+def _why_missing(case: Case) -> str | None:
+    why = sources.why_missing(case) or TABLE[case.way].why_missing()
+    if why is None and case.file_system is not None:
+        why = file_systems.why_missing(case.file_system)
+    if why is None and case.cache == "drop" and not os.access(tools.DROP_CACHES, os.W_OK):
+        why = f"dropping the page cache needs root: {tools.DROP_CACHES} cannot be written"
+    return why
+
+
+def with_more(missing: Sequence[MissingWay], why: str, cases: Sequence[Case]) -> tuple[MissingWay, ...]:
+    """What is missing, with cases that turned out to be missing later."""
+    found = {(each.way, each.why): list(each.cases) for each in missing}
+    for case in cases:
+        ids = found.setdefault((case.way, why), [])
+        if case.id not in ids:
+            ids.append(case.id)
+    return tuple(MissingWay(way=way, why=reason, cases=tuple(ids)) for (way, reason), ids in found.items())

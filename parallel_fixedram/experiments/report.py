@@ -1,0 +1,182 @@
+"""One HTML page about stored results: the questions, the host, every sample, what was missing, and the pictures.
+
+The page is complete in itself: no scripts, nothing from the network, pictures inside. The same results give the same
+page.
+"""
+
+from __future__ import annotations
+
+import base64
+import os
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from html import escape
+from typing import Any
+
+from parallel_fixedram.core.errors import HostError
+from parallel_fixedram.experiments import pictures
+from parallel_fixedram.experiments.metrics import Metric, seconds
+from parallel_fixedram.experiments.pictures import drawing
+from parallel_fixedram.experiments.pictures.series import groups
+from parallel_fixedram.experiments.results import CaseResult, RunSet
+from parallel_fixedram.experiments.statistics import CONFIDENCE, Ratio, paired_ratio, summary
+
+_TYPES = {"png": "image/png", "svg": "image/svg+xml"}
+_STYLE = """
+body { font: 15px/1.45 sans-serif; margin: 2em auto; max-width: 1100px; padding: 0 1em; color: #222; }
+table { border-collapse: collapse; font-size: 13px; margin: 0.5em 0 1.5em; }
+th, td { border: 1px solid #ccc; padding: 2px 7px; text-align: right; vertical-align: top; }
+th:first-child, td:first-child, table.facts td { text-align: left; }
+td.samples { text-align: left; color: #555; }
+img { max-width: 100%; display: block; margin: 1em 0; }
+pre { background: #f4f4f4; padding: 0.6em; overflow-x: auto; font-size: 12px; }
+"""
+
+
+def page(run_sets: Sequence[tuple[str, RunSet]], *, with_pictures: bool = True) -> str:
+    """The page.
+
+    Args:
+        run_sets: what each is called, and the results.
+        with_pictures: whether to draw.
+
+    Raises:
+        RequestError: matplotlib is not installed, and pictures are wanted.
+        HostError: there is no room to draw in.
+    """
+    title = "Experiments: " + ", ".join(run_set.scenario.name for _, run_set in run_sets)
+    body = "\n".join("\n".join(_section(name, run_set, with_pictures)) for name, run_set in run_sets)
+    return (
+        f'<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n<title>{escape(title)}</title>\n'
+        f"<style>{_STYLE}</style>\n</head>\n<body>\n<h1>{escape(title)}</h1>\n{body}\n</body>\n</html>\n"
+    )
+
+
+def write(text: str, path: str) -> None:
+    """Store a page; at every instant there is the old file or the new one.
+
+    Raises:
+        HostError: it cannot be written.
+    """
+    part = f"{path}.part"
+    try:
+        with open(part, "w", encoding="utf-8") as file:
+            file.write(text)
+        os.replace(part, path)
+    except OSError as error:
+        raise HostError.from_os(f"cannot write {path!r}", error) from error
+
+
+def _section(name: str, run_set: RunSet, with_pictures: bool) -> Iterator[str]:
+    facts = run_set.scenario
+    yield f"<h2>{escape(facts.question)}</h2>"
+    state = f"finished {run_set.finished}" if run_set.finished else "not finished"
+    yield (
+        f"<p>{escape(facts.name)} from {escape(name)}: {facts.repeats} samples a case after {facts.warm_up} rounds "
+        f"that do not count, seed {facts.seed}; started {escape(str(run_set.started))}, {escape(state)}.</p>"
+    )
+    yield from _facts(run_set)
+    yield from _missing(run_set)
+    for metric in Metric:
+        yield from _times(run_set, metric)
+    if with_pictures:
+        yield from _pictures(run_set)
+    yield f"<details><summary>The scenario</summary><pre>{escape(facts.text)}</pre></details>"
+
+
+def _facts(run_set: RunSet) -> Iterator[str]:
+    rows: list[tuple[str, Any]] = [("commit", run_set.commit or "unknown")]
+    rows += [(f"version of {name}", value) for name, value in run_set.versions.items()]
+    rows += _flat(run_set.host)
+    yield '<table class="facts">'
+    for name, value in rows:
+        yield f"<tr><td>{escape(name)}</td><td>{escape('unknown' if value is None else str(value))}</td></tr>"
+    yield "</table>"
+
+
+def _flat(facts: Mapping[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
+    found: list[tuple[str, Any]] = []
+    for name, value in facts.items():
+        found += _flat(value, f"{prefix}{name} ") if isinstance(value, Mapping) else [(f"{prefix}{name}", value)]
+    return found
+
+
+def _missing(run_set: RunSet) -> Iterator[str]:
+    if run_set.missing:
+        yield "<h3>What could not be run here</h3>\n<ul>"
+        for each in run_set.missing:
+            yield f"<li>{escape(each.way)}: {escape(each.why)} ({len(each.cases)} cases)</li>"
+        yield "</ul>"
+
+
+def _times(run_set: RunSet, metric: Metric) -> Iterator[str]:
+    """A table of one time; nothing where no case tells it."""
+    if not any(seconds(case, metric) for case in run_set.cases):
+        return
+    yield f"<h3>Milliseconds {escape(metric.meaning)}</h3>"
+    yield (
+        "<p>The ratio is that of times in the same round, to the first case of ours with the same guest, with an "
+        f"interval that holds it in {CONFIDENCE:.0%} of all cases.</p>"
+    )
+    yield "<table><tr><th>case</th><th>median</th><th>least</th><th>most</th><th>n</th>"
+    yield "<th>ratio</th><th>checked by</th><th>samples</th></tr>"
+    for _, group in groups(run_set.cases, ("guest", "qemu")):
+        reference = next((case for case in group if case.parameters.get("way") == "ours"), None)
+        for case in group:
+            if times := seconds(case, metric):
+                yield _row(case, times, metric, reference)
+    yield "</table>"
+
+
+def _row(case: CaseResult, times: Sequence[float], metric: Metric, reference: CaseResult | None) -> str:
+    facts = summary(times)
+    ratio = None if reference is None or reference is case else _ratio(reference, case, metric)
+    checked = ", ".join(sorted({sample.verified for sample in case.samples}))
+    figures = (facts.median, facts.least, facts.most)
+    cells = "".join(f"<td>{_milliseconds(each)}</td>" for each in figures)
+    samples = ", ".join(_milliseconds(each) for each in times)
+    return (
+        f"<tr><td>{escape(case.id)}</td>{cells}<td>{facts.count}</td><td>{_ratio_text(ratio)}</td>"
+        f'<td>{escape(checked)}</td><td class="samples">{samples}</td></tr>'
+    )
+
+
+def _ratio(reference: CaseResult, case: CaseResult, metric: Metric) -> Ratio | None:
+    """Of the rounds that both have."""
+    first, second = ({sample.number: metric.of(sample) for sample in each.samples} for each in (reference, case))
+    pairs = [(a, b) for number, a in first.items() if a and (b := second.get(number))]
+    return paired_ratio([a for a, _ in pairs], [b for _, b in pairs]) if pairs else None
+
+
+def _ratio_text(ratio: Ratio | None) -> str:
+    if ratio is None:
+        return ""
+    interval = f"{ratio.low:.2f} to {ratio.high:.2f}" if ratio.low is not None else ratio.why
+    return f"{ratio.value:.2f} ({escape(interval)})"
+
+
+def _milliseconds(time: float) -> str:
+    value = time * 1000
+    return f"{value:.1f}" if value >= 10 else f"{value:.3g}"
+
+
+def _pictures(run_set: RunSet) -> Iterator[str]:
+    found, missing = pictures.pictures_of(run_set)
+    for picture in found:
+        yield _image(picture)
+    for kind, why in missing.items():
+        yield f"<p>No picture {escape(kind)}: {escape(why)}.</p>"
+
+
+def _image(picture: drawing.Picture) -> str:
+    """A picture inside the page, in the format that takes less."""
+    try:
+        with tempfile.TemporaryDirectory() as folder:
+            paths = drawing.save(picture, os.path.join(folder, "picture"))
+            path = min(paths, key=os.path.getsize)
+            with open(path, "rb") as file:
+                data = base64.b64encode(file.read()).decode()
+    except OSError as error:
+        raise HostError.from_os("cannot draw in the temporary folder", error) from error
+    kind = _TYPES[path.rpartition(".")[2]]
+    return f'<img src="data:{kind};base64,{data}" alt="{escape(picture.title)}">'

@@ -1,0 +1,264 @@
+"""What a set of runs measured: frozen values that go to JSON and come back.
+
+One file holds one run set. It is replaced after every sample, so that whatever ends the runs, each sample that was
+taken is there, and none is there by half. Seconds are floats, bytes are integers; null stands for what a way cannot
+tell.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
+from typing import Any, Self
+
+from parallel_fixedram.core.errors import FormatError, HostError, RequestError
+
+SCHEMA = 1
+"""Of the JSON; a file with another one is refused."""
+
+VERIFIED = ("ram", "digests", "loaded", "structure", "size", "no")
+"""How the file of a sample was checked, the strongest way first: every page compared with live RAM; every page held
+against its digest; loaded by a QEMU to the end; structure, but no page; length only; no file, or nobody looked."""
+
+_PART = ".part"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Seconds:
+    """How long a run took."""
+
+    total: float
+    """Until everything is on stable storage: the file and, for ours, its name. Without it where
+    ``durability`` is none. For scan and copy: the pass."""
+    last_write: float | None = None
+    """Until the last page was written; with ``dirty``, the second round alone."""
+    pause: float | None = None
+    """How long the guest stood still; None where none was running."""
+    wall: float | None = None
+    """The whole process seen from outside, its start included; None where there was none."""
+    phases: Mapping[str, float] | None = None
+    """Where the time of a save of ours went, under the names of its report."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Bytes:
+    """How much there was, and how much was moved."""
+
+    ram: int
+    data: int | None = None
+    """Of pages that are not zero."""
+    written: int | None = None
+    """Page bytes written, those written along or again included."""
+    file: int | None = None
+    """Length of the file."""
+    allocated: int | None = None
+    """What the file takes on its file system."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sample:
+    """One run that counts."""
+
+    number: int
+    """The round it was part of, from 0."""
+    seconds: Seconds
+    bytes: Bytes
+    verified: str
+    """One of VERIFIED."""
+    report: Mapping[str, Any] | None = None
+    """Our own report of the save, without facts about the host."""
+    growth: tuple[tuple[int, int], ...] | None = None
+    """Of a guest that goes on dirtying: (rounds done, bytes that the file takes by then)."""
+    sequential: tuple[tuple[int, int], ...] | None = None
+    """Computed, next to ``growth``: (rounds done, bytes that a stream which appends every page would have by then)."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Instrumented:
+    """A run apart from the samples, which was watched."""
+
+    private_bytes_peak: int
+    """Anonymous memory of coordinator and workers (RssAnon), the highest sum seen; pages that they share since a fork
+    count once for each."""
+    timeline: tuple[tuple[int, float, float, int, int], ...]
+    """Each shard: worker, start and end in seconds since the save began, offset of its first page in the file, page
+    bytes written."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CaseResult:
+    """A case and its samples."""
+
+    id: str
+    parameters: Mapping[str, Any]
+    """All that were in effect, defaults included."""
+    samples: tuple[Sample, ...] = ()
+    """Ascending by number."""
+    instrumented: Instrumented | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ScenarioFacts:
+    """What was asked."""
+
+    name: str
+    question: str
+    repeats: int
+    warm_up: int
+    seed: int
+    text: str
+    """The TOML as it was read."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MissingWay:
+    """Cases that could not be run here."""
+
+    way: str
+    why: str
+    cases: tuple[str, ...]
+    """Their ids."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunSet:
+    """Everything that one set of runs found."""
+
+    scenario: ScenarioFacts
+    started: str
+    """ISO 8601, with offset."""
+    finished: str | None = None
+    """None while samples are missing."""
+    commit: str | None = None
+    """Of the checkout that ran, with ``+`` behind it when files differed from it; None for an installed copy."""
+    versions: Mapping[str, str | None]
+    host: Mapping[str, Any]
+    order: tuple[str, ...] = ()
+    """Case ids in the order in which they were run, warm-up included, instrumented runs not."""
+    missing: tuple[MissingWay, ...] = ()
+    cases: tuple[CaseResult, ...] = ()
+
+    def case(self, case_id: str) -> CaseResult:
+        """The case of that id.
+
+        Raises:
+            KeyError: there is none.
+        """
+        for each in self.cases:
+            if each.id == case_id:
+                return each
+        raise KeyError(case_id)
+
+    def with_case(self, case: CaseResult) -> Self:
+        """The same, with one case replaced."""
+        return replace(self, cases=tuple(case if each.id == case.id else each for each in self.cases))
+
+    def to_json(self) -> dict[str, Any]:
+        """As a JSON object."""
+        return {"schema": SCHEMA, **asdict(self)}
+
+    @classmethod
+    def from_json(cls, data: Any) -> Self:
+        """What ``to_json`` made ``data`` of.
+
+        Raises:
+            FormatError: it did not.
+        """
+        try:
+            if data["schema"] != SCHEMA:
+                raise FormatError(f"schema {data['schema']!r}, expected {SCHEMA}")
+            return cls(
+                scenario=ScenarioFacts(**data["scenario"]),
+                started=data["started"],
+                finished=data["finished"],
+                commit=data["commit"],
+                versions=data["versions"],
+                host=data["host"],
+                order=tuple(data["order"]),
+                missing=tuple(
+                    MissingWay(way=each["way"], why=each["why"], cases=tuple(each["cases"])) for each in data["missing"]
+                ),
+                cases=tuple(_case(each) for each in data["cases"]),
+            )
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise FormatError(f"not a set of runs: {type(error).__name__}: {error}") from error
+
+
+def _case(data: Any) -> CaseResult:
+    watched = data["instrumented"]
+    return CaseResult(
+        id=data["id"],
+        parameters=data["parameters"],
+        samples=tuple(_sample(each) for each in data["samples"]),
+        instrumented=None if watched is None else _instrumented(watched),
+    )
+
+
+def _sample(data: Any) -> Sample:
+    if data["verified"] not in VERIFIED:
+        raise ValueError(f"verified is {data['verified']!r}")
+    return Sample(
+        number=int(data["number"]),
+        seconds=Seconds(**data["seconds"]),
+        bytes=Bytes(**data["bytes"]),
+        verified=data["verified"],
+        report=data.get("report"),
+        growth=_pairs(data.get("growth")),
+        sequential=_pairs(data.get("sequential")),
+    )
+
+
+def _instrumented(data: Any) -> Instrumented:
+    return Instrumented(
+        private_bytes_peak=int(data["private_bytes_peak"]),
+        timeline=tuple(
+            (int(worker), float(start), float(end), int(offset), int(size))
+            for worker, start, end, offset, size in data["timeline"]
+        ),
+    )
+
+
+def _pairs(data: Any) -> tuple[tuple[int, int], ...] | None:
+    return None if data is None else tuple((int(first), int(second)) for first, second in data)
+
+
+def load(path: str) -> RunSet:
+    """Read a run set.
+
+    Raises:
+        RequestError: there is no such file.
+        HostError: it cannot be read.
+        FormatError: it is not a run set.
+    """
+    try:
+        with open(path, encoding="utf-8") as file:
+            return RunSet.from_json(json.load(file))
+    except FileNotFoundError as error:
+        raise RequestError(f"{path!r} does not exist") from error
+    except OSError as error:
+        raise HostError.from_os(f"cannot read {path!r}", error) from error
+    except ValueError as error:  # JSON, or not even UTF-8
+        raise FormatError(f"{path!r} is not JSON: {error}") from error
+    except FormatError as error:
+        raise error.in_file(path) from error
+
+
+def store(run_set: RunSet, path: str) -> None:
+    """Write a run set; at every instant there is the old file or the new one.
+
+    Raises:
+        HostError: it cannot be written.
+    """
+    part = path + _PART
+    try:
+        with open(part, "w", encoding="utf-8") as file:
+            json.dump(run_set.to_json(), file, indent=1)
+            file.write("\n")
+        os.replace(part, path)
+    except OSError as error:
+        with contextlib.suppress(OSError):
+            os.unlink(part)
+        raise HostError.from_os(f"cannot write {path!r}", error) from error

@@ -1,0 +1,303 @@
+"""Runner: carries out a scenario, and stores every sample as soon as it is there.
+
+::
+
+    for each group (a source on a file system):
+        guest booted, file system made
+        for each round, the first ones not counted:  for each case, in shuffled order:
+            old file gone, everything synced (and the page cache dropped)     not timed
+            run                                                              timed
+            verify                                                           not timed
+            store
+        for each case of ours: one more run that is watched
+
+Stored samples are never taken again: a run set that was interrupted goes on where it stopped, its warm-up repeated.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import datetime
+import os
+import platform
+import subprocess
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from importlib import metadata
+
+import numpy as np
+
+from parallel_fixedram.core.errors import RequestError
+from parallel_fixedram.experiments import file_systems, planning, results, sources, tools
+from parallel_fixedram.experiments.planning import Group, Plan
+from parallel_fixedram.experiments.results import CaseResult, RunSet, Sample, ScenarioFacts
+from parallel_fixedram.experiments.scenario import Case, Scenario
+from parallel_fixedram.experiments.sources import Source
+from parallel_fixedram.experiments.ways.table import OURS, TABLE
+from parallel_fixedram.experiments.ways.way import Run, clear
+from parallel_fixedram.host.machine_facts import machine_facts
+
+Progress = Callable[[int, int, str], None]
+"""``progress(done, total, what)``: runs done and runs in all, and what is being done."""
+
+_FILE = "ram"
+_GIT_SECONDS = 10.0
+
+
+def run_scenario(
+    scenario: Scenario,
+    *,
+    folder: str,
+    output: str,
+    resume: bool = False,
+    overwrite: bool = False,
+    progress: Progress | None = None,
+) -> RunSet:
+    """Carry out a scenario.
+
+    Args:
+        scenario: what to measure.
+        folder: where the files that are measured go; nothing is left there.
+        output: where the results go.
+        resume: go on with the results that ``output`` holds already.
+        overwrite: forget them instead.
+        progress: is told of every run.
+
+    Returns:
+        What ``output`` holds at the end.
+
+    Raises:
+        RequestError: ``output`` exists, or is of another scenario.
+        FixedRamError: a run failed, or a file was wrong; what was measured until then is stored.
+    """
+    check_output(scenario, output, resume=resume, overwrite=overwrite)
+    if not os.path.isdir(folder):
+        raise RequestError(f"{folder!r} is no folder")
+    plan = planning.make_plan(scenario.cases)
+    run_set = results.load(output) if resume and os.path.exists(output) else _empty(scenario, folder)
+    return _Runner(scenario, plan, _fitted(run_set, scenario, plan), folder, output, progress).run()
+
+
+def check_output(scenario: Scenario, output: str, *, resume: bool, overwrite: bool) -> None:
+    """Refuse to lose results, or to mix those of two scenarios.
+
+    Raises:
+        RequestError: ``output`` exists, or is of another scenario.
+        FormatError: it is to be gone on with, and holds no results.
+    """
+    if resume and overwrite:
+        raise RequestError("either resume or overwrite, not both")
+    if not os.path.exists(output) or overwrite:
+        return
+    if not resume:
+        raise RequestError(f"{output!r} exists", hint="--resume goes on with it, --overwrite starts again")
+    if results.load(output).scenario.text != scenario.text:
+        raise RequestError(f"{output!r} holds results of another scenario than {scenario.path!r} is now")
+
+
+def _empty(scenario: Scenario, folder: str) -> RunSet:
+    return RunSet(
+        scenario=_facts(scenario),
+        started=_now(),
+        commit=_commit(),
+        versions={
+            "parallel_fixedram": _own_version(),
+            "python": platform.python_version(),
+            "numpy": np.__version__,
+            "qemu": tools.qemu_version(),
+            "fio": tools.fio_version(),
+            "kernel": platform.release(),
+        },
+        host=machine_facts(folder),
+    )
+
+
+def _facts(scenario: Scenario) -> ScenarioFacts:
+    return ScenarioFacts(
+        name=scenario.name,
+        question=scenario.question,
+        repeats=scenario.repeats,
+        warm_up=scenario.warm_up,
+        seed=scenario.seed,
+        text=scenario.text,
+    )
+
+
+def _fitted(run_set: RunSet, scenario: Scenario, plan: Plan) -> RunSet:
+    """With a place for each case that can be run, what was measured kept."""
+    known = {each.id: each for each in run_set.cases}
+    return replace(
+        run_set,
+        scenario=_facts(scenario),
+        finished=None,
+        missing=plan.missing,
+        cases=tuple(known.get(case.id, CaseResult(id=case.id, parameters=case.parameters())) for case in plan.cases),
+    )
+
+
+def _now() -> str:
+    return datetime.datetime.now(datetime.UTC).astimezone().isoformat(timespec="seconds")
+
+
+def _own_version() -> str | None:
+    try:
+        return metadata.version("parallel-fixedram")
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def _commit() -> str | None:
+    """The commit of the checkout that this package lies in; None for an installed copy."""
+    package = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+
+    def git(*arguments: str) -> str:
+        return subprocess.run(
+            ["git", "-C", package, *arguments],
+            check=True,
+            capture_output=True,
+            text=True,
+            timeout=_GIT_SECONDS,
+        ).stdout.strip()
+
+    try:
+        git("ls-files", "--error-unmatch", "__init__.py")  # a copy may lie inside somebody else's checkout
+        return git("rev-parse", "HEAD") + ("+" if git("status", "--porcelain", "--", ".") else "")
+    except (OSError, subprocess.SubprocessError):
+        return None
+
+
+class _Runner:
+    """One carrying out of a scenario."""
+
+    def __init__(
+        self, scenario: Scenario, plan: Plan, run_set: RunSet, folder: str, output: str, progress: Progress | None
+    ) -> None:
+        self._scenario = scenario
+        self._plan = plan
+        self._run_set = run_set
+        self._folder = folder
+        self._output = output
+        self._progress = progress
+        self._done = 0
+        self._total = sum(len(self._runs_of(group)) for group in plan.groups)
+
+    def run(self) -> RunSet:
+        """Everything that is not there yet."""
+        self._store()
+        for group in self._plan.groups:
+            if self._runs_of(group):
+                try:
+                    self._run_group(group)
+                except tools.Missing as missing:
+                    self._drop(group.cases, missing.message)
+        self._run_set = replace(self._run_set, finished=_now())
+        self._store()
+        return self._run_set
+
+    def _runs_of(self, group: Group) -> list[tuple[int | None, Case]]:
+        """What is left to do for a group, in order: number of the round and case; None for a watched run."""
+        cases = {case.id for case in group.cases if self._has(case)}
+        left = {
+            case.id: set(range(self._scenario.repeats))
+            - {sample.number for sample in self._run_set.case(case.id).samples}
+            for case in group.cases
+            if case.id in cases
+        }
+        found: list[tuple[int | None, Case]] = []
+        for number in planning.rounds(self._scenario):
+            for case in planning.shuffled(group, self._scenario.seed, number):
+                if case.id in cases and (number in left[case.id] or (number < 0 and left[case.id])):
+                    found.append((number, case))
+        found += [
+            (None, case)
+            for case in group.cases
+            if case.id in cases and case.way == "ours" and self._run_set.case(case.id).instrumented is None
+        ]
+        return found
+
+    def _has(self, case: Case) -> bool:
+        return any(each.id == case.id for each in self._run_set.cases)
+
+    def _run_group(self, group: Group) -> None:
+        self._tell(f"{group.source}, {group.file_system}: starts")
+        with (
+            file_systems.file_system(group.file_system, self._folder, group.room) as folder,
+            _source(group, self._scenario.seed) as source,
+        ):
+            self._drop_direct(group, folder)
+            for number, case in self._runs_of(group):
+                run = Run(
+                    case=case,
+                    source=source,
+                    path=os.path.join(folder, _FILE),
+                    seed=self._scenario.seed,
+                    number=-1 if number is None else number,
+                )
+                self._tell(case.id)
+                clear(run)
+                if number is None:
+                    self._watch(run)
+                else:
+                    self._measure(run)
+                self._done += 1
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(os.path.join(folder, _FILE))
+
+    def _measure(self, run: Run) -> None:
+        way = TABLE[run.case.way]
+        measured = way.run(run)
+        verified = way.verify(run)
+        self._run_set = replace(self._run_set, order=(*self._run_set.order, run.case.id))
+        if run.number >= 0:
+            self._add(run.case, measured.sample(run.number, verified))
+        self._store()
+
+    def _watch(self, run: Run) -> None:
+        instrumented = OURS.instrumented(run)
+        OURS.verify(run)
+        self._run_set = self._run_set.with_case(replace(self._run_set.case(run.case.id), instrumented=instrumented))
+        self._store()
+
+    def _add(self, case: Case, sample: Sample) -> None:
+        result = self._run_set.case(case.id)
+        samples = tuple(sorted((*result.samples, sample), key=lambda each: each.number))
+        self._run_set = self._run_set.with_case(replace(result, samples=samples))
+
+    def _drop_direct(self, group: Group, folder: str) -> None:
+        """Find out what cannot be known before there is a file system: whether it can be written past the cache."""
+        wanting = tuple(case for case in group.cases if case.direct_io == "on" or case.way == "qemu-multifd-direct")
+        if wanting and not file_systems.takes_direct_io(folder):
+            self._drop(wanting, f"the file system ({group.file_system}) refuses direct I/O")
+
+    def _drop(self, cases: tuple[Case, ...], why: str) -> None:
+        """These cannot be run here; what they measured before stays."""
+        gone = {case.id for case in cases if self._has(case) and not self._run_set.case(case.id).samples}
+        before = self._left()
+        self._run_set = replace(
+            self._run_set,
+            cases=tuple(each for each in self._run_set.cases if each.id not in gone),
+            missing=planning.with_more(self._run_set.missing, why, cases),
+        )
+        self._total -= before - self._left()
+        self._store()
+
+    def _left(self) -> int:
+        return sum(len(self._runs_of(group)) for group in self._plan.groups)
+
+    def _store(self) -> None:
+        results.store(self._run_set, self._output)
+
+    def _tell(self, what: str) -> None:
+        if self._progress:
+            self._progress(self._done, self._total, what)
+
+
+@contextlib.contextmanager
+def _source(group: Group, seed: int) -> Iterator[Source]:
+    case = group.cases[0]
+    if not group.own_guests:
+        with sources.open_source(case, seed) as source:
+            yield source
+        return
+    spec = sources.seeded(case, seed)
+    yield Source(ram={}, stands_still=False, size=spec.size, data_bytes=case.data_bytes, spec=spec)

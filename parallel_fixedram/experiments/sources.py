@@ -1,0 +1,96 @@
+"""Sources: the guest whose RAM the cases of a group save, one after the other."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+
+from parallel_fixedram import app
+from parallel_fixedram.core.errors import HostError, RequestError
+from parallel_fixedram.core.units import format_size
+from parallel_fixedram.experiments import tools
+from parallel_fixedram.experiments.qemu_guest import QemuGuest
+from parallel_fixedram.experiments.scenario import Case
+from parallel_fixedram.guest.process import RAM_IDSTR
+from parallel_fixedram.guest.spec import GuestSpec
+from parallel_fixedram.host.facts import memory_bytes
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Source:
+    """A guest, and how others get at it."""
+
+    ram: dict[str, str]
+    """Its main memory as files, by block name; empty where nobody but a debugger gets at it."""
+    stands_still: bool
+    """Whether no page changes between two runs."""
+    size: int
+    """Bytes of RAM."""
+    data_bytes: int
+    """Bytes that are not zero."""
+    spec: GuestSpec | None = None
+    """The built-in guest, with its seed."""
+    qemu: QemuGuest | None = None
+
+
+def why_missing(case: Case) -> str | None:
+    """Why there can be no such guest here, as far as that is known without trying; None if nothing is."""
+    if case.qemu is None:
+        return None
+    try:
+        tools.find_qemu()
+    except tools.Missing as error:
+        return error.message
+    return None
+
+
+@contextlib.contextmanager
+def open_source(case: Case, seed: int) -> Iterator[Source]:
+    """The guest of a case, which lives until the block is left.
+
+    Args:
+        case: names the guest.
+        seed: of what it writes, unless its specification has one.
+
+    Raises:
+        tools.Missing: there is no QEMU, or not enough memory.
+        MachineError: it does not boot.
+    """
+    if case.qemu:
+        if (free := memory_bytes("MemAvailable")) is not None and case.qemu.size > free:
+            raise tools.Missing(
+                f"a guest of {format_size(case.qemu.size)} does not fit: {format_size(free)} of memory are available"
+            )
+        with QemuGuest(case.qemu, seed=seed) as qemu:
+            yield Source(
+                ram=qemu.shared_ram,
+                stands_still=qemu.stands_still,
+                size=case.qemu.size,
+                data_bytes=case.qemu.data_bytes,
+                qemu=qemu,
+            )
+        return
+    spec = seeded(case, seed)
+    try:
+        guest = app.open_guest(spec)
+    except HostError as error:
+        raise tools.Missing(error.message) from error
+    with guest:
+        yield Source(
+            ram={RAM_IDSTR: f"/proc/{os.getpid()}/fd/{guest.memfd}"},
+            stands_still=True,
+            size=spec.size,
+            data_bytes=case.data_bytes,
+            spec=spec,
+        )
+
+
+def seeded(case: Case, seed: int) -> GuestSpec:
+    """The built-in guest of a case, with the scenario's seed unless it names one itself."""
+    if case.guest is None:
+        raise RequestError(f"{case.id}: not a built-in guest")
+    spec = case.guest_spec
+    named = any(part.strip().startswith("seed=") for part in case.guest.split(","))
+    return spec if named else replace(spec, seed=seed)

@@ -1,0 +1,199 @@
+"""QEMU's own ways to save a guest to a file: stop, migrate until it is completed, cont.
+
+Always into a new file, with ``max-bandwidth`` 0, which is no limit; capabilities and parameters are set before the
+guest is stopped. The pause is from ``stop`` until ``cont`` is answered. QEMU syncs nothing: the total includes an
+fdatasync of ours.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from parallel_fixedram import app
+from parallel_fixedram.core.errors import MachineError
+from parallel_fixedram.experiments import tools
+from parallel_fixedram.experiments.qemu_guest import QemuGuest
+from parallel_fixedram.experiments.results import Bytes, Seconds
+from parallel_fixedram.experiments.ways.way import Measured, Run, file_bytes, sync_file
+
+_SECONDS = 600.0
+"""How long a migration may take."""
+_POLL_SECONDS = 0.01
+_RATE = 1.5
+"""A live migration is given so many times the bandwidth of what its guest dirties: each round is that much shorter."""
+
+
+@dataclass(frozen=True, slots=True)
+class QemuMode:
+    """One set of capabilities (Way)."""
+
+    capabilities: tuple[str, ...] = ()
+    direct_io: bool = False
+
+    def why_missing(self) -> str | None:
+        """There may be no QEMU (Way.why_missing)."""
+        try:
+            tools.find_qemu()
+        except tools.Missing as error:
+            return error.message
+        return None
+
+    def run(self, run: Run) -> Measured:
+        """Migrate once (Way.run)."""
+        guest = run.source.qemu
+        assert guest is not None, "the scenario's check comes first"
+        parameters: dict[str, Any] = {"max-bandwidth": 0}
+        if "multifd" in self.capabilities:
+            parameters["multifd-channels"] = run.case.channels
+        known = guest.execute("query-migrate-parameters")
+        if self.direct_io or "direct-io" in known:  # which came with 9.1
+            parameters["direct-io"] = self.direct_io
+        _set_capabilities(guest, self.capabilities)
+        guest.execute("migrate-set-parameters", parameters)
+        if run.case.rounds:
+            return _migrate_live(run, guest, run.case.rounds)
+        return _migrate_stopped(run, guest)
+
+    def verify(self, run: Run) -> str:
+        """Structure; every page against RAM that stands still. A stream is loaded once a case (Way.verify)."""
+        if "mapped-ram" not in self.capabilities:
+            return _load(run) if run.thorough else _check_length(run)
+        ram = run.source.ram if run.source.stands_still else {}
+        found = app.verify(run.path, ram=ram, quick=not ram)
+        if not found.ok:
+            raise run.wrong(f"{found.differences[0]}")
+        return "ram" if ram else "structure"
+
+
+MODES: Mapping[str, QemuMode] = {
+    "qemu-file": QemuMode(),
+    "qemu-mapped-ram": QemuMode(("mapped-ram",)),
+    "qemu-multifd": QemuMode(("mapped-ram", "multifd")),
+    "qemu-multifd-direct": QemuMode(("mapped-ram", "multifd"), direct_io=True),
+}
+
+
+def _set_capabilities(guest: QemuGuest, wanted: tuple[str, ...]) -> None:
+    """Exactly these, and events."""
+    known = [each["capability"] for each in guest.execute("query-migrate-capabilities")]
+    states = [{"capability": name, "state": name in ("events", *wanted)} for name in known]
+    guest.execute("migrate-set-capabilities", {"capabilities": states})
+
+
+def _migrate_stopped(run: Run, guest: QemuGuest) -> Measured:
+    started = time.perf_counter()
+    guest.execute("stop")
+    try:
+        with guest.monitor.listen("MIGRATION") as events:
+            guest.execute("migrate", {"uri": f"file:{run.path}"})
+            while (status := events.wait(_SECONDS)["data"]["status"]) not in ("completed", "failed", "cancelled"):
+                pass
+        written = time.perf_counter()
+    finally:
+        guest.execute("cont")
+    resumed = time.perf_counter()
+    state = _completed(guest, status)
+    sync_start = time.perf_counter()
+    sync_file(run.path)
+    total = resumed - started + time.perf_counter() - sync_start
+    return _measured(
+        run, state, Seconds(total=total, last_write=written - started, pause=resumed - started), growth=None
+    )
+
+
+def _migrate_live(run: Run, guest: QemuGuest, rounds: int) -> Measured:
+    """Migrate while the guest goes on dirtying; it is stopped after so many rounds, the last of which ends it."""
+    rate = int(run.source.qemu.spec.dirty_rate * _RATE) if run.source.qemu else 0
+    # a downtime this short is never within reach
+    guest.execute("migrate-set-parameters", {"max-bandwidth": rate, "downtime-limit": 1})
+    growth: list[tuple[int, int]] = []
+    started = time.perf_counter()
+    guest.execute("migrate", {"uri": f"file:{run.path}"})
+    while (done := _rounds_done(state := guest.execute("query-migrate"))) < rounds - 1:
+        if state.get("status") not in ("setup", "active"):
+            break
+        if done > len(growth):
+            growth.append((done, file_bytes(run.path)[1]))
+        time.sleep(_POLL_SECONDS)
+    if done > len(growth):
+        growth.append((done, file_bytes(run.path)[1]))
+    stopped = time.perf_counter()
+    guest.execute("stop")
+    try:
+        guest.execute("migrate-set-parameters", {"max-bandwidth": 0})
+        while (state := guest.execute("query-migrate")).get("status") not in ("completed", "failed", "cancelled"):
+            time.sleep(_POLL_SECONDS)
+        written = time.perf_counter()
+    finally:
+        guest.execute("cont")
+    resumed = time.perf_counter()
+    state = _completed(guest, str(state["status"]))
+    growth.append((len(growth) + 1, file_bytes(run.path)[1]))
+    sync_file(run.path)
+    total = time.perf_counter() - started
+    return _measured(
+        run,
+        state,
+        Seconds(total=total, last_write=written - started, pause=resumed - stopped),
+        growth=tuple(growth),
+    )
+
+
+def _rounds_done(state: Mapping[str, Any]) -> int:
+    """Sweeps over RAM that are through: the dirty log is fetched before each, also before the first."""
+    return max(int(state.get("ram", {}).get("dirty-sync-count", 0)) - 1, 0)
+
+
+def _completed(guest: QemuGuest, status: str) -> Mapping[str, Any]:
+    """What QEMU tells of the migration.
+
+    Raises:
+        MachineError: it failed.
+    """
+    state: Mapping[str, Any] = guest.execute("query-migrate")
+    if status != "completed":
+        raise MachineError(f"QEMU's migration {status}: {state.get('error-desc') or 'it does not say why'}")
+    return state
+
+
+def _measured(
+    run: Run, state: Mapping[str, Any], seconds: Seconds, *, growth: tuple[tuple[int, int], ...] | None
+) -> Measured:
+    ram = state.get("ram", {})
+    length, allocated = file_bytes(run.path)
+    data = ram.get("normal-bytes")
+    return Measured(
+        seconds=seconds,
+        bytes=Bytes(
+            ram=run.source.size,
+            data=run.source.data_bytes if growth else data,
+            written=data,
+            file=length,
+            allocated=allocated,
+        ),
+        growth=growth,
+    )
+
+
+def _check_length(run: Run) -> str:
+    length, _ = file_bytes(run.path)
+    if length < run.source.data_bytes:
+        raise run.wrong(f"{length} bytes, expected {run.source.data_bytes} at least")
+    return "size"
+
+
+def _load(run: Run) -> str:
+    """Have a second QEMU load it."""
+    assert run.source.qemu is not None
+    with QemuGuest(run.source.qemu.spec, incoming=True) as guest:
+        _set_capabilities(guest, ())
+        with guest.monitor.listen("MIGRATION") as events:
+            guest.execute("migrate-incoming", {"uri": f"file:{run.path}"})
+            while (status := events.wait(_SECONDS)["data"]["status"]) not in ("completed", "failed", "cancelled"):
+                pass
+    if status != "completed":
+        raise run.wrong("QEMU does not load it")
+    return "loaded"

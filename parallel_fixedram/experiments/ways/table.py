@@ -1,0 +1,24 @@
+"""Every way by its name."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from parallel_fixedram.experiments.ways.fio import Fio
+from parallel_fixedram.experiments.ways.fresh import Naive, Ours, Part, Sequential
+from parallel_fixedram.experiments.ways.qemu_modes import MODES
+from parallel_fixedram.experiments.ways.way import Way
+
+OURS = Ours()
+
+TABLE: Mapping[str, Way] = {
+    "ours": OURS,
+    "ours-threads": Naive(),
+    "page-by-page": Naive(),
+    "sequential": Sequential(),
+    "fio": Fio(),
+    **MODES,
+    "scan": Part(),
+    "copy": Part(),
+}
+"""The same names as scenario.WAYS."""

@@ -1,0 +1,335 @@
+"""Which way a save is written: what was asked for stays, what is fastest is chosen, and the reasons say so."""
+
+import math
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from support.models import CALLS_COST, cost, model
+
+from parallel_fixedram.core.choice import (
+    CANDIDATES,
+    MAX_SHARD_PAGES,
+    ROOM_SHARE,
+    SHARD_SECONDS,
+    SHARDS_PER_WORKER,
+    WINDOW_PAGES_BUFFERED,
+    WINDOW_PAGES_DIRECT,
+    WORTH,
+    DirectIO,
+    Situation,
+    Wishes,
+    choose,
+)
+from parallel_fixedram.core.cost import MAX_GAP_PAGES, Work
+from parallel_fixedram.core.plan import MIN_SHARD_PAGES
+
+PAGE = 4096
+NOBODY_WAITS = Situation(waits=False, live=False, room=1 << 40, processors=4)
+WAITS = replace(NOBODY_WAITS, waits=True)
+LIVE = replace(WAITS, live=True)
+OPEN = Wishes()
+FIXED = Wishes(channels=1, direct_io=DirectIO.OFF, gap_pages=0, shard_pages=1000)
+"""Nothing is left open."""
+
+
+def stretch(pages):
+    """One run."""
+    return Work(pages=pages, runs=1 if pages else 0, gaps=np.empty(0, np.int64), page_size=PAGE)
+
+
+def scattered(runs, gap=1):
+    """So many runs of one page, so far apart."""
+    return Work(pages=runs, runs=runs, gaps=np.full(runs - 1, gap, np.int64), page_size=PAGE)
+
+
+def test_what_was_asked_for_is_taken_as_it_is_and_needs_no_reason():
+    wishes = Wishes(channels=3, direct_io=DirectIO.ON, gap_pages=7, shard_pages=100)
+    for situation in (NOBODY_WAITS, WAITS, LIVE):
+        found = choose(wishes, scattered(1000), CALLS_COST, situation)
+        assert (found.channels, found.direct, found.gap_pages, found.shard_pages) == (3, True, 7, 100)
+        assert found.why == ()
+    assert not choose(replace(wishes, direct_io=DirectIO.OFF), stretch(10000), CALLS_COST, NOBODY_WAITS).direct
+
+
+def test_no_gap_at_all_can_be_asked_for():
+    found = choose(replace(OPEN, gap_pages=0), scattered(1000), CALLS_COST, NOBODY_WAITS)
+    assert found.gap_pages == 0
+    assert len(found.why) == 1
+
+
+@pytest.mark.parametrize(("direct", "window"), [(True, WINDOW_PAGES_DIRECT), (False, WINDOW_PAGES_BUFFERED)])
+def test_a_window_is_as_large_as_suits_the_way(direct, window):
+    wishes = replace(FIXED, direct_io=DirectIO.ON if direct else DirectIO.OFF)
+    assert choose(wishes, stretch(1), CALLS_COST, NOBODY_WAITS).window_pages == window
+
+
+def test_everything_that_was_left_open_has_a_sentence_in_the_same_order():
+    wishes = Wishes(channels=None, most_channels=4, direct_io=DirectIO.AUTO)
+    mode, channels, gaps = choose(wishes, stretch(100000), CALLS_COST, NOBODY_WAITS).why
+    assert mode.startswith(("direct: ", "page cache: "))
+    assert channels.startswith("1 channel: ")
+    assert gaps.startswith("gaps of up to ")
+
+
+# --- past the page cache or not
+
+
+def test_a_file_system_that_refuses_gets_the_page_cache():
+    found = choose(OPEN, stretch(100000), model(buffered={1: (1, 1000)}), NOBODY_WAITS)
+    assert not found.direct
+    assert found.why[0] == "page cache: the file system refuses direct I/O"
+
+
+def test_a_live_save_goes_through_the_page_cache_unless_told_otherwise():
+    fast = model(direct={1: (0, 0.001)}, buffered={1: (100, 100)})
+    found = choose(OPEN, stretch(100000), fast, LIVE)
+    assert not found.direct
+    assert found.why[0] == "page cache: the last round of a live save is small"
+    assert choose(replace(OPEN, direct_io=DirectIO.ON), stretch(100000), fast, LIVE).direct
+
+
+def test_what_the_page_cache_cannot_take_while_a_guest_waits_goes_past_it():
+    slow = model(direct={1: (100, 100)}, buffered={1: (0, 0.001)})
+    room = 1000 * PAGE
+    fits = round(ROOM_SHARE * room) // PAGE
+    assert not choose(OPEN, stretch(fits), slow, replace(WAITS, room=room)).direct
+    found = choose(OPEN, stretch(fits + 1), slow, replace(WAITS, room=room))
+    assert found.direct
+    assert found.why[0] == "direct: the page cache takes 3.1 MiB at once, there may be 3.1 MiB"
+    for situation in (NOBODY_WAITS, LIVE):
+        assert not choose(OPEN, stretch(fits + 1), slow, replace(situation, room=0)).direct
+    assert not choose(replace(OPEN, direct_io=DirectIO.OFF), stretch(fits + 1), slow, replace(WAITS, room=0)).direct
+
+
+def test_scattered_pages_go_through_the_page_cache_and_stretches_past_it():
+    dear = replace(CALLS_COST, stable=cost(1, 1))
+    few = choose(OPEN, scattered(1000, gap=10**6), dear, NOBODY_WAITS)
+    assert not few.direct
+    assert few.why[0] == "page cache: 0.005 s to stable storage predicted, 0.101 s direct"
+    found = choose(OPEN, stretch(10000), dear, NOBODY_WAITS)
+    assert found.direct
+    assert found.why[0] == "direct: 0.006 s to stable storage predicted, 0.041 s through the page cache"
+
+
+def test_a_guest_that_waits_minds_the_last_write_and_others_stable_storage():
+    """The page cache takes pages quickly, and hands them to the device slowly."""
+    quick = model(direct={1: (1, 0.5)}, buffered={1: (1, 0.1)}, stable=(1, 1))
+    waiting = choose(OPEN, stretch(10000), quick, WAITS)
+    assert not waiting.direct
+    assert waiting.why[0] == "page cache: 0.004 s until the last page is written predicted, 0.021 s direct"
+    assert choose(OPEN, stretch(10000), quick, NOBODY_WAITS).direct
+
+
+# --- channels
+
+
+def pays(times):
+    """A model in which so many channels take so many seconds for GIB bytes in either way."""
+    each = {channels: (0, seconds) for channels, seconds in times.items()}
+    return model(direct=each, buffered=each, stable=(0, 1e-3))
+
+
+AUTO = Wishes(channels=None, most_channels=4, direct_io=DirectIO.ON, gap_pages=0)
+PAGES = 10**9 // PAGE
+
+
+@pytest.mark.parametrize(
+    ("times", "channels"),
+    [
+        ({1: 1.0, 2: 0.5, 4: 0.25}, 4),
+        ({1: 1.0, 2: 0.5, 4: 0.5}, 2),
+        ({1: 1.0, 2: 1.0, 4: 1.0}, 1),
+        ({1: 1.0, 2: 2.0, 4: 3.0}, 1),
+        ({1: 1.0, 2: WORTH + 0.01, 4: WORTH + 0.01}, 1),
+        ({1: 1.0, 2: WORTH - 0.01, 4: WORTH - 0.01}, 2),
+        ({1: 1.0, 2: 0.97, 4: 0.94}, 4),
+        ({1: 1.0, 2: 0.90, 4: 0.87}, 2),
+        ({1: 1.0, 2: 2.0, 4: 0.5}, 4),
+        ({1: 1.0, 2: 0.5}, 2),
+        ({1: 1.0}, 1),
+    ],
+)
+def test_more_channels_are_chosen_only_where_they_are_worth_it(times, channels):
+    found = choose(AUTO, stretch(PAGES), pays(times), NOBODY_WAITS)
+    assert found.channels == channels
+    head, _, others = found.why[0].partition(", ")
+    assert head == f"{channels} channel{'s' * (channels > 1)}: {found.stable_seconds:.3f} s predicted"
+    assert [each.split(" s with ")[1] for each in others.split(", ")] == [str(c) for c in CANDIDATES if c != channels]
+
+
+@pytest.mark.parametrize(("most", "chosen"), [(1, 1), (2, 2), (3, 2), (4, 4), (16, 4)])
+def test_no_more_channels_are_chosen_than_are_allowed(most, chosen):
+    wishes = replace(AUTO, most_channels=most, why_most="more is forbidden")
+    found = choose(wishes, stretch(PAGES), pays({1: 1.0, 2: 0.5, 4: 0.25}), NOBODY_WAITS)
+    assert found.channels == chosen
+    if most == 1:
+        assert found.why == ("1 channel: more is forbidden",)
+
+
+def test_a_number_that_was_asked_for_is_not_held_against_what_is_allowed():
+    found = choose(replace(AUTO, channels=3, most_channels=1), stretch(PAGES), pays({1: 1.0, 2: 0.5}), NOBODY_WAITS)
+    assert (found.channels, found.why) == (3, ())
+    assert found.write_seconds == pytest.approx(0.5, rel=1e-3)
+
+
+def test_computing_takes_as_long_as_the_processors_there_are_let_it():
+    """Looking at pages and their digests, direct, while the device is faster than that."""
+    device = model(direct={1: (0, 0.001), 4: (0, 0.001)}, scan=1.0, digest=4.096)
+    for processors, channels, seconds in ((1, 1, 2.0), (1, 4, 2.0), (2, 4, 1.0), (4, 4, 0.5), (4, 1, 2.0)):
+        found = choose(
+            replace(AUTO, channels=channels), stretch(PAGES), device, replace(NOBODY_WAITS, processors=processors)
+        )
+        assert found.write_seconds == found.stable_seconds == pytest.approx(seconds, rel=1e-3)
+
+
+# --- what is predicted
+
+
+def test_the_prediction_of_a_direct_write_is_calls_and_bytes_and_then_the_digests_of_a_guest_that_went_on():
+    device = model(direct={1: (100, 1), 4: (50, 0.5)}, reserve=10, digest=4.096)
+    wishes = replace(AUTO, channels=4)
+    work = scattered(1000, gap=5)
+    write = 1001 * 50e-6 + 1000 * PAGE * 0.5e-9
+    found = choose(wishes, work, device, NOBODY_WAITS)
+    assert found.write_seconds == pytest.approx(write)
+    assert found.stable_seconds == pytest.approx(1001 * 10e-6 + write)
+    found = choose(wishes, work, device, WAITS)
+    assert found.write_seconds == pytest.approx(write)
+    assert found.stable_seconds == pytest.approx(1001 * 10e-6 + write + 1000 * PAGE * 1e-9)
+
+
+def test_the_prediction_of_a_buffered_write_ends_when_the_device_has_it_and_digests_are_computed():
+    device = model(buffered={1: (10, 0.1)}, stable=(20, 1))
+    found = choose(FIXED, scattered(1000, gap=5), device, NOBODY_WAITS)
+    calls, size = 1000 + 1000 // WINDOW_PAGES_BUFFERED, 1000 * PAGE
+    assert found.write_seconds == pytest.approx(calls * 10e-6 + size * 0.1e-9)
+    assert found.stable_seconds == pytest.approx(calls * 20e-6 + size * 1e-9)
+    slow = replace(device, digest_page=1e-3)
+    assert choose(FIXED, scattered(1000, gap=5), slow, NOBODY_WAITS).stable_seconds == pytest.approx(
+        found.write_seconds + 1.0
+    )
+
+
+@pytest.mark.parametrize("situation", [NOBODY_WAITS, WAITS, LIVE])
+@pytest.mark.parametrize("wishes", [OPEN, AUTO, FIXED])
+def test_nothing_to_write_takes_no_time_and_can_be_chosen_for(wishes, situation):
+    found = choose(wishes, stretch(0), CALLS_COST, situation)
+    assert found.channels == 1
+    assert found.write_seconds == 0.0
+    assert found.shard_pages >= min(MIN_SHARD_PAGES, 1000)
+
+
+# --- gaps
+
+
+@pytest.mark.parametrize(
+    ("direct", "situation", "gap", "worth"),
+    [
+        (DirectIO.ON, NOBODY_WAITS, 4, "18.0 KiB"),
+        (DirectIO.ON, WAITS, 3, "14.0 KiB"),
+        (DirectIO.ON, LIVE, 3, "14.0 KiB"),
+        (DirectIO.OFF, NOBODY_WAITS, 9, "38.0 KiB"),
+        (DirectIO.OFF, WAITS, 6, "26.0 KiB"),
+        (DirectIO.OFF, LIVE, 6, "26.0 KiB"),
+    ],
+)
+def test_a_gap_is_judged_by_what_a_call_costs_for_what_matters(direct, situation, gap, worth):
+    """Space is reserved, and pages reach stable storage, while nobody waits."""
+    device = model(
+        direct={1: (3.5 * 4.096, 1)}, buffered={1: (6.5 * 4.096, 1)}, stable=(9.5 * 4.096, 1), reserve=1.0 * 4.096
+    )
+    found = choose(Wishes(direct_io=direct), scattered(10), device, situation)
+    assert found.gap_pages == gap
+    pages = f"{gap} page{'s' * (gap > 1)}"
+    assert found.why == (f"gaps of up to {pages} are written along: a call costs as much as {worth} (told)",)
+
+
+def test_gaps_are_judged_by_the_cost_of_the_channels_that_are_chosen():
+    device = model(direct={1: (10 * 4.096, 1), 4: (2.5 * 4.096, 0.5)})
+    found = choose(replace(AUTO, gap_pages=None), stretch(PAGES), device, NOBODY_WAITS)
+    assert (found.channels, found.gap_pages) == (4, 5)
+
+
+def test_gaps_never_exceed_what_the_rule_allows_however_dear_a_call_is():
+    assert choose(OPEN, scattered(10), model(stable=(1e6, 0.001)), NOBODY_WAITS).gap_pages == MAX_GAP_PAGES
+
+
+# --- properties
+
+microseconds, nanoseconds = st.floats(0, 1000), st.floats(0.001, 100)
+channel_costs = st.fixed_dictionaries(
+    {1: st.tuples(microseconds, nanoseconds)}, optional={c: st.tuples(microseconds, nanoseconds) for c in (2, 4)}
+)
+models = st.builds(
+    model,
+    direct=st.just({}) | channel_costs,
+    buffered=channel_costs,
+    stable=st.tuples(microseconds, nanoseconds),
+    reserve=microseconds,
+    scan=st.floats(0, 1),
+    digest=st.floats(0, 10),
+)
+works = st.integers(0, 10**8).map(stretch) | st.builds(scattered, st.integers(1, 5000), st.integers(1, 300))
+situations = st.builds(
+    Situation, waits=st.booleans(), live=st.booleans(), room=st.integers(0, 1 << 35), processors=st.integers(1, 64)
+)
+
+
+@given(models, works, situations, st.integers(1, 16), st.sampled_from((None, 0, 5, 255)), st.sampled_from((None, 1)))
+def test_what_is_chosen_is_within_its_bounds(device, work, situation, most, gap, shard):
+    wishes = Wishes(channels=None, most_channels=most, why_most="of a rule", gap_pages=gap, shard_pages=shard)
+    found = choose(wishes, work, device, situation)
+    assert found.channels in CANDIDATES
+    assert found.channels <= most
+    assert found.direct in ({True, False} if device.direct and not situation.live else {False})
+    assert 0 <= found.gap_pages <= MAX_GAP_PAGES
+    assert shard is None or found.shard_pages == shard
+    assert shard or MIN_SHARD_PAGES <= found.shard_pages <= MAX_SHARD_PAGES
+    assert 0 <= found.write_seconds <= found.stable_seconds < math.inf
+    assert len(found.why) == 2 + (gap is None)
+    assert found.why[0].startswith("direct: " if found.direct else "page cache: ")
+    assert found.why[1].startswith(f"{found.channels} channel")
+
+
+@given(models, works, situations)
+def test_nothing_that_could_have_been_chosen_is_predicted_to_be_much_faster(device, work, situation):
+    """As each way is predicted when it is asked for by name; the page cache is left where it has no room."""
+    wishes = Wishes(channels=None, most_channels=4)
+    found = choose(wishes, work, device, situation)
+
+    def goal(way):
+        return way.write_seconds if situation.waits or situation.live else way.stable_seconds
+
+    both = device.direct and "predicted" in found.why[0]
+    for direct in (True, False) if both else (found.direct,):
+        for channels in CANDIDATES:
+            named = replace(wishes, channels=channels, direct_io=DirectIO.ON if direct else DirectIO.OFF)
+            other = choose(named, work, device, situation)
+            assert goal(found) <= goal(other) / WORTH * (1 + 1e-9)
+    named = replace(wishes, channels=found.channels, direct_io=DirectIO.ON if found.direct else DirectIO.OFF)
+    assert replace(choose(named, work, device, situation), why=found.why) == found
+
+
+@given(models, works, situations)
+def test_the_same_question_has_the_same_answer(device, work, situation):
+    wishes = Wishes(channels=None, most_channels=4)
+    assert choose(wishes, work, device, situation) == choose(wishes, work, device, situation)
+
+
+# --- shards
+
+
+def test_a_shard_is_as_large_as_suits_its_time_and_leaves_enough_of_them():
+    quick = model(buffered={1: (0, 0.001)})
+    pages = 20 * MIN_SHARD_PAGES * SHARDS_PER_WORKER
+    wishes = replace(FIXED, shard_pages=None)
+    assert choose(wishes, stretch(pages), quick, NOBODY_WAITS).shard_pages == 20 * MIN_SHARD_PAGES
+    assert choose(wishes, stretch(100 * pages), quick, NOBODY_WAITS).shard_pages == MAX_SHARD_PAGES
+    assert choose(wishes, stretch(10), quick, NOBODY_WAITS).shard_pages == MIN_SHARD_PAGES
+    # a device that writes 100,000 pages a second
+    slow = model(buffered={1: (0, 1e4 / PAGE)})
+    found = choose(wishes, stretch(100 * pages), slow, NOBODY_WAITS)
+    assert found.shard_pages == pytest.approx(SHARD_SECONDS * 100_000, rel=0.01)

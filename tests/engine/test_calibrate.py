@@ -1,0 +1,280 @@
+"""What writes cost in a folder: measured there once, kept for a while, and nothing left behind."""
+
+import errno
+import json
+import os
+import signal
+import time
+from collections.abc import Callable
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+from support.cli import tmpfs
+from support.models import CALLS_COST
+
+from parallel_fixedram.core.choice import CANDIDATES
+from parallel_fixedram.core.cost import ASSUMED, DeviceModel
+from parallel_fixedram.core.errors import HostError
+from parallel_fixedram.engine import calibrate
+from parallel_fixedram.engine.calibrate import KEPT_SECONDS, WORTH_MEASURING, device_model
+from parallel_fixedram.host import processes
+
+ENOUGH = WORTH_MEASURING
+MEASURED = DeviceModel.from_json(CALLS_COST.to_json(), "measured")
+CACHED = DeviceModel.from_json(CALLS_COST.to_json(), "cached")
+
+
+@pytest.fixture(autouse=True)
+def kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The file in which results are kept; there is none yet."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    return tmp_path / "cache" / "parallel-fixedram" / "devices.json"
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    (tmp_path / "folder").mkdir()
+    return tmp_path / "folder"
+
+
+@pytest.fixture
+def measured(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The folders in which is measured from now on, which takes no time."""
+    asked: list[str] = []
+
+    def measure(folder: str) -> DeviceModel:
+        asked.append(folder)
+        return MEASURED
+
+    monkeypatch.setattr(calibrate, "measure", measure)
+    return asked
+
+
+def test_it_is_really_measured_and_leaves_nothing_behind(folder: Path) -> None:
+    before = folder.stat().st_mtime_ns
+    found = device_model(str(folder), ENOUGH)
+    assert found.source == "measured"
+    assert set(found.buffered) == set(CANDIDATES)
+    assert set(found.direct) in ({*CANDIDATES}, set())
+    for cost in (*found.buffered.values(), *found.direct.values(), found.stable):
+        assert cost.byte > 0
+        assert cost.call >= 0
+        assert 0 < cost.seconds(1, 1 << 20) < 10
+    assert all(0 < each < 1 for each in (found.reserve, found.scan_byte, found.digest_page))
+    assert os.listdir(folder) == []
+    assert folder.stat().st_mtime_ns == before  # a file without a name was made there
+    again = device_model(str(folder), ENOUGH)
+    assert again == DeviceModel.from_json(found.to_json(), "cached")
+
+
+def test_a_result_is_used_again_until_a_fresh_one_is_asked_for(folder: Path, measured: list[str]) -> None:
+    assert device_model(str(folder), ENOUGH) == MEASURED
+    assert device_model(str(folder), ENOUGH) == CACHED
+    assert device_model(str(folder), 0) == CACHED, "what is known is used for little, too"
+    assert len(measured) == 1
+    assert device_model(str(folder), 0, fresh=True) == MEASURED
+    assert measured == [str(folder)] * 2
+    assert device_model(str(folder), ENOUGH) == CACHED
+
+
+def test_a_result_holds_for_the_whole_file_system_and_no_other(
+    folder: Path, tmp_path: Path, measured: list[str]
+) -> None:
+    device_model(str(folder), ENOUGH)
+    assert device_model(str(tmp_path), ENOUGH) == CACHED
+    with tmpfs(tmp_path / "small", "size=1m") as small:
+        assert device_model(str(small), ENOUGH) == MEASURED
+        assert device_model(str(small), ENOUGH) == CACHED
+        assert device_model(str(folder), ENOUGH) == CACHED
+    assert len(measured) == 2
+
+
+def test_a_result_does_not_hold_for_another_kernel(
+    folder: Path, measured: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    device_model(str(folder), ENOUGH)
+    real = os.uname()
+    monkeypatch.setattr(os, "uname", lambda: os.uname_result((real[0], real[1], "7.0", real[3], real[4])))
+    assert device_model(str(folder), ENOUGH) == MEASURED
+
+
+def test_what_is_too_little_to_measure_for_is_not_measured(folder: Path, measured: list[str], kept: Path) -> None:
+    assert device_model(str(folder), WORTH_MEASURING - 1) is ASSUMED
+    assert measured == []
+    assert not kept.exists()
+    assert device_model(str(folder), WORTH_MEASURING) == MEASURED
+
+
+@pytest.mark.parametrize("age", [KEPT_SECONDS + 1, -60])
+def test_a_result_that_is_too_old_or_from_the_future_is_not_used(
+    folder: Path, measured: list[str], kept: Path, age: float
+) -> None:
+    device_model(str(folder), ENOUGH)
+    data = json.loads(kept.read_text())
+    ((key, result),) = data.items()
+    assert abs(result["measured"] - time.time()) < 60
+    kept.write_text(json.dumps({key: {**result, "measured": time.time() - age}}))
+    assert device_model(str(folder), ENOUGH) == MEASURED
+    assert device_model(str(folder), ENOUGH) == CACHED
+    assert len(measured) == 2
+
+
+def rewrite(kept: Path, change: Callable[[dict[str, Any]], Any]) -> None:
+    ((key, result),) = json.loads(kept.read_text()).items()
+    kept.write_text(json.dumps({key: change(result)}))
+
+
+DAMAGE: dict[str, Callable[[dict[str, Any]], Any]] = {
+    "nothing": lambda _: None,
+    "a list": lambda _: [1],
+    "a number": lambda _: 7,
+    "no time": lambda result: {"model": result["model"]},
+    "a time that is none": lambda result: {**result, "measured": "now"},
+    "a time beyond all numbers": lambda result: {**result, "measured": 10**400},
+    "no model": lambda result: {"measured": result["measured"]},
+    "a model that is none": lambda result: {**result, "model": []},
+    "half a model": lambda result: {**result, "model": {"direct": {}}},
+    "costs in a list": lambda result: {**result, "model": {**result["model"], "direct": [1]}},
+    "no buffered costs": lambda result: {**result, "model": {**result["model"], "buffered": {}}},
+    "bytes for nothing": lambda result: {**result, "model": {**result["model"], "stable": {"call": 1, "byte": 0}}},
+    "a cost in words": lambda result: {**result, "model": {**result["model"], "stable": {"call": "x", "byte": 1}}},
+    "a cost beyond all numbers": lambda result: {**result, "model": {**result["model"], "digest_page": 10**400}},
+    "no number at all": lambda result: {**result, "model": {**result["model"], "scan_byte": float("nan")}},
+}
+
+
+@pytest.mark.parametrize("change", DAMAGE.values(), ids=DAMAGE)
+def test_a_damaged_result_is_measured_again(
+    folder: Path, measured: list[str], kept: Path, change: Callable[[dict[str, Any]], Any]
+) -> None:
+    device_model(str(folder), ENOUGH)
+    rewrite(kept, change)
+    assert device_model(str(folder), ENOUGH) == MEASURED
+    assert device_model(str(folder), ENOUGH) == CACHED
+    assert len(measured) == 2
+
+
+@pytest.mark.parametrize("junk", [b"", b"{", b"[]", b"\xff"])
+def test_a_damaged_file_is_measured_again(folder: Path, measured: list[str], kept: Path, junk: bytes) -> None:
+    kept.parent.mkdir(parents=True)
+    kept.write_bytes(junk)
+    assert device_model(str(folder), ENOUGH) == MEASURED
+    assert device_model(str(folder), ENOUGH) == CACHED
+
+
+def test_results_of_other_file_systems_are_kept(folder: Path, measured: list[str], kept: Path) -> None:
+    kept.parent.mkdir(parents=True)
+    kept.write_text(json.dumps({"other": {"measured": 0, "model": {}}}))
+    device_model(str(folder), ENOUGH)
+    assert set(json.loads(kept.read_text())) > {"other"}
+
+
+def test_where_nothing_can_be_kept_it_is_measured_each_time(
+    folder: Path, measured: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", "/proc/self")
+    for _ in range(2):
+        assert device_model(str(folder), ENOUGH) == MEASURED
+    assert len(measured) == 2
+
+
+@pytest.mark.parametrize("code", [errno.EOPNOTSUPP, errno.EISDIR, errno.EACCES, errno.EROFS])
+def test_where_no_file_without_a_name_can_be_made_it_is_assumed(
+    folder: Path, kept: Path, monkeypatch: pytest.MonkeyPatch, code: int
+) -> None:
+    real = os.open
+
+    def refuse(path: str, flags: int, mode: int = 0o777, *, dir_fd: int | None = None) -> int:
+        if flags & os.O_TMPFILE == os.O_TMPFILE:
+            raise OSError(code, "no")
+        return real(path, flags, mode, dir_fd=dir_fd)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "open", refuse)
+        assert device_model(str(folder), ENOUGH) is ASSUMED
+    assert not kept.exists()
+    assert os.listdir(folder) == []
+
+
+def test_a_folder_that_is_not_there_is_assumed_about(folder: Path) -> None:
+    assert device_model(str(folder / "missing"), ENOUGH) is ASSUMED
+
+
+def test_a_file_system_without_space_is_assumed_about_and_gets_all_of_it_back(tmp_path: Path, kept: Path) -> None:
+    with tmpfs(tmp_path / "small", "size=1m") as small:
+        assert device_model(str(small), ENOUGH) is ASSUMED
+        assert os.listdir(small) == []
+        status = os.statvfs(small)
+        assert status.f_bfree == status.f_blocks
+    assert not kept.exists()
+
+
+def test_an_error_of_a_worker_is_assumed_about(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object) -> None:
+        raise HostError("cannot write", errno=errno.EIO)
+
+    monkeypatch.setattr(calibrate._Writer, "run", fail)
+    assert device_model(str(folder), ENOUGH) is ASSUMED
+
+
+def test_where_direct_io_is_refused_only_the_page_cache_is_measured(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = os.open
+
+    def refuse(path: str, flags: int, mode: int = 0o777, *, dir_fd: int | None = None) -> int:
+        if flags & os.O_DIRECT and not flags & os.O_TMPFILE & ~os.O_DIRECTORY:
+            raise OSError(errno.EINVAL, "no")
+        return real(path, flags, mode, dir_fd=dir_fd)
+
+    monkeypatch.setattr(os, "open", refuse)
+    found = calibrate.measure(str(folder))
+    assert found.direct == {}
+    assert set(found.buffered) == set(CANDIDATES)
+
+
+@pytest.mark.parametrize("signum", [signal.SIGKILL, signal.SIGTERM])
+def test_one_that_is_killed_leaves_no_file_and_no_worker(folder: Path, kept: Path, signum: int) -> None:
+    """It is held where its workers are up and its file is open."""
+    ready, tell = os.pipe()
+    pid = os.fork()
+    if pid == 0:
+        try:
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+            def hold(*_: object, **__: object) -> None:
+                children = [child.pid for child in psutil.Process().children()]
+                os.write(tell, json.dumps(children).encode())
+                signal.pause()
+
+            calibrate._cost = hold
+            device_model(str(folder), ENOUGH)
+        finally:
+            os._exit(1)
+    os.close(tell)
+    workers = json.loads(os.read(ready, 1000))
+    os.close(ready)
+    with ExitStack() as stack:
+        pidfds = [os.pidfd_open(worker) for worker in workers]
+        for pidfd in pidfds:
+            stack.callback(os.close, pidfd)
+        assert len(workers) == max(CANDIDATES)
+        os.kill(pid, signum)
+        assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == -signum
+        assert all(processes.has_ended(pidfd, 30) for pidfd in pidfds)
+    assert os.listdir(folder) == []
+    assert not kept.exists()
+
+
+def test_an_interrupt_ends_the_workers_and_is_passed_on(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupt(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(calibrate, "_cost", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        device_model(str(folder), ENOUGH)
+    assert psutil.Process().children() == []
+    assert os.listdir(folder) == []

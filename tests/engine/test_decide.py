@@ -1,0 +1,147 @@
+"""What a choice is made from: the options, the data map, what writes cost there, and who waits."""
+
+import os
+from dataclasses import replace
+
+import pytest
+from support.models import CALLS_COST, model
+
+from parallel_fixedram.core.bitmap import PageBitmap
+from parallel_fixedram.core.choice import DirectIO, Situation, Wishes, choose
+from parallel_fixedram.core.cost import ASSUMED, DeviceModel, Work
+from parallel_fixedram.core.ramblock import PageRange
+from parallel_fixedram.core.report import ChoiceReport
+from parallel_fixedram.engine import calibrate
+from parallel_fixedram.engine import decide as decide_module
+from parallel_fixedram.engine.decide import Decision, decide
+from parallel_fixedram.engine.save_options import SaveOptions
+
+PAGE = 4096
+REFUSES = replace(CALLS_COST, direct={})
+
+Asked = list[tuple[str, int, bool]]
+
+
+@pytest.fixture
+def asked(monkeypatch: pytest.MonkeyPatch) -> Asked:
+    """What the model is asked for from now on; the page cache has room for a million pages."""
+    return tell(monkeypatch, CALLS_COST)
+
+
+def tell(monkeypatch: pytest.MonkeyPatch, device: DeviceModel) -> Asked:
+    asked: Asked = []
+
+    def device_model(folder: str, size: int, *, fresh: bool = False) -> DeviceModel:
+        asked.append((folder, size, fresh))
+        return device
+
+    monkeypatch.setattr(calibrate, "device_model", device_model)
+    monkeypatch.setattr(decide_module, "dirty_room", lambda: 1_000_000 * PAGE)
+    return asked
+
+
+def runs(count: int, length: int, gap: int = 1) -> PageBitmap:
+    """So many runs of so many pages."""
+    bitmap = PageBitmap(count * (length + gap) or 1)
+    for number in range(count):
+        bitmap.set_range(PageRange(number * (length + gap), length))
+    return bitmap
+
+
+def decided(options: SaveOptions, *data: PageBitmap, waits: bool = False, takes_direct: bool | None = True) -> Decision:
+    return decide(options, data, PAGE, "FOLDER", waits=waits, takes_direct=takes_direct)
+
+
+def test_the_model_is_asked_for_the_folder_and_the_bytes_that_may_hold_something(asked: Asked) -> None:
+    decided(SaveOptions(), runs(10, 3), runs(1, 5))
+    decided(SaveOptions(calibrate=True), runs(0, 0))
+    assert asked == [("FOLDER", 35 * PAGE, False), ("FOLDER", 0, True)]
+
+
+@pytest.mark.parametrize("waits", [False, True])
+@pytest.mark.parametrize("rounds", [1, 5])
+@pytest.mark.parametrize("takes_direct", [True, None])
+@pytest.mark.usefixtures("asked")
+def test_the_choice_is_that_of_the_rules(waits: bool, rounds: int, takes_direct: bool | None) -> None:
+    data = [runs(100, 3), runs(1, 5000)]
+    options = SaveOptions(channels=None, most_channels=4, max_rounds=rounds, gap_pages=3)
+    situation = Situation(waits=waits, live=rounds > 1, room=1_000_000 * PAGE, processors=len(os.sched_getaffinity(0)))
+    wishes = Wishes(channels=None, most_channels=4, gap_pages=3)
+    found = decided(options, *data, waits=waits, takes_direct=takes_direct)
+    assert found.choice == choose(wishes, Work.of(data, PAGE), CALLS_COST, situation)
+    assert found.model == CALLS_COST
+
+
+@pytest.mark.usefixtures("asked")
+def test_auto_is_direct_for_stretches_and_not_for_scattered_pages() -> None:
+    """A call past the page cache costs 100 microseconds, and as much as 250 pages."""
+    assert decided(SaveOptions(), runs(1, 10000)).choice.direct
+    assert not decided(SaveOptions(), runs(1000, 1, gap=400)).choice.direct
+    assert decided(SaveOptions(), runs(1000, 1, gap=400), runs(1, 200_000)).choice.direct
+    for data in (runs(1, 10000), runs(1000, 1, gap=400)):
+        assert decided(SaveOptions(direct_io=DirectIO.ON), data).choice.direct
+        assert not decided(SaveOptions(direct_io=DirectIO.OFF), data, takes_direct=None).choice.direct
+
+
+@pytest.mark.usefixtures("asked")
+def test_auto_is_the_page_cache_for_a_live_save_and_direct_can_be_asked_for() -> None:
+    assert not decided(SaveOptions(max_rounds=2), runs(1, 10000)).choice.direct
+    assert decided(SaveOptions(max_rounds=2, direct_io=DirectIO.ON), runs(1, 10000)).choice.direct
+
+
+def test_auto_is_the_page_cache_where_a_guest_waits_as_long_as_that_has_room(monkeypatch: pytest.MonkeyPatch) -> None:
+    tell(monkeypatch, model(direct={1: (100, 100)}, buffered={1: (0, 0.001)}))
+    monkeypatch.setattr(decide_module, "dirty_room", lambda: 100 * PAGE)
+    assert not decided(SaveOptions(), runs(1, 80), waits=True).choice.direct
+    assert decided(SaveOptions(), runs(1, 81), waits=True).choice.direct
+    assert not decided(SaveOptions(), runs(1, 81)).choice.direct
+
+
+@pytest.mark.usefixtures("asked")
+def test_a_file_that_cannot_be_opened_for_direct_io_goes_through_the_page_cache_whatever_was_measured() -> None:
+    found = decided(SaveOptions(), runs(1, 10000), takes_direct=False)
+    assert not found.choice.direct
+    assert found.choice.why[0] == "page cache: the file system refuses direct I/O"
+    assert found.model.direct == {}
+
+
+def test_a_file_that_can_be_opened_for_direct_io_is_assumed_about_where_that_was_not_measured(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    tell(monkeypatch, REFUSES)
+    found = decided(SaveOptions(direct_io=DirectIO.ON), runs(1, 10000), takes_direct=True)
+    assert found.choice.direct
+    assert found.model.direct == ASSUMED.direct
+    assert found.model.buffered == REFUSES.buffered
+
+
+@pytest.mark.parametrize(("wanted", "direct"), [(DirectIO.ON, True), (DirectIO.OFF, False), (DirectIO.AUTO, False)])
+def test_a_plan_for_direct_io_where_it_was_refused_is_assumed_about(
+    monkeypatch: pytest.MonkeyPatch, wanted: DirectIO, direct: bool
+) -> None:
+    """Nothing was tried; the save itself would say no."""
+    tell(monkeypatch, REFUSES)
+    assert decided(SaveOptions(direct_io=wanted), runs(1, 100), takes_direct=None).choice.direct is direct
+
+
+@pytest.mark.usefixtures("asked")
+def test_nothing_to_save_can_be_decided_about() -> None:
+    for data in ((), (runs(0, 0),), (PageBitmap(65), PageBitmap(1))):
+        assert decided(SaveOptions(channels=None, most_channels=4), *data).choice.channels == 1
+
+
+@pytest.mark.usefixtures("asked")
+def test_the_report_has_the_choice_its_reasons_and_the_model() -> None:
+    found = decided(SaveOptions(channels=None, why_most="of a rule"), runs(10, 3))
+    chosen = found.choice
+    assert found.report() == ChoiceReport(
+        channels=1,
+        direct_io=chosen.direct,
+        gap_pages=chosen.gap_pages,
+        shard_pages=chosen.shard_pages,
+        why=chosen.why,
+        predicted_write_seconds=chosen.write_seconds,
+        predicted_stable_seconds=chosen.stable_seconds,
+        model=CALLS_COST.to_json(),
+    )
+    assert chosen.why[1] == "1 channel: of a rule"

@@ -1,0 +1,271 @@
+"""Every picture, drawn from made-up results: whole, legible, with units, the same each time."""
+
+import re
+import subprocess
+import sys
+from dataclasses import replace
+from itertools import combinations, pairwise
+from xml.etree import ElementTree
+
+import pytest
+from support import synthetic
+from support.cli import call, done, refused
+from support.run_sets import case, run_set
+
+from parallel_fixedram.experiments import pictures, results
+from parallel_fixedram.experiments.pictures import drawing, series, style
+
+matplotlib = pytest.importorskip("matplotlib")
+from matplotlib.backends.backend_agg import FigureCanvasAgg  # noqa: E402
+
+EXPECTED = {
+    "channels": {"throughput": 1, "time-lines": 6, "simulation": 2},
+    "gaps": {"gaps": 1},
+    "growth": {"file-size": 2},
+    "pauses": {"throughput": 4, "pauses": 2},
+    "scaling": {"scaling": 1},
+}
+UNIT = re.compile(r", (s|ms|GiB|GB/s)$|\((number|worker processes|worker processes or jobs|1 = all)\)$")
+
+
+@pytest.fixture(scope="module")
+def everything():
+    """All pictures of all synthetic results, and why there are no others."""
+    return {name: pictures.pictures_of(make()) for name, make in synthetic.ALL.items()}
+
+
+@pytest.fixture(scope="module")
+def drawn(everything):
+    """All pictures."""
+    return {name: found for name, (found, _) in everything.items()}
+
+
+def each(drawn):
+    return [picture for found in drawn.values() for picture in found]
+
+
+@pytest.mark.parametrize("name", synthetic.ALL)
+def test_results_give_the_pictures_that_they_have_data_for(drawn, name):
+    kinds = [picture.name.rpartition("-")[0] for picture in drawn[name]]
+    assert {kind: kinds.count(kind) for kind in kinds} == EXPECTED[name]
+
+
+@pytest.mark.parametrize("name", synthetic.ALL)
+def test_for_every_other_kind_it_is_said_what_is_missing(everything, name):
+    found, missing = everything[name]
+    kinds = {picture.name.rpartition("-")[0] for picture in found}
+    assert kinds | missing.keys() == pictures.KINDS.keys()
+    assert not kinds & missing.keys()
+    assert all(missing.values())
+
+
+def test_every_axis_has_a_unit(drawn):
+    for picture in each(drawn):
+        for axes in picture.figure.axes:
+            assert UNIT.search(axes.get_xlabel()), (picture.name, axes.get_xlabel())
+            if axes.get_ylabel():
+                assert UNIT.search(axes.get_ylabel()), (picture.name, axes.get_ylabel())
+    # beside a panel that shares its axis, and where bars have names, there is none
+    without = {p.name.rpartition("-")[0] for p in each(drawn) for axes in p.figure.axes if not axes.get_ylabel()}
+    assert without == {"throughput", "pauses"}
+
+
+def test_the_title_asks(drawn):
+    assert all(picture.title.endswith("?") for picture in each(drawn))
+
+
+def test_a_simulation_is_called_one_in_the_picture(drawn):
+    found = [picture for picture in each(drawn) if picture.name.startswith("simulation")]
+    assert found
+    for picture in found:
+        assert picture.title.startswith("Simulation")
+        assert "SIMULATION" in picture.figure.axes[1].get_title()
+        [legend] = picture.figure.legends
+        assert all("imulat" in text.get_text() or text.get_text() == "measured" for text in legend.get_texts())
+
+
+def boxes(picture):
+    """Name and place of everything that must not lie on anything else."""
+    FigureCanvasAgg(picture.figure).draw()
+    renderer = picture.figure.canvas.get_renderer()
+    found = [(f"axes {n}", axes.get_tightbbox(renderer)) for n, axes in enumerate(picture.figure.axes)]
+    found += [("legend", legend.get_window_extent(renderer)) for legend in picture.figure.legends]
+    found += [(text.get_gid(), text.get_window_extent(renderer)) for text in picture.figure.texts]
+    return found
+
+
+def test_nothing_lies_on_anything_else_or_outside_of_the_picture(drawn):
+    for picture in each(drawn):
+        found = boxes(picture)
+        width, height = picture.figure.bbox.width, picture.figure.bbox.height
+        for name, box in found:
+            assert box.x0 >= 0, (picture.name, name)
+            assert box.y0 >= 0, (picture.name, name)
+            assert box.x1 <= width, (picture.name, name)
+            assert box.y1 <= height, (picture.name, name)
+        for (one, a), (other, b) in combinations(found, 2):
+            apart = a.x1 <= b.x0 + 1 or b.x1 <= a.x0 + 1 or a.y1 <= b.y0 + 1 or b.y1 <= a.y0 + 1
+            assert apart, (picture.name, one, other)
+
+
+def test_tick_labels_do_not_touch_each_other(drawn):
+    for picture in each(drawn):
+        FigureCanvasAgg(picture.figure).draw()
+        renderer = picture.figure.canvas.get_renderer()
+        for axes in picture.figure.axes:
+            texts = [label.get_window_extent(renderer) for label in axes.get_xticklabels() if label.get_text()]
+            texts = sorted((box for box in texts if box.width), key=lambda box: box.x0)
+            for left, right in pairwise(texts):
+                assert left.x1 < right.x0, picture.name
+
+
+def test_every_sample_is_a_dot(drawn):
+    [picture] = drawn["gaps"]
+    dots = [line for line in picture.figure.axes[0].get_lines() if line.get_marker() == "."]
+    run = synthetic.gaps()
+    assert sum(len(line.get_xdata()) for line in dots) == sum(len(each.samples) for each in run.cases)
+
+
+def test_lines_and_areas_can_be_told_apart_in_grey():
+    lines = [style.line_style(number) for number in range(70)]
+    assert len({(line["marker"], str(line["linestyle"])) for line in lines}) == 70
+    areas = [style.area_style(number)["hatch"] for number in range(len(style.HATCHES))]
+    assert len(set(areas)) == len(areas) >= 11
+
+
+def test_the_foot_tells_host_commit_and_number_of_samples(drawn):
+    [picture] = drawn["gaps"]
+    foot = " ".join(text.get_text() for text in picture.figure.texts if text.get_gid() == "foot")
+    for word in ("Synthetic CPU", "2 processors", "ext4 on made up", "commit 0000000", "n = 7 samples"):
+        assert word in foot
+
+
+def test_one_series_of_many_has_room_for_its_legend():
+    many = [f"way number {number} with a rather long name indeed, and more" for number in range(40)]
+    drawn = drawing.sheet()
+    [axes] = drawn.axes
+    for number, label in enumerate(many):
+        drawn.legend(axes.plot([1, 2], [number, number], **style.line_style(number))[0], label)
+    picture = drawing.finish(drawn, run_set(), "many", "How? " + "very " * 40 + "long?", subject="$x$ " * 60)
+    found = boxes(picture)
+    assert len(picture.figure.legends[0].get_texts()) == 40
+    for (_, a), (_, b) in combinations(found, 2):
+        assert a.x1 <= b.x0 + 1 or b.x1 <= a.x0 + 1 or a.y1 <= b.y0 + 1 or b.y1 <= a.y0 + 1
+    assert all(box.x0 >= 0 and box.y0 >= 0 and box.y1 <= picture.figure.bbox.height for _, box in found)
+
+
+def test_phases_of_a_bar_add_up_to_the_time_of_a_sample(drawn):
+    [picture] = [picture for picture in drawn["pauses"] if picture.name == "pauses-1"]
+    axes = picture.figure.axes[1]
+    rows = {}
+    for bars in axes.containers:
+        for bar in bars:
+            rows[round(bar.get_y(), 3)] = max(rows.get(round(bar.get_y(), 3), 0), bar.get_x() + bar.get_width())
+    times = {sample.seconds.total for each in synthetic.pauses().cases for sample in each.samples}
+    assert len(rows) == 18
+    for end in rows.values():
+        assert min(abs(end - time) for time in times) < 1e-9
+
+
+def test_the_command_writes_png_and_svg_and_says_what_it_did_not_draw(tmp_path):
+    paths = []
+    for name, make in synthetic.ALL.items():
+        paths.append(tmp_path / f"{name}.json")
+        results.store(make(), str(paths[-1]))
+    folder = tmp_path / "new" / "pictures"
+    result = done(call("bench", "pictures", *paths, "--folder", folder))
+    written = {line for line in result.out.splitlines() if line.startswith(str(folder))}
+    assert written == {str(path) for path in folder.iterdir()}
+    count = sum(sum(kinds.values()) for kinds in EXPECTED.values())
+    assert len(list(folder.glob("*.png"))) == len(list(folder.glob("*.svg"))) == count
+    assert "gaps: no picture scaling: no way was measured with two sizes of RAM" in result.out
+    for path in folder.glob("*.png"):
+        data = path.read_bytes()
+        assert data.startswith(b"\x89PNG")
+        assert len(data) > 15_000, path
+    for path in folder.glob("*.svg"):
+        root = ElementTree.parse(path).getroot()
+        assert root.tag == "{http://www.w3.org/2000/svg}svg"
+        assert not list(root.iter("{http://www.w3.org/2000/svg}script"))
+
+
+def test_the_same_results_give_the_same_files(tmp_path):
+    files = []
+    for folder in ("a", "b"):
+        pictures.draw_all([("x", synthetic.gaps())], str(tmp_path / folder))
+        files.append({path.name: path.read_bytes() for path in (tmp_path / folder).iterdir()})
+    assert files[0] == files[1]
+
+
+def test_two_results_of_one_name_do_not_overwrite_each_other(tmp_path):
+    found = pictures.draw_all([("x", synthetic.gaps()), ("x", synthetic.gaps())], str(tmp_path))
+    paths = [path for each in found for path in each.paths]
+    assert len(set(paths)) == len(paths) == 4
+
+
+def test_json_of_the_command_has_paths_and_reasons(tmp_path):
+    path = tmp_path / "gaps.json"
+    results.store(synthetic.gaps(), str(path))
+    found = done(call("bench", "pictures", path, "--folder", tmp_path / "p", "--json")).json
+    assert found["verb"] == "bench pictures"
+    by_kind = {each["kind"]: each for each in found["pictures"]}
+    assert len(by_kind["gaps"]["paths"]) == 2
+    assert by_kind["scaling"]["why"]
+
+
+def test_results_without_samples_draw_nothing_and_are_no_error():
+    found, missing = pictures.pictures_of(run_set())
+    assert found == []
+    assert missing.keys() == pictures.KINDS.keys()
+    empty = synthetic.channels()
+    empty = replace(empty, cases=tuple(replace(each, samples=(), instrumented=None) for each in empty.cases))
+    assert pictures.pictures_of(empty)[0] == []
+
+
+def test_one_sample_a_case_is_enough_to_draw():
+    for make in synthetic.ALL.values():
+        whole = make()
+        few = replace(whole, cases=tuple(replace(each, samples=each.samples[:1]) for each in whole.cases))
+        assert len(pictures.pictures_of(few)[0]) == len(pictures.pictures_of(whole)[0])
+
+
+def test_a_folder_that_is_a_file_is_a_wrong_request(tmp_path):
+    path = tmp_path / "gaps.json"
+    results.store(synthetic.gaps(), str(path))
+    refused(call("bench", "pictures", path, "--folder", path), 2, "is not a folder")
+
+
+def test_without_matplotlib_there_is_one_line_and_what_to_install(tmp_path, monkeypatch):
+    path = tmp_path / "gaps.json"
+    results.store(synthetic.gaps(), str(path))
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+    hint = "pip install 'parallel-fixedram[bench]'"
+    refused(call("bench", "pictures", path, "--folder", tmp_path / "p"), 2, "pictures need matplotlib", hint)
+    refused(call("bench", "report", path, "--output", tmp_path / "r"), 2, "pictures need matplotlib", hint)
+    assert not (tmp_path / "p").exists()
+
+
+def test_matplotlib_is_not_imported_before_something_is_drawn_and_pyplot_never():
+    program = (
+        "import sys; from parallel_fixedram.experiments import pictures; assert 'matplotlib' not in sys.modules;"
+        "from support import synthetic; import tempfile;"
+        "pictures.draw_all([('x', synthetic.gaps())], tempfile.mkdtemp(dir=sys.argv[1]));"
+        "assert 'matplotlib.pyplot' not in sys.modules"
+    )
+    tests = str(synthetic.__file__).partition("/support/")[0]
+    import tempfile
+
+    with tempfile.TemporaryDirectory() as folder:
+        subprocess.run([sys.executable, "-c", program, folder], env={"PYTHONPATH": tests}, check=True)
+
+
+def test_labels_name_what_tells_lines_of_a_way_apart():
+    a = replace(case("a", [1]), parameters={"way": "ours", "direct_io": "on", "block_size": 4096})
+    b = replace(case("b", [1]), parameters={"way": "ours", "direct_io": "off", "block_size": 4096})
+    c = replace(case("c", [1]), parameters={"way": "fio", "direct_io": "on", "block_size": 4096})
+    labels = series.case_labels([a, b, c], not_in_name=())
+    assert labels == ["ours, direct", "ours, buffered", "fio"]
+    assert series.case_labels([a, c], not_in_name=(), always=("block_size",)) == [
+        "ours, 4.0 KiB a call",
+        "fio, 4.0 KiB a call",
+    ]

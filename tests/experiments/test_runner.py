@@ -1,0 +1,274 @@
+"""Carrying out scenarios: what is run, in which order, what is stored, and what is left behind."""
+
+import contextlib
+import json
+import os
+import signal
+from pathlib import Path
+
+import pytest
+from support.cli import Running, call, done, refused
+from support.qemu_tools import require_qemu
+
+from parallel_fixedram.cli.bench import COMMANDS
+from parallel_fixedram.core.errors import ContentsDiffer, RequestError
+from parallel_fixedram.experiments import planning, results
+from parallel_fixedram.experiments.runner import run_scenario
+from parallel_fixedram.experiments.scenario import parse_scenario
+from parallel_fixedram.experiments.ways.fresh import Naive
+
+QUICK = 'way = ["scan", "page-by-page"]\nguest = ["random,size=2MiB", "zero,size=2MiB"]'
+
+
+def scenario(*tables, repeats=2, warm_up=1):
+    head = f'name = "s"\nquestion = "Why?"\nrepeats = {repeats}\nwarm_up = {warm_up}\n'
+    return parse_scenario(head + "".join(f"[[case]]\n{table}\n" for table in tables), "s.toml")
+
+
+def carry_out(found, folder, **options):
+    work = folder / "work"
+    work.mkdir(exist_ok=True)
+    run_set = run_scenario(found, folder=str(work), output=str(folder / "r.json"), **options)
+    assert list(work.iterdir()) == []
+    assert results.load(str(folder / "r.json")) == run_set
+    return run_set
+
+
+def numbers(run_set):
+    return {case.id: [sample.number for sample in case.samples] for case in run_set.cases}
+
+
+def test_every_case_of_a_guest_has_its_turn_in_each_round_in_an_order_that_is_shuffled_but_repeatable(tmp_path):
+    found = scenario(QUICK, repeats=1)
+    run_set = carry_out(found, tmp_path)
+    plan = planning.make_plan(found.cases)
+    expected = [
+        case.id for group in plan.groups for number in (-1, 0) for case in planning.shuffled(group, found.seed, number)
+    ]
+    assert list(run_set.order) == expected
+    assert len(plan.groups) == 2
+    assert all(each == [0] for each in numbers(run_set).values())
+    assert run_set.finished is not None
+
+
+def test_rounds_are_shuffled_each_in_its_own_way():
+    found = scenario('way = "ours"\nguest = "zero"\nchannels = [1, 2, 3, 4, 5, 6, 7, 8]')
+    (group,) = planning.make_plan(found.cases).groups
+    orders = {tuple(case.id for case in planning.shuffled(group, 1, number)) for number in range(5)}
+    assert len(orders) == 5
+    assert {frozenset(order) for order in orders} == {frozenset(case.id for case in group.cases)}
+
+
+def test_results_are_not_lost_and_not_mixed(tmp_path):
+    found = scenario('way = "scan"\nguest = "zero,size=1MiB"', repeats=1, warm_up=0)
+    carry_out(found, tmp_path)
+    with pytest.raises(RequestError, match="exists"):
+        carry_out(found, tmp_path)
+    with pytest.raises(RequestError, match="another scenario"):
+        carry_out(scenario('way = "copy"\nguest = "zero,size=1MiB"'), tmp_path, resume=True)
+    assert numbers(carry_out(found, tmp_path, overwrite=True)) == {"scan guest=zero,size=1MiB": [0]}
+
+
+def test_a_run_that_is_killed_goes_on_where_it_stopped(tmp_path):
+    found = scenario('way = ["scan", "sequential"]\nguest = "random,size=2MiB"', repeats=4)
+    (tmp_path / "s.toml").write_text(found.text)
+    output, folder = tmp_path / "r.json", tmp_path / "work"
+    folder.mkdir()
+    options = ("--folder", folder, "--output", output)
+
+    def samples():
+        with contextlib.suppress(FileNotFoundError):
+            return [s for case in json.loads(output.read_text())["cases"] for s in case["samples"]]
+        return []
+
+    with Running("bench", "run", tmp_path / "s.toml", *options) as running:
+        running.until(lambda: len(samples()) >= 3)
+        os.kill(running.pid, signal.SIGKILL)
+        running.process.wait()
+    before = results.load(str(output))
+    assert before.finished is None
+    assert 3 <= len(samples()) < 8
+    done(call("bench", "run", tmp_path / "s.toml", *options, "--resume"))
+    after = results.load(str(output))
+    assert after.finished is not None
+    assert [case.id for case in after.cases] == [case.id for case in before.cases]
+    assert all(each == [0, 1, 2, 3] for each in numbers(after).values())
+    for case in before.cases:
+        assert all(sample in after.case(case.id).samples for sample in case.samples)
+    assert after.order[: len(before.order)] == before.order
+
+
+def test_a_finished_set_is_not_run_again_but_more_samples_can_be_added(tmp_path):
+    text = 'way = "scan"\nguest = "random,size=1MiB"'
+    first = carry_out(scenario(text, repeats=1, warm_up=0), tmp_path)
+    again = carry_out(scenario(text, repeats=1, warm_up=0), tmp_path, resume=True)
+    assert (again.cases, again.order) == (first.cases, first.order)
+    (tmp_path / "s.toml").write_text(first.scenario.text)
+    options = ("--folder", tmp_path / "work", "--output", tmp_path / "r.json", "--resume", "--repeats", "3")
+    done(call("bench", tmp_path / "s.toml", *options))
+    more = results.load(str(tmp_path / "r.json"))
+    assert numbers(more) == {"scan guest=random,size=1MiB": [0, 1, 2]}
+    assert more.cases[0].samples[0] == first.cases[0].samples[0]
+
+
+def test_what_is_not_installed_is_named_and_never_a_number(tmp_path, monkeypatch):
+    monkeypatch.setenv("PATH", "")
+    monkeypatch.delenv("QEMU", raising=False)
+    found = scenario(
+        'way = ["fio", "scan"]\nguest = "random,size=1MiB"',
+        'way = ["ours", "qemu-multifd"]\nqemu = {size = "64MiB"}',
+        'way = "sequential"\nguest = "random,size=1MiB"\nfile_system = ["xfs", "ext4", "folder"]',
+        repeats=1,
+        warm_up=0,
+    )
+    run_set = carry_out(found, tmp_path)
+    assert {case.parameters["way"] for case in run_set.cases} == {"scan", "sequential"}
+    assert all(len(case.samples) == 1 for case in run_set.cases)
+    why = {each.way: each.why for each in run_set.missing}
+    assert "fio is not installed: install the package fio" in why["fio"]
+    assert "qemu-system-x86_64 is not installed: install the package qemu-system-x86" in why["ours"]
+    assert "qemu-system-x86_64 is not installed" in why["qemu-multifd"]
+    assert "mkfs" in why["sequential"] or "root" in why["sequential"]
+    assert run_set.versions["fio"] is None
+    assert run_set.versions["qemu"] is None
+
+
+def test_a_guest_that_does_not_fit_into_memory_is_missing_and_the_rest_is_run(tmp_path):
+    found = scenario('way = "scan"\nguest = ["dense,size=64TiB", "zero,size=1MiB"]', repeats=1, warm_up=0)
+    run_set = carry_out(found, tmp_path)
+    assert numbers(run_set) == {"scan guest=zero,size=1MiB": [0]}
+    (missing,) = run_set.missing
+    assert missing.cases == ("scan guest=dense,size=64TiB",)
+
+
+def test_a_wrong_file_ends_the_runs(tmp_path, monkeypatch):
+    def verify(self, run):
+        with open(run.path, "r+b") as file:
+            file.write(b"x")
+        return checked(self, run)
+
+    checked = Naive.verify
+    monkeypatch.setattr(Naive, "verify", verify)
+    with pytest.raises(ContentsDiffer, match=r"^page-by-page guest=.*: differs from RAM between 0x0 and 0x100000"):
+        carry_out(scenario('way = "page-by-page"\nguest = "dense,size=1MiB"'), tmp_path)
+
+
+@pytest.mark.parametrize("way", ["ours-threads", "page-by-page", "sequential"])
+@pytest.mark.parametrize("guest", ["zero,size=2MiB", "random,size=8MiB,fraction=0.3", "dense,size=4MiB,fraction=0.5"])
+def test_naive_ways_write_every_page(way, guest, tmp_path):
+    run_set = carry_out(scenario(f'way = "{way}"\nguest = "{guest}"', repeats=1, warm_up=0), tmp_path)
+    (sample,) = run_set.cases[0].samples
+    assert sample.verified == "ram"
+    assert sample.bytes.data == sample.bytes.written
+    assert 0 < sample.seconds.last_write <= sample.seconds.total <= sample.seconds.wall
+
+
+def test_ours_is_verified_timed_by_its_own_report_and_watched_once(tmp_path):
+    found = scenario('way = "ours"\nguest = "random,size=16MiB"\nchannels = 2\ndirect_io = ["on", "off"]', warm_up=0)
+    for case in carry_out(found, tmp_path).cases:
+        first, second = case.samples
+        assert (first.verified, second.verified) == ("ram", "digests")
+        assert first.report is not None
+        assert first.seconds.total == first.report["seconds"]["total"]
+        assert {"prepare", "scan", "write", "digest", "sync", "publish", "ram"} <= set(first.seconds.phases)
+        assert first.seconds.pause is None
+        assert first.bytes.data == 8 << 20
+        assert case.instrumented is not None
+        assert case.instrumented.private_bytes_peak > 1 << 20
+        assert sum(size for *_, size in case.instrumented.timeline) >= 8 << 20
+        assert all(0 <= start <= end < 60 for _, start, end, _, _ in case.instrumented.timeline)
+        assert {worker for worker, *_ in case.instrumented.timeline} <= {0, 1}
+
+
+def test_a_second_round_of_dirty_pages_is_timed_alone(tmp_path):
+    found = scenario(
+        'way = "ours"\nguest = "dense,size=16MiB"\ndirty = 0.25\ndirect_io = "on"\ngap_pages = [0, 16]',
+        repeats=1,
+        warm_up=0,
+    )
+    without, merged = carry_out(found, tmp_path).cases
+    for case in (without, merged):
+        (sample,) = case.samples
+        rounds = sample.report["rounds"]
+        assert [each["dirty_pages"] for each in rounds] == [4096, 1024]
+        assert sample.seconds.last_write == rounds[1]["seconds"]
+    assert without.samples[0].report["rounds"][1]["gap_pages"] == 0
+    assert merged.samples[0].report["rounds"][1]["gap_pages"] > 1000
+
+
+def test_a_live_save_tells_how_the_file_grew_and_what_a_stream_would_have_taken(tmp_path):
+    found = scenario('way = "ours"\nguest = "hot,size=16MiB,rate=64MiB"\nrounds = 3', repeats=1, warm_up=0)
+    (sample,) = carry_out(found, tmp_path).cases[0].samples
+    assert sample.seconds.pause > 0
+    assert [number for number, _ in sample.growth] == [number for number, _ in sample.sequential]
+    assert sample.growth[-1][1] == sample.bytes.allocated
+    assert sample.sequential[0][1] >= 16 << 20
+
+
+@pytest.mark.qemu
+def test_a_qemu_guest_is_saved_by_us_and_by_itself(tmp_path):
+    require_qemu()
+    found = scenario(
+        'way = ["ours", "qemu-file", "qemu-mapped-ram", "qemu-multifd", "qemu-multifd-direct"]\n'
+        'qemu = {size = "64MiB", data = 0.5}',
+        repeats=1,
+        warm_up=0,
+    )
+    run_set = carry_out(found, tmp_path)
+    assert len(run_set.cases) + sum(len(each.cases) for each in run_set.missing) == 5
+    for case in run_set.cases:
+        (sample,) = case.samples
+        assert sample.verified == ("loaded" if case.parameters["way"] == "qemu-file" else "ram")
+        assert 0 < sample.seconds.pause <= sample.seconds.total
+        assert 32 << 20 <= sample.bytes.data <= 40 << 20
+
+
+@pytest.mark.qemu
+def test_a_qemu_guest_that_goes_on_dirtying_makes_a_stream_grow_but_not_a_file_of_fixed_offsets(tmp_path):
+    require_qemu()
+    found = scenario(
+        'way = ["qemu-file", "qemu-mapped-ram"]\nqemu = {size = "64MiB", data = 0.5, dirty_rate = "128MiB"}\n'
+        "rounds = 4",
+        repeats=1,
+        warm_up=0,
+    )
+    stream, fixed = carry_out(found, tmp_path).cases
+    assert stream.samples[0].growth[-1][1] > 48 << 20
+    assert fixed.samples[0].growth[-1][1] < 40 << 20
+
+
+def test_a_plan_runs_nothing_and_says_what_would_be_run(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("s.toml").write_text(scenario(QUICK).text)
+    for words in (["bench", "s.toml"], ["bench", "run", "s.toml"]):
+        said = done(call(*words, "--dry-run", "--json")).json["plans"][0]
+        assert (said["runs"], len(said["cases"]), said["file"]) == (12, 4, "s.json")
+    assert "scan guest=zero,size=2MiB" in done(call("bench", "s.toml", "--dry-run")).out
+    assert os.listdir() == ["s.toml"]
+
+
+def test_the_table_at_the_end_has_a_line_for_each_case(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("bench/results").mkdir(parents=True)
+    Path("s.toml").write_text(scenario('way = ["scan", "copy"]\nguest = "zero,size=1MiB"', warm_up=0).text)
+    lines = done(call("bench", "s.toml", "--folder", tmp_path)).out.splitlines()
+    assert [line.split()[0] for line in lines] == ["s:", "case", "scan", "copy", "median"]
+    assert results.load("bench/results/s.json").finished is not None
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_behind_bench_has_a_help_text(command):
+    text = done(call("bench", command, "--help")).out
+    assert text.startswith(f"usage: parallel-fixedram bench {command} ")
+    assert all(option in text for option in ("--json", "--debug", "--help"))
+
+
+def test_words_behind_bench_that_are_wrong_are_refused(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("s.toml").write_text(scenario(QUICK).text)
+    refused(call("bench"), 2, "arguments are required: COMMAND")
+    refused(call("bench", "nothing"), 2, "no scenario 'nothing'")
+    refused(call("bench", "s.toml", "--folder", "nowhere"), 2, "'nowhere' is no folder")
+    refused(call("bench", "s.toml", "--repeats", "0"), 2, "expected a whole number of 1 or more")
+    refused(call("bench", "s.toml", "s.toml"), 2, "one file for their results")
+    refused(call("bench", "s.toml", "--resume", "--overwrite"), 2, "either resume or overwrite")

@@ -1,0 +1,179 @@
+"""Scenarios: what a TOML file stands for, and what is said about one that is wrong."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+from parallel_fixedram.core.errors import RequestError
+from parallel_fixedram.experiments.scenario import WAYS, expand, find_scenario, load_scenario, parse_scenario
+from parallel_fixedram.experiments.ways.table import TABLE
+
+SHIPPED = sorted((Path(__file__).parents[2] / "bench" / "scenarios").glob("*.toml"))
+HEAD = 'name = "s"\nquestion = "Why?"\n'
+
+
+def parse(*tables: str, head: str = HEAD):
+    return parse_scenario(head + "".join(f"[[case]]\n{table}\n" for table in tables), "s.toml")
+
+
+def cases(*tables: str):
+    return expand(parse(*tables))
+
+
+def test_a_table_is_every_combination_of_its_lists():
+    found = cases('way = "ours"\nguest = "dense,size=1GiB"\nchannels = [1, 2, 4]\ndirect_io = ["on", "off"]')
+    assert [(case.channels, case.direct_io) for case in found] == [
+        (1, "on"), (1, "off"), (2, "on"), (2, "off"), (4, "on"), (4, "off"),
+    ]  # fmt: skip
+    assert found[2].id == "ours guest=dense,size=1GiB channels=2 direct_io=on"
+
+
+def test_what_is_not_said_has_a_default_that_is_among_the_parameters_but_not_in_the_name():
+    (case,) = cases('way = "ours"\nguest = "zero,size=4MiB"')
+    assert case.id == "ours guest=zero,size=4MiB channels=1"
+    assert case.parameters() == {
+        "way": "ours",
+        "guest": "zero,size=4MiB",
+        "channels": 1,
+        "direct_io": "auto",
+        "gap_pages": "auto",
+        "shard_pages": "auto",
+        "queue_depth": "auto",
+        "file_system": "folder",
+        "durability": "full",
+        "cache": "keep",
+    }
+
+
+def test_a_way_has_no_value_for_what_it_does_not_know():
+    (case,) = cases('way = "scan"\nguest = "zero,size=4MiB"')
+    assert case.parameters() == {"way": "scan", "guest": "zero,size=4MiB"}
+
+
+def test_values_of_a_qemu_guest_may_be_lists_too():
+    found = cases('way = "ours"\nqemu = {size = "128MiB", data = [0.1, 0.5], ram = ["memfd", "private"]}')
+    assert len({case.id for case in found}) == 4
+    assert found[1].parameters()["qemu"] == {"size": 128 << 20, "data": 0.1, "ram": "private", "dirty_rate": 0}
+
+
+def test_a_case_that_two_tables_name_is_there_once():
+    table = 'way = "scan"\nguest = "zero,size=4MiB"'
+    assert len(cases(table, table)) == 1
+
+
+def test_names_of_cases_are_unlike_each_other():
+    for path in SHIPPED:
+        ids = [case.id for case in expand(load_scenario(str(path)))]
+        assert len(set(ids)) == len(ids)
+
+
+@pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.stem)
+def test_shipped_scenarios_are_named_like_their_files_and_ask_something(path):
+    scenario = load_scenario(str(path))
+    assert scenario.name == path.stem
+    assert scenario.question.endswith("?")
+    assert scenario.text == path.read_text()
+
+
+def test_the_scenario_for_trying_uses_every_way():
+    assert {case.way for case in expand(load_scenario(str(SHIPPED[0].with_name("smoke.toml"))))} == set(WAYS)
+
+
+def test_every_way_that_a_scenario_can_name_can_be_run():
+    assert set(TABLE) == set(WAYS)
+
+
+@pytest.mark.parametrize("folder", ["scenarios", "bench/scenarios"])
+def test_a_name_is_looked_for_in_folders_beside_and_a_path_anywhere(folder, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    place = tmp_path / folder
+    place.mkdir(parents=True)
+    (place / "s.toml").write_text(HEAD + '[[case]]\nway = "scan"\nguest = "zero"\n')
+    assert find_scenario("s").path == os.path.join(folder, "s.toml")
+    assert find_scenario(str(place / "s.toml")).name == "s"
+    with pytest.raises(RequestError, match=r"^no scenario 'other' in scenarios or bench/scenarios$"):
+        find_scenario("other")
+    with pytest.raises(RequestError, match=r"^scenario 'other.toml' does not exist"):
+        find_scenario("other.toml")
+
+
+WRONG = {
+    "way = 'ours'": "case 1, way: 'ours' needs one source, guest or qemu; found none",
+    "guest = 'dense'": "case 1, way: missing, expected one of ours, ",
+    "way = 'thiers'\nguest = 'dense'": "case 1, way: 'thiers': expected one of ours, ",
+    "way = 'ours'\nguest = 'dense'\nchanels = 2": "case 1, chanels: unknown, expected one of way, guest, ",
+    "way = 'ours'\nguest = 'dense'\nchannels = 0": "case 1, channels: 0: expected a whole number from 1 to 256",
+    "way = 'ours'\nguest = 'dense'\nchannels = [1, true]": "case 1, channels: True: expected a whole number",
+    "way = 'ours'\nguest = 'dense'\nchannels = []": "case 1, channels: an empty list",
+    "way = 'ours'\nguest = 'dense'\ngap_pages = 'some'": "expected a whole number from 0 to 1048576, or 'auto'",
+    "way = 'ours'\nguest = 'dense,siez=1'": "case 1, guest: 'dense,siez=1': unknown guest key 'siez'",
+    "way = 'ours'\nguest = 7": "case 1, guest: 7: expected a text",
+    "way = 'ours'\nguest = 'dense'\ndirty = 1.5": "case 1, dirty: 1.5: expected a number above 0 and up to 1",
+    "way = 'ours'\nguest = 'dense,size=8MiB'\ndirty = 0.1": "dirty: needs guest = 'dense,...' of 16 MiB or more",
+    "way = 'ours'\nguest = 'hot'\ndirty = 0.1": "dirty: needs guest = 'dense,...' of 16 MiB or more",
+    "way = 'ours'\nguest = 'dense'\ndirty = 0.1\nrounds = 2": "case 1, dirty: not together with rounds",
+    "way = 'ours'\nguest = 'dense'\nqemu = {size = '1GiB'}": "found guest and qemu",
+    "way = 'scan'\nguest = 'dense'\nchannels = 2": "case 1, channels: not a parameter of 'scan', which knows none but",
+    "way = 'sequential'\nguest = 'dense'\ndirect_io = 'on'": "case 1, direct_io: not a parameter of 'sequential'",
+    "way = 'fio'\nguest = 'dense'\ndirect_io = 'auto'": "case 1, direct_io: 'auto' with 'fio', expected on or off",
+    "way = 'fio'\nguest = 'dense'\nblock_size = '5000'": "block_size: '5000': expected a multiple of 4096 bytes",
+    "way = 'fio'\nguest = 'dense'\nblock_size = 'big'": "case 1, block_size: 'big': not a size",
+    "way = 'qemu-file'\nguest = 'dense'": "case 1, way: 'qemu-file' needs one source, qemu; found guest",
+    "way = 'page-by-page'\nqemu = {size = '1GiB'}": "case 1, way: 'page-by-page' needs one source, guest; found qemu",
+    "way = 'ours'\nqemu = '1GiB'": "case 1, qemu: '1GiB': expected a table",
+    "way = 'ours'\nqemu = {data = 0.5}": "case 1, qemu, size: missing",
+    "way = 'ours'\nqemu = {size = '8GiB'}": "case 1, qemu, size: 8589934592 bytes, expected whole MiB from 64 to 3072",
+    "way = 'ours'\nqemu = {size = '64MiB', data = 0.9}": "qemu, data: 0.9, expected at most 0.734 of 64 MiB",
+    "way = 'ours'\nqemu = {size = '1GiB', rma = 'memfd'}": "case 1, qemu, rma: unknown, expected one of size, data,",
+    "way = 'ours'\nqemu = {size = '1GiB', dirty_rate = '1MiB'}\nrounds = 3": "case 1, rounds: 'ours' saves",
+    "way = 'qemu-file'\nqemu = {size = '1GiB'}\nrounds = 3": "case 1, rounds: needs qemu with a dirty_rate",
+}
+
+
+@pytest.mark.parametrize("table", WRONG)
+def test_a_wrong_table_is_one_line_that_says_where(table):
+    with pytest.raises(RequestError) as caught:
+        parse(table)
+    assert caught.value.message.startswith("scenario 's.toml', case 1, ")
+    assert WRONG[table] in caught.value.message
+    assert "\n" not in caught.value.message
+
+
+@pytest.mark.parametrize(
+    ("head", "said"),
+    [
+        ('name = "s"\n', "question: missing"),
+        ('question = "?"\n', "name: missing"),
+        ('name = "a/b"\nquestion = "?"\n', "name: 'a/b': expected letters, digits, - and _"),
+        (HEAD + "repeats = 0\n", "repeats: 0: expected a whole number from 1 to 10000"),
+        (HEAD + "sed = 1\n", "sed: unknown, expected one of name, question, repeats, warm_up, seed, case"),
+        (HEAD + "name = 1\n", "not TOML"),
+    ],
+)
+def test_a_wrong_head_is_one_line_that_says_where(head, said):
+    with pytest.raises(RequestError) as caught:
+        parse('way = "scan"\nguest = "zero"', head=head)
+    assert caught.value.message.startswith("scenario 's.toml'")
+    assert said in caught.value.message
+
+
+def test_the_number_of_the_table_is_named():
+    with pytest.raises(RequestError, match=r"^scenario 's.toml', case 2, channels: "):
+        parse('way = "scan"\nguest = "zero"', 'way = "fio"\nguest = "zero"\nchannels = -1')
+
+
+def test_a_scenario_without_cases_or_with_far_too_many_is_refused():
+    with pytest.raises(RequestError, match="case: expected at least one table"):
+        parse()
+    many = ", ".join(map(str, range(1, 200)))
+    with pytest.raises(RequestError, match="case 1: more than 10000 cases"):
+        parse(f'way = "ours"\nguest = "zero"\nchannels = [{many}]\ngap_pages = [{many}]')
+
+
+def test_what_is_not_text_is_refused(tmp_path):
+    (tmp_path / "s.toml").write_bytes(b"\xff\xfe")
+    with pytest.raises(RequestError, match="is not UTF-8"):
+        load_scenario(str(tmp_path / "s.toml"))
+    with pytest.raises(RequestError, match="does not exist or is no file"):
+        load_scenario(str(tmp_path))

@@ -1,0 +1,60 @@
+import io
+import os
+from pathlib import Path
+
+import psutil
+import pytest
+
+from parallel_fixedram.host import facts
+from parallel_fixedram.host.facts import host_facts, memory_bytes
+
+
+def test_the_facts_are_those_that_others_find(tmp_path: Path) -> None:
+    found = host_facts(str(tmp_path / "FILE"))
+    assert found["cpus"] == psutil.cpu_count()
+    assert found["memory"] == memory_bytes("MemTotal") == psutil.virtual_memory().total
+    types = {mount.mountpoint: mount.fstype for mount in psutil.disk_partitions(all=True)}
+    inside = [point for point in types if os.path.commonpath((point, os.path.realpath(tmp_path))) == point]
+    assert found["file_system"] == types[max(inside, key=len)]
+    assert "rw" in found["mount_options"].split(",")
+
+
+@pytest.mark.parametrize(
+    ("path", "file_system", "options"),
+    [
+        ("/var", "ext4", "rw,relatime"),
+        ("/mnt/a b/x", "xfs", "ro"),
+        ("/mnt/a b", "xfs", "ro"),
+        ("/mnt/a", "ext4", "rw,relatime"),
+        ("/mnt/a bc", "ext4", "rw,relatime"),
+        ("/covered/x", "second", "rw"),
+    ],
+)
+def test_the_mount_is_the_nearest_above_and_the_last_that_was_made(
+    monkeypatch: pytest.MonkeyPatch, path: str, file_system: str, options: str
+) -> None:
+    mounts = (
+        "/dev/root / ext4 rw,relatime 0 0\n"
+        "first /covered first rw 0 0\n"
+        "second /covered second rw 0 0\n"
+        "/dev/b /mnt/a\\040b xfs ro 0 0\n"
+    )
+    monkeypatch.setattr(facts, "open", lambda *_, **__: io.StringIO(mounts), raising=False)
+    monkeypatch.setattr(os.path, "realpath", str)
+    found = host_facts(path)
+    assert (found["file_system"], found["mount_options"]) == (file_system, options)
+    assert found["memory"] is None
+
+
+def test_what_the_system_does_not_tell_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise PermissionError("no")
+
+    monkeypatch.setattr(facts, "open", refuse, raising=False)
+    found = host_facts("/")
+    assert (found["memory"], found["file_system"], found["mount_options"]) == (None, None, None)
+    assert memory_bytes("MemAvailable") is None
+
+
+def test_a_figure_of_memory_that_there_is_not_is_none() -> None:
+    assert memory_bytes("MemNone") is None

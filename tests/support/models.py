@@ -1,0 +1,41 @@
+"""Devices whose cost is known: nothing is measured, and every choice can be foretold."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from parallel_fixedram.core.cost import CallCost, DeviceModel
+
+Costs = Mapping[int, tuple[float, float]]
+"""By number of channels: microseconds a call, nanoseconds a byte."""
+
+
+def cost(call: float, byte: float) -> CallCost:
+    """So many microseconds a call and so many nanoseconds a byte."""
+    return CallCost(call=call * 1e-6, byte=byte * 1e-9)
+
+
+def model(
+    direct: Costs | None = None,
+    buffered: Costs | None = None,
+    stable: tuple[float, float] = (1, 1),
+    *,
+    reserve: float = 0.0,
+    scan: float = 0.0,
+    digest: float = 0.0,
+    source: str = "told",
+) -> DeviceModel:
+    """A device; ``reserve`` is microseconds a run, ``scan`` nanoseconds a byte, ``digest`` microseconds a page."""
+    return DeviceModel(
+        source=source,
+        direct={channels: cost(*each) for channels, each in (direct or {}).items()},
+        buffered={channels: cost(*each) for channels, each in (buffered or {1: (1, 1)}).items()},
+        stable=cost(*stable),
+        reserve=reserve * 1e-6,
+        scan_byte=scan * 1e-9,
+        digest_page=digest * 1e-6,
+    )
+
+
+CALLS_COST = model(direct={1: (100, 0.1)}, buffered={1: (1, 1)}, stable=(1, 1))
+"""A call past the page cache is dear, a byte is cheap: scattered pages belong into the page cache, stretches do not."""
