@@ -2,9 +2,11 @@
 .DEFAULT_GOAL := help
 PYTHON ?= python3
 BIN := .venv/bin
+SCENARIOS := roofline channels gaps scattered size cache growth qemu
+RESULTS := $(wildcard $(SCENARIOS:%=bench/results/%.json))
 FAST := tests/core tests/host tests/engine tests/guest tests/wire tests/test_api.py tests/test_layers.py
 
-.PHONY: help demo test test-fast check format bench bench-qemu bench-micro clean
+.PHONY: help demo test test-fast check format bench bench-pictures bench-qemu bench-micro clean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -38,10 +40,14 @@ check: .venv/check.stamp ## lint, format check, types, layers
 	$(BIN)/mypy
 	$(BIN)/python -m pytest -q tests/test_layers.py
 
-bench: .venv/test.stamp ## compare saves with fio, and measure memory (needs fio and a quiet machine)
-	$(BIN)/python bench/against_fio.py
+bench: .venv/test.stamp ## run all scenarios of bench/scenarios but smoke (an hour; root, fio, QEMU, a quiet machine)
+	$(BIN)/python -m parallel_fixedram bench run $(SCENARIOS) --overwrite
 
-bench-qemu: .venv/test.stamp ## compare pauses, loads and clones with QEMU's own (needs QEMU and a quiet machine)
+bench-pictures: .venv/test.stamp ## draw what docs/experiments.md shows, and bench/report.html, from bench/results
+	$(BIN)/python -m parallel_fixedram bench pictures $(RESULTS) --folder docs/pictures
+	$(BIN)/python -m parallel_fixedram bench report $(RESULTS) --output bench/report.html
+
+bench-qemu: .venv/test.stamp ## compare first saves, small pauses, loads and clones with QEMU's own (needs QEMU)
 	$(BIN)/python bench/against_qemu.py
 
 bench-micro: .venv/test.stamp ## time the inner loops

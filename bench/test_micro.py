@@ -12,13 +12,16 @@ import pytest
 
 from parallel_fixedram import RamFile, open_image, open_ram, save
 from parallel_fixedram.core.bitmap import PageBitmap, runs_of_ones
+from parallel_fixedram.core.cost import Work
 from parallel_fixedram.core.layout import FileLayout
 from parallel_fixedram.core.plan import plan_shards
 from parallel_fixedram.core.ramblock import RAMBlock
 from parallel_fixedram.core.units import GIB, KIB, MIB
 from parallel_fixedram.engine.digest import page_digests
+from parallel_fixedram.engine.precopy import KnownPages
 from parallel_fixedram.engine.window import WINDOW_PAGES, merge_runs, nonzero_pages
-from parallel_fixedram.host.channel import FileChannel
+from parallel_fixedram.host.channel import FileChannel, anonymous_memory
+from parallel_fixedram.host.direct_channel import DirectChannel
 
 Benchmark = Any
 PAGES = 16 * MIB // 4096
@@ -26,7 +29,7 @@ PAGES = 16 * MIB // 4096
 
 @pytest.fixture(scope="module")
 def zero_pages() -> np.ndarray:
-    return np.zeros((PAGES, 512), np.uint64)
+    return np.frombuffer(anonymous_memory(PAGES * 4096), np.uint64).reshape(PAGES, 512)  # aligned
 
 
 @pytest.fixture
@@ -47,6 +50,23 @@ def test_zero_scan_of_16_mib(benchmark: Benchmark, zero_pages: np.ndarray) -> No
 def test_digests_of_16_mib(benchmark: Benchmark, zero_pages: np.ndarray) -> None:
     ones = np.ones(WINDOW_PAGES, np.uint8)
     benchmark(lambda: [page_digests(window, ones) for window in windows(zero_pages)])
+
+
+def test_hashes_of_16_mib(benchmark: Benchmark, zero_pages: np.ndarray) -> None:
+    known, ones = KnownPages([]), np.ones(WINDOW_PAGES, np.uint8)
+    benchmark(lambda: [known.hashes_of(window, ones) for window in windows(zero_pages)])
+
+
+def test_unpacking_and_packing_the_bits_of_1_gib(benchmark: Benchmark) -> None:
+    bitmap = PageBitmap(GIB // 4096)
+    benchmark(lambda: bitmap.put_bits(0, bitmap.bits(0, len(bitmap.words))))
+
+
+@pytest.mark.parametrize("fraction", [0.01, 0.3])
+def test_work_of_1_gib(benchmark: Benchmark, fraction: float) -> None:
+    bitmap = PageBitmap(GIB // 4096)
+    bitmap.put_bits(0, (np.random.default_rng(0).random(bitmap.pages) < fraction).astype(np.uint8))
+    benchmark(lambda: Work.of([bitmap], 4096).merged(8, WINDOW_PAGES))
 
 
 @pytest.mark.parametrize("fraction", [0.01, 0.3, 1.0])
@@ -74,6 +94,25 @@ def test_opening_a_file_of_64_blocks(benchmark: Benchmark, tmp_path: Path) -> No
     with open_ram(files) as machine:
         save(machine, str(tmp_path / "file"))
     benchmark(lambda: open_image(str(tmp_path / "file")).close())
+
+
+@pytest.mark.parametrize("stride", [1, 2, 8])
+def test_direct_rewrite_of_16_mib_one_page_of_some(
+    benchmark: Benchmark, file: FileChannel, zero_pages: np.ndarray, stride: int
+) -> None:
+    os.ftruncate(file.fd, zero_pages.nbytes)
+    channel = DirectChannel(os.open(f"/proc/self/fd/{file.fd}", os.O_RDWR | os.O_DIRECT), "file")
+    firsts = np.arange(0, WINDOW_PAGES, stride)
+    runs = np.array([(0, WINDOW_PAGES)]) if stride == 1 else np.stack((firsts, np.ones_like(firsts)), axis=1)
+    readable = np.ones(WINDOW_PAGES, np.uint8)
+
+    def rewrite() -> None:
+        for first, window in zip(range(0, PAGES, WINDOW_PAGES), windows(zero_pages), strict=True):
+            channel.write_runs(first * 4096, window, runs, readable)
+        channel.settle()
+
+    benchmark(rewrite)
+    os.close(channel.fd)
 
 
 @pytest.mark.parametrize("piece", [4 * KIB, 64 * KIB, MIB, 4 * MIB], ids=["4 KiB", "64 KiB", "1 MiB", "4 MiB"])

@@ -87,8 +87,10 @@ class Choice:
     """Gaps of up to so many pages are written along."""
     shard_pages: int
     """Pages of a shard, about."""
+    precopy: bool
+    """Whether pages are written while the guest runs, and those that changed again while it waits."""
     write_seconds: float
-    """Predicted: until the last page is written."""
+    """Predicted: until the last page is written; with ``precopy``, from the moment the guest stands still."""
     stable_seconds: float
     """Predicted: until all pages are on stable storage, digests computed."""
     why: tuple[str, ...] = ()
@@ -111,6 +113,8 @@ def choose(wishes: Wishes, work: Work, model: DeviceModel, situation: Situation)
     best = {direct: _fewest([ways[c, direct] for c in channels], situation) for direct in modes}
     chosen = min(best.values(), key=lambda way: _goal(way, situation))
     why = []
+    if chosen.precopy:
+        why.append("pre-copy: pages are written while the guest runs, and when it waits those whose hash changed")
     if wishes.direct_io is DirectIO.AUTO:
         why.append(reason or _compared(chosen, best[not chosen.direct], situation))
     if wishes.channels is None:
@@ -127,6 +131,7 @@ def choose(wishes: Wishes, work: Work, model: DeviceModel, situation: Situation)
         direct=chosen.direct,
         gap_pages=chosen.gap_pages,
         shard_pages=wishes.shard_pages or _shard_pages(chosen, work),
+        precopy=chosen.precopy,
         write_seconds=chosen.write_seconds,
         stable_seconds=chosen.stable_seconds,
         why=tuple(why),
@@ -157,18 +162,26 @@ def _predict(
     merged = work.merged(gap, WINDOW_PAGES_DIRECT if direct else WINDOW_PAGES_BUFFERED)
     workers = min(channels, situation.processors)
     scan, digest = work.size * model.scan_byte, work.pages * model.digest_page / workers
+    precopy = direct and situation.waits and not situation.live
     if direct:
-        computing = scan / workers + (0.0 if situation.waits else digest)
+        computing = scan / workers + digest
         write = max(_of(model.direct, channels).seconds(*merged), computing)
-        # digests of a guest that went on are read back, from the device
-        back = max(digest, work.size * _of(model.direct, 1).byte) if situation.waits else 0.0
-        stable = merged[0] * model.reserve + write + back
+        stable = merged[0] * model.reserve + write
+        if precopy:
+            write = (scan + work.pages * model.hash_page) / workers
+            stable += write
     else:
         alone = _of(model.buffered, 1).seconds(*merged)
         write = max(_of(model.buffered, channels).seconds(*merged), (alone + scan) / workers)
         stable = write + max(model.stable.seconds(*merged) - alone, digest)
     return Choice(
-        channels=channels, direct=direct, gap_pages=gap, shard_pages=0, write_seconds=write, stable_seconds=stable
+        channels=channels,
+        direct=direct,
+        gap_pages=gap,
+        shard_pages=0,
+        precopy=precopy,
+        write_seconds=write,
+        stable_seconds=stable,
     )
 
 
@@ -176,8 +189,8 @@ def _cost(direct: bool, channels: int, model: DeviceModel, situation: Situation)
     """What the gaps of a way are judged by."""
     if direct:
         cost = _of(model.direct, channels)
-        # space is reserved before a guest is stopped: what counts for it is the write alone
-        return cost if situation.waits or situation.live else replace(cost, call=cost.call + model.reserve)
+        # space is reserved before the rounds of a live save: what counts for them is the write alone
+        return cost if situation.live else replace(cost, call=cost.call + model.reserve)
     return _of(model.buffered, channels) if situation.waits or situation.live else model.stable
 
 

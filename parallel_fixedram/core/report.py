@@ -101,10 +101,13 @@ class ChoiceReport:
     """Gaps of up to so many pages are written along."""
     shard_pages: int
     """About how many pages a shard has."""
+    precopy: bool
+    """Whether pages are written while the guest runs, and those that changed again while it stands still."""
     why: tuple[str, ...]
     """A sentence for everything that was left open."""
     predicted_write_seconds: float
-    """Until the last page is written, if no page that may hold something is zero."""
+    """Until the last page is written, if no page that may hold something is zero; with ``precopy`` from the moment the
+    guest stands still."""
     predicted_stable_seconds: float
     """Until all pages are on stable storage and have their digests."""
     model: Mapping[str, Any]

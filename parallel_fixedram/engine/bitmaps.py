@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from parallel_fixedram.core.bitmap import WORD_BYTES, PageBitmap, words_for
-from parallel_fixedram.core.protocols import GuestBlock
+from parallel_fixedram.core.protocols import DirtySource, GuestBlock
 from parallel_fixedram.core.ramblock import PageRange, RAMBlock
 from parallel_fixedram.host.channel import anonymous_memory
 
@@ -52,3 +52,23 @@ def map_data(guest_blocks: Sequence[GuestBlock], data: Sequence[PageBitmap]) -> 
     for each, bitmap in zip(guest_blocks, data, strict=True):
         whole = PageRange(0, each.block.pages)
         bitmap.set_ranges([whole] if each.keeps_zero_pages else each.source.data_ranges(whole))
+
+
+def map_grown(guest_blocks: Sequence[GuestBlock], data: Sequence[PageBitmap]) -> None:
+    """Add the pages that were touched since the data maps were made."""
+    for each, bitmap in zip(guest_blocks, data, strict=True):
+        bitmap.set_ranges(each.source.grown(bitmap))
+
+
+def sync_dirty(source: DirtySource | None, guest_blocks: Sequence[GuestBlock], bitmaps: SharedBitmaps) -> None:
+    """Add what was written since the last time; the data maps grow by what of it is no hole any more."""
+    if source is None:
+        return
+    touched = [PageBitmap(bitmap.pages) for bitmap in bitmaps.dirty]
+    source.sync(touched)
+    for each, new, dirty, data in zip(guest_blocks, touched, bitmaps.dirty, bitmaps.data, strict=True):
+        dirty.words |= new.words
+        new.words &= ~data.words
+        for pages in new.ranges() if new.words.any() else ():  # a coarse log also names pages never touched
+            for found in each.source.data_ranges(pages):
+                data.set_range(found)

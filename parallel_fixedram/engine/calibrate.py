@@ -10,13 +10,13 @@ import contextlib
 import logging
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from parallel_fixedram.core.bitmap import WORD_PAGES
+from parallel_fixedram.core.bitmap import WORD_PAGES, Bits
 from parallel_fixedram.core.choice import CANDIDATES, WINDOW_PAGES_BUFFERED, WINDOW_PAGES_DIRECT
 from parallel_fixedram.core.cost import ASSUMED, CallCost, DeviceModel
 from parallel_fixedram.core.errors import FixedRamError
@@ -26,6 +26,7 @@ from parallel_fixedram.core.ramblock import TARGET_PAGE_SIZE
 from parallel_fixedram.engine.digest import page_digests
 from parallel_fixedram.engine.messages import Tally
 from parallel_fixedram.engine.pool import WorkerPool
+from parallel_fixedram.engine.precopy import KnownPages
 from parallel_fixedram.engine.window import nonzero_pages
 from parallel_fixedram.host import linux, user_cache
 from parallel_fixedram.host.channel import FileChannel, anonymous_memory
@@ -126,6 +127,7 @@ def measure(folder: str) -> DeviceModel:
                 {channels: _cost(pool, job, channels, buffered, slots) for channels in CANDIDATES}
                 for job in range(len(jobs))
             ]
+    known = KnownPages([])
     return DeviceModel(
         source="measured",
         direct=costs[1] if direct is not None else {},
@@ -133,7 +135,8 @@ def measure(folder: str) -> DeviceModel:
         stable=stable,
         reserve=reserve,
         scan_byte=_scan_byte(),
-        digest_page=_digest_page(pages),
+        digest_page=_page(pages, lambda bits: page_digests(pages, bits)),
+        hash_page=_page(pages, lambda bits: known.hashes_of(pages, bits)),
     )
 
 
@@ -192,9 +195,10 @@ def _scan_byte() -> float:
         os.close(fd)
 
 
-def _digest_page(pages: Pages) -> float:
+def _page(pages: Pages, work: Callable[[Bits], object]) -> float:
+    """Seconds that work on all of these pages takes for each."""
     started = time.perf_counter()
-    page_digests(pages, np.ones(len(pages), np.uint8))
+    work(np.ones(len(pages), np.uint8))
     return (time.perf_counter() - started) / len(pages)
 
 

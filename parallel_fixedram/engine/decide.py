@@ -9,10 +9,13 @@ from collections.abc import Sequence
 from parallel_fixedram.core.bitmap import PageBitmap
 from parallel_fixedram.core.choice import Choice, DirectIO, Situation, choose
 from parallel_fixedram.core.cost import ASSUMED, DeviceModel, Work
+from parallel_fixedram.core.errors import HostError
 from parallel_fixedram.core.report import ChoiceReport
 from parallel_fixedram.engine import calibrate
 from parallel_fixedram.engine.save_options import SaveOptions
+from parallel_fixedram.host.direct_channel import DirectChannel
 from parallel_fixedram.host.page_cache import dirty_room
+from parallel_fixedram.host.publish import PendingFile
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -30,11 +33,29 @@ class Decision:
             direct_io=chosen.direct,
             gap_pages=chosen.gap_pages,
             shard_pages=chosen.shard_pages,
+            precopy=chosen.precopy,
             why=chosen.why,
             predicted_write_seconds=chosen.write_seconds,
             predicted_stable_seconds=chosen.stable_seconds,
             model=self.model.to_json(),
         )
+
+
+def open_direct(pending: PendingFile, wanted: DirectIO) -> DirectChannel | None:
+    """The file past the page cache, where that is wanted and possible.
+
+    Raises:
+        HostError: it is asked for, and the file system refuses.
+    """
+    if wanted is DirectIO.OFF:
+        return None
+    channel = pending.open_direct()
+    if channel is None and wanted is DirectIO.ON:
+        raise HostError(
+            f"the file system of {pending.path!r} refuses direct I/O",
+            hint="--direct-io auto falls back to buffered writes",
+        )
+    return channel
 
 
 def decide(

@@ -21,10 +21,10 @@ from contextlib import ExitStack
 
 from parallel_fixedram.core.bitmap import WORD_PAGES, PageBitmap
 from parallel_fixedram.core.choice import Choice, DirectIO
-from parallel_fixedram.core.errors import FormatError, HostError, MachineError, RequestError
+from parallel_fixedram.core.errors import RequestError
 from parallel_fixedram.core.layout import FileLayout
 from parallel_fixedram.core.plan import Shard, plan_shards
-from parallel_fixedram.core.protocols import Channel, DirtySource, Machine
+from parallel_fixedram.core.protocols import DirtySource, Machine
 from parallel_fixedram.core.report import (
     RoundReport,
     SaveBytes,
@@ -33,20 +33,21 @@ from parallel_fixedram.core.report import (
     ShardTrace,
     WorkerReport,
 )
-from parallel_fixedram.core.trailer import TrailerLayout
-from parallel_fixedram.engine.bitmaps import SharedBitmaps, map_data, shared_words
-from parallel_fixedram.engine.clone_stream import CloneStream
-from parallel_fixedram.engine.decide import Decision, decide
-from parallel_fixedram.engine.digest import DigestJob, write_trailer
+from parallel_fixedram.engine.bitmaps import SharedBitmaps, map_data, map_grown, shared_words, sync_dirty
+from parallel_fixedram.engine.decide import Decision, decide, open_direct
+from parallel_fixedram.engine.digest import write_digests
 from parallel_fixedram.engine.early_writeback import EarlyWriteback
+from parallel_fixedram.engine.ending import Ending
 from parallel_fixedram.engine.image import block_report
 from parallel_fixedram.engine.messages import ShardDone, Tally
 from parallel_fixedram.engine.pause import Pause
 from parallel_fixedram.engine.pool import WorkerPool
+from parallel_fixedram.engine.precopy import KnownPages
 from parallel_fixedram.engine.progress import Progress, Trace, run_job
 from parallel_fixedram.engine.reserve import Reservation
+from parallel_fixedram.engine.save_jobs import DIGEST, PHASES, PRECOPY, WRITE, save_jobs
 from parallel_fixedram.engine.save_options import Cache, Durability, SaveOptions
-from parallel_fixedram.engine.write import WriteJob
+from parallel_fixedram.engine.staging import SLOTS
 from parallel_fixedram.host import linux
 from parallel_fixedram.host.direct_channel import DirectChannel
 from parallel_fixedram.host.facts import host_facts
@@ -55,10 +56,6 @@ from parallel_fixedram.host.publish import PendingFile
 
 SMALL_ROUND_PAGES = 1024
 """A live save stops the guest when fewer pages than this are dirty: they take about a millisecond."""
-
-_WRITE, _DIGEST = 0, 1
-PHASES = ("write", "digest")
-"""What ``progress`` calls the phases, in this order."""
 
 
 def save(
@@ -127,11 +124,10 @@ class _Save:
         self.prepare_seconds = self.last_round_seconds = self.digest_seconds = self.sync_seconds = (
             self.publish_seconds
         ) = 0.0
-        self.tail = b""
-        self.clone: CloneStream | None = None
-        self.trailer: TrailerLayout | None = None
+        self.ending: Ending | None = None
         self.decision: Decision
         self.writeback: EarlyWriteback | None = None
+        self.known: KnownPages | None = None
         self.direct = False
         self.cached_bytes: int | None = None
         self.file_bytes = self.allocated_bytes = 0
@@ -143,7 +139,7 @@ class _Save:
         self.pending.set_size(self.layout.ram_end)
         map_data(self.guest_blocks, self.bitmaps.data)
         waits = self.machine.prepare()
-        channel = self._open_direct()
+        channel = open_direct(self.pending, self.options.direct_io)
         page_size = self.layout.blocks[0].block.page_size
         self.decision = decide(
             self.options,
@@ -154,40 +150,38 @@ class _Save:
             takes_direct=channel is not None if self.options.direct_io is not DirectIO.OFF else None,
         )
         self.direct = self.choice.direct
-        pages: Channel = channel if channel and self.direct else self.pending.channel
-        if isinstance(pages, DirectChannel) and not pages.has_queue(self.choice.channels):
+        if self.choice.precopy:
+            self.known = KnownPages([saved.block for saved in self.layout.blocks])
+        if isinstance(channel, DirectChannel) and self.direct and not channel.has_queue(self.choice.channels * SLOTS):
             self.notes.append("the kernel allows no asynchronous I/O: direct writes go one by one")
         self._reserve()
-        write = WriteJob(
-            self.layout.blocks,
-            [each.source for each in self.guest_blocks],
+        jobs = save_jobs(
+            self.guest_blocks,
+            self.layout,
             self.bitmaps,
-            pages,
-            digests=self.pending.channel,
-            tables=self.tables,
-            max_gap_pages=self.choice.gap_pages,
-            window_pages=self.choice.window_pages,
-            keep_zero_pages=[each.keeps_zero_pages for each in self.guest_blocks],
+            self.tables,
+            self.choice,
+            buffered=self.pending.channel,
+            direct=channel,
+            known=self.known,
             hurry=waits and not self.live,
         )
-        digest = DigestJob(
-            self.layout.blocks, self.bitmaps.file, self.tables, pages=pages, digests=self.pending.channel
-        )
         with ExitStack() as stack:
-            pool = stack.enter_context(
-                WorkerPool((write, digest), self.choice.channels, stall_seconds=self.options.stall_seconds)
-            )
-            if waits and not self.direct:
+            pool = stack.enter_context(WorkerPool(jobs, self.choice.channels, stall_seconds=self.options.stall_seconds))
+            if waits:
                 self.writeback = stack.enter_context(EarlyWriteback(self.pending.fd, dirty_room()))
             self._rounds(pool)
             self.workers = tuple(
                 WorkerReport(shards=w.shards, written_pages=w.tally.written_pages, seconds=w.seconds)
                 for w in pool.workers
             )
-            if self.trailer is None:
+            if self.ending is None:
                 self._end_stream()
-                self._digest(pool)
+                if not self.known:
+                    self._digest(pool)
             pool.dismiss()  # they end while the file is finished
+            if self.known:
+                self._store_digests(self.known)
             self._finish()
 
     @property
@@ -195,35 +189,12 @@ class _Save:
         """How pages are written."""
         return self.decision.choice
 
-    def _open_direct(self) -> DirectChannel | None:
-        """The file past the page cache, where that is wanted and possible.
-
-        Raises:
-            HostError: it is asked for, and the file system refuses.
-        """
-        if self.options.direct_io is DirectIO.OFF:
-            return None
-        channel = self.pending.open_direct()
-        if channel is None and self.options.direct_io is DirectIO.ON:
-            raise HostError(
-                f"the file system of {self.pending.path!r} refuses direct I/O",
-                hint="--direct-io auto falls back to buffered writes",
-            )
-        return channel
-
     def _finish(self) -> None:
-        """Heads, bitmaps, tail and trailer; then sync and publish."""
+        """Everything but the pages; then sync and publish."""
+        assert self.ending is not None, "the pages come first"
         channel = self.pending.channel
         self.space.give_back(self.bitmaps.file, self.choice.gap_pages)
-        for offset, data in self.layout.head_pieces():
-            channel.write(offset, memoryview(data))
-        for saved, present in zip(self.layout.blocks, self.bitmaps.file, strict=True):
-            channel.write(saved.header.bitmap_offset, memoryview(present.to_bytes()))
-        channel.write(self.layout.ram_end, memoryview(self.tail))
-        assert self.trailer is not None, "the pages come first"
-        if self.clone:
-            self.clone.write(channel, channel, self.trailer.clone_offset)
-        write_trailer(channel, self.trailer, self.layout.blocks)
+        self.ending.write(channel)
         started = time.perf_counter()
         if self.options.durability is Durability.FULL:
             channel.sync()
@@ -279,12 +250,6 @@ class _Save:
             notes=tuple(self.notes),
         )
 
-    def _map_grown(self) -> None:
-        """Learn which pages were touched since then; the guest waits."""
-        for each, data in zip(self.guest_blocks, self.bitmaps.data, strict=True):
-            for found in each.source.grown(data):
-                data.set_range(found)
-
     def _reserve(self) -> None:
         """Reserve space for the data; not where the source cannot tell data from holes, which may be nearly all."""
         for number, (each, data) in enumerate(zip(self.guest_blocks, self.bitmaps.data, strict=True)):
@@ -296,26 +261,35 @@ class _Save:
             bitmap.set_all()
         before = 2 * sum(bitmap.pages for bitmap in self.bitmaps.dirty)
         for number in range(self.options.max_rounds - 1):
-            self._sync_dirty()
+            sync_dirty(self.dirty, self.guest_blocks, self.bitmaps)
             now = sum(bitmap.count() for bitmap in self.bitmaps.dirty)
             if now < SMALL_ROUND_PAGES or now > before // 2:
                 break  # another round would not make the stopped one noticeably shorter
             self._round(pool, number)
             before = now
+        if self.known:
+            self._precopy(pool)
         self._rehearse(pool)
         self.prepare_seconds = time.perf_counter() - self.started
         with self.pause as pause:
-            self._sync_dirty()
+            sync_dirty(self.dirty, self.guest_blocks, self.bitmaps)
             pause.begin_device_state()
             if self.direct and not pause.was_running and not self.rounds:
                 # nobody waits, and digests are written along with the pages: the device could only be read slowly
                 self._end_stream()
             if self.dirty is None:  # also where nothing ran: it may have stopped by itself only now
-                self._map_grown()
+                map_grown(self.guest_blocks, self.bitmaps.data)
             started = time.perf_counter()
             self._round(pool, len(self.rounds))
             self.last_round_seconds = time.perf_counter() - started
             pause.device_state()  # it has to be there before the machine goes on
+
+    def _precopy(self, pool: WorkerPool) -> None:
+        """Write all pages while the guest runs; which of them changed meanwhile is found out when it stands still."""
+        started = time.perf_counter()
+        shards = plan_shards(self.bitmaps.data, workers=self.choice.channels, target=self.choice.shard_pages)
+        tally = self._run(pool, PRECOPY, shards)
+        self._note_round(sum(bitmap.count() for bitmap in self.bitmaps.data), tally, started)
 
     def _rehearse(self, pool: WorkerPool) -> None:
         """Go once through what the last round does, while nobody waits.
@@ -326,56 +300,23 @@ class _Save:
         if self.pause.prepare() and not self.direct and not self.live:  # a live save has written most of it by now
             self.space.bring_into_page_cache(dirty_room())
         if self.dirty is None:
-            self._map_grown()
+            map_grown(self.guest_blocks, self.bitmaps.data)
         firmware = [PageBitmap(dirty.pages) for dirty in self.bitmaps.dirty]
         for each, bitmap in zip(self.guest_blocks, firmware, strict=True):
             if each.keeps_zero_pages:
                 bitmap.set_all()
         for dirty, some in zip(self.bitmaps.dirty, firmware, strict=True):
             dirty.words |= some.words
-        self._run(pool, _WRITE, plan_shards(firmware, workers=self.choice.channels))
+        self._run(pool, WRITE, plan_shards(firmware, workers=self.choice.channels))
         for dirty, some in zip(self.bitmaps.dirty, firmware, strict=True):
             dirty.words |= some.words
         self.pause.prepare()
 
     def _end_stream(self) -> None:
         """Put together and lay out what follows the last page: device sections, trailer, clone stream."""
-        state = self.pause.device_state()
-        try:
-            self.tail = self.layout.tail(state)
-        except FormatError as error:
-            raise MachineError(f"the device state is not what QEMU writes: {error.message}") from error
-        small = [number for number, each in enumerate(self.guest_blocks) if not each.main]
-        if state and small:
-            self.clone = CloneStream(
-                machine=self.layout.machine,
-                blocks=[self.layout.blocks[number] for number in small],
-                present=[self.bitmaps.file[number] for number in small],
-                device_sections=state,
-            )
-        self.trailer = TrailerLayout.plan(
-            base=self.layout.base,
-            stream_end=self.layout.ram_end + len(self.tail),
-            blocks=[saved.block for saved in self.layout.blocks],
-            clone_end=self.clone.end if self.clone else None,
-        )
-        self.pending.set_size(self.trailer.file_length)
-        self.tables[:] = self.trailer.tables  # tells the workers that digests are wanted, and where they go
-
-    def _sync_dirty(self) -> None:
-        """Add what was written since the last time; the data map grows by what of it is no hole any more."""
-        if self.dirty is None:
-            return
-        touched = [PageBitmap(bitmap.pages) for bitmap in self.bitmaps.dirty]
-        self.dirty.sync(touched)
-        for each, new, dirty, data in zip(
-            self.guest_blocks, touched, self.bitmaps.dirty, self.bitmaps.data, strict=True
-        ):
-            dirty.words |= new.words
-            new.words &= ~data.words
-            for pages in new.ranges() if new.words.any() else ():  # a coarse log also names pages never touched
-                for found in each.source.data_ranges(pages):
-                    data.set_range(found)
+        self.ending = Ending(self.layout, self.guest_blocks, self.bitmaps.file, self.pause.device_state())
+        self.pending.set_size(self.ending.file_length)
+        self.ending.tell_tables(self.tables)  # tells the workers that digests are wanted, and where they go
 
     def _round(self, pool: WorkerPool, number: int) -> None:
         started = time.perf_counter()
@@ -384,7 +325,7 @@ class _Save:
             dirty.words &= data.words  # a page outside of data is zero and always was: nothing to do
         tally = self._run(
             pool,
-            _WRITE,
+            WRITE,
             plan_shards(
                 self.bitmaps.dirty,
                 workers=self.choice.channels,
@@ -392,6 +333,11 @@ class _Save:
                 target=self.choice.shard_pages if number == 0 else self.options.shard_pages,
             ),
         )
+        if self.known:  # which pages are dirty was found out on the way
+            dirty_pages = tally.written_pages + tally.zero_pages
+        self._note_round(dirty_pages, tally, started)
+
+    def _note_round(self, dirty_pages: int, tally: Tally, started: float) -> None:
         self.written.add(tally)
         self.rounds.append(
             RoundReport(
@@ -403,20 +349,28 @@ class _Save:
             )
         )
 
+    def _store_digests(self, known: KnownPages) -> None:
+        started = time.perf_counter()
+        for table, digests in zip(self.tables.tolist(), known.digests, strict=True):
+            write_digests(self.pending.channel, table, 0, digests)
+        self.digest_seconds = time.perf_counter() - started
+
     def _digest(self, pool: WorkerPool) -> None:
         started = time.perf_counter()
         if self.options.durability is Durability.FULL:
             with contextlib.suppress(OSError):  # a hint; the sync at the end is what counts
                 linux.start_writeback(self.pending.fd)  # the device writes while the digests are computed
-        self._run(pool, _DIGEST, plan_shards(self.bitmaps.file, workers=self.choice.channels))
+        self._run(pool, DIGEST, plan_shards(self.bitmaps.file, workers=self.choice.channels))
         self.digest_seconds = time.perf_counter() - started
 
     def _run(self, pool: WorkerPool, job: int, shards: Sequence[Shard]) -> Tally:
-        writeback = self.writeback
+        # of pages that went past the page cache there is nothing to write back
+        writeback = self.writeback if job == WRITE and (self.known or not self.direct) else None
 
         def written(message: ShardDone, worker: int) -> None:
-            shard = message.shard  # its pages are clean only now: those of a lost shard stay dirty
-            self.bitmaps.dirty[shard.block].words[shard.first_word : shard.first_word + shard.words] = 0
+            shard = message.shard
+            if job == WRITE:  # its pages are clean only now: those of a lost shard stay dirty
+                self.bitmaps.dirty[shard.block].words[shard.first_word : shard.first_word + shard.words] = 0
             if self.trace:
                 self.trace(self._traced(message, worker))
             if writeback and message.tally.bytes:
@@ -429,7 +383,7 @@ class _Save:
             phase=PHASES[job],
             page_size=self.layout.blocks[0].block.page_size,
             progress=self.progress,
-            on_done=written if job == _WRITE else None,
+            on_done=None if job == DIGEST else written,
         )
 
     def _span(self, shard: Shard) -> tuple[int, int]:

@@ -28,6 +28,8 @@ from parallel_fixedram.core.protocols import Channel, Pages, PageSource
 from parallel_fixedram.engine.bitmaps import SharedBitmaps
 from parallel_fixedram.engine.digest import page_digests, write_digests
 from parallel_fixedram.engine.messages import Tally
+from parallel_fixedram.engine.precopy import KnownPages
+from parallel_fixedram.engine.staging import Staging
 from parallel_fixedram.engine.window import WINDOW_PAGES, merge_runs, nonzero_pages
 
 MAX_SCAN_RUNS = 8
@@ -48,6 +50,8 @@ class WriteJob:
         window_pages: how many pages are tested and then written at a time.
         keep_zero_pages: one a block, whether its zero pages are written like others.
         hurry: whether a guest will wait, so that what can be done before is worth its time.
+        staging: where pages are copied and written from, instead of ``channel`` and from where they are.
+        known: what the file holds of each page already, if a pre-copy has written them; only what changed is written.
     """
 
     def __init__(
@@ -63,6 +67,8 @@ class WriteJob:
         window_pages: int = WINDOW_PAGES,
         keep_zero_pages: Sequence[bool] = (),
         hurry: bool = False,
+        staging: Staging | None = None,
+        known: KnownPages | None = None,
     ) -> None:
         self._blocks = blocks
         self._sources = sources
@@ -73,6 +79,8 @@ class WriteJob:
         self._max_gap_pages = max_gap_pages
         self._window_pages = window_pages
         self._hurry = hurry
+        self._staging = staging
+        self._known = known
         self._keep_zero_pages = keep_zero_pages or [False] * len(blocks)
 
     def open(self) -> None:
@@ -81,6 +89,8 @@ class WriteJob:
             source.open()
             if self._hurry:
                 source.expect(data)
+        if self._staging:
+            self._staging.open()
 
     def run(self, shard: Shard) -> Tally:
         """Write one shard (Job.run)."""
@@ -95,6 +105,15 @@ class WriteJob:
             window = slice(start, start + self._window_pages)
             if not dirty[window].any():
                 continue
+            if self._known:
+                started = time.perf_counter()
+                span = slice(first_page + start, first_page + start + len(dirty[window]))
+                dirty[window] = self._changed(
+                    self._known, shard.block, span, dirty[window], data[window], present[window]
+                )
+                tally.scan_seconds += time.perf_counter() - started
+                if not dirty[window].any():
+                    continue
             store = self._write_window(shard, first_page + start, dirty[window], data[window], digests[window], tally)
             present[window] = np.where(dirty[window], store, present[window])
         self._settle(tally)
@@ -108,18 +127,28 @@ class WriteJob:
     ) -> Bits:
         """Write a window that starts at page ``first``; returns which of its dirty pages are in the file now."""
         saved, source, clock = self._blocks[shard.block], self._sources[shard.block], time.perf_counter
-        if not source.lasting:
-            self._settle(tally)
         started = clock()
-        pages = source.pages(first, len(dirty), data if self._max_gap_pages else dirty & data)
+        channel = self._channel
+        if self._staging:
+            channel = self._staging.next_channel()
+        elif not source.lasting:
+            channel.settle()
+        waited = clock()
+        wanted = data if self._max_gap_pages else dirty & data
+        readable = data
+        if self._staging:
+            pages, readable = self._staging.copy(source, first, wanted), np.ones(len(dirty), np.uint8)
+        else:
+            pages = source.pages(first, len(dirty), wanted)
         store = dirty
         if not self._keep_zero_pages[shard.block]:
             store = dirty & _nonzero(pages, dirty, data)
         runs = merge_runs(runs_of_ones(store), self._max_gap_pages)
         scanned = clock()
-        tally.scan_seconds += scanned - started
+        tally.scan_seconds += scanned - waited
+        tally.write_seconds += waited - started
         if len(runs):
-            self._channel.write_runs(saved.page_offset(first), pages, runs, data)
+            channel.write_runs(saved.page_offset(first), pages, runs, readable)
             written = clock()
             tally.write_seconds += written - scanned
             if self._tables[shard.block]:
@@ -128,7 +157,7 @@ class WriteJob:
         if shard.round > 0 and len(zeros := runs_of_ones(dirty & (store ^ 1))):
             self._settle(tally)  # a write along with neighbours must not come after the hole
             for start, count in zeros.tolist():
-                self._channel.punch(saved.page_offset(first + start), count * saved.block.page_size)
+                channel.punch(saved.page_offset(first + start), count * saved.block.page_size)
         stored, moved = int(np.count_nonzero(store)), int(runs[:, 1].sum())
         tally.written_pages += stored
         tally.gap_pages += moved - stored
@@ -136,9 +165,28 @@ class WriteJob:
         tally.bytes += moved * saved.block.page_size
         return store
 
+    def _changed(self, known: KnownPages, block: int, span: slice, dirty: Bits, data: Bits, present: Bits) -> Bits:
+        """Which pages of a window are not what the file holds; notes the digests of those that hold something."""
+        pages = self._sources[block].pages(span.start, len(dirty), dirty & data)
+        full = dirty.copy()
+        if not self._keep_zero_pages[block]:
+            some = np.flatnonzero(dirty & data)
+            full[:] = 0
+            full[some] = pages[some, 0] != 0  # one word tells of most pages that hold something
+            full |= _nonzero(pages, dirty & (full == 0), data)
+        changed = known.changed(block, span.start, pages, full)
+        emptied: Bits = dirty & present & (full == 0)
+        if changed.any() or emptied.any():
+            digests = known.digests[block][span]
+            digests[emptied != 0] = 0
+            digests[changed != 0] = page_digests(pages, changed)[changed != 0]
+            known.forget(block, span.start, changed | emptied)
+        np.bitwise_or(changed, emptied, out=changed)
+        return changed
+
     def _settle(self, tally: Tally) -> None:
         started = time.perf_counter()
-        self._channel.settle()
+        (self._staging or self._channel).settle()
         tally.write_seconds += time.perf_counter() - started
 
 

@@ -6,7 +6,6 @@ import contextlib
 import json
 import logging
 import os
-import tempfile
 from typing import Any
 
 logger = logging.getLogger(__name__)
@@ -26,6 +25,8 @@ def read(name: str) -> dict[str, Any]:
 
 def write(name: str, value: dict[str, Any]) -> None:
     """Keep a JSON object under this name. That it cannot be kept is no error: it will be found out again."""
+    import tempfile  # slow, and most commands only read
+
     try:
         os.makedirs(_folder(), mode=0o700, exist_ok=True)
         fd, path = tempfile.mkstemp(prefix=f".{name}.", dir=_folder())

@@ -37,6 +37,7 @@ CHOICE = {
     "direct_io": bool,
     "gap_pages": int,
     "shard_pages": int,
+    "precopy": bool,
     "why": [str],
     "predicted_write_seconds": float,
     "predicted_stable_seconds": float,
@@ -48,6 +49,7 @@ CHOICE = {
         "reserve": float,
         "scan_byte": float,
         "digest_page": float,
+        "hash_page": float,
     },
 }
 PLAN = {

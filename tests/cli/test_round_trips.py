@@ -176,10 +176,22 @@ def test_where_direct_io_is_refused_auto_falls_back_and_says_so(tmp_path, monkey
         result = call("save", tmp_path / "new.mr", "--guest", "dense,size=1MiB", "--direct-io", "on")
         refused(result, 5, "refuses direct I/O\n", "--direct-io auto falls back to buffered writes")
     result = done(call("save", tmp_path / "new.mr", "--guest", "dense,size=1MiB", "--json"))
-    (note,) = result.json["notes"]
+    assert result.json["choice"]["why"][0] == "page cache: the file system refuses direct I/O"
+    assert (result.json["direct_io"], result.json["notes"], result.err) == (False, [], "")
+    text = done(call("save", tmp_path / "text.mr", "--guest", "dense,size=1MiB")).out
+    assert "  because   page cache: the file system refuses direct I/O\n" in text
+
+
+def test_what_was_done_otherwise_than_asked_is_a_note(tmp_path, monkeypatch):
+    from parallel_fixedram.host.direct_channel import DirectChannel
+
+    monkeypatch.setattr(DirectChannel, "has_queue", lambda *_: False)
+    result = call("save", tmp_path / "new.mr", "--guest", "dense,size=1MiB", "--direct-io", "on", "--json")
+    if "refuses direct I/O" in result.err:
+        missing("this file system has no direct I/O")
+    (note,) = done(result).json["notes"]
+    assert note == "the kernel allows no asynchronous I/O: direct writes go one by one"
     assert result.err == f"parallel-fixedram: note: {note}\n"
-    assert note.endswith("refuses direct I/O: pages were written through the page cache")
-    assert result.json["direct_io"] is False
 
 
 def test_without_durability_nothing_is_synced(tmp_path, monkeypatch):

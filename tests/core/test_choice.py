@@ -92,7 +92,7 @@ def test_a_live_save_goes_through_the_page_cache_unless_told_otherwise():
 
 
 def test_what_the_page_cache_cannot_take_while_a_guest_waits_goes_past_it():
-    slow = model(direct={1: (100, 100)}, buffered={1: (0, 0.001)})
+    slow = model(direct={1: (100, 100)}, buffered={1: (0, 0.001)}, compare=1)
     room = 1000 * PAGE
     fits = round(ROOM_SHARE * room) // PAGE
     assert not choose(OPEN, stretch(fits), slow, replace(WAITS, room=room)).direct
@@ -116,11 +116,28 @@ def test_scattered_pages_go_through_the_page_cache_and_stretches_past_it():
 
 def test_a_guest_that_waits_minds_the_last_write_and_others_stable_storage():
     """The page cache takes pages quickly, and hands them to the device slowly."""
-    quick = model(direct={1: (1, 0.5)}, buffered={1: (1, 0.1)}, stable=(1, 1))
+    quick = model(direct={1: (1, 0.5)}, buffered={1: (1, 0.1)}, stable=(1, 1), compare=2)
     waiting = choose(OPEN, stretch(10000), quick, WAITS)
     assert not waiting.direct
-    assert waiting.why[0] == "page cache: 0.004 s until the last page is written predicted, 0.021 s direct"
+    assert waiting.why[0] == "page cache: 0.004 s until the last page is written predicted, 0.020 s direct"
     assert choose(OPEN, stretch(10000), quick, NOBODY_WAITS).direct
+
+
+def test_a_guest_waits_for_a_comparison_only_where_its_pages_go_past_the_page_cache_before():
+    slow_device = model(direct={1: (1, 100)}, buffered={1: (1, 0.1)}, stable=(1, 1), compare=0.3)
+    found = choose(OPEN, stretch(10000), slow_device, WAITS)
+    assert (found.direct, found.precopy) == (True, True)
+    assert found.why[0] == "direct: 0.003 s until the last page is written predicted, 0.004 s through the page cache"
+    for wishes, situation in ((OPEN, NOBODY_WAITS), (OPEN, LIVE), (replace(OPEN, direct_io=DirectIO.OFF), WAITS)):
+        assert not choose(wishes, stretch(10000), slow_device, situation).precopy
+    assert not choose(replace(OPEN, direct_io=DirectIO.ON), stretch(10000), slow_device, LIVE).precopy
+
+
+def test_comparing_takes_as_long_as_the_processors_there_are_let_it():
+    device = model(direct={1: (0, 0.001), 4: (0, 0.001)}, scan=1.0, compare=4.096)
+    for processors, channels, seconds in ((1, 1, 2.0), (1, 4, 2.0), (2, 4, 1.0), (4, 4, 0.5), (4, 1, 2.0)):
+        found = choose(replace(AUTO, channels=channels), stretch(PAGES), device, replace(WAITS, processors=processors))
+        assert found.write_seconds == pytest.approx(seconds, rel=1e-3)
 
 
 # --- channels
@@ -188,8 +205,8 @@ def test_computing_takes_as_long_as_the_processors_there_are_let_it():
 # --- what is predicted
 
 
-def test_the_prediction_of_a_direct_write_is_calls_and_bytes_and_then_the_digests_of_a_guest_that_went_on():
-    device = model(direct={1: (100, 1), 4: (50, 0.5)}, reserve=10, digest=4.096)
+def test_the_prediction_of_a_direct_write_is_calls_and_bytes_and_where_a_guest_waits_the_comparison_for_that():
+    device = model(direct={1: (100, 1), 4: (50, 0.5)}, reserve=10, digest=4.096, scan=0.1, compare=2)
     wishes = replace(AUTO, channels=4)
     work = scattered(1000, gap=5)
     write = 1001 * 50e-6 + 1000 * PAGE * 0.5e-9
@@ -197,8 +214,9 @@ def test_the_prediction_of_a_direct_write_is_calls_and_bytes_and_then_the_digest
     assert found.write_seconds == pytest.approx(write)
     assert found.stable_seconds == pytest.approx(1001 * 10e-6 + write)
     found = choose(wishes, work, device, WAITS)
-    assert found.write_seconds == pytest.approx(write)
-    assert found.stable_seconds == pytest.approx(1001 * 10e-6 + write + 1000 * PAGE * 1e-9)
+    compared = (1000 * PAGE * 0.1e-9 + 1000 * 2e-6) / 4
+    assert found.write_seconds == pytest.approx(compared)
+    assert found.stable_seconds == pytest.approx(1001 * 10e-6 + write + compared)
 
 
 def test_the_prediction_of_a_buffered_write_ends_when_the_device_has_it_and_digests_are_computed():
@@ -229,7 +247,7 @@ def test_nothing_to_write_takes_no_time_and_can_be_chosen_for(wishes, situation)
     ("direct", "situation", "gap", "worth"),
     [
         (DirectIO.ON, NOBODY_WAITS, 4, "18.0 KiB"),
-        (DirectIO.ON, WAITS, 3, "14.0 KiB"),
+        (DirectIO.ON, WAITS, 4, "18.0 KiB"),
         (DirectIO.ON, LIVE, 3, "14.0 KiB"),
         (DirectIO.OFF, NOBODY_WAITS, 9, "38.0 KiB"),
         (DirectIO.OFF, WAITS, 6, "26.0 KiB"),
@@ -271,6 +289,7 @@ models = st.builds(
     reserve=microseconds,
     scan=st.floats(0, 1),
     digest=st.floats(0, 10),
+    compare=st.floats(0, 10),
 )
 works = st.integers(0, 10**8).map(stretch) | st.builds(scattered, st.integers(1, 5000), st.integers(1, 300))
 situations = st.builds(
@@ -285,6 +304,7 @@ def test_what_is_chosen_is_within_its_bounds(device, work, situation, most, gap,
     assert found.channels in CANDIDATES
     assert found.channels <= most
     assert found.direct in ({True, False} if device.direct and not situation.live else {False})
+    assert found.precopy == (found.direct and situation.waits and not situation.live)
     assert 0 <= found.gap_pages <= MAX_GAP_PAGES
     assert shard is None or found.shard_pages == shard
     assert shard or MIN_SHARD_PAGES <= found.shard_pages <= MAX_SHARD_PAGES

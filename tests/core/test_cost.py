@@ -156,6 +156,7 @@ models = st.builds(
     reserve=st.floats(0, 1),
     scan_byte=st.floats(0, 1),
     digest_page=st.floats(0, 1),
+    hash_page=st.floats(0, 1),
 )
 
 

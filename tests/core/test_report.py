@@ -54,6 +54,7 @@ costs = st.fixed_dictionaries({"call": seconds, "byte": seconds})
 choices = build(
     ChoiceReport,
     direct_io=st.booleans(),
+    precopy=st.booleans(),
     why=tuples(texts),
     predicted_write_seconds=seconds,
     predicted_stable_seconds=seconds,

@@ -90,7 +90,7 @@ def test_auto_is_the_page_cache_for_a_live_save_and_direct_can_be_asked_for() ->
 
 
 def test_auto_is_the_page_cache_where_a_guest_waits_as_long_as_that_has_room(monkeypatch: pytest.MonkeyPatch) -> None:
-    tell(monkeypatch, model(direct={1: (100, 100)}, buffered={1: (0, 0.001)}))
+    tell(monkeypatch, model(direct={1: (100, 100)}, buffered={1: (0, 0.001)}, compare=1))
     monkeypatch.setattr(decide_module, "dirty_room", lambda: 100 * PAGE)
     assert not decided(SaveOptions(), runs(1, 80), waits=True).choice.direct
     assert decided(SaveOptions(), runs(1, 81), waits=True).choice.direct
@@ -139,6 +139,7 @@ def test_the_report_has_the_choice_its_reasons_and_the_model() -> None:
         direct_io=chosen.direct,
         gap_pages=chosen.gap_pages,
         shard_pages=chosen.shard_pages,
+        precopy=False,
         why=chosen.why,
         predicted_write_seconds=chosen.write_seconds,
         predicted_stable_seconds=chosen.stable_seconds,

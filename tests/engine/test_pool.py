@@ -308,7 +308,10 @@ def test_a_save_survives_workers_that_die_or_hang_in_the_middle_of_a_write(
     made[0].close()
 
 
-def test_a_save_whose_workers_are_all_dead_fails_cleanly_and_the_guest_goes_on(target: str, through: Through) -> None:
+@pytest.mark.parametrize("running", [False, True])
+def test_a_save_whose_workers_are_all_dead_fails_cleanly_and_the_guest_goes_on(
+    target: str, through: Through, running: bool
+) -> None:
     made: list[DeadlyChannel] = []
 
     def wrap(inner: FileChannel) -> Channel:
@@ -316,11 +319,11 @@ def test_a_save_whose_workers_are_all_dead_fails_cleanly_and_the_guest_goes_on(t
         return made[-1]
 
     through(wrap)
-    with ScriptedGuest({"ram": RAM}) as guest:
+    with ScriptedGuest({"ram": RAM}, running=running) as guest:
         with pytest.raises(WorkerError, match="no worker is left"):
             save(guest, target, options(3))
-        assert guest.running
-        assert guest.calls[-1] == "resume"
+        assert guest.running == running
+        assert guest.calls == ([] if running else ["pause", "device_state", "resume"])
     assert os.listdir(os.path.dirname(target)) == []
     made[0].close()
 

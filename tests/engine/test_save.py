@@ -37,7 +37,7 @@ from parallel_fixedram.host.ram_files import RamFile, RamFiles
 
 BUFFERED = SaveOptions(direct_io=DirectIO.OFF)
 PAST_THE_CACHE = model(direct={1: (1, 0.1)}, buffered={1: (10, 1)}, stable=(10, 1))
-THROUGH_THE_CACHE = model(direct={1: (10, 1)}, buffered={1: (1, 0.1)}, stable=(1, 0.1))
+THROUGH_THE_CACHE = model(direct={1: (10, 1)}, buffered={1: (1, 0.1)}, stable=(1, 0.1), compare=10)
 PICTURE = "A0-b" + "-" * 70 + "C" * 300 + "0" * 20 + "-" * 5 + "D" + "-" * 62
 LATIN = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 
@@ -281,6 +281,7 @@ def test_pages_go_the_way_that_is_predicted_to_be_faster(
     with ScriptedGuest({"ram": PICTURE}, running=running) as guest:
         report = save(guest, target, SaveOptions())
     assert report.direct_io == report.choice.direct_io == direct
+    assert report.choice.precopy == (direct and running)
     assert report.choice.why[0].startswith("direct: " if direct else "page cache: ")
     assert saved_picture(target) == saved(PICTURE)
 
@@ -440,9 +441,11 @@ def test_a_kernel_that_cannot_start_writing_early_only_writes_later(
 
 
 @pytest.mark.parametrize("successes", range(9))
+@pytest.mark.parametrize("running", [False, True])
 def test_each_failing_write_of_a_page_fails_the_save_and_leaves_nothing(
-    target: str, through: Callable[[Callable[[FileChannel], Channel]], None], successes: int
+    target: str, through: Callable[[Callable[[FileChannel], Channel]], None], successes: int, running: bool
 ) -> None:
+    """A guest that runs is not stopped for it: its pages are written before."""
     failing: list[FailingChannel] = []
 
     def wrap(inner: FileChannel) -> Channel:
@@ -450,11 +453,11 @@ def test_each_failing_write_of_a_page_fails_the_save_and_leaves_nothing(
         return failing[-1]
 
     through(wrap)
-    with ScriptedGuest({"ram": "A-" * 10}) as guest:
+    with ScriptedGuest({"ram": "A-" * 10}, running=running) as guest:
         with pytest.raises(HostError, match="cannot write: input/output error"):
             save(guest, target, SaveOptions(channels=2, direct_io=DirectIO.ON, gap_pages=0))
-        assert guest.running
-        assert guest.calls[-1] == "resume"
+        assert guest.running == running
+        assert guest.calls == ([] if running else ["pause", "device_state", "resume"])
     assert folder(target) == []
     failing[0].close()
 

@@ -52,13 +52,17 @@ def check_times(shards: list[ShardTrace], report: SaveReport) -> None:
 def test_every_page_with_data_is_in_exactly_one_shard(target: str, direct_io: DirectIO, running: bool) -> None:
     with ScriptedGuest(PICTURES, running=running) as guest:
         report, shards = traced(guest, target, replace(OPTIONS, direct_io=direct_io))
-    pages = spanned(shards, 0)
-    assert len(pages) == len(set(pages))
+    rounds = range(2 if report.choice.precopy else 1)
+    assert report.choice.precopy == (running and direct_io is DirectIO.ON)
     data = {(block, page) for block, picture in enumerate(PICTURES.values()) for page, letter in enumerate(picture)
             if letter != "-"}  # fmt: skip
-    assert data <= set(pages)
-    assert all(page < len(list(PICTURES.values())[block]) for block, page in pages)
-    assert {shard.round for shard in shards} == {0}
+    for number in rounds:
+        pages = spanned(shards, number)
+        assert len(pages) == len(set(pages))
+        assert data <= set(pages)
+        assert all(page < len(list(PICTURES.values())[block]) for block, page in pages)
+    assert {shard.round for shard in shards} == set(rounds)
+    assert sum(shard.bytes for shard in shards if shard.round > 0) == 0
     check_times(shards, report)
 
 

@@ -20,9 +20,10 @@ from support.qemu import QemuProcess, Ram, boot_from
 
 from parallel_fixedram import app
 from parallel_fixedram.cli.main import main
-from parallel_fixedram.engine import save
+from parallel_fixedram.engine import ending, save
 from parallel_fixedram.engine.digest import DigestJob
 from parallel_fixedram.engine.pause import Pause
+from parallel_fixedram.engine.precopy import PrecopyJob
 from parallel_fixedram.engine.write import WriteJob
 from parallel_fixedram.experiments.boot_sector import boot_image
 from parallel_fixedram.host import linux
@@ -49,6 +50,13 @@ BEFORE = {
     "armed": behind(Guardian, "arm"),
 }
 """Steps at which the guest has not been stopped yet."""
+PRECOPIED = {
+    "pages being written while it runs": before(PrecopyJob, "run"),
+    "pages written while it runs": behind(PrecopyJob, "run"),
+    "pages being compared": before(WriteJob, "run", since=STOPPED),
+    "digests being stored": before(save, "write_digests"),
+}
+"""Steps of a save whose pages are written past the page cache, and before."""
 PAUSED = {
     "stopped": STOPPED,
     "pages being written": before(WriteJob, "run", since=STOPPED),
@@ -59,7 +67,7 @@ PAUSED = {
 AFTER = {
     "let go on": behind(Monitor, "execute", "cont"),
     "digests being made": before(DigestJob, "run"),
-    "trailer written": behind(save, "write_trailer"),
+    "trailer written": behind(ending, "write_trailer"),
     "about to sync": before(FileChannel, "sync"),
     "synced": behind(FileChannel, "sync"),
     "about to publish": before(PendingFile, "publish"),
@@ -153,12 +161,30 @@ def test_killed_at_any_step(
     guest: QemuProcess, tmp_path: Path, step: str, record_property: Callable[[str, object], None]
 ) -> None:
     file = tmp_path / "vm.mr"
-    with saving(guest, file, moment=STEPS[step], act=sends_itself(signal.SIGKILL)) as running:
+    with saving(guest, file, "--direct-io", "off", moment=STEPS[step], act=sends_itself(signal.SIGKILL)) as running:
         check_goes_on(guest, running, record_property)
 
     assert os.listdir(tmp_path) == ([] if step in NO_FILE else [file.name if step in RENAMED else part_of(file).name])
     if step in RENAMED:
         assert app.verify(str(file)).ok
+    check_next_save(guest, file)
+
+
+@pytest.mark.parametrize("step", PRECOPIED)
+def test_killed_at_any_step_of_a_pre_copied_save(
+    guest: QemuProcess, tmp_path: Path, step: str, record_property: Callable[[str, object], None]
+) -> None:
+    file = tmp_path / "vm.mr"
+    moment = PRECOPIED[step]
+    try:
+        os.close(os.open(file, os.O_CREAT | os.O_WRONLY | os.O_DIRECT))
+    except OSError:
+        pytest.skip("this file system has no direct I/O")
+    finally:
+        file.unlink(missing_ok=True)
+    with saving(guest, file, "--direct-io", "on", moment=moment, act=sends_itself(signal.SIGKILL)) as running:
+        check_goes_on(guest, running, record_property)
+    assert os.listdir(tmp_path) == [part_of(file).name]
     check_next_save(guest, file)
 
 
@@ -205,7 +231,7 @@ def test_a_guest_that_stood_still_before_stays_so(guest: QemuProcess, tmp_path: 
 def test_a_signal_at_any_step(guest: QemuProcess, tmp_path: Path, step: str) -> None:
     file = tmp_path / "vm.mr"
     for signum in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
-        with saving(guest, file, moment=STEPS[step], act=sends_itself(signum)) as running:
+        with saving(guest, file, "--direct-io", "off", moment=STEPS[step], act=sends_itself(signum)) as running:
             result = running.finish()
             assert guest.status() == "running"
             assert running.acted

@@ -23,9 +23,10 @@ def model(
     reserve: float = 0.0,
     scan: float = 0.0,
     digest: float = 0.0,
+    compare: float = 0.0,
     source: str = "told",
 ) -> DeviceModel:
-    """A device; ``reserve`` is microseconds a run, ``scan`` nanoseconds a byte, ``digest`` microseconds a page."""
+    """A device; ``reserve`` is microseconds a run, ``scan`` nanoseconds a byte, the other two microseconds a page."""
     return DeviceModel(
         source=source,
         direct={channels: cost(*each) for channels, each in (direct or {}).items()},
@@ -34,6 +35,7 @@ def model(
         reserve=reserve * 1e-6,
         scan_byte=scan * 1e-9,
         digest_page=digest * 1e-6,
+        hash_page=compare * 1e-6,
     )
 
 

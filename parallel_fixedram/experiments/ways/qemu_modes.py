@@ -93,7 +93,7 @@ def _migrate_stopped(run: Run, guest: QemuGuest) -> Measured:
                 pass
         written = time.perf_counter()
     finally:
-        guest.execute("cont")
+        _cont(guest)
     resumed = time.perf_counter()
     state = _completed(guest, status)
     sync_start = time.perf_counter()
@@ -128,7 +128,7 @@ def _migrate_live(run: Run, guest: QemuGuest, rounds: int) -> Measured:
             time.sleep(_POLL_SECONDS)
         written = time.perf_counter()
     finally:
-        guest.execute("cont")
+        _cont(guest)
     resumed = time.perf_counter()
     state = _completed(guest, str(state["status"]))
     growth.append((len(growth) + 1, file_bytes(run.path)[1]))
@@ -140,6 +140,13 @@ def _migrate_live(run: Run, guest: QemuGuest, rounds: int) -> Measured:
         Seconds(total=total, last_write=written - started, pause=resumed - stopped),
         growth=tuple(growth),
     )
+
+
+def _cont(guest: QemuGuest) -> None:
+    """Let the guest go on; that a migration is completed is told a moment before QEMU lets it."""
+    while guest.execute("query-status")["status"] == "finish-migrate":
+        time.sleep(_POLL_SECONDS / 10)
+    guest.execute("cont")
 
 
 def _rounds_done(state: Mapping[str, Any]) -> int:

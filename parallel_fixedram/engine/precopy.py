@@ -1,0 +1,174 @@
+"""Pre-copy: most pages are in the file before the guest is stopped, and what changed since shows in a hash.
+
+::
+
+    guest runs:   page -> private copy -> direct write, its hash into a table            at the device's speed
+    guest waits:  page -> hash == table?  then the file holds it; else it is written     at memory's speed
+
+No dirty log is needed, which from outside a QEMU there is none of. The hash is XXH3-128 with a seed that nobody else
+knows: two contents of a page have the same one with a probability of 2**-128, and a guest cannot look for such a pair.
+What is hashed is the copy that is written, never RAM itself, which changes meanwhile.
+"""
+
+from __future__ import annotations
+
+import secrets
+import time
+from collections.abc import Sequence
+
+import numpy as np
+import xxhash
+from numpy.typing import NDArray
+
+from parallel_fixedram.core.bitmap import WORD_PAGES, Bits, runs_of_ones
+from parallel_fixedram.core.choice import WINDOW_PAGES_DIRECT
+from parallel_fixedram.core.mapped_ram import SavedBlock
+from parallel_fixedram.core.plan import Shard
+from parallel_fixedram.core.protocols import Pages, PageSource
+from parallel_fixedram.core.ramblock import RAMBlock
+from parallel_fixedram.engine.bitmaps import SharedBitmaps, shared_words
+from parallel_fixedram.engine.digest import page_digests
+from parallel_fixedram.engine.messages import Tally
+from parallel_fixedram.engine.staging import Staging
+from parallel_fixedram.engine.window import merge_runs, nonzero_pages
+
+Hashes = NDArray[np.uint64]
+"""Two words a page, shape (pages, 2); both 0 where the file has nothing of the page."""
+
+
+class KnownPages:
+    """What the file holds of each page, in memory that workers share; 24 bytes a page that holds something.
+
+    Args:
+        blocks: in the file's order.
+
+    Attributes:
+        hashes: one array a block.
+        digests: XXH3-64 of each page, as the trailer has it, one array a block; 0 where there is none.
+    """
+
+    def __init__(self, blocks: Sequence[RAMBlock]) -> None:
+        self._seed = secrets.randbits(64)
+        self.hashes: list[Hashes] = [shared_words(2 * block.pages).reshape(-1, 2) for block in blocks]
+        self.digests: list[NDArray[np.uint64]] = [shared_words(block.pages) for block in blocks]
+
+    def hashes_of(self, pages: Pages, bits: Bits) -> Hashes:
+        """Of every page whose bit is 1; 0 for the others."""
+        digest, view, size, seed = xxhash.xxh3_128_digest, pages.data.cast("B"), pages.shape[1] * 8, self._seed
+        found = np.zeros((len(bits), 2), np.uint64)
+        wanted = np.flatnonzero(bits)
+        whole = b"".join([digest(view[start : start + size], seed) for start in (wanted * size).tolist()])
+        found[wanted] = np.frombuffer(whole, np.uint64).reshape(-1, 2)
+        return found
+
+    def changed(self, block: int, first: int, pages: Pages, bits: Bits) -> Bits:
+        """1 for every page, of those whose bit is 1, that is not what the file holds.
+
+        Args:
+            block: number of the block.
+            first: number of the first page.
+            pages: contents, shape (pages, page_size / 8).
+            bits: which of them to look at.
+        """
+        known = self.hashes[block][first : first + len(bits)]
+        other: Bits = (self.hashes_of(pages, bits) != known).any(axis=1).view(np.uint8)
+        return other & bits
+
+    def forget(self, block: int, first: int, bits: Bits) -> None:
+        """These pages are about to be written from RAM itself: until RAM stands still nobody knows what the file holds.
+
+        Args:
+            block: number of the block.
+            first: number of the first page.
+            bits: which of the pages from there on.
+        """
+        self.hashes[block][first : first + len(bits)][bits != 0] = 0
+
+
+class PrecopyJob:
+    """Writes the pages of a shard while the guest changes them.
+
+    Args:
+        blocks: where the pages of each block go.
+        sources: where they come from, in the same order.
+        bitmaps: what may be read, and what is in the file afterwards.
+        staging: where pages are copied and written from.
+        known: gets hash and digest of what is written.
+        max_gap_pages: how many pages may be written along to join two writes into one.
+        keep_zero_pages: one a block, whether its zero pages are written like others.
+    """
+
+    def __init__(
+        self,
+        blocks: Sequence[SavedBlock],
+        sources: Sequence[PageSource],
+        bitmaps: SharedBitmaps,
+        staging: Staging,
+        known: KnownPages,
+        *,
+        max_gap_pages: int,
+        keep_zero_pages: Sequence[bool],
+    ) -> None:
+        self._blocks = blocks
+        self._sources = sources
+        self._bitmaps = bitmaps
+        self._staging = staging
+        self._known = known
+        self._max_gap_pages = max_gap_pages
+        self._keep_zero_pages = keep_zero_pages
+
+    def open(self) -> None:
+        """Map guest RAM, get room for copies (Job.open)."""
+        for source in self._sources:
+            source.open()
+        self._staging.open()
+
+    def run(self, shard: Shard) -> Tally:
+        """Write one shard (Job.run)."""
+        tally = Tally()
+        data = self._bitmaps.data[shard.block].bits(shard.first_word, shard.words)
+        present = np.zeros(len(data), np.uint8)
+        first_page = shard.first_word * WORD_PAGES
+        for start in range(0, len(data), WINDOW_PAGES_DIRECT):
+            window = slice(start, start + WINDOW_PAGES_DIRECT)
+            if data[window].any():
+                present[window] = self._write_window(shard.block, first_page + start, data[window], tally)
+        started = time.perf_counter()
+        self._staging.settle()
+        tally.write_seconds += time.perf_counter() - started
+        self._bitmaps.file[shard.block].put_bits(shard.first_word, present)
+        return tally
+
+    def _write_window(self, block: int, first: int, data: Bits, tally: Tally) -> Bits:
+        """Begin to write a window; returns which of its pages are in the file when that is done."""
+        saved, clock = self._blocks[block], time.perf_counter
+        started = clock()
+        channel = self._staging.next_channel()
+        waited = clock()
+        copy = self._staging.copy(self._sources[block], first, data)
+        store = data if self._keep_zero_pages[block] else nonzero_pages(copy)
+        runs = merge_runs(runs_of_ones(store), self._max_gap_pages)
+        scanned = clock()
+        span = slice(first, first + len(data))
+        known = self._known.hashes[block]
+        # written by a worker that died, and zero by now
+        lost: Bits = (known[span].any(axis=1) & (store == 0)).view(np.uint8)
+        # before the write: a page whose worker dies in between must not look as if the file had nothing of it
+        known[span] = np.where(lost[:, np.newaxis], known[span], self._known.hashes_of(copy, store))
+        hashed = clock()
+        channel.write_runs(saved.page_offset(first), copy, runs, np.ones(len(data), np.uint8))
+        written = clock()
+        self._known.digests[block][span] = page_digests(copy, store)
+        for start, count in runs_of_ones(lost).tolist():
+            channel.settle()
+            channel.punch(saved.page_offset(first + start), count * saved.block.page_size)
+        self._known.forget(block, first, lost)  # only now: this worker may die, too
+        stored, moved = int(np.count_nonzero(store)), int(runs[:, 1].sum())
+        tally.written_pages += stored
+        tally.gap_pages += moved - stored
+        tally.zero_pages += int(np.count_nonzero(data)) - stored
+        tally.bytes += moved * saved.block.page_size
+        tally.scan_seconds += scanned - waited
+        tally.write_seconds += waited - started + written - hashed
+        tally.digest_seconds += hashed - scanned + clock() - written
+        return store

@@ -1,0 +1,702 @@
+"""Pre-copy: pages are written while the guest runs, and what it changes meanwhile is written when it stands still."""
+
+import errno
+import os
+import queue
+import signal
+import threading
+from collections.abc import Callable, Collection, Iterator, Mapping
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from support.channels import (
+    DeadlyChannel,
+    FailingChannel,
+    HookChannel,
+    RecordingChannel,
+    SharedCounter,
+    WrappedChannel,
+)
+from support.models import model
+from support.pictures import PAGE, allocated_pages, content, saved_picture
+from support.sources import ScriptedGuest
+
+from parallel_fixedram.core.bitmap import Bits
+from parallel_fixedram.core.choice import DirectIO
+from parallel_fixedram.core.cost import DeviceModel
+from parallel_fixedram.core.errors import HostError, WorkerError
+from parallel_fixedram.core.layout import FileLayout
+from parallel_fixedram.core.protocols import Channel, GuestBlock, Pages
+from parallel_fixedram.core.ramblock import RAMBlock
+from parallel_fixedram.core.report import SaveReport
+from parallel_fixedram.core.units import MIB
+from parallel_fixedram.engine import save as save_module
+from parallel_fixedram.engine.early_writeback import SHARE_OF_ROOM, EarlyWriteback
+from parallel_fixedram.engine.image import Image
+from parallel_fixedram.engine.precopy import KnownPages
+from parallel_fixedram.engine.save import save
+from parallel_fixedram.engine.save_options import SaveOptions
+from parallel_fixedram.engine.verify import verify
+from parallel_fixedram.host import linux
+from parallel_fixedram.host.channel import FileChannel
+from parallel_fixedram.host.page_source import CopiedSource
+from parallel_fixedram.host.publish import PendingFile
+
+DIRECT = SaveOptions(channels=2, direct_io=DirectIO.ON, gap_pages=4)
+Ram = Mapping[str, str]
+"""Pictures by block name."""
+Wrap = Callable[[FileChannel], Channel]
+Ways = Callable[..., None]
+
+
+class ChangingGuest(ScriptedGuest):
+    """Runs, and has RAM of one picture after the other.
+
+    Args:
+        ram: while it is pre-copied.
+        rehearsed: from before firmware is written for the first time.
+        stopped: from the pause on.
+        copying: whether sources copy, so that the next pages take the place of these.
+        small: names of the blocks that are firmware.
+    """
+
+    def __init__(
+        self,
+        ram: Ram,
+        *,
+        rehearsed: Ram | None = None,
+        stopped: Ram | None = None,
+        copying: bool = False,
+        small: Collection[str] = (),
+    ) -> None:
+        super().__init__(ram, [lambda: self.become(stopped or rehearsed or ram)], small=small)
+        self._rehearsed = rehearsed or ram
+        self._prepared = 0
+        if copying:
+            for number, (each, fd) in enumerate(zip(self._blocks, self.fds.values(), strict=True)):
+                each.source.close()
+                self._blocks[number] = replace(each, source=CopiedSource(fd))
+
+    def prepare(self) -> bool:
+        self._prepared += 1
+        if self._prepared == 2:  # the first time is before the pre-copy
+            self.become(self._rehearsed)
+        return super().prepare()
+
+    def become(self, ram: Ram) -> None:
+        """Write whatever differs from these pictures."""
+        for number, (fd, picture) in enumerate(zip(self.fds.values(), ram.values(), strict=True)):
+            before = os.pread(fd, len(picture) * PAGE, 0)
+            for index, letter in enumerate(picture):
+                if letter != "-" and before[index * PAGE : (index + 1) * PAGE] != content(letter):
+                    self.write(index, letter, number)
+
+    @property
+    def by_name(self) -> dict[str, GuestBlock]:
+        return {each.block.idstr: each for each in self.guest_blocks()}
+
+
+@pytest.fixture
+def ways(monkeypatch: pytest.MonkeyPatch) -> Iterator[Ways]:
+    """Have pages go through other channels: ``direct`` is the pre-copy's, ``buffered`` that of all the rest."""
+    made: list[Any] = []
+
+    def install(*, direct: Wrap | None = None, buffered: Wrap | None = None) -> None:
+        class Pending(PendingFile):
+            def __enter__(self) -> PendingFile:
+                super().__enter__()
+                self._plain = self.channel
+                if buffered:
+                    made.append(buffered(self.channel))
+                    self.channel = made[-1]
+                return self
+
+            def open_direct(self) -> Any:
+                if direct is None:
+                    return super().open_direct()
+                made.append(direct(self._plain))
+                return made[-1]
+
+        monkeypatch.setattr(save_module, "PendingFile", Pending)
+
+    yield install
+    for each in made:
+        if hasattr(type(each), "close"):
+            each.close()
+
+
+def plain(inner: FileChannel) -> Channel:
+    """Direct writes that any file system takes."""
+    return WrappedChannel(inner)
+
+
+def saved(guest: ScriptedGuest, target: str, options: SaveOptions = DIRECT, **more: Any) -> SaveReport:
+    try:
+        report = save(guest, target, options, **more)
+    except HostError as error:
+        if "refuses direct I/O" in str(error):
+            pytest.skip(str(error))
+        raise
+    assert report.choice.precopy
+    assert report.direct_io
+    return report
+
+
+def twin(stopped: Ram, small: Collection[str] = ()) -> dict[str, str]:
+    """What the file is to hold: no page of zeros, but for firmware, which is there as a whole."""
+    return {
+        name: picture.replace("-", "0") if name in small else picture.replace("0", "-")
+        for name, picture in stopped.items()
+    }
+
+
+def check(target: str, guest: ChangingGuest, stopped: Ram, small: Collection[str] = ()) -> None:
+    """The file is what RAM was at the pause, byte for byte, and so are its digests."""
+    assert {name: saved_picture(target, name) for name in stopped} == twin(stopped, small)
+    with Image(target) as image:
+        assert verify(image, ram=guest.by_name).ok
+        assert verify(image).ok
+
+
+def place_of(guest: ScriptedGuest, page: int, block: int = 0) -> int:
+    """File offset of a page."""
+    layout = FileLayout.plan(guest.name, [each.block for each in guest.guest_blocks()])
+    return layout.blocks[block].page_offset(page)
+
+
+def folder(path: str) -> list[str]:
+    return os.listdir(os.path.dirname(path))
+
+
+# --- what changes between pre-copy and pause
+
+
+@pytest.mark.parametrize("copying", [False, True])
+@pytest.mark.parametrize("gap", [0, 16])
+@pytest.mark.parametrize("direct", [None, plain])
+def test_the_file_is_what_ram_was_at_the_pause(
+    target: str, ways: Ways, copying: bool, gap: int, direct: Wrap | None
+) -> None:
+    """Same, changed, in its last byte, zeroed, un-zeroed, newly touched; in a second block and its half-used word."""
+    before = {"ram": "ABcD0-" + "-" * 300 + "E" * 600, "second": "F" * 64 + "GH0-", "one": "-", "none": "-" * 65}
+    after = {
+        "ram": "AXx0YZ" + "-" * 299 + "W" + "E" * 299 + "0" + "E" * 299 + "e",
+        "second": "F" * 63 + "00HIJ",
+        "one": "K",
+        "none": "-" * 64 + "0",
+    }
+    ways(direct=direct)
+    with ChangingGuest(before, stopped=after, copying=copying) as guest:
+        saved(guest, target, replace(DIRECT, gap_pages=gap))
+        check(target, guest, after)
+        assert guest.calls == ["pause", "device_state", "resume"]
+    assert folder(target) == ["FILE"]
+
+
+@pytest.mark.parametrize("pages", [1, 2, 63, 64, 65, 127, 128, 511, 512, 513])
+def test_the_last_pages_of_a_block_are_compared_however_many_there_are(target: str, ways: Ways, pages: int) -> None:
+    ways(direct=plain)
+    before, after = "A" * pages, "A" * (pages - 1) + "B"
+    with ChangingGuest({"ram": before}, stopped={"ram": after}) as guest:
+        assert saved(guest, target).rounds[1].written_pages == 1
+        check(target, guest, {"ram": after})
+
+
+def test_a_page_that_changed_and_changed_back_is_not_written_again(target: str, ways: Ways) -> None:
+    ways(direct=plain)
+    ram = {"ram": "A0B-" * 50}
+    with ChangingGuest(ram, rehearsed={"ram": "XYZ-" * 50}, stopped=ram) as guest:
+        last = saved(guest, target).rounds[1]
+        assert (last.dirty_pages, last.written_pages, last.zero_pages) == (0, 0, 0)
+        check(target, guest, ram)
+
+
+@pytest.mark.parametrize("rehearsed", ["AB0-CD", "XB0-C0", "00000D", "ABXYZD"])
+@pytest.mark.parametrize("stopped", ["AB0-CD", "YB0-C0", "000000", "ABXYZD"])
+def test_firmware_is_written_twice_and_is_what_it_was_at_the_pause(
+    target: str, ways: Ways, rehearsed: str, stopped: str
+) -> None:
+    """Also a page that is what it was when it was pre-copied, but not when it was written for the first time."""
+    ways(direct=plain)
+    small = {"bios"}
+    stopped = "".join("0" if now == "-" != then else now for now, then in zip(stopped, rehearsed, strict=True))
+    names = [{"ram": "A" * 70, "bios": bios} for bios in ("AB0-CD", rehearsed, stopped)]
+    with ChangingGuest(names[0], rehearsed=names[1], stopped=names[2], small=small) as guest:
+        saved(guest, target)
+        check(target, guest, names[2], small)
+
+
+@st.composite
+def picture(draw: st.DrawFn, length: int) -> str:
+    """Stretches of equal letters."""
+    found = ""
+    while len(found) < length:
+        found += draw(st.sampled_from("-0ABab")) * draw(st.sampled_from((1, 1, 2, 5, 16, 17, 63, 64, 65, 260)))
+    return found[:length]
+
+
+@st.composite
+def lives(draw: st.DrawFn) -> list[dict[str, str]]:
+    """RAM of three blocks during the pre-copy, the rehearsal and the pause; what was touched stays so."""
+    lengths = {"ram": draw(st.sampled_from((1, 63, 65, 600))), "second": draw(st.sampled_from((1, 64, 130))), "bios": 9}
+    states = [{name: draw(picture(length)) for name, length in lengths.items()}]
+    for _ in range(2):
+        state = {}
+        for name, before in states[-1].items():
+            now = draw(picture(len(before)))
+            keep = draw(st.integers(1, 7))  # every so many pages are left alone
+            state[name] = "".join(
+                old if index % keep == 0 or (new == "-" and old != "-") else new
+                for index, (old, new) in enumerate(zip(before, now, strict=True))
+            )
+        states.append(state)
+    return states
+
+
+@given(
+    states=lives(),
+    channels=st.sampled_from((1, 3)),
+    gap=st.sampled_from((0, 1, 16)),
+    copying=st.booleans(),
+    truly=st.booleans(),
+)
+@settings(max_examples=60)
+def test_whatever_the_guest_does_meanwhile_the_file_is_its_ram_at_the_pause(
+    tmp_path_factory: pytest.TempPathFactory,
+    states: list[dict[str, str]],
+    channels: int,
+    gap: int,
+    copying: bool,
+    truly: bool,
+) -> None:
+    """Page by page, and the last round has written those that changed and no others."""
+
+    class Pending(PendingFile):
+        def open_direct(self) -> Any:
+            return super().open_direct() if truly else plain(self.channel)
+
+    target = str(tmp_path_factory.mktemp("life") / "FILE")
+    copied, rehearsed, stopped = states
+    options = SaveOptions(channels=channels, direct_io=DirectIO.ON, gap_pages=gap)
+    with (
+        pytest.MonkeyPatch.context() as patch,
+        ChangingGuest(copied, rehearsed=rehearsed, stopped=stopped, copying=copying, small={"bios"}) as guest,
+    ):
+        patch.setattr(save_module, "PendingFile", Pending)
+        report = saved(guest, target, options)
+        check(target, guest, stopped, {"bios"})
+    main = [(a, b) for name in ("ram", "second") for a, b in zip(copied[name], stopped[name], strict=True)]
+    changed = sum(old != new and new not in "-0" for old, new in main)
+    emptied = sum(old not in "-0" and new in "-0" for old, new in main)
+    last = report.rounds[1]
+    assert changed <= last.written_pages <= changed + len(stopped["bios"])
+    assert (last.zero_pages, last.gap_pages) == (emptied, 0)
+
+
+# --- what is written
+
+
+def test_pages_that_did_not_change_are_written_once(target: str, ways: Ways) -> None:
+    copied: list[RecordingChannel] = []
+    rest: list[RecordingChannel] = []
+
+    def recording(into: list[RecordingChannel]) -> Wrap:
+        def wrap(inner: FileChannel) -> Channel:
+            into.append(RecordingChannel(inner, 16 * MIB))
+            return into[-1]
+
+        return wrap
+
+    ways(direct=recording(copied), buffered=recording(rest))
+    before = "A0B-" + "C" * 600
+    after = "X0B-" + "C" * 300 + "Y" + "C" * 200 + "0" + "C" * 97 + "Z"
+    with ChangingGuest({"ram": before}, stopped={"ram": after}) as guest:
+        start, end = place_of(guest, 0), place_of(guest, len(before))
+        report = saved(guest, target, replace(DIRECT, gap_pages=0))
+        check(target, guest, {"ram": after})
+    first, last = report.rounds
+    assert (first.dirty_pages, first.written_pages, first.zero_pages) == (603, 602, 1)
+    assert (last.dirty_pages, last.written_pages, last.zero_pages, last.gap_pages) == (4, 3, 1, 0)
+    assert report.bytes.written == (602 + 3) * PAGE
+    assert sum(worker.written_pages for worker in report.workers) == 602 + 3
+    assert not copied[0].events("!P")
+    assert sum(event.length for event in copied[0].events("W")) == 602 * PAGE
+    in_pages = [event for event in rest[0].events() if start <= event.offset < end]
+    assert sorted(((event.offset - start) // PAGE, event.kind, event.length // PAGE) for event in in_pages) == [
+        (0, "W", 1),
+        (304, "W", 1),
+        (505, "P", 1),
+        (603, "W", 1),
+    ]
+
+
+def test_a_guest_that_changes_nothing_waits_for_no_write(target: str, ways: Ways) -> None:
+    ways(direct=plain)
+    with ChangingGuest({"ram": "A0B-" * 100, "bios": "C0-"}, small={"bios"}) as guest:
+        report = saved(guest, target)
+        check(target, guest, {"ram": "A0B-" * 100, "bios": "C0-"}, {"bios"})
+    assert report.rounds[1].written_pages == 0
+    assert [block.data_pages for block in report.blocks] == [200, 3]
+
+
+def test_a_page_that_became_zero_has_no_bit_no_bytes_and_no_digest(target: str, ways: Ways) -> None:
+    """Invariant 5."""
+    ways(direct=plain)
+    with ChangingGuest({"ram": "A" * 70}, stopped={"ram": "A" * 33 + "0" + "A" * 36}) as guest:
+        saved(guest, target, replace(DIRECT, channels=1))
+    with Image(target) as image:
+        block = image.block("ram")
+        assert not image.bitmap("ram").test(33)
+        assert image.channel.bytes_at(block.page_offset(33), PAGE) == bytes(PAGE)
+        table = image.digest_table(block)
+        assert table is not None
+        pages = np.zeros((1, PAGE // 8), np.uint64)
+        assert table.mismatches(33, pages, np.zeros(1, np.uint8)).tolist() == [0]
+        assert table.mismatches(32, pages, np.zeros(1, np.uint8)).tolist() == [1]
+
+
+@pytest.mark.parametrize("back", [False, True])
+def test_a_page_that_changes_while_it_is_written_is_compared_with_what_was_written(
+    target: str, ways: Ways, back: bool
+) -> None:
+    """Its copy is written and hashed, not RAM."""
+    picture = "A" * 1100
+    changed = "A" * 700 + "X" + "A" * 399
+    stopped = {"ram": picture if back else changed}
+    with ChangingGuest({"ram": picture}, rehearsed={"ram": changed}, stopped=stopped) as guest:
+        place = place_of(guest, 700)
+        ways(direct=lambda inner: HookChannel(inner, place, lambda: guest.write(700, "X")))
+        report = saved(guest, target)
+        assert report.rounds[1].written_pages == (0 if back else 1)
+        check(target, guest, stopped)
+
+
+@pytest.mark.parametrize("direct", [None, plain])
+def test_gaps_over_pages_never_touched_leave_memory_as_large_as_it_was(
+    target: str, ways: Ways, direct: Wrap | None
+) -> None:
+    ways(direct=direct)
+    before = "A-A--A" + "0-" * 40 + "-" * 300 + "B-0-B" * 60
+    with ChangingGuest({"ram": before}, stopped={"ram": before.replace("A", "C")}) as guest:
+        taken = allocated_pages(guest.fds["ram"])
+        report = saved(guest, target, replace(DIRECT, gap_pages=16))
+        assert report.rounds[0].gap_pages > 0
+        assert allocated_pages(guest.fds["ram"]) == taken
+        check(target, guest, {"ram": before.replace("A", "C")})
+
+
+# --- lost workers
+
+
+class DyingChannel(DeadlyChannel):
+    """Lets the write happen, then something else, and kills its worker."""
+
+    def __init__(self, inner: Channel, offset: int, act: Callable[[], object]) -> None:
+        super().__init__(inner, offset)
+        self._act = act
+
+    def hooked(self, offset: int, data: memoryview) -> None:
+        self.inner.write(offset, data)
+        self._act()
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
+class DyingAtPunch(DyingChannel):
+    """Kills the next worker, too, just before it makes the first hole."""
+
+    def __init__(self, inner: Channel, offset: int, act: Callable[[], object]) -> None:
+        super().__init__(inner, offset, act)
+        self._punches = SharedCounter(1)
+
+    def punch(self, offset: int, length: int) -> None:
+        if self._punches.take():
+            os.kill(os.getpid(), signal.SIGKILL)
+        super().punch(offset, length)
+
+    def close(self) -> None:
+        super().close()
+        self._punches.close()
+
+
+LONG = "A" * 1000
+
+
+@pytest.mark.parametrize("died", [DyingChannel, DyingAtPunch])
+@pytest.mark.parametrize("gap", [0, 4])
+@pytest.mark.parametrize("letter", ["0", "X"])
+def test_a_shard_that_was_written_and_lost_leaves_no_stale_bytes(
+    target: str, ways: Ways, died: type[DyingChannel], gap: int, letter: str
+) -> None:
+    """By the time another worker does it again, a page of it is zero: it has to be punched out, or nobody would."""
+    after = {"ram": "A" * 555 + letter + "A" * 444}
+    with ChangingGuest({"ram": LONG}, rehearsed=after) as guest:
+        place = place_of(guest, 555)
+        ways(direct=lambda inner: died(inner, place, lambda: guest.write(555, letter)))
+        report = saved(guest, target, replace(DIRECT, channels=4, gap_pages=gap))
+        check(target, guest, after)
+    assert report.rounds[1].written_pages == 0
+
+
+def test_a_worker_that_dies_in_the_middle_of_a_pre_copied_write_costs_a_repetition(target: str, ways: Ways) -> None:
+    after = {"ram": "B" + LONG[1:]}
+    with ChangingGuest({"ram": LONG}, stopped=after) as guest:
+        place = place_of(guest, 600)
+        ways(direct=lambda inner: DeadlyChannel(inner, place))
+        report = saved(guest, target)
+        check(target, guest, after)
+    assert report.rounds[1].written_pages == 1
+
+
+def test_a_worker_that_dies_in_the_last_round_costs_a_repetition(target: str, ways: Ways) -> None:
+    after = {"ram": "A" * 500 + "XY0Z" + "A" * 496}
+    with ChangingGuest({"ram": LONG}, stopped=after) as guest:
+        place = place_of(guest, 501)
+        ways(direct=plain, buffered=lambda inner: DeadlyChannel(inner, place))
+        saved(guest, target)
+        check(target, guest, after)
+
+
+def test_a_worker_that_dies_before_it_makes_a_hole_in_the_last_round_costs_a_repetition(
+    target: str, ways: Ways
+) -> None:
+    after = {"ram": "A" * 500 + "X00Z" + "A" * 496}
+    with ChangingGuest({"ram": LONG}, stopped=after) as guest:
+        ways(direct=plain, buffered=lambda inner: DyingAtPunch(inner, -1, lambda: None))
+        saved(guest, target)
+        check(target, guest, after)
+
+
+def test_a_worker_that_dies_over_firmware_costs_a_repetition(target: str, ways: Ways) -> None:
+    """In the rehearsal; the page is then what it was when it was pre-copied."""
+    states = [{"ram": "A" * 70, "bios": bios} for bios in ("BC0", "XC0", "BC0")]
+    with ChangingGuest(states[0], rehearsed=states[1], stopped=states[2], small={"bios"}) as guest:
+        place = place_of(guest, 0, block=1)
+        ways(direct=plain, buffered=lambda inner: DeadlyChannel(inner, place))
+        saved(guest, target)
+        check(target, guest, states[2], {"bios"})
+
+
+def test_without_workers_the_guest_is_never_stopped(target: str, ways: Ways) -> None:
+    with ChangingGuest({"ram": LONG}) as guest:
+        place = place_of(guest, 600)
+        ways(direct=lambda inner: DeadlyChannel(inner, place, times=100))
+        with pytest.raises(WorkerError, match="no worker is left"):
+            save(guest, target, DIRECT)
+        assert (guest.calls, guest.running) == ([], True)
+    assert folder(target) == []
+
+
+# --- failures
+
+
+@pytest.mark.parametrize("successes", [0, 1, 5])
+def test_a_device_that_is_full_fails_the_save_and_the_guest_was_never_stopped(
+    target: str, ways: Ways, successes: int
+) -> None:
+    ways(direct=lambda inner: FailingChannel(inner, errno=errno.ENOSPC, successes=successes))
+    with ChangingGuest({"ram": "A-" * 10}) as guest:
+        with pytest.raises(HostError, match="no space left") as caught:
+            save(guest, target, replace(DIRECT, gap_pages=0))
+        assert caught.value.errno == errno.ENOSPC
+        assert (guest.calls, guest.running) == ([], True)
+    assert folder(target) == []
+
+
+def test_a_failing_write_of_what_changed_fails_the_save_and_the_guest_goes_on(target: str, ways: Ways) -> None:
+    ways(direct=plain, buffered=lambda inner: FailingChannel(inner, errno=errno.EIO))
+    with ChangingGuest({"ram": LONG}, stopped={"ram": "B" + LONG[1:]}) as guest:
+        with pytest.raises(HostError, match="input/output error"):
+            save(guest, target, DIRECT)
+        assert (guest.calls[0], guest.calls[-1], guest.running) == ("pause", "resume", True)
+    assert folder(target) == []
+
+
+def test_an_interrupt_leaves_the_guest_running_and_nothing_behind(target: str, ways: Ways) -> None:
+    def interrupt(phase: str, *_: int) -> None:
+        assert phase == "precopy"
+        raise KeyboardInterrupt
+
+    ways(direct=plain)
+    with ChangingGuest({"ram": LONG}) as guest:
+        with pytest.raises(KeyboardInterrupt):
+            save(guest, target, DIRECT, progress=interrupt)
+        assert (guest.calls, guest.running) == ([], True)
+    assert folder(target) == []
+
+
+# --- when, and what is said of it
+
+
+def test_the_pause_begins_when_everything_is_written_and_the_report_says_so(target: str, ways: Ways) -> None:
+    ways(direct=plain)
+    seen: list[tuple[str, tuple[str, ...]]] = []
+    shards: list[tuple[int, float]] = []
+    with ChangingGuest({"ram": LONG}, stopped={"ram": "B" + LONG[1:]}) as guest:
+        report = saved(
+            guest,
+            target,
+            progress=lambda phase, *_: seen.append((phase, tuple(guest.calls))),
+            trace=lambda shard: shards.append((shard.round, shard.ended)),
+        )
+    assert {calls for phase, calls in seen if phase == "precopy"} == {()}
+    assert {calls[:1] for phase, calls in seen if phase == "write"} == {("pause",)}
+    assert {phase for phase, _ in seen} == {"precopy", "write"}
+    first, last = report.rounds
+    seconds = report.seconds
+    assert all(ended <= seconds.prepare for number, ended in shards if number == 0)
+    assert all(ended > seconds.prepare for number, ended in shards if number == 1)
+    assert 0 < first.seconds < seconds.prepare
+    assert 0 < last.seconds <= seconds.ram <= seconds.pause < seconds.total - seconds.prepare
+    assert {number for number, _ in shards} == {0, 1}
+
+
+def test_whether_there_is_a_pre_copy_is_chosen_and_reported(
+    target: str, ways: Ways, told: Callable[[DeviceModel], None]
+) -> None:
+    ways(direct=plain)
+    told(model(direct={1: (1, 0.1)}, buffered={1: (10, 1)}, stable=(10, 1), compare=0.1))
+    options = SaveOptions()
+    for running, rounds, direct_io, wanted in (
+        (True, 1, DirectIO.AUTO, True),
+        (True, 1, DirectIO.ON, True),
+        (True, 1, DirectIO.OFF, False),
+        (False, 1, DirectIO.ON, False),
+        (True, 3, DirectIO.ON, False),
+        (True, 3, DirectIO.AUTO, False),
+    ):
+        with ScriptedGuest({"ram": LONG}, running=running) as guest:
+            asked = replace(options, max_rounds=rounds, direct_io=direct_io, overwrite=True)
+            report = save(guest, target, asked, dirty=guest if rounds > 1 else None)
+        assert report.choice.precopy == wanted
+        if wanted and direct_io is DirectIO.AUTO:
+            assert report.choice.why[0].startswith("direct: ")
+        assert saved_picture(target) == LONG
+
+
+# --- what is known of pages
+
+BLOCKS = [RAMBlock(idstr="a", used_length=65 * PAGE), RAMBlock(idstr="b", used_length=3 * PAGE)]
+
+
+def ram_of(drawn: str) -> Pages:
+    return np.frombuffer(content(drawn), np.uint64).reshape(len(drawn), -1)
+
+
+def bits_of(drawn: str) -> Bits:
+    return np.array([letter != "-" for letter in drawn], np.uint8)
+
+
+def test_nobody_else_knows_the_hashes() -> None:
+    """Two saves hash the same page differently, so that a guest cannot look for two pages with the same one."""
+    every = np.ones(3, np.uint8)
+    one, other = (KnownPages(BLOCKS).hashes_of(ram_of("AB0"), every) for _ in range(2))
+    assert one.shape == (3, 2)
+    assert not (one == other).all(axis=1).any()
+    assert one.any(axis=1).all()
+
+
+def test_a_page_that_is_not_asked_for_is_not_hashed() -> None:
+    known = KnownPages(BLOCKS)
+    found = known.hashes_of(ram_of("AAA"), bits_of("x-x"))
+    assert found[0].tolist() == found[2].tolist() != [0, 0] == found[1].tolist()
+    assert known.hashes_of(ram_of("AAA"), bits_of("---")).tolist() == [[0, 0]] * 3
+
+
+@given(st.data(), st.sampled_from((0, 1, 10)))
+def test_what_changed_is_what_a_comparison_finds(data: st.DataObject, first: int) -> None:
+    length = data.draw(st.sampled_from((1, 2, 55)))
+    before, after, asked = (data.draw(picture(length)) for _ in range(3))
+    known = KnownPages(BLOCKS)
+    known.hashes[0][first : first + length] = known.hashes_of(ram_of(before), bits_of(before))
+    found = known.changed(0, first, ram_of(after), bits_of(asked))
+    naive = [
+        letter != "-" and (old == "-" or content(old) != content(new))
+        for old, new, letter in zip(before, after, asked, strict=True)
+    ]
+    assert found.tolist() == [int(each) for each in naive]
+    assert not known.hashes[1].any()
+
+
+def test_what_is_known_is_shared_with_forks() -> None:
+    known = KnownPages(BLOCKS)
+    pid = os.fork()
+    if pid == 0:
+        known.hashes[1][2] = 7
+        known.digests[0][64] = 9
+        os._exit(0)
+    os.waitpid(pid, 0)
+    assert (known.hashes[1][2].tolist(), known.digests[0][64]) == ([7, 7], 9)
+
+
+# --- the device starts early
+
+
+class Hints:
+    """Notes what the kernel is asked to write back, and fails the first ``failing`` times."""
+
+    def __init__(self, failing: int = 0) -> None:
+        self.passed: queue.Queue[tuple[int, int, int]] = queue.Queue()
+        self._failing = failing
+
+    def __call__(self, fd: int, offset: int = 0, length: int = 0) -> None:
+        self.passed.put((fd, offset, length))
+        if self._failing:
+            self._failing -= 1
+            raise OSError(errno.EIO, "no")
+
+    def next(self) -> tuple[int, int, int]:
+        return self.passed.get(timeout=10)
+
+
+@pytest.mark.parametrize("failing", [0, 1, 4])
+def test_the_device_starts_beyond_a_share_of_the_room_and_gets_every_range_once(
+    monkeypatch: pytest.MonkeyPatch, failing: int
+) -> None:
+    """It is a hint: that it fails is no error."""
+    hints = Hints(failing)
+    monkeypatch.setattr(linux, "start_writeback", hints)
+    room = 300 * PAGE
+    few = int(room * SHARE_OF_ROOM) // 2
+    with EarlyWriteback(7, room) as writeback:
+        writeback.wrote(0, 1000, few)
+        writeback.wrote(1000, 50, few)
+        assert "writeback" not in "".join(thread.name for thread in threading.enumerate())
+        assert hints.passed.empty()
+        writeback.wrote(5000, 60, PAGE)
+        assert [hints.next() for _ in range(3)] == [(7, 0, 1000), (7, 1000, 50), (7, 5000, 60)]
+        writeback.wrote(9000, 1, 1)
+        assert hints.next() == (7, 9000, 1)
+    assert hints.passed.empty()
+    assert not [thread for thread in threading.enumerate() if thread.name.startswith("writeback")]
+
+
+@pytest.mark.parametrize("direct_io", [DirectIO.ON, DirectIO.OFF])
+@pytest.mark.parametrize("rounds", [1, 2])
+def test_only_what_went_through_the_page_cache_counts(
+    target: str, ways: Ways, monkeypatch: pytest.MonkeyPatch, direct_io: DirectIO, rounds: int
+) -> None:
+    """After a pre-copy that is what changed, of a live save past the page cache nothing."""
+    told: list[int] = []
+    monkeypatch.setattr(EarlyWriteback, "wrote", lambda _, offset, length, size: told.append(size))
+    ways(direct=plain)
+    changed = "B" + LONG[1:]
+    with ChangingGuest({"ram": LONG}, rehearsed={"ram": changed}) as guest:
+        options = replace(DIRECT, direct_io=direct_io, max_rounds=rounds)
+        report = save(guest, target, options, dirty=guest if rounds > 1 else None)
+    assert report.choice.precopy == (direct_io is DirectIO.ON and rounds == 1)
+    through_the_cache = {(DirectIO.ON, 1): 1, (DirectIO.ON, 2): 0}.get((direct_io, rounds), 1000)
+    assert sum(told) == through_the_cache * PAGE
+    assert saved_picture(target) == changed
+
+
+def test_what_fits_its_share_is_left_to_the_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
+    hints = Hints()
+    monkeypatch.setattr(linux, "start_writeback", hints)
+    with EarlyWriteback(7, 300) as writeback:
+        writeback.wrote(0, 1000, 50)
+        writeback.wrote(1000, 1000, 50)
+    assert hints.passed.empty()
