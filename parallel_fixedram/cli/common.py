@@ -107,6 +107,8 @@ def choice_arguments(args: argparse.Namespace) -> dict[str, Any]:
 def choice_lines(choice: ChoiceReport) -> list[str]:
     """A choice and its reasons for people."""
     how = "direct I/O" if choice.direct_io else "page cache"
+    if choice.precopy:
+        how += " while the guest runs, then what changed"
     head = f"{format_count(choice.channels, 'channel')}, {how}, shards of {format_count(choice.shard_pages, 'page')}"
     return [head, *choice.why]
 

@@ -113,8 +113,6 @@ def choose(wishes: Wishes, work: Work, model: DeviceModel, situation: Situation)
     best = {direct: _fewest([ways[c, direct] for c in channels], situation) for direct in modes}
     chosen = min(best.values(), key=lambda way: _goal(way, situation))
     why = []
-    if chosen.precopy:
-        why.append("pre-copy: pages are written while the guest runs, and when it waits those whose hash changed")
     if wishes.direct_io is DirectIO.AUTO:
         why.append(reason or _compared(chosen, best[not chosen.direct], situation))
     if wishes.channels is None:
