@@ -30,7 +30,7 @@ from parallel_fixedram.engine.bitmaps import SharedBitmaps, shared_words
 from parallel_fixedram.engine.digest import page_digests
 from parallel_fixedram.engine.messages import Tally
 from parallel_fixedram.engine.staging import Staging
-from parallel_fixedram.engine.window import merge_runs, nonzero_pages
+from parallel_fixedram.engine.window import merge_runs, nonzero_among
 
 Hashes = NDArray[np.uint64]
 """Two words a page, shape (pages, 2); both 0 where the file has nothing of the page."""
@@ -145,8 +145,11 @@ class PrecopyJob:
         started = clock()
         channel = self._staging.next_channel()
         waited = clock()
-        copy = self._staging.copy(self._sources[block], first, data)
-        store = data if self._keep_zero_pages[block] else nonzero_pages(copy)
+        pages = self._sources[block].pages(first, len(data), data)
+        store = data if self._keep_zero_pages[block] else nonzero_among(pages, data, data)
+        copy = self._staging.copy(pages, store, store == 0)
+        if not self._keep_zero_pages[block]:
+            store = nonzero_among(copy, store, store)  # what is zero in the meantime is left out
         runs = merge_runs(runs_of_ones(store), self._max_gap_pages)
         scanned = clock()
         span = slice(first, first + len(data))

@@ -13,7 +13,7 @@ import numpy as np
 
 from parallel_fixedram.core.bitmap import Bits, runs_of_ones
 from parallel_fixedram.core.choice import WINDOW_PAGES_DIRECT
-from parallel_fixedram.core.protocols import Channel, Pages, PageSource
+from parallel_fixedram.core.protocols import Channel, Pages
 from parallel_fixedram.host.channel import huge_memory
 
 SLOTS = 4
@@ -50,11 +50,17 @@ class Staging:
         channel.settle()
         return channel
 
-    def copy(self, source: PageSource, first: int, wanted: Bits) -> Pages:
-        """A window as it is now, for the channel that was taken last: zeros where ``wanted`` is 0."""
+    def copy(self, pages: Pages, wanted: Bits, holes: Bits) -> Pages:
+        """A window as it is now, for the channel that was taken last.
+
+        Args:
+            pages: where it comes from.
+            wanted: 1 for every page that is needed.
+            holes: 1 for every page that is to be zero, without being read; pages in neither hold anything.
+        """
         copy: Pages = self._slots[self._turn][: len(wanted)]
-        pages = source.pages(first, len(wanted), wanted)
-        copy[wanted == 0] = 0
+        for start, count in runs_of_ones(holes).tolist():
+            copy[start : start + count] = 0
         for start, count in runs_of_ones(wanted).tolist():
             copy[start : start + count] = pages[start : start + count]
         return copy

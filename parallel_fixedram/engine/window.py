@@ -22,6 +22,9 @@ WINDOW_PAGES = 256
 DIRECT_READ_PAGES = 512
 """Pages in a window that is read past the page cache: 2 MiB, a huge page, from which on a device reads at its speed."""
 
+MAX_SCAN_RUNS = 8
+"""Runs in a window up to which each is tested for zero pages in its place; pages of more are picked out first."""
+
 READ_GAP_PAGES = 16
 """Absent pages read along to join two reads into one; they are holes and cost little."""
 
@@ -110,3 +113,33 @@ def merge_runs(runs: Runs, max_gap_pages: int, only: Bits | None = None) -> Runs
     firsts = runs[np.concatenate(([True], ~join)), 0]
     lasts = ends[np.concatenate((~join, [True]))]
     return np.stack((firsts, lasts - firsts), axis=1)
+
+
+def covered(runs: Runs, pages: int) -> Bits:
+    """1 for every page that lies in one of the runs, shape (pages,)."""
+    steps = np.zeros(pages + 1, np.int8)
+    steps[runs[:, 0]] = 1
+    steps[runs[:, 0] + runs[:, 1]] -= 1
+    found: Bits = np.cumsum(steps[:-1], dtype=np.int8).view(np.uint8)
+    return found
+
+
+def nonzero_among(pages: Pages, wanted: Bits, data: Bits) -> Bits:
+    """Which of the wanted pages of a window are not zero; looks at no page outside ``data``.
+
+    Args:
+        pages: the window, shape (pages, page_size / 8).
+        wanted: 1 for every page that is asked about.
+        data: 1 for every page that may be read.
+    """
+    found = np.zeros(len(data), np.uint8)
+    runs = runs_of_ones(wanted & data)
+    if len(runs) > MAX_SCAN_RUNS:
+        some = np.flatnonzero(wanted & data)
+        found[some] = pages[some, 0] != 0  # one word tells of most pages that hold something
+        rest = some[found[some] == 0]
+        found[rest] = nonzero_pages(pages[rest])
+        return found
+    for start, count in runs.tolist():
+        found[start : start + count] = nonzero_pages(pages[start : start + count])
+    return found

@@ -24,16 +24,13 @@ from numpy.typing import NDArray
 from parallel_fixedram.core.bitmap import WORD_PAGES, Bits, runs_of_ones
 from parallel_fixedram.core.mapped_ram import SavedBlock
 from parallel_fixedram.core.plan import Shard
-from parallel_fixedram.core.protocols import Channel, Pages, PageSource
+from parallel_fixedram.core.protocols import Channel, PageSource
 from parallel_fixedram.engine.bitmaps import SharedBitmaps
 from parallel_fixedram.engine.digest import page_digests, write_digests
 from parallel_fixedram.engine.messages import Tally
 from parallel_fixedram.engine.precopy import KnownPages
 from parallel_fixedram.engine.staging import Staging
-from parallel_fixedram.engine.window import WINDOW_PAGES, merge_runs, nonzero_pages
-
-MAX_SCAN_RUNS = 8
-"""Dirty runs in a window up to which each is tested for zero pages in its place; more are picked out first."""
+from parallel_fixedram.engine.window import WINDOW_PAGES, covered, merge_runs, nonzero_among
 
 
 class WriteJob:
@@ -127,27 +124,23 @@ class WriteJob:
     ) -> Bits:
         """Write a window that starts at page ``first``; returns which of its dirty pages are in the file now."""
         saved, source, clock = self._blocks[shard.block], self._sources[shard.block], time.perf_counter
+        if not source.lasting and not self._staging:
+            self._settle(tally)
         started = clock()
-        channel = self._channel
-        if self._staging:
-            channel = self._staging.next_channel()
-        elif not source.lasting:
-            channel.settle()
-        waited = clock()
-        wanted = data if self._max_gap_pages else dirty & data
-        readable = data
-        if self._staging:
-            pages, readable = self._staging.copy(source, first, wanted), np.ones(len(dirty), np.uint8)
-        else:
-            pages = source.pages(first, len(dirty), wanted)
+        wanted = data & covered(merge_runs(runs_of_ones(dirty), self._max_gap_pages), len(dirty))
+        pages = source.pages(first, len(dirty), wanted)
         store = dirty
         if not self._keep_zero_pages[shard.block]:
-            store = dirty & _nonzero(pages, dirty, data)
+            store = dirty & nonzero_among(pages, dirty, data)
         runs = merge_runs(runs_of_ones(store), self._max_gap_pages)
         scanned = clock()
-        tally.scan_seconds += scanned - waited
-        tally.write_seconds += waited - started
+        tally.scan_seconds += scanned - started
         if len(runs):
+            channel, readable = self._channel, data
+            if self._staging:
+                channel, spans = self._staging.next_channel(), covered(runs, len(dirty))
+                pages = self._staging.copy(pages, spans & data, spans & (data == 0))
+                readable = np.ones(len(dirty), np.uint8)
             channel.write_runs(saved.page_offset(first), pages, runs, readable)
             written = clock()
             tally.write_seconds += written - scanned
@@ -157,7 +150,7 @@ class WriteJob:
         if shard.round > 0 and len(zeros := runs_of_ones(dirty & (store ^ 1))):
             self._settle(tally)  # a write along with neighbours must not come after the hole
             for start, count in zeros.tolist():
-                channel.punch(saved.page_offset(first + start), count * saved.block.page_size)
+                self._channel.punch(saved.page_offset(first + start), count * saved.block.page_size)
         stored, moved = int(np.count_nonzero(store)), int(runs[:, 1].sum())
         tally.written_pages += stored
         tally.gap_pages += moved - stored
@@ -168,12 +161,7 @@ class WriteJob:
     def _changed(self, known: KnownPages, block: int, span: slice, dirty: Bits, data: Bits, present: Bits) -> Bits:
         """Which pages of a window are not what the file holds; notes the digests of those that hold something."""
         pages = self._sources[block].pages(span.start, len(dirty), dirty & data)
-        full = dirty.copy()
-        if not self._keep_zero_pages[block]:
-            some = np.flatnonzero(dirty & data)
-            full[:] = 0
-            full[some] = pages[some, 0] != 0  # one word tells of most pages that hold something
-            full |= _nonzero(pages, dirty & (full == 0), data)
+        full = dirty.copy() if self._keep_zero_pages[block] else dirty & nonzero_among(pages, dirty, data)
         changed = known.changed(block, span.start, pages, full)
         emptied: Bits = dirty & present & (full == 0)
         if changed.any() or emptied.any():
@@ -188,18 +176,3 @@ class WriteJob:
         started = time.perf_counter()
         (self._staging or self._channel).settle()
         tally.write_seconds += time.perf_counter() - started
-
-
-def _nonzero(pages: Pages, dirty: Bits, data: Bits) -> Bits:
-    """Which dirty pages of a window are not zero; reads no page outside ``data``."""
-    found = np.zeros(len(data), np.uint8)
-    runs = runs_of_ones(dirty & data)
-    if len(runs) > MAX_SCAN_RUNS:
-        some = np.flatnonzero(dirty & data)
-        found[some] = pages[some, 0] != 0  # one word tells of most pages that hold something
-        rest = some[found[some] == 0]
-        found[rest] = nonzero_pages(pages[rest])
-        return found
-    for start, count in runs.tolist():
-        found[start : start + count] = nonzero_pages(pages[start : start + count])
-    return found

@@ -34,10 +34,12 @@ class Group:
 
     @property
     def room(self) -> int:
-        """Bytes that its largest file may take."""
-        return max(each.data_bytes * (each.rounds or 1) * 11 // 10 + each.ram_bytes // 256 for each in self.cases) + (
-            256 * MIB
+        """Bytes that its largest file may take: after a save of QEMU's, all of a guest's RAM has been touched."""
+        largest = max(
+            (each.ram_bytes if each.qemu else each.data_bytes) * (each.rounds or 1) * 11 // 10 + each.ram_bytes // 256
+            for each in self.cases
         )
+        return largest + 512 * MIB  # what writes cost is measured there, too
 
     @property
     def own_guests(self) -> bool:
