@@ -40,13 +40,13 @@ def short() -> Iterator[BootFolder]:
 
 @pytest.fixture(scope="module")
 def saved(linux: LinuxGuest, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, int]:
-    """A file of the running Linux guest, and the number of the last tick before."""
+    """A file of the running Linux guest, and the number of a tick before."""
     path = tmp_path_factory.mktemp("saved") / "vm.mr"
     with QemuProcess(*linux.args(), ram=RAM) as guest:
-        number = int(guest.wait_serial(r"tick (\d+) \w+\r")[1])
+        guest.wait_serial(r"tick 2 \w+\r")
         report("save", path, "--qmp", guest.monitor_path, by=run)
         guest.wait_serial(r"tick \d+ \w+\r")
-    return path, number
+    return path, 2
 
 
 def capabilities(monitor: Monitor) -> dict[str, bool]:

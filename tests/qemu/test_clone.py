@@ -30,12 +30,12 @@ def boot(tmp_path: Path) -> Iterator[BootFolder]:
 
 @pytest.fixture(scope="module")
 def saved(linux: LinuxGuest, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, int]:
-    """A file of the running Linux guest, and the number of the last tick before."""
+    """A file of the running Linux guest, and the number of a tick before."""
     path = tmp_path_factory.mktemp("saved") / "vm.mr"
     with QemuProcess(*linux.args(), ram=RAM) as guest:
-        number = int(guest.wait_serial(r"tick (\d+) \w+\r")[1])
+        guest.wait_serial(r"tick 2 \w+\r")
         report("save", path, "--qmp", guest.monitor_path, by=run)
-    return path, number
+    return path, 2
 
 
 def test_clones_that_write_change_neither_the_file_nor_each_other(

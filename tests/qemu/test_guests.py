@@ -186,5 +186,5 @@ def test_linux_goes_on_from_qemus_own_file(linux: LinuxGuest, tmp_path: Path) ->
         guest.load(saved)
         guest.cont()
         tick = guest.wait_serial(r"tick (\d+) (\w+)\r")
-    assert number < int(tick[1]) <= number + 3  # not again from 1; it may have ticked once more before it stood still
+    assert int(tick[1]) > number  # not again from 1
     assert tick[2] == linux.md5(8)

@@ -92,5 +92,5 @@ def test_a_linux_guest_goes_on_from_our_file(linux: LinuxGuest, tmp_path: Path) 
         guest.load(ours.uri, *WAYS["direct-io"])
         guest.cont()
         tick = guest.wait_serial(r"tick (\d+) (\w+)\r")
-    assert number < int(tick[1]) <= number + 3  # it may have ticked once more before it stood still
+    assert int(tick[1]) > number  # not again from 1
     assert tick[2] == linux.md5(8)

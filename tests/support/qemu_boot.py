@@ -72,11 +72,15 @@ class Guest:
         self._serial.send(line)
 
     def wait_ticks(self, md5: str, after: int = 0) -> int:
-        """Wait for two ticks of the Linux guest, hold them against its known file; returns the first one's number."""
+        """Wait for two ticks of the Linux guest, hold them against its known file; returns the first one's number.
+
+        Args:
+            after: a tick that was seen before the save, not the first: a guest that boots again begins at 1.
+        """
         first, second = (self.wait_serial(r"tick (\d+) (\w+)\r") for _ in range(2))
         assert (first[2], second[2]) == (md5, md5)
         assert int(second[1]) == int(first[1]) + 1
-        assert after <= int(first[1]) <= after + 3  # not again from 1; some may have been printed before the save
+        assert int(first[1]) >= after
         return int(first[1])
 
     @contextlib.contextmanager
