@@ -111,7 +111,8 @@ def choose(wishes: Wishes, work: Work, model: DeviceModel, situation: Situation)
     modes, reason = _modes(wishes, work, model, situation)
     ways = {(c, direct): _predict(c, direct, wishes, work, model, situation) for direct in modes for c in channels}
     best = {direct: _fewest([ways[c, direct] for c in channels], situation) for direct in modes}
-    chosen = min(best.values(), key=lambda way: _goal(way, situation))
+    # where a guest is pre-copied it waits equally long for either
+    chosen = min(best.values(), key=lambda way: (_goal(way, situation), way.stable_seconds))
     why = []
     if wishes.direct_io is DirectIO.AUTO:
         why.append(reason or _compared(chosen, best[not chosen.direct], situation))
@@ -160,18 +161,18 @@ def _predict(
     merged = work.merged(gap, WINDOW_PAGES_DIRECT if direct else WINDOW_PAGES_BUFFERED)
     workers = min(channels, situation.processors)
     scan, digest = work.size * model.scan_byte, work.pages * model.digest_page / workers
-    precopy = direct and situation.waits and not situation.live
+    precopy = situation.waits and not situation.live
     if direct:
         computing = scan / workers + digest
         write = max(_of(model.direct, channels).seconds(*merged), computing)
         stable = merged[0] * model.reserve + write
-        if precopy:
-            write = (scan + work.pages * model.hash_page) / workers
-            stable += write
     else:
         alone = _of(model.buffered, 1).seconds(*merged)
         write = max(_of(model.buffered, channels).seconds(*merged), (alone + scan) / workers)
         stable = write + max(model.stable.seconds(*merged) - alone, digest)
+    if precopy:
+        write = (scan + work.pages * model.hash_page) / workers
+        stable += write
     return Choice(
         channels=channels,
         direct=direct,
@@ -212,11 +213,13 @@ def _fewest(ways: Sequence[Choice], situation: Situation) -> Choice:
 
 
 def _compared(chosen: Choice, other: Choice, situation: Situation) -> str:
-    what = "until the last page is written" if situation.waits else "to stable storage"
     names = {True: "direct", False: "through the page cache"}
+    what, seconds, others = "to stable storage", chosen.stable_seconds, other.stable_seconds
+    if situation.waits and not chosen.precopy:
+        what, seconds, others = "until the last page is written", chosen.write_seconds, other.write_seconds
     return (
-        f"{'direct' if chosen.direct else 'page cache'}: {_goal(chosen, situation):.3f} s {what} predicted, "
-        f"{_goal(other, situation):.3f} s {names[other.direct]}"
+        f"{'direct' if chosen.direct else 'page cache'}: {seconds:.3f} s {what} predicted, "
+        f"{others:.3f} s {names[other.direct]}"
     )
 
 

@@ -47,9 +47,6 @@ class PageSource(Protocol):
             HostError: the memory cannot be reached from this process.
         """
 
-    def expect(self, pages: PageBitmap) -> None:
-        """Get ready to read these pages, all in ``data_ranges``, soon and fast; after ``open``. Only a hint."""
-
     def pages(self, first: int, count: int, wanted: Bits | None = None) -> Pages:
         """A read-only, page-aligned view of the pages, shape (count, page_size / 8), valid until the next call.
 

@@ -136,7 +136,7 @@ def measure(folder: str) -> DeviceModel:
         reserve=reserve,
         scan_byte=_scan_byte(),
         digest_page=_page(pages, lambda bits: page_digests(pages, bits)),
-        hash_page=_page(pages, lambda bits: known.hashes_of(pages, bits)),
+        hash_page=_page(pages, lambda bits: known.hashes_of(pages, np.flatnonzero(bits))),
     )
 
 

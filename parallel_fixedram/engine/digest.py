@@ -21,7 +21,7 @@ from parallel_fixedram.core.protocols import Channel, Pages
 from parallel_fixedram.core.trailer import DIGEST_BYTES, Extent, TrailerLayout, digested, pack_extents
 from parallel_fixedram.engine.messages import Tally
 from parallel_fixedram.engine.window import WINDOW_PAGES, WindowReader, windows
-from parallel_fixedram.host.channel import FileChannel
+from parallel_fixedram.host.channel import FileChannel, data_extents
 
 _RANGE_PIECE = 1 << 20
 
@@ -35,13 +35,20 @@ def page_digests(pages: Pages, bits: Bits) -> NDArray[np.uint64]:
     return found
 
 
-def write_digests(channel: Channel, table: int, first: int, digests: NDArray[np.uint64]) -> None:
-    """Write digests, of page ``first`` and those after it, to their places in the table at file offset ``table``.
+def write_digests(channel: Channel, table: int, first: int, digests: NDArray[np.uint64], present: Bits) -> None:
+    """Write digests to their places in a table.
 
     One call for every stretch with digests in it: a buffered write keeps direct ones of other workers waiting.
+
+    Args:
+        channel: the file.
+        table: file offset of the digest of page 0.
+        first: the page that ``digests`` begin with.
+        digests: shape (pages,), 0 for pages that are not in the file.
+        present: 1 for every page that is; memory of digests far from those is not touched.
     """
     stored = digests.astype("<u8", copy=False)
-    used = np.add.reduceat(digests != 0, np.arange(0, len(digests), WINDOW_PAGES), dtype=np.int64)
+    used = np.add.reduceat(present, np.arange(0, len(present), WINDOW_PAGES), dtype=np.int64)
     for start, count in (runs_of_ones(used) * WINDOW_PAGES).tolist():
         channel.write(table + (first + start) * DIGEST_BYTES, stored[start : start + count].data.cast("B"))
 
@@ -88,16 +95,30 @@ def write_trailer(channel: FileChannel, trailer: TrailerLayout, blocks: Sequence
     channel.write(end, memoryview(range_digest(channel, trailer.offset, end).to_bytes(DIGEST_BYTES, "big")))
 
 
-def range_digest(channel: Channel, start: int, end: int) -> int:
-    """XXH3-64 of the bytes [start, end) of a file."""
+def range_digest(channel: FileChannel, start: int, end: int) -> int:
+    """XXH3-64 of the bytes [start, end) of a file, whose holes are known to be zeros without being read.
+
+    Raises:
+        FormatError: the file ends before.
+    """
     digest = xxhash.xxh3_64()
+    channel.read(end - 1, memoryview(bytearray(1)))  # past the end of a file there is a hole, too
     buffer = memoryview(bytearray(min(_RANGE_PIECE, end - start)))
-    while start < end:
-        piece = buffer[: min(len(buffer), end - start)]
-        channel.read(start, piece)
-        digest.update(piece)
-        start += len(piece)
+    for first, last in data_extents(channel.fd, start, end):
+        _digest_zeros(digest, first - start)
+        for start in range(first, last, len(buffer)):
+            piece = buffer[: min(len(buffer), last - start)]
+            channel.read(start, piece)
+            digest.update(piece)
+        start = last
+    _digest_zeros(digest, end - start)
     return digest.intdigest()
+
+
+def _digest_zeros(digest: xxhash.xxh3_64, count: int) -> None:
+    zeros = bytes(min(_RANGE_PIECE, count))
+    for start in range(0, count, _RANGE_PIECE):
+        digest.update(zeros[: count - start])
 
 
 class DigestJob:
@@ -143,5 +164,6 @@ class DigestJob:
             place = window.first - first_page
             digests[place : place + len(window.bits)] = page_digests(pages, window.bits)
             tally.digest_seconds += time.perf_counter() - started
-        write_digests(self._digests, int(self._tables[shard.block]), first_page, digests)
+        present = self._present[shard.block].bits(shard.first_word, shard.words)
+        write_digests(self._digests, int(self._tables[shard.block]), first_page, digests, present)
         return tally

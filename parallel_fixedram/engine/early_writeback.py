@@ -43,11 +43,18 @@ class EarlyWriteback:
     ) -> None:
         self._thread.shutdown(cancel_futures=True)
 
-    def wrote(self, offset: int, length: int, size: int) -> None:
-        """``size`` bytes were written somewhere in the ``length`` bytes from ``offset`` on."""
+    def wrote(self, offset: int, length: int, size: int, *, at_once: bool = False) -> None:
+        """Have the device start, if it is time.
+
+        Args:
+            offset: where the range begins in the file.
+            length: its bytes.
+            size: how many of them were written.
+            at_once: while nobody waits it always is.
+        """
         self._dirty += size
         self._waiting.append((offset, length))
-        if self._dirty > self._limit:
+        if at_once or self._dirty > self._limit:
             for each in self._waiting:
                 self._thread.submit(self._start, *each)
             self._waiting.clear()

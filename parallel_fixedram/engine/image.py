@@ -26,9 +26,8 @@ from parallel_fixedram.core.uri import parse_uri
 from parallel_fixedram.engine.bitmaps import shared_words
 from parallel_fixedram.engine.digest import DigestTable
 from parallel_fixedram.host import linux
-from parallel_fixedram.host.channel import FileChannel, anonymous_memory, open_readable
+from parallel_fixedram.host.channel import FileChannel, anonymous_memory, data_extents, open_readable
 from parallel_fixedram.host.page_cache import is_cold
-from parallel_fixedram.host.page_source import data_extents
 
 CACHE_SAMPLES = 64
 """Pages of a block that are looked at to tell whether it is in the page cache."""

@@ -2,7 +2,7 @@
 
 ::
 
-    guest runs:   page -> private copy -> direct write, its hash into a table            at the device's speed
+    guest runs:   page -> private copy -> written, its hash into a table                 at the device's speed
     guest waits:  page -> hash == table?  then the file holds it; else it is written     at memory's speed
 
 No dirty log is needed, which from outside a QEMU there is none of. The hash is XXH3-128 with a seed that nobody else
@@ -20,8 +20,7 @@ import numpy as np
 import xxhash
 from numpy.typing import NDArray
 
-from parallel_fixedram.core.bitmap import WORD_PAGES, Bits, runs_of_ones
-from parallel_fixedram.core.choice import WINDOW_PAGES_DIRECT
+from parallel_fixedram.core.bitmap import WORD_PAGES, Bits, PageBitmap, runs_of_ones, words_for
 from parallel_fixedram.core.mapped_ram import SavedBlock
 from parallel_fixedram.core.plan import Shard
 from parallel_fixedram.core.protocols import Pages, PageSource
@@ -30,36 +29,49 @@ from parallel_fixedram.engine.bitmaps import SharedBitmaps, shared_words
 from parallel_fixedram.engine.digest import page_digests
 from parallel_fixedram.engine.messages import Tally
 from parallel_fixedram.engine.staging import Staging
-from parallel_fixedram.engine.window import merge_runs, nonzero_among
-
-Hashes = NDArray[np.uint64]
-"""Two words a page, shape (pages, 2); both 0 where the file has nothing of the page."""
+from parallel_fixedram.engine.window import covered, merge_runs, nonzero_among
 
 
 class KnownPages:
     """What the file holds of each page, in memory that workers share; 24 bytes a page that holds something.
 
+    Memory that belongs to other pages is never looked at, and so never allocated. ``first`` is a multiple of 64.
+
     Args:
         blocks: in the file's order.
 
     Attributes:
-        hashes: one array a block.
         digests: XXH3-64 of each page, as the trailer has it, one array a block; 0 where there is none.
     """
 
     def __init__(self, blocks: Sequence[RAMBlock]) -> None:
         self._seed = secrets.randbits(64)
-        self.hashes: list[Hashes] = [shared_words(2 * block.pages).reshape(-1, 2) for block in blocks]
+        self._held = [PageBitmap(block.pages, shared_words(words_for(block.pages))) for block in blocks]
+        self._hashes: list[NDArray[np.uint64]] = [shared_words(2 * block.pages).reshape(-1, 2) for block in blocks]
         self.digests: list[NDArray[np.uint64]] = [shared_words(block.pages) for block in blocks]
 
-    def hashes_of(self, pages: Pages, bits: Bits) -> Hashes:
-        """Of every page whose bit is 1; 0 for the others."""
+    def hashes_of(self, pages: Pages, wanted: NDArray[np.int64]) -> NDArray[np.uint64]:
+        """XXH3-128 of the pages with these numbers, shape (numbers, 2)."""
         digest, view, size, seed = xxhash.xxh3_128_digest, pages.data.cast("B"), pages.shape[1] * 8, self._seed
-        found = np.zeros((len(bits), 2), np.uint64)
-        wanted = np.flatnonzero(bits)
         whole = b"".join([digest(view[start : start + size], seed) for start in (wanted * size).tolist()])
-        found[wanted] = np.frombuffer(whole, np.uint64).reshape(-1, 2)
-        return found
+        return np.frombuffer(whole, np.uint64).reshape(-1, 2)
+
+    def held(self, block: int, first: int, count: int) -> Bits:
+        """1 for every page, of ``count`` from ``first`` on, that the file holds something of."""
+        return self._held[block].page_bits(first, count)
+
+    def note(self, block: int, first: int, pages: Pages, bits: Bits) -> None:
+        """These contents are about to be written.
+
+        Args:
+            block: number of the block.
+            first: number of the first page.
+            pages: contents, shape (pages, page_size / 8).
+            bits: which of them.
+        """
+        wanted = np.flatnonzero(bits)
+        self._hashes[block][first + wanted] = self.hashes_of(pages, wanted)
+        self._held[block].put_bits(first // WORD_PAGES, self.held(block, first, len(bits)) | bits)
 
     def changed(self, block: int, first: int, pages: Pages, bits: Bits) -> Bits:
         """1 for every page, of those whose bit is 1, that is not what the file holds.
@@ -68,11 +80,13 @@ class KnownPages:
             block: number of the block.
             first: number of the first page.
             pages: contents, shape (pages, page_size / 8).
-            bits: which of them to look at.
+            bits: which of them to look at; the file holds something of each.
         """
-        known = self.hashes[block][first : first + len(bits)]
-        other: Bits = (self.hashes_of(pages, bits) != known).any(axis=1).view(np.uint8)
-        return other & bits
+        wanted = np.flatnonzero(bits)
+        other = (self.hashes_of(pages, wanted) != self._hashes[block][first + wanted]).any(axis=1)
+        found = np.zeros(len(bits), np.uint8)
+        found[wanted] = other
+        return found
 
     def forget(self, block: int, first: int, bits: Bits) -> None:
         """These pages are about to be written from RAM itself: until RAM stands still nobody knows what the file holds.
@@ -82,7 +96,7 @@ class KnownPages:
             first: number of the first page.
             bits: which of the pages from there on.
         """
-        self.hashes[block][first : first + len(bits)][bits != 0] = 0
+        self._held[block].put_bits(first // WORD_PAGES, self.held(block, first, len(bits)) & ~bits)
 
 
 class PrecopyJob:
@@ -95,6 +109,7 @@ class PrecopyJob:
         staging: where pages are copied and written from.
         known: gets hash and digest of what is written.
         max_gap_pages: how many pages may be written along to join two writes into one.
+        window_pages: how many pages are copied and then written at a time.
         keep_zero_pages: one a block, whether its zero pages are written like others.
     """
 
@@ -107,6 +122,7 @@ class PrecopyJob:
         known: KnownPages,
         *,
         max_gap_pages: int,
+        window_pages: int,
         keep_zero_pages: Sequence[bool],
     ) -> None:
         self._blocks = blocks
@@ -115,6 +131,7 @@ class PrecopyJob:
         self._staging = staging
         self._known = known
         self._max_gap_pages = max_gap_pages
+        self._window_pages = window_pages
         self._keep_zero_pages = keep_zero_pages
 
     def open(self) -> None:
@@ -129,8 +146,8 @@ class PrecopyJob:
         data = self._bitmaps.data[shard.block].bits(shard.first_word, shard.words)
         present = np.zeros(len(data), np.uint8)
         first_page = shard.first_word * WORD_PAGES
-        for start in range(0, len(data), WINDOW_PAGES_DIRECT):
-            window = slice(start, start + WINDOW_PAGES_DIRECT)
+        for start in range(0, len(data), self._window_pages):
+            window = slice(start, start + self._window_pages)
             if data[window].any():
                 present[window] = self._write_window(shard.block, first_page + start, data[window], tally)
         started = time.perf_counter()
@@ -147,26 +164,30 @@ class PrecopyJob:
         waited = clock()
         pages = self._sources[block].pages(first, len(data), data)
         store = data if self._keep_zero_pages[block] else nonzero_among(pages, data, data)
-        copy = self._staging.copy(pages, store, store == 0)
+        held = self._known.held(block, first, len(data))
+        if not store.any() and not held.any():
+            tally.zero_pages += int(np.count_nonzero(data))
+            tally.scan_seconds += clock() - waited
+            return store
+        spans = covered(merge_runs(runs_of_ones(store), self._max_gap_pages), len(data))
+        copy = self._staging.copy(pages, store, spans & (store == 0))
         if not self._keep_zero_pages[block]:
             store = nonzero_among(copy, store, store)  # what is zero in the meantime is left out
         runs = merge_runs(runs_of_ones(store), self._max_gap_pages)
         scanned = clock()
-        span = slice(first, first + len(data))
-        known = self._known.hashes[block]
-        # written by a worker that died, and zero by now
-        lost: Bits = (known[span].any(axis=1) & (store == 0)).view(np.uint8)
+        lost = held & (store == 0)  # written by a worker that died, and zero by now
         # before the write: a page whose worker dies in between must not look as if the file had nothing of it
-        known[span] = np.where(lost[:, np.newaxis], known[span], self._known.hashes_of(copy, store))
+        self._known.note(block, first, copy, store)
         hashed = clock()
         channel.write_runs(saved.page_offset(first), copy, runs, np.ones(len(data), np.uint8))
         written = clock()
-        self._known.digests[block][span] = page_digests(copy, store)
+        stored_pages = np.flatnonzero(store)
+        self._known.digests[block][first + stored_pages] = page_digests(copy, store)[stored_pages]
         for start, count in runs_of_ones(lost).tolist():
             channel.settle()
             channel.punch(saved.page_offset(first + start), count * saved.block.page_size)
         self._known.forget(block, first, lost)  # only now: this worker may die, too
-        stored, moved = int(np.count_nonzero(store)), int(runs[:, 1].sum())
+        stored, moved = len(stored_pages), int(runs[:, 1].sum())
         tally.written_pages += stored
         tally.gap_pages += moved - stored
         tally.zero_pages += int(np.count_nonzero(data)) - stored

@@ -19,8 +19,6 @@ MIN_RESERVED_PAGES = 64
 GIVE_BACK_PAGES = 16
 """Reserved runs of at least this many pages that turned out to be zero are made holes again."""
 
-_PIECE = 1 << 20
-
 
 class Reservation:
     """Space in a file in the making.
@@ -58,26 +56,6 @@ class Reservation:
             if not self._pending.reserve(saved.page_offset(pages.first), pages.count * saved.block.page_size):
                 return
             self._reserved[number].set_range(pages)
-
-    def bring_into_page_cache(self, most: int) -> None:
-        """Have the page cache hold what is reserved, as zeros: it takes the pages then without looking for memory.
-
-        On a virtual machine whose free memory the host has taken back, that is ten times faster.
-
-        Args:
-            most: bytes after which to stop; more than the page cache has room for would only push out its beginning.
-        """
-        buffer = memoryview(bytearray(_PIECE))
-        for saved, reserved in zip(self._blocks, self._reserved, strict=True):
-            for pages in reserved.ranges():
-                offset, end = saved.page_offset(pages.first), saved.page_offset(pages.end)
-                while offset < end:
-                    if most <= 0:
-                        return
-                    piece = buffer[: min(_PIECE, end - offset, most)]
-                    self._pending.channel.read(offset, piece)
-                    offset += len(piece)
-                    most -= len(piece)
 
     def give_back(self, file: Sequence[PageBitmap], gap_pages: int = 0) -> None:
         """Make holes of what was reserved for pages that are not in the file, but for gaps that were written along."""

@@ -57,6 +57,9 @@ from parallel_fixedram.host.publish import PendingFile
 SMALL_ROUND_PAGES = 1024
 """A live save stops the guest when fewer pages than this are dirty: they take about a millisecond."""
 
+STEP_WORDS = 1 << 14
+"""Words of a bitmap that are unpacked at a time."""
+
 
 def save(
     machine: Machine,
@@ -83,11 +86,10 @@ def save(
     """
     if options.max_rounds > 1 and dirty is None:
         raise RequestError("a live save needs to know which pages were written, and this RAM has no dirty log")
-    started = time.perf_counter()
     with PendingFile(path, overwrite=options.overwrite) as pending:
         run = _Save(machine, pending, options, dirty, progress, trace)
         run.carry_out()
-    return run.report(time.perf_counter() - started)
+    return run.report()
 
 
 class _Save:
@@ -128,6 +130,7 @@ class _Save:
         self.decision: Decision
         self.writeback: EarlyWriteback | None = None
         self.known: KnownPages | None = None
+        self.total_seconds = 0.0
         self.direct = False
         self.cached_bytes: int | None = None
         self.file_bytes = self.allocated_bytes = 0
@@ -164,7 +167,6 @@ class _Save:
             buffered=self.pending.channel,
             direct=channel,
             known=self.known,
-            hurry=waits and not self.live,
         )
         with ExitStack() as stack:
             pool = stack.enter_context(WorkerPool(jobs, self.choice.channels, stall_seconds=self.options.stall_seconds))
@@ -208,9 +210,10 @@ class _Save:
         if self.options.durability is Durability.FULL:
             self.pending.sync_folder()
         self.sync_seconds = synced - started
-        self.publish_seconds = time.perf_counter() - synced
+        published = time.perf_counter()
+        self.publish_seconds, self.total_seconds = published - synced, published - self.started
 
-    def report(self, total_seconds: float) -> SaveReport:
+    def report(self) -> SaveReport:
         """What happened."""
         channels, waited = self.choice.channels, self.pause.was_running
         return SaveReport(
@@ -224,7 +227,7 @@ class _Save:
             ),
             rounds=tuple(self.rounds),
             seconds=SaveSeconds(
-                total=total_seconds,
+                total=self.total_seconds,
                 prepare=self.prepare_seconds,
                 pause=self.pause.seconds if waited else 0.0,
                 stop=self.pause.stop_seconds if waited else 0.0,
@@ -251,7 +254,12 @@ class _Save:
         )
 
     def _reserve(self) -> None:
-        """Reserve space for the data; not where the source cannot tell data from holes, which may be nearly all."""
+        """Reserve space for the data; not where the source cannot tell data from holes, which may be nearly all.
+
+        What is pre-copied through the page cache finds out about a full file system before the guest is stopped.
+        """
+        if self.choice.precopy and not self.direct:
+            return
         for number, (each, data) in enumerate(zip(self.guest_blocks, self.bitmaps.data, strict=True)):
             if each.source.tells_holes:
                 self.space.take(number, data, self.choice.gap_pages if self.direct else None)
@@ -297,8 +305,7 @@ class _Save:
         Memory that coordinator and workers touch for the first time after the fork is copied page by page: that takes
         longer than a small round itself. Firmware is written, and again in the last round.
         """
-        if self.pause.prepare() and not self.direct and not self.live:  # a live save has written most of it by now
-            self.space.bring_into_page_cache(dirty_room())
+        self.pause.prepare()
         if self.dirty is None:
             map_grown(self.guest_blocks, self.bitmaps.data)
         firmware = [PageBitmap(dirty.pages) for dirty in self.bitmaps.dirty]
@@ -351,8 +358,10 @@ class _Save:
 
     def _store_digests(self, known: KnownPages) -> None:
         started = time.perf_counter()
-        for table, digests in zip(self.tables.tolist(), known.digests, strict=True):
-            write_digests(self.pending.channel, table, 0, digests)
+        for table, digests, present in zip(self.tables.tolist(), known.digests, self.bitmaps.file, strict=True):
+            for word in range(0, len(present.words), STEP_WORDS):
+                first, bits = word * WORD_PAGES, present.bits(word, STEP_WORDS)
+                write_digests(self.pending.channel, table, first, digests[first : first + len(bits)], bits)
         self.digest_seconds = time.perf_counter() - started
 
     def _digest(self, pool: WorkerPool) -> None:
@@ -364,8 +373,9 @@ class _Save:
         self.digest_seconds = time.perf_counter() - started
 
     def _run(self, pool: WorkerPool, job: int, shards: Sequence[Shard]) -> Tally:
-        # of pages that went past the page cache there is nothing to write back
-        writeback = self.writeback if job == WRITE and (self.known or not self.direct) else None
+        through_page_cache = not self.direct or (self.known is not None and job == WRITE)
+        writeback = self.writeback if through_page_cache else None
+        at_once = job == PRECOPY and self.options.durability is Durability.FULL
 
         def written(message: ShardDone, worker: int) -> None:
             shard = message.shard
@@ -374,7 +384,7 @@ class _Save:
             if self.trace:
                 self.trace(self._traced(message, worker))
             if writeback and message.tally.bytes:
-                writeback.wrote(*self._span(message.shard), message.tally.bytes)
+                writeback.wrote(*self._span(message.shard), message.tally.bytes, at_once=at_once)
 
         return run_job(
             pool,

@@ -35,7 +35,6 @@ def save_jobs(
     buffered: FileChannel,
     direct: FileChannel | None,
     known: KnownPages | None,
-    hurry: bool,
 ) -> list[Job]:
     """What the workers of a save have to be able to do.
 
@@ -48,7 +47,6 @@ def save_jobs(
         buffered: the file, through the page cache.
         direct: the file past it, where it could be opened so.
         known: what a pre-copy has written, to be filled by it.
-        hurry: whether a guest will wait for the last round.
     """
     sources = [each.source for each in guest_blocks]
     keep = [each.keeps_zero_pages for each in guest_blocks]
@@ -60,9 +58,11 @@ def save_jobs(
         def another() -> Channel:
             return DirectChannel(direct.fd, direct.name) if isinstance(direct, DirectChannel) else direct
 
-        staging = Staging(another, page_size)
+        staging = Staging(another, page_size, window_pages=choice.window_pages)
         # after a pre-copy only what changed is left: it is little, and reaches the page cache sooner than the device
         pages = buffered if choice.precopy else direct
+    elif choice.precopy:
+        staging = Staging(lambda: buffered, page_size, window_pages=choice.window_pages, slots=1)
     write = WriteJob(
         layout.blocks,
         sources,
@@ -73,15 +73,20 @@ def save_jobs(
         max_gap_pages=0 if choice.precopy else choice.gap_pages,
         window_pages=WINDOW_PAGES_BUFFERED if choice.precopy else choice.window_pages,
         keep_zero_pages=keep,
-        hurry=hurry and not choice.precopy,
         staging=None if choice.precopy else staging,
         known=known,
     )
     digest = DigestJob(layout.blocks, bitmaps.file, tables, pages=pages, digests=buffered)
-    if not known:
+    if not known or not staging:
         return [write, digest]
-    assert staging is not None, "a pre-copy is direct"
     precopy = PrecopyJob(
-        layout.blocks, sources, bitmaps, staging, known, max_gap_pages=choice.gap_pages, keep_zero_pages=keep
+        layout.blocks,
+        sources,
+        bitmaps,
+        staging,
+        known,
+        max_gap_pages=choice.gap_pages,
+        window_pages=choice.window_pages,
+        keep_zero_pages=keep,
     )
     return [write, digest, precopy]

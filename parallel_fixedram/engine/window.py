@@ -7,7 +7,6 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 
 from parallel_fixedram.core.bitmap import WORD_PAGES, Bits, PageBitmap, Runs, runs_of_ones
 from parallel_fixedram.core.mapped_ram import SavedBlock
@@ -24,6 +23,9 @@ DIRECT_READ_PAGES = 512
 
 MAX_SCAN_RUNS = 8
 """Runs in a window up to which each is tested for zero pages in its place; pages of more are picked out first."""
+
+_SAMPLE_PAGES = 16
+"""One page in so many is asked first whether it is worth a look at all of them at once."""
 
 READ_GAP_PAGES = 16
 """Absent pages read along to join two reads into one; they are holes and cost little."""
@@ -89,9 +91,21 @@ class WindowReader:
         return pages
 
 
-def nonzero_pages(pages: NDArray[np.uint64]) -> Bits:
-    """1 for every page with a bit set, 0 for zero pages; shape (pages,)."""
-    found: Bits = (np.bitwise_or.reduce(pages, axis=1) != 0).view(np.uint8)
+def nonzero_pages(pages: Pages) -> Bits:
+    """1 for every page with a bit set, 0 for zero pages; shape (pages,).
+
+    Pages that are all zero are passed in one go, which is fastest by far; of others one word tells most.
+    """
+    if pages.flags.c_contiguous and not pages[::_SAMPLE_PAGES, 0].any() and not np.bitwise_or.reduce(pages.reshape(-1)):
+        return np.zeros(len(pages), np.uint8)
+    found: Bits = (pages[:, 0] != 0).view(np.uint8)
+    rest = runs_of_ones(found == 0)
+    if len(rest) > MAX_SCAN_RUNS:
+        some = np.flatnonzero(found == 0)
+        found[some] = np.bitwise_or.reduce(pages[some], axis=1) != 0
+    else:
+        for start, count in rest.tolist():
+            found[start : start + count] = np.bitwise_or.reduce(pages[start : start + count], axis=1) != 0
     return found
 
 
@@ -136,7 +150,7 @@ def nonzero_among(pages: Pages, wanted: Bits, data: Bits) -> Bits:
     runs = runs_of_ones(wanted & data)
     if len(runs) > MAX_SCAN_RUNS:
         some = np.flatnonzero(wanted & data)
-        found[some] = pages[some, 0] != 0  # one word tells of most pages that hold something
+        found[some] = pages[some, 0] != 0
         rest = some[found[some] == 0]
         found[rest] = nonzero_pages(pages[rest])
         return found

@@ -32,6 +32,9 @@ from parallel_fixedram.engine.precopy import KnownPages
 from parallel_fixedram.engine.staging import Staging
 from parallel_fixedram.engine.window import WINDOW_PAGES, covered, merge_runs, nonzero_among
 
+CHECK_PAGES = 1024
+"""Pages that are held against the file at a time: nothing follows that would want them in the cache."""
+
 
 class WriteJob:
     """Writes the dirty pages of a shard.
@@ -46,7 +49,6 @@ class WriteJob:
         max_gap_pages: how many clean, zero or never-touched pages may be written along to join two writes into one.
         window_pages: how many pages are tested and then written at a time.
         keep_zero_pages: one a block, whether its zero pages are written like others.
-        hurry: whether a guest will wait, so that what can be done before is worth its time.
         staging: where pages are copied and written from, instead of ``channel`` and from where they are.
         known: what the file holds of each page already, if a pre-copy has written them; only what changed is written.
     """
@@ -63,7 +65,6 @@ class WriteJob:
         max_gap_pages: int,
         window_pages: int = WINDOW_PAGES,
         keep_zero_pages: Sequence[bool] = (),
-        hurry: bool = False,
         staging: Staging | None = None,
         known: KnownPages | None = None,
     ) -> None:
@@ -75,17 +76,14 @@ class WriteJob:
         self._tables = tables
         self._max_gap_pages = max_gap_pages
         self._window_pages = window_pages
-        self._hurry = hurry
         self._staging = staging
         self._known = known
         self._keep_zero_pages = keep_zero_pages or [False] * len(blocks)
 
     def open(self) -> None:
         """Map guest RAM (Job.open)."""
-        for source, data in zip(self._sources, self._bitmaps.data, strict=True):
+        for source in self._sources:
             source.open()
-            if self._hurry:
-                source.expect(data)
         if self._staging:
             self._staging.open()
 
@@ -98,25 +96,18 @@ class WriteJob:
         present = file.bits(shard.first_word, shard.words)
         first_page = shard.first_word * WORD_PAGES
         digests = np.zeros(len(dirty), np.uint64)
+        if self._known:
+            dirty = self._changed(self._known, shard, dirty, data, present, tally)
         for start in range(0, len(dirty), self._window_pages):
             window = slice(start, start + self._window_pages)
             if not dirty[window].any():
                 continue
-            if self._known:
-                started = time.perf_counter()
-                span = slice(first_page + start, first_page + start + len(dirty[window]))
-                dirty[window] = self._changed(
-                    self._known, shard.block, span, dirty[window], data[window], present[window]
-                )
-                tally.scan_seconds += time.perf_counter() - started
-                if not dirty[window].any():
-                    continue
             store = self._write_window(shard, first_page + start, dirty[window], data[window], digests[window], tally)
             present[window] = np.where(dirty[window], store, present[window])
         self._settle(tally)
         file.put_bits(shard.first_word, present)
         if table := int(self._tables[shard.block]):
-            write_digests(self._digests, table, first_page, digests)
+            write_digests(self._digests, table, first_page, digests, present)
         return tally
 
     def _write_window(
@@ -158,19 +149,33 @@ class WriteJob:
         tally.bytes += moved * saved.block.page_size
         return store
 
-    def _changed(self, known: KnownPages, block: int, span: slice, dirty: Bits, data: Bits, present: Bits) -> Bits:
-        """Which pages of a window are not what the file holds; notes the digests of those that hold something."""
-        pages = self._sources[block].pages(span.start, len(dirty), dirty & data)
-        full = dirty.copy() if self._keep_zero_pages[block] else dirty & nonzero_among(pages, dirty, data)
-        changed = known.changed(block, span.start, pages, full)
-        emptied: Bits = dirty & present & (full == 0)
-        if changed.any() or emptied.any():
-            digests = known.digests[block][span]
-            digests[emptied != 0] = 0
-            digests[changed != 0] = page_digests(pages, changed)[changed != 0]
-            known.forget(block, span.start, changed | emptied)
-        np.bitwise_or(changed, emptied, out=changed)
-        return changed
+    def _changed(self, known: KnownPages, shard: Shard, dirty: Bits, data: Bits, present: Bits, tally: Tally) -> Bits:
+        """Which pages of a shard are not what the file holds; notes the digests of those that hold something."""
+        started, block, first_page = time.perf_counter(), shard.block, shard.first_word * WORD_PAGES
+        found = np.zeros(len(dirty), np.uint8)
+        for start in range(0, len(dirty), CHECK_PAGES):
+            part = slice(start, start + CHECK_PAGES)
+            wanted = dirty[part]
+            if not wanted.any():
+                continue
+            first = first_page + start
+            pages = self._sources[block].pages(first, len(wanted), wanted & data[part])
+            held = wanted & known.held(block, first, len(wanted))
+            suspects = wanted ^ held
+            if held.any():
+                suspects |= known.changed(block, first, pages, held)
+            full = suspects
+            if not self._keep_zero_pages[block]:
+                full = suspects & nonzero_among(pages, suspects, data[part])
+            emptied: Bits = suspects & present[part] & (full == 0)
+            if full.any() or emptied.any():
+                digests = known.digests[block][first : first + len(wanted)]
+                digests[emptied != 0] = 0
+                digests[full != 0] = page_digests(pages, full)[full != 0]
+                known.forget(block, first, full | emptied)
+                found[part] = full | emptied
+        tally.scan_seconds += time.perf_counter() - started
+        return found
 
     def _settle(self, tally: Tally) -> None:
         started = time.perf_counter()

@@ -10,6 +10,7 @@ import errno
 import mmap
 import os
 import stat
+from collections.abc import Iterator
 from itertools import pairwise
 
 import numpy as np
@@ -193,3 +194,21 @@ def _open_regular(path: str, flags: int) -> int:
         linux.close(fd)
         raise
     return fd
+
+
+def data_extents(fd: int, start: int, end: int) -> Iterator[tuple[int, int]]:
+    """Byte ranges of [start, end) that are not holes, ascending; the whole range where the file system cannot tell."""
+    position = start
+    while position < end:
+        try:
+            data = os.lseek(fd, position, os.SEEK_DATA)
+            if data >= end:
+                return
+            hole = os.lseek(fd, data, os.SEEK_HOLE)
+        except OSError as error:
+            if error.errno == errno.ENXIO:  # no data from here to the end of the file
+                return
+            yield position, end
+            return
+        yield data, min(hole, end)
+        position = hole

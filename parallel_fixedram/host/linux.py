@@ -16,7 +16,6 @@ FALLOC_FL_PUNCH_HOLE = 0x02
 SYNC_FILE_RANGE_WRITE = 2  # linux/fs.h
 RENAME_NOREPLACE = 1  # linux/fs.h
 PR_SET_PDEATHSIG = 1  # linux/prctl.h
-MADV_POPULATE_READ = 22  # asm-generic/mman-common.h
 HUGETLBFS_MAGIC = 0x958458F6  # linux/magic.h
 TMPFS_MAGIC = 0x01021994
 SYS_CACHESTAT = 451  # asm-generic/unistd.h; the same number everywhere

@@ -12,7 +12,6 @@ What only one process maps has no file: ``process_memory`` copies it from there.
 
 from __future__ import annotations
 
-import errno
 import mmap
 import os
 import stat
@@ -27,7 +26,7 @@ from parallel_fixedram.core.errors import HostError, RequestError
 from parallel_fixedram.core.protocols import Pages, PageSource
 from parallel_fixedram.core.ramblock import TARGET_PAGE_SIZE, PageRange
 from parallel_fixedram.host import linux
-from parallel_fixedram.host.channel import anonymous_memory
+from parallel_fixedram.host.channel import anonymous_memory, data_extents
 
 _CHUNK_WORDS = 64
 _CHUNK_PAGES = _CHUNK_WORDS * WORD_PAGES
@@ -42,8 +41,8 @@ _MANY_EXTENTS = 1024
 _SPARSE_PAGES = 64
 """Pages a data range and the hole behind it take on average, up to which it is (measured: about 100)."""
 
-_FEW_PAGES = 16
-"""Pages that one fault maps around the one that is read."""
+_BLOCK_BYTES = 512
+"""Of ``st_blocks``."""
 
 _ALL_ONES = np.uint64((1 << WORD_PAGES) - 1)
 
@@ -81,18 +80,6 @@ class MappedSource:
                 raise HostError("cannot map guest RAM: its file became shorter") from error
             self._pages = np.frombuffer(self._view, np.uint64).reshape(-1, self._page_size // 8)
 
-    def expect(self, pages: PageBitmap) -> None:
-        """Have our page tables know them: a fault for every 64 KiB takes longer than a look (PageSource.expect)."""
-        assert self._view is not None, "open() comes first"
-        for each in pages.ranges():
-            if each.count >= _FEW_PAGES:
-                try:
-                    self._view.madvise(
-                        linux.MADV_POPULATE_READ, each.first * self._page_size, each.count * self._page_size
-                    )
-                except OSError:
-                    return  # Linux before 5.14
-
     def pages(self, first: int, count: int, wanted: Bits | None = None) -> Pages:
         """A view of the mapping: no byte is copied (PageSource.pages)."""
         assert self._pages is not None, "open() comes first"
@@ -117,10 +104,18 @@ class MappedSource:
 
     def _extents(self, within: PageRange) -> Iterator[PageRange]:
         """What the file system says is data, as whole pages."""
+        if self._is_all_there():
+            yield within
+            return
         first = self._offset + within.first * self._page_size
         for start, end in data_extents(self._fd, first, first + within.count * self._page_size):
             page = (start - self._offset) // self._page_size
             yield PageRange(page, -(-(end - self._offset) // self._page_size) - page)
+
+    def _is_all_there(self) -> bool:
+        """Whether shared memory has no hole at all: quicker than to have every page of it passed by."""
+        status = os.fstat(self._fd)
+        return status.st_blocks * _BLOCK_BYTES >= status.st_size and linux.is_tmpfs(self._fd)
 
     def _never_swapped(self) -> bool:
         """Whether the page cache knows every page that holds something, since nothing ever went to swap."""
@@ -259,9 +254,6 @@ class CopiedSource(CopyingSource):
     def open(self) -> None:
         """Nothing to prepare: ``preadv`` needs no mapping (PageSource.open)."""
 
-    def expect(self, pages: PageBitmap) -> None:
-        """Nothing to get ready either (PageSource.expect)."""
-
     def _read(self, position: int, into: memoryview) -> int:
         try:
             got = os.preadv(self._fd, [into], self._offset + position)
@@ -302,24 +294,6 @@ def swapped_out() -> int | None:
         return int(counts["pswpout"]) + sum(int(counts.get(name, 0)) for name in ("zswpout", "swpout_zero"))
     except (OSError, KeyError, ValueError):
         return None
-
-
-def data_extents(fd: int, start: int, end: int) -> Iterator[tuple[int, int]]:
-    """Byte ranges of [start, end) that are not holes, ascending; the whole range where the file system cannot tell."""
-    position = start
-    while position < end:
-        try:
-            data = os.lseek(fd, position, os.SEEK_DATA)
-            if data >= end:
-                return
-            hole = os.lseek(fd, data, os.SEEK_HOLE)
-        except OSError as error:
-            if error.errno == errno.ENXIO:  # no data from here to the end of the file
-                return
-            yield position, end
-            return
-        yield data, min(hole, end)
-        position = hole
 
 
 def open_ram_file(path: str, *, offset: int = 0, length: int | None = None) -> tuple[PageSource, int, int]:

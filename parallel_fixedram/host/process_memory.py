@@ -21,11 +21,11 @@ from parallel_fixedram.core.errors import HostError
 from parallel_fixedram.core.protocols import PageSource
 from parallel_fixedram.core.ramblock import PageRange
 from parallel_fixedram.host import linux, pagemap
+from parallel_fixedram.host.channel import data_extents
 from parallel_fixedram.host.page_source import (
     CopiedSource,
     CopyingSource,
     MappedSource,
-    data_extents,
     grown_by_asking,
 )
 from parallel_fixedram.host.process_maps import Mapping, check_rights, mapped_parts, open_mapped_file, refusal
@@ -88,9 +88,6 @@ class ProcessSource(CopyingSource):
     def open(self) -> None:
         """Ask for the right to read, which a fork may have lost (PageSource.open)."""
         check_rights(self._pid)
-
-    def expect(self, pages: PageBitmap) -> None:
-        """Nothing to get ready: the process's own page tables are used (PageSource.expect)."""
 
     def _read(self, position: int, into: memoryview) -> int:
         address = self._address + position

@@ -109,11 +109,13 @@ class PendingFile:
         """Allocate space, so that a full file system is noticed now.
 
         Returns:
-            Whether it did; not every file system can.
+            Whether it did; not every file system can, and on tmpfs it would be to write zeros into memory first.
 
         Raises:
             HostError: there is not enough space.
         """
+        if linux.is_tmpfs(self.fd):
+            return False
         try:
             linux.fallocate(self.fd, linux.FALLOC_FL_KEEP_SIZE, offset, length)
         except OSError as error:

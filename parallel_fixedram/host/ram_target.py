@@ -12,8 +12,7 @@ from typing import Self
 from parallel_fixedram.core.errors import HostError, RequestError, os_message
 from parallel_fixedram.core.ramblock import PageRange, RAMBlock
 from parallel_fixedram.host import linux, signals
-from parallel_fixedram.host.channel import FileChannel, open_writable
-from parallel_fixedram.host.page_source import data_extents
+from parallel_fixedram.host.channel import FileChannel, data_extents, open_writable
 
 logger = logging.getLogger(__name__)
 

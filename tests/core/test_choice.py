@@ -114,23 +114,31 @@ def test_scattered_pages_go_through_the_page_cache_and_stretches_past_it():
     assert found.why[0] == "direct: 0.006 s to stable storage predicted, 0.041 s through the page cache"
 
 
-def test_a_guest_that_waits_minds_the_last_write_and_others_stable_storage():
+PAST_IS_QUICK = model(direct={1: (1, 0.5)}, buffered={1: (1, 0.1)}, stable=(1, 1), compare=0.3)
+PAST_IS_SLOW = model(direct={1: (1, 100)}, buffered={1: (1, 0.1)}, stable=(1, 1), compare=0.3)
+
+
+def test_a_guest_that_waits_waits_for_a_comparison_whichever_way_its_pages_went_before():
+    for device, direct, why in (
+        (PAST_IS_QUICK, True, "direct: 0.024 s to stable storage predicted, 0.044 s through the page cache"),
+        (PAST_IS_SLOW, False, "page cache: 0.045 s to stable storage predicted, 4.100 s direct"),
+    ):
+        found = choose(OPEN, stretch(10000), device, WAITS)
+        assert (found.direct, found.precopy, found.write_seconds) == (direct, True, pytest.approx(0.003))
+        assert found.why[0] == why
+    for direct_io in DirectIO:
+        wishes = replace(OPEN, direct_io=direct_io)
+        assert choose(wishes, stretch(10000), PAST_IS_QUICK, WAITS).precopy
+        for situation in (NOBODY_WAITS, LIVE):
+            assert not choose(wishes, stretch(10000), PAST_IS_QUICK, situation).precopy
+
+
+def test_a_live_save_minds_the_last_write_and_others_stable_storage():
     """The page cache takes pages quickly, and hands them to the device slowly."""
-    quick = model(direct={1: (1, 0.5)}, buffered={1: (1, 0.1)}, stable=(1, 1), compare=2)
-    waiting = choose(OPEN, stretch(10000), quick, WAITS)
-    assert not waiting.direct
-    assert waiting.why[0] == "page cache: 0.004 s until the last page is written predicted, 0.020 s direct"
-    assert choose(OPEN, stretch(10000), quick, NOBODY_WAITS).direct
-
-
-def test_a_guest_waits_for_a_comparison_only_where_its_pages_go_past_the_page_cache_before():
-    slow_device = model(direct={1: (1, 100)}, buffered={1: (1, 0.1)}, stable=(1, 1), compare=0.3)
-    found = choose(OPEN, stretch(10000), slow_device, WAITS)
-    assert (found.direct, found.precopy) == (True, True)
-    assert found.why[0] == "direct: 0.003 s until the last page is written predicted, 0.004 s through the page cache"
-    for wishes, situation in ((OPEN, NOBODY_WAITS), (OPEN, LIVE), (replace(OPEN, direct_io=DirectIO.OFF), WAITS)):
-        assert not choose(wishes, stretch(10000), slow_device, situation).precopy
-    assert not choose(replace(OPEN, direct_io=DirectIO.ON), stretch(10000), slow_device, LIVE).precopy
+    channels = Wishes(channels=None, most_channels=2, direct_io=DirectIO.OFF, gap_pages=0)
+    device = model(direct={1: (1, 0.5)}, buffered={1: (0, 0.02), 2: (0, 0.01)}, stable=(0, 1))
+    assert choose(channels, stretch(10000), device, LIVE).channels == 2
+    assert choose(channels, stretch(10000), device, NOBODY_WAITS).channels == 1
 
 
 def test_comparing_takes_as_long_as_the_processors_there_are_let_it():
@@ -304,7 +312,7 @@ def test_what_is_chosen_is_within_its_bounds(device, work, situation, most, gap,
     assert found.channels in CANDIDATES
     assert found.channels <= most
     assert found.direct in ({True, False} if device.direct and not situation.live else {False})
-    assert found.precopy == (found.direct and situation.waits and not situation.live)
+    assert found.precopy == (situation.waits and not situation.live)
     assert 0 <= found.gap_pages <= MAX_GAP_PAGES
     assert shard is None or found.shard_pages == shard
     assert shard or MIN_SHARD_PAGES <= found.shard_pages <= MAX_SHARD_PAGES

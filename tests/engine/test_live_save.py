@@ -19,7 +19,6 @@ from parallel_fixedram.core.units import MIB
 from parallel_fixedram.engine import save as save_module
 from parallel_fixedram.engine.bitmaps import SharedBitmaps
 from parallel_fixedram.engine.image import Image
-from parallel_fixedram.engine.reserve import Reservation
 from parallel_fixedram.engine.save import save
 from parallel_fixedram.engine.save_options import SaveOptions
 from parallel_fixedram.engine.verify import verify
@@ -84,18 +83,6 @@ def test_pages_written_between_the_rounds_are_in_the_file(target: str) -> None:
     assert [each.written_pages for each in report.rounds] == [8, 2, 1]
     with Image(target) as image:
         assert verify(image).ok
-
-
-def test_what_the_rounds_have_written_is_not_read_again_before_the_pause(
-    target: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    asked: list[int] = []
-    monkeypatch.setattr(Reservation, "bring_into_page_cache", lambda _self, most: asked.append(most))
-    for rounds, times in ((2, 0), (1, 1)):
-        with ScriptedGuest({"ram": "ABCDEFGH"}, ["........"] * rounds) as guest:
-            options = SaveOptions(direct_io=DirectIO.OFF, max_rounds=rounds, overwrite=True)
-            save(guest, target, options, dirty=guest)
-        assert len(asked) == times
 
 
 def test_a_page_that_becomes_zero_in_a_later_round_loses_its_bit_and_its_bytes(target: str) -> None:

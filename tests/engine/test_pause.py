@@ -11,18 +11,18 @@ from types import FrameType
 from typing import Any
 
 import pytest
-from support.channels import HookChannel
 from support.sources import ScriptedGuest
 
 from parallel_fixedram.core.choice import DirectIO
 from parallel_fixedram.core.errors import HostError, MachineError
-from parallel_fixedram.core.protocols import Channel
+from parallel_fixedram.core.plan import Shard
 from parallel_fixedram.engine import pause as pause_module
+from parallel_fixedram.engine.messages import Tally
 from parallel_fixedram.engine.pause import Pause
 from parallel_fixedram.engine.save import save
 from parallel_fixedram.engine.save_options import SaveOptions
+from parallel_fixedram.engine.write import WriteJob
 from parallel_fixedram.host import signals
-from parallel_fixedram.host.channel import FileChannel
 
 PATIENCE_SECONDS = 60
 
@@ -250,23 +250,22 @@ class Rendezvous:
 
 
 def test_device_state_is_asked_for_while_the_last_round_is_written(
-    target: str, through: Callable[[Callable[[FileChannel], Channel]], None]
+    target: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Each of the two waits for the other one, so one after the other would never end."""
-    meeting, hooks, met = Rendezvous(), list[HookChannel](), list[bool]()
+    meeting, met, run = Rendezvous(), list[bool](), WriteJob.run
 
-    def hooked(inner: FileChannel) -> Channel:
-        hooks.append(HookChannel(inner, 1 << 20, lambda: meeting.meet(0)))
-        return hooks[-1]
+    def last_round(job: WriteJob, shard: Shard) -> Tally:
+        assert meeting.meet(0)
+        return run(job, shard)
 
     def state() -> bytes:
         met.append(meeting.meet(1))
         return b""
 
-    through(hooked)
+    monkeypatch.setattr(WriteJob, "run", last_round)
     with ScriptedGuest({"ram": "ABC"}, device_state=state) as guest:
-        save(guest, target, SaveOptions(direct_io=DirectIO.ON))
+        save(guest, target, SaveOptions())
         assert guest.calls == ["pause", "device_state", "resume"]
     assert met == [True]
-    hooks[0].close()
     meeting.close()

@@ -53,7 +53,7 @@ def test_every_page_with_data_is_in_exactly_one_shard(target: str, direct_io: Di
     with ScriptedGuest(PICTURES, running=running) as guest:
         report, shards = traced(guest, target, replace(OPTIONS, direct_io=direct_io))
     rounds = range(2 if report.choice.precopy else 1)
-    assert report.choice.precopy == (running and direct_io is DirectIO.ON)
+    assert report.choice.precopy == running
     data = {(block, page) for block, picture in enumerate(PICTURES.values()) for page, letter in enumerate(picture)
             if letter != "-"}  # fmt: skip
     for number in rounds:

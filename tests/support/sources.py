@@ -47,10 +47,6 @@ class WatchedSource:
     def open(self) -> None:
         self._inner.open()
 
-    def expect(self, pages: PageBitmap) -> None:
-        self.wrong += [each for each in pages.ranges() if not all(self._allowed[each.first : each.end])]
-        self._inner.expect(pages)
-
     def pages(self, first: int, count: int, wanted: Bits | None = None) -> Pages:
         looked_at = np.ones(count, np.uint8) if wanted is None else wanted
         if not all(self._allowed[first + page] for page in np.flatnonzero(looked_at)):
