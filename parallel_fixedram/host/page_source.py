@@ -114,8 +114,11 @@ class MappedSource:
 
     def _is_all_there(self) -> bool:
         """Whether shared memory has no hole at all: quicker than to have every page of it passed by."""
-        status = os.fstat(self._fd)
-        return status.st_blocks * _BLOCK_BYTES >= status.st_size and linux.is_tmpfs(self._fd)
+        try:
+            status = os.fstat(self._fd)
+            return status.st_blocks * _BLOCK_BYTES >= status.st_size and linux.is_tmpfs(self._fd)
+        except OSError:
+            return False
 
     def _never_swapped(self) -> bool:
         """Whether the page cache knows every page that holds something, since nothing ever went to swap."""

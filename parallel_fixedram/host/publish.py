@@ -52,6 +52,7 @@ class PendingFile:
         check_target(path, overwrite=overwrite)
         self._folder_path = folder or "."
         self._folder = self.fd = self._direct_fd = -1
+        self._promised = 0
 
     def __enter__(self) -> PendingFile:
         try:
@@ -108,15 +109,21 @@ class PendingFile:
     def reserve(self, offset: int, length: int) -> bool:
         """Allocate space, so that a full file system is noticed now.
 
+        Not on tmpfs, where it would be to fill memory twice: there it is only held against what is free.
+
         Returns:
-            Whether it did; not every file system can, and on tmpfs it would be to write zeros into memory first.
+            Whether it did; not every file system can.
 
         Raises:
             HostError: there is not enough space.
         """
-        if linux.is_tmpfs(self.fd):
-            return False
         try:
+            if linux.is_tmpfs(self.fd):
+                self._promised += length
+                found = os.fstatvfs(self.fd)
+                if found.f_blocks and self._promised > found.f_bavail * found.f_frsize:
+                    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+                return True
             linux.fallocate(self.fd, linux.FALLOC_FL_KEEP_SIZE, offset, length)
         except OSError as error:
             if error.errno in (errno.EOPNOTSUPP, errno.ENOSYS):

@@ -121,7 +121,7 @@ PAST_IS_SLOW = model(direct={1: (1, 100)}, buffered={1: (1, 0.1)}, stable=(1, 1)
 def test_a_guest_that_waits_waits_for_a_comparison_whichever_way_its_pages_went_before():
     for device, direct, why in (
         (PAST_IS_QUICK, True, "direct: 0.024 s to stable storage predicted, 0.044 s through the page cache"),
-        (PAST_IS_SLOW, False, "page cache: 0.045 s to stable storage predicted, 4.100 s direct"),
+        (PAST_IS_SLOW, False, "page cache: 0.044 s to stable storage predicted, 4.099 s direct"),
     ):
         found = choose(OPEN, stretch(10000), device, WAITS)
         assert (found.direct, found.precopy, found.write_seconds) == (direct, True, pytest.approx(0.003))

@@ -701,9 +701,7 @@ def test_only_what_went_through_the_page_cache_counts(
         options = replace(DIRECT, direct_io=direct_io, max_rounds=rounds)
         report = save(guest, target, options, dirty=guest if rounds > 1 else None)
     assert report.choice.precopy == (rounds == 1)
-    through_the_cache = {(DirectIO.ON, 1): 1, (DirectIO.ON, 2): 0, (DirectIO.OFF, 1): 1001}.get(
-        (direct_io, rounds), 1000
-    )
+    through_the_cache = {(DirectIO.ON, 1): 1, (DirectIO.ON, 2): 0, (DirectIO.OFF, 1): 1001, (DirectIO.OFF, 2): 1000}
     assert sum(told) == through_the_cache[direct_io, rounds] * PAGE
     assert saved_picture(target) == changed
 

@@ -117,7 +117,7 @@ def test_a_file_that_became_shorter_is_noticed_when_it_is_mapped() -> None:
 
 
 def test_a_file_system_that_knows_holes_more_finely_than_pages_is_understood(monkeypatch: pytest.MonkeyPatch) -> None:
-    fd = memfd("ABCD")
+    fd = memfd("AB-D")
     extents = [(0, 512), (1024, PAGE + 512), (2 * PAGE - 512, 2 * PAGE), (3 * PAGE + 1, 3 * PAGE + 2)]
     monkeypatch.setattr(page_source, "data_extents", lambda *_: iter(extents))
     source = MappedSource(fd, length=4 * PAGE)

@@ -21,7 +21,6 @@ from support.qemu import QemuProcess, Ram, boot_from
 from parallel_fixedram import app
 from parallel_fixedram.cli.main import main
 from parallel_fixedram.engine import ending, save
-from parallel_fixedram.engine.digest import DigestJob
 from parallel_fixedram.engine.pause import Pause
 from parallel_fixedram.engine.precopy import PrecopyJob
 from parallel_fixedram.engine.write import WriteJob
@@ -46,17 +45,12 @@ BEFORE = {
     "guardian there": behind(Guardian, "__enter__"),
     "file made": before(PendingFile, "set_size"),
     "file sized": behind(PendingFile, "set_size"),
+    "pages being pre-copied": before(PrecopyJob, "run"),
+    "pages pre-copied": behind(PrecopyJob, "run"),
     "workers up": before(Pause, "__enter__"),
     "armed": behind(Guardian, "arm"),
 }
 """Steps at which the guest has not been stopped yet."""
-PRECOPIED = {
-    "pages being written while it runs": before(PrecopyJob, "run"),
-    "pages written while it runs": behind(PrecopyJob, "run"),
-    "pages being compared": before(WriteJob, "run", since=STOPPED),
-    "digests being stored": before(save, "write_digests"),
-}
-"""Steps of a save whose pages are written past the page cache, and before."""
 PAUSED = {
     "stopped": STOPPED,
     "pages being written": before(WriteJob, "run", since=STOPPED),
@@ -66,7 +60,7 @@ PAUSED = {
 }
 AFTER = {
     "let go on": behind(Monitor, "execute", "cont"),
-    "digests being made": before(DigestJob, "run"),
+    "digests being stored": before(save, "write_digests"),
     "trailer written": behind(ending, "write_trailer"),
     "about to sync": before(FileChannel, "sync"),
     "synced": behind(FileChannel, "sync"),
@@ -74,6 +68,8 @@ AFTER = {
 }
 RENAMED = {"renamed": behind(linux, "rename_new"), "folder synced": behind(PendingFile, "sync_folder")}
 STEPS = BEFORE | PAUSED | AFTER | RENAMED
+PAST_THE_CACHE = ["pages being pre-copied", "pages pre-copied", "pages being written", "digests being stored"]
+"""Steps that are others where pages are written past the page cache."""
 NO_FILE = list(STEPS)[: list(STEPS).index("file made")]
 
 
@@ -170,19 +166,18 @@ def test_killed_at_any_step(
     check_next_save(guest, file)
 
 
-@pytest.mark.parametrize("step", PRECOPIED)
-def test_killed_at_any_step_of_a_pre_copied_save(
+@pytest.mark.parametrize("step", PAST_THE_CACHE)
+def test_killed_at_any_step_past_the_page_cache(
     guest: QemuProcess, tmp_path: Path, step: str, record_property: Callable[[str, object], None]
 ) -> None:
     file = tmp_path / "vm.mr"
-    moment = PRECOPIED[step]
     try:
         os.close(os.open(file, os.O_CREAT | os.O_WRONLY | os.O_DIRECT))
     except OSError:
         pytest.skip("this file system has no direct I/O")
     finally:
         file.unlink(missing_ok=True)
-    with saving(guest, file, "--direct-io", "on", moment=moment, act=sends_itself(signal.SIGKILL)) as running:
+    with saving(guest, file, "--direct-io", "on", moment=STEPS[step], act=sends_itself(signal.SIGKILL)) as running:
         check_goes_on(guest, running, record_property)
     assert os.listdir(tmp_path) == [part_of(file).name]
     check_next_save(guest, file)
