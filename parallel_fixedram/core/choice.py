@@ -5,7 +5,7 @@
     Work (what there is to write) + DeviceModel (what it costs) + Situation (who waits) --choose--> Choice, and why
 
 What was asked for is taken as it is; what was left open is whatever is predicted to be fastest: until the last page is
-written where a guest waits for that, else until everything is on stable storage.
+written in a live save, until a guest that is pre-copied goes on, else until everything is on stable storage.
 """
 
 from __future__ import annotations
@@ -68,7 +68,7 @@ class Situation:
     """What matters besides the amount of work."""
 
     waits: bool
-    """Whether a guest stands still until the last page is written, and would run otherwise."""
+    """Whether a guest runs, and will stand still while the last pages are written."""
     live: bool
     """Whether it runs while rounds of dirty pages are saved."""
     room: int
@@ -115,7 +115,7 @@ def choose(wishes: Wishes, work: Work, model: DeviceModel, situation: Situation)
     chosen = min(best.values(), key=lambda way: (_goal(way, situation), way.stable_seconds))
     why = []
     if wishes.direct_io is DirectIO.AUTO:
-        why.append(reason or _compared(chosen, best[not chosen.direct], situation))
+        why.append(reason or _compared(chosen, best[not chosen.direct]))
     if wishes.channels is None:
         why.append(_why_channels(chosen, [ways[c, chosen.direct] for c in channels], wishes, situation))
     if wishes.gap_pages is None:
@@ -212,14 +212,11 @@ def _fewest(ways: Sequence[Choice], situation: Situation) -> Choice:
     return best
 
 
-def _compared(chosen: Choice, other: Choice, situation: Situation) -> str:
+def _compared(chosen: Choice, other: Choice) -> str:
     names = {True: "direct", False: "through the page cache"}
-    what, seconds, others = "to stable storage", chosen.stable_seconds, other.stable_seconds
-    if situation.waits and not chosen.precopy:
-        what, seconds, others = "until the last page is written", chosen.write_seconds, other.write_seconds
     return (
-        f"{'direct' if chosen.direct else 'page cache'}: {seconds:.3f} s {what} predicted, "
-        f"{others:.3f} s {names[other.direct]}"
+        f"{'direct' if chosen.direct else 'page cache'}: {chosen.stable_seconds:.3f} s to stable storage predicted, "
+        f"{other.stable_seconds:.3f} s {names[other.direct]}"
     )
 
 

@@ -45,7 +45,7 @@ def shard_pages(total_pages: int, workers: int) -> int:
 def plan_shards(
     bitmaps: Sequence[PageBitmap], *, workers: int, round_number: int = 0, target: int | None = None
 ) -> list[Shard]:
-    """Shards that together hold every set bit exactly once, the largest first.
+    """Shards that together hold every set bit exactly once, in the order of the bitmaps and pages.
 
     Args:
         bitmaps: pages to handle, one bitmap a block, in the file's order.
@@ -72,5 +72,4 @@ def plan_shards(
             first, last = int(used[start]), int(used[end - 1])
             pages = int(done[end - 1] - (done[start - 1] if start else 0))
             shards.append(Shard(block, first, last + 1 - first, pages, round_number))
-    shards.sort(key=lambda shard: -shard.pages)
     return shards

@@ -46,6 +46,7 @@ class SaveSeconds:
     """Where the time of a save went."""
 
     total: float
+    """Until the file has its name, on stable storage if that was asked for."""
     prepare: float
     """Until the pause, or the last round where there is none: workers, maps, space, earlier rounds."""
     pause: float

@@ -50,10 +50,11 @@ class EarlyWriteback:
             offset: where the range begins in the file.
             length: its bytes.
             size: how many of them were written.
-            at_once: while nobody waits it always is.
+            at_once: it is, because nobody waits.
         """
-        self._dirty += size
         self._waiting.append((offset, length))
+        if not at_once:
+            self._dirty += size
         if at_once or self._dirty > self._limit:
             for each in self._waiting:
                 self._thread.submit(self._start, *each)

@@ -44,10 +44,10 @@ class Pause:
         self.was_running = False
         self.seconds = self.stop_seconds = self.state_seconds = self.cont_seconds = 0.0
 
-    def prepare(self) -> bool:
+    def prepare(self) -> None:
         """Get ready while nobody waits (Machine.prepare)."""
         self._thread.submit(lambda: None).result()  # starts it
-        return self._machine.prepare()
+        self._machine.prepare()
 
     def __enter__(self) -> Self:
         self._started = time.perf_counter()

@@ -74,30 +74,31 @@ class Worker:
         return processes.reap(self.pid) if wait else "hangs"
 
 
-class _Parts:
+class Parts:
     """The shards of one run, those that lie together with one worker: it knows their memory from the run before.
 
     A page that a process touches for the first time costs as much as looking at it twice (measured).
 
     Args:
-        shards: in any order.
+        shards: as ``plan_shards`` has them.
         workers: number of workers.
     """
 
     def __init__(self, shards: Sequence[Shard], workers: int) -> None:
-        ordered = sorted(shards, key=lambda shard: (shard.block, shard.first_word))
-        ends = list(accumulate(shard.pages for shard in ordered))
+        ends = list(accumulate(shard.pages for shard in shards))
         self._queues: list[deque[Shard]] = [deque() for _ in range(workers)]
-        for shard, end in zip(ordered, ends, strict=True):
+        for shard, end in zip(shards, ends, strict=True):
             middle = end - shard.pages / 2
             self._queues[min(int(middle / max(ends[-1], 1) * workers), workers - 1)].append(shard)
 
-    def next(self, worker: int) -> Shard | None:
-        """A worker's next shard; the last one of whoever has most left when there is none of its own."""
-        if own := self._queues[worker]:
-            return own.popleft()
+    def own(self, worker: int) -> Shard | None:
+        """The next shard of a worker's own part."""
+        return self._queues[worker].popleft() if self._queues[worker] else None
+
+    def other(self, worker: int) -> Shard | None:
+        """The last shard of the longest of the other parts, for a worker that has done its own."""
         longest = max(self._queues, key=len)
-        return longest.pop() if longest else None
+        return longest.pop() if longest and longest is not self._queues[worker] else None
 
     def again(self, worker: int, shard: Shard) -> None:
         """A shard that this worker did not finish."""
@@ -148,7 +149,7 @@ class WorkerPool:
             WorkerError: no worker is left to do the rest.
             FixedRamError: a shard failed in a worker.
         """
-        pending, total, left = _Parts(shards, len(self.workers)), Tally(), len(shards)
+        pending, total, left = Parts(shards, len(self.workers)), Tally(), len(shards)
         while left:
             self._hand_out(job, pending)
             for worker in self._wait():
@@ -205,11 +206,12 @@ class WorkerPool:
                     worker.ready = True
                     worker.deadline = 0.0
                 else:
-                    self._lost(worker, _Parts((), 1))
+                    self._lost(worker, Parts((), 1))
 
-    def _hand_out(self, job: int, pending: _Parts) -> None:
-        for worker in self.workers:
-            if worker.alive and worker.shard is None and (shard := pending.next(worker.index)):
+    def _hand_out(self, job: int, pending: Parts) -> None:
+        idle = [worker for worker in self.workers if worker.alive and worker.shard is None]
+        for worker, take in [*((each, pending.own) for each in idle), *((each, pending.other) for each in idle)]:
+            if worker.shard is None and (shard := take(worker.index)):
                 worker.shard = shard
                 worker.deadline = time.monotonic() + self._stall_seconds
                 # if it is gone, the end of its socket is the next thing to be seen
@@ -236,7 +238,7 @@ class WorkerPool:
     def _has_moved(self, worker: Worker) -> bool:
         """Whether a worker past its deadline has moved bytes since it was last asked: slow, and given more time.
 
-        Mapped memory counts, too: before the pause of a large guest that takes longer than a stall (PageSource.expect).
+        Mapped memory counts, too: a worker that only looks at zero pages moves nothing else.
         """
         import psutil  # takes longer to import than a small save to write, and is hardly ever needed
 
@@ -249,7 +251,7 @@ class WorkerPool:
                 return True
         return False
 
-    def _lost(self, worker: Worker, pending: _Parts) -> None:
+    def _lost(self, worker: Worker, pending: Parts) -> None:
         for descriptor in worker.descriptors:
             self._poll.unregister(descriptor)
         how = worker.bury()

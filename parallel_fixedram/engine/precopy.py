@@ -89,7 +89,7 @@ class KnownPages:
         return found
 
     def forget(self, block: int, first: int, bits: Bits) -> None:
-        """These pages are about to be written from RAM itself: until RAM stands still nobody knows what the file holds.
+        """These pages are made holes, or about to be written from RAM itself: there is nothing to compare them with.
 
         Args:
             block: number of the block.
@@ -186,6 +186,7 @@ class PrecopyJob:
         for start, count in runs_of_ones(lost).tolist():
             channel.settle()
             channel.punch(saved.page_offset(first + start), count * saved.block.page_size)
+        self._known.digests[block][first + np.flatnonzero(lost)] = 0
         self._known.forget(block, first, lost)  # only now: this worker may die, too
         stored, moved = len(stored_pages), int(runs[:, 1].sum())
         tally.written_pages += stored

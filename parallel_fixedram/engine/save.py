@@ -4,7 +4,8 @@
 
     file sized, data map asked, space reserved, workers up, RAM mapped     the guest runs
     [rounds: sync dirty bitmap -> plan -> shards -> acknowledged]          the guest runs  (live)
-    rehearsal: page cache filled, data map asked again, firmware written   the guest runs
+    [pre-copy: every page written, and hashed]                             the guest runs  (not live)
+    rehearsal: data map asked again, firmware written                      the guest runs
     pause -> last round and device state at the same time -> resume        the guest stands still
     digests, bitmaps, heads, tail, trailer, clone stream -> sync, publish  the guest runs
 
@@ -128,7 +129,8 @@ class _Save:
         ) = 0.0
         self.ending: Ending | None = None
         self.decision: Decision
-        self.writeback: EarlyWriteback | None = None
+        self.writeback: EarlyWriteback
+        self.waits = False
         self.known: KnownPages | None = None
         self.total_seconds = 0.0
         self.direct = False
@@ -141,7 +143,7 @@ class _Save:
             self.pending.copy_prefix(self.layout.base)
         self.pending.set_size(self.layout.ram_end)
         map_data(self.guest_blocks, self.bitmaps.data)
-        waits = self.machine.prepare()
+        self.waits = self.machine.prepare()
         channel = open_direct(self.pending, self.options.direct_io)
         page_size = self.layout.blocks[0].block.page_size
         self.decision = decide(
@@ -149,7 +151,7 @@ class _Save:
             self.bitmaps.data,
             page_size,
             self.pending.folder,
-            waits=waits,
+            waits=self.waits,
             takes_direct=channel is not None if self.options.direct_io is not DirectIO.OFF else None,
         )
         self.direct = self.choice.direct
@@ -170,8 +172,7 @@ class _Save:
         )
         with ExitStack() as stack:
             pool = stack.enter_context(WorkerPool(jobs, self.choice.channels, stall_seconds=self.options.stall_seconds))
-            if waits:
-                self.writeback = stack.enter_context(EarlyWriteback(self.pending.fd, dirty_room()))
+            self.writeback = stack.enter_context(EarlyWriteback(self.pending.fd, dirty_room()))
             self._rounds(pool)
             self.workers = tuple(
                 WorkerReport(shards=w.shards, written_pages=w.tally.written_pages, seconds=w.seconds)
@@ -282,9 +283,8 @@ class _Save:
         with self.pause as pause:
             sync_dirty(self.dirty, self.guest_blocks, self.bitmaps)
             pause.begin_device_state()
-            if self.direct and not pause.was_running and not self.rounds:
-                # nobody waits, and digests are written along with the pages: the device could only be read slowly
-                self._end_stream()
+            if not pause.was_running and not self.rounds:
+                self._end_stream()  # nobody waits: digests are written along with the pages
             if self.dirty is None:  # also where nothing ran: it may have stopped by itself only now
                 map_grown(self.guest_blocks, self.bitmaps.data)
             started = time.perf_counter()
@@ -297,6 +297,8 @@ class _Save:
         started = time.perf_counter()
         shards = plan_shards(self.bitmaps.data, workers=self.choice.channels, target=self.choice.shard_pages)
         tally = self._run(pool, PRECOPY, shards)
+        if not self.direct and tally.bytes > dirty_room():
+            self.pending.channel.sync()  # or the kernel would slow down the few writes that a guest waits for
         self._note_round(sum(bitmap.count() for bitmap in self.bitmaps.data), tally, started)
 
     def _rehearse(self, pool: WorkerPool) -> None:
@@ -374,8 +376,8 @@ class _Save:
 
     def _run(self, pool: WorkerPool, job: int, shards: Sequence[Shard]) -> Tally:
         through_page_cache = not self.direct or (self.known is not None and job == WRITE)
-        writeback = self.writeback if through_page_cache else None
-        at_once = job == PRECOPY and self.options.durability is Durability.FULL
+        nobody_waits = job == PRECOPY or not self.waits
+        at_once = nobody_waits and self.options.durability is Durability.FULL
 
         def written(message: ShardDone, worker: int) -> None:
             shard = message.shard
@@ -383,8 +385,8 @@ class _Save:
                 self.bitmaps.dirty[shard.block].words[shard.first_word : shard.first_word + shard.words] = 0
             if self.trace:
                 self.trace(self._traced(message, worker))
-            if writeback and message.tally.bytes:
-                writeback.wrote(*self._span(message.shard), message.tally.bytes, at_once=at_once)
+            if through_page_cache and message.tally.bytes:
+                self.writeback.wrote(*self._span(message.shard), message.tally.bytes, at_once=at_once)
 
         return run_job(
             pool,

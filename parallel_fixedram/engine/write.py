@@ -1,16 +1,17 @@
 """WriteJob: the worker's part of a save, from guest RAM to the file.
 
-For every window of 256 pages (1 MiB): test the readable pages for zero, then write what is dirty and not zero. The test
-has just brought the window into the cache, so the copy that follows is cheap; a page is touched by nothing else. Direct
-writes copy nothing: they are only begun, and while the device works the next window is tested and digests are computed.
+For every window: test the readable pages for zero, then write what is dirty and not zero. The test has just brought the
+window into the cache, so the copy that follows is cheap. Direct writes are only begun: while the device works the next
+window is tested and digests are computed. After a pre-copy every page of the shard is first held against what the file
+has, and what is the same is not dirty.
 
 Runs close to each other are written as one, the gap between them along with them, where that is cheaper than a second
 call. What is written over a gap is what RAM holds there; where it was never touched it is not read, and zeros are
 written.
 
 A page that is zero gets no bytes but a clear bit; its place in the file reads as zeros because nothing was ever written
-there, or because it is punched out. In the rounds of a live save, any dirty page may have been written before, by an
-earlier round or along with its neighbours, so there every zero page is punched.
+there, or because it is punched out. From the second round on any dirty page may have been written before, by an earlier
+round, a pre-copy, or along with its neighbours, so there every zero page is punched.
 """
 
 from __future__ import annotations

@@ -112,7 +112,7 @@ class PendingFile:
         Not on tmpfs, where it would be to fill memory twice: there it is only held against what is free.
 
         Returns:
-            Whether it did; not every file system can.
+            Whether there is; not every file system can tell.
 
         Raises:
             HostError: there is not enough space.

@@ -22,13 +22,54 @@ from parallel_fixedram.core.protocols import Channel
 from parallel_fixedram.engine.bitmaps import shared_words
 from parallel_fixedram.engine.image import Image
 from parallel_fixedram.engine.messages import Finding, ShardDone, Tally
-from parallel_fixedram.engine.pool import WorkerPool
+from parallel_fixedram.engine.pool import Parts, WorkerPool
 from parallel_fixedram.engine.save import save
 from parallel_fixedram.engine.save_options import SaveOptions
 from parallel_fixedram.engine.verify import verify
 from parallel_fixedram.host.channel import FileChannel
 
 SHARDS = [Shard(0, index, 1, 64) for index in range(20)]
+
+
+@pytest.mark.parametrize("workers", [1, 2, 3, 7, 30])
+def test_every_worker_has_a_part_of_its_own_and_that_in_every_run(workers: int) -> None:
+    def part(parts: Parts, worker: int) -> list[Shard]:
+        return list(iter(lambda: parts.own(worker), None))
+
+    first, again = (Parts(SHARDS, workers) for _ in range(2))
+    found = [part(first, worker) for worker in range(workers)]
+    assert found == [part(again, worker) for worker in reversed(range(workers))][::-1]
+    assert [shard for each in found for shard in each] == SHARDS
+    assert max(map(len, found)) - min(map(len, found)) <= 1
+    assert [first.other(worker) for worker in range(workers)] == [None] * workers
+
+
+def test_who_has_done_its_own_part_takes_from_the_end_of_the_longest() -> None:
+    parts = Parts(SHARDS, 2)
+    for _ in range(10):
+        parts.own(0)
+    assert [parts.other(0) for _ in range(4)] == SHARDS[:-5:-1]
+    assert [parts.own(1) for _ in range(7)] == [*SHARDS[10:16], None]
+
+
+def test_nobody_takes_from_another_one_who_waits_for_work_too() -> None:
+    job = CountingJob()
+    with WorkerPool([job], 3) as pool:
+        pool.run(0, SHARDS[:3])
+        assert [worker.shards for worker in pool.workers] == [1, 1, 1]
+
+
+def test_parts_have_about_as_many_pages_however_different_the_shards_are() -> None:
+    uneven = [Shard(0, 0, 1, 1000), *(Shard(0, word, 1, 10) for word in range(1, 101))]
+    assert Parts(uneven, 2).own(1) == uneven[1]
+
+
+def test_a_shard_that_was_lost_is_the_next_one() -> None:
+    parts = Parts(SHARDS, 2)
+    lost = parts.own(0)
+    assert lost
+    parts.again(0, lost)
+    assert parts.own(0) == lost
 
 
 class CountingJob:

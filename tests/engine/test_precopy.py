@@ -428,15 +428,17 @@ LONG = "A" * 1000
 @pytest.mark.parametrize("died", [DyingChannel, DyingAtPunch])
 @pytest.mark.parametrize("gap", [0, 4])
 @pytest.mark.parametrize("letter", ["0", "X"])
-def test_a_shard_that_was_written_and_lost_leaves_no_stale_bytes(
-    target: str, ways: Ways, died: type[DyingChannel], gap: int, letter: str
+@pytest.mark.parametrize("page", [555, 3])
+def test_a_shard_that_was_written_and_lost_leaves_no_stale_bytes_and_digests(
+    target: str, ways: Ways, died: type[DyingChannel], gap: int, letter: str, page: int
 ) -> None:
-    """By the time another worker does it again, a page of it is zero: it has to be punched out, or nobody would."""
-    after = {"ram": "A" * 555 + letter + "A" * 444}
+    """By the time another worker does it again, a page of it, in the same window as what was written last or in an
+    earlier one, is zero: it has to be punched out, or nobody would."""
+    after = {"ram": LONG[:page] + letter + LONG[page + 1 :]}
     with ChangingGuest({"ram": LONG}, rehearsed=after) as guest:
         place = place_of(guest, 555)
-        ways(direct=lambda inner: died(inner, place, lambda: guest.write(555, letter)))
-        report = saved(guest, target, replace(DIRECT, channels=4, gap_pages=gap))
+        ways(direct=lambda inner: died(inner, place, lambda: guest.write(page, letter)))
+        report = saved(guest, target, replace(DIRECT, channels=4, gap_pages=gap, shard_pages=1024))
         check(target, guest, after)
     assert report.rounds[1].written_pages == 0
 
