@@ -4,6 +4,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 SCENARIOS := roofline channels gaps scattered size cache growth qemu
 RESULTS := $(wildcard $(SCENARIOS:%=bench/results/%.json))
+SHOWN := $(shell grep -o 'pictures/[a-z0-9-]*\.png' docs/experiments.md | sed 's|pictures/\(.*\)\.png|\1|')
 FAST := tests/core tests/host tests/engine tests/guest tests/wire tests/test_api.py tests/test_layers.py
 
 .PHONY: help demo test test-fast check format bench bench-pictures bench-qemu bench-micro clean
@@ -43,9 +44,11 @@ check: .venv/check.stamp ## lint, format check, types, layers
 bench: .venv/test.stamp ## run all scenarios of bench/scenarios but smoke (an hour; root, fio, QEMU, a quiet machine)
 	$(BIN)/python -m parallel_fixedram bench run $(SCENARIOS) --overwrite
 
-bench-pictures: .venv/test.stamp ## draw what docs/experiments.md shows, and bench/report.html, from bench/results
-	$(BIN)/python -m parallel_fixedram bench pictures $(RESULTS) --folder docs/pictures
+bench-pictures: .venv/test.stamp ## draw bench/results into bench/pictures and bench/report.html; docs/pictures gets what the docs show
+	$(BIN)/python -m parallel_fixedram bench pictures $(RESULTS) --folder bench/pictures
 	$(BIN)/python -m parallel_fixedram bench report $(RESULTS) --output bench/report.html
+	mkdir -p docs/pictures
+	cp -t docs/pictures $(SHOWN:%=bench/pictures/%.png)
 
 bench-qemu: .venv/test.stamp ## compare first saves, small pauses, loads and clones with QEMU's own (needs QEMU)
 	$(BIN)/python bench/against_qemu.py

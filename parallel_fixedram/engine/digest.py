@@ -1,8 +1,8 @@
 """Page digests, and where they come from.
 
-A guest that was stopped for the save goes on before anything is hashed, so its pages are read back from the file: RAM
-would be a moving original. Past the page cache that is slow; a direct save of RAM that stands still anyway has its
-writer hash each page just after it was written.
+RAM that stands still is hashed by whoever writes it, page by page, and a pre-copy knows its pages already. After a
+live save the guest goes on before everything is hashed, so its pages are read back from the file: RAM would be a
+moving original.
 """
 
 from __future__ import annotations

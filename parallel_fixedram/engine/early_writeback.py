@@ -1,8 +1,8 @@
-"""EarlyWriteback: the device starts on the page cache while a guest still waits for the rest to get there.
+"""EarlyWriteback: the device starts on the page cache while the rest still gets there.
 
-The kernel slows down whoever writes when much is dirty, long before memory is full and with limits of its own for each
-device: a guest of 2 GiB then waited for 3 s instead of 0.25 (measured). For less than that the device can wait: what it
-writes meanwhile makes the copying slower.
+At once where nobody waits: stable storage is reached earlier, though copying is slower meanwhile. While a guest waits
+only when the kernel would otherwise slow down whoever writes, which it does when much is dirty, long before memory is
+full and with limits of its own for each device: a guest of 2 GiB then waited for 3 s instead of 0.25 (measured).
 """
 
 from __future__ import annotations

@@ -117,7 +117,7 @@ def test_two_blocks_are_never_in_one_shard():
     small, large = PageBitmap(1), PageBitmap(100)
     small.set_all()
     large.set_all()
-    assert plan_shards([small, large], workers=1) == [Shard(1, 0, 2, 100), Shard(0, 0, 1, 1)]
+    assert plan_shards([small, large], workers=1) == [Shard(0, 0, 1, 1), Shard(1, 0, 2, 100)]
 
 
 @pytest.mark.parametrize("pages", [1, MIN_SHARD_PAGES, 10 * MAX_SHARD_PAGES, 1 << 28])

@@ -41,6 +41,7 @@ from parallel_fixedram.engine.precopy import KnownPages
 from parallel_fixedram.engine.save import save
 from parallel_fixedram.engine.save_options import SaveOptions
 from parallel_fixedram.engine.verify import verify
+from parallel_fixedram.engine.write import HOLE_PAGES
 from parallel_fixedram.host import linux
 from parallel_fixedram.host.channel import FileChannel
 from parallel_fixedram.host.page_source import CopiedSource
@@ -321,7 +322,7 @@ def test_pages_that_did_not_change_are_written_once(target: str, ways: Ways) -> 
     first, last = report.rounds
     assert (first.dirty_pages, first.written_pages, first.zero_pages) == (603, 602, 1)
     assert (last.dirty_pages, last.written_pages, last.zero_pages, last.gap_pages) == (4, 3, 1, 0)
-    assert report.bytes.written == (602 + 3) * PAGE
+    assert report.bytes.written == (602 + 3 + 1) * PAGE
     assert sum(worker.written_pages for worker in report.workers) == 602 + 3
     assert not copied[0].events("!P")
     assert sum(event.length for event in copied[0].events("W")) == 602 * PAGE
@@ -577,6 +578,29 @@ def test_whether_there_is_a_pre_copy_is_chosen_and_reported(
         if wanted and direct_io is DirectIO.AUTO:
             assert report.choice.why[0].startswith("direct: ")
         assert saved_picture(target) == LONG
+
+
+@pytest.mark.parametrize(("pages", "punches"), [(HOLE_PAGES - 1, 0), (HOLE_PAGES, 1)])
+def test_pages_that_were_emptied_are_made_a_hole_or_written_whichever_is_quicker(
+    target: str, ways: Ways, pages: int, punches: int
+) -> None:
+    made: list[RecordingChannel] = []
+
+    def recording(inner: FileChannel) -> Channel:
+        made.append(RecordingChannel(inner, 16 * MIB))
+        return made[-1]
+
+    ways(direct=plain, buffered=recording)
+    after = "A" * 10 + "0" * pages + "A" * (990 - pages)
+    with ChangingGuest({"ram": LONG}, stopped={"ram": after}) as guest:
+        first, end = place_of(guest, 0), place_of(guest, len(LONG))
+        report = saved(guest, target)
+        check(target, guest, {"ram": after})
+    assert report.rounds[1].zero_pages == pages
+    assert report.rounds[1].gap_pages == 0
+    given_back = 1  # in the end, when nobody waits
+    assert sum(first <= event.offset < end for event in made[0].events("P")) == punches + given_back
+    made[0].close()
 
 
 # --- what is known of pages

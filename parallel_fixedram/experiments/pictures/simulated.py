@@ -63,7 +63,7 @@ def _measured(drawn: drawing.Sheet, axes: Axes, run_set: RunSet, calibration: Ca
             counts.append(len(times))
     axes.set_xscale("log", base=2)
     style.plain_numbers(axes, "x", x)
-    axes.set_ylim(bottom=0)
+    axes.set_ylim(0, axes.get_ylim()[1] * 1.05)
     axes.set_xlabel("channels (worker processes)")
     axes.set_ylabel(f"time {calibration.metric.meaning}, s")
     axes.set_title("measured against the simulation", fontsize=9.5)
