@@ -23,13 +23,16 @@ from numpy.typing import NDArray
 from parallel_fixedram.core.bitmap import WORD_PAGES, Bits, PageBitmap, runs_of_ones, words_for
 from parallel_fixedram.core.mapped_ram import SavedBlock
 from parallel_fixedram.core.plan import Shard
-from parallel_fixedram.core.protocols import Pages, PageSource
+from parallel_fixedram.core.protocols import Channel, Pages, PageSource
 from parallel_fixedram.core.ramblock import RAMBlock
 from parallel_fixedram.engine.bitmaps import SharedBitmaps, shared_words
-from parallel_fixedram.engine.digest import page_digests
+from parallel_fixedram.engine.digest import page_digests, write_digests
 from parallel_fixedram.engine.messages import Tally
 from parallel_fixedram.engine.staging import Staging
 from parallel_fixedram.engine.window import covered, merge_runs, nonzero_among
+
+_STEP_WORDS = 1 << 14
+"""Words of a bitmap that are unpacked at a time."""
 
 
 class KnownPages:
@@ -97,6 +100,19 @@ class KnownPages:
             bits: which of the pages from there on.
         """
         self._held[block].put_bits(first // WORD_PAGES, self.held(block, first, len(bits)) & ~bits)
+
+    def write_digests(self, channel: Channel, tables: NDArray[np.uint64], present: Sequence[PageBitmap]) -> None:
+        """Write the digests of all pages that are in the file.
+
+        Args:
+            channel: the file.
+            tables: where the digest of page 0 of each block goes.
+            present: which pages are in the file.
+        """
+        for table, digests, bitmap in zip(tables.tolist(), self.digests, present, strict=True):
+            for word in range(0, len(bitmap.words), _STEP_WORDS):
+                first, bits = word * WORD_PAGES, bitmap.bits(word, _STEP_WORDS)
+                write_digests(channel, table, first, digests[first : first + len(bits)], bits)
 
 
 class PrecopyJob:

@@ -36,7 +36,6 @@ from parallel_fixedram.core.report import (
 )
 from parallel_fixedram.engine.bitmaps import SharedBitmaps, map_data, map_grown, shared_words, sync_dirty
 from parallel_fixedram.engine.decide import Decision, decide, open_direct
-from parallel_fixedram.engine.digest import write_digests
 from parallel_fixedram.engine.early_writeback import EarlyWriteback
 from parallel_fixedram.engine.ending import Ending
 from parallel_fixedram.engine.image import block_report
@@ -57,9 +56,6 @@ from parallel_fixedram.host.publish import PendingFile
 
 SMALL_ROUND_PAGES = 1024
 """A live save stops the guest when fewer pages than this are dirty: they take about a millisecond."""
-
-STEP_WORDS = 1 << 14
-"""Words of a bitmap that are unpacked at a time."""
 
 
 def save(
@@ -184,7 +180,9 @@ class _Save:
                     self._digest(pool)
             pool.dismiss()  # they end while the file is finished
             if self.known:
-                self._store_digests(self.known)
+                started = time.perf_counter()
+                self.known.write_digests(self.pending.channel, self.tables, self.bitmaps.file)
+                self.digest_seconds = time.perf_counter() - started
             self._finish()
 
     @property
@@ -357,14 +355,6 @@ class _Save:
                 seconds=time.perf_counter() - started,
             )
         )
-
-    def _store_digests(self, known: KnownPages) -> None:
-        started = time.perf_counter()
-        for table, digests, present in zip(self.tables.tolist(), known.digests, self.bitmaps.file, strict=True):
-            for word in range(0, len(present.words), STEP_WORDS):
-                first, bits = word * WORD_PAGES, present.bits(word, STEP_WORDS)
-                write_digests(self.pending.channel, table, first, digests[first : first + len(bits)], bits)
-        self.digest_seconds = time.perf_counter() - started
 
     def _digest(self, pool: WorkerPool) -> None:
         started = time.perf_counter()

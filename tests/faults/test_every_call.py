@@ -410,7 +410,7 @@ def test_the_death_of_the_coordinator_at_any_call_leaves_a_complete_file_or_none
         stage.check_next_save()
         return run
 
-    stride *= 2 if way != "a new file" else 1
+    stride *= 5 if way != "a new file" else 2
     done = in_turn(attempt, lambda call, run: Kill([run.root]), stride=stride)
     note(record_property, f"coordinators killed in a save, {way}", done)
 
@@ -479,7 +479,8 @@ def test_a_restore_whose_coordinator_dies_leaves_no_worker(stage: Stage, record_
         stage.check_restored()
         return run
 
-    note(record_property, "coordinators killed in a restore", in_turn(attempt, lambda call, run: Kill([run.root])))
+    done = in_turn(attempt, lambda call, run: Kill([run.root]), stride=2)
+    note(record_property, "coordinators killed in a restore", done)
 
 
 def verify(stage: Stage) -> bool:

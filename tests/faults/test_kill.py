@@ -137,9 +137,11 @@ class TestGuardian:
         with watching:
             watching.arm()
             pidfd = os.pidfd_open(watching._pid)
-            while not int(_status(watching._pid, "SigIgn"), 16) >> (signal.SIGQUIT - 1) & 1:  # the last of these
+            all_of_them = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT)
+            mask = sum(1 << (signum - 1) for signum in all_of_them)
+            while int(_status(watching._pid, "SigIgn"), 16) & mask != mask:
                 pass
-            for signum in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT):
+            for signum in all_of_them:
                 signal.pidfd_send_signal(pidfd, signum)
             os.close(pidfd)
             watching.let_go()

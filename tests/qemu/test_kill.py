@@ -20,9 +20,9 @@ from support.qemu import QemuProcess, Ram, boot_from
 
 from parallel_fixedram import app
 from parallel_fixedram.cli.main import main
-from parallel_fixedram.engine import ending, save
+from parallel_fixedram.engine import ending
 from parallel_fixedram.engine.pause import Pause
-from parallel_fixedram.engine.precopy import PrecopyJob
+from parallel_fixedram.engine.precopy import KnownPages, PrecopyJob
 from parallel_fixedram.engine.write import WriteJob
 from parallel_fixedram.experiments.boot_sector import boot_image
 from parallel_fixedram.host import linux
@@ -60,7 +60,7 @@ PAUSED = {
 }
 AFTER = {
     "let go on": behind(Monitor, "execute", "cont"),
-    "digests being stored": before(save, "write_digests"),
+    "digests being stored": before(KnownPages, "write_digests"),
     "trailer written": behind(ending, "write_trailer"),
     "about to sync": before(FileChannel, "sync"),
     "synced": behind(FileChannel, "sync"),
@@ -301,9 +301,13 @@ class TestAtASystemCall:
 
     def test_a_worker_killed(self, guest: QemuProcess, tmp_path: Path) -> None:
         file = tmp_path / "vm.mr"
-        for at in range(0, 100, 20):
+        died = 0
+        for at in range(0, 1000, 15):
             run = self.saved(guest, file, at, lambda call, run: Kill([call.pid]) if call.by_worker else None)
-            assert run.faults
             assert run.value == 0, run.stderr
             assert os.listdir(tmp_path) == [file.name]
+            if not run.faults:
+                break
+            died += 1
+        assert died > 2
         assert app.verify(str(file)).ok
