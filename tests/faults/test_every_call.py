@@ -40,7 +40,7 @@ RETRIED = {"openat", "ftruncate", "fchmod", "flock", "fallocate", "pread64", "pr
 """Calls that a signal can interrupt: whoever makes them has to try again."""
 UNLINKS = ("unlink", "unlinkat")
 
-STRIDES = [pytest.param(11, id="sampled"), pytest.param(1, id="all", marks=pytest.mark.slow)]
+STRIDES = [pytest.param(1, id="all", marks=pytest.mark.slow)]
 
 
 DEAD = b"what a dead writer left"
