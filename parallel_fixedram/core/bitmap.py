@@ -149,12 +149,6 @@ class PageBitmap:
         """Number of bits set."""
         return int(np.bitwise_count(self.words).sum(dtype=np.int64))
 
-    def count_runs(self) -> int:
-        """Number of maximal runs of set bits."""
-        carry = np.concatenate((np.zeros(1, np.uint64), self.words[:-1] >> np.uint64(WORD_PAGES - 1)))
-        starts = self.words & ~((self.words << np.uint64(1)) | carry[: len(self.words)])
-        return int(np.bitwise_count(starts).sum(dtype=np.int64))
-
     def add(self, other: PageBitmap) -> int:
         """Set every bit that is set in ``other``; returns how many went from 0 to 1."""
         before = self.count()

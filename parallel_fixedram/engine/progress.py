@@ -1,9 +1,11 @@
-"""Run a job over shards and tell somebody how far it is."""
+"""Run a job over shards and tell somebody how far it is, and who did what."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
+from parallel_fixedram.core.bitmap import WORD_PAGES
+from parallel_fixedram.core.layout import FileLayout
 from parallel_fixedram.core.plan import Shard
 from parallel_fixedram.core.report import ShardTrace
 from parallel_fixedram.engine.messages import ShardDone, Tally
@@ -51,3 +53,33 @@ def run_job(
             progress(phase, done, total)
 
     return pool.run(job, shards, acknowledged)
+
+
+def shard_span(layout: FileLayout, shard: Shard) -> tuple[int, int]:
+    """File offset of a shard's first page, and bytes from there to its end."""
+    saved, first = layout.blocks[shard.block], shard.first_word * WORD_PAGES
+    pages = min(shard.words * WORD_PAGES, saved.block.pages - first)
+    return saved.page_offset(first), pages * saved.block.page_size
+
+
+def traced(message: ShardDone, worker: int, layout: FileLayout, began: float) -> ShardTrace:
+    """What a trace is told of a shard.
+
+    Args:
+        message: what was done.
+        worker: by which worker.
+        layout: where the pages went.
+        began: ``time.perf_counter()`` when the save began.
+    """
+    shard, (offset, length) = message.shard, shard_span(layout, message.shard)
+    return ShardTrace(
+        worker=worker,
+        round=shard.round,
+        block=shard.block,
+        first_page=shard.first_word * WORD_PAGES,
+        pages=length // layout.blocks[shard.block].block.page_size,
+        offset=offset,
+        bytes=message.tally.bytes,
+        started=message.started - began,
+        ended=message.started - began + message.seconds,
+    )

@@ -20,7 +20,7 @@ import time
 from collections.abc import Sequence
 from contextlib import ExitStack
 
-from parallel_fixedram.core.bitmap import WORD_PAGES, PageBitmap
+from parallel_fixedram.core.bitmap import PageBitmap
 from parallel_fixedram.core.choice import Choice, DirectIO
 from parallel_fixedram.core.errors import RequestError
 from parallel_fixedram.core.layout import FileLayout
@@ -31,7 +31,6 @@ from parallel_fixedram.core.report import (
     SaveBytes,
     SaveReport,
     SaveSeconds,
-    ShardTrace,
     WorkerReport,
 )
 from parallel_fixedram.engine.bitmaps import SharedBitmaps, map_data, map_grown, shared_words, sync_dirty
@@ -43,7 +42,7 @@ from parallel_fixedram.engine.messages import ShardDone, Tally
 from parallel_fixedram.engine.pause import Pause
 from parallel_fixedram.engine.pool import WorkerPool
 from parallel_fixedram.engine.precopy import KnownPages
-from parallel_fixedram.engine.progress import Progress, Trace, run_job
+from parallel_fixedram.engine.progress import Progress, Trace, run_job, shard_span, traced
 from parallel_fixedram.engine.reserve import Reservation
 from parallel_fixedram.engine.save_jobs import DIGEST, PHASES, PRECOPY, WRITE, save_jobs
 from parallel_fixedram.engine.save_options import Cache, Durability, SaveOptions
@@ -120,15 +119,13 @@ class _Save:
         self.written = Tally()
         self.workers: tuple[WorkerReport, ...] = ()
         self.pause = Pause(machine)
-        self.prepare_seconds = self.last_round_seconds = self.digest_seconds = self.sync_seconds = (
-            self.publish_seconds
-        ) = 0.0
+        self.prepare_seconds = self.last_round_seconds = self.digest_seconds = 0.0
+        self.sync_seconds = self.publish_seconds = self.total_seconds = 0.0
         self.ending: Ending | None = None
         self.decision: Decision
         self.writeback: EarlyWriteback
         self.waits = False
         self.known: KnownPages | None = None
-        self.total_seconds = 0.0
         self.direct = False
         self.cached_bytes: int | None = None
         self.file_bytes = self.allocated_bytes = 0
@@ -374,9 +371,9 @@ class _Save:
             if job == WRITE:  # its pages are clean only now: those of a lost shard stay dirty
                 self.bitmaps.dirty[shard.block].words[shard.first_word : shard.first_word + shard.words] = 0
             if self.trace:
-                self.trace(self._traced(message, worker))
+                self.trace(traced(message, worker, self.layout, self.started))
             if through_page_cache and message.tally.bytes:
-                self.writeback.wrote(*self._span(message.shard), message.tally.bytes, at_once=at_once)
+                self.writeback.wrote(*shard_span(self.layout, shard), message.tally.bytes, at_once=at_once)
 
         return run_job(
             pool,
@@ -386,24 +383,4 @@ class _Save:
             page_size=self.layout.blocks[0].block.page_size,
             progress=self.progress,
             on_done=None if job == DIGEST else written,
-        )
-
-    def _span(self, shard: Shard) -> tuple[int, int]:
-        """File offset of a shard's first page, and bytes from there to its end."""
-        saved, first = self.layout.blocks[shard.block], shard.first_word * WORD_PAGES
-        pages = min(shard.words * WORD_PAGES, saved.block.pages - first)
-        return saved.page_offset(first), pages * saved.block.page_size
-
-    def _traced(self, message: ShardDone, worker: int) -> ShardTrace:
-        shard, (offset, length) = message.shard, self._span(message.shard)
-        return ShardTrace(
-            worker=worker,
-            round=shard.round,
-            block=shard.block,
-            first_page=shard.first_word * WORD_PAGES,
-            pages=length // self.layout.blocks[shard.block].block.page_size,
-            offset=offset,
-            bytes=message.tally.bytes,
-            started=message.started - self.started,
-            ended=message.started - self.started + message.seconds,
         )

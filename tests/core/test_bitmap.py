@@ -255,10 +255,3 @@ def test_putting_bits_replaces_whole_words_and_leaves_the_others(bits, data):
 def test_runs_of_ones_are_first_and_length_of_what_is_not_zero(bits, kind):
     values = np.array([7 * bit for bit in bits], kind)
     assert runs_of_ones(values).tolist() == [[run.first, run.count] for run in runs_of(bits, True)]
-
-
-@given(st.lists(st.booleans(), max_size=300))
-def test_runs_are_counted_as_they_are_listed(bits):
-    bitmap = PageBitmap(len(bits))
-    bitmap.set_pages(np.flatnonzero(bits))
-    assert bitmap.count_runs() == len(bitmap.ranges())

@@ -16,6 +16,7 @@ left behind.
 
 from __future__ import annotations
 
+import importlib
 import os
 import re
 import textwrap
@@ -56,7 +57,7 @@ def require_matplotlib() -> None:
         RequestError: matplotlib is not installed.
     """
     try:
-        import matplotlib.figure  # noqa: F401
+        importlib.import_module("matplotlib.figure")
     except ImportError as error:
         raise RequestError("pictures need matplotlib, which is not installed", hint=INSTALL) from error
 

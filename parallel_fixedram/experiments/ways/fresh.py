@@ -20,17 +20,21 @@ from parallel_fixedram.host.channel import data_extents
 _CHUNK = 4 << 20
 
 
-class Ours:
-    """A save by this package."""
+class _Fresh:
+    """What a fresh process of this package does."""
 
     def why_missing(self) -> str | None:
         """Nothing is (Way.why_missing)."""
         return None
 
     def run(self, run: Run) -> Measured:
-        """Save in a fresh process (Way.run)."""
+        """Write in a fresh process (Way.run)."""
         done = carry_out(_order(run))
         return _measured(done.answer, done.wall)
+
+
+class Ours(_Fresh):
+    """A save by this package."""
 
     def instrumented(self, run: Run) -> Instrumented:
         """Save once more, watched.
@@ -59,17 +63,8 @@ class Ours:
         return "ram"
 
 
-class Naive:
+class Naive(_Fresh):
     """Fixed offsets without anything else: threads, or page by page."""
-
-    def why_missing(self) -> str | None:
-        """Nothing is (Way.why_missing)."""
-        return None
-
-    def run(self, run: Run) -> Measured:
-        """Write in a fresh process (Way.run)."""
-        done = carry_out(_order(run))
-        return _measured(done.answer, done.wall)
 
     def verify(self, run: Run) -> str:
         """The file is RAM as it is: every byte is compared (Way.verify)."""

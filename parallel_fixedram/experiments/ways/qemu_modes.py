@@ -21,7 +21,8 @@ from parallel_fixedram.experiments.ways.way import Measured, Run, file_bytes, sy
 
 _SECONDS = 600.0
 """How long a migration may take."""
-_POLL_SECONDS = 0.01
+_POLL_SECONDS = 0.001
+_ENDED = ("completed", "failed", "cancelled")
 _RATE = 1.5
 """A live migration is given so many times the bandwidth of what its guest dirties: each round is that much shorter."""
 
@@ -89,7 +90,7 @@ def _migrate_stopped(run: Run, guest: QemuGuest) -> Measured:
     try:
         with guest.monitor.listen("MIGRATION") as events:
             guest.execute("migrate", {"uri": f"file:{run.path}"})
-            while (status := events.wait(_SECONDS)["data"]["status"]) not in ("completed", "failed", "cancelled"):
+            while (status := events.wait(_SECONDS)["data"]["status"]) not in _ENDED:
                 pass
         written = time.perf_counter()
     finally:
@@ -110,27 +111,26 @@ def _migrate_live(run: Run, guest: QemuGuest, rounds: int) -> Measured:
     # a downtime this short is never within reach
     guest.execute("migrate-set-parameters", {"max-bandwidth": rate, "downtime-limit": 1})
     growth: list[tuple[int, int]] = []
-    started = time.perf_counter()
-    guest.execute("migrate", {"uri": f"file:{run.path}"})
-    while (done := _rounds_done(state := guest.execute("query-migrate"))) < rounds - 1:
-        if state.get("status") not in ("setup", "active"):
-            break
-        if done > len(growth):
-            growth.append((done, file_bytes(run.path)[1]))
-        time.sleep(_POLL_SECONDS)
-    if done > len(growth):
-        growth.append((done, file_bytes(run.path)[1]))
-    stopped = time.perf_counter()
-    guest.execute("stop")
-    try:
-        guest.execute("migrate-set-parameters", {"max-bandwidth": 0})
-        while (state := guest.execute("query-migrate")).get("status") not in ("completed", "failed", "cancelled"):
-            time.sleep(_POLL_SECONDS)
-        written = time.perf_counter()
-    finally:
-        _cont(guest)
+    status, done = "", 0
+    with guest.monitor.listen("MIGRATION", "MIGRATION_PASS") as events:
+        started = time.perf_counter()
+        guest.execute("migrate", {"uri": f"file:{run.path}"})
+        while done < rounds - 1 and status not in _ENDED:
+            data = events.wait(_SECONDS)["data"]
+            status = data.get("status", status)
+            if (done := _rounds_done(data, done)) > len(growth):
+                growth.append((done, file_bytes(run.path)[1]))
+        stopped = time.perf_counter()
+        guest.execute("stop")
+        try:
+            guest.execute("migrate-set-parameters", {"max-bandwidth": 0})
+            while status not in _ENDED:
+                status = events.wait(_SECONDS)["data"].get("status", status)
+            written = time.perf_counter()
+        finally:
+            _cont(guest)
     resumed = time.perf_counter()
-    state = _completed(guest, str(state["status"]))
+    state = _completed(guest, status)
     growth.append((len(growth) + 1, file_bytes(run.path)[1]))
     sync_file(run.path)
     total = time.perf_counter() - started
@@ -143,15 +143,15 @@ def _migrate_live(run: Run, guest: QemuGuest, rounds: int) -> Measured:
 
 
 def _cont(guest: QemuGuest) -> None:
-    """Let the guest go on; that a migration is completed is told a moment before QEMU lets it."""
+    """Let the guest go on; that a migration is completed is told a moment before QEMU lets it, and that by no event."""
     while guest.execute("query-status")["status"] == "finish-migrate":
-        time.sleep(_POLL_SECONDS / 10)
+        time.sleep(_POLL_SECONDS)
     guest.execute("cont")
 
 
-def _rounds_done(state: Mapping[str, Any]) -> int:
-    """Sweeps over RAM that are through: the dirty log is fetched before each, also before the first."""
-    return max(int(state.get("ram", {}).get("dirty-sync-count", 0)) - 1, 0)
+def _rounds_done(data: Mapping[str, Any], before: int) -> int:
+    """Sweeps over RAM that are through, as an event tells: the dirty log is fetched before each, the first too."""
+    return max(int(data.get("pass", 0)) - 1, before)
 
 
 def _completed(guest: QemuGuest, status: str) -> Mapping[str, Any]:
@@ -199,7 +199,7 @@ def _load(run: Run) -> str:
         _set_capabilities(guest, ())
         with guest.monitor.listen("MIGRATION") as events:
             guest.execute("migrate-incoming", {"uri": f"file:{run.path}"})
-            while (status := events.wait(_SECONDS)["data"]["status"]) not in ("completed", "failed", "cancelled"):
+            while (status := events.wait(_SECONDS)["data"]["status"]) not in _ENDED:
                 pass
     if status != "completed":
         raise run.wrong("QEMU does not load it")
