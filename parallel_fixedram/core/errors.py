@@ -8,6 +8,7 @@
     ├── ContentsDiffer           two things that should be equal are not               exit 1
     ├── FormatError              the file is not what it should be                     exit 3
     ├── MachineError             the guest or its monitor said no, or went away        exit 4
+    │   └── MachineChanged       its RAMBlocks or devices are not what they were       exit 4
     └── HostError                the operating system said no; keeps the errno         exit 5
         ├── WorkerError          worker processes died or stalled                      exit 5
         └── DurabilityError      published, but whether it survives is not known       exit 6
@@ -78,6 +79,10 @@ class MachineError(FixedRamError):
     """The guest, its process or its monitor refused, misbehaved or went away."""
 
     exit_code = 4
+
+
+class MachineChanged(MachineError):
+    """RAMBlocks or devices were added or removed meanwhile; the same once more may work."""
 
 
 class HostError(FixedRamError):

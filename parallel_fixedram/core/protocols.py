@@ -189,11 +189,27 @@ class Machine(Protocol):
             MachineError: it cannot be stopped.
         """
 
-    def resume(self) -> None:
+    def resume(self) -> str | None:
         """Undo what ``pause`` did: a machine that stood still before stays still. More than once does no harm.
 
+        What somebody else did to it since ``pause`` stays as it is: who stopped it may let it go on.
+
+        Returns:
+            What somebody did since ``pause`` that makes what was read since then worthless, as a sentence; None if it
+            is the machine at one instant.
+
         Raises:
-            MachineError: it does not go on.
+            MachineError: it does not go on, or is no more what was to be saved.
+        """
+
+    def look_again(self) -> bool:
+        """Find out once more what the machine is made of; also for ``guest_blocks`` from then on.
+
+        Returns:
+            Whether it is something else than before: blocks or devices came, went, or moved.
+
+        Raises:
+            MachineError: it cannot be saved as it is now.
         """
 
     def device_state(self) -> bytes:

@@ -30,6 +30,7 @@ class Pause:
 
     Attributes:
         was_running: whether it ran.
+        torn: what somebody did meanwhile that makes what was read worthless, as a sentence; None if it is one instant.
         seconds: from the request to stop to the moment it may go on.
         stop_seconds: of that, until it stood still.
         state_seconds: how long its device state took, beside everything else.
@@ -42,6 +43,7 @@ class Pause:
         self._state: Future[bytes] | None = None
         self._collects_garbage = self._ended = False
         self.was_running = False
+        self.torn: str | None = None
         self.seconds = self.stop_seconds = self.state_seconds = self.cont_seconds = 0.0
 
     def prepare(self) -> None:
@@ -80,7 +82,7 @@ class Pause:
             resumed = time.perf_counter()
             # what went wrong first matters more
             with contextlib.suppress(*([FixedRamError] if error else [])):
-                self._machine.resume()
+                self.torn = self._machine.resume()
             ended = time.perf_counter()
             self.cont_seconds, self.seconds = ended - resumed, ended - self._started
         finally:

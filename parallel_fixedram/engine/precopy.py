@@ -101,6 +101,16 @@ class KnownPages:
         """
         self._held[block].put_bits(first // WORD_PAGES, self.held(block, first, len(bits)) & ~bits)
 
+    def distrust(self, data: Sequence[PageBitmap], present: Sequence[PageBitmap]) -> None:
+        """Pages changed while they were written as if they could not: whatever is not held may be in the file.
+
+        Args:
+            data: pages that may hold something, one bitmap a block.
+            present: which pages are in the file; all those of which that is not certain are added.
+        """
+        for held, may_hold, in_file in zip(self._held, data, present, strict=True):
+            in_file.words |= may_hold.words & ~held.words
+
     def write_digests(self, channel: Channel, tables: NDArray[np.uint64], present: Sequence[PageBitmap]) -> None:
         """Write the digests of all pages that are in the file.
 

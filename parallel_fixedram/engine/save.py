@@ -7,10 +7,12 @@
     [pre-copy: every page written, and hashed]                             the guest runs  (not live)
     rehearsal: data map asked again, firmware written                      the guest runs
     pause -> last round and device state at the same time -> resume        the guest stands still
+    [torn by somebody: rehearsal, pause and last round once more]
     digests, bitmaps, heads, tail, trailer, clone stream -> sync, publish  the guest runs
 
 Nothing that can be done before or after is done while the guest stands still. The file gets its name only when every
-shard is acknowledged and everything is on stable storage.
+shard is acknowledged and everything is on stable storage. What somebody else's act has torn is taken again; where the
+machine is no more made of what was opened, all of it is.
 """
 
 from __future__ import annotations
@@ -22,7 +24,7 @@ from contextlib import ExitStack
 
 from parallel_fixedram.core.bitmap import PageBitmap
 from parallel_fixedram.core.choice import Choice, DirectIO
-from parallel_fixedram.core.errors import RequestError
+from parallel_fixedram.core.errors import DurabilityError, HostError, MachineChanged, MachineError, RequestError
 from parallel_fixedram.core.layout import FileLayout
 from parallel_fixedram.core.plan import Shard, plan_shards
 from parallel_fixedram.core.protocols import DirtySource, Machine
@@ -53,8 +55,15 @@ from parallel_fixedram.host.facts import host_facts
 from parallel_fixedram.host.page_cache import cached_bytes, dirty_room, drop_from_cache
 from parallel_fixedram.host.publish import PendingFile
 
+CHANGED = "memory or devices were plugged in or out while the machine was saved"
+
 SMALL_ROUND_PAGES = 1024
 """A live save stops the guest when fewer pages than this are dirty: they take about a millisecond."""
+
+MOST_INSTANTS = 4
+"""How often a guest is stopped, should others tear what was read of it each time."""
+MOST_SAVES = 3
+"""How often a save begins, should blocks or devices come or go each time."""
 
 
 def save(
@@ -82,10 +91,23 @@ def save(
     """
     if options.max_rounds > 1 and dirty is None:
         raise RequestError("a live save needs to know which pages were written, and this RAM has no dirty log")
-    with PendingFile(path, overwrite=options.overwrite) as pending:
-        run = _Save(machine, pending, options, dirty, progress, trace)
-        run.carry_out()
-    return run.report()
+    notes: list[str] = []
+    while True:
+        try:
+            with PendingFile(path, overwrite=options.overwrite) as pending:
+                run = _Save(machine, pending, options, dirty, progress, trace)
+                run.notes += notes
+                run.carry_out()
+            return run.report()
+        except MachineChanged:
+            if len(notes) == MOST_SAVES - 1:
+                raise
+        except DurabilityError:
+            raise
+        except HostError:  # memory that was unplugged cannot be read
+            if len(notes) == MOST_SAVES - 1 or not machine.look_again():
+                raise
+        notes.append(f"{CHANGED}: the save began again")
 
 
 class _Save:
@@ -119,6 +141,7 @@ class _Save:
         self.written = Tally()
         self.workers: tuple[WorkerReport, ...] = ()
         self.pause = Pause(machine)
+        self.instants = 0
         self.prepare_seconds = self.last_round_seconds = self.digest_seconds = 0.0
         self.sync_seconds = self.publish_seconds = self.total_seconds = 0.0
         self.ending: Ending | None = None
@@ -273,6 +296,20 @@ class _Save:
             before = now
         if self.known:
             self._precopy(pool)
+        while (torn := self._instant(pool)) is not None:
+            if self.instants == MOST_INSTANTS:
+                raise MachineError(f"{torn} while it was saved, at each of {MOST_INSTANTS} tries")
+            stopped = 1000 * self.pause.seconds if self.pause.was_running else 0.0
+            self.notes.append(
+                f"{torn} while it was saved: the last round was taken again, after a stop of {stopped:.1f} ms"
+            )
+            self._forget_instant()
+        if self.machine.look_again():
+            raise MachineChanged(f"{CHANGED}, {MOST_SAVES} times", hint="save when nothing is plugged in or out")
+
+    def _instant(self, pool: WorkerPool) -> str | None:
+        """What is left to save, of a machine that stands still; returns what somebody did about that."""
+        self.instants += 1
         self._rehearse(pool)
         self.prepare_seconds = time.perf_counter() - self.started
         with self.pause as pause:
@@ -286,6 +323,20 @@ class _Save:
             self._round(pool, len(self.rounds))
             self.last_round_seconds = time.perf_counter() - started
             pause.device_state()  # it has to be there before the machine goes on
+        return self.pause.torn
+
+    def _forget_instant(self) -> None:
+        """Make ready for another last round; hashes and dirty log tell what it has to write, or it writes all."""
+        self.pause = Pause(self.machine)
+        if self.known:
+            self.known.distrust(self.bitmaps.data, self.bitmaps.file)
+        if self.dirty is None:
+            for bitmap in self.bitmaps.dirty:
+                bitmap.set_all()
+        if self.ending is not None:  # with another device state everything behind the pages has another place
+            self.ending = None
+            self.tables[:] = 0
+            self.pending.set_size(self.layout.ram_end)
 
     def _precopy(self, pool: WorkerPool) -> None:
         """Write all pages while the guest runs; which of them changed meanwhile is found out when it stands still."""

@@ -158,6 +158,10 @@ class GuestProcess:
             self.start()
             self._goes_on = False
 
+    def look_again(self) -> bool:
+        """Its RAM stays what it was booted with (Machine.look_again)."""
+        return False
+
     def device_state(self) -> bytes:
         """Empty: it has no devices (Machine.device_state)."""
         return b""

@@ -86,6 +86,10 @@ class RamFiles:
     def resume(self) -> None:
         """Nothing runs here (Machine.resume)."""
 
+    def look_again(self) -> bool:
+        """The blocks are those that were given (Machine.look_again)."""
+        return False
+
     def device_state(self) -> bytes:
         """There are no devices (Machine.device_state)."""
         return b""

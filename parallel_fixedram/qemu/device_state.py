@@ -25,7 +25,7 @@ _GOODBYE_SECONDS = 1.0
 
 
 class DeviceState:
-    """Context manager around memory that QEMU can write its device state to, once.
+    """Context manager around memory that QEMU can write its device state to, as often as it is asked.
 
     Args:
         monitor: of the QEMU.
@@ -80,10 +80,11 @@ class DeviceState:
         Raises:
             MachineError: QEMU cannot save a device, or writes something else.
         """
+        channel = FileChannel(self.fd, "device state")
+        start = channel.stat().st_size  # QEMU goes on behind what it wrote the last time
         arguments = {"filename": f"/dev/fdset/{self._fdset}", "live": False}
         self._monitor.execute("xen-save-devices-state", arguments)
-        channel = FileChannel(self.fd, "device state")
-        data = channel.bytes_at(0, channel.stat().st_size)
+        data = channel.bytes_at(start, channel.stat().st_size - start)
         if not data.startswith(_HEAD) or data[-1] != QEMU_VM_EOF or len(data) <= len(_HEAD) + 1:
             raise MachineError(f"QEMU wrote {len(data)} bytes that are no device state")
         return data[len(_HEAD) : -1]

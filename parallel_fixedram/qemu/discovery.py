@@ -26,6 +26,9 @@ _UNITS = {"K": KIB, "M": MIB, "G": GIB}
 RUNNING = ("running", "suspended")
 """Run states in which the guest, or its wake-up, changes memory."""
 
+BUSY = ("inmigrate", "finish-migrate", "restore-vm", "save-vm", "colo")
+"""Run states in which there is no guest yet, or it belongs to somebody else's operation."""
+
 _REFUSED_DEVICES = {
     "vfio-": "VFIO devices save their state in steps, beside the device sections",
     "vhost-user-": "a vhost-user back-end holds state, and writes to guest memory, in a process of its own",
@@ -64,6 +67,24 @@ class QemuBlock:
             max_length=self.max_length,
             host_page_size=self.host_page_size,
         )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Makeup:
+    """What a machine is made of, as far as a file of it depends on that; it may change under a guest that runs."""
+
+    blocks: tuple[QemuBlock, ...]
+    devices: tuple[tuple[str, str], ...]
+    """Name and type of every device that was added to the machine."""
+
+
+def makeup(monitor: Monitor) -> Makeup:
+    """What the machine is made of now.
+
+    Raises:
+        MachineError: QEMU does not say, or lists what cannot be.
+    """
+    return Makeup(blocks=tuple(ramblocks(monitor)), devices=tuple(_devices(monitor)))
 
 
 def run_state(monitor: Monitor) -> str:

@@ -7,7 +7,8 @@
     guardian -- cont, on the same connection, if we die in between --> QEMU
 
 Nothing of QEMU is changed but its run state, and that is given back: no migration is started, no capability or
-parameter set.
+parameter set. We are not alone with it: what others do to the guest meanwhile is found out before it goes on
+(``instant.py``), and whether it is still made of the same blocks and devices, right after that.
 """
 
 from __future__ import annotations
@@ -24,19 +25,16 @@ from typing import Any, Self
 from parallel_fixedram.core.errors import FixedRamError, HostError, MachineError
 from parallel_fixedram.core.protocols import GuestBlock
 from parallel_fixedram.core.ramblock import TARGET_PAGE_SIZE, PageRange
-from parallel_fixedram.host import processes
 from parallel_fixedram.host.guardian import Guardian
 from parallel_fixedram.host.process_memory import ProcessMemory, open_process_memory
 from parallel_fixedram.qemu import discovery
 from parallel_fixedram.qemu.device_state import DeviceState
-from parallel_fixedram.qemu.discovery import QemuBlock
+from parallel_fixedram.qemu.discovery import BUSY, Makeup, QemuBlock
+from parallel_fixedram.qemu.instant import HARMLESS, Held, look_back
 from parallel_fixedram.qemu.monitor import TIMEOUT_SECONDS, Events, Monitor
 
 GREETING_SECONDS = 5.0
 """How long a running QEMU may take to greet: nothing but its main loop has to turn for it."""
-
-_BUSY = ("inmigrate", "finish-migrate", "restore-vm", "save-vm", "colo")
-"""Run states in which there is no guest yet, or it belongs to somebody else's operation."""
 
 _CONTINUE = b'\xff\n{"execute": "cont", "id": "guardian"}\n'
 """0xff makes QEMU forget a command of which we may have sent only a half (QEMU docs/interop/qmp-spec.rst)."""
@@ -70,20 +68,19 @@ class QemuMachine:
 
     def __init__(self, socket_path: str, *, pid: int | None = None, timeout: float | None = None) -> None:
         seconds = TIMEOUT_SECONDS if timeout is None else timeout
-        self._runs = self._stopped = False
+        self._runs = self._stopped = self._held = False
         self._events: Events | None = None
         with ExitStack() as stack:
             self._monitor = stack.enter_context(
                 Monitor(socket_path, timeout=seconds, greeting_timeout=min(seconds, GREETING_SECONDS))
             )
-            discovery.refuse_what_cannot_be_saved(self._monitor)
-            if (status := self._status()) in _BUSY:
-                raise MachineError(f"{socket_path!r}: QEMU is in state {status!r}, there is no guest to save")
+            self._refuse_what_cannot_be_saved()
             self.name = discovery.machine_type(self._monitor)
             self._state = stack.enter_context(DeviceState(self._monitor))
             self.pid = discovery.find_process(self._monitor, self._state.fd, pid)
-            self._pidfd = stack.enter_context(self._watched())
-            self.blocks = tuple(self._reach(block, stack) for block in discovery.ramblocks(self._monitor))
+            stack.enter_context(self._watched())
+            self._memory = stack.enter_context(ExitStack())
+            self._reach_memory(discovery.makeup(self._monitor))
             self._guardian = Guardian(self._go_on, [self._monitor.sock.fileno()])
             self._guardian.__enter__()
             self._stack = stack.pop_all()
@@ -108,9 +105,9 @@ class QemuMachine:
         ]
 
     def prepare(self) -> bool:
-        """Ask whether the guest runs, and listen for its stop (Machine.prepare)."""
+        """Ask whether the guest runs, and listen to what happens to it (Machine.prepare)."""
         if self._events is None:
-            self._events = self._stack.enter_context(self._monitor.listen("STOP"))
+            self._events = self._stack.enter_context(self._monitor.listen(ignored=HARMLESS))
         self._runs = self._status() in discovery.RUNNING
         self._events.clear()
         return self._runs
@@ -123,29 +120,46 @@ class QemuMachine:
         """
         assert self._events is not None, "prepare() comes first"
         self._events.clear()  # a stop that was reported already is somebody else's
+        self._held = True
         if self._runs:
             self._guardian.arm()
             self._stopped = True
         self._monitor.execute("stop")
-        self._stopped = self._events.any()
+        self._stopped = any(event["event"] == "STOP" for event in self._events.take()[0])
         if self._stopped:
             self._guardian.arm()
         else:
             self._guardian.disarm()
         return self._stopped
 
-    def resume(self) -> None:
-        """Let the guest go on if ``pause`` stopped it (Machine.resume).
+    def resume(self) -> str | None:
+        """Let the guest go on if ``pause`` stopped it, and nobody else did anything about that (Machine.resume).
 
         Raises:
-            MachineError: QEMU refuses, does not answer, or has ended: then what was read was not its memory.
+            MachineError: QEMU refuses, does not answer, or has ended: then what was read was not its memory. Or the
+                guest has come to its end, and stays as it is.
         """
-        if self._stopped:
-            self._monitor.execute("cont")
-            self._stopped = False
-            self._guardian.disarm()
-        elif processes.has_ended(self._pidfd):
-            raise MachineError(f"{self._monitor.name!r}: process {self.pid} has ended")
+        if not self._held:
+            return None
+        try:
+            held = self._look_back()
+        except MachineError:
+            self._go_on_if(self._stopped)
+            raise
+        self._go_on_if(held.ours)
+        if held.over:
+            raise MachineError(f"{self._monitor.name!r}: {held.torn} while it was saved, and was left as it is")
+        return held.torn or None
+
+    def look_again(self) -> bool:
+        """Ask whether RAMBlocks and devices are those of ``guest_blocks`` (Machine.look_again)."""
+        found = discovery.makeup(self._monitor)
+        if found == self._makeup:
+            return False
+        self._refuse_what_cannot_be_saved()
+        self._memory.close()
+        self._reach_memory(found)
+        return True
 
     def device_state(self) -> bytes:
         """What ``xen-save-devices-state`` writes (Machine.device_state)."""
@@ -189,8 +203,8 @@ class QemuMachine:
             self._guardian.let_go()
 
     @contextlib.contextmanager
-    def _watched(self) -> Iterator[int]:
-        """A descriptor of QEMU's process, whose end from now on ends every call of the monitor."""
+    def _watched(self) -> Iterator[None]:
+        """The end of QEMU's process from now on ends every call of the monitor."""
         try:
             pidfd = os.pidfd_open(self.pid)
         except ProcessLookupError as error:
@@ -199,7 +213,7 @@ class QemuMachine:
             raise HostError.from_os(f"cannot watch process {self.pid}", error) from error
         self._monitor.pidfd = pidfd
         try:
-            yield pidfd
+            yield
         finally:
             self._monitor.pidfd = None
             os.close(pidfd)
@@ -207,13 +221,36 @@ class QemuMachine:
     def _status(self) -> str:
         return discovery.run_state(self._monitor)
 
-    def _reach(self, block: QemuBlock, stack: ExitStack) -> ReachedBlock:
+    def _refuse_what_cannot_be_saved(self) -> None:
+        discovery.refuse_what_cannot_be_saved(self._monitor)
+        if (status := self._status()) in BUSY:
+            raise MachineError(f"{self._monitor.name!r}: QEMU is in state {status!r}, there is no guest to save")
+
+    def _reach_memory(self, found: Makeup) -> None:
+        self._makeup = found
+        self.blocks = tuple(self._reach(block) for block in found.blocks)
+
+    def _reach(self, block: QemuBlock) -> ReachedBlock:
         try:
             memory = open_process_memory(self.pid, block.address, block.used_length)
         except HostError as error:
             raise HostError(f"block {block.idstr!r}: {error.message}", hint=error.hint) from error
-        stack.callback(memory.source.close)
+        self._memory.callback(memory.source.close)
         return ReachedBlock(block=block, memory=memory)
+
+    def _look_back(self) -> Held:
+        """What became of the guest since ``pause``."""
+        assert self._events is not None, "prepare() comes first"
+        status = self._status()
+        events, complete = self._events.take()
+        return look_back(events, status, ours=self._stopped, complete=complete)
+
+    def _go_on_if(self, ours: bool) -> None:
+        """End the time in which the guest is held; it goes on if it stands still because of us."""
+        if ours:
+            self._monitor.execute("cont")
+        self._stopped = self._held = False
+        self._guardian.disarm()
 
     def _go_on(self) -> None:
         """Runs in the guardian: the connection is the one thing that is left of us.

@@ -6,7 +6,7 @@ import contextlib
 import logging
 import socket
 import struct
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from types import TracebackType
 from typing import Any, Self
 
@@ -147,13 +147,17 @@ class Monitor:
         self.execute("remove-fd", {"fdset-id": fdset}, timeout=timeout)
 
     @contextlib.contextmanager
-    def listen(self, *names: str) -> Iterator[Events]:
-        """Keep events of these names from now on until the block is left: none is lost between command and wait.
+    def listen(self, *names: str, ignored: Collection[str] = ()) -> Iterator[Events]:
+        """Keep events from now on until the block is left: none is lost between command and wait.
+
+        Args:
+            names: of the events; all of them without any.
+            ignored: names of events that are not kept.
 
         Raises:
             MachineError: the session is lost.
         """
-        with self._session.collect(names) as collector:
+        with self._session.collect(names, ignored) as collector:
             yield Events(self._session, collector)
 
     def close(self) -> None:
@@ -189,7 +193,7 @@ class Monitor:
 
 
 class Events:
-    """Events of some names since ``Monitor.listen``; the newest 1000, should nobody take them."""
+    """Events since ``Monitor.listen``; the newest 1000, should nobody take them."""
 
     def __init__(self, session: Session, collector: Collector) -> None:
         self._session = session
@@ -204,9 +208,10 @@ class Events:
         self._session.take_in()
         self._collector.clear()
 
-    def any(self) -> bool:
-        """Whether one has arrived already; those that QEMU sent before the answer to a command have."""
-        return bool(self._collector.kept)
+    def take(self) -> tuple[list[dict[str, Any]], bool]:
+        """Those that have arrived, and whether that is all; those that QEMU sent before its last answer have."""
+        complete = not self._collector.lost
+        return [dict(event) for event in self._collector.clear()], complete
 
     def wait(self, timeout: float | None = None) -> dict[str, Any]:
         """The next event, as QEMU sent it: ``event``, ``timestamp``, mostly ``data``.

@@ -23,7 +23,7 @@ import logging
 import socket
 import time
 from collections import deque
-from collections.abc import Callable, Coroutine, Iterator
+from collections.abc import Callable, Collection, Coroutine, Iterator
 from types import TracebackType
 from typing import Any, Self, TypeVar
 
@@ -121,14 +121,14 @@ class Session:
                 self._turn(self._abandon)
 
     @contextlib.contextmanager
-    def collect(self, names: tuple[str, ...]) -> Iterator[Collector]:
-        """Keep events of these names from now on until the block is left.
+    def collect(self, names: tuple[str, ...], ignored: Collection[str] = ()) -> Iterator[Collector]:
+        """Keep events from now on until the block is left; ``names`` and ``ignored`` as for Collector.
 
         Raises:
             MachineError: the session is lost.
         """
         self.take_in()
-        collector = Collector(names)
+        collector = Collector(names, ignored)
         with self.client.listen(collector):
             yield collector
 
@@ -256,16 +256,27 @@ class TimedOut(MachineError):
 
 
 class Collector(EventListener):
-    """A listener with a bound; the library's own also keeps what was taken."""
+    """A listener with a bound; the library's own also keeps what was taken.
 
-    def __init__(self, names: tuple[str, ...]) -> None:
-        super().__init__(names)
+    Args:
+        names: of the events it keeps; all of them without any.
+        ignored: names of events that it does not keep.
+
+    Attributes:
+        kept: the newest of those that have arrived, not yet taken.
+        lost: whether an older one had to make room since ``clear``.
+    """
+
+    def __init__(self, names: tuple[str, ...], ignored: Collection[str] = ()) -> None:
+        super().__init__(names, lambda event: event["event"] not in ignored)
         self.kept: deque[Message] = deque(maxlen=_MOST_EVENTS)
+        self.lost = False
         self.arrived = asyncio.Event()
 
     async def put(self, event: Message) -> None:
         """Keep it, if it is one of ours; called by the library."""
         if self.accept(event):
+            self.lost = self.lost or len(self.kept) == _MOST_EVENTS
             self.kept.append(event)
             self.arrived.set()
 
@@ -280,6 +291,7 @@ class Collector(EventListener):
         """Take all of them."""
         events = list(self.kept)
         self.kept.clear()
+        self.lost = False
         return events
 
 

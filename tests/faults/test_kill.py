@@ -175,6 +175,9 @@ class Standing:
     def device_state(self) -> bytes:
         return b""
 
+    def look_again(self) -> bool:
+        return False
+
     def dirty_source(self) -> None:
         return None
 

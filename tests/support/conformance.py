@@ -447,6 +447,12 @@ class MachineConformance:
         assert machine.pause() is True
         machine.resume()
 
+    def test_left_alone_it_is_one_instant_of_the_same_machine(self, machine: Machine) -> None:
+        machine.prepare()
+        machine.pause()
+        assert machine.resume() is None
+        assert machine.look_again() is False
+
     def test_closing_more_than_once_does_no_harm(self, machine: Machine) -> None:
         machine.close()
         machine.close()

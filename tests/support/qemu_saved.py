@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from support.cli import Result, call
 from support.command import report
 from support.qemu import QemuProcess
@@ -20,6 +21,7 @@ WAYS_TO_LOAD: dict[str, tuple[tuple[str, ...], dict[str, Any]]] = {
 """Capabilities and parameters."""
 
 LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
+PAGE = 4096
 KNOWN_MIB = 2
 """Size of the known file; the guest computes its sum all the time."""
 TICK = r"tick (\d+) (\w+)\r"
@@ -72,6 +74,16 @@ def differences(one: dict[str, bytes], other: dict[str, bytes]) -> dict[str, lis
             starts = range(0, len(mine), 4096)
             found[name] = [at // 4096 for at in starts if mine[at : at + 4096] != other[name][at : at + 4096]]
     return found
+
+
+def assert_one_instant(ram: bytes, first: int = 1 << 20, end: int = 40 << 20) -> None:
+    """Hold the RAM of the boot-sector guest against its promise: only pages before some page are one round ahead."""
+    numbers = np.arange(first // PAGE, end // PAGE)
+    mine = np.frombuffer(ram, np.uint8).reshape(-1, PAGE)[first // PAGE : end // PAGE]
+    rounds = (mine[:, 0].astype(np.int64) - numbers // 2) % 8
+    ahead = (rounds - rounds[-1]) % 8
+    assert set(ahead) <= {0, 1}
+    assert (np.diff(ahead) > 0).sum() == 0
 
 
 def wait_tick(guest: QemuProcess) -> int:

@@ -97,6 +97,10 @@ class ScriptedGuest:
         self.calls: list[str] = []
         self.running = running
         self.script = list(script)
+        self.torn: list[str | None] = []
+        """What ``resume`` says, call by call."""
+        self.changed: list[bool] = []
+        """What ``look_again`` says, call by call."""
         self._was_running = False
         self._device_state = device_state
         self._blocks = []
@@ -134,9 +138,13 @@ class ScriptedGuest:
         self._was_running, self.running = self.running, False
         return self._was_running
 
-    def resume(self) -> None:
+    def resume(self) -> str | None:
         self.calls.append("resume")
         self.running, self._was_running = self._was_running or self.running, False
+        return self.torn.pop(0) if self.torn else None
+
+    def look_again(self) -> bool:
+        return self.changed.pop(0) if self.changed else False
 
     def device_state(self) -> bytes:
         self.calls.append("device_state")

@@ -58,6 +58,7 @@ class FakeQemu:
         self._memory = mmap.mmap(fd, 0)
         os.close(fd)
         self._bytes = (ctypes.c_char * len(self._memory)).from_buffer(self._memory)
+        self._state = "running"
         sets = FdSets()
         self.answers: dict[str, Answer] = {
             **sets.answers,
@@ -65,13 +66,23 @@ class FakeQemu:
             "qom-list": returns([{"name": "type", "type": "string"}, {"name": "n", "type": "child<e1000e>"}]),
             "human-monitor-command": self._human,
             "query-migrate": returns({}),
-            "query-status": returns({"status": "running", "running": True}),
+            "query-status": self._status,
             "qom-get": returns("pc-q35-10.0-machine"),
             "query-memdev": returns([{"id": "m", "size": len(self._memory)}]),
-            "stop": chain(sends(event("STOP")), returns({})),
-            "cont": chain(sends(event("RESUME")), returns({})),
+            "stop": self._becomes("paused", "STOP"),
+            "cont": self._becomes("running", "RESUME"),
             "xen-save-devices-state": sets.writes("filename", STATE),
         }
+
+    def _status(self, request: Request) -> Iterable[bytes]:
+        return returns({"status": self._state, "running": self._state == "running"})(request)
+
+    def _becomes(self, state: str, told_by: str) -> Answer:
+        def become(request: Request) -> Iterable[bytes]:
+            self._state = state
+            return chain(sends(event(told_by)), returns({}))(request)
+
+        return become
 
     def _human(self, request: Request) -> Iterable[bytes]:
         size, address = len(self._memory), ctypes.addressof(self._bytes)
@@ -172,6 +183,16 @@ def test_a_save_from_a_fake_is_a_whole_one(stage: Stage) -> None:
     assert stage.commands[-1] == "remove-fd"
 
 
+def unanswered(healthy: Answer) -> Answer:
+    """The command is carried out, and nobody hears of it."""
+
+    def swallow(request: Request) -> Iterable[bytes]:
+        list(healthy(request))
+        return []
+
+    return swallow
+
+
 FAILING: dict[str, Breaks] = {
     "an error": lambda _: refuses("no"),
     "garbage": lambda _: sends(b"garbage\r\n"),
@@ -181,8 +202,11 @@ FAILING: dict[str, Breaks] = {
     "death": lambda _: dies,
     "silence": lambda _: ignores,
     "a line without an end": lambda _: endless_line(100 * MIB),
+    "no answer, although it is done": unanswered,
     "an answer to something else": lambda healthy: renamed("other", healthy),
 }
+CARRIED_OUT = ("no answer, although it is done", "an answer to something else")
+"""With the others the command is not carried out: a guest that was not stopped need not be let go on."""
 GONE = ("half a line, then the end", "the end", "death")
 """After these there is nobody whom a request could reach."""
 
@@ -196,7 +220,7 @@ def test_a_broken_answer_to_any_command_ends_the_save_in_one_line(stage: Stage, 
         assert os.listdir(stage.folder) == [], name
         assert running.growth < MOST_GROWTH
         assert commands[: at + 1] == stage.commands[: at + 1]
-        if "stop" in commands and how not in GONE:
+        if "stop" in commands and how not in GONE and (name != "stop" or how in CARRIED_OUT):
             assert "cont" in commands[commands.index("stop") :], name
 
 

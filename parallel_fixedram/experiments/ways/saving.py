@@ -177,6 +177,10 @@ class Dirtied:
     def resume(self) -> None:
         """Nothing runs (Machine.resume)."""
 
+    def look_again(self) -> bool:
+        """The RAM stays what it is (Machine.look_again)."""
+        return False
+
     def device_state(self) -> bytes:
         """There are no devices (Machine.device_state)."""
         return b""

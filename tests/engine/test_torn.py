@@ -1,0 +1,151 @@
+"""A save whose machine somebody acts on: what is torn is taken again, what changed begins again, or nothing is left."""
+
+import os
+
+import pytest
+from support.pictures import PAGE, content, saved_picture
+from support.sources import ScriptedGuest
+from support.streamwriter import DEVICES, device_bytes
+
+from parallel_fixedram.core.choice import DirectIO
+from parallel_fixedram.core.errors import HostError, MachineChanged, MachineError
+from parallel_fixedram.engine import save as save_module
+from parallel_fixedram.engine.image import open_image
+from parallel_fixedram.engine.save import MOST_INSTANTS, MOST_SAVES, save
+from parallel_fixedram.engine.save_options import SaveOptions
+from parallel_fixedram.engine.verify import verify
+from parallel_fixedram.engine.write import WriteJob
+
+BEFORE = {"m": "AB0-CD0A" * 40, "rom": "Z0-Z"}
+TORN = {"m": "A00-BD0C" * 40, "rom": "Y0-Z"}
+AFTER = {"m": "AB--C0DA" * 40, "rom": "Y0-0"}
+"""Pages that stay, change, get empty and get filled, between each two of the three."""
+LETTER = "somebody let the guest go on"
+
+
+class ActedOn(ScriptedGuest):
+    """Has other memory at each instant; a shared mapping shows it to whoever has it open."""
+
+    def become(self, ram: dict[str, str]) -> None:
+        for (name, picture), fd in zip(ram.items(), self.fds.values(), strict=True):
+            for index, letter in enumerate(picture):
+                if letter != BEFORE[name][index] or letter != TORN[name][index] or letter != AFTER[name][index]:
+                    os.pwrite(fd, content(letter), index * PAGE)
+
+
+def guest(*, running: bool, states: list[bytes] | None = None, torn: int = 1) -> ActedOn:
+    """Torn so many times, each time while the last round is read."""
+    left = states or [b""]
+
+    def state() -> bytes:
+        return left.pop(0) if len(left) > 1 else left[0]
+
+    machine = ActedOn(
+        BEFORE,
+        [lambda: machine.become(TORN), lambda: machine.become(AFTER)],
+        running=running,
+        small={"rom"},
+        device_state=state,
+    )
+    machine.torn = [LETTER] * torn
+    return machine
+
+
+@pytest.mark.parametrize("running", [True, False], ids=["pre-copied", "standing still"])
+@pytest.mark.parametrize("direct", [DirectIO.ON, DirectIO.OFF])
+@pytest.mark.parametrize("channels", [1, 2])
+def test_a_torn_instant_is_taken_again_and_the_file_is_the_second(
+    target: str, running: bool, direct: DirectIO, channels: int
+) -> None:
+    """The second device state has another length, so that all that follows the pages moves."""
+    states = [device_bytes(DEVICES), device_bytes(DEVICES[:1])]
+    with guest(running=running, states=states) as machine:
+        report = save(machine, target, SaveOptions(channels=channels, direct_io=direct))
+        assert machine.calls.count("pause") == machine.calls.count("resume") == 2
+        assert machine.running is running
+    assert len(report.notes) == 1
+    assert report.notes[0].startswith(f"{LETTER} while it was saved: the last round was taken again")
+    with open_image(target) as image:
+        assert verify(image, channels=1).ok
+        for name, picture in AFTER.items():
+            assert image.read_pages(name, first=0, count=len(picture)) == content(picture)
+
+
+def test_pages_that_change_between_the_look_at_them_and_their_writing_leave_nothing_behind(
+    target: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A guest that was let go on may fill a page that was empty when it was looked at, and empty it again later."""
+    write_window = WriteJob._write_window
+    turn: list[dict[str, str]] = [{"m": "AAAA" * 16}, {"m": "0000" * 16}]
+    before = {"m": "BBBB" * 16}
+
+    class Flickering(ScriptedGuest):
+        def become(self, ram: dict[str, str]) -> None:
+            os.pwrite(self.fds["m"], content(ram["m"]), 0)
+
+    machine = Flickering(before, [lambda: machine.become({"m": "0000" * 16})], running=True)
+    machine.torn = [LETTER]
+
+    def flicker(self: WriteJob, *arguments: object) -> object:
+        if turn and machine.fds:
+            machine.become(turn.pop(0))
+        return write_window(self, *arguments)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(WriteJob, "_write_window", flicker)
+    with machine:
+        save(machine, target, SaveOptions(channels=1, direct_io=DirectIO.OFF))
+        picture = os.pread(machine.fds["m"], 64 * PAGE, 0)
+    with open_image(target) as image:
+        assert verify(image, channels=1).ok
+        assert image.read_pages("m", first=0, count=64) == picture
+
+
+def test_one_that_is_torn_every_time_leaves_no_file_and_goes_on(target: str) -> None:
+    with guest(running=True, torn=10) as machine:
+        with pytest.raises(MachineError, match=f"{LETTER} while it was saved, at each of {MOST_INSTANTS} tries"):
+            save(machine, target, SaveOptions(channels=1))
+        assert machine.calls.count("pause") == MOST_INSTANTS
+        assert machine.running
+    assert os.listdir(os.path.dirname(target)) == []
+
+
+def test_a_machine_that_changed_is_saved_from_the_beginning(target: str) -> None:
+    with ScriptedGuest({"m": "AB0-"}) as machine:
+        machine.changed = [True]
+        report = save(machine, target, SaveOptions(channels=1))
+        assert machine.calls.count("pause") == 2
+    assert [note.endswith("the save began again") for note in report.notes] == [True]
+    assert saved_picture(target, "m") == "AB--"
+
+
+def test_one_that_changes_every_time_leaves_no_file(target: str) -> None:
+    with ScriptedGuest({"m": "AB0-"}) as machine:
+        machine.changed = [True] * 10
+        with pytest.raises(MachineChanged, match=f"plugged in or out .* {MOST_SAVES} times"):
+            save(machine, target, SaveOptions(channels=1))
+        assert machine.calls.count("pause") == MOST_SAVES
+    assert os.listdir(os.path.dirname(target)) == []
+
+
+@pytest.mark.parametrize(("changed", "saves"), [([], 1), ([True, False], 2)])
+def test_memory_that_cannot_be_read_is_an_error_unless_it_was_unplugged(
+    target: str, monkeypatch: pytest.MonkeyPatch, changed: list[bool], saves: int
+) -> None:
+    failures = iter([HostError("cannot read guest memory", errno=14)])
+    map_data = save_module.map_data
+
+    def fail_once(*arguments: object) -> None:
+        for error in failures:
+            raise error
+        map_data(*arguments)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(save_module, "map_data", fail_once)
+    with ScriptedGuest({"m": "AB0-"}) as machine:
+        machine.changed = list(changed)
+        if saves == 1:
+            with pytest.raises(HostError, match="cannot read guest memory"):
+                save(machine, target, SaveOptions(channels=1))
+            assert os.listdir(os.path.dirname(target)) == []
+        else:
+            save(machine, target, SaveOptions(channels=1))
+            assert saved_picture(target, "m") == "AB--"
