@@ -7,6 +7,7 @@ tells of it by events, all of which arrive before the answer to our next command
     RESUME: somebody let it go on                      torn            is theirs from then on
     RESET: somebody reset it                           torn            goes on, from its reset
     SHUTDOWN; a panic or a watchdog that stops it      void for good   stays as it is: it was to stop anyway
+    a run state that our stop does not lead to         void for good   stays as it is: a migration took it away
     what says nothing of memory and devices            holds           goes on
     anything else                                      torn            goes on
 
@@ -54,7 +55,7 @@ class Held:
     ours: bool
     """Whether it stands still because of us, so that it has to go on."""
     over: bool = False
-    """Whether the guest stopped for good, so that another try would be of something else."""
+    """Whether the guest came to its end here, so that another try would be of something else."""
 
 
 def look_back(events: Sequence[Mapping[str, Any]], status: str, *, ours: bool, complete: bool = True) -> Held:
@@ -82,7 +83,7 @@ def look_back(events: Sequence[Mapping[str, Any]], status: str, *, ours: bool, c
     if status in RUNNING:
         return Held(torn=torn or "somebody let the guest go on", ours=False)
     if status in BUSY or (ours and status not in _HELD):  # whatever brought this about: it is not our stop any more
-        return Held(torn=torn or f"the guest's run state became {status!r}", ours=False)
+        return Held(torn=f"the guest's run state became {status!r}", ours=False, over=True)
     return Held(torn=torn, ours=ours)
 
 

@@ -175,9 +175,11 @@ class TestTheGuestComesToItsEnd:
                 pass
 
         sent = meanwhile(STATE, migrate)
-        call(*save_argv(guest, saved))
+        result = call(*save_argv(guest, saved))
+        refused(result, 4, "the guest's run state became 'postmigrate' while it was saved, and was left as it is\n")
         assert "cont" not in sent
         assert guest.status() == "postmigrate"
+        assert not saved.exists()
 
 
 class TestSomethingIsPluggedInOrOut:
