@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Iterable
 from typing import Any
 
 from parallel_fixedram.cli import common
@@ -38,19 +39,21 @@ def run(args: argparse.Namespace) -> int:
     """Carry out the verb; returns the exit code.
 
     Raises:
-        CapabilityError: the combination is refused.
+        CapabilityError: the profile has no capability of such a name.
     """
     profile = Profile(args.profile)
     if args.changes:
-        _judge(profile, dict(args.changes), experimental=args.experimental_multifd, as_json=args.json)
-    elif args.json:
+        return _judge(profile, dict(args.changes), experimental=args.experimental_multifd, as_json=args.json)
+    if args.json:
         common.print_json(_table_json(profile))
     else:
         _print_table(profile)
     return 0
 
 
-def _judge(profile: Profile, changes: dict[str, bool], *, experimental: bool, as_json: bool) -> None:
+def _judge(profile: Profile, changes: dict[str, bool], *, experimental: bool, as_json: bool) -> int:
+    """Print the verdict, which is an answer and no error; returns the exit code."""
+    _check_names(profile, changes)
     capabilities = Capabilities(profile, experimental=experimental)
     answer: dict[str, object] = {
         "verb": "caps",
@@ -58,16 +61,31 @@ def _judge(profile: Profile, changes: dict[str, bool], *, experimental: bool, as
         "experimental_multifd": experimental,
         "capabilities": changes,
     }
+    refusal: CapabilityError | None = None
     try:
         capabilities.set(changes)
     except CapabilityError as error:
-        if as_json:
-            common.print_json(answer | {"accepted": False, "message": error.message, "hint": error.hint})
-        raise
+        refusal = error
     if as_json:
-        common.print_json(answer | {"accepted": True, "message": "", "hint": ""})
+        message, hint = (refusal.message, refusal.hint) if refusal else ("", "")
+        common.print_json(answer | {"accepted": refusal is None, "message": message, "hint": hint})
+    elif refusal:
+        print(f"refused by profile {profile}: {refusal.message}")
+        if refusal.hint:
+            print(f"hint: {refusal.hint}")
     else:
         print(f"accepted by profile {profile}: {', '.join(capabilities.on) or 'everything off'}")
+    return refusal.exit_code if refusal else 0
+
+
+def _check_names(profile: Profile, names: Iterable[str]) -> None:
+    """Refuse a name that the profile has not, in QEMU's words, and say which may have been meant."""
+    known = [entry.name for entry in TABLES[profile].capabilities]
+    for name in names:
+        if TABLES[profile].canonical(name) is None:
+            raise CapabilityError(
+                f"Parameter 'capability' does not accept value '{name}'", hint=common.did_you_mean(name, known)
+            )
 
 
 def _table_json(profile: Profile) -> dict[str, object]:

@@ -16,7 +16,7 @@ from parallel_fixedram.core.errors import RequestError
 from parallel_fixedram.core.units import format_count, parse_size
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
     from rich.progress import Progress, TaskID
 
@@ -260,6 +260,14 @@ def _ram_file(text: str) -> RamOption:
     if not path:
         raise argparse.ArgumentTypeError(f"{text!r}: the path is empty")
     return RamOption(idstr, path, numbers.get("offset", 0), numbers.get("size"))
+
+
+def did_you_mean(name: str, known: Sequence[str]) -> str:
+    """A hint for a name that there is not: the nearest ones, or all of them."""
+    import difflib
+
+    near = difflib.get_close_matches(name, known, n=3, cutoff=0.6)
+    return f"did you mean {' or '.join(map(repr, near))}?" if near else f"there are {', '.join(known)}"
 
 
 def print_json(value: dict[str, Any]) -> None:

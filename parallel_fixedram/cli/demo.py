@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
+import errno
 import os
+import shutil
 import time
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 from parallel_fixedram.cli import common
@@ -19,6 +23,8 @@ if TYPE_CHECKING:
 
 CHANNELS = (1, 2, 4)
 LIVE_ROUNDS = 6
+_FILES = 1.75
+"""Most space that files take at a time, as a part of the guest's RAM, of which half is zero."""
 
 _EXAMPLES = """  parallel-fixedram demo
   parallel-fixedram demo --size 256MiB --folder /var/tmp"""
@@ -57,6 +63,7 @@ def run(args: argparse.Namespace) -> int:
 
     started = time.monotonic()
     with _temporary_folder(args.folder) as folder:
+        _check_room(folder, args.size)
         refusal = _refusal(os.path.join(folder, "refused"))
         say(f"1. fixed-ram with multifd: refused, as by QEMU: {refusal!r}")
         guest = app.open_guest(f"hot,size={args.size},fraction=0.5,seed=1,rate=512MiB")
@@ -118,14 +125,39 @@ def _save_and_restore(guest: GuestProcess, folder: str, channels: int) -> SaveRe
 
     path = os.path.join(folder, "guest.mr")
     report = app.save(guest, path, channels=channels, experimental_multifd=True, overwrite=True)
-    idstr = report.blocks[0].idstr
-    with _temporary_folder("/dev/shm") as memory:
-        copy = os.path.join(memory, "restored")
-        app.restore(path, {idstr: copy}, channels=channels, experimental_multifd=True)
+    block = report.blocks[0]
+    with _memory(block.used_length) as copy:
+        app.restore(path, {block.idstr: copy}, channels=channels, experimental_multifd=True)
         for what, ram in (("the guest's RAM", f"/proc/self/fd/{guest.memfd}"), ("what was restored", copy)):
-            if not app.verify(path, ram={idstr: ram}).ok:
+            if not app.verify(path, ram={block.idstr: ram}).ok:
                 raise ContentsDiffer(f"{path!r} differs from {what}")
     return report
+
+
+@contextlib.contextmanager
+def _memory(size: int) -> Iterator[str]:
+    """The path of shared memory of ``size`` bytes; not in /dev/shm, which containers keep small."""
+    fd = os.memfd_create("restored", os.MFD_CLOEXEC)
+    try:
+        os.ftruncate(fd, size)
+        yield f"/proc/self/fd/{fd}"
+    finally:
+        os.close(fd)
+
+
+def _check_room(folder: str, size: int) -> None:
+    """Ask for the room of the files of a guest of ``size`` bytes: at the most, an old, a new and a live one.
+
+    Raises:
+        HostError: there is less.
+    """
+    needed, free = round(_FILES * size), shutil.disk_usage(folder).free
+    if free < needed:
+        raise HostError(
+            f"{folder!r} has {format_size(free)} free, the demo's files take up to {format_size(needed)}",
+            errno=errno.ENOSPC,
+            hint="--folder names another place, --size a smaller guest",
+        )
 
 
 def _save_live(guest: GuestProcess, folder: str) -> SaveReport:

@@ -18,6 +18,7 @@ from collections.abc import Sequence
 from types import FrameType
 from typing import Any, NoReturn, TextIO
 
+from parallel_fixedram.cli.common import did_you_mean
 from parallel_fixedram.core.errors import FixedRamError, HostError, os_message
 
 PROGRAM = "parallel-fixedram"
@@ -107,6 +108,12 @@ def main(argv: Sequence[str] | None = None) -> int:
             if signal.getsignal(signum) is not signal.SIG_IGN:  # what nohup protects from stays so
                 signal.signal(signum, _interrupt)
         verb, argv, args.command = _split_command(sys.argv[1:] if argv is None else argv)
+        if not argv:
+            build_parser().print_help()
+            return 2
+        if verb and verb not in VERBS:
+            complain(f"there is no verb {verb!r}", did_you_mean(verb, VERBS))
+            return 2
         # the options of other verbs need not be made
         _, unknown = build_parser([verb] if verb in VERBS else VERBS).parse_known_args(argv, args)
         if unknown:

@@ -10,7 +10,26 @@ from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 
+from parallel_fixedram.host import linux
+
 T = TypeVar("T")
+
+_FILE_SYSTEMS = {
+    0xEF53: "ext4",  # or ext2 or ext3, which have the same number
+    0x58465342: "xfs",
+    0x9123683E: "btrfs",
+    linux.TMPFS_MAGIC: "tmpfs",
+    0x794C7630: "overlay",
+    0x6969: "nfs",
+    0xF2F52010: "f2fs",
+    0x2FC12FC1: "zfs",
+    0xCA451A4E: "bcachefs",
+    0x65735546: "fuse",
+    0xFF534D42: "cifs",
+    0x01021997: "9p",
+    linux.HUGETLBFS_MAGIC: "hugetlbfs",
+}
+"""linux/magic.h and the file systems' own sources."""
 
 
 class _Mount(NamedTuple):
@@ -35,7 +54,7 @@ def host_facts(path: str) -> dict[str, Any]:
         "machine": platform.machine(),
         "python": platform.python_version(),
         "numpy": np.__version__,
-        "file_system": mount.file_system if mount else None,
+        "file_system": mount.file_system if mount else _or_none(lambda: _file_system_by_number(path)),
         "mount_options": mount.options if mount else None,
     }
 
@@ -68,6 +87,16 @@ def _mount_of(path: str) -> _Mount | None:
             if inside and (found is None or len(mount.point) >= len(found.point)):
                 found = mount
     return found
+
+
+def _file_system_by_number(path: str) -> str:
+    """What statfs(2) calls the file system of ``path``: in a chroot no mount point may be a prefix of it."""
+    fd = os.open(os.path.dirname(os.path.abspath(path)), os.O_PATH | os.O_CLOEXEC)
+    try:
+        number = linux.file_system_magic(fd)
+    finally:
+        os.close(fd)
+    return _FILE_SYSTEMS.get(number, f"{number:#x}")
 
 
 def _unescaped(field: str) -> str:

@@ -136,15 +136,16 @@ def die_with_parent(signum: int, parent: int) -> None:
 
 def is_hugetlbfs(fd: int) -> bool:
     """Whether the file lies on huge pages (fstatfs(2)): reading a hole through a mapping would take one."""
-    return _file_system_magic(fd) == HUGETLBFS_MAGIC
+    return file_system_magic(fd) == HUGETLBFS_MAGIC
 
 
 def is_tmpfs(fd: int) -> bool:
     """Whether the file lies in shared memory (fstatfs(2)): it has no other place than the page cache and swap."""
-    return _file_system_magic(fd) == TMPFS_MAGIC
+    return file_system_magic(fd) == TMPFS_MAGIC
 
 
-def _file_system_magic(fd: int) -> int:
+def file_system_magic(fd: int) -> int:
+    """The number of a file's file system (``f_type`` of fstatfs(2), linux/magic.h)."""
     buffer = ctypes.create_string_buffer(256)
     _check(_libc.fstatfs(fd, buffer))
     return int.from_bytes(buffer.raw[:8], "little")

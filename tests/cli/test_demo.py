@@ -1,5 +1,8 @@
 """The demo: the whole story, told truly, and nothing left of it."""
 
+import subprocess
+import sys
+
 import pytest
 from support.cli import call, done, run, tmpfs, unchanged
 from support.cli import refused as failed
@@ -39,10 +42,19 @@ def test_the_demo_as_one_json_object(tmp_path):
 
 def test_a_demo_without_room_for_its_files_fails_and_leaves_nothing_behind(tmp_path):
     with tmpfs(tmp_path / "small", "size=2m") as small, unchanged(small):
-        result = run("demo", "--size", "16MiB", "--folder", small)
-        assert result.code == 5
-        assert result.err.startswith("parallel-fixedram: error: ")
-        assert result.err.endswith(": no space left on device\n")
+        result = call("demo", "--size", "16MiB", "--folder", small, "--json")
+        failed(result, 5, "has 2.0 MiB free, the demo's files take up to 28.0 MiB: no space left on device\n", "--size")
+
+
+def test_a_demo_takes_no_room_in_dev_shm(tmp_path):
+    """Containers keep it small, or read-only."""
+    where = "mount -t tmpfs -o ro tmpfs /dev/shm && exec"
+    command = f"{where} {sys.executable} -m parallel_fixedram demo --size 4MiB --folder {tmp_path}"
+    made = subprocess.run(["unshare", "--mount", "sh", "-c", command], capture_output=True, text=True, check=False)
+    if "unshare" in made.stderr or "mount:" in made.stderr:
+        pytest.skip(f"mounting is not permitted here: {made.stderr.strip()}")
+    assert made.returncode == 0, made.stderr
+    assert "byte by byte: equal" in made.stdout
 
 
 @pytest.mark.parametrize("size", ["0", "4095", "6K"])

@@ -76,3 +76,19 @@ def test_help_does_not_write_anything_anywhere(tmp_path, monkeypatch):
     monkeypatch.setattr(tempfile, "gettempdir", written)
     done(call("--help"))
     done(call("demo", "--help"))
+
+
+def test_without_arguments_the_help_is_shown():
+    result = call()
+    assert (result.code, result.err) == (2, "")
+    assert result.out == done(call("--help")).out
+
+
+@pytest.mark.parametrize(
+    ("written", "hint"), [("sav", "'save'"), ("clones", "'clone'"), ("x", "there are demo, save, ")]
+)
+def test_a_verb_that_there_is_not_is_answered_with_those_that_there_are(written, hint):
+    result = call(written, "FILE")
+    assert result.code == 2
+    assert result.err.splitlines()[0] == f"parallel-fixedram: error: there is no verb {written!r}"
+    assert hint in result.err.splitlines()[1]

@@ -52,8 +52,16 @@ def test_what_the_system_does_not_tell_is_none(monkeypatch: pytest.MonkeyPatch) 
 
     monkeypatch.setattr(facts, "open", refuse, raising=False)
     found = host_facts("/")
-    assert (found["memory"], found["file_system"], found["mount_options"]) == (None, None, None)
+    assert (found["memory"], found["mount_options"]) == (None, None)
     assert memory_bytes("MemAvailable") is None
+
+
+def test_where_no_mount_point_is_above_a_file_its_file_system_tells_by_number(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In a chroot, the mounts that are seen may all be elsewhere."""
+    mounts = "/dev/root /somewhere/else ext4 rw,relatime 0 0\n"
+    monkeypatch.setattr(facts, "open", lambda *_, **__: io.StringIO(mounts), raising=False)
+    assert host_facts("/dev/shm/FILE")["file_system"] == "tmpfs"
+    assert host_facts("/proc/FILE")["file_system"] == "0x9fa0"
 
 
 def test_a_figure_of_memory_that_there_is_not_is_none() -> None:
