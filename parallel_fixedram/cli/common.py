@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 from parallel_fixedram.core.capabilities import Profile
 from parallel_fixedram.core.errors import RequestError
-from parallel_fixedram.core.units import format_count, parse_size
+from parallel_fixedram.core.units import format_count, format_size, parse_size
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -330,16 +330,25 @@ def _bar() -> Progress:
         BarColumn,
         DownloadColumn,
         Progress,
+        ProgressColumn,
+        Task,
         TextColumn,
         TimeRemainingColumn,
-        TransferSpeedColumn,
     )
+    from rich.text import Text
+
+    class RateColumn(ProgressColumn):
+        """Bytes a second in binary units, as the bytes before them."""
+
+        def render(self, task: Task) -> Text:
+            speed = task.finished_speed or task.speed
+            return Text("?" if speed is None else f"{format_size(int(speed))}/s", style="progress.data.speed")
 
     return Progress(
         TextColumn("{task.description}"),
         BarColumn(),
         DownloadColumn(binary_units=True),
-        TransferSpeedColumn(),
+        RateColumn(),
         TimeRemainingColumn(),
         console=Console(stderr=True),
         transient=True,

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from parallel_fixedram.cli import common
 from parallel_fixedram.core.errors import CapabilityError, ContentsDiffer, HostError, RequestError
-from parallel_fixedram.core.units import format_size, parse_size
+from parallel_fixedram.core.units import format_rate, format_size, parse_size
 
 if TYPE_CHECKING:
     import tempfile
@@ -175,9 +175,9 @@ def _save_live(guest: GuestProcess, folder: str) -> SaveReport:
 
 def _row(report: SaveReport) -> str:
     block, seconds = report.blocks[0], report.seconds.total
-    rate = report.bytes.written / seconds / 1e9
+    rate = format_rate(report.bytes.written, seconds)
     return (
-        f"   {report.channels:>8} {seconds:>6.2f} s {rate:>6.2f} GB/s {block.data_pages:>11} {block.zero_pages:>11} "
+        f"   {report.channels:>8} {seconds:>6.2f} s {rate:>11} {block.data_pages:>11} {block.zero_pages:>11} "
         f"{format_size(report.bytes.allocated):>10}"
     )
 

@@ -1,6 +1,7 @@
 """Sizes in bytes: parse them, print them, align them.
 
-Suffixes are binary whether or not they carry an ``i`` (``1G`` = ``1GiB`` = 1024**3 bytes), as in QEMU's own options.
+One rule, in and out: ``GiB`` is 1024**3 bytes and ``GB`` 10**9, as IEC has it. ``G`` alone is binary, as in QEMU's own
+options, which know no other suffix. What we print is binary.
 """
 
 from __future__ import annotations
@@ -16,11 +17,11 @@ MAX_SIZE = (1 << 63) - 1  # off_t
 
 _MAX_TEXT = 64  # characters; int() refuses to read thousands of digits
 _SUFFIXES = "KMGTPE"
-_SIZE = re.compile(r"(\d+)(?:\.(\d+))?\s*(?:([KMGTPE])(?:i?B)?|B)?", re.IGNORECASE | re.ASCII)
+_SIZE = re.compile(r"(\d+)(?:\.(\d+))?\s*(?:([KMGTPE])(iB|B)?|B)?", re.IGNORECASE | re.ASCII)
 
 
 def parse_size(text: str) -> int:
-    """Bytes in a size such as ``4096``, ``64KiB``, ``1.5G``.
+    """Bytes in a size such as ``4096``, ``64KiB``, ``1.5G``, ``2GB``.
 
     Raises:
         RequestError: not a size, not a whole number of bytes, or beyond what a file offset can hold.
@@ -29,12 +30,13 @@ def parse_size(text: str) -> int:
     if match is None:
         shown = text if len(text) <= _MAX_TEXT else f"{text[:_MAX_TEXT]}..."
         raise RequestError(f"not a size: {shown!r}, expected a number with an optional suffix K, M, G, T, P or E")
-    whole, fraction, suffix = match.groups()
+    whole, fraction, suffix, rest = match.groups()
     digits = fraction or ""
-    factor: int = 1024 ** (_SUFFIXES.index(suffix.upper()) + 1) if suffix else 1
+    unit = 1000 if (rest or "").upper() == "B" else 1024
+    factor: int = unit ** (_SUFFIXES.index(suffix.upper()) + 1) if suffix else 1
     divisor: int = 10 ** len(digits)
-    size, rest = divmod(int(whole + digits) * factor, divisor)
-    if rest:
+    size, left = divmod(int(whole + digits) * factor, divisor)
+    if left:
         raise RequestError(f"not a whole number of bytes: {text!r}")
     if size > MAX_SIZE:
         raise RequestError(f"size too large: {text!r}, at most {MAX_SIZE} bytes")
@@ -64,8 +66,8 @@ def format_count(number: int, noun: str) -> str:
 
 
 def format_rate(size: int, seconds: float) -> str:
-    """A rate for people, in GB/s (10**9 bytes a second)."""
-    return f"{size / seconds / 1e9:.2f} GB/s" if seconds > 0 else "-"
+    """A rate for people, in GiB/s."""
+    return f"{size / seconds / GIB:.2f} GiB/s" if seconds > 0 else "-"
 
 
 def align_up(value: int, alignment: int) -> int:

@@ -25,7 +25,7 @@ EXPECTED = {
     "pauses": {"throughput": 4, "pauses": 2},
     "scaling": {"scaling": 1},
 }
-UNIT = re.compile(r", (s|ms|GiB|GB/s)$|\((number|worker processes|worker processes or jobs|1 = all)\)$")
+UNIT = re.compile(r", (s|ms|GiB|GiB/s)$|\((number|worker processes|worker processes or jobs|1 = all)\)$")
 
 
 @pytest.fixture(scope="module")

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from parallel_fixedram.core.units import GIB
 from parallel_fixedram.experiments.metrics import Metric
 from parallel_fixedram.experiments.pictures import drawing, style
 from parallel_fixedram.experiments.pictures.series import (
@@ -56,7 +57,7 @@ def draw(run_set: RunSet) -> list[drawing.Picture]:
 def _rate(metric: Metric) -> Value:
     def rate(sample: Sample) -> float | None:
         time = metric.of(sample)
-        return moved_bytes(sample) / time / 1e9 if time else None
+        return moved_bytes(sample) / time / GIB if time else None
 
     return rate
 
@@ -89,7 +90,7 @@ def _picture(
         axes.set_xlabel("channels (worker processes or jobs)")
         axes.set_title(metric.meaning, fontsize=9.5)
         style.grid(axes)
-    drawn.axes[0].set_ylabel("data written, GB/s")
+    drawn.axes[0].set_ylabel("data written, GiB/s")
     samples = sample_counts(line for each in lines.values() for line in each)
     return drawing.finish(
         drawn, run_set, f"{NAME}-{number + 1}", run_set.scenario.question, subject=subject, samples=samples
@@ -109,7 +110,7 @@ def _roofline(
     for number, (label, rate) in enumerate(rates):
         look = {"color": "#555555", "linewidth": 1.0, "linestyle": style.DASHES[3 + number % 4]}
         if label != "fio, best":
-            text = f"{label}: {rate:.1f} GB/s" + (", above the picture" if rate > top else "")
+            text = f"{label}: {rate:.1f} GiB/s" + (", above the picture" if rate > top else "")
         else:
             text = "fio, best number of jobs"
         line = axes.axhline(rate, zorder=1, **look)
