@@ -95,20 +95,21 @@ def load(monitor: Monitor, source: Source) -> None:
 
 
 def go_on(monitor: Monitor, *, run: bool) -> str:
-    """Have a loaded guest run if ``run``; returns its run state.
+    """Have a loaded guest run if ``run`` and it only waits for that; returns its run state.
+
+    One that had powered off or panicked, or was stopped for an error of its disk or by its watchdog, stays as it is:
+    so QEMU itself does, and what helps is for its owner to say.
 
     Raises:
-        MachineError: it does not run although it should.
+        MachineError: QEMU does not hand it over, or does not let it run.
     """
     status = discovery.run_state(monitor)
     if run and status in _WAITS_FOR_CONT:
         monitor.execute("cont")
         status = discovery.run_state(monitor)
-    if run and status not in discovery.RUNNING:
-        if status == "inmigrate":  # loaded, but QEMU could not take over its disks
-            hint = "another QEMU may have its disk: end that one, or give each its own ({n}, snapshot=on)"
-            raise MachineError("the guest is loaded, but QEMU does not let it run", hint=hint)
-        raise MachineError(f"the guest was saved in a state in which it cannot run: {status!r}")
+    if run and status == "inmigrate":  # loaded, but QEMU could not take over its disks
+        hint = "another QEMU may have its disk: end that one, or give each its own ({n}, snapshot=on)"
+        raise MachineError("the guest is loaded, but QEMU does not let it run", hint=hint)
     return status
 
 

@@ -22,6 +22,7 @@ from types import TracebackType
 from typing import Any, Self
 
 from parallel_fixedram.core.errors import FixedRamError, HostError, MachineError
+from parallel_fixedram.core.globalstate import RUNNING
 from parallel_fixedram.core.protocols import GuestBlock
 from parallel_fixedram.core.ramblock import TARGET_PAGE_SIZE, PageRange
 from parallel_fixedram.host import processes
@@ -71,6 +72,7 @@ class QemuMachine:
     def __init__(self, socket_path: str, *, pid: int | None = None, timeout: float | None = None) -> None:
         seconds = TIMEOUT_SECONDS if timeout is None else timeout
         self._runs = self._stopped = False
+        self._ran_as = RUNNING
         self._events: Events | None = None
         with ExitStack() as stack:
             self._monitor = stack.enter_context(
@@ -111,7 +113,9 @@ class QemuMachine:
         """Ask whether the guest runs, and listen for its stop (Machine.prepare)."""
         if self._events is None:
             self._events = self._stack.enter_context(self._monitor.listen("STOP"))
-        self._runs = self._status() in discovery.RUNNING
+        status = self._status()
+        self._runs = status in discovery.RUNNING
+        self._ran_as = status if self._runs else RUNNING
         self._events.clear()
         return self._runs
 
@@ -148,8 +152,8 @@ class QemuMachine:
             raise MachineError(f"{self._monitor.name!r}: process {self.pid} has ended")
 
     def device_state(self) -> bytes:
-        """What ``xen-save-devices-state`` writes (Machine.device_state)."""
-        return self._state.save()
+        """What ``xen-save-devices-state`` writes, with the guest's own run state (Machine.device_state)."""
+        return self._state.save(self._ran_as if self._stopped else self._status())
 
     def dirty_source(self) -> None:
         """Nobody outside of QEMU sees its dirty log (Machine.dirty_source)."""
