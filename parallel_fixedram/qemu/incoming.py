@@ -14,6 +14,7 @@ from parallel_fixedram.core.errors import MachineError, RequestError
 from parallel_fixedram.core.ramblock import RAMBlock
 from parallel_fixedram.core.units import format_exact_size
 from parallel_fixedram.qemu import discovery
+from parallel_fixedram.qemu.target import check_settings, read_target
 
 if TYPE_CHECKING:
     from parallel_fixedram.qemu.monitor import Monitor
@@ -54,12 +55,22 @@ class Source:
         ]
 
 
-def check_machine(monitor: Monitor, machine: str, blocks: Sequence[RAMBlock]) -> None:
+def check_machine(monitor: Monitor, machine: str, blocks: Sequence[RAMBlock], target: str = "") -> None:
     """Hold a machine that waits for its guest against what a file has.
 
+    Args:
+        monitor: of the QEMU.
+        machine: the file's machine type.
+        blocks: its blocks.
+        target: its architecture, where it says it.
+
     Raises:
-        RequestError: another machine type, or a block of another name or length; names it.
+        RequestError: another target or machine type, or a block of another name or length; names it.
+        MachineError: QEMU was told not to load streams as they are by default.
     """
+    check_settings(monitor)
+    if target and (emulated := read_target(monitor)) != target:
+        raise RequestError(f"the file has a guest of target {target!r}, this QEMU emulates {emulated!r}")
     if (there := discovery.machine_type(monitor)) != machine:
         raise RequestError(f"the file is of machine type {machine!r}, this QEMU is {there!r}")
     machine_has = {block.idstr: block.used_length for block in discovery.ramblocks(monitor)}

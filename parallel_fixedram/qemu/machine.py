@@ -25,6 +25,7 @@ from parallel_fixedram.core.errors import FixedRamError, HostError, MachineError
 from parallel_fixedram.core.globalstate import RUNNING
 from parallel_fixedram.core.protocols import GuestBlock
 from parallel_fixedram.core.ramblock import TARGET_PAGE_SIZE, PageRange
+from parallel_fixedram.core.targets import check_target
 from parallel_fixedram.host import processes
 from parallel_fixedram.host.guardian import Guardian
 from parallel_fixedram.host.process_memory import ProcessMemory, open_process_memory
@@ -32,6 +33,7 @@ from parallel_fixedram.qemu import discovery
 from parallel_fixedram.qemu.device_state import DeviceState
 from parallel_fixedram.qemu.discovery import QemuBlock
 from parallel_fixedram.qemu.monitor import TIMEOUT_SECONDS, Events, Monitor
+from parallel_fixedram.qemu.target import check_settings, read_target
 
 GREETING_SECONDS = 5.0
 """How long a running QEMU may take to greet: nothing but its main loop has to turn for it."""
@@ -61,6 +63,7 @@ class QemuMachine:
 
     Attributes:
         name: machine type.
+        target: architecture of the guest.
         pid: process id of the QEMU.
         blocks: its RAMBlocks and how each is reached.
 
@@ -82,6 +85,9 @@ class QemuMachine:
             if (status := self._status()) in _BUSY:
                 raise MachineError(f"{socket_path!r}: QEMU is in state {status!r}, there is no guest to save")
             self.name = discovery.machine_type(self._monitor)
+            self.target = read_target(self._monitor)
+            check_target(self.target, self.name)
+            check_settings(self._monitor)
             self._state = stack.enter_context(DeviceState(self._monitor))
             self.pid = discovery.find_process(self._monitor, self._state.fd, pid)
             self._pidfd = stack.enter_context(self._watched())
@@ -167,6 +173,7 @@ class QemuMachine:
             "version": ".".join(map(str, self._monitor.version)),
             "status": self._status(),
             "machine": self.name,
+            "target": self.target,
             "blocks": [
                 {
                     **asdict(each.block),

@@ -66,6 +66,7 @@ class FakeQemu:
             "human-monitor-command": self._human,
             "query-migrate": returns({}),
             "query-status": returns({"status": "running", "running": True}),
+            "query-target": returns({"arch": "x86_64"}),
             "qom-get": returns("pc-q35-10.0-machine"),
             "query-memdev": returns([{"id": "m", "size": len(self._memory)}]),
             "stop": chain(sends(event("STOP")), returns({})),
