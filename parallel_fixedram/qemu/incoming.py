@@ -73,8 +73,12 @@ def check_machine(monitor: Monitor, machine: str, blocks: Sequence[RAMBlock], ta
         raise RequestError(f"the file has a guest of target {target!r}, this QEMU emulates {emulated!r}")
     if (there := discovery.machine_type(monitor)) != machine:
         raise RequestError(f"the file is of machine type {machine!r}, this QEMU is {there!r}")
-    machine_has = {block.idstr: block.used_length for block in discovery.ramblocks(monitor)}
+    there_are = discovery.ramblocks(monitor)
+    machine_has = {block.idstr: block.used_length for block in there_are}
     file_has = {block.idstr: block.used_length for block in blocks}
+    for block in there_are:
+        if block.read_only and block.idstr in file_has:
+            raise RequestError(f"block {block.idstr!r} is read-only in this QEMU, which cannot load it (readonly=on)")
     for idstr, length in file_has.items():
         if (other := machine_has.get(idstr)) is None:
             names = ", ".join(map(repr, machine_has))

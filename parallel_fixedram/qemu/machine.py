@@ -34,6 +34,7 @@ from parallel_fixedram.qemu.device_state import DeviceState
 from parallel_fixedram.qemu.discovery import QemuBlock
 from parallel_fixedram.qemu.monitor import TIMEOUT_SECONDS, Events, Monitor
 from parallel_fixedram.qemu.target import check_settings, read_target
+from parallel_fixedram.qemu.unreachable import refuse_unreachable_memory
 
 GREETING_SECONDS = 5.0
 """How long a running QEMU may take to greet: nothing but its main loop has to turn for it."""
@@ -91,7 +92,9 @@ class QemuMachine:
             self._state = stack.enter_context(DeviceState(self._monitor))
             self.pid = discovery.find_process(self._monitor, self._state.fd, pid)
             self._pidfd = stack.enter_context(self._watched())
-            self.blocks = tuple(self._reach(block, stack) for block in discovery.ramblocks(self._monitor))
+            blocks = discovery.ramblocks(self._monitor)
+            refuse_unreachable_memory(self._monitor, blocks)
+            self.blocks = tuple(self._reach(block, stack) for block in blocks)
             self._guardian = Guardian(self._go_on, [self._monitor.sock.fileno()])
             self._guardian.__enter__()
             self._stack = stack.pop_all()

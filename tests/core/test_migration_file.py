@@ -2,6 +2,7 @@ import json
 import struct
 import tracemalloc
 from contextlib import suppress
+from dataclasses import replace
 
 import pytest
 from hypothesis import given
@@ -628,3 +629,11 @@ def test_a_file_of_ours_may_say_of_which_architecture_it_is(ours, target):
 def test_a_file_by_qemu_does_not_say_of_which_architecture_it_is():
     made = stream(M, machine="virt-10.0", page_bits=12)
     assert parse(made.read, len(made.data)).target == ""
+
+
+@pytest.mark.parametrize("host_page", [MIB // 16, 2 * MIB, 512 * MIB, 1 << 30])
+@pytest.mark.parametrize("capabilities", [("mapped-ram",), ("x-ignore-shared", "mapped-ram")])
+def test_a_file_saved_with_postcopy_and_huge_pages_is_refused_for_that(host_page, capabilities):
+    made = stream(Block(), replace(M, name="huge", host_page=host_page), capabilities=capabilities)
+    with pytest.raises(FormatError, match=r"block 'huge': a host page size stands .*postcopy-ram"):
+        parse(made.read, len(made.data))
