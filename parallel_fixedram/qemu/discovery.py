@@ -36,7 +36,8 @@ _REFUSED_DEVICES = {
 
 _MAY_LOOK = "reading guest memory takes the rights of a debugger: run as the user of QEMU, or as root"
 
-_REFUSED_NETDEV = re.compile(r"^ *\\? *(\S+): .*\btype=(vhost-user|vhost-vdpa)\b", re.MULTILINE)
+# passt speaks vhost-user too, where it was told to (QEMU 10.1, net/passt.c)
+_REFUSED_NETDEV = re.compile(r"^ *\\? *(\S+): .*\btype=(?:passt,)?(vhost-user|vhost-vdpa)\b", re.MULTILINE)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -30,8 +30,8 @@ def refuse_unreachable_memory(monitor: Monitor, blocks: Sequence[QemuBlock]) -> 
     if support:
         raise MachineError(f"the guest is confidential ({support!r}): its memory cannot be read from outside")
     for name, kind in children(monitor, "/objects"):
-        if kind.startswith("memory-backend-") and _is_guest_memfd(monitor, f"/objects/{name}"):
-            raise MachineError(f"{kind} {name!r} has guest-memfd=on: its memory cannot be read from outside")
+        if kind.startswith("memory-backend-") and _is_guest_memfd(monitor, f"/objects/{name}", kind):
+            raise MachineError(f"{kind} {name!r} is guest-memfd: its memory cannot be read from outside")
     for block in blocks:
         if block.read_only:
             raise MachineError(
@@ -40,10 +40,12 @@ def refuse_unreachable_memory(monitor: Monitor, blocks: Sequence[QemuBlock]) -> 
             )
 
 
-def _is_guest_memfd(monitor: Monitor, path: str) -> bool:
-    """Only QEMU after 10.0 has backends with that property."""
+def _is_guest_memfd(monitor: Monitor, path: str, kind: str) -> bool:
+    """By the backend's type or its property; QEMU 10.0 has neither."""
+    if kind == "memory-backend-guest-memfd":
+        return True
     names = {name for name, _ in children(monitor, path, of_type="bool")}
-    return "guest-memfd" in names and _property(monitor, path, "guest-memfd", bool)
+    return "guest-memfd" in names and bool(_property(monitor, path, "guest-memfd", bool))
 
 
 def _property(monitor: Monitor, path: str, name: str, kind: type[Any]) -> Any:

@@ -185,3 +185,14 @@ def test_a_file_of_another_target_of_the_same_machine_type_is_refused(
     line = boot.line(machine="pc", ram=Ram(64 * MIB, "default"), program=require_qemu("i386"))
     message = "the file has a guest of target 'x86_64', this QEMU emulates 'i386'\n"
     refused(boot.attempt(verb, tmp_path / "saved", line=line), 2, message, hint="")
+
+
+@pytest.mark.parametrize("name", ["microvm", "isapc", "aarch64, sbsa-ref", "aarch64, virt, secure"])
+def test_its_default_ram_is_found_and_cloned(tmp_path: Path, boot: BootFolder, name: str) -> None:
+    case, path = SAVED[name], tmp_path / "saved"
+    with start(case) as guest:
+        report("save", path, "--qmp", guest.monitor_path)
+    ram = Ram(64 * MIB, "default")
+    line = boot.line(*case.args, ram=ram, machine=case.machine, program=require_qemu(case.target), clones=1)
+    (clone,) = boot.start("clone", path, "--paused", line=line).guests
+    assert clone.status() == "prelaunch"

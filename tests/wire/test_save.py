@@ -347,6 +347,12 @@ CANNOT_BE_SAVED: dict[str, tuple[str, str, dict[str, object], str]] = {
         {"info network": f"{PEERS}vhost-user,vhost-user0 to c\r\n"},
         "netdev 'n' is vhost-user: a vhost-user back-end holds state",
     ),
+    "passt, by vhost-user": (
+        "human-monitor-command",
+        "command-line",
+        {"info network": f"{PEERS}passt,vhost-user,connected to pid 4711\r\n"},
+        "netdev 'n' is vhost-user: a vhost-user back-end holds state",
+    ),
     "vDPA": (
         "human-monitor-command",
         "command-line",
@@ -370,6 +376,12 @@ CANNOT_BE_SAVED: dict[str, tuple[str, str, dict[str, object], str]] = {
         "property",
         {"confidential-guest-support": "/objects/sev0"},
         "the guest is confidential ('/objects/sev0'): its memory cannot be read from outside\n",
+    ),
+    "a backend of guest-memfd": (
+        "qom-list",
+        "path",
+        {"/objects": [{"name": "g", "type": "child<memory-backend-guest-memfd>"}]},
+        "memory-backend-guest-memfd 'g' is guest-memfd: its memory cannot be read from outside\n",
     ),
     "another target": ("query-target", "", {}, "a guest of target 'riscv64' cannot be saved: only x86_64, i386"),
 }
@@ -399,7 +411,7 @@ def test_a_backend_out_of_reach_is_refused_by_name(stage: Stage, on: bool) -> No
     }
     with stage.served(answers), stage.saving() as running:
         if on:
-            refused(running.finish(), 4, "memory-backend-memfd 'm' has guest-memfd=on: its memory cannot be read", "")
+            refused(running.finish(), 4, "memory-backend-memfd 'm' is guest-memfd: its memory cannot be read", "")
         else:
             done(running.finish())
 
