@@ -71,6 +71,7 @@ def clone_guests(
             [saved.block for saved in image.file.blocks],
             boot.source,
             run=not line.paused,
+            target=image.file.target,
         )
         fleet.let_go()
     return BootReport(

@@ -95,6 +95,7 @@ def restore_guest(
             [saved.block for saved in image.file.blocks],
             boot.source,
             run=not line.paused,
+            target=image.file.target,
         )
         with signals.held():  # guests and their memory stay together
             if memory:

@@ -58,7 +58,7 @@ def run(args: argparse.Namespace) -> int:
 def _print(description: dict[str, Any]) -> None:
     size = description["size"]
     print(f"{description['file']}: mapped-ram file of {format_size(size)} ({size} bytes)")
-    print(f"machine       {description['machine']}")
+    print(f"machine       {_machine(description)}")
     print(f"capabilities  {', '.join(description['capabilities'])}")
     if description["uuid"]:
         print(f"uuid          {description['uuid']}")
@@ -85,9 +85,13 @@ def _print(description: dict[str, Any]) -> None:
         )
 
 
+def _machine(described: dict[str, Any]) -> str:
+    return f"{described['machine']}, {described['target']}" if described["target"] else str(described["machine"])
+
+
 def _print_guest(guest: dict[str, Any]) -> None:
     print(f"{guest['qmp']}: QEMU {guest['version']}, process {guest['pid']}, {guest['status']}")
-    print(f"machine       {guest['machine']}")
+    print(f"machine       {_machine(guest)}")
     print(f"{'RAMBlock':<28} {'used_length':>14} {'host page':>10} {'touched':>9} {'pages':>9}  memory")
     for block in guest["blocks"]:
         path = f", {block['path']}" if block["path"] else ""

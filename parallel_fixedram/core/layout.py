@@ -21,7 +21,7 @@ from parallel_fixedram.core.bitmap import bitmap_bytes
 from parallel_fixedram.core.capabilities import MAPPED_RAM
 from parallel_fixedram.core.errors import RequestError
 from parallel_fixedram.core.mapped_ram import MappedRamHeader, SavedBlock
-from parallel_fixedram.core.migration_file import RAM_SECTION_ID, TRAILER_KEY, read_device_sections
+from parallel_fixedram.core.migration_file import RAM_SECTION_ID, TARGET_KEY, TRAILER_KEY, read_device_sections
 from parallel_fixedram.core.ramblock import TARGET_PAGE_SIZE, RAMBlock, check_unique
 from parallel_fixedram.core.units import MAX_SIZE, align_up
 
@@ -36,6 +36,10 @@ class FileLayout:
     base: int
     """Where the stream starts."""
     machine: str
+    target: str
+    """Architecture of the guest; empty where there is none."""
+    page_bits: int | None
+    """What the configuration section records of the target's pages."""
     blocks: tuple[SavedBlock, ...]
     """The blocks with their places, in the order given."""
     ram_end: int
@@ -48,6 +52,8 @@ class FileLayout:
         blocks: list[RAMBlock],
         base: int = 0,
         *,
+        target: str = "",
+        page_bits: int | None = None,
         alignment: int = mapped_ram.MAPPED_RAM_FILE_OFFSET_ALIGNMENT,
     ) -> FileLayout:
         """Lay out a file.
@@ -56,6 +62,8 @@ class FileLayout:
             machine: name for the configuration section.
             blocks: in the order in which the file shall list them.
             base: where the stream starts; any offset.
+            target: architecture of the guest, which the VM description of the file says.
+            page_bits: for the configuration section; None where QEMU writes none.
             alignment: page arrays start at multiples of this many bytes, at least a page.
 
         Raises:
@@ -67,7 +75,7 @@ class FileLayout:
             raise RequestError(f"machine name {machine!r} is not printable ASCII of at most 255 characters")
         if len(blocks) > mapped_ram.MAX_BLOCKS:
             raise RequestError(f"{len(blocks)} RAMBlocks, at most {mapped_ram.MAX_BLOCKS}")
-        position = base + len(_head(machine, blocks))
+        position = base + len(_head(machine, blocks, page_bits))
         saved = []
         for block in blocks:
             if block.page_size != TARGET_PAGE_SIZE:
@@ -81,11 +89,13 @@ class FileLayout:
             position = pages_offset + block.used_length
         if position > MAX_SIZE // 2:
             raise RequestError(f"{position} bytes of RAM do not fit a file")
-        return cls(base=base, machine=machine, blocks=tuple(saved), ram_end=position)
+        return cls(
+            base=base, machine=machine, target=target, page_bits=page_bits, blocks=tuple(saved), ram_end=position
+        )
 
     def head_pieces(self) -> list[tuple[int, bytes]]:
         """Everything before ``ram_end`` that is neither bitmap nor page, as (offset, bytes)."""
-        pieces = [(self.base, _head(self.machine, [saved.block for saved in self.blocks]))]
+        pieces = [(self.base, _head(self.machine, [saved.block for saved in self.blocks], self.page_bits))]
         pieces += [(saved.record_offset, mapped_ram.pack_record(saved.block, saved.header)) for saved in self.blocks]
         return pieces
 
@@ -105,7 +115,8 @@ class FileLayout:
             vmdesc.describe_device(each.name, each.instance_id, each.version_id, each.body_length)
             for each in read_device_sections(device_sections)
         ]
-        description = {"page_size": self.blocks[0].block.page_size, "devices": devices, TRAILER_KEY: {"trailer": 1}}
+        ours = {"trailer": 1, **({TARGET_KEY: self.target} if self.target else {})}
+        description = {"page_size": self.blocks[0].block.page_size, "devices": devices, TRAILER_KEY: ours}
         return b"".join(
             (
                 end_of_words,
@@ -120,11 +131,11 @@ class FileLayout:
         )
 
 
-def _head(machine: str, blocks: list[RAMBlock]) -> bytes:
+def _head(machine: str, blocks: list[RAMBlock], page_bits: int | None) -> bytes:
     total = sum(block.used_length for block in blocks)
     return b"".join(
         (
-            stream.pack_head(machine, (MAPPED_RAM,)),
+            stream.pack_head(machine, (MAPPED_RAM,), page_bits),
             stream.pack_section_head(
                 stream.QEMU_VM_SECTION_START, RAM_SECTION_ID, mapped_ram.RAM_SECTION, 0, mapped_ram.RAM_VERSION
             ),

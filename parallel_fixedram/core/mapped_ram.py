@@ -195,9 +195,7 @@ def _read_record(cursor: Cursor, page_size: int, has_address: bool, file_size: i
             offset=header_offset,
         )
     if header.page_size != page_size:
-        raise FormatError(
-            f"block {idstr!r}: page size {header.page_size}, expected {page_size}", offset=header_offset + 4
-        )
+        raise _wrong_page_size(cursor, header_offset, idstr, header, page_size)
     block = RAMBlock(idstr=idstr, used_length=used_length, page_size=page_size, host_page_size=page_size)
     saved = SavedBlock(block=block, header=header, record_offset=at, address=address)
     if saved.absent:
@@ -205,6 +203,19 @@ def _read_record(cursor: Cursor, page_size: int, has_address: bool, file_size: i
     _check_places(saved, header_offset, file_size)
     cursor.offset = saved.pages_end
     return saved
+
+
+def _wrong_page_size(cursor: Cursor, at: int, idstr: str, header: MappedRamHeader, page_size: int) -> FormatError:
+    """Why what stands in the place of a header is none.
+
+    With postcopy-ram a source writes the host's page size of huge memory first, and no QEMU reads it where pages are
+    mapped (ram_save_setup() and parse_ramblock(), migration/ram.c).
+    """
+    behind = cursor.read_at(at + 8, MappedRamHeader.SIZE)
+    if len(behind) == MappedRamHeader.SIZE and MappedRamHeader.unpack(behind).page_size == page_size:
+        why = "a host page size stands before its header: saved with postcopy-ram, which no QEMU loads"
+        return FormatError(f"block {idstr!r}: {why}", offset=at)
+    return FormatError(f"block {idstr!r}: page size {header.page_size}, expected {page_size}", offset=at + 4)
 
 
 def _check_places(saved: SavedBlock, header_offset: int, file_size: int) -> None:

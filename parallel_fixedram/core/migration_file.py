@@ -11,6 +11,7 @@ import re
 import struct
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from parallel_fixedram.core import mapped_ram, stream, trailer, vmdesc
 from parallel_fixedram.core.capabilities import FIXED_RAM, IGNORE_SHARED, MAPPED_RAM
@@ -23,6 +24,9 @@ from parallel_fixedram.core.vmdesc import Lengths
 
 TRAILER_KEY = "parallel-fixedram"
 """Key in the VM description of our files: it announces the trailer, so that a file cut off before it is found out."""
+
+TARGET_KEY = "target"
+"""Key below it: QEMU's name for the guest's architecture. One machine type may stand for several."""
 
 RAM_SECTION_ID = 0x52414D00
 """Id of the ram section in our files, ``RAM\\0``: QEMU's registration numbers, several a processor, stay far below it.
@@ -83,6 +87,8 @@ class MigrationFile:
     stream_end: int
     """The offset after end mark and VM description."""
     trailer: Trailer | None
+    target: str = ""
+    """Architecture of the guest; only files of ours say it."""
     warnings: tuple[str, ...] = ()
     """What is unusual but legal."""
 
@@ -138,8 +144,15 @@ def parse(read: ReadAt, size: int, base: int = 0) -> MigrationFile:
         has_vmdesc=description is not None,
         stream_end=stream_end,
         trailer=found_trailer,
+        target=_target(description),
         warnings=tuple(warnings),
     )
+
+
+def _target(description: Mapping[str, Any] | None) -> str:
+    ours = (description or {}).get(TRAILER_KEY)
+    found = ours.get(TARGET_KEY) if isinstance(ours, dict) else None
+    return found if isinstance(found, str) and found.isascii() and found.isprintable() else ""
 
 
 def read_clone_blocks(read: ReadAt, found: Trailer) -> tuple[SavedBlock, ...]:

@@ -166,6 +166,10 @@ class Machine(Protocol):
     def name(self) -> str:
         """Machine type as it stands in the file's configuration section, such as ``pc-q35-10.0``."""
 
+    @property
+    def target(self) -> str:
+        """Architecture of the guest by QEMU's name, such as ``aarch64``; empty where there are no processors."""
+
     def guest_blocks(self) -> Sequence[GuestBlock]:
         """Every RAMBlock that has to be saved, in the order in which the file shall list them."""
 

@@ -149,20 +149,23 @@ def pack_counted(text: str) -> bytes:
     return bytes([len(data)]) + data
 
 
-def pack_head(machine: str, capabilities: Sequence[str]) -> bytes:
-    """Magic, version and a configuration section that records ``capabilities``."""
+def pack_head(machine: str, capabilities: Sequence[str], page_bits: int | None = None) -> bytes:
+    """Magic, version and a configuration section that records ``capabilities``, and ``page_bits`` unless it is None."""
     name = machine.encode("ascii")
     return b"".join(
         (
             _HEAD.pack(QEMU_VM_FILE_MAGIC, QEMU_VM_FILE_VERSION),
             struct.pack(">BI", QEMU_VM_CONFIGURATION, len(name)),
             name,
-            bytes([QEMU_VM_SUBSECTION]),
-            pack_counted(CONFIGURATION_CAPABILITIES),
-            struct.pack(">II", 1, len(capabilities)),
+            b"" if page_bits is None else _pack_subsection(CONFIGURATION_PAGE_BITS, struct.pack(">I", page_bits)),
+            _pack_subsection(CONFIGURATION_CAPABILITIES, struct.pack(">I", len(capabilities))),
             *(pack_counted(name) for name in capabilities),
         )
     )
+
+
+def _pack_subsection(name: str, body: bytes) -> bytes:
+    return bytes([QEMU_VM_SUBSECTION]) + pack_counted(name) + struct.pack(">I", 1) + body
 
 
 def pack_section_head(kind: int, section_id: int, name: str, instance_id: int, version_id: int) -> bytes:

@@ -26,12 +26,14 @@ class CloneStream:
 
     Attributes:
         machine: name for the configuration section.
+        page_bits: what it records of the target's pages.
         blocks: the small blocks, where their pages lie in the file.
         present: which of their pages are there.
         device_sections: whole sections, without an end mark.
     """
 
     machine: str
+    page_bits: int | None
     blocks: Sequence[SavedBlock]
     present: Sequence[PageBitmap]
     device_sections: bytes
@@ -39,7 +41,7 @@ class CloneStream:
     def layout(self, base: int) -> FileLayout:
         """Where everything goes in a stream that starts at ``base``."""
         blocks = [saved.block for saved in self.blocks]
-        return FileLayout.plan(self.machine, blocks, base, alignment=TARGET_PAGE_SIZE)
+        return FileLayout.plan(self.machine, blocks, base, page_bits=self.page_bits, alignment=TARGET_PAGE_SIZE)
 
     def end(self, base: int) -> int:
         """Where a stream that starts at ``base`` ends."""
@@ -86,6 +88,7 @@ def clone_stream_of(image: Image, main: Collection[str]) -> CloneStream:
         raise RequestError(f"{image.path!r} has no RAMBlock besides main memory, which every QEMU has")
     return CloneStream(
         machine=image.file.configuration.machine,
+        page_bits=image.file.configuration.page_bits,
         blocks=small,
         present=[image.bitmap(saved.block.idstr) for saved in small],
         device_sections=b"".join(image.channel.bytes_at(device.offset, device.length) for device in image.file.devices),

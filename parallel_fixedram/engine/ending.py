@@ -48,6 +48,7 @@ class Ending:
         if state and small:
             self._clone = CloneStream(
                 machine=layout.machine,
+                page_bits=layout.page_bits,
                 blocks=[layout.blocks[number] for number in small],
                 present=[present[number] for number in small],
                 device_sections=state,

@@ -201,6 +201,7 @@ class Image:
             "offset": file.base,
             "stream_end": file.stream_end,
             "machine": configuration.machine,
+            "target": file.target or None,
             "capabilities": list(configuration.capabilities),
             "uuid": str(uuid.UUID(bytes=configuration.uuid)) if configuration.uuid else None,
             "page_size": file.page_size,

@@ -35,6 +35,7 @@ from parallel_fixedram.core.report import (
     SaveSeconds,
     WorkerReport,
 )
+from parallel_fixedram.core.targets import recorded_page_bits
 from parallel_fixedram.engine.bitmaps import SharedBitmaps, map_data, map_grown, shared_words, sync_dirty
 from parallel_fixedram.engine.decide import Decision, decide, open_direct
 from parallel_fixedram.engine.early_writeback import EarlyWriteback
@@ -132,7 +133,13 @@ class _Save:
         self.progress = progress
         self.guest_blocks = machine.guest_blocks()
         blocks = [each.block for each in self.guest_blocks]
-        self.layout = FileLayout.plan(machine.name, blocks, options.offset)
+        self.layout = FileLayout.plan(
+            machine.name,
+            blocks,
+            options.offset,
+            target=machine.target,
+            page_bits=recorded_page_bits(machine.target),
+        )
         self.bitmaps = SharedBitmaps(blocks)
         self.tables = shared_words(len(blocks))
         self.space = Reservation(pending, self.layout.blocks)

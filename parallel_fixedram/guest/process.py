@@ -103,6 +103,11 @@ class GuestProcess:
         """MACHINE_NAME (Machine.name)."""
         return MACHINE_NAME
 
+    @property
+    def target(self) -> str:
+        """None of QEMU's (Machine.target)."""
+        return ""
+
     def dirty_source(self) -> DirtyLog:
         """``log`` (Machine.dirty_source)."""
         return self.log

@@ -34,6 +34,9 @@ class RamFiles:
         files: the blocks, in the order in which the file shall list them.
         name: machine name for the file.
 
+    Attributes:
+        target: none, this is only RAM.
+
     Raises:
         HostError: a file cannot be opened.
         RequestError: a file, a name or a length that cannot be a RAMBlock.
@@ -41,6 +44,7 @@ class RamFiles:
 
     def __init__(self, files: Sequence[RamFile], *, name: str) -> None:
         self.name = name
+        self.target = ""
         self._files = tuple(files)
         self._blocks: list[GuestBlock] = []
         for each in files:

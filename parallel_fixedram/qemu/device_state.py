@@ -14,7 +14,8 @@ import struct
 from types import TracebackType
 from typing import Self
 
-from parallel_fixedram.core.errors import FixedRamError, HostError, MachineError
+from parallel_fixedram.core.errors import FixedRamError, FormatError, HostError, MachineError
+from parallel_fixedram.core.globalstate import with_run_state
 from parallel_fixedram.core.stream import QEMU_VM_EOF, QEMU_VM_FILE_MAGIC, QEMU_VM_FILE_VERSION
 from parallel_fixedram.host import linux
 from parallel_fixedram.host.channel import FileChannel
@@ -74,8 +75,11 @@ class DeviceState:
             linux.close(self.fd)
             self.fd = -1
 
-    def save(self) -> bytes:
+    def save(self, run_state: str) -> bytes:
         """The sections of all devices, head to footer, without an end mark; QEMU has to be stopped.
+
+        Args:
+            run_state: what they shall say that the guest was doing.
 
         Raises:
             MachineError: QEMU cannot save a device, or writes something else.
@@ -87,4 +91,7 @@ class DeviceState:
         data = channel.bytes_at(start, channel.stat().st_size - start)
         if not data.startswith(_HEAD) or data[-1] != QEMU_VM_EOF or len(data) <= len(_HEAD) + 1:
             raise MachineError(f"QEMU wrote {len(data)} bytes that are no device state")
-        return data[len(_HEAD) : -1]
+        try:
+            return with_run_state(data[len(_HEAD) : -1], run_state)
+        except FormatError as error:
+            raise MachineError(f"the device state is not what QEMU writes: {error.message}") from error

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 _RAMBLOCK = re.compile(
     r" *(?P<name>.*?) +(?P<size>[1-9]\d{0,8}) (?P<unit>[KMG])iB +0x[0-9a-f]+ 0x(?P<used>[0-9a-f]{1,16})"
-    r" 0x(?P<total>[0-9a-f]{1,16}) 0x(?P<address>[0-9a-f]{1,16})( .*)?"
+    r" 0x(?P<total>[0-9a-f]{1,16}) 0x(?P<address>[0-9a-f]{1,16})(?: +(?P<access>r[ow]))?( .*)?"
 )
 _UNITS = {"K": KIB, "M": MIB, "G": GIB}
 
@@ -32,13 +32,15 @@ BUSY = ("inmigrate", "finish-migrate", "restore-vm", "save-vm", "colo")
 _REFUSED_DEVICES = {
     "vfio-": "VFIO devices save their state in steps, beside the device sections",
     "vhost-user-": "a vhost-user back-end holds state, and writes to guest memory, in a process of its own",
+    "vhost-vdpa-": "a vDPA device holds state, and writes to guest memory, beside QEMU",
     "virtio-mem": "virtio-mem has to be set up before RAM is loaded",
 }
 """By the beginning of a device's type: why its guest cannot be saved from outside."""
 
 _MAY_LOOK = "reading guest memory takes the rights of a debugger: run as the user of QEMU, or as root"
 
-_REFUSED_NETDEV = re.compile(r"^ *\\? *(\S+): .*\btype=vhost-user\b", re.MULTILINE)
+# passt speaks vhost-user too, where it was told to (QEMU 10.1, net/passt.c)
+_REFUSED_NETDEV = re.compile(r"^ *\\? *(\S+): .*\btype=(?:passt,)?(vhost-user|vhost-vdpa)\b", re.MULTILINE)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -54,6 +56,8 @@ class QemuBlock:
     """Where it lies in QEMU's address space (HVA)."""
     main: bool
     """Whether a memory backend is behind it, rather than firmware or a device."""
+    read_only: bool
+    """Whether that backend lets nobody write; of firmware, QEMU itself still can."""
 
     def ramblock(self) -> RAMBlock:
         """What of it stands in a file.
@@ -134,7 +138,8 @@ def ramblocks(monitor: Monitor) -> list[QemuBlock]:
             used_length=int(match["used"], 16),
             max_length=int(match["total"], 16),
             address=int(match["address"], 16),
-            main=match["name"].removeprefix("/objects/") in backends,
+            main=(main := match["name"].removeprefix("/objects/") in backends),
+            read_only=main and match["access"] == "ro",
         )
         for match in matches
         if match and match["name"]
@@ -160,7 +165,7 @@ def refuse_what_cannot_be_saved(monitor: Monitor) -> None:
             if kind.startswith(start):
                 raise MachineError(f"device {name!r} is a {kind}: {reason}")
     if match := _REFUSED_NETDEV.search(monitor.hmp("info network")):
-        raise MachineError(f"netdev {match[1]!r} is vhost-user: {_REFUSED_DEVICES['vhost-user-']}")
+        raise MachineError(f"netdev {match[1]!r} is {match[2]}: {_REFUSED_DEVICES[f'{match[2]}-']}")
     migration = monitor.execute("query-migrate")
     if not isinstance(migration, dict) or not isinstance(reasons := migration.get("blocked-reasons", []), list):
         raise _malformed(monitor, "query-migrate", migration)
@@ -173,10 +178,19 @@ def refuse_what_cannot_be_saved(monitor: Monitor) -> None:
 def _devices(monitor: Monitor) -> Iterator[tuple[str, str]]:
     """Name and type of every device that the user added."""
     for path in ("/machine/peripheral", "/machine/peripheral-anon"):
-        for child in _listed(monitor, "qom-list", {"path": path}):
-            kind = str(child.get("type", ""))
-            if kind.startswith("child<"):
-                yield str(child.get("name")), kind.removeprefix("child<").removesuffix(">")
+        yield from children(monitor, path)
+
+
+def children(monitor: Monitor, path: str, of_type: str = "") -> Iterator[tuple[str, str]]:
+    """Name and type of every object below another one, or of its properties of a type.
+
+    Raises:
+        MachineError: QEMU does not say.
+    """
+    for child in _listed(monitor, "qom-list", {"path": path}):
+        kind = str(child.get("type", ""))
+        if kind == of_type or (not of_type and kind.startswith("child<")):
+            yield str(child.get("name")), kind.removeprefix("child<").removesuffix(">")
 
 
 def _listed(monitor: Monitor, command: str, arguments: dict[str, Any] | None = None) -> list[dict[str, Any]]:

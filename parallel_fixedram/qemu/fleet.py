@@ -78,7 +78,9 @@ class Fleet:
     ) -> None:
         self._stack.__exit__(kind, error, traceback)
 
-    def load(self, machine: str, blocks: Sequence[RAMBlock], source: Source, *, run: bool) -> tuple[GuestReport, ...]:
+    def load(
+        self, machine: str, blocks: Sequence[RAMBlock], source: Source, *, run: bool, target: str = ""
+    ) -> tuple[GuestReport, ...]:
         """Hold every machine against the file, have it load, and let the guest run if ``run``.
 
         Raises:
@@ -94,7 +96,7 @@ class Fleet:
                 with _explained(launch):
                     monitor = Monitor(launch.socket_path, timeout=START_SECONDS, pidfd=launch.pidfd)
                     monitors.append(stack.enter_context(monitor))
-                    incoming.check_machine(monitor, machine, blocks)
+                    incoming.check_machine(monitor, machine, blocks, target)
             ready = time.perf_counter()
             self.start_seconds = ready - self._started
             reports = []

@@ -14,6 +14,7 @@ from parallel_fixedram.core.errors import MachineError, RequestError
 from parallel_fixedram.core.ramblock import RAMBlock
 from parallel_fixedram.core.units import format_exact_size
 from parallel_fixedram.qemu import discovery
+from parallel_fixedram.qemu.target import check_settings, read_target
 
 if TYPE_CHECKING:
     from parallel_fixedram.qemu.monitor import Monitor
@@ -54,16 +55,30 @@ class Source:
         ]
 
 
-def check_machine(monitor: Monitor, machine: str, blocks: Sequence[RAMBlock]) -> None:
+def check_machine(monitor: Monitor, machine: str, blocks: Sequence[RAMBlock], target: str = "") -> None:
     """Hold a machine that waits for its guest against what a file has.
 
+    Args:
+        monitor: of the QEMU.
+        machine: the file's machine type.
+        blocks: its blocks.
+        target: its architecture, where it says it.
+
     Raises:
-        RequestError: another machine type, or a block of another name or length; names it.
+        RequestError: another target or machine type, or a block of another name or length; names it.
+        MachineError: QEMU was told not to load streams as they are by default.
     """
+    check_settings(monitor)
+    if target and (emulated := read_target(monitor)) != target:
+        raise RequestError(f"the file has a guest of target {target!r}, this QEMU emulates {emulated!r}")
     if (there := discovery.machine_type(monitor)) != machine:
         raise RequestError(f"the file is of machine type {machine!r}, this QEMU is {there!r}")
-    machine_has = {block.idstr: block.used_length for block in discovery.ramblocks(monitor)}
+    there_are = discovery.ramblocks(monitor)
+    machine_has = {block.idstr: block.used_length for block in there_are}
     file_has = {block.idstr: block.used_length for block in blocks}
+    for block in there_are:
+        if block.read_only and block.idstr in file_has:
+            raise RequestError(f"block {block.idstr!r} is read-only in this QEMU, which cannot load it (readonly=on)")
     for idstr, length in file_has.items():
         if (other := machine_has.get(idstr)) is None:
             names = ", ".join(map(repr, machine_has))
@@ -95,20 +110,21 @@ def load(monitor: Monitor, source: Source) -> None:
 
 
 def go_on(monitor: Monitor, *, run: bool) -> str:
-    """Have a loaded guest run if ``run``; returns its run state.
+    """Have a loaded guest run if ``run`` and it only waits for that; returns its run state.
+
+    One that had powered off or panicked, or was stopped for an error of its disk or by its watchdog, stays as it is:
+    so QEMU itself does, and what helps is for its owner to say.
 
     Raises:
-        MachineError: it does not run although it should.
+        MachineError: QEMU does not hand it over, or does not let it run.
     """
     status = discovery.run_state(monitor)
     if run and status in _WAITS_FOR_CONT:
         monitor.execute("cont")
         status = discovery.run_state(monitor)
-    if run and status not in discovery.RUNNING:
-        if status == "inmigrate":  # loaded, but QEMU could not take over its disks
-            hint = "another QEMU may have its disk: end that one, or give each its own ({n}, snapshot=on)"
-            raise MachineError("the guest is loaded, but QEMU does not let it run", hint=hint)
-        raise MachineError(f"the guest was saved in a state in which it cannot run: {status!r}")
+    if run and status == "inmigrate":  # loaded, but QEMU could not take over its disks
+        hint = "another QEMU may have its disk: end that one, or give each its own ({n}, snapshot=on)"
+        raise MachineError("the guest is loaded, but QEMU does not let it run", hint=hint)
     return status
 
 

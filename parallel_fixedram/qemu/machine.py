@@ -23,8 +23,10 @@ from types import TracebackType
 from typing import Any, Self
 
 from parallel_fixedram.core.errors import FixedRamError, HostError, MachineError
+from parallel_fixedram.core.globalstate import RUNNING
 from parallel_fixedram.core.protocols import GuestBlock
 from parallel_fixedram.core.ramblock import TARGET_PAGE_SIZE, PageRange
+from parallel_fixedram.core.targets import check_target
 from parallel_fixedram.host.guardian import Guardian
 from parallel_fixedram.host.process_memory import ProcessMemory, open_process_memory
 from parallel_fixedram.qemu import discovery
@@ -32,6 +34,8 @@ from parallel_fixedram.qemu.device_state import DeviceState
 from parallel_fixedram.qemu.discovery import BUSY, Makeup, QemuBlock
 from parallel_fixedram.qemu.instant import HARMLESS, Held, look_back
 from parallel_fixedram.qemu.monitor import TIMEOUT_SECONDS, Events, Monitor
+from parallel_fixedram.qemu.target import check_settings, read_target
+from parallel_fixedram.qemu.unreachable import refuse_unreachable_memory
 
 GREETING_SECONDS = 5.0
 """How long a running QEMU may take to greet: nothing but its main loop has to turn for it."""
@@ -58,6 +62,7 @@ class QemuMachine:
 
     Attributes:
         name: machine type.
+        target: architecture of the guest.
         pid: process id of the QEMU.
         blocks: its RAMBlocks and how each is reached.
 
@@ -69,6 +74,7 @@ class QemuMachine:
     def __init__(self, socket_path: str, *, pid: int | None = None, timeout: float | None = None) -> None:
         seconds = TIMEOUT_SECONDS if timeout is None else timeout
         self._runs = self._stopped = self._held = False
+        self._ran_as = RUNNING
         self._events: Events | None = None
         with ExitStack() as stack:
             self._monitor = stack.enter_context(
@@ -76,6 +82,9 @@ class QemuMachine:
             )
             self._refuse_what_cannot_be_saved()
             self.name = discovery.machine_type(self._monitor)
+            self.target = read_target(self._monitor)
+            check_target(self.target, self.name)
+            check_settings(self._monitor)
             self._state = stack.enter_context(DeviceState(self._monitor))
             self.pid = discovery.find_process(self._monitor, self._state.fd, pid)
             stack.enter_context(self._watched())
@@ -108,7 +117,9 @@ class QemuMachine:
         """Ask whether the guest runs, and listen to what happens to it (Machine.prepare)."""
         if self._events is None:
             self._events = self._stack.enter_context(self._monitor.listen(ignored=HARMLESS))
-        self._runs = self._status() in discovery.RUNNING
+        status = self._status()
+        self._runs = status in discovery.RUNNING
+        self._ran_as = status if self._runs else RUNNING
         self._events.clear()
         return self._runs
 
@@ -162,8 +173,8 @@ class QemuMachine:
         return True
 
     def device_state(self) -> bytes:
-        """What ``xen-save-devices-state`` writes (Machine.device_state)."""
-        return self._state.save()
+        """What ``xen-save-devices-state`` writes, with the guest's own run state (Machine.device_state)."""
+        return self._state.save(self._ran_as if self._stopped else self._status())
 
     def dirty_source(self) -> None:
         """Nobody outside of QEMU sees its dirty log (Machine.dirty_source)."""
@@ -177,6 +188,7 @@ class QemuMachine:
             "version": ".".join(map(str, self._monitor.version)),
             "status": self._status(),
             "machine": self.name,
+            "target": self.target,
             "blocks": [
                 {
                     **asdict(each.block),
@@ -227,6 +239,7 @@ class QemuMachine:
             raise MachineError(f"{self._monitor.name!r}: QEMU is in state {status!r}, there is no guest to save")
 
     def _reach_memory(self, found: Makeup) -> None:
+        refuse_unreachable_memory(self._monitor, found.blocks)
         self._makeup = found
         self.blocks = tuple(self._reach(block) for block in found.blocks)
 

@@ -142,6 +142,7 @@ INSPECT = {
     "offset": int,
     "stream_end": int,
     "machine": str,
+    "target": (str, type(None)),
     "capabilities": [str],
     "uuid": (str, type(None)),
     "page_size": int,

@@ -78,6 +78,13 @@ def test_the_tail_ends_ram_carries_the_devices_and_announces_the_trailer():
     assert tail == bytes.fromhex(ram_end) + devices + b"\0\6" + len(description).to_bytes(4, "big") + description
 
 
+def test_the_architecture_stands_in_the_description_and_its_page_bits_in_the_head():
+    layout = FileLayout.plan("virt-10.0", [block()], target="aarch64", page_bits=12)
+    assert layout.head_pieces()[0][1].startswith(pack_head("virt-10.0", ["mapped-ram"], 12))
+    assert layout.blocks[0].record_offset == len(layout.head_pieces()[0][1])
+    assert b'"parallel-fixedram": {"trailer": 1, "target": "aarch64"}' in layout.tail(b"")
+
+
 @pytest.mark.parametrize(
     ("base", "record", "pages"), [(123, 0xDB, 0x100000), (0x200000, 0x200060, 0x300000), (0xFFFFF, 0x10005F, 0x200000)]
 )

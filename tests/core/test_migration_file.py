@@ -1,6 +1,8 @@
+import json
 import struct
 import tracemalloc
 from contextlib import suppress
+from dataclasses import replace
 
 import pytest
 from hypothesis import given
@@ -17,6 +19,7 @@ from support.streamwriter import (
     Sparse,
     Stream,
     bitmap_of,
+    our_file,
     pages_of,
     stream,
 )
@@ -602,3 +605,35 @@ def test_there_are_at_most_so_many_device_sections(monkeypatch):
 
 def test_as_many_device_sections_as_are_allowed_cost_little_memory():
     assert 8 * peak_of(named_sections(migration_file.MAX_DEVICES // 8)) < ALLOWED_BYTES
+
+
+@pytest.mark.parametrize(
+    ("ours", "target"),
+    [
+        ({"trailer": 1, "target": "aarch64"}, "aarch64"),
+        ({"trailer": 1}, ""),
+        ({"trailer": 1, "target": 7}, ""),
+        ({"trailer": 1, "target": ["arm"]}, ""),
+        ({"trailer": 1, "target": "arm\n"}, ""),
+        ({"trailer": 1, "target": "ärm"}, ""),
+        ("trailer", ""),
+        (None, ""),
+    ],
+)
+def test_a_file_of_ours_may_say_of_which_architecture_it_is(ours, target):
+    vmdesc = json.dumps({"page_size": 4096, "devices": [], "parallel-fixedram": ours}).encode()
+    made = our_file(M, vmdesc=vmdesc)
+    assert parse(made.read, len(made.data)).target == target
+
+
+def test_a_file_by_qemu_does_not_say_of_which_architecture_it_is():
+    made = stream(M, machine="virt-10.0", page_bits=12)
+    assert parse(made.read, len(made.data)).target == ""
+
+
+@pytest.mark.parametrize("host_page", [MIB // 16, 2 * MIB, 512 * MIB, 1 << 30])
+@pytest.mark.parametrize("capabilities", [("mapped-ram",), ("x-ignore-shared", "mapped-ram")])
+def test_a_file_saved_with_postcopy_and_huge_pages_is_refused_for_that(host_page, capabilities):
+    made = stream(Block(), replace(M, name="huge", host_page=host_page), capabilities=capabilities)
+    with pytest.raises(FormatError, match=r"block 'huge': a host page size stands .*postcopy-ram"):
+        parse(made.read, len(made.data))

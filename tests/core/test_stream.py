@@ -19,6 +19,7 @@ HEAD = bytes.fromhex("51 45 56 4d 00 00 00 03 07")
 Q35 = bytes.fromhex("00 00 00 0b 70 63 2d 71 33 35 2d 31 30 2e 30")
 CAPABILITIES = b"\x05\x1aconfiguration/capabilities\x00\x00\x00\x01"
 MAPPED_RAM = bytes.fromhex("0a 6d 61 70 70 65 64 2d 72 61 6d")
+VIRT = b"\x00\x00\x00\x09virt-10.0"
 PAGE_BITS = b"\x05\x1econfiguration/target-page-bits\x00\x00\x00\x01"
 UUID = b"\x05\x12configuration/uuid\x00\x00\x00\x01"
 
@@ -40,12 +41,22 @@ HEADS = [
         HEAD + bytes.fromhex("00 00 00 00") + CAPABILITIES + bytes.fromhex("00 00 00 00"),
         Configuration(machine=""),
     ),
+    (
+        HEAD
+        + VIRT
+        + PAGE_BITS
+        + bytes.fromhex("00 00 00 0c")
+        + CAPABILITIES
+        + bytes.fromhex("00 00 00 01")
+        + MAPPED_RAM,
+        Configuration(machine="virt-10.0", capabilities=("mapped-ram",), page_bits=12),
+    ),
 ]
 
 
 @pytest.mark.parametrize(("data", "value"), HEADS)
 def test_a_head_is_written_and_read_as_qemu_has_it(data, value):
-    assert pack_head(value.machine, value.capabilities) == data
+    assert pack_head(value.machine, value.capabilities, value.page_bits) == data
     cursor = cursor_over(data + b"rest")
     assert read_head(cursor) == value
     assert cursor.offset == len(data)

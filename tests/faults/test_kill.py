@@ -157,6 +157,7 @@ class Standing:
     """A machine that remembers whether it stands still."""
 
     name = "pc"
+    target = ""
     stands = False
 
     def prepare(self) -> bool:

@@ -83,6 +83,8 @@ class TestLoading:
             text = source.take_serial()
         with QemuProcess(*args, ram=ram, incoming=True) as destination:
             destination.load(f"file:{path}")
+            assert destination.status() == "paused"
+            destination.cont()
             text += destination.wait_serial(f"(?s).*?{TICK}.*?{TICK}")[0]
         ticks = re.findall(f"\n{TICK}", text)
         assert [int(each) for each, _ in ticks] == list(range(number + 1, number + 1 + len(ticks)))

@@ -19,6 +19,7 @@ from parallel_fixedram.core.bitmap import Bits, PageBitmap, Runs
 from parallel_fixedram.core.errors import FormatError
 from parallel_fixedram.core.protocols import Channel, DirtySource, Machine, Pages, PageSource
 from parallel_fixedram.core.ramblock import PageRange, check_unique
+from parallel_fixedram.core.targets import recorded_page_bits
 from parallel_fixedram.host.page_source import CopyingSource, MappedSource
 
 DRAWN = "A0-B--0C" + "-" * 56 + "z" + "-" * 192 + "Y"
@@ -408,6 +409,10 @@ class MachineConformance:
 
     def run(self, machine: Machine) -> None:
         """Let it run."""
+
+    def test_a_file_can_record_its_target(self, machine: Machine) -> None:
+        assert machine.target == "" or recorded_page_bits(machine.target) in (None, 12)
+        assert machine.target.isascii()
 
     def test_it_has_a_name_that_fits_a_file(self, machine: Machine) -> None:
         assert 0 < len(machine.name) <= 255

@@ -86,6 +86,7 @@ class QemuProcess:
         args: further arguments, such as ``*boot_from(image)``.
         ram: main memory; None if ``args`` set it up.
         machine: machine type and its properties.
+        target: what it emulates.
         incoming: wait for ``load`` instead of booting.
         paused: do not start the processors (``-S``).
         wrapper: a command that runs QEMU, such as ``["strace", "-f", ...]``.
@@ -97,6 +98,7 @@ class QemuProcess:
         *args: str,
         ram: Ram | None = SMALL,
         machine: str = "q35",
+        target: str = "x86_64",
         incoming: bool = False,
         paused: bool = False,
         wrapper: Iterable[str] = (),
@@ -105,6 +107,7 @@ class QemuProcess:
         self.ram = ram
         self._descriptors = list(descriptors)
         self._machine = machine
+        self._target = target
         self._args = [*args, *(["-incoming", "defer"] if incoming else []), *(["-S"] if paused else [])]
         self._wrapper = list(wrapper)
         self._cleanup = contextlib.ExitStack()
@@ -133,7 +136,7 @@ class QemuProcess:
         ours, theirs = socket.socketpair()
         with theirs, open(self.folder / "stderr", "wb") as stderr:
             self._process = subprocess.Popen(
-                [*self._wrapper, require_qemu(), *self._base(theirs.fileno()), *memory, *self._args],
+                [*self._wrapper, require_qemu(self._target), *self._base(theirs.fileno()), *memory, *self._args],
                 stdin=subprocess.DEVNULL,
                 stdout=stderr,
                 stderr=stderr,

@@ -122,6 +122,8 @@ class _File:
                     capabilities = [self.text() for _ in range(self.number(4))]
                 case "configuration/uuid", 1:
                     self.take(16)
+                case "configuration/target-page-bits", 1:
+                    assert 1 << self.number(4) == PAGE
                 case other:
                     raise AssertionError(other)
         assert kind == 1

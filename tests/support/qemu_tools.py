@@ -17,6 +17,9 @@ OLDEST_QEMU = (9, 0)
 PACKAGES = {"mkfs.xfs": "xfsprogs", "mkfs.ext4": "e2fsprogs", "busybox": "busybox-static", "qemu-img": "qemu-utils"}
 """Debian packages that are not called like the program."""
 
+QEMU_PACKAGES = {"x86_64": "x86", "i386": "x86", "aarch64": "arm", "ppc64": "ppc"}
+"""By target, the ends of names of Debian packages that are not called like the target."""
+
 
 class Missing(Exception):
     """Something the tests need is not here; the text says what to install."""
@@ -40,16 +43,18 @@ def require_tool(name: str, path: str | None = None) -> str:
 
 
 @functools.cache
-def find_qemu() -> str:
-    """The path of a QEMU with mapped-ram: ``$QEMU`` or the ``qemu-system-x86_64`` in PATH.
+def find_qemu(target: str = "x86_64") -> str:
+    """The path of a QEMU with mapped-ram: the ``qemu-system-TARGET`` in PATH, for x86_64 ``$QEMU`` before that.
 
     Raises:
         Missing: there is none, or it is too old.
     """
-    wanted = "install qemu-system-x86 9.0 or later (Debian 12: from bookworm-backports)"
-    path = shutil.which(os.environ.get("QEMU") or "qemu-system-x86_64")
+    package = f"qemu-system-{QEMU_PACKAGES.get(target, target)}"
+    wanted = f"install {package} 9.0 or later (Debian 12: from bookworm-backports)"
+    name = f"qemu-system-{target}"
+    path = shutil.which((os.environ.get("QEMU") if target == "x86_64" else None) or name)
     if path is None:
-        raise Missing(f"qemu-system-x86_64 is not installed: {wanted}")
+        raise Missing(f"{name} is not installed: {wanted}")
     answer = subprocess.run([path, "-version"], capture_output=True, text=True, check=False).stdout
     version = re.search(r"version (\d+)\.(\d+)", answer)
     if version is None or tuple(map(int, version.groups())) < OLDEST_QEMU:
@@ -57,9 +62,9 @@ def find_qemu() -> str:
     return path
 
 
-def require_qemu() -> str:
+def require_qemu(target: str = "x86_64") -> str:
     """The path of a QEMU with mapped-ram."""
     try:
-        return find_qemu()
+        return find_qemu(target)
     except Missing as reason:
         missing(str(reason))

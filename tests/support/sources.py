@@ -82,6 +82,7 @@ class ScriptedGuest:
     """
 
     name = "scripted"
+    target = ""
 
     def __init__(
         self,

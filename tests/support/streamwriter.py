@@ -32,6 +32,8 @@ class Block:
     picture: str = "A"
     address: int = 0
     """mr->addr, written only where the capabilities include x-ignore-shared."""
+    host_page: int = 0
+    """A word before the header, as postcopy-ram with huge pages has it; 0 for none."""
     absent: bool = False
     """Both offsets 0 and nothing stored (QEMU 11.0)."""
     bitmap_at: int | None = None
@@ -245,6 +247,8 @@ def _block(
     out.pack("Q", used)
     if has_address:
         out.pack("Q", block.address)
+    if block.host_page:
+        out.pack("Q", block.host_page)
     marks[f"header:{block.name}"] = out.at
     if block.absent:
         out.pack("IQQQ", version, page, 0, 0)

@@ -67,7 +67,8 @@ class FakeQemu:
             "human-monitor-command": self._human,
             "query-migrate": returns({}),
             "query-status": self._status,
-            "qom-get": returns("pc-q35-10.0-machine"),
+            "query-target": returns({"arch": "x86_64"}),
+            "qom-get": self._property,
             "query-memdev": returns([{"id": "m", "size": len(self._memory)}]),
             "stop": self._becomes("paused", "STOP"),
             "cont": self._becomes("running", "RESUME"),
@@ -83,6 +84,10 @@ class FakeQemu:
             return chain(sends(event(told_by)), returns({}))(request)
 
         return become
+
+    def _property(self, request: Request) -> Iterable[bytes]:
+        """Of QEMU's machine: nothing but its type is set."""
+        return returns("pc-q35-10.0-machine" if request.arguments["property"] == "type" else "")(request)
 
     def _human(self, request: Request) -> Iterable[bytes]:
         size, address = len(self._memory), ctypes.addressof(self._bytes)
@@ -346,6 +351,101 @@ def test_a_device_state_that_is_none_is_refused_and_the_guest_goes_on(stage: Sta
         refused(running.finish(), 4, "device state")
         assert server.commands.count("cont") == 1
     assert os.listdir(stage.folder) == []
+
+
+def told(values: dict[str, object], other: Answer, argument: str) -> Answer:
+    """Answers by the value of an argument; ``other`` for those that are not there."""
+
+    def tell(request: Request) -> Iterable[bytes]:
+        asked = request.arguments.get(argument)
+        return (returns(values[asked]) if asked in values else other)(request)
+
+    return tell
+
+
+PEERS = "virtio-net-pci.0: index=0,type=nic,model=virtio-net-pci,macaddr=52:54:00:12:34:56\r\n \\ n: index=0,type="
+CANNOT_BE_SAVED: dict[str, tuple[str, str, dict[str, object], str]] = {
+    "vhost-user": (
+        "human-monitor-command",
+        "command-line",
+        {"info network": f"{PEERS}vhost-user,vhost-user0 to c\r\n"},
+        "netdev 'n' is vhost-user: a vhost-user back-end holds state",
+    ),
+    "passt, by vhost-user": (
+        "human-monitor-command",
+        "command-line",
+        {"info network": f"{PEERS}passt,vhost-user,connected to pid 4711\r\n"},
+        "netdev 'n' is vhost-user: a vhost-user back-end holds state",
+    ),
+    "vDPA": (
+        "human-monitor-command",
+        "command-line",
+        {"info network": f"{PEERS}vhost-vdpa,vhost-vdpa0\r\n"},
+        "netdev 'n' is vhost-vdpa: a vDPA device holds state, and writes to guest memory, beside QEMU\n",
+    ),
+    "a vDPA device": (
+        "qom-list",
+        "path",
+        {"/machine/peripheral": [{"name": "blk", "type": "child<vhost-vdpa-device-pci>"}]},
+        "device 'blk' is a vhost-vdpa-device-pci: a vDPA device holds state",
+    ),
+    "a device of another QEMU's user-space VFIO": (
+        "qom-list",
+        "path",
+        {"/machine/peripheral-anon": [{"name": "device[0]", "type": "child<vfio-user-pci>"}]},
+        "device 'device[0]' is a vfio-user-pci: VFIO devices save their state in steps",
+    ),
+    "a confidential guest": (
+        "qom-get",
+        "property",
+        {"confidential-guest-support": "/objects/sev0"},
+        "the guest is confidential ('/objects/sev0'): its memory cannot be read from outside\n",
+    ),
+    "a backend of guest-memfd": (
+        "qom-list",
+        "path",
+        {"/objects": [{"name": "g", "type": "child<memory-backend-guest-memfd>"}]},
+        "memory-backend-guest-memfd 'g' is guest-memfd: its memory cannot be read from outside\n",
+    ),
+    "another target": ("query-target", "", {}, "a guest of target 'riscv64' cannot be saved: only x86_64, i386"),
+}
+
+
+@pytest.mark.parametrize("name", CANNOT_BE_SAVED)
+def test_a_guest_that_no_file_can_hold_is_refused_before_it_is_stopped(stage: Stage, name: str) -> None:
+    command, argument, values, said = CANNOT_BE_SAVED[name]
+    answer = told(values, stage.qemu.answers[command], argument) if values else returns({"arch": "riscv64"})
+    with stage.served({**stage.qemu.answers, command: answer}) as server, stage.saving() as running:
+        refused(running.finish(), 4, said, hint="")
+        assert "stop" not in server.commands
+    assert os.listdir(stage.folder) == []
+
+
+@pytest.mark.parametrize("on", [True, False])
+def test_a_backend_out_of_reach_is_refused_by_name(stage: Stage, on: bool) -> None:
+    """As QEMU after 10.0 has it."""
+    objects = {
+        "/objects": [{"name": "m", "type": "child<memory-backend-memfd>"}, {"name": "r", "type": "child<rng-random>"}],
+        "/objects/m": [{"name": "share", "type": "bool"}, {"name": "guest-memfd", "type": "bool"}],
+    }
+    answers = {
+        **stage.qemu.answers,
+        "qom-list": told(objects, stage.qemu.answers["qom-list"], "path"),
+        "qom-get": told({"guest-memfd": on}, stage.qemu.answers["qom-get"], "property"),
+    }
+    with stage.served(answers), stage.saving() as running:
+        if on:
+            refused(running.finish(), 4, "memory-backend-memfd 'm' is guest-memfd: its memory cannot be read", "")
+        else:
+            done(running.finish())
+
+
+@pytest.mark.parametrize("asked", ["info migrate", "info migrate -a"])
+def test_settings_are_found_wherever_a_qemu_shows_them(stage: Stage, asked: str) -> None:
+    shown = "globals:\r\nstore-global-state: on\r\nsend-configuration: on\r\nsend-section-footer: off\r\n"
+    answer = told({asked: shown}, stage.qemu.answers["human-monitor-command"], "command-line")
+    with stage.served({**stage.qemu.answers, "human-monitor-command": answer}), stage.saving() as running:
+        refused(running.finish(), 4, "QEMU runs with migration.send-section-footer=off", "leave out -global")
 
 
 def test_a_state_in_which_there_is_no_guest_is_refused(stage: Stage) -> None:

@@ -161,6 +161,7 @@ class Dirtied:
         self._ram = ram
         self._dirty = dirty
         self.name = ram.name
+        self.target = ram.target
 
     def guest_blocks(self) -> Sequence[GuestBlock]:
         """Those of the RAM (Machine.guest_blocks)."""
