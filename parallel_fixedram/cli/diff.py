@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import argparse
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from parallel_fixedram.cli import common
-from parallel_fixedram.core.units import format_count
+from parallel_fixedram.core.units import format_count, format_size
+
+if TYPE_CHECKING:
+    from parallel_fixedram.core.report import DiffReport, NotCompared
 
 MAX_LINES = 1000
 """Most ranges that are printed; --json has all of them."""
@@ -23,7 +26,7 @@ def register(subparsers: common.Subparsers[Any]) -> None:
         "diff",
         summary="pages that differ between two files, by RAMBlock and range",
         about="Compare the RAM in two files page by page; exit code 1 if it differs, also if one file has a block\n"
-        "that the other has not. Who wrote a file, and its device sections, do not matter.",
+        "that the other has not, or has with another length. Who wrote a file, and its device sections, do not matter.",
         examples=_EXAMPLES,
     )
     parser.add_argument("file_a", metavar="A", help="a mapped-ram file")
@@ -45,7 +48,17 @@ def run(args: argparse.Namespace) -> int:
         print(each)
     if report.truncated or len(report.differences) > MAX_LINES:
         print("... and more")
-    for idstr, path in [(i, report.file_a) for i in report.only_in_a] + [(i, report.file_b) for i in report.only_in_b]:
-        print(f"{idstr}: only in {path}, or of another length there")
+    for block in report.not_compared:
+        print(_not_compared(report, block))
     print("equal" if report.equal else format_count(report.differing_pages, "differing page"))
     return 0 if report.equal else 1
+
+
+def _not_compared(report: DiffReport, block: NotCompared) -> str:
+    """A line for a block that is not in both files with the same length."""
+    sides = [
+        f"{format_size(length)} in {path}"
+        for length, path in ((block.length_a, report.file_a), (block.length_b, report.file_b))
+        if length is not None
+    ]
+    return f"{block.idstr}: {'only ' if len(sides) == 1 else ''}{', '.join(sides)}: not compared"

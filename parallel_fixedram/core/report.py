@@ -273,6 +273,16 @@ class VerifyReport:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class NotCompared:
+    """A RAMBlock that is not in both files with the same length."""
+
+    idstr: str
+    length_a: int | None
+    """Bytes; None where the file has no such block."""
+    length_b: int | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class DiffReport:
     """A comparison of two files that ran to its end."""
 
@@ -289,6 +299,8 @@ class DiffReport:
     only_in_a: tuple[str, ...]
     """Blocks that the other file has not, or has with another length."""
     only_in_b: tuple[str, ...]
+    not_compared: tuple[NotCompared, ...]
+    """The same blocks with their lengths."""
     seconds: float
 
 

@@ -9,12 +9,11 @@ from typing import Protocol
 import numpy as np
 
 from parallel_fixedram.core.bitmap import PageBitmap, runs_of_ones, words_for
-from parallel_fixedram.core.errors import RequestError
 from parallel_fixedram.core.mapped_ram import SavedBlock
 from parallel_fixedram.core.plan import Shard, plan_shards
 from parallel_fixedram.core.protocols import Pages, PageSource
 from parallel_fixedram.core.ramblock import PageRange
-from parallel_fixedram.core.report import Difference, DiffReport
+from parallel_fixedram.core.report import Difference, DiffReport, NotCompared
 from parallel_fixedram.engine.bitmaps import shared_words
 from parallel_fixedram.engine.image import Image
 from parallel_fixedram.engine.messages import Finding, Tally
@@ -151,32 +150,33 @@ def diff(a: Image, b: Image, *, channels: int = 1, progress: Progress | None = N
         progress: called as shards are acknowledged.
 
     Raises:
-        RequestError: the files have no block in common.
         FormatError: a file is not what it should be.
         HostError: a file cannot be read.
     """
     started = time.perf_counter()
     a.check_complete()
     b.check_complete()
-    lengths_a, lengths_b = ({s.block.idstr: (s.block.used_length, s.block.page_size) for s in i.blocks} for i in (a, b))
-    common = [saved for saved in a.blocks if lengths_b.get(saved.block.idstr) == lengths_a[saved.block.idstr]]
-    if not common:
-        raise RequestError(f"{a.path!r} and {b.path!r} have no block in common")
-    job = CompareJob([(FileSide(a, saved), FileSide(b, b.block(saved.block.idstr))) for saved in common])
-    with WorkerPool([job], channels) as pool:
-        page_size = common[0].block.page_size
-        tally = run_check(pool, 0, job.work, channels=channels, phase="diff", page_size=page_size, progress=progress)
-    only_a = tuple(idstr for idstr, length in lengths_a.items() if lengths_b.get(idstr) != length)
-    only_b = tuple(idstr for idstr, length in lengths_b.items() if lengths_a.get(idstr) != length)
+    lengths_a, lengths_b = ({s.block.idstr: s.block.used_length for s in image.blocks} for image in (a, b))
+    odd = [each for each in lengths_a | lengths_b if lengths_a.get(each) != lengths_b.get(each)]
+    common = [saved for saved in a.blocks if saved.block.idstr not in odd]
+    tally = Tally()
+    if common:
+        job = CompareJob([(FileSide(a, saved), FileSide(b, b.block(saved.block.idstr))) for saved in common])
+        with WorkerPool([job], channels) as pool:
+            size = common[0].block.page_size
+            tally = run_check(pool, 0, job.work, channels=channels, phase="diff", page_size=size, progress=progress)
     return DiffReport(
         file_a=a.path,
         file_b=b.path,
-        equal=not tally.bad_pages and not only_a and not only_b,
+        equal=not tally.bad_pages and not odd,
         differing_pages=tally.bad_pages,
         differences=page_differences("differs", common, tally.findings),
         truncated=sum(found.pages for found in tally.findings) < tally.bad_pages,
-        only_in_a=only_a,
-        only_in_b=only_b,
+        only_in_a=tuple(idstr for idstr in odd if idstr in lengths_a),
+        only_in_b=tuple(idstr for idstr in odd if idstr in lengths_b),
+        not_compared=tuple(
+            NotCompared(idstr=idstr, length_a=lengths_a.get(idstr), length_b=lengths_b.get(idstr)) for idstr in odd
+        ),
         seconds=time.perf_counter() - started,
     )
 

@@ -240,7 +240,9 @@ def load(path: str) -> RunSet:
         raise RequestError(f"{path!r} does not exist") from error
     except OSError as error:
         raise HostError.from_os(f"cannot read {path!r}", error) from error
-    except ValueError as error:  # JSON, or not even UTF-8
+    except UnicodeDecodeError as error:
+        raise FormatError(f"{path!r} is not JSON: it is not even text") from error
+    except ValueError as error:
         raise FormatError(f"{path!r} is not JSON: {error}") from error
     except FormatError as error:
         raise error.in_file(path) from error

@@ -133,6 +133,7 @@ DIFF = {
     "truncated": bool,
     "only_in_a": [str],
     "only_in_b": [str],
+    "not_compared": [{"idstr": str, "length_a": (int, type(None)), "length_b": (int, type(None))}],
     "seconds": float,
 }
 INSPECT = {
@@ -348,7 +349,7 @@ def test_the_text_of_the_other_verbs_has_the_facts(folder, tmp_path):
 
     out = call("diff", folder / "a.mr", folder / "b.mr").out.splitlines()
     assert out[0].startswith("block 'ram' pages 1-2 at 0x")
-    assert out[-2:] == [f"rom: only in {folder / 'a.mr'}, or of another length there", "40 differing pages"]
+    assert out[-2:] == [f"rom: only 4.0 KiB in {folder / 'a.mr'}: not compared", "40 differing pages"]
 
     out = done(call("inspect", folder / "a.mr")).out
     for fact in ("machine       parallel-fixedram", "capabilities  mapped-ram", "one a page, XXH3-64", "0x100000"):

@@ -13,6 +13,7 @@ from parallel_fixedram.core.report import (
     Difference,
     DiffReport,
     GuestReport,
+    NotCompared,
     PlanReport,
     RestoredBlock,
     RestoreReport,
@@ -111,6 +112,7 @@ diffs = build(
     truncated=st.booleans(),
     only_in_a=tuples(texts),
     only_in_b=tuples(texts),
+    not_compared=tuples(build(NotCompared, idstr=texts)),
 )
 
 boots = build(

@@ -7,8 +7,7 @@ from support.sources import ScriptedGuest
 from support.streamwriter import Block, stream
 
 from parallel_fixedram.core.choice import DirectIO
-from parallel_fixedram.core.errors import RequestError
-from parallel_fixedram.core.report import DiffReport, from_json, to_json
+from parallel_fixedram.core.report import DiffReport, NotCompared, from_json, to_json
 from parallel_fixedram.engine import messages
 from parallel_fixedram.engine.compare import diff, join_findings
 from parallel_fixedram.engine.image import Image
@@ -39,6 +38,11 @@ def files(tmp_path: Path) -> Files:
     return Files(tmp_path)
 
 
+def odd(idstr: str, *pages: int | None) -> NotCompared:
+    length_a, length_b = (None if count is None else count * 4096 for count in pages)
+    return NotCompared(idstr=idstr, length_a=length_a, length_b=length_b)
+
+
 def ranges(report: DiffReport) -> list[tuple[str | None, int | None, int]]:
     return [(difference.idstr, difference.first_page, difference.pages) for difference in report.differences]
 
@@ -62,12 +66,15 @@ def test_differing_pages_come_as_joined_ranges_in_order(files: Files) -> None:
 def test_blocks_that_only_one_file_has_or_has_with_another_length_are_named(files: Files) -> None:
     report = files.diff({"ram": "AB", "rom": "R", "long": "XX"}, {"long": "X", "ram": "AB", "vga": "V"})
     assert (report.only_in_a, report.only_in_b) == (("rom", "long"), ("long", "vga"))
+    assert set(report.not_compared) == {odd("rom", 1, None), odd("long", 2, 1), odd("vga", None, 1)}
     assert (report.equal, report.differing_pages) == (False, 0)
+    assert from_json(DiffReport, to_json(report)) == report
 
 
-def test_files_without_a_block_in_common_cannot_be_compared(files: Files) -> None:
-    with pytest.raises(RequestError, match="no block in common"):
-        files.diff({"ram": "A"}, {"ram": "AB", "other": "A"})
+def test_files_without_a_block_in_common_differ(files: Files) -> None:
+    report = files.diff({"ram": "A"}, {"ram": "AB", "other": "A"})
+    assert report.not_compared == (odd("ram", 1, 2), odd("other", None, 1))
+    assert (report.equal, report.differing_pages, report.differences) == (False, 0, ())
 
 
 def test_blocks_are_matched_by_name_not_by_place(files: Files) -> None:

@@ -96,3 +96,9 @@ def test_a_file_that_is_not_there_and_one_that_cannot_be_written_are_said(tmp_pa
         load(str(tmp_path / "r.json"))
     with pytest.raises(HostError, match="cannot write"):
         store(FULL, str(tmp_path / "no" / "r.json"))
+
+
+def test_a_file_that_is_no_text_is_said_to_be_none(tmp_path):
+    (tmp_path / "binary").write_bytes(bytes(range(256)))
+    with pytest.raises(FormatError, match="binary' is not JSON: it is not even text"):
+        load(str(tmp_path / "binary"))
