@@ -30,6 +30,7 @@ from parallel_fixedram.host.process_memory import ProcessMemory, open_process_me
 from parallel_fixedram.qemu import discovery
 from parallel_fixedram.qemu.device_state import DeviceState
 from parallel_fixedram.qemu.discovery import QemuBlock
+from parallel_fixedram.qemu.disks import sync_disks
 from parallel_fixedram.qemu.monitor import TIMEOUT_SECONDS, Events, Monitor
 
 GREETING_SECONDS = 5.0
@@ -114,6 +115,10 @@ class QemuMachine:
         self._runs = self._status() in discovery.RUNNING
         self._events.clear()
         return self._runs
+
+    def sync_disks(self) -> Sequence[str]:
+        """Sync the files behind its disks (Machine.sync_disks); not where the guest stands still already."""
+        return sync_disks(self._monitor, self.pid) if self._runs else ()
 
     def pause(self) -> bool:
         """Stop the guest; from then on the guardian watches (Machine.pause).

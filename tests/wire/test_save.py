@@ -67,6 +67,7 @@ class FakeQemu:
             "query-migrate": returns({}),
             "query-status": returns({"status": "running", "running": True}),
             "qom-get": returns("pc-q35-10.0-machine"),
+            "query-named-block-nodes": returns([]),
             "query-memdev": returns([{"id": "m", "size": len(self._memory)}]),
             "stop": chain(sends(event("STOP")), returns({})),
             "cont": chain(sends(event("RESUME")), returns({})),
