@@ -246,7 +246,7 @@ def accepted(name: str, value: object) -> bool:
             return True
         case "human-monitor-command":
             return isinstance(value, str)
-        case "qom-list" | "query-memdev":
+        case "qom-list" | "query-memdev" | "query-named-block-nodes":
             return value == []
         case "query-migrate":
             return isinstance(value, dict) and not value.get("blocked-reasons")
