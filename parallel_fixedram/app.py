@@ -24,6 +24,7 @@ from parallel_fixedram.core.choice import CANDIDATES, DirectIO
 from parallel_fixedram.core.errors import RequestError
 from parallel_fixedram.core.layout import RAM_ONLY_MACHINE
 from parallel_fixedram.core.protocols import GuestBlock, Machine
+from parallel_fixedram.core.qmp_address import qmp_socket
 from parallel_fixedram.core.report import DiffReport, PlanReport, RestoreReport, SaveReport, VerifyReport
 from parallel_fixedram.core.uri import parse_uri
 from parallel_fixedram.engine import compare as _compare
@@ -92,17 +93,19 @@ def open_qemu(socket_path: str, *, pid: int | None = None, timeout: float | None
     """Connect to a running QEMU as a machine to save, RAM and device state; its guest keeps running.
 
     Args:
-        socket_path: a QMP socket that no other client is attached to.
+        socket_path: a QMP socket that no other client is attached to: its path, or ``unix:PATH``, each also with the
+            options of QEMU's ``-qmp`` behind it.
         pid: process id of the QEMU, where it cannot be found by itself.
         timeout: how long QEMU may take for an answer, seconds; None for 30.
 
     Raises:
+        RequestError: it is not a unix socket.
         MachineError: no QEMU answers, or its guest cannot be saved this way.
         HostError: its memory cannot be reached; says which right is missing.
     """
     from parallel_fixedram.qemu.machine import QemuMachine
 
-    return QemuMachine(socket_path, pid=pid, timeout=timeout)
+    return QemuMachine(qmp_socket(socket_path, os.path.exists), pid=pid, timeout=timeout)
 
 
 def save(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import math
+import os
 import re
 import sys
 import time
@@ -13,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 from parallel_fixedram.core.capabilities import Profile
 from parallel_fixedram.core.errors import RequestError
+from parallel_fixedram.core.qmp_address import qmp_socket
 from parallel_fixedram.core.units import format_count, format_size, parse_size
 
 if TYPE_CHECKING:
@@ -151,7 +153,10 @@ def gate_arguments(args: argparse.Namespace) -> dict[str, Any]:
 def add_qmp_options(parser: Any) -> None:
     """``--qmp SOCKET`` and ``--pid``."""
     parser.add_argument(
-        "--qmp", metavar="SOCKET", help="a running QEMU, by the path of a QMP socket that nobody else is using"
+        "--qmp",
+        metavar="SOCKET",
+        help="a running QEMU, by a QMP socket that nobody else is using: PATH, or unix:PATH, or all that QEMU's own "
+        "option -qmp has; it has to be a unix socket",
     )
     parser.add_argument(
         "--pid", type=int, metavar="PID", help="process id of the QEMU behind --qmp, where it cannot be found by itself"
@@ -193,10 +198,12 @@ def qmp_arguments(args: argparse.Namespace) -> dict[str, Any]:
     """The options of ``add_qmp_options`` as keyword arguments of ``app.open_qemu``.
 
     Raises:
-        RequestError: they are given without ``--qmp``.
+        RequestError: they are given without ``--qmp``, or that is not a unix socket.
     """
     if not args.qmp and (args.pid is not None or args.qmp_timeout is not None):
         raise RequestError("--pid and --qmp-timeout are for --qmp")
+    if args.qmp:
+        qmp_socket(args.qmp, os.path.exists)  # before anything else is done
     return {"pid": args.pid, "timeout": args.qmp_timeout}
 
 

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from parallel_fixedram.core.report import SaveReport, ShardTrace
 
 MAX_ROUNDS = 16
+_WORTH_A_LINE_SECONDS = 0.05
 
 _EXAMPLES = """  parallel-fixedram save /tmp/guest.mr --guest dense,size=256MiB --overwrite
   parallel-fixedram save /tmp/guest.mr --guest text,size=256MiB --overwrite --channels 2 --experimental-multifd
@@ -131,6 +132,8 @@ def _print(report: SaveReport) -> None:
     rounds = format_count(len(report.rounds), "round")
     print(f"  written   {format_size(size.written)} in {rounds}, {format_rate(size.written, moved)}")
     print(f"  save      {seconds.total:.3f} s, {seconds.sync + seconds.publish:.3f} s of it to sync and publish")
+    if seconds.sync_disks >= _WORTH_A_LINE_SECONDS:
+        print(f"  disks     synced for {seconds.sync_disks:.3f} s before the guest was stopped")
     if seconds.pause:
         stop, ram, cont = (1000 * each for each in (seconds.stop, seconds.ram, seconds.cont))
         state = f", device state {1000 * seconds.device_state:.1f} ms meanwhile" if seconds.device_state else ""

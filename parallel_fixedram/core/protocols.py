@@ -183,6 +183,18 @@ class Machine(Protocol):
             MachineError: it cannot be stopped.
         """
 
+    def sync_disks(self) -> Sequence[str]:
+        """Have on stable storage what a running machine would write there, and be waited for, when it is stopped.
+
+        Called after ``prepare``, shortly before ``pause``; takes as long as the disks take.
+
+        Returns:
+            What could not be synced, and why: a sentence for each.
+
+        Raises:
+            MachineError: the machine is gone.
+        """
+
     def pause(self) -> bool:
         """Return when no page changes any more.
 

@@ -51,6 +51,8 @@ class SaveSeconds:
     """Until the pause, or the last round where there is none: workers, maps, space, earlier rounds."""
     pause: float
     """From the request to stop to the moment the guest may go on; 0 for RAM that stood still already."""
+    sync_disks: float
+    """Of ``prepare``, to sync the disks of a running guest, so that ``stop`` has little to flush."""
     stop: float
     """Of the pause, until the guest stood still; 0 where there was none."""
     device_state: float

@@ -21,6 +21,9 @@ from parallel_fixedram.core.errors import FixedRamError
 from parallel_fixedram.core.protocols import Machine
 from parallel_fixedram.host import signals
 
+LONG_STOP_SECONDS = 0.05
+"""A stop that takes longer is worth a note."""
+
 
 class Pause:
     """Context manager: the machine stands still inside, and goes on afterwards if it ran before.
@@ -31,6 +34,7 @@ class Pause:
     Attributes:
         was_running: whether it ran.
         torn: what somebody did meanwhile that makes what was read worthless, as a sentence; None if it is one instant.
+        sync_disks_seconds: how long its disks took, before.
         seconds: from the request to stop to the moment it may go on.
         stop_seconds: of that, until it stood still.
         state_seconds: how long its device state took, beside everything else.
@@ -44,12 +48,30 @@ class Pause:
         self._collects_garbage = self._ended = False
         self.was_running = False
         self.torn: str | None = None
+        self._notes: list[str] = []
+        self.sync_disks_seconds = 0.0
         self.seconds = self.stop_seconds = self.state_seconds = self.cont_seconds = 0.0
 
     def prepare(self) -> None:
-        """Get ready while nobody waits (Machine.prepare)."""
+        """Get ready while nobody waits (Machine.prepare, Machine.sync_disks)."""
         self._thread.submit(lambda: None).result()  # starts it
+        started = time.perf_counter()
+        for note in self._machine.sync_disks():
+            if note not in self._notes:
+                self._notes.append(note)
+        self.sync_disks_seconds += time.perf_counter() - started
         self._machine.prepare()
+
+    @property
+    def notes(self) -> list[str]:
+        """What disks could not be synced; and that stopping took long, if it did, and why that may be."""
+        if not self.was_running or self.stop_seconds < LONG_STOP_SECONDS:
+            return self._notes
+        why = "QEMU completes the requests of all disks and flushes them before its guest stands still"
+        return [
+            *self._notes,
+            f"{1000 * self.stop_seconds:.0f} ms of the pause went by before the guest stood still: {why}",
+        ]
 
     def __enter__(self) -> Self:
         self._started = time.perf_counter()

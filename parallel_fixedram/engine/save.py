@@ -5,7 +5,7 @@
     file sized, data map asked, space reserved, workers up, RAM mapped     the guest runs
     [rounds: sync dirty bitmap -> plan -> shards -> acknowledged]          the guest runs  (live)
     [pre-copy: every page written, and hashed]                             the guest runs  (not live)
-    rehearsal: data map asked again, firmware written                      the guest runs
+    rehearsal: disks synced, data map asked again, firmware written        the guest runs
     pause -> last round and device state at the same time -> resume        the guest stands still
     [torn by somebody: rehearsal, pause and last round once more]
     digests, bitmaps, heads, tail, trailer, clone stream -> sync, publish  the guest runs
@@ -256,6 +256,7 @@ class _Save:
                 total=self.total_seconds,
                 prepare=self.prepare_seconds,
                 pause=self.pause.seconds if waited else 0.0,
+                sync_disks=self.pause.sync_disks_seconds,
                 stop=self.pause.stop_seconds if waited else 0.0,
                 device_state=self.pause.state_seconds,
                 ram=self.last_round_seconds,
@@ -276,7 +277,7 @@ class _Save:
             choice=self.decision.report(),
             workers=self.workers,
             host=host_facts(self.pending.path),
-            notes=tuple(self.notes),
+            notes=(*self.notes, *self.pause.notes),
         )
 
     def _reserve(self) -> None:

@@ -18,6 +18,7 @@ import fcntl
 import logging
 import os
 import socket
+from collections.abc import Sequence
 from contextlib import ExitStack, closing
 from types import TracebackType
 from typing import Self
@@ -148,6 +149,10 @@ class GuestProcess:
     def prepare(self) -> bool:
         """Whether it runs (Machine.prepare)."""
         return self._running
+
+    def sync_disks(self) -> Sequence[str]:
+        """It has none (Machine.sync_disks)."""
+        return ()
 
     def pause(self) -> bool:
         """Return when no page changes any more (Machine.pause); one that idles after its steps counts as running."""

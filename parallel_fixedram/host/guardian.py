@@ -11,7 +11,6 @@ It ignores the signals that a terminal or a service manager sends to us, and hol
 
 from __future__ import annotations
 
-import contextlib
 import mmap
 import os
 import select
@@ -25,8 +24,6 @@ from parallel_fixedram.host import processes, signals
 from parallel_fixedram.host.channel import anonymous_memory
 
 _LET_GO_SECONDS = 1.0
-_on_their_own: list[int] = []
-"""Guardians that were let go and took longer; they are reaped when the next one starts."""
 
 _IGNORED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT, signal.SIGPIPE)
 
@@ -50,7 +47,7 @@ class Guardian:
 
     def __enter__(self) -> Self:
         self._armed = anonymous_memory(mmap.PAGESIZE, shared=True)
-        _reap_others()
+        processes.reap_left()
         try:
             us = os.pidfd_open(os.getpid())  # before the fork, so that it cannot come to mean another process
             try:
@@ -97,16 +94,7 @@ class Guardian:
         pid = self._pid
         os.eventfd_write(self._go, 1)
         self._forget()
-        _on_their_own.append(pid)
-        with contextlib.suppress(OSError):  # somebody waits for all children, or SIGCHLD is ignored
-            pidfd = os.pidfd_open(pid)
-            try:
-                poll = select.poll()
-                poll.register(pidfd, select.POLLIN)
-                poll.poll(_LET_GO_SECONDS * 1000)
-            finally:
-                os.close(pidfd)
-        _reap_others()
+        processes.leave(pid, _LET_GO_SECONDS)
 
     def _forget(self) -> None:
         self._pid = 0
@@ -120,15 +108,7 @@ class Guardian:
                 signal.signal(signum, signal.SIG_IGN)
             signal.set_wakeup_fd(-1)
             os.setsid()
-            keep = {us, self._go, *self._descriptors}
-            null = os.open(os.devnull, os.O_RDWR)
-            for fd in (0, 1, 2):
-                if fd not in keep:
-                    os.dup2(null, fd)
-            for name in os.listdir("/proc/self/fd"):
-                if (fd := int(name)) > 2 and fd not in keep:
-                    with contextlib.suppress(OSError):
-                        os.close(fd)
+            processes.keep_only({us, self._go, *self._descriptors})
             poll = select.poll()
             poll.register(us, select.POLLIN)
             poll.register(self._go, select.POLLIN)
@@ -137,12 +117,3 @@ class Guardian:
                 self._act()
         finally:
             os._exit(0)
-
-
-def _reap_others() -> None:
-    """Reap those on their own that have ended."""
-    for pid in _on_their_own.copy():
-        with contextlib.suppress(ChildProcessError):
-            if os.waitpid(pid, os.WNOHANG)[0] == 0:
-                continue
-        _on_their_own.remove(pid)

@@ -18,7 +18,10 @@ RENAME_NOREPLACE = 1  # linux/fs.h
 PR_SET_PDEATHSIG = 1  # linux/prctl.h
 HUGETLBFS_MAGIC = 0x958458F6  # linux/magic.h
 TMPFS_MAGIC = 0x01021994
-SYS_CACHESTAT = 451  # asm-generic/unistd.h; the same number everywhere
+SYS_PROCESS_MADVISE = 440  # asm-generic/unistd.h; the same number everywhere
+SYS_CACHESTAT = 451
+MADV_WILLNEED = 3  # asm-generic/mman-common.h
+MADV_PAGEOUT = 21
 PAGE_IS_PRESENT = 1 << 3  # linux/fs.h
 PAGE_IS_SWAPPED = 1 << 4
 PAGE_IS_PFNZERO = 1 << 5
@@ -196,7 +199,27 @@ def may_read_process(pid: int) -> None:
             raise
 
 
-def pagemap_scan(fd: int, start: int, end: int, into: NDArray[np.uint64]) -> int:
+def process_madvise(pidfd: int, ranges: NDArray[np.uint64], advice: int) -> None:
+    """process_madvise(2) of Linux 5.10: give advice about memory of another process, as it could itself.
+
+    Args:
+        pidfd: the process.
+        ranges: first address and bytes of each, shape (ranges, 2), as struct iovec has them; no more than 1024.
+        advice: MADV_WILLNEED begins to read what is in swap; MADV_PAGEOUT has pages reclaimed now, where that is
+            possible: what came from swap and was not written since is just dropped.
+
+    Raises:
+        OSError: EPERM without CAP_SYS_NICE; ENOSYS where the kernel is older.
+    """
+    iovecs = np.ascontiguousarray(ranges, np.uint64)
+    where = ctypes.c_void_p(iovecs.ctypes.data)
+    if _libc.syscall(SYS_PROCESS_MADVISE, pidfd, where, ctypes.c_size_t(len(iovecs)), advice, 0) < 0:
+        _check(-1)
+
+
+def pagemap_scan(
+    fd: int, start: int, end: int, into: NDArray[np.uint64], kinds: int = PAGE_IS_PRESENT | PAGE_IS_SWAPPED
+) -> int:
     """The PAGEMAP_SCAN ioctl of Linux 6.7: which pages hold memory of their own, that is present or swapped, but zero.
 
     ``walk_end`` is not told: the kernel leaves a place in the middle there when it came to the end after more than 512
@@ -207,6 +230,7 @@ def pagemap_scan(fd: int, start: int, end: int, into: NDArray[np.uint64]) -> int
         start: first address, a multiple of the page size.
         end: address after the last one.
         into: shape (regions, 3); takes first address, address after the last one, and categories of each region.
+        kinds: which of the two.
 
     Returns:
         How many regions were found.
@@ -222,7 +246,7 @@ def pagemap_scan(fd: int, start: int, end: int, into: NDArray[np.uint64]) -> int
         vec_len=len(into),
         category_inverted=PAGE_IS_PFNZERO,
         category_mask=PAGE_IS_PFNZERO,
-        category_anyof_mask=PAGE_IS_PRESENT | PAGE_IS_SWAPPED,
+        category_anyof_mask=kinds,
         return_mask=PAGE_IS_PRESENT,
     )
     return int(fcntl.ioctl(fd, _PAGEMAP_SCAN, arg))

@@ -12,6 +12,7 @@ What only one process maps has no file: ``process_memory`` copies it from there.
 
 from __future__ import annotations
 
+import contextlib
 import mmap
 import os
 import stat
@@ -27,6 +28,7 @@ from parallel_fixedram.core.protocols import Pages, PageSource
 from parallel_fixedram.core.ramblock import TARGET_PAGE_SIZE, PageRange
 from parallel_fixedram.host import linux
 from parallel_fixedram.host.channel import anonymous_memory, data_extents
+from parallel_fixedram.host.swapped import has_swap
 
 _CHUNK_WORDS = 64
 _CHUNK_PAGES = _CHUNK_WORDS * WORD_PAGES
@@ -68,9 +70,17 @@ class MappedSource:
         self._view: mmap.mmap | None = None
         self._pages: Pages | None = None
         self._swapped_out: int | None = None
+        self._has_swap = False
+        self._swapped: Bits = np.empty(0, np.uint8)
+        self._looked_at: list[tuple[int, int]] = []
 
     def open(self) -> None:
         """Map the block (PageSource.open)."""
+        self._map()
+        self._has_swap = self._page_size == mmap.PAGESIZE and linux.is_tmpfs(self._fd) and has_swap()
+        self._swapped = np.zeros(self._length // self._page_size if self._has_swap else 0, np.uint8)
+
+    def _map(self) -> None:
         if self._pages is None:
             try:
                 self._view = mmap.mmap(self._fd, self._length, mmap.MAP_SHARED, mmap.PROT_READ, offset=self._offset)
@@ -81,9 +91,33 @@ class MappedSource:
             self._pages = np.frombuffer(self._view, np.uint64).reshape(-1, self._page_size // 8)
 
     def pages(self, first: int, count: int, wanted: Bits | None = None) -> Pages:
-        """A view of the mapping: no byte is copied (PageSource.pages)."""
+        """A view of the mapping: no byte is copied (PageSource.pages).
+
+        What comes from swap to be looked at goes back there with the next call.
+        """
         assert self._pages is not None, "open() comes first"
+        if self._has_swap:
+            self._advise(linux.MADV_PAGEOUT)
+            part = self._swapped[first : first + count]
+            part |= (
+                self._resident_of(first, count) ^ 1
+            )  # what was paged out may look resident until its memory is needed
+            runs = runs_of_ones(part if wanted is None else part & wanted)
+            self._looked_at = [(first + start, length) for start, length in runs.tolist()]
+            self._advise(linux.MADV_WILLNEED)
         return self._pages[first : first + count]
+
+    def _advise(self, advice: int) -> None:
+        """Give advice about what was in swap of the pages that were asked for last.
+
+        All at once it comes in many times faster than page by page. Where it lies in shared memory it has no place in
+        swap any more, so paging it out writes; but of a guest that is held to less memory than it has, the kernel
+        would page out other pages instead, those it works with (measured). Pages that the guest uses by then stay.
+        """
+        assert self._view is not None, "open() comes first"
+        for first, count in self._looked_at:
+            with contextlib.suppress(OSError):  # it is advice
+                self._view.madvise(advice, first * self._page_size, count * self._page_size)
 
     def data_ranges(self, within: PageRange) -> list[PageRange]:
         """What SEEK_DATA and SEEK_HOLE say; everything where the file system does not know (PageSource.data_ranges)."""
@@ -179,9 +213,12 @@ class MappedSource:
 
     def _in_cache(self, first: int, pages: int) -> NDArray[np.uint8]:
         """0 or 1 for each page of the chunk that begins at page ``first``."""
-        self.open()
-        assert self._pages is not None
-        resident = np.empty(min(_CHUNK_PAGES, pages - first), np.uint8)
+        self._map()
+        return self._resident_of(first, min(_CHUNK_PAGES, pages - first))
+
+    def _resident_of(self, first: int, count: int) -> NDArray[np.uint8]:
+        assert self._pages is not None, "open() comes first"
+        resident = np.empty(count, np.uint8)
         try:
             linux.mincore(self._pages[first:].ctypes.data, len(resident) * self._page_size, resident)
         except OSError as error:

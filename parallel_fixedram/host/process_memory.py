@@ -29,6 +29,7 @@ from parallel_fixedram.host.page_source import (
     grown_by_asking,
 )
 from parallel_fixedram.host.process_maps import Mapping, check_rights, mapped_parts, open_mapped_file, refusal
+from parallel_fixedram.host.swapped import STEP_BYTES, SwappedPages, check_room, has_swap
 
 
 class MemoryKind(StrEnum):
@@ -84,13 +85,27 @@ class ProcessSource(CopyingSource):
         self._pages_in_all = length // mmap.PAGESIZE
         self._file = -1 if file is None else os.dup(file)
         self._offset = offset
+        self._swapped: SwappedPages | None = None
 
     def open(self) -> None:
         """Ask for the right to read, which a fork may have lost (PageSource.open)."""
         check_rights(self._pid)
+        if self._swapped is None and has_swap():
+            self._swapped = SwappedPages(self._pid)
 
     def _read(self, position: int, into: memoryview) -> int:
+        """What was in swap goes back there, so that reading costs the process no memory."""
         address = self._address + position
+        if self._swapped is None or not len(self._swapped.within(address, into.nbytes)):
+            return self._copy(address, into)
+        step = into[:STEP_BYTES]
+        swapped = self._swapped.within(address, step.nbytes)
+        self._swapped.bring_in(swapped)
+        got = self._copy(address, step)
+        self._swapped.give_back(swapped)
+        return got
+
+    def _copy(self, address: int, into: memoryview) -> int:
         try:
             got = linux.process_vm_readv(self._pid, address, into)
         except OSError as error:
@@ -118,6 +133,9 @@ class ProcessSource(CopyingSource):
     def close(self) -> None:
         """Drop the buffer and the descriptor (PageSource.close)."""
         super().close()
+        if self._swapped is not None:
+            self._swapped.close()
+            self._swapped = None
         if self._file >= 0:
             linux.close(self._file)
             self._file = -1
@@ -158,6 +176,7 @@ def open_process_memory(pid: int, address: int, length: int) -> ProcessMemory:
         finally:
             linux.close(fd)
     check_rights(pid)
+    check_room(pid)
     return _private(pid, address, length, first, offset)
 
 

@@ -6,8 +6,12 @@ import contextlib
 import os
 import select
 import signal
+from collections.abc import Collection
 
 from parallel_fixedram.host import linux
+
+_left: list[int] = []
+"""Children that took longer than they were waited for."""
 
 
 def settle_in(parent: int) -> None:
@@ -25,6 +29,18 @@ def settle_in(parent: int) -> None:
     linux.die_with_parent(signal.SIGKILL, parent)
 
 
+def keep_only(descriptors: Collection[int]) -> None:
+    """Close everything that a process just forked has inherited but these; the standard ones lead nowhere then."""
+    null = os.open(os.devnull, os.O_RDWR)
+    for fd in (0, 1, 2):
+        if fd not in descriptors:
+            os.dup2(null, fd)
+    for name in os.listdir("/proc/self/fd"):
+        if (fd := int(name)) > 2 and fd not in descriptors:
+            with contextlib.suppress(OSError):
+                os.close(fd)
+
+
 def kill(pid: int) -> None:
     """Send SIGKILL; a process that is gone already is no error."""
     with contextlib.suppress(ProcessLookupError):
@@ -38,6 +54,27 @@ def reap(pid: int) -> str:
     except ChildProcessError:  # somebody waits for all children, or SIGCHLD is ignored
         return "is gone"
     return f"was killed by {signal.Signals(-code).name}" if code < 0 else f"exited with code {code}"
+
+
+def leave(pid: int, seconds: float) -> None:
+    """Wait for the end of a child, but no longer than that; it is reaped then, or when the next one is left."""
+    _left.append(pid)
+    with contextlib.suppress(OSError):  # somebody waits for all children, or SIGCHLD is ignored
+        pidfd = os.pidfd_open(pid)
+        try:
+            has_ended(pidfd, seconds)
+        finally:
+            os.close(pidfd)
+    reap_left()
+
+
+def reap_left() -> None:
+    """Reap those that were left and have ended since."""
+    for pid in _left.copy():
+        with contextlib.suppress(ChildProcessError):
+            if os.waitpid(pid, os.WNOHANG)[0] == 0:
+                continue
+        _left.remove(pid)
 
 
 def has_ended(pidfd: int, seconds: float = 0.0) -> bool:

@@ -83,6 +83,10 @@ class RamFiles:
         """Nothing runs here (Machine.prepare)."""
         return False
 
+    def sync_disks(self) -> Sequence[str]:
+        """There are no disks (Machine.sync_disks)."""
+        return ()
+
     def pause(self) -> bool:
         """Nothing runs here (Machine.pause)."""
         return False

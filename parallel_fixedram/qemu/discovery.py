@@ -6,12 +6,14 @@ import os
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import chain
 from typing import TYPE_CHECKING, Any
 
 from parallel_fixedram.core.errors import MachineError, RequestError
 from parallel_fixedram.core.ramblock import RAMBlock, check_unique
 from parallel_fixedram.core.stream import MAX_MACHINE_NAME
 from parallel_fixedram.core.units import GIB, KIB, MIB
+from parallel_fixedram.host.unseen import why_proc_is_wrong, why_unseen
 from parallel_fixedram.qemu.session import shown
 
 if TYPE_CHECKING:
@@ -220,30 +222,32 @@ def find_process(monitor: Monitor, fd: int, pid: int | None = None) -> int:
     Raises:
         MachineError: it cannot be found, or is another one than the user says.
     """
-    inode = os.fstat(fd)
+    peer, wrong = monitor.peer_pid, why_proc_is_wrong()
+    if not wrong:
+        name, inode = os.readlink(f"/proc/self/fd/{fd}"), os.fstat(fd)
+        others = (int(each) for each in os.listdir("/proc") if each.isdecimal())
+        for each in chain([peer], others) if pid is None else [pid]:
+            if _holds(each, name, inode):
+                return each
+    what = f"the process behind {monitor.name!r} cannot be found"
     if pid is not None:
-        if _holds(pid, inode):
-            return pid
-        raise MachineError(
-            f"process {pid} is not the QEMU behind {monitor.name!r}, or may not be looked at", hint=_MAY_LOOK
-        )
-    if _holds(monitor.peer_pid, inode):
-        return monitor.peer_pid
-    for name in os.listdir("/proc"):
-        if name.isdecimal() and _holds(int(name), inode):
-            return int(name)
-    raise MachineError(f"the process behind {monitor.name!r} cannot be found, or may not be looked at", hint=_MAY_LOOK)
+        what = f"process {pid} is not the QEMU behind {monitor.name!r}"
+    reason, hint = wrong or why_unseen(peer and (pid or peer)) or ("", _MAY_LOOK)
+    raise MachineError(f"{what}: {reason}" if reason else f"{what}, or may not be looked at", hint=hint)
 
 
-def _holds(pid: int, wanted: os.stat_result) -> bool:
-    """Whether another process has a file open, as far as we may know; that we have it ourselves says nothing."""
+def _holds(pid: int, name: str, wanted: os.stat_result) -> bool:
+    """Whether another process has a file open, as far as we may know; that we have it ourselves says nothing.
+
+    Of what is called otherwise only the name is asked: the server of a file may hang, and with it whoever looks.
+    """
     if pid == os.getpid():
         return False
     try:
         with os.scandir(f"/proc/{pid}/fd") as entries:
             for entry in entries:
                 try:
-                    if os.path.samestat(entry.stat(), wanted):
+                    if os.readlink(entry.path) == name and os.path.samestat(entry.stat(), wanted):
                         return True
                 except OSError:
                     continue  # closed meanwhile

@@ -32,6 +32,7 @@ from parallel_fixedram.host.process_memory import ProcessMemory, open_process_me
 from parallel_fixedram.qemu import discovery
 from parallel_fixedram.qemu.device_state import DeviceState
 from parallel_fixedram.qemu.discovery import BUSY, Makeup, QemuBlock
+from parallel_fixedram.qemu.disks import sync_disks
 from parallel_fixedram.qemu.instant import HARMLESS, Held, look_back
 from parallel_fixedram.qemu.monitor import TIMEOUT_SECONDS, Events, Monitor
 from parallel_fixedram.qemu.target import check_settings, read_target
@@ -122,6 +123,10 @@ class QemuMachine:
         self._ran_as = status if self._runs else RUNNING
         self._events.clear()
         return self._runs
+
+    def sync_disks(self) -> Sequence[str]:
+        """Sync the files behind its disks (Machine.sync_disks); not where the guest stands still already."""
+        return sync_disks(self._monitor, self.pid) if self._runs else ()
 
     def pause(self) -> bool:
         """Stop the guest; from then on the guardian watches (Machine.pause).

@@ -180,6 +180,8 @@ class Monitor:
         except TimedOut as error:
             hint = "another client is attached to this socket, or it is not a QMP socket"
             raise MachineError(error.message, hint=hint) from None
+        except MachineError as error:
+            raise MachineError(error.message, hint=_hint(error.message)) from error.__cause__
         self.execute("qmp_capabilities")
         found = client.greeting.QMP.version.get("qemu") if client.greeting else None
         numbers = [found.get(name) for name in ("major", "minor", "micro")] if isinstance(found, dict) else []
@@ -224,6 +226,15 @@ class Events:
         """
         late = f"no event {' or '.join(sorted(self._collector.names))}"
         return dict(self._session.run(late, timeout, lambda: self._session.next_event(self._collector)))
+
+
+def _hint(message: str) -> str:
+    """What to do where something else than a greeting came."""
+    if "pretty=on" in message:
+        return "give QEMU a monitor without it: -qmp unix:PATH,server=on,wait=off"
+    if "what came instead is not JSON" in message:
+        return "this is not a QMP socket, but a human monitor, a serial line or something else: it takes that of -qmp"
+    return ""
 
 
 def _connect(path: str) -> socket.socket:

@@ -39,6 +39,7 @@ _CLOSE_SECONDS = 1.0
 _LAST_WORDS_SECONDS = 0.1
 _MOST_EVENTS = 1000
 _MOST_CHARACTERS = 200
+_SEVERAL_LINES = "it sends an object over several lines"
 _CLOSED = "the connection was closed"
 _ENDED = "its process has ended"
 
@@ -314,6 +315,8 @@ def _reason(error: BaseException) -> str:
             return _CLOSED
         case OSError(errno=int(number)):
             return os_message(number)
+        case DeserializationError(raw=bytes(raw)) if raw.strip() == b"{":
+            return f"{_SEVERAL_LINES}, as QEMU does with pretty=on"
         case DeserializationError(raw=bytes(raw)) | UnicodeDecodeError(object=bytes(raw)):
             text = shown(raw[: 4 * _MOST_CHARACTERS].decode(errors="replace"))
             return f"what came instead is not JSON: '{text}'"

@@ -163,6 +163,9 @@ class Standing:
     def prepare(self) -> bool:
         return not self.stands
 
+    def sync_disks(self) -> tuple[str, ...]:
+        return ()
+
     def pause(self) -> bool:
         self.stands = True
         return True

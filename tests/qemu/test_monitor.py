@@ -88,6 +88,15 @@ class TestMonitor:
         ):
             Monitor(str(path))
 
+    def test_one_that_is_pretty_is_told_by_its_name(self, tmp_path: Path) -> None:
+        path = tmp_path / "pretty"
+        chardev = ("-chardev", f"socket,id=pretty,path={path},server=on,wait=off")
+        with (
+            QemuProcess(*chardev, "-mon", "chardev=pretty,mode=control,pretty=on"),
+            pytest.raises(MachineError, match="several lines, as QEMU does with pretty=on"),
+        ):
+            Monitor(str(path))
+
     def test_killed_in_the_middle_of_a_command(self, qemu: QemuProcess, monitor: Monitor) -> None:
         os.kill(qemu.pid, signal.SIGSTOP)  # so that the command is under way when the end comes
         with pytest.raises(MachineError, match="did not answer 'query-status' within"):

@@ -133,6 +133,9 @@ class ScriptedGuest:
     def prepare(self) -> bool:
         return self.running
 
+    def sync_disks(self) -> Sequence[str]:
+        return ()
+
     def pause(self) -> bool:
         self.calls.append("pause")
         self._act()

@@ -171,6 +171,10 @@ class Dirtied:
         """Nothing runs (Machine.prepare)."""
         return False
 
+    def sync_disks(self) -> Sequence[str]:
+        """There are no disks (Machine.sync_disks)."""
+        return ()
+
     def pause(self) -> bool:
         """Nothing runs (Machine.pause)."""
         return False
