@@ -21,7 +21,7 @@ from parallel_fixedram.core.bitmap import bitmap_bytes
 from parallel_fixedram.core.capabilities import MAPPED_RAM
 from parallel_fixedram.core.errors import RequestError
 from parallel_fixedram.core.mapped_ram import MappedRamHeader, SavedBlock
-from parallel_fixedram.core.migration_file import RAM_SECTION_ID, TARGET_KEY, TRAILER_KEY, read_device_sections
+from parallel_fixedram.core.migration_file import RAM_SECTION_ID, TRAILER_KEY, read_device_sections
 from parallel_fixedram.core.ramblock import TARGET_PAGE_SIZE, RAMBlock, check_unique
 from parallel_fixedram.core.units import MAX_SIZE, align_up
 
@@ -115,7 +115,7 @@ class FileLayout:
             vmdesc.describe_device(each.name, each.instance_id, each.version_id, each.body_length)
             for each in read_device_sections(device_sections)
         ]
-        ours = {"trailer": 1, **({TARGET_KEY: self.target} if self.target else {})}
+        ours = {"trailer": 1, **({vmdesc.TARGET_KEY: self.target} if self.target else {})}
         description = {"page_size": self.blocks[0].block.page_size, "devices": devices, TRAILER_KEY: ours}
         return b"".join(
             (

@@ -11,7 +11,6 @@ import re
 import struct
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from parallel_fixedram.core import mapped_ram, stream, trailer, vmdesc
 from parallel_fixedram.core.capabilities import FIXED_RAM, IGNORE_SHARED, MAPPED_RAM
@@ -24,9 +23,6 @@ from parallel_fixedram.core.vmdesc import Lengths
 
 TRAILER_KEY = "parallel-fixedram"
 """Key in the VM description of our files: it announces the trailer, so that a file cut off before it is found out."""
-
-TARGET_KEY = "target"
-"""Key below it: QEMU's name for the guest's architecture. One machine type may stand for several."""
 
 RAM_SECTION_ID = 0x52414D00
 """Id of the ram section in our files, ``RAM\\0``: QEMU's registration numbers, several a processor, stay far below it.
@@ -144,15 +140,9 @@ def parse(read: ReadAt, size: int, base: int = 0) -> MigrationFile:
         has_vmdesc=description is not None,
         stream_end=stream_end,
         trailer=found_trailer,
-        target=_target(description),
+        target=vmdesc.target((description or {}).get(TRAILER_KEY)),
         warnings=tuple(warnings),
     )
-
-
-def _target(description: Mapping[str, Any] | None) -> str:
-    ours = (description or {}).get(TRAILER_KEY)
-    found = ours.get(TARGET_KEY) if isinstance(ours, dict) else None
-    return found if isinstance(found, str) and found.isascii() and found.isprintable() else ""
 
 
 def read_clone_blocks(read: ReadAt, found: Trailer) -> tuple[SavedBlock, ...]:

@@ -23,6 +23,9 @@ MAX_VMDESC = 1 << 20
 MAX_PADDING = 4096
 """Zeros behind the description, fewer than this many, are overlooked."""
 
+TARGET_KEY = "target"
+"""Key of QEMU's name for the guest's architecture, in what files of ours add: a machine type may stand for several."""
+
 _HEAD = struct.Struct(">BI")
 _MAX_CANDIDATES = 16
 
@@ -52,6 +55,12 @@ def read_vmdesc(cursor: Cursor) -> Mapping[str, Any] | None:
         cursor.skip(length, "VM description")
         return {}
     return _parse(cursor.take(length, "VM description"), at)
+
+
+def target(ours: object) -> str:
+    """The guest's architecture by what a file of ours adds to the description; empty if it does not say."""
+    found = ours.get(TARGET_KEY) if isinstance(ours, dict) else None
+    return found if isinstance(found, str) and found.isascii() and found.isprintable() else ""
 
 
 def section_lengths(read: ReadAt, start: int, end: int) -> Lengths:

@@ -65,7 +65,8 @@ def test_a_guest_goes_on_writing_to_its_virtio_disk(qemu_binary: str, tmp_path: 
         letters += destination.wait_serial("[A-Z]{3}")[0]
         assert in_turn(letters)
         destination.stop()
-        assert written(image)[: len(numbers) + 3] == list(range(1, len(numbers) + 4))
+        # the first letter may be of the last number that was written before the save
+        assert written(image)[: len(numbers) + 2] == list(range(1, len(numbers) + 3))
 
 
 @BOTH

@@ -93,7 +93,9 @@ class FakeQemu:
     def _human(self, request: Request) -> Iterable[bytes]:
         size, address = len(self._memory), ctypes.addressof(self._bytes)
         table = f"{HEAD}                m    4 KiB  0x0 0x{size:016x} 0x{size:016x} 0x{address:016x}  rw\r\n"
-        return returns(table if request.arguments["command-line"] == "info ramblock" else "")(request)
+        settings = "globals:\r\nsend-configuration: on\r\nsend-section-footer: on\r\n"
+        answers = {"info ramblock": table, "info migrate": settings}
+        return returns(answers.get(request.arguments["command-line"], ""))(request)
 
     def close(self) -> None:
         del self._bytes
@@ -444,7 +446,7 @@ def test_a_backend_out_of_reach_is_refused_by_name(stage: Stage, on: bool) -> No
 @pytest.mark.parametrize("asked", ["info migrate", "info migrate -a"])
 def test_settings_are_found_wherever_a_qemu_shows_them(stage: Stage, asked: str) -> None:
     shown = "globals:\r\nstore-global-state: on\r\nsend-configuration: on\r\nsend-section-footer: off\r\n"
-    answer = told({asked: shown}, stage.qemu.answers["human-monitor-command"], "command-line")
+    answer = told({"info migrate": "", asked: shown}, stage.qemu.answers["human-monitor-command"], "command-line")
     with stage.served({**stage.qemu.answers, "human-monitor-command": answer}), stage.saving() as running:
         refused(running.finish(), 4, "QEMU runs with migration.send-section-footer=off", "leave out -global")
 
