@@ -168,6 +168,18 @@ def refuse_what_cannot_be_saved(monitor: Monitor) -> None:
                 raise MachineError(f"device {name!r} is a {kind}: {reason}")
     if match := _REFUSED_NETDEV.search(monitor.hmp("info network")):
         raise MachineError(f"netdev {match[1]!r} is {match[2]}: {_REFUSED_DEVICES[f'{match[2]}-']}")
+    refuse_what_cannot_be_migrated(monitor)
+
+
+def refuse_what_cannot_be_migrated(monitor: Monitor) -> None:
+    """Refuse a guest that QEMU itself would not migrate, or is migrating.
+
+    A QEMU that is asked for its device state all the same ends, and its guest with it (seen with nvme); and one that could
+    be migrated a moment ago may have got a device since.
+
+    Raises:
+        MachineError: gives QEMU's own reason.
+    """
     migration = monitor.execute("query-migrate")
     if not isinstance(migration, dict) or not isinstance(reasons := migration.get("blocked-reasons", []), list):
         raise _malformed(monitor, "query-migrate", migration)

@@ -179,6 +179,7 @@ class QemuMachine:
 
     def device_state(self) -> bytes:
         """What ``xen-save-devices-state`` writes, with the guest's own run state (Machine.device_state)."""
+        discovery.refuse_what_cannot_be_migrated(self._monitor)
         return self._state.save(self._ran_as if self._stopped else self._status())
 
     def dirty_source(self) -> None:

@@ -254,6 +254,23 @@ class TestSomethingIsPluggedInOrOut:
         assert not any("e1000e" in name for name in blocks)
         assert app.verify(str(tmp_path / "saved")).ok
 
+    @pytest.mark.parametrize("before", ["stop", "query-migrate"])
+    def test_a_device_that_cannot_be_migrated_does_not_end_the_guest(
+        self, guest: QemuProcess, tmp_path: Path, meanwhile: Meanwhile, before: str
+    ) -> None:
+        """A QEMU that is asked for the state of such a device ends itself."""
+        (tmp_path / "disk").write_bytes(bytes(MIB))
+        guest.qmp("blockdev-add", driver="file", node_name="disk", filename=str(tmp_path / "disk"))
+        meanwhile(
+            before,
+            lambda: guest.qmp("device_add", driver="nvme", id="nvme", drive="disk", serial="1"),
+            stopped=before != "stop",
+        )
+        result = call(*save_argv(guest, tmp_path / "saved"))
+        refused(result, 4, "QEMU says that this guest cannot be migrated: ")
+        assert not (tmp_path / "saved").exists()
+        assert_it_goes_on(guest)
+
     def test_a_device_that_cannot_be_saved_is_refused_by_name(
         self, guest: QemuProcess, tmp_path: Path, meanwhile: Meanwhile
     ) -> None:
