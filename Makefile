@@ -7,7 +7,7 @@ RESULTS := $(wildcard $(SCENARIOS:%=bench/results/%.json))
 SHOWN := $(shell grep -o 'pictures/[a-z0-9-]*\.png' docs/experiments.md | sed 's|pictures/\(.*\)\.png|\1|')
 FAST := tests/core tests/host tests/engine tests/guest tests/wire tests/test_api.py tests/test_layers.py
 
-.PHONY: help demo test test-fast check format bench bench-pictures bench-qemu bench-micro clean
+.PHONY: help demo test test-fast check format bench bench-pictures bench-qemu bench-host bench-micro clean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -49,6 +49,9 @@ bench-pictures: .venv/test.stamp ## draw bench/results into bench/pictures and b
 	$(BIN)/python -m parallel_fixedram bench report $(RESULTS) --output bench/report.html
 	mkdir -p docs/pictures
 	cp -t docs/pictures $(SHOWN:%=bench/pictures/%.png)
+
+bench-host: .venv/test.stamp ## what unwritten disks and RAM in swap cost a guest that is saved (needs root and QEMU)
+	$(BIN)/python bench/disks_and_swap.py
 
 bench-qemu: .venv/test.stamp ## compare first saves, small pauses, loads and clones with QEMU's own (needs QEMU)
 	$(BIN)/python bench/against_qemu.py

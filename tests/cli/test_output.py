@@ -79,6 +79,7 @@ SAVE = {
             "prepare",
             "pause",
             "stop",
+            "sync_disks",
             "device_state",
             "ram",
             "cont",

@@ -14,10 +14,12 @@ from typing import Any
 import pytest
 from support.disks import on_disk
 from support.qemu import QemuProcess, require_tool
+from support.qemu_saved import in_turn
 
 from parallel_fixedram import app
 from parallel_fixedram.core.report import SaveReport
 from parallel_fixedram.engine import pause as pause_module
+from parallel_fixedram.experiments.boot_sector import disk_image
 from parallel_fixedram.qemu import disks
 from parallel_fixedram.qemu.machine import QemuMachine
 
@@ -74,7 +76,7 @@ def image(path: Path, size: int = 64 * MIB) -> Path:
 
 
 def dirty(guest: QemuProcess, disk: str) -> None:
-    """Have it write to a disk, into the host's page cache."""
+    """Have it write to a disk."""
     before = guest.stderr()
     assert guest.hmp(f'qemu-io {disk} "write -P 1 0 8M"') == ""
     assert "wrote 8388608/8388608 bytes" in guest.stderr().removeprefix(before)
@@ -85,11 +87,15 @@ def drive(path: object, *more: str) -> tuple[str, ...]:
 
 
 class TestSynced:
-    def test_a_disk_is_synced_before_the_guest_is_stopped(self, ticker: list[str], folder: Path, calls: Calls) -> None:
-        path = image(folder / "disk")
-        with QemuProcess(*ticker, *drive(path)) as guest:
-            dirty(guest, "disk")
+    def test_a_disk_that_the_guest_goes_on_writing_is_synced_before_it_is_stopped(
+        self, qemu_binary: str, folder: Path, calls: Calls
+    ) -> None:
+        path = folder / "disk"
+        path.write_bytes(disk_image())
+        with QemuProcess(*drive(path)) as guest:
+            guest.wait_serial("[A-Z]{3}")
             report = save(guest, folder / "saved")
+            assert in_turn(guest.take_serial() + guest.wait_serial("[A-Z]{3}")[0])
         assert path.stat().st_ino in calls.before_stop()
         assert report.seconds.sync_disks > 0
         assert not [note for note in report.notes if "disk" in note and "synced" in note]
