@@ -174,7 +174,7 @@ def refuse_what_cannot_be_saved(monitor: Monitor) -> None:
 def refuse_what_cannot_be_migrated(monitor: Monitor) -> None:
     """Refuse a guest that QEMU itself would not migrate, or is migrating.
 
-    A QEMU that is asked for its device state all the same ends, and its guest with it (seen with nvme); and one that could
+    A QEMU that is asked for its device state all the same ends, with its guest (seen with nvme); and one that could
     be migrated a moment ago may have got a device since.
 
     Raises:
