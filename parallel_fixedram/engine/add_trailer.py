@@ -60,9 +60,11 @@ def add_trailer(image: Image, main: Collection[str], *, channels: int, progress:
     tables[:] = trailer.tables
     fd = reopen_writable(image)
     try:
-        channel = FileChannel(fd, image.path)
+        channel, resized = FileChannel(fd, image.path), False
         try:
-            _resize(channel, trailer.file_length)
+            with signals.held():
+                _resize(channel, trailer.file_length)
+                resized = True
             job = DigestJob(image.blocks, present, tables, pages=channel, digests=channel)
             with WorkerPool([job], channels) as pool:
                 size = image.file.page_size
@@ -74,7 +76,7 @@ def add_trailer(image: Image, main: Collection[str], *, channels: int, progress:
             channel.sync()
         except BaseException:
             with signals.held():
-                if channel.stat().st_size > image.file.size:
+                if resized:
                     _resize(channel, image.file.stream_end)  # padding may have been overwritten, and is zeros again
                     _resize(channel, image.file.size)
             raise

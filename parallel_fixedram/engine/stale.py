@@ -66,7 +66,7 @@ def reopen_writable(image: Image) -> int:
         RequestError: another file has its name by now.
     """
     try:
-        fd = open_writable(image.path)
+        fd = open_writable(image.path, or_device=True)
     except HostError as error:  # it is open already: what is missing is the right to write
         raise HostError(f"cannot write to {image.path!r}", errno=error.errno) from error
     try:
