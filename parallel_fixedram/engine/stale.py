@@ -1,22 +1,33 @@
 """Stale pages: zero by the bitmap, but their places in the file hold other bytes.
 
-QEMU leaves them after a live save, and its loader honours the bitmap. A guest whose RAM is mapped from the page arrays
-would see them. Files of ours have none.
+QEMU leaves them after a live save, and its loader honours the bitmap. Files of ours have none, until a tool that skips
+zeros writes a new file over an older one. A guest whose RAM is mapped from the page arrays would see them.
+
+A hole holds nothing, so only places that are allocated are read. Zeros may be there, and do no harm: reserved space,
+gaps that were written along, copies by tools and on file systems that know no holes.
 """
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 import numpy as np
 
 from parallel_fixedram.core.bitmap import PageBitmap
 from parallel_fixedram.core.errors import HostError, RequestError
 from parallel_fixedram.core.mapped_ram import SavedBlock
-from parallel_fixedram.core.plan import plan_shards
+from parallel_fixedram.core.plan import Shard
+from parallel_fixedram.engine.compare import run_check
 from parallel_fixedram.engine.image import Image
 from parallel_fixedram.engine.messages import Tally
+from parallel_fixedram.engine.pool import WorkerPool
+from parallel_fixedram.engine.progress import Progress
 from parallel_fixedram.engine.window import WindowReader, nonzero_pages, windows
 from parallel_fixedram.host import linux
 from parallel_fixedram.host.channel import FileChannel, open_writable
+
+POOL_PAGES = 4096
+"""Pages to be read from which on workers are worth their start."""
 
 
 def absent_but_stored(image: Image, saved: SavedBlock) -> PageBitmap:
@@ -26,14 +37,57 @@ def absent_but_stored(image: Image, saved: SavedBlock) -> PageBitmap:
     return stored
 
 
-def has_stale_pages(image: Image, saved: SavedBlock) -> bool:
-    """Whether a block has any; reads what is no hole."""
-    candidates = absent_but_stored(image, saved)
-    reader = WindowReader(image.channel, saved.block.page_size)
-    return any(
-        nonzero_pages(reader.read(saved, window, Tally())).any()
-        for shard in plan_shards([candidates], workers=1)
-        for window in windows(candidates, shard)
+class StaleJob:
+    """Finds absent pages of a shard whose places do not read as zeros; only places that are not holes are read."""
+
+    def __init__(self, image: Image, blocks: Sequence[SavedBlock]) -> None:
+        self._image = image
+        self._blocks = blocks
+        self.work = [absent_but_stored(image, saved) for saved in blocks]
+
+    def open(self) -> None:
+        """Allocate the read buffer (Job.open)."""
+        self._reader = WindowReader(self._image.channel, self._image.file.page_size)
+
+    def run(self, shard: Shard) -> Tally:
+        """Check one shard (Job.run)."""
+        tally = Tally()
+        for window in windows(self.work[shard.block], shard):
+            pages = self._reader.read(self._blocks[shard.block], window, tally)
+            tally.found_bad(shard.block, window.first, nonzero_pages(pages))
+        return tally
+
+
+def refuse_stale_pages(
+    image: Image, blocks: Sequence[SavedBlock], *, channels: int, progress: Progress | None = None
+) -> None:
+    """Refuse a file in which a place that is zero by the bitmap holds other bytes.
+
+    Args:
+        image: the open file.
+        blocks: those to look at.
+        channels: number of workers, should there be much to read.
+        progress: called as shards are acknowledged.
+
+    Raises:
+        RequestError: it has stale pages; names the first one.
+        HostError: the file cannot be read.
+    """
+    job = StaleJob(image, blocks)
+    if not (count := sum(work.count() for work in job.work)):
+        return
+    with WorkerPool([job], channels if count >= POOL_PAGES else 1) as pool:
+        size = image.file.page_size
+        found = run_check(pool, 0, job.work, channels=channels, phase="zero pages", page_size=size, progress=progress)
+    if not found.bad_pages:
+        return
+    first = found.findings[0]
+    saved = blocks[first.block]
+    how = "a tool that skips zeros has written it over an older file" if image.file.trailer else "QEMU saved it live"
+    raise RequestError(
+        f"{image.path!r} has stale bytes where {found.bad_pages} pages are zero, first block {saved.block.idstr!r} "
+        f"page {first.first} at {saved.page_offset(first.first):#x}: {how}",
+        hint="clone --punch makes holes of them, in place; what the file says stays the same, and verify checks that",
     )
 
 

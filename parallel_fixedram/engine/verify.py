@@ -26,8 +26,8 @@ from parallel_fixedram.engine.image import Image
 from parallel_fixedram.engine.messages import Tally
 from parallel_fixedram.engine.pool import WorkerPool
 from parallel_fixedram.engine.progress import Progress
-from parallel_fixedram.engine.stale import absent_but_stored
-from parallel_fixedram.engine.window import Window, WindowReader, nonzero_pages, windows
+from parallel_fixedram.engine.stale import StaleJob
+from parallel_fixedram.engine.window import WindowReader, windows
 from parallel_fixedram.engine.worker import Job
 
 MAX_DIFFERENCES = 1000
@@ -54,27 +54,6 @@ class DigestCheckJob:
         for window in windows(self.work[shard.block], shard):
             pages = self._reader.read(self._blocks[shard.block], window, tally)
             tally.found_bad(shard.block, window.first, table.mismatches(window.first, pages, window.bits))
-        return tally
-
-
-class ZeroSlotJob:
-    """Finds absent pages of a shard whose places do not read as zeros; only places that are not holes are read."""
-
-    def __init__(self, image: Image) -> None:
-        self._image = image
-        self._blocks = image.blocks
-        self.work = [absent_but_stored(image, saved) for saved in image.blocks]
-
-    def open(self) -> None:
-        """Allocate the read buffer (Job.open)."""
-        self._reader = WindowReader(self._image.channel, self._image.file.page_size)
-
-    def run(self, shard: Shard) -> Tally:
-        """Check one shard (Job.run)."""
-        tally = Tally()
-        for window in windows(self.work[shard.block], shard):
-            pages = self._reader.read(self._blocks[shard.block], Window(window.first, window.bits), tally)
-            tally.found_bad(shard.block, window.first, nonzero_pages(pages))
         return tally
 
 
@@ -144,7 +123,7 @@ class _Checks:
             digest_job = DigestCheckJob(image)
             self._jobs.append((_DIGESTS, digest_job, digest_job.work, image.blocks))
         if slots:
-            slot_job = ZeroSlotJob(image)
+            slot_job = StaleJob(image, image.blocks)
             self._jobs.append((_SLOTS, slot_job, slot_job.work, image.blocks))
         if pairs:
             compare_job = CompareJob([(FileSide(image, saved), side) for saved, side in pairs])

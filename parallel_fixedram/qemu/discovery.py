@@ -171,7 +171,7 @@ def _malformed(monitor: Monitor, command: str, answer: object) -> MachineError:
     return MachineError(f"QMP socket {monitor.name!r}: QEMU's answer to {command!r} is malformed: {text}")
 
 
-def find_process(monitor: Monitor, fd: int, pid: int | None = None) -> int:
+def find_process(monitor: Monitor, fd: int, pid: int | None = None, *, likely: int = 0) -> int:
     """The process behind a monitor: the one that holds a descriptor which the monitor has been sent.
 
     The peer of the socket is only a guess: somebody else may have made the socket and handed it over, or QEMU may have
@@ -181,6 +181,7 @@ def find_process(monitor: Monitor, fd: int, pid: int | None = None) -> int:
         monitor: has been given ``fd``.
         fd: a descriptor of a file that nobody else has open.
         pid: what the user says.
+        likely: where to look first, instead of at the socket's peer.
 
     Raises:
         MachineError: it cannot be found, or is another one than the user says.
@@ -192,8 +193,9 @@ def find_process(monitor: Monitor, fd: int, pid: int | None = None) -> int:
         raise MachineError(
             f"process {pid} is not the QEMU behind {monitor.name!r}, or may not be looked at", hint=_MAY_LOOK
         )
-    if _holds(monitor.peer_pid, inode):
-        return monitor.peer_pid
+    first = likely or monitor.peer_pid
+    if _holds(first, inode):
+        return first
     for name in os.listdir("/proc"):
         if name.isdecimal() and _holds(int(name), inode):
             return int(name)

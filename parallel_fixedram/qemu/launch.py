@@ -1,10 +1,10 @@
-"""Launch: a QEMU started by us, to be handed over running, or to vanish without a trace.
+"""Launch: a QEMU started by us, to be handed over running, or to vanish without a trace but for what it said.
 
 ::
 
     FOLDER/qmp   a socket that listens before QEMU starts, so that nobody has to wait for it to appear
-    FOLDER/log   what QEMU prints
-    FOLDER/pid
+    FOLDER/log   what QEMU prints; stays, alone in its folder, if something went wrong with this QEMU
+    FOLDER/pid   of QEMU itself, whatever stands in front of it: timeout, setsid, a shell
 
 The process is a session of its own: it lives on when we are done, and dies if we end before that.
 """
@@ -20,12 +20,12 @@ from collections.abc import Collection, Sequence
 from types import TracebackType
 from typing import Self
 
-from parallel_fixedram.core.errors import HostError, RequestError, os_message
+from parallel_fixedram.core.errors import HostError, MachineError, RequestError, os_message
 from parallel_fixedram.host import linux, processes, signals
+from parallel_fixedram.qemu.last_words import end_all, how_it_ended, last_words
 
 ENDING_SECONDS = 1.0
 """How long a process that has closed its monitor may take to be gone."""
-MAX_EXPLANATION = 500
 
 _MAX_SOCKET_PATH = 107
 _CHARDEV = "parallel-fixedram"
@@ -36,14 +36,14 @@ class Launch:
     """Context manager around a QEMU; it is killed, and its folder removed, unless ``let_go`` is called.
 
     Args:
-        arguments: program and arguments.
+        arguments: program and arguments; the program may be one that runs QEMU.
         folder: where socket, log and pid go; must not exist, made with mode 0700.
         descriptors: open files that QEMU shall have under the same numbers.
 
     Attributes:
         program: what is run.
-        pid: its process id.
-        pidfd: becomes readable when it ends.
+        pid: QEMU's process id; until ``found`` tells, that of the process that was started.
+        pidfd: becomes readable when ``pid`` ends.
 
     Raises:
         RequestError: the folder exists, or its name is too long for a socket.
@@ -58,11 +58,15 @@ class Launch:
         self.log_path = os.path.join(self.folder, "log")
         self._descriptors = descriptors
         self.pid = self.pidfd = 0
-        self._made = False
+        self._started = 0
+        self._made = self._found = self._keep_log = False
 
     def __enter__(self) -> Self:
         if len(os.fsencode(self.socket_path)) > _MAX_SOCKET_PATH:
-            raise RequestError(f"{self.socket_path!r} is too long for the name of a socket")
+            raise RequestError(
+                f"{self.socket_path!r} is too long for the name of a socket",
+                hint=f"--run-dir names a folder; with what follows it a socket's name has {_MAX_SOCKET_PATH} bytes",
+            )
         try:
             with signals.held():
                 self._make_folder()
@@ -75,41 +79,89 @@ class Launch:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        if self.pid:
+        if self._started:
             with contextlib.suppress(ProcessLookupError):
-                os.killpg(self.pid, signal.SIGKILL)  # a session of its own is also a group; a wrapper may be in it
-            processes.reap(self.pid)
-            self.pid = 0
+                os.killpg(self._started, signal.SIGKILL)  # a session of its own is also a group
+            if self.pid != self._started or not self._found:  # a wrapper may have let it leave the group
+                end_all(self.folder)
+            processes.reap(self._started)
+            self._started = self.pid = 0
         self._close()
         if self._made:
-            shutil.rmtree(self.folder, ignore_errors=True)
+            self._remove()
             self._made = False
 
     def let_go(self) -> None:
         """QEMU is on its own from now on, with its folder; its parent still is this process, until that ends."""
         with signals.held():
             self._close()
-            self.pid, self._made = 0, False
+            self._started = self.pid = 0
+            self._made = False
+
+    def found(self, pid: int) -> None:
+        """This is the process that answers; what was started may be a wrapper around it.
+
+        Raises:
+            MachineError: it has ended.
+        """
+        if pid != self.pid:
+            try:
+                pidfd = os.pidfd_open(pid)
+            except OSError as error:
+                raise MachineError(f"process {pid} has ended") from error
+            self._close()
+            self.pid, self.pidfd = pid, pidfd
+            self._write_pid()
+        self._found = True
+
+    def explained(self, error: MachineError) -> MachineError:
+        """What went wrong with this QEMU, in its own words, and how it ended if it has; its log stays.
+
+        The words are the log's last lines. A QEMU that has ended by itself and said why has said it all.
+        """
+        how = self._how_it_ended()
+        said = last_words(self.log_path, self.program, ended=bool(how))
+        if not how:
+            message = f"{error.message}; QEMU: {said}" if said else error.message
+        elif said:
+            message = f"QEMU: {said}" if how.startswith("exited") else f"{self.program!r} {how}; QEMU: {said}"
+        else:
+            message = f"{error.message}; {self.program!r} {how} and said nothing"
+        hints = [error.hint] if error.hint and not how else []
+        with contextlib.suppress(OSError):
+            if self._keep_log or os.path.getsize(self.log_path):
+                self._keep_log = True
+                hints.append(f"what QEMU printed is kept in {self.log_path!r}")
+        return MachineError(message, hint="; ".join(hints))
 
     def explanation(self) -> str:
         """Why QEMU ended, as one line in its own words; empty if it lives, or has left none."""
-        if not self.has_ended():
-            return ""
-        lines = [line for line in self._said() if not line.startswith("warning:")]
-        return f"QEMU: {'; '.join(lines)}"[:MAX_EXPLANATION] if lines else ""
+        said = last_words(self.log_path, self.program, ended=True) if self.has_ended() else ""
+        return f"QEMU: {said}" if said else ""
 
     def has_ended(self) -> bool:
         """Whether the process is no more; one that has closed its monitor is given a second."""
         return processes.has_ended(self.pidfd, ENDING_SECONDS)
 
-    def _said(self) -> list[str]:
+    def _how_it_ended(self) -> str:
+        """As the end of a sentence; empty if QEMU lives."""
+        if not self.has_ended():
+            return ""
+        return how_it_ended(self._started) if self.pid == self._started else "has ended"
+
+    def _remove(self) -> None:
+        for name in ("qmp", "pid") if self._keep_log else ():
+            with contextlib.suppress(OSError):
+                os.unlink(os.path.join(self.folder, name))
+        if not self._keep_log:
+            shutil.rmtree(self.folder, ignore_errors=True)
+
+    def _write_pid(self) -> None:
         try:
-            with open(self.log_path, errors="replace") as log:
-                text = log.read()
-        except OSError:
-            return []
-        name = os.path.basename(self._arguments[0])
-        return [line.strip().removeprefix(f"{name}: ") for line in text.splitlines() if line.strip()]
+            with open(os.path.join(self.folder, "pid"), "w") as file:
+                file.write(f"{self.pid}\n")
+        except OSError as error:
+            raise HostError.from_os(f"cannot write to {self.folder!r}", error) from error
 
     def _close(self) -> None:
         if self.pidfd:
@@ -136,7 +188,7 @@ class Launch:
                 ]
                 passed = {listener.fileno(), *self._descriptors}
                 log = os.O_WRONLY | os.O_CREAT | os.O_APPEND
-                self.pid = os.posix_spawnp(
+                self._started = os.posix_spawnp(
                     self._arguments[0],
                     [*self._arguments, *monitor],
                     os.environ,
@@ -149,9 +201,9 @@ class Launch:
                     setsid=True,
                     setsigdef=_RESET,
                 )
+            self.pid = self._started
             self.pidfd = os.pidfd_open(self.pid)
-            with open(os.path.join(self.folder, "pid"), "w") as file:
-                file.write(f"{self.pid}\n")
+            self._write_pid()
         except (FileNotFoundError, PermissionError, NotADirectoryError) as error:
             raise RequestError(f"cannot run {self._arguments[0]!r}: {os_message(error.errno or 0)}") from error
         except OSError as error:
