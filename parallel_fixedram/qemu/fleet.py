@@ -128,6 +128,11 @@ class Fleet:
         self.load_seconds = time.perf_counter() - self._ready
         return tuple(reports)
 
+    @property
+    def pids(self) -> list[int]:
+        """The process of each QEMU, once connected; not that of a wrapper."""
+        return [launch.pid for launch in self._launches]
+
     def let_go(self) -> None:
         """The guests are on their own from now on."""
         with signals.held():

@@ -223,7 +223,7 @@ def test_a_qemu_that_is_killed_while_it_loads_is_an_error(
         os.kill(qemu, signal.SIGSTOP)
         running.release()
         os.kill(qemu, signal.SIGKILL)
-        refused(running.finish(), 4, "its process has ended\n", "")
+        refused(running.finish(), 4, "' was killed by SIGKILL and said nothing\n", "")
     boot.assert_empty()
 
 

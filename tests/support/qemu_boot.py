@@ -227,6 +227,10 @@ class BootFolder:
         self._stack.callback(guest.close)
         return guest
 
+    def serial_text(self) -> str:
+        """What guest 0 has printed so far."""
+        return self._serial(0).take()
+
     def qemus(self) -> list[int]:
         """Processes that print to a log in this folder."""
         found = []
