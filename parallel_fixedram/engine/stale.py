@@ -13,19 +13,21 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from parallel_fixedram.core.bitmap import PageBitmap
+from parallel_fixedram.core.bitmap import PageBitmap, runs_of_ones
 from parallel_fixedram.core.errors import HostError, RequestError
 from parallel_fixedram.core.mapped_ram import SavedBlock
 from parallel_fixedram.core.plan import Shard
+from parallel_fixedram.core.trailer import DIGEST_BYTES
 from parallel_fixedram.engine.compare import run_check
 from parallel_fixedram.engine.image import Image
 from parallel_fixedram.engine.messages import Tally
 from parallel_fixedram.engine.pool import WorkerPool
 from parallel_fixedram.engine.progress import Progress
-from parallel_fixedram.engine.window import WindowReader, nonzero_pages, windows
+from parallel_fixedram.engine.window import WINDOW_PAGES, nonzero_pages, windows
 from parallel_fixedram.host import linux
-from parallel_fixedram.host.channel import FileChannel, open_writable
+from parallel_fixedram.host.channel import FileChannel, huge_memory, open_writable
 
+_TABLE_PAGES = 1 << 18
 POOL_PAGES = 4096
 """Pages to be read from which on workers are worth their start."""
 
@@ -47,14 +49,23 @@ class StaleJob:
 
     def open(self) -> None:
         """Allocate the read buffer (Job.open)."""
-        self._reader = WindowReader(self._image.channel, self._image.file.page_size)
+        self._buffer = huge_memory(WINDOW_PAGES * self._image.file.page_size)
 
     def run(self, shard: Shard) -> Tally:
-        """Check one shard (Job.run)."""
-        tally = Tally()
+        """Check one shard (Job.run); pages that are there are not read along, of which there may be far more."""
+        tally, saved = Tally(), self._blocks[shard.block]
+        size = saved.block.page_size
         for window in windows(self.work[shard.block], shard):
-            pages = self._reader.read(self._blocks[shard.block], window, tally)
-            tally.found_bad(shard.block, window.first, nonzero_pages(pages))
+            count = 0
+            for start, pages in runs_of_ones(window.bits).tolist():
+                into = self._buffer[count * size : (count + pages) * size]
+                self._image.channel.read(saved.page_offset(window.first + start), into)
+                count += pages
+            tally.bytes += count * size
+            read = np.frombuffer(self._buffer, np.uint64, count * size // 8).reshape(count, -1)
+            stale = np.zeros(len(window.bits), np.uint8)
+            stale[window.bits != 0] = nonzero_pages(read)
+            tally.found_bad(shard.block, window.first, stale)
         return tally
 
 
@@ -94,7 +105,7 @@ def refuse_stale_pages(
 def punch_stale_pages(image: Image) -> int:
     """Make holes of all places that are zero by the bitmap, in place; returns how many pages were no holes before.
 
-    What the file says does not change.
+    What the file says does not change. A page that is zero has no digest either, so old ones of such pages go, too.
 
     Raises:
         HostError: the file cannot be written.
@@ -106,10 +117,24 @@ def punch_stale_pages(image: Image) -> int:
             for pages in absent_but_stored(image, saved).ranges():
                 channel.punch(saved.page_offset(pages.first), pages.count * saved.block.page_size)
                 punched += pages.count
+            _punch_digests(image, saved, channel)
         channel.sync()
     finally:
         linux.close(fd)
     return punched
+
+
+def _punch_digests(image: Image, saved: SavedBlock, channel: FileChannel) -> None:
+    """Make the digests zero that a file has of pages that are zero by the bitmap."""
+    if image.file.trailer is None:
+        return
+    table, bitmap = image.file.trailer.tables[image.file.blocks.index(saved)], image.bitmap(saved.block.idstr)
+    for first in range(0, saved.block.pages, _TABLE_PAGES):
+        bits = bitmap.page_bits(first, min(_TABLE_PAGES, saved.block.pages - first))
+        place = table + first * DIGEST_BYTES
+        digests = np.frombuffer(channel.bytes_at(place, len(bits) * DIGEST_BYTES), np.uint64)
+        for start, count in runs_of_ones(((bits == 0) & (digests != 0)).view(np.uint8)).tolist():
+            channel.punch(place + start * DIGEST_BYTES, count * DIGEST_BYTES)
 
 
 def reopen_writable(image: Image) -> int:

@@ -32,6 +32,61 @@ _CHARDEV = "parallel-fixedram"
 _RESET = (signal.SIGPIPE, signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
+class RunFolder:
+    """Where socket, log and pid of one QEMU are.
+
+    Args:
+        path: must not exist; made with mode 0700.
+    """
+
+    def __init__(self, path: str) -> None:
+        self.path = os.path.abspath(path)
+        self.socket = os.path.join(self.path, "qmp")
+        self.log = os.path.join(self.path, "log")
+        self._pid = os.path.join(self.path, "pid")
+        self._keep_log = False
+
+    def make(self) -> None:
+        """Make it.
+
+        Raises:
+            RequestError: it exists.
+            HostError: it cannot be made.
+        """
+        try:
+            os.mkdir(self.path, 0o700)
+        except FileExistsError as error:
+            raise RequestError(f"{self.path!r} exists") from error
+        except OSError as error:
+            raise HostError.from_os(f"cannot make {self.path!r}", error) from error
+
+    def write_pid(self, pid: int) -> None:
+        """Note QEMU's process id.
+
+        Raises:
+            HostError: it cannot be written.
+        """
+        try:
+            with open(self._pid, "w") as file:
+                file.write(f"{pid}\n")
+        except OSError as error:
+            raise HostError.from_os(f"cannot write {self._pid!r}", error) from error
+
+    def keep_log(self) -> str:
+        """Have the log stay if there is anything in it; returns a sentence that says where, or nothing."""
+        with contextlib.suppress(OSError):
+            self._keep_log = os.path.getsize(self.log) > 0
+        return f"what QEMU printed is kept in {self.log!r}" if self._keep_log else ""
+
+    def remove(self) -> None:
+        """Remove it, but for a log that is to stay."""
+        if not self._keep_log:
+            shutil.rmtree(self.path, ignore_errors=True)
+        for path in (self.socket, self._pid):
+            with contextlib.suppress(OSError):
+                os.unlink(path)
+
+
 class Launch:
     """Context manager around a QEMU; it is killed, and its folder removed, unless ``let_go`` is called.
 
@@ -53,13 +108,12 @@ class Launch:
     def __init__(self, arguments: Sequence[str], folder: str, *, descriptors: Collection[int] = ()) -> None:
         self.program = arguments[0]
         self._arguments = list(arguments)
-        self.folder = os.path.abspath(folder)
-        self.socket_path = os.path.join(self.folder, "qmp")
-        self.log_path = os.path.join(self.folder, "log")
+        self._folder = RunFolder(folder)
+        self.socket_path, self.log_path = self._folder.socket, self._folder.log
         self._descriptors = descriptors
         self.pid = self.pidfd = 0
         self._started = 0
-        self._made = self._found = self._keep_log = False
+        self._made = self._found = False
 
     def __enter__(self) -> Self:
         if len(os.fsencode(self.socket_path)) > _MAX_SOCKET_PATH:
@@ -69,7 +123,8 @@ class Launch:
             )
         try:
             with signals.held():
-                self._make_folder()
+                self._folder.make()
+                self._made = True
                 self._start()
         except BaseException as error:
             self.__exit__(type(error), error, error.__traceback__)
@@ -83,12 +138,12 @@ class Launch:
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(self._started, signal.SIGKILL)  # a session of its own is also a group
             if self.pid != self._started or not self._found:  # a wrapper may have let it leave the group
-                end_all(self.folder)
+                end_all(self._folder.path)
             processes.reap(self._started)
             self._started = self.pid = 0
         self._close()
         if self._made:
-            self._remove()
+            self._folder.remove()
             self._made = False
 
     def let_go(self) -> None:
@@ -111,7 +166,7 @@ class Launch:
                 raise MachineError(f"process {pid} has ended") from error
             self._close()
             self.pid, self.pidfd = pid, pidfd
-            self._write_pid()
+            self._folder.write_pid(self.pid)
         self._found = True
 
     def explained(self, error: MachineError) -> MachineError:
@@ -127,12 +182,8 @@ class Launch:
             message = f"QEMU: {said}" if how.startswith("exited") else f"{self.program!r} {how}; QEMU: {said}"
         else:
             message = f"{error.message}; {self.program!r} {how} and said nothing"
-        hints = [error.hint] if error.hint and not how else []
-        with contextlib.suppress(OSError):
-            if self._keep_log or os.path.getsize(self.log_path):
-                self._keep_log = True
-                hints.append(f"what QEMU printed is kept in {self.log_path!r}")
-        return MachineError(message, hint="; ".join(hints))
+        hints = [error.hint if not how else "", self._folder.keep_log()]
+        return MachineError(message, hint="; ".join(filter(None, hints)))
 
     def explanation(self) -> str:
         """Why QEMU ended, as one line in its own words; empty if it lives, or has left none."""
@@ -149,33 +200,10 @@ class Launch:
             return ""
         return how_it_ended(self._started) if self.pid == self._started else "has ended"
 
-    def _remove(self) -> None:
-        for name in ("qmp", "pid") if self._keep_log else ():
-            with contextlib.suppress(OSError):
-                os.unlink(os.path.join(self.folder, name))
-        if not self._keep_log:
-            shutil.rmtree(self.folder, ignore_errors=True)
-
-    def _write_pid(self) -> None:
-        try:
-            with open(os.path.join(self.folder, "pid"), "w") as file:
-                file.write(f"{self.pid}\n")
-        except OSError as error:
-            raise HostError.from_os(f"cannot write to {self.folder!r}", error) from error
-
     def _close(self) -> None:
         if self.pidfd:
             linux.close(self.pidfd)
             self.pidfd = 0
-
-    def _make_folder(self) -> None:
-        try:
-            os.mkdir(self.folder, 0o700)
-        except FileExistsError as error:
-            raise RequestError(f"{self.folder!r} exists") from error
-        except OSError as error:
-            raise HostError.from_os(f"cannot make {self.folder!r}", error) from error
-        self._made = True
 
     def _start(self) -> None:
         try:
@@ -203,7 +231,7 @@ class Launch:
                 )
             self.pid = self._started
             self.pidfd = os.pidfd_open(self.pid)
-            self._write_pid()
+            self._folder.write_pid(self.pid)
         except (FileNotFoundError, PermissionError, NotADirectoryError) as error:
             raise RequestError(f"cannot run {self._arguments[0]!r}: {os_message(error.errno or 0)}") from error
         except OSError as error:
