@@ -30,7 +30,7 @@ if TYPE_CHECKING:
         save,
         verify,
     )
-    from parallel_fixedram.boot import clone_guests, restore_guest
+    from parallel_fixedram.boot import clone_guests, restore_guest, verify_by_loading
     from parallel_fixedram.core.capabilities import Profile
     from parallel_fixedram.core.errors import (
         CapabilityError,
@@ -99,6 +99,7 @@ __all__ = [
     "save",
     "to_json",
     "verify",
+    "verify_by_loading",
 ]
 
 _HOMES = {
@@ -119,7 +120,7 @@ _HOMES = {
         "save",
         "verify",
     ),
-    "boot": ("clone_guests", "restore_guest"),
+    "boot": ("clone_guests", "restore_guest", "verify_by_loading"),
     "core.capabilities": ("Profile",),
     "core.errors": (
         "CapabilityError",

@@ -2,13 +2,22 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import time
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from contextlib import ExitStack
 
 from parallel_fixedram.app import readers
-from parallel_fixedram.boot.plan import INCOMING, Boot, clone_stream_in, find_clone_stream, main_blocks, paused_if
+from parallel_fixedram.boot.plan import (
+    INCOMING,
+    Boot,
+    clone_stream_in,
+    find_clone_stream,
+    hold_against_digests,
+    main_blocks,
+    paused_if,
+)
 from parallel_fixedram.core.errors import RequestError
 from parallel_fixedram.core.mapped_ram import SavedBlock
 from parallel_fixedram.core.ramblock import TARGET_PAGE_SIZE
@@ -16,7 +25,7 @@ from parallel_fixedram.core.report import BootReport, BootSeconds
 from parallel_fixedram.engine.add_trailer import add_trailer
 from parallel_fixedram.engine.image import Image, open_image
 from parallel_fixedram.engine.progress import Progress
-from parallel_fixedram.engine.stale import has_stale_pages, punch_stale_pages
+from parallel_fixedram.engine.stale import punch_stale_pages, refuse_stale_pages
 from parallel_fixedram.qemu.command_line import CommandLine, MemoryFile
 from parallel_fixedram.qemu.fleet import Fleet
 from parallel_fixedram.qemu.incoming import Source
@@ -35,23 +44,28 @@ def clone_guests(
     punch: bool = False,
     add_clone_stream: bool = False,
     paused: bool = False,
+    check_digests: bool = False,
     folder: str | None = None,
     progress: Progress | None = None,
 ) -> BootReport:
     """Start guests copy-on-write, their RAM mapped from the page arrays of a file; the file's bytes do not change.
 
     Args:
-        uri: a path, or ``file:PATH[,offset=SIZE]``. The file must not be changed while the guests live.
+        uri: a path, or ``file:PATH[,offset=SIZE]``. The file must not be changed while the guests live: what they have
+            not written yet they read from it, and nothing notices. Another file may take its name.
         command: the QEMU that the guest was saved from; ``{n}`` in an argument is the clone's number, from 0.
         count: how many.
         punch: make holes of stale pages first, in place; what the file says stays the same.
         add_clone_stream: add digests and a clone stream to a file that has none first, in place.
         paused: do not let the guests run.
+        check_digests: hold every page against its digest first.
         folder: where each gets a folder for socket and log; must not exist. None for a new one.
         progress: ``progress(phase, done, total)`` in bytes.
 
     Raises:
-        RequestError: the file has no device state, or stale pages, or does not fit the command line. No guest ran.
+        RequestError: the file has no device state, or stale pages, or does not fit the command line, or was changed or
+            replaced before the guests had loaded. No guest ran.
+        ContentsDiffer: a page does not match its digest. Nothing was started.
         FormatError: not a complete mapped-ram file.
         MachineError: a QEMU does not start, or cannot load the file.
         HostError: I/O or memory.
@@ -62,17 +76,19 @@ def clone_guests(
         _prepare(uri, line, punch=punch, add_clone_stream=add_clone_stream, progress=progress)
     with ExitStack() as stack:
         image = stack.enter_context(open_image(uri))
-        main = _mappable_blocks(image, line)
-        source, descriptors = find_clone_stream(image, main, stack)
-        boot = _on_page_arrays(image, line, main, count, source, descriptors)
+        before = image.channel.stat()
+        main = main_blocks(image, line)
+        if check_digests:
+            hold_against_digests(image, progress)
+        source = find_clone_stream(image, main, stack)
+        boot = _on_page_arrays(image, line, main, count, source)
         fleet = stack.enter_context(Fleet(boot.commands, folder, descriptors=boot.descriptors))
-        guests = fleet.load(
-            image.file.configuration.machine,
-            [saved.block for saved in image.file.blocks],
-            boot.source,
-            run=not line.paused,
-            target=image.file.target,
-        )
+        if not check_digests:  # that has looked; this takes place while QEMU starts
+            refuse_stale_pages(image, main, channels=readers(), progress=progress)
+        fleet.connect(image.file)
+        fleet.load(boot.source)
+        _require_unchanged(image, before)
+        guests = fleet.go_on(run=not line.paused)
         fleet.let_go()
     return BootReport(
         verb="clone",
@@ -82,7 +98,7 @@ def clone_guests(
         direct_io=False,
         guests=guests,
         changes=tuple(boot.changes),
-        verified=False,
+        verified=check_digests,
         seconds=BootSeconds(
             total=time.perf_counter() - started, fill=0.0, start=fleet.start_seconds, load=fleet.load_seconds
         ),
@@ -99,7 +115,8 @@ def plan_clone(uri: str, command: Sequence[str], *, count: int = 1, paused: bool
     """
     line = _line_for(command, count, paused=paused)
     with open_image(uri) as image:
-        main = _mappable_blocks(image, line)
+        main = main_blocks(image, line)
+        refuse_stale_pages(image, main, channels=readers())
         return _on_page_arrays(image, line, main, count, clone_stream_in(image, main))
 
 
@@ -109,7 +126,6 @@ def _on_page_arrays(
     main: Sequence[SavedBlock],
     count: int,
     source: Source,
-    descriptors: Collection[int] = (),
 ) -> Boot:
     """QEMUs on the page arrays; of the file they load the rest."""
     files = {}
@@ -127,7 +143,6 @@ def _on_page_arrays(
         commands=[[*each.arguments, *INCOMING] for each in rewritten],
         source=source,
         changes=rewritten[0].changes,
-        descriptors=descriptors,
         paused=line.paused,
     )
 
@@ -138,20 +153,16 @@ def _line_for(command: Sequence[str], count: int, *, paused: bool) -> CommandLin
     return paused_if(CommandLine.parse(command), paused)
 
 
-def _mappable_blocks(image: Image, line: CommandLine) -> list[SavedBlock]:
-    """The main blocks; refuses pages that are zero by the bitmap, but not in the page array that a guest would map.
-
-    A file with our trailer has none: a save leaves none, and a trailer is added to no file that has.
-    """
-    main = main_blocks(image, line)
-    for saved in main if image.file.trailer is None else ():
-        if has_stale_pages(image, saved):
-            raise RequestError(
-                f"{image.path!r} has stale bytes where pages of block {saved.block.idstr!r} are zero: "
-                "QEMU saved it while the guest ran",
-                hint="--punch makes holes of them, in place; what the file says stays the same",
-            )
-    return main
+def _require_unchanged(image: Image, before: os.stat_result) -> None:
+    """Refuse a file that changed since it was opened, or whose name means another one that QEMU would have mapped."""
+    with contextlib.suppress(OSError):
+        after, named = image.channel.stat(), os.stat(image.path)
+        if os.path.samestat(named, before) and (after.st_mtime_ns, after.st_size) == (
+            before.st_mtime_ns,
+            before.st_size,
+        ):
+            return
+    raise RequestError(f"{image.path!r} was changed or replaced while its clones were started")
 
 
 def _prepare(uri: str, line: CommandLine, *, punch: bool, add_clone_stream: bool, progress: Progress | None) -> None:

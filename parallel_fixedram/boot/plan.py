@@ -7,12 +7,15 @@ from collections.abc import Collection, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 
-from parallel_fixedram.core.errors import HostError, RequestError
+from parallel_fixedram.app import readers
+from parallel_fixedram.core.errors import ContentsDiffer, HostError, RequestError
 from parallel_fixedram.core.mapped_ram import SavedBlock
 from parallel_fixedram.core.units import format_exact_size
 from parallel_fixedram.engine.clone_stream import clone_stream_of, require_device_state
 from parallel_fixedram.engine.image import Image
+from parallel_fixedram.engine.progress import Progress
 from parallel_fixedram.engine.restore import check_head
+from parallel_fixedram.engine.verify import verify
 from parallel_fixedram.host import linux
 from parallel_fixedram.host.channel import FileChannel
 from parallel_fixedram.qemu.command_line import CommandLine
@@ -41,6 +44,20 @@ class Boot:
     changes: Sequence[str] = ()
     descriptors: Collection[int] = frozenset()
     paused: bool = False
+
+
+def hold_against_digests(image: Image, progress: Progress | None) -> None:
+    """Hold everything in a file against the digests it carries, and the places of zero pages against zero.
+
+    Raises:
+        RequestError: it carries none.
+        ContentsDiffer: something does not match; names the first.
+    """
+    if image.file.trailer is None:
+        raise RequestError(f"{image.path!r} carries no digests to check")
+    found = verify(image, channels=readers(), progress=progress)
+    if not found.ok:
+        raise ContentsDiffer(f"{image.path!r}: {found.differences[0]}", hint="no guest was started")
 
 
 def paused_if(line: CommandLine, paused: bool) -> CommandLine:
@@ -89,13 +106,13 @@ def clone_stream_in(image: Image, main: Sequence[SavedBlock]) -> Source:
         raise RequestError(
             f"{image.path!r} carries no clone stream for this command line", hint="clone --add-clone-stream adds one"
         )
-    return Source(path=os.path.abspath(image.path), offset=image.file.trailer.clone_offset)
+    return Source(path=os.path.abspath(image.path), fd=image.channel.fd, offset=image.file.trailer.clone_offset)
 
 
-def find_clone_stream(image: Image, main: Sequence[SavedBlock], stack: ExitStack) -> tuple[Source, set[int]]:
-    """The file's own clone stream, or one put together in memory, and the descriptors it needs."""
+def find_clone_stream(image: Image, main: Sequence[SavedBlock], stack: ExitStack) -> Source:
+    """The file's own clone stream, or one put together in memory."""
     if image.file.trailer and _has_clone_stream(image, main):
-        return clone_stream_in(image, main), set()
+        return clone_stream_in(image, main)
     clone_stream = clone_stream_of(image, [saved.block.idstr for saved in main])
     try:
         fd = os.memfd_create("clone-stream", os.MFD_CLOEXEC)
@@ -103,4 +120,4 @@ def find_clone_stream(image: Image, main: Sequence[SavedBlock], stack: ExitStack
         raise HostError.from_os("cannot get memory for the clone stream", error) from error
     stack.callback(linux.close, fd)
     clone_stream.write(image.channel, FileChannel(fd, "clone stream"), 0)
-    return Source(path=f"/proc/self/fd/{fd}"), {fd}
+    return Source(path=f"/proc/self/fd/{fd}", fd=fd)

@@ -10,16 +10,23 @@ from typing import NamedTuple
 
 import numpy as np
 
-from parallel_fixedram.app import choice, readers
-from parallel_fixedram.boot.plan import INCOMING, Boot, clone_stream_in, find_clone_stream, main_blocks, paused_if
+from parallel_fixedram.app import choice
+from parallel_fixedram.boot.plan import (
+    INCOMING,
+    Boot,
+    clone_stream_in,
+    find_clone_stream,
+    hold_against_digests,
+    main_blocks,
+    paused_if,
+)
 from parallel_fixedram.core.capabilities import Profile, capabilities_for_restore, validate_recorded
-from parallel_fixedram.core.errors import ContentsDiffer, RequestError
+from parallel_fixedram.core.errors import RequestError
 from parallel_fixedram.core.mapped_ram import SavedBlock
 from parallel_fixedram.core.report import BootReport, BootSeconds
 from parallel_fixedram.engine.image import Image, open_image
 from parallel_fixedram.engine.progress import Progress
 from parallel_fixedram.engine.restore import Destination, restore
-from parallel_fixedram.engine.verify import verify
 from parallel_fixedram.host import signals
 from parallel_fixedram.host.page_cache import is_cold, takes_direct_io
 from parallel_fixedram.host.shared_memory import SharedMemory
@@ -75,28 +82,24 @@ def restore_guest(
     with ExitStack() as stack:
         image, line, main = stack.enter_context(_accepted(uri, command, gate, paused=paused))
         if check_digests:
-            _check_digests(image, progress)
+            hold_against_digests(image, progress)
         memory: SharedMemory | None = None
         if shared or ram:
             lengths = {saved.block.idstr: saved.block.used_length for saved in main}
             memory = stack.enter_context(SharedMemory(lengths, _known_blocks(ram or {}, lengths)))
-            source, descriptors = find_clone_stream(image, main, stack)
+            source = find_clone_stream(image, main, stack)
             anonymous = lengths.keys() - (ram or {}).keys()
-            boot = _on_memory(line, memory.paths, main, source, anonymous, memory.descriptors | descriptors)
+            boot = _on_memory(line, memory.paths, main, source, anonymous, memory.descriptors)
         else:
-            boot = _by_qemu(image, line, channels)
+            boot = loaded_by_qemu(image, line, channels)
         fleet = stack.enter_context(Fleet(boot.commands, folder, descriptors=boot.descriptors))
         fill_seconds = 0.0
         if memory:  # while QEMU starts
             destinations = {idstr: Destination(path=path) for idstr, path in memory.paths.items()}
             fill_seconds = restore(image, destinations, channels=channels, progress=progress).seconds.total
-        guests = fleet.load(
-            image.file.configuration.machine,
-            [saved.block for saved in image.file.blocks],
-            boot.source,
-            run=not line.paused,
-            target=image.file.target,
-        )
+        fleet.connect(image.file)
+        fleet.load(boot.source)
+        guests = fleet.go_on(run=not line.paused)
         with signals.held():  # guests and their memory stay together
             if memory:
                 memory.keep()
@@ -150,7 +153,7 @@ def plan_restore(
     gate = _Gate(channels, experimental_multifd, capabilities, profile)
     with _accepted(uri, command, gate, paused=paused) as (image, line, main):
         if not ram:
-            return _by_qemu(image, line, channels)
+            return loaded_by_qemu(image, line, channels)
         for saved in main:
             if saved.block.idstr not in ram:
                 raise RequestError(
@@ -185,18 +188,11 @@ def _accepted(
         yield image, line, main_blocks(image, line)
 
 
-def _check_digests(image: Image, progress: Progress | None) -> None:
-    if image.file.trailer is None:
-        raise RequestError(f"{image.path!r} carries no digests to check")
-    found = verify(image, channels=readers(), progress=progress)
-    if not found.ok:
-        raise ContentsDiffer(f"{image.path!r}: {found.differences[0]}", hint="no guest was started")
-
-
-def _by_qemu(image: Image, line: CommandLine, channels: int) -> Boot:
+def loaded_by_qemu(image: Image, line: CommandLine, channels: int) -> Boot:
     """QEMU loads the whole stream; past the page cache where it would have to wait for the device anyway."""
     source = Source(
         path=os.path.abspath(image.path),
+        fd=image.channel.fd,
         offset=image.file.base,
         channels=channels,
         direct_io=channels > 1 and takes_direct_io(image.path) and is_cold(image.channel.fd, _samples(image)),

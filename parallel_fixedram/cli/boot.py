@@ -16,13 +16,19 @@ if TYPE_CHECKING:
 def add_boot_options(parser: Any) -> None:
     """Options of a verb that starts QEMUs."""
     parser.add_argument("--paused", action="store_true", help="do not let the guest run")
+    add_run_dir(parser)
+    parser.add_argument(
+        "--print", action="store_true", help="show the commands for a stock QEMU instead of running them"
+    )
+
+
+def add_run_dir(parser: Any) -> None:
+    """The option that says where a QEMU's socket goes."""
     parser.add_argument(
         "--run-dir",
         metavar="FOLDER",
-        help="where QMP socket, log and pid go, in FOLDER/N; must not exist, and is left behind (default: a new one)",
-    )
-    parser.add_argument(
-        "--print", action="store_true", help="show the commands for a stock QEMU instead of running them"
+        help="where QMP socket, log and pid go, in FOLDER/N; must not exist, and is there as long as QEMU is needed; "
+        "of one that fails the log stays (default: a new one)",
     )
 
 

@@ -30,7 +30,9 @@ A verb's module is imported for ``--help``, too: what is slow to import belongs 
 
 
 WITH_COMMAND = ("restore", "clone")
-"""Verbs that take a QEMU command line behind ``--``."""
+"""Verbs that take a QEMU command line behind ``--``; ``verify`` does with LOAD."""
+
+LOAD = "--load"
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
@@ -144,8 +146,8 @@ def _split_command(argv: Sequence[str]) -> tuple[str, Sequence[str], Sequence[st
         from parallel_fixedram.cli.bench import with_run
 
         argv = with_run(argv)
-    if verb in WITH_COMMAND and "--" in argv:
-        place = argv.index("--")
+    place = argv.index("--") if "--" in argv else len(argv)
+    if place < len(argv) and (verb in WITH_COMMAND or (verb == "verify" and LOAD in argv[:place])):
         return verb, argv[:place], argv[place + 1 :]
     return verb, argv, None
 

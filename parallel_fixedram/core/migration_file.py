@@ -19,6 +19,7 @@ from parallel_fixedram.core.mapped_ram import SavedBlock
 from parallel_fixedram.core.ramblock import TARGET_PAGE_SIZE
 from parallel_fixedram.core.stream import Configuration, Cursor, ReadAt
 from parallel_fixedram.core.trailer import Trailer
+from parallel_fixedram.core.units import align_up
 from parallel_fixedram.core.vmdesc import Lengths
 
 TRAILER_KEY = "parallel-fixedram"
@@ -93,24 +94,29 @@ class MigrationFile:
         return next((saved for saved in self.blocks if saved.block.idstr == idstr), None)
 
 
-def parse(read: ReadAt, size: int, base: int = 0) -> MigrationFile:
-    """Read the structure of a file.
+def parse(read: ReadAt, size: int, base: int = 0, data_end: int | None = None) -> MigrationFile:
+    """Read the structure of a file; zeros may follow it, however many.
 
     Args:
         read: gives bytes at an offset.
         size: bytes in the file.
         base: where the stream starts.
+        data_end: from where on the file is known to be a hole, so that nobody has to look for its last byte there.
 
     Raises:
         FormatError: the file is not a complete mapped-ram stream, or contradicts itself.
     """
-    found_trailer = trailer.read_trailer(read, size) if trailer.has_trailer(read, size) else None
-    cursor = Cursor(read, found_trailer.offset if found_trailer else size, base)
+    cursor = Cursor(read, size, base)
     configuration = stream.read_head(cursor)
     if not {MAPPED_RAM, FIXED_RAM}.intersection(configuration.capabilities):
         raise FormatError("Capability mapped-ram is on, but received capability is off", offset=base)
     page_size = TARGET_PAGE_SIZE if configuration.page_bits is None else 1 << configuration.page_bits
-    walk = _Walk(cursor, page_size, configuration, base)
+    content_end = trailer.content_end(read, size if data_end is None else min(size, data_end))
+    end = min(size, align_up(content_end, trailer.ALIGNMENT))
+    found_trailer = trailer.read_trailer(read, end) if trailer.has_trailer(read, end) else None
+    if found_trailer:
+        cursor.end = end = found_trailer.offset
+    walk = _Walk(cursor, page_size, configuration, base, description_end=end)
     walk.run()
     if walk.blocks is None:
         raise FormatError("no ram section in the stream", offset=cursor.offset)
@@ -123,7 +129,7 @@ def parse(read: ReadAt, size: int, base: int = 0) -> MigrationFile:
     else:
         if walk.ram_id == RAM_SECTION_ID or TRAILER_KEY in (description or ()):
             raise FormatError("the trailer that the stream announces is missing or cut off", offset=stream_end)
-        _check_end(read, walk.blocks, stream_end, size)
+        _check_end(walk.blocks, stream_end, content_end)
     warnings = []
     if not walk.ram_ended:
         warnings.append("no RAM END section: the save was interrupted, or is a background snapshot without bitmaps")
@@ -222,8 +228,17 @@ def _device_section(data: bytes, at: int, ends: Mapping[int, int]) -> DeviceSect
 class _Walk:
     """Walks the sections of a stream, from the configuration to the end mark."""
 
-    def __init__(self, cursor: Cursor, page_size: int, configuration: Configuration, base: int = 0) -> None:
+    def __init__(
+        self,
+        cursor: Cursor,
+        page_size: int,
+        configuration: Configuration,
+        base: int = 0,
+        *,
+        description_end: int | None = None,
+    ) -> None:
         self.cursor = cursor
+        self.description_end = cursor.end if description_end is None else description_end
         self.page_size = page_size
         self.base = base
         self.has_address = IGNORE_SHARED in configuration.capabilities
@@ -315,7 +330,7 @@ class _Walk:
         """Skip a body by the length that the VM description gives it, or else by its footer."""
         cursor, body = self.cursor, self.cursor.offset
         if self.lengths is None and self.blocks is not None:
-            self.lengths = vmdesc.section_lengths(cursor.read_at, body, cursor.end)
+            self.lengths = vmdesc.section_lengths(cursor.read_at, body, self.description_end)
         known = (self.lengths or {}).get((name, instance_id))
         length = known.popleft() if known else -1
         if 0 <= length <= cursor.end - body:
@@ -376,20 +391,18 @@ def _find(cursor: Cursor, pattern: bytes) -> Iterator[int]:
         wanted = min(2 * wanted, _SCAN_CHUNK)  # most sections are short, and what is read ahead of one is read again
 
 
-def _check_end(read: ReadAt, blocks: Sequence[SavedBlock], stream_end: int, size: int) -> None:
-    """Accept at most padding after the stream, and after bitmaps and page arrays that lie behind it."""
+def _check_end(blocks: Sequence[SavedBlock], stream_end: int, content_end: int) -> None:
+    """Accept nothing but zeros after the stream, and after bitmaps and page arrays that lie behind it."""
     end = max(stream_end, *(max(saved.bitmap_end, saved.pages_end) for saved in blocks if not saved.absent), 0)
-    if size - end >= trailer.ALIGNMENT:
+    if content_end > end:
         raise FormatError(
-            f"{size - end} bytes follow the stream and are no trailer",
+            f"{content_end - end} bytes follow the stream and are no trailer",
             offset=end,
             hint=f"if adding a clone stream was interrupted: truncate --size={end} gives the file back",
         )
-    _check_zeros(read, end, size)
 
 
 def _check_zeros(read: ReadAt, start: int, end: int) -> None:
-    """Accept only zeros in a range of fewer than ALIGNMENT bytes."""
-    padding = read(start, end - start)
-    if any(padding):
+    """Accept only zeros between stream and trailer, fewer than ALIGNMENT bytes."""
+    if any(read(start, end - start)):
         raise FormatError("bytes that are not zero follow the stream and are no trailer", offset=start)

@@ -261,7 +261,11 @@ class VerifyReport:
     digests: bool
     """Whether the file carries digests and they were checked."""
     ram: tuple[str, ...]
-    """Blocks compared against live RAM."""
+    """Blocks compared against live RAM, or that of the QEMU that loaded the file."""
+    loaded_by: str | None
+    """The program that loaded the file for that; None where none did."""
+    ram_bytes: int
+    """Bytes of the blocks that were compared with RAM."""
     blocks: tuple[BlockReport, ...]
     stale_pages: int | None
     """Zero pages whose place in the file holds other bytes; None when nobody looked."""

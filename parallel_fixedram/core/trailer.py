@@ -18,6 +18,9 @@ blocks have page arrays of their own there, at multiples of 4096.
 Every digest is XXH3-64. A page's digest has a fixed place like the page itself, so workers write digests in parallel, a
 zero page costs a hole, and a flipped byte is pinned to its page. The digest in the footer covers the trailer up to
 itself. ``file_length`` is a multiple of 4096. A reader skips part types it does not know, unless REQUIRED is set.
+
+Volumes and tapes put zeros behind the file: the last byte that is not zero is in the footer, whose end is a multiple of
+4096.
 """
 
 from __future__ import annotations
@@ -43,6 +46,9 @@ REQUIRED = 0x1
 
 DIGEST_BYTES = 8
 MAX_PARTS = 2 * MAX_BLOCKS
+
+_SCAN_FIRST = 1 << 12
+_SCAN_CHUNK = 1 << 20
 
 _PART = struct.Struct(">IIQ")
 _TABLE = struct.Struct(">II")
@@ -191,13 +197,31 @@ class Trailer:
     """The offset after it; 0 where there is none."""
 
 
+def content_end(read: ReadAt, size: int) -> int:
+    """The offset after the last byte that is not zero; 0 where all are. Reads backwards, no byte twice.
+
+    Raises:
+        FormatError: there are fewer than ``size`` bytes.
+    """
+    end, wanted = size, _SCAN_FIRST
+    while end > 0:
+        start = max(0, end - wanted)
+        data = read(start, end - start)
+        if len(data) < end - start:
+            raise FormatError(f"the file ends, expected {size:#x} bytes", offset=start + len(data))
+        if found := len(data.rstrip(b"\0")):
+            return start + found
+        end, wanted = start, min(2 * wanted, _SCAN_CHUNK)
+    return 0
+
+
 def has_trailer(read: ReadAt, size: int) -> bool:
-    """Whether a file of ``size`` bytes ends in a footer of ours."""
+    """Whether the first ``size`` bytes of a file end in a footer of ours."""
     return size >= FOOTER_BYTES and read(size - FOOTER_BYTES, len(MAGIC)) == MAGIC
 
 
 def read_trailer(read: ReadAt, size: int) -> Trailer:
-    """Read the trailer of a file of ``size`` bytes that has one; its digests are not checked here.
+    """Read the trailer of a file that has one in its first ``size`` bytes; its digests are not checked here.
 
     Raises:
         FormatError: the footer contradicts the file or the parts.

@@ -18,7 +18,7 @@ from parallel_fixedram.engine.digest import DigestJob, write_trailer
 from parallel_fixedram.engine.image import Image
 from parallel_fixedram.engine.pool import WorkerPool
 from parallel_fixedram.engine.progress import Progress, run_job
-from parallel_fixedram.engine.stale import has_stale_pages, reopen_writable
+from parallel_fixedram.engine.stale import refuse_stale_pages, reopen_writable
 from parallel_fixedram.host import linux, signals
 from parallel_fixedram.host.channel import FileChannel
 
@@ -43,11 +43,7 @@ def add_trailer(image: Image, main: Collection[str], *, channels: int, progress:
     for saved in image.blocks:
         if max(saved.bitmap_end, saved.pages_end) > image.file.stream_end:
             raise RequestError(f"{image.path!r} has block {saved.block.idstr!r} behind the end of its stream")
-        if has_stale_pages(image, saved):
-            raise RequestError(
-                f"{image.path!r} has stale bytes where pages of {saved.block.idstr!r} are zero",
-                hint="--punch makes holes of them",
-            )
+    refuse_stale_pages(image, image.blocks, channels=channels)
     clone = clone_stream_of(image, main)
     trailer = TrailerLayout.plan(
         base=image.file.base,
@@ -60,9 +56,11 @@ def add_trailer(image: Image, main: Collection[str], *, channels: int, progress:
     tables[:] = trailer.tables
     fd = reopen_writable(image)
     try:
-        channel = FileChannel(fd, image.path)
+        channel, resized = FileChannel(fd, image.path), False
         try:
-            _resize(channel, trailer.file_length)
+            with signals.held():
+                _resize(channel, trailer.file_length)
+                resized = True
             job = DigestJob(image.blocks, present, tables, pages=channel, digests=channel)
             with WorkerPool([job], channels) as pool:
                 size = image.file.page_size
@@ -74,7 +72,7 @@ def add_trailer(image: Image, main: Collection[str], *, channels: int, progress:
             channel.sync()
         except BaseException:
             with signals.held():
-                if channel.stat().st_size > image.file.size:
+                if resized:
                     _resize(channel, image.file.stream_end)  # padding may have been overwritten, and is zeros again
                     _resize(channel, image.file.size)
             raise

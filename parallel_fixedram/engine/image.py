@@ -26,7 +26,7 @@ from parallel_fixedram.core.uri import parse_uri
 from parallel_fixedram.engine.bitmaps import shared_words
 from parallel_fixedram.engine.digest import DigestTable
 from parallel_fixedram.host import linux
-from parallel_fixedram.host.channel import FileChannel, anonymous_memory, data_extents, open_readable
+from parallel_fixedram.host.channel import FileChannel, anonymous_memory, data_end, data_extents, open_readable
 from parallel_fixedram.host.page_cache import is_cold
 
 CACHE_SAMPLES = 64
@@ -45,10 +45,11 @@ class Image:
 
     def __init__(self, path: str, *, offset: int = 0) -> None:
         self.path = path
-        self._fd = open_readable(path)
+        self._fd = open_readable(path, or_device=True)
         try:
             self.channel = FileChannel(self._fd, path)
-            self.file: MigrationFile = parse(self.channel.bytes_at, self.channel.stat().st_size, offset)
+            size = self.channel.size()
+            self.file: MigrationFile = parse(self.channel.bytes_at, size, offset, data_end(self._fd, size))
         except FormatError as error:
             linux.close(self._fd)
             raise error.in_file(path) from error

@@ -26,8 +26,8 @@ from parallel_fixedram.engine.image import Image
 from parallel_fixedram.engine.messages import Tally
 from parallel_fixedram.engine.pool import WorkerPool
 from parallel_fixedram.engine.progress import Progress
-from parallel_fixedram.engine.stale import absent_but_stored
-from parallel_fixedram.engine.window import Window, WindowReader, nonzero_pages, windows
+from parallel_fixedram.engine.stale import StaleJob
+from parallel_fixedram.engine.window import WindowReader, windows
 from parallel_fixedram.engine.worker import Job
 
 MAX_DIFFERENCES = 1000
@@ -57,32 +57,12 @@ class DigestCheckJob:
         return tally
 
 
-class ZeroSlotJob:
-    """Finds absent pages of a shard whose places do not read as zeros; only places that are not holes are read."""
-
-    def __init__(self, image: Image) -> None:
-        self._image = image
-        self._blocks = image.blocks
-        self.work = [absent_but_stored(image, saved) for saved in image.blocks]
-
-    def open(self) -> None:
-        """Allocate the read buffer (Job.open)."""
-        self._reader = WindowReader(self._image.channel, self._image.file.page_size)
-
-    def run(self, shard: Shard) -> Tally:
-        """Check one shard (Job.run)."""
-        tally = Tally()
-        for window in windows(self.work[shard.block], shard):
-            pages = self._reader.read(self._blocks[shard.block], Window(window.first, window.bits), tally)
-            tally.found_bad(shard.block, window.first, nonzero_pages(pages))
-        return tally
-
-
 def verify(
     image: Image,
     *,
     quick: bool = False,
     ram: Mapping[str, GuestBlock] | None = None,
+    loaded_by: str | None = None,
     channels: int = 1,
     progress: Progress | None = None,
 ) -> VerifyReport:
@@ -92,6 +72,7 @@ def verify(
         image: the file.
         quick: structure only: no page is read.
         ram: live RAM to compare blocks with, by block name; it has to stand still meanwhile.
+        loaded_by: the program that has loaded the file into that RAM, if one has.
         channels: number of workers.
         progress: called as shards are acknowledged.
 
@@ -112,7 +93,9 @@ def verify(
     if not quick or pairs:
         if not quick and trailer:
             differences += check_ranges(image, trailer)
-        checks = _Checks(image, pairs, digests=bool(trailer) and not quick, slots=not quick)
+        checks = _Checks(
+            image, pairs, digests=bool(trailer) and not quick, slots=not quick, ram=_LOADED if loaded_by else _RAM
+        )
         bad_pages, stale_pages = checks.run(channels, progress)
         differences += checks.differences
     return VerifyReport(
@@ -121,6 +104,8 @@ def verify(
         quick=quick,
         digests=trailer is not None and not quick,
         ram=tuple(saved.block.idstr for saved, _ in pairs),
+        loaded_by=loaded_by,
+        ram_bytes=sum(saved.block.used_length for saved, _ in pairs),
         blocks=image.report(),
         stale_pages=stale_pages,
         bad_pages=bad_pages,
@@ -135,7 +120,7 @@ class _Checks:
     """The checks that read pages, in the workers of one pool."""
 
     def __init__(
-        self, image: Image, pairs: Sequence[tuple[SavedBlock, RamSide]], *, digests: bool, slots: bool
+        self, image: Image, pairs: Sequence[tuple[SavedBlock, RamSide]], *, digests: bool, slots: bool, ram: str
     ) -> None:
         self._image = image
         self.differences: list[Difference] = []
@@ -144,11 +129,11 @@ class _Checks:
             digest_job = DigestCheckJob(image)
             self._jobs.append((_DIGESTS, digest_job, digest_job.work, image.blocks))
         if slots:
-            slot_job = ZeroSlotJob(image)
+            slot_job = StaleJob(image, image.blocks)
             self._jobs.append((_SLOTS, slot_job, slot_job.work, image.blocks))
         if pairs:
             compare_job = CompareJob([(FileSide(image, saved), side) for saved, side in pairs])
-            self._jobs.append((_RAM, compare_job, compare_job.work, [saved for saved, _ in pairs]))
+            self._jobs.append((ram, compare_job, compare_job.work, [saved for saved, _ in pairs]))
 
     def run(self, channels: int, progress: Progress | None) -> tuple[int, int | None]:
         """Run them; returns the number of bad pages, and of stale ones if they were looked for."""
@@ -171,7 +156,8 @@ class _Checks:
 _DIGESTS = "does not match its digest"
 _SLOTS = "is zero by the bitmap, but its place in the file is not"
 _RAM = "differs from RAM"
-_PHASES = {_DIGESTS: "digests", _SLOTS: "zero pages", _RAM: "RAM"}
+_LOADED = "is not what the QEMU has that loaded the file"
+_PHASES = {_DIGESTS: "digests", _SLOTS: "zero pages", _RAM: "RAM", _LOADED: "loaded RAM"}
 
 
 def _pairs(image: Image, ram: Mapping[str, GuestBlock]) -> list[tuple[SavedBlock, RamSide]]:

@@ -107,6 +107,13 @@ class FileChannel:
         except OSError as error:
             raise HostError.from_os(f"cannot sync {self.name!r}", error) from error
 
+    def size(self) -> int:
+        """Bytes in the file, or of the block device."""
+        try:
+            return os.lseek(self.fd, 0, os.SEEK_END)  # fstat(2) says 0 of a device
+        except OSError as error:
+            raise HostError.from_os(f"cannot look at {self.name!r}", error) from error
+
     def stat(self) -> os.stat_result:
         """What fstat(2) says of the file now."""
         try:
@@ -165,22 +172,26 @@ def huge_memory(length: int) -> memoryview:
     return memoryview(memory)[start : start + length]
 
 
-def open_readable(path: str) -> int:
+def open_readable(path: str, *, or_device: bool = False) -> int:
     """Open a file that somebody else made, for reading; never blocks on a FIFO.
+
+    Args:
+        path: its path.
+        or_device: take a block device as well.
 
     Raises:
         HostError: it cannot be opened.
         RequestError: it is not a regular file.
     """
-    return _open_regular(path, os.O_RDONLY)
+    return _open_seekable(path, os.O_RDONLY, or_device=or_device)
 
 
-def open_writable(path: str) -> int:
-    """Open an existing file for reading and writing in place; the errors of ``open_readable``."""
-    return _open_regular(path, os.O_RDWR)
+def open_writable(path: str, *, or_device: bool = False) -> int:
+    """Open an existing file for reading and writing in place; otherwise as ``open_readable``."""
+    return _open_seekable(path, os.O_RDWR, or_device=or_device)
 
 
-def _open_regular(path: str, flags: int) -> int:
+def _open_seekable(path: str, flags: int, *, or_device: bool) -> int:
     try:
         fd = os.open(path, flags | os.O_NONBLOCK | os.O_CLOEXEC)
     except IsADirectoryError as error:
@@ -188,12 +199,27 @@ def _open_regular(path: str, flags: int) -> int:
     except OSError as error:
         raise HostError.from_os(f"cannot open {path!r}", error) from error
     try:
-        if not stat.S_ISREG(FileChannel(fd, path).stat().st_mode):
+        mode = FileChannel(fd, path).stat().st_mode
+        if not stat.S_ISREG(mode) and not (or_device and stat.S_ISBLK(mode)):
             raise RequestError(f"{path!r} is not a regular file")
     except BaseException:
         linux.close(fd)
         raise
     return fd
+
+
+def data_end(fd: int, size: int) -> int:
+    """From where on a file of ``size`` bytes is a hole; ``size`` where the file system cannot tell."""
+    low, high = 0, size  # there is data at or behind low, if anywhere; none at high
+    while low < high:
+        middle = (low + high) // 2
+        try:
+            low = max(os.lseek(fd, middle, os.SEEK_DATA), middle) + 1
+        except OSError as error:
+            if error.errno != errno.ENXIO:
+                return size
+            high = middle
+    return low
 
 
 def data_extents(fd: int, start: int, end: int) -> Iterator[tuple[int, int]]:

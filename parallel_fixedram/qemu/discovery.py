@@ -220,7 +220,7 @@ def _malformed(monitor: Monitor, command: str, answer: object) -> MachineError:
     return MachineError(f"QMP socket {monitor.name!r}: QEMU's answer to {command!r} is malformed: {text}")
 
 
-def find_process(monitor: Monitor, fd: int, pid: int | None = None) -> int:
+def find_process(monitor: Monitor, fd: int, pid: int | None = None, *, likely: int = 0) -> int:
     """The process behind a monitor: the one that holds a descriptor which the monitor has been sent.
 
     The peer of the socket is only a guess: somebody else may have made the socket and handed it over, or QEMU may have
@@ -230,11 +230,12 @@ def find_process(monitor: Monitor, fd: int, pid: int | None = None) -> int:
         monitor: has been given ``fd``.
         fd: a descriptor of a file that nobody else has open.
         pid: what the user says.
+        likely: where to look first, instead of at the socket's peer.
 
     Raises:
         MachineError: it cannot be found, or is another one than the user says.
     """
-    peer, wrong = monitor.peer_pid, why_proc_is_wrong()
+    peer, wrong = likely or monitor.peer_pid, why_proc_is_wrong()
     if not wrong:
         name, inode = os.readlink(f"/proc/self/fd/{fd}"), os.fstat(fd)
         others = (int(each) for each in os.listdir("/proc") if each.isdecimal())

@@ -8,7 +8,6 @@ from __future__ import annotations
 import contextlib
 import os
 import shutil
-import signal
 import tempfile
 import time
 from collections.abc import Collection, Iterator, Sequence
@@ -17,12 +16,13 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
 from parallel_fixedram.core.errors import HostError, MachineError, RequestError
-from parallel_fixedram.core.ramblock import RAMBlock
+from parallel_fixedram.core.migration_file import MigrationFile
 from parallel_fixedram.core.report import GuestReport
-from parallel_fixedram.host import signals
+from parallel_fixedram.host import linux, signals
 from parallel_fixedram.host.guardian import Guardian
-from parallel_fixedram.qemu import incoming
+from parallel_fixedram.qemu import discovery, incoming
 from parallel_fixedram.qemu.incoming import Source
+from parallel_fixedram.qemu.last_words import end_all
 from parallel_fixedram.qemu.launch import Launch
 
 if TYPE_CHECKING:
@@ -35,12 +35,15 @@ START_SECONDS = 60.0
 class Fleet:
     """Context manager around QEMUs; all are killed, and their folders removed, unless ``let_go`` is called.
 
+    Of a QEMU with which something went wrong the log stays, alone in its folder; the error's hint says where.
+
     Args:
         commands: program and arguments of each; they have to wait for their guest (``-incoming defer``).
         folder: where each gets a folder of its own, named by its number; must not exist. None for a new one.
         descriptors: open files that each QEMU shall have under the same numbers.
 
     Attributes:
+        monitors: a session with each, once connected.
         start_seconds: from the first start until all had answered.
         load_seconds: from then until all had loaded.
 
@@ -57,11 +60,12 @@ class Fleet:
         self._descriptors = descriptors
         self._stack = ExitStack()
         self._launches: list[Launch] = []
+        self.monitors: list[Monitor] = []
         self._kept = False
         self.start_seconds = self.load_seconds = 0.0
 
     def __enter__(self) -> Self:
-        self._started = time.perf_counter()
+        self._started = self._ready = time.perf_counter()
         with ExitStack() as stack:
             folder = self._make_folder(stack)
             # before the first start, so that there is no moment in which nobody would end a QEMU
@@ -78,41 +82,66 @@ class Fleet:
     ) -> None:
         self._stack.__exit__(kind, error, traceback)
 
-    def load(
-        self, machine: str, blocks: Sequence[RAMBlock], source: Source, *, run: bool, target: str = ""
-    ) -> tuple[GuestReport, ...]:
-        """Hold every machine against the file, have it load, and let the guest run if ``run``.
+    def connect(self, file: MigrationFile) -> None:
+        """Wait until every QEMU answers, find out which process it is, and hold its machine against the file.
 
         Raises:
             RequestError: a machine does not fit the file.
-            MachineError: a QEMU does not start, cannot load, or has a guest that cannot run.
+            MachineError: a QEMU does not start.
         """
         # imported while QEMU starts
         from parallel_fixedram.qemu.monitor import Monitor
 
-        with ExitStack() as stack:
-            monitors: list[Monitor] = []
-            for launch in self._launches:
-                with _explained(launch):
-                    monitor = Monitor(launch.socket_path, timeout=START_SECONDS, pidfd=launch.pidfd)
-                    monitors.append(stack.enter_context(monitor))
-                    incoming.check_machine(monitor, machine, blocks, target)
-            ready = time.perf_counter()
-            self.start_seconds = ready - self._started
-            reports = []
-            for launch, monitor in zip(self._launches, monitors, strict=True):
-                with _explained(launch):
-                    incoming.load(monitor, source)
-                    status = incoming.go_on(monitor, run=run)
-                reports.append(GuestReport(pid=launch.pid, qmp=launch.socket_path, log=launch.log_path, status=status))
-            self.load_seconds = time.perf_counter() - ready
+        for launch in self._launches:
+            with self._explained(launch):
+                # the end of a process says nothing before it is known to be QEMU's
+                monitor = self._stack.enter_context(Monitor(launch.socket_path, timeout=START_SECONDS))
+                self.monitors.append(monitor)
+                launch.found(_process_behind(monitor, launch.pid))
+                monitor.pidfd = launch.pidfd
+                incoming.check_machine(
+                    monitor, file.configuration.machine, [saved.block for saved in file.blocks], file.target
+                )
+        self._ready = time.perf_counter()
+        self.start_seconds = self._ready - self._started
+
+    def load(self, source: Source) -> None:
+        """Have every QEMU load the stream; no guest runs yet.
+
+        Raises:
+            MachineError: a QEMU cannot load.
+        """
+        for launch, monitor in zip(self._launches, self.monitors, strict=True):
+            with self._explained(launch):
+                incoming.load(monitor, source)
+        self.load_seconds = time.perf_counter() - self._ready
+
+    def go_on(self, *, run: bool) -> tuple[GuestReport, ...]:
+        """Let the guests run if ``run``.
+
+        Raises:
+            MachineError: a guest cannot run.
+        """
+        reports = []
+        for launch, monitor in zip(self._launches, self.monitors, strict=True):
+            with self._explained(launch):
+                status = incoming.go_on(monitor, run=run)
+            reports.append(GuestReport(pid=launch.pid, qmp=launch.socket_path, log=launch.log_path, status=status))
+        self.load_seconds = time.perf_counter() - self._ready
         return tuple(reports)
+
+    @property
+    def pids(self) -> list[int]:
+        """The process of each QEMU, once connected; not that of a wrapper."""
+        return [launch.pid for launch in self._launches]
 
     def let_go(self) -> None:
         """The guests are on their own from now on."""
         with signals.held():
             self._guardian.disarm()
             self._kept = True
+            for monitor in self.monitors:
+                monitor.pidfd = None
             for launch in self._launches:
                 launch.let_go()
 
@@ -134,31 +163,40 @@ class Fleet:
 
     def _remove(self, folder: str) -> None:
         if not self._kept:
-            shutil.rmtree(folder, ignore_errors=True)
+            with contextlib.suppress(OSError):  # a log may have stayed
+                os.rmdir(folder)
+
+    @contextlib.contextmanager
+    def _explained(self, launch: Launch) -> Iterator[None]:
+        """What goes wrong with a QEMU is told in its own words."""
+        try:
+            yield
+        except MachineError as error:
+            told = launch.explained(error)
+            number = f"guest {self._launches.index(launch)}: " if len(self._launches) > 1 else ""
+            raise MachineError(f"{number}{told.message}", hint=told.hint) from error
 
 
 def _end_all(folder: str) -> None:
-    """Runs in the guardian: end whoever prints to a log in the folder, also a QEMU that had only just been started."""
-    logs = os.path.join(os.path.realpath(folder), "")
-    for pid in filter(str.isdecimal, os.listdir("/proc")):
-        with contextlib.suppress(OSError):  # it is gone, or somebody else's
-            pidfd = os.pidfd_open(int(pid))  # before looking, so that it cannot come to mean another process
-            try:
-                if os.readlink(f"/proc/{pid}/fd/1").startswith(logs):
-                    signal.pidfd_send_signal(pidfd, signal.SIGKILL)
-            finally:
-                os.close(pidfd)
+    """Runs in the guardian."""
+    end_all(folder)
     shutil.rmtree(folder, ignore_errors=True)
 
 
-@contextlib.contextmanager
-def _explained(launch: Launch) -> Iterator[None]:
-    """What goes wrong with a QEMU that ended is told in its own words."""
+def _process_behind(monitor: Monitor, likely: int) -> int:
+    """The process that answers, proven by a descriptor that it is sent: a wrapper may have been started instead.
+
+    Raises:
+        MachineError: it cannot be found, or may not be looked at.
+    """
     try:
-        yield
-    except MachineError as error:
-        if better := launch.explanation():
-            raise MachineError(better) from error
-        if "has ended" not in error.message and launch.has_ended():
-            raise MachineError(f"{error.message}; {launch.program!r} has ended and said nothing") from error
-        raise
+        fd = os.memfd_create("parallel-fixedram", os.MFD_CLOEXEC)
+    except OSError as error:
+        raise HostError.from_os("cannot get memory", error) from error
+    try:
+        fdset = monitor.add_fd(fd, opaque="parallel-fixedram")
+        pid = discovery.find_process(monitor, fd, likely=likely)
+        monitor.remove_fd(fdset)
+    finally:
+        linux.close(fd)
+    return pid

@@ -6,13 +6,16 @@ MiB guest without a word (QEMU migration/ram.c, parse_ramblock_mapped_ram).
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import contextlib
+import os
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from parallel_fixedram.core.errors import MachineError, RequestError
+from parallel_fixedram.core.errors import HostError, MachineError, RequestError
 from parallel_fixedram.core.ramblock import RAMBlock
 from parallel_fixedram.core.units import format_exact_size
+from parallel_fixedram.host import linux
 from parallel_fixedram.qemu import discovery
 from parallel_fixedram.qemu.target import check_settings, read_target
 
@@ -30,21 +33,35 @@ class Source:
     """A mapped-ram stream as QEMU is told about it."""
 
     path: str
+    fd: int = -1
+    """The file, open: QEMU is handed descriptors of the very same one, whatever the path means by now, and although it
+    may have given up the right to open it (``-run-with user=``). -1 where it has to open the path."""
     offset: int = 0
     """Where the stream starts in the file."""
     channels: int = 1
     """multifd channels; 1 is no multifd."""
     direct_io: bool = False
+    aside: bool = False
+    """Not to be run: disks stay as they are, locks on them with whoever has them, and nothing goes to a network."""
 
-    def requests(self) -> list[tuple[str, dict[str, Any]]]:
-        """The QMP commands that load it, in order, as (command, arguments)."""
-        names = ["events", "mapped-ram", *(["multifd"] if self.channels > 1 else [])]
+    def requests(self, name: str = "") -> list[tuple[str, dict[str, Any]]]:
+        """The QMP commands that load it, in order, as (command, arguments).
+
+        Args:
+            name: what QEMU calls the file, if not by its path.
+        """
+        names = [
+            *("events", "mapped-ram"),
+            *(["multifd"] if self.channels > 1 else []),
+            *(["late-block-activate"] if self.aside else []),
+        ]
         parameters = {
             **({"multifd-channels": self.channels} if self.channels > 1 else {}),
             **({"direct-io": True} if self.direct_io else {}),
+            **({"announce-rounds": 0} if self.aside else {}),
         }
         # not as a URI, which has no way to write a path with ",offset=" in it
-        address = {"transport": "file", "filename": self.path, "offset": self.offset}
+        address = {"transport": "file", "filename": name or self.path, "offset": self.offset}
         return [
             ("migrate-set-capabilities", {"capabilities": [{"capability": name, "state": True} for name in names]}),
             *([("migrate-set-parameters", parameters)] if parameters else []),
@@ -98,8 +115,8 @@ def load(monitor: Monitor, source: Source) -> None:
         MachineError: it refuses or fails.
     """
     before = _settings(monitor)
-    with monitor.listen("MIGRATION") as events:
-        for command, arguments in source.requests():
+    with _handed_over(monitor, source) as name, monitor.listen("MIGRATION") as events:
+        for command, arguments in source.requests(name):
             monitor.execute(command, arguments)
         while (status := events.wait(LOAD_SECONDS)["data"]["status"]) != "completed":
             if status in ("failed", "cancelled"):
@@ -107,6 +124,38 @@ def load(monitor: Monitor, source: Source) -> None:
                 raise MachineError(f"QEMU cannot load the file: {reason}")
     for command, arguments in before:
         monitor.execute(command, arguments)
+
+
+@contextlib.contextmanager
+def _handed_over(monitor: Monitor, source: Source) -> Iterator[str]:
+    """The name by which a QEMU finds the file meanwhile.
+
+    Every QEMU gets descriptors of its own: those that are copies of one share the place where they read. For direct
+    I/O QEMU looks in the set for one with O_DIRECT besides (QEMU util/osdep.c, monitor/fds.c).
+    """
+    if source.fd < 0:
+        yield source.path
+        return
+    fdset = None
+    try:
+        for flags in (0, os.O_DIRECT) if source.direct_io else (0,):
+            fd = _reopened(source, flags)
+            try:
+                fdset = monitor.add_fd(fd, opaque="parallel-fixedram", fdset=fdset)
+            finally:
+                linux.close(fd)
+        yield f"/dev/fdset/{fdset}"
+    finally:
+        if fdset is not None:
+            with contextlib.suppress(MachineError):  # QEMU is gone, and that has been said
+                monitor.remove_fd(fdset)
+
+
+def _reopened(source: Source, flags: int) -> int:
+    try:
+        return os.open(f"/proc/self/fd/{source.fd}", os.O_RDONLY | os.O_CLOEXEC | flags)
+    except OSError as error:
+        raise HostError.from_os(f"cannot open {source.path!r}", error) from error
 
 
 def go_on(monitor: Monitor, *, run: bool) -> str:
@@ -135,6 +184,10 @@ def _settings(monitor: Monitor) -> list[tuple[str, dict[str, Any]]]:
         ("migrate-set-capabilities", {"capabilities": monitor.execute("query-migrate-capabilities")}),
         (
             "migrate-set-parameters",
-            {name: parameters[name] for name in ("multifd-channels", "direct-io") if name in parameters},
+            {
+                name: parameters[name]
+                for name in ("multifd-channels", "direct-io", "announce-rounds")
+                if name in parameters
+            },
         ),
     ]

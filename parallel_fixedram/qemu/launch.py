@@ -1,10 +1,10 @@
-"""Launch: a QEMU started by us, to be handed over running, or to vanish without a trace.
+"""Launch: a QEMU started by us, to be handed over running, or to vanish without a trace but for what it said.
 
 ::
 
     FOLDER/qmp   a socket that listens before QEMU starts, so that nobody has to wait for it to appear
-    FOLDER/log   what QEMU prints
-    FOLDER/pid
+    FOLDER/log   what QEMU prints; stays, alone in its folder, if something went wrong with this QEMU
+    FOLDER/pid   of QEMU itself, whatever stands in front of it: timeout, setsid, a shell
 
 The process is a session of its own: it lives on when we are done, and dies if we end before that.
 """
@@ -20,30 +20,85 @@ from collections.abc import Collection, Sequence
 from types import TracebackType
 from typing import Self
 
-from parallel_fixedram.core.errors import HostError, RequestError, os_message
+from parallel_fixedram.core.errors import HostError, MachineError, RequestError, os_message
 from parallel_fixedram.host import linux, processes, signals
+from parallel_fixedram.qemu.last_words import end_all, how_it_ended, last_words
 
 ENDING_SECONDS = 1.0
 """How long a process that has closed its monitor may take to be gone."""
-MAX_EXPLANATION = 500
 
 _MAX_SOCKET_PATH = 107
 _CHARDEV = "parallel-fixedram"
 _RESET = (signal.SIGPIPE, signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
+class RunFolder:
+    """Where socket, log and pid of one QEMU are.
+
+    Args:
+        path: must not exist; made with mode 0700.
+    """
+
+    def __init__(self, path: str) -> None:
+        self.path = os.path.abspath(path)
+        self.socket = os.path.join(self.path, "qmp")
+        self.log = os.path.join(self.path, "log")
+        self._pid = os.path.join(self.path, "pid")
+        self._keep_log = False
+
+    def make(self) -> None:
+        """Make it.
+
+        Raises:
+            RequestError: it exists.
+            HostError: it cannot be made.
+        """
+        try:
+            os.mkdir(self.path, 0o700)
+        except FileExistsError as error:
+            raise RequestError(f"{self.path!r} exists") from error
+        except OSError as error:
+            raise HostError.from_os(f"cannot make {self.path!r}", error) from error
+
+    def write_pid(self, pid: int) -> None:
+        """Note QEMU's process id.
+
+        Raises:
+            HostError: it cannot be written.
+        """
+        try:
+            with open(self._pid, "w") as file:
+                file.write(f"{pid}\n")
+        except OSError as error:
+            raise HostError.from_os(f"cannot write {self._pid!r}", error) from error
+
+    def keep_log(self) -> str:
+        """Have the log stay if there is anything in it; returns a sentence that says where, or nothing."""
+        with contextlib.suppress(OSError):
+            self._keep_log = os.path.getsize(self.log) > 0
+        return f"what QEMU printed is kept in {self.log!r}" if self._keep_log else ""
+
+    def remove(self) -> None:
+        """Remove it, but for a log that is to stay."""
+        if not self._keep_log:
+            shutil.rmtree(self.path, ignore_errors=True)
+        for path in (self.socket, self._pid):
+            with contextlib.suppress(OSError):
+                os.unlink(path)
+
+
 class Launch:
     """Context manager around a QEMU; it is killed, and its folder removed, unless ``let_go`` is called.
 
     Args:
-        arguments: program and arguments.
+        arguments: program and arguments; the program may be one that runs QEMU.
         folder: where socket, log and pid go; must not exist, made with mode 0700.
         descriptors: open files that QEMU shall have under the same numbers.
 
     Attributes:
         program: what is run.
-        pid: its process id.
-        pidfd: becomes readable when it ends.
+        pid: QEMU's process id; until ``found`` tells, that of the process that was started.
+        pidfd: becomes readable when ``pid`` ends.
 
     Raises:
         RequestError: the folder exists, or its name is too long for a socket.
@@ -53,19 +108,23 @@ class Launch:
     def __init__(self, arguments: Sequence[str], folder: str, *, descriptors: Collection[int] = ()) -> None:
         self.program = arguments[0]
         self._arguments = list(arguments)
-        self.folder = os.path.abspath(folder)
-        self.socket_path = os.path.join(self.folder, "qmp")
-        self.log_path = os.path.join(self.folder, "log")
+        self._folder = RunFolder(folder)
+        self.socket_path, self.log_path = self._folder.socket, self._folder.log
         self._descriptors = descriptors
         self.pid = self.pidfd = 0
-        self._made = False
+        self._started = 0
+        self._made = self._found = False
 
     def __enter__(self) -> Self:
         if len(os.fsencode(self.socket_path)) > _MAX_SOCKET_PATH:
-            raise RequestError(f"{self.socket_path!r} is too long for the name of a socket")
+            raise RequestError(
+                f"{self.socket_path!r} is too long for the name of a socket",
+                hint=f"--run-dir names a folder; with what follows it a socket's name has {_MAX_SOCKET_PATH} bytes",
+            )
         try:
             with signals.held():
-                self._make_folder()
+                self._folder.make()
+                self._made = True
                 self._start()
         except BaseException as error:
             self.__exit__(type(error), error, error.__traceback__)
@@ -75,55 +134,76 @@ class Launch:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        if self.pid:
+        if self._started:
             with contextlib.suppress(ProcessLookupError):
-                os.killpg(self.pid, signal.SIGKILL)  # a session of its own is also a group; a wrapper may be in it
-            processes.reap(self.pid)
-            self.pid = 0
+                os.killpg(self._started, signal.SIGKILL)  # a session of its own is also a group
+            if self.pid != self._started or not self._found:  # a wrapper may have let it leave the group
+                end_all(self._folder.path)
+            processes.reap(self._started)
+            self._started = self.pid = 0
         self._close()
         if self._made:
-            shutil.rmtree(self.folder, ignore_errors=True)
+            self._folder.remove()
             self._made = False
 
     def let_go(self) -> None:
         """QEMU is on its own from now on, with its folder; its parent still is this process, until that ends."""
         with signals.held():
             self._close()
-            self.pid, self._made = 0, False
+            self._started = self.pid = 0
+            self._made = False
+
+    def found(self, pid: int) -> None:
+        """This is the process that answers; what was started may be a wrapper around it.
+
+        Raises:
+            MachineError: it has ended.
+        """
+        if pid != self.pid:
+            try:
+                pidfd = os.pidfd_open(pid)
+            except OSError as error:
+                raise MachineError(f"process {pid} has ended") from error
+            self._close()
+            self.pid, self.pidfd = pid, pidfd
+            self._folder.write_pid(self.pid)
+        self._found = True
+
+    def explained(self, error: MachineError) -> MachineError:
+        """What went wrong with this QEMU, in its own words, and how it ended if it has; its log stays.
+
+        The words are the log's last lines. A QEMU that has ended by itself and said why has said it all.
+        """
+        how = self._how_it_ended()
+        said = last_words(self.log_path, self.program, ended=bool(how))
+        if not how:
+            message = f"{error.message}; QEMU: {said}" if said else error.message
+        elif said:
+            message = f"QEMU: {said}" if how.startswith("exited") else f"{self.program!r} {how}; QEMU: {said}"
+        else:
+            message = f"{error.message}; {self.program!r} {how} and said nothing"
+        hints = [error.hint if not how else "", self._folder.keep_log()]
+        return MachineError(message, hint="; ".join(filter(None, hints)))
 
     def explanation(self) -> str:
         """Why QEMU ended, as one line in its own words; empty if it lives, or has left none."""
-        if not self.has_ended():
-            return ""
-        lines = [line for line in self._said() if not line.startswith("warning:")]
-        return f"QEMU: {'; '.join(lines)}"[:MAX_EXPLANATION] if lines else ""
+        said = last_words(self.log_path, self.program, ended=True) if self.has_ended() else ""
+        return f"QEMU: {said}" if said else ""
 
     def has_ended(self) -> bool:
         """Whether the process is no more; one that has closed its monitor is given a second."""
         return processes.has_ended(self.pidfd, ENDING_SECONDS)
 
-    def _said(self) -> list[str]:
-        try:
-            with open(self.log_path, errors="replace") as log:
-                text = log.read()
-        except OSError:
-            return []
-        name = os.path.basename(self._arguments[0])
-        return [line.strip().removeprefix(f"{name}: ") for line in text.splitlines() if line.strip()]
+    def _how_it_ended(self) -> str:
+        """As the end of a sentence; empty if QEMU lives."""
+        if not self.has_ended():
+            return ""
+        return how_it_ended(self._started) if self.pid == self._started else "has ended"
 
     def _close(self) -> None:
         if self.pidfd:
             linux.close(self.pidfd)
             self.pidfd = 0
-
-    def _make_folder(self) -> None:
-        try:
-            os.mkdir(self.folder, 0o700)
-        except FileExistsError as error:
-            raise RequestError(f"{self.folder!r} exists") from error
-        except OSError as error:
-            raise HostError.from_os(f"cannot make {self.folder!r}", error) from error
-        self._made = True
 
     def _start(self) -> None:
         try:
@@ -136,7 +216,7 @@ class Launch:
                 ]
                 passed = {listener.fileno(), *self._descriptors}
                 log = os.O_WRONLY | os.O_CREAT | os.O_APPEND
-                self.pid = os.posix_spawnp(
+                self._started = os.posix_spawnp(
                     self._arguments[0],
                     [*self._arguments, *monitor],
                     os.environ,
@@ -149,9 +229,9 @@ class Launch:
                     setsid=True,
                     setsigdef=_RESET,
                 )
+            self.pid = self._started
             self.pidfd = os.pidfd_open(self.pid)
-            with open(os.path.join(self.folder, "pid"), "w") as file:
-                file.write(f"{self.pid}\n")
+            self._folder.write_pid(self.pid)
         except (FileNotFoundError, PermissionError, NotADirectoryError) as error:
             raise RequestError(f"cannot run {self._arguments[0]!r}: {os_message(error.errno or 0)}") from error
         except OSError as error:

@@ -109,7 +109,7 @@ class Monitor:
             raise self._malformed("human-monitor-command", printed)
         return printed
 
-    def add_fd(self, fd: int, *, opaque: str = "") -> int:
+    def add_fd(self, fd: int, *, opaque: str = "", fdset: int | None = None) -> int:
         """Give QEMU a copy of a descriptor, which it then knows as ``/dev/fdset/N``.
 
         QEMU closes it when ``remove_fd`` or the end of the last session has come and nothing uses it any more.
@@ -117,6 +117,7 @@ class Monitor:
         Args:
             fd: stays open here.
             opaque: a note for whoever lists the descriptors.
+            fdset: N of an earlier one that this is another way to open; None for a new one.
 
         Returns:
             N.
@@ -127,7 +128,8 @@ class Monitor:
 
         async def send() -> object:
             self._session.client.send_fd_scm(fd)  # QEMU keeps it for the next command
-            return await self._session.client.execute("add-fd", {"opaque": opaque})
+            which = {} if fdset is None else {"fdset-id": fdset}
+            return await self._session.client.execute("add-fd", {"opaque": opaque, **which})
 
         answer = self._session.run(no_answer("add-fd"), None, send, "add-fd")
         if not isinstance(answer, dict) or not isinstance(answer.get("fdset-id"), int):

@@ -116,6 +116,8 @@ VERIFY = {
     "quick": bool,
     "digests": bool,
     "ram": [str],
+    "loaded_by": type(None),
+    "ram_bytes": int,
     "blocks": [BLOCK],
     "stale_pages": int,
     "truncated": bool,
@@ -246,6 +248,7 @@ def test_verify_reports_what_it_looked_at(folder, more):
     fits(report, VERIFY | {"stale_pages": type(None)} if quick else VERIFY)
     assert (report["ok"], report["quick"], report["digests"]) == (True, quick, not quick)
     assert report["ram"] == (["ram"] if "--ram" in more else [])
+    assert report["ram_bytes"] == ((folder / "ram").stat().st_size if "--ram" in more else 0)
     assert from_json(VerifyReport, report).ok
 
 

@@ -214,12 +214,13 @@ def test_any_bytes_in_the_part_are_a_stream_or_a_format_error(data):
             read_clone_blocks(made.read, found)
 
 
-@pytest.mark.parametrize("length", [4096, 5000, MIB])
+@pytest.mark.parametrize("length", [1, 4096, 5000, MIB])
 def test_what_is_left_of_an_interrupted_addition_is_refused_with_the_way_back(length):
     made = stream(M, devices=DEVICES)
     end = made.marks["stream_end"]
+    left = bytes(length - 1) + b"\1" + bytes(77)
     with pytest.raises(FormatError, match=f"{length} bytes follow the stream and are no trailer") as caught:
-        parse(Stream(made.data + bytes(length)).read, end + length)
+        parse(Stream(made.data + left).read, end + len(left))
     assert caught.value.offset == end
     assert caught.value.hint == f"if adding a clone stream was interrupted: truncate --size={end} gives the file back"
     assert parse(made.read, end).devices

@@ -380,8 +380,8 @@ BROKEN = {
     "VM description deep": (stream(M, vmdesc=DEEP), "is not JSON"),
     "VM description with a huge number": (stream(M, vmdesc=b'{"a": ' + b"1" * 100_000 + b"}"), "is not JSON"),
     "trailer announced": (stream(M, vmdesc=b'{"parallel-fixedram": 1}'), "the trailer that the stream announces"),
-    "a page of padding": (stream(M, tail=bytes(4096)), "4096 bytes follow the stream"),
-    "something behind it": (stream(M, tail=b"\0\0\1"), "bytes that are not zero follow the stream"),
+    "something behind it": (stream(M, tail=b"\0\0\1"), "3 bytes follow the stream and are no trailer"),
+    "something far behind it": (stream(M, tail=bytes(9999) + b"\1" + bytes(99)), "10000 bytes follow the stream"),
     "another stream behind it": (stream(M, tail=stream(M).data), "bytes follow the stream"),
     "bitmap in the device sections": (
         stream(M).patch("header:m", "Q", stream(M).marks["section:cpu"] + 12, at=12),

@@ -15,6 +15,7 @@ from support.streamwriter import (
     PAGE,
     Block,
     Section,
+    Sparse,
     Stream,
     device_bytes,
     our_file,
@@ -36,6 +37,7 @@ from parallel_fixedram.core.trailer import (
     FOOTER_BYTES,
     Extent,
     TrailerLayout,
+    content_end,
     has_trailer,
     pack_extents,
     read_trailer,
@@ -208,12 +210,6 @@ def test_a_file_of_ours_with_pages_at_mebibytes_is_refused_when_it_is_cut(base):
     for length in lengths:
         with pytest.raises(FormatError):
             parse(lambda offset, count, length=length: bytes(view[offset : min(offset + count, length)]), length, base)
-
-
-@pytest.mark.parametrize("length", [1, 511, 512, 4095, 4096, 8192])
-def test_zeros_behind_a_trailer_hide_it_and_are_refused(length):
-    with pytest.raises(FormatError, match="the trailer that the stream announces is missing or cut off"):
-        read(saved_file(M) + bytes(length))
 
 
 def test_any_flipped_bit_of_heads_and_records_and_trailer_gives_a_value_or_a_format_error():
@@ -441,3 +437,52 @@ def test_a_trailer_of_as_many_parts_as_are_allowed_costs_little_memory():
         assert tracemalloc.get_traced_memory()[1] < 8 * MIB
     finally:
         tracemalloc.stop()
+
+
+# --- zeros behind the end, as on tapes and volumes
+
+
+PADDING = [1, 100, 4095, 4096, 5000, MIB + 3]
+PADDED = {
+    "ours": our_file(M, BIOS, alignment=PAGE),
+    "ours, behind a prefix": Stream(saved_file(M, BIOS, base=123, alignment=PAGE)),
+    "QEMU's": stream(M, BIOS, devices=DEVICES),
+    "QEMU's without a description": stream(M, BIOS, devices=DEVICES, vmdesc=None),
+    "QEMU's, the last pages zero": stream(Block(name="m", picture="A" + "0" * 70), devices=(), vmdesc=None),
+}
+
+
+@pytest.mark.parametrize("padding", PADDING)
+@pytest.mark.parametrize("name", PADDED)
+def test_a_file_says_the_same_with_zeros_behind_it(name, padding):
+    data = PADDED[name].data
+    base = 123 if "prefix" in name else 0
+    found = read(data, base)
+    assert replace(read(data + bytes(padding), base), size=found.size) == found
+    assert (found.trailer is not None) == ("ours" in name)
+
+
+@pytest.mark.parametrize("name", PADDED)
+def test_what_stands_behind_the_zeros_is_refused(name):
+    data = PADDED[name].data
+    base = 123 if "prefix" in name else 0
+    for more in (b"\1", data[-FOOTER_BYTES:], bytes(PAGE - FOOTER_BYTES) + data[-FOOTER_BYTES:]):
+        for padding in (PAGE - len(data) % PAGE, 2 * PAGE - len(data) % PAGE):
+            with pytest.raises(FormatError):
+                read(data + bytes(padding) + more, base)
+
+
+@given(st.binary(max_size=9), st.sampled_from([0, 1, 4095, 4096, 4097, 12288, MIB]))
+def test_the_content_ends_behind_the_last_byte_that_is_not_zero(data, zeros):
+    whole = Stream(data + bytes(zeros))
+    assert content_end(whole.read, len(whole.data)) == len(data.rstrip(b"\0"))
+
+
+def test_the_end_is_looked_for_once_and_not_where_a_hole_is_known():
+    data, size = saved_file(M), 64 * MIB
+    padded = Sparse(size, {0: data})
+    parse(padded.read, size)
+    assert size - len(data) <= padded.bytes_read <= size
+    padded = Sparse(size, {0: data})
+    parse(padded.read, size, data_end=len(data) + 5000)
+    assert padded.bytes_read < len(data)

@@ -12,12 +12,13 @@ from support.pictures import allocated_pages
 from support.streamwriter import PAGE, Block, Stream, stream
 
 from parallel_fixedram.core.errors import FixedRamError, HostError, RequestError, WorkerError
+from parallel_fixedram.core.mapped_ram import SavedBlock
 from parallel_fixedram.engine import add_trailer as add_trailer_module
 from parallel_fixedram.engine.add_trailer import add_trailer
 from parallel_fixedram.engine.clone_stream import CloneStream
 from parallel_fixedram.engine.digest import DigestJob
 from parallel_fixedram.engine.image import Image
-from parallel_fixedram.engine.stale import has_stale_pages, punch_stale_pages, reopen_writable
+from parallel_fixedram.engine.stale import punch_stale_pages, refuse_stale_pages, reopen_writable
 from parallel_fixedram.engine.verify import verify
 from parallel_fixedram.host.channel import FileChannel
 
@@ -154,8 +155,14 @@ def behind_its_end() -> Stream:
 @pytest.mark.parametrize(
     ("made", "reason"),
     [
-        (stream(Block(name="m", picture="A-"), *SMALL), "stale bytes where pages of 'm' are zero"),
-        (stream(M, Block(name="bios", picture="B-")), "stale bytes where pages of 'bios' are zero"),
+        (
+            stream(Block(name="m", picture="A-"), *SMALL),
+            "stale bytes where 1 pages are zero, first block 'm' page 1 at 0x",
+        ),
+        (
+            stream(M, Block(name="bios", picture="B-")),
+            "stale bytes where 1 pages are zero, first block 'bios' page 1 at 0x",
+        ),
         (stream(M, *SMALL, devices=()), "holds no device state"),
         (stream(M), "no RAMBlock besides main memory"),
         (behind_its_end(), "has block 'm' behind the end of its stream"),
@@ -191,6 +198,14 @@ def test_progress_goes_up_to_the_total(tmp_path: Path) -> None:
 
 
 # --- stale pages
+
+
+def has_stale_pages(image: Image, saved: SavedBlock) -> bool:
+    try:
+        refuse_stale_pages(image, [saved], channels=2)
+    except RequestError:
+        return True
+    return False
 
 
 STALE = Block(name="m", picture="A-0." * 64 + "-")

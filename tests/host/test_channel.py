@@ -14,7 +14,14 @@ from support.sources import huge_file
 from parallel_fixedram.core.errors import FormatError, HostError, RequestError
 from parallel_fixedram.core.ramblock import RAMBlock
 from parallel_fixedram.host import aio, linux
-from parallel_fixedram.host.channel import FileChannel, anonymous_memory, open_readable, open_writable
+from parallel_fixedram.host.channel import (
+    FileChannel,
+    anonymous_memory,
+    data_end,
+    data_extents,
+    open_readable,
+    open_writable,
+)
 from parallel_fixedram.host.direct_channel import DirectChannel
 from parallel_fixedram.host.ram_target import HugeChannel, RamTarget
 
@@ -280,3 +287,25 @@ def test_punching_never_touched_huge_pages_takes_none() -> None:
             assert not any(view[:PAGE])
         file.draw("A")
         assert os.fstat(file.fd).st_blocks * 512 == file.page_size
+
+
+@pytest.mark.parametrize("at", [0, 1, 7, 63])
+def test_the_end_of_data_is_where_the_last_hole_begins(tmp_path: Path, at: int) -> None:
+    size = 64 * 65536
+    with (tmp_path / "file").open("w+b") as file:
+        file.truncate(size)
+        assert data_end(file.fileno(), size) == 0
+        os.pwrite(file.fileno(), b"x", 0)
+        os.pwrite(file.fileno(), b"x", at * 65536)
+        os.fsync(file.fileno())
+        end = data_end(file.fileno(), size)
+        assert at * 65536 < end <= (at + 1) * 65536
+        assert end == max(last for _, last in data_extents(file.fileno(), 0, size))
+
+
+def test_where_nobody_can_tell_data_ends_with_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def cannot(*_: int) -> int:
+        raise OSError(errno.EINVAL, "")
+
+    monkeypatch.setattr(os, "lseek", cannot)
+    assert data_end(0, 12345) == 12345

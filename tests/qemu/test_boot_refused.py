@@ -5,9 +5,11 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
+import tempfile
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from support.cli import call, refused, run
@@ -15,6 +17,8 @@ from support.command import report
 from support.qemu import QemuProcess, Ram, require_qemu
 from support.qemu_boot import BootFolder, HeldBoot, ends
 from support.qemu_files import SavedGuest
+
+from parallel_fixedram.qemu import incoming, monitor
 
 MIB = 1 << 20
 VERBS = ("restore", "clone")
@@ -113,10 +117,64 @@ def test_a_device_with_ram_that_is_missing_is_refused(
     attempt(boot, way, with_vga, line, 2, "the file has block '0000:00:01.0/vga.vram', this QEMU has not; it has 'm'")
 
 
-def test_a_device_that_is_missing_is_told_in_the_words_of_qemu(plain: SavedGuest, boot: BootFolder) -> None:
-    line = boot.line(*plain.args, "-device", "pci-testdev")
-    line[line.index("q35,memory-backend=m")] = "q35,memory-backend=m,smm=off,sata=off"
-    attempt(boot, ("restore",), plain, line, 4, "QEMU")
+@pytest.mark.parametrize("way", SHARED, ids=" ".join)
+def test_a_device_that_is_missing_is_told_in_the_words_of_a_qemu_that_lives(
+    plain: SavedGuest, boot: BootFolder, way: tuple[str, ...]
+) -> None:
+    """QMP says no more than that an argument was invalid; warnings stay in the log, which stays."""
+    line = boot.line_of(plain, "-machine", "sata=off", "-cpu", "qemu64,enforce=off,+vmx")
+    verb, *options = way
+    result = call(verb, plain.path, *options, "--run-dir", boot.run_dir, "--", *line)
+    said = "QEMU: Unknown savevm section or instance '0000:00:1f.2/ich9_ahci' 0. Make sure that your current VM setup "
+    refused(result, 4, said, f"what QEMU printed is kept in '{boot.run_dir}/0/log'")
+    assert "load of migration failed" in result.err
+    assert "warning" not in result.err
+    log = boot.take_logs(result)
+    assert "warning: " in log
+    assert "Unknown savevm section or instance '0000:00:1f.2/ich9_ahci' 0." in log
+
+
+def test_of_many_only_the_one_that_failed_leaves_its_log(plain: SavedGuest, boot: BootFolder) -> None:
+    line = boot.line_of(plain, "-device", "pci-bridge,chassis_nr={n},id=b", clones=3)
+    result = call("clone", plain.path, "--count", "3", "--run-dir", boot.run_dir, "--", *line)
+    refused(result, 4, "guest 0: QEMU: -device pci-bridge,chassis_nr=0", f"kept in '{boot.run_dir}/0/log'")
+    assert "chassis_nr=0" in boot.take_logs(result)
+
+
+def test_without_a_run_dir_the_log_stays_in_the_folder_that_was_made(
+    plain: SavedGuest, boot: BootFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with tempfile.TemporaryDirectory() as runtime:  # short enough for a socket
+        monkeypatch.setenv("XDG_RUNTIME_DIR", runtime)
+        result = call("restore", plain.path, "--", *boot.line_of(plain, "-device", "flux-capacitor"))
+        (folder,) = Path(runtime).iterdir()
+        refused(result, 4, "QEMU: -device flux-capacitor: ", f"what QEMU printed is kept in '{folder}/0/log'")
+        assert [str(path.relative_to(folder)) for path in sorted(folder.rglob("*"))] == ["0", "0/log"]
+
+
+def test_a_qemu_that_never_finishes_loading_is_given_up(
+    plain: SavedGuest, boot: BootFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    execute = monitor.Monitor.execute
+
+    def ignored(self: monitor.Monitor, command: str, *args: Any, **options: Any) -> Any:
+        return {} if command == "migrate-incoming" else execute(self, command, *args, **options)
+
+    monkeypatch.setattr(monitor.Monitor, "execute", ignored)
+    monkeypatch.setattr(incoming, "LOAD_SECONDS", 0.1)
+    refused(boot.attempt("restore", plain.path, line=boot.line_of(plain)), 4, "no event MIGRATION", "")
+
+
+def test_a_long_tmpdir_is_told_with_the_option_that_helps(
+    plain: SavedGuest, boot: BootFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    deep = boot.path / ("d" * 100)
+    deep.mkdir()
+    monkeypatch.delenv("XDG_RUNTIME_DIR", raising=False)
+    monkeypatch.setattr(tempfile, "tempdir", str(deep))
+    result = call("restore", plain.path, "--", *boot.line_of(plain))
+    refused(result, 2, "/0/qmp' is too long for the name of a socket\n", "--run-dir names a folder")
+    assert list(deep.iterdir()) == []
 
 
 @pytest.mark.parametrize("way", SHARED, ids=" ".join)
@@ -223,7 +281,19 @@ def test_a_qemu_that_is_killed_while_it_loads_is_an_error(
         os.kill(qemu, signal.SIGSTOP)
         running.release()
         os.kill(qemu, signal.SIGKILL)
-        refused(running.finish(), 4, "its process has ended\n", "")
+        refused(running.finish(), 4, "' was killed by SIGKILL and said nothing\n", "")
+    boot.assert_empty()
+
+
+@pytest.mark.parametrize("signum", [signal.SIGABRT, signal.SIGSEGV])
+def test_a_qemu_that_dies_when_it_has_loaded_is_told_with_its_signal(
+    plain: SavedGuest, boot: BootFolder, signum: signal.Signals
+) -> None:
+    with HeldBoot(*argv_of(("restore",), plain, boot, boot.line_of(plain)), before="query-status") as running:
+        (qemu,) = boot.qemus()
+        os.kill(qemu, signum)
+        running.release()
+        refused(running.finish(), 4, f"' was killed by {signum.name} and said nothing\n", "")
     boot.assert_empty()
 
 
@@ -236,7 +306,7 @@ def test_if_one_clone_is_killed_all_are_gone(plain: SavedGuest, boot: BootFolder
         with ends(*boot.qemus()):
             os.kill(victim, signal.SIGKILL)
             running.release()
-            refused(running.finish(), 4, f"{killed}/qmp': ", "")
+            refused(running.finish(), 4, f"error: guest {killed}: ", "")
     boot.assert_empty()
 
 

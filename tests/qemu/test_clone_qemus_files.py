@@ -86,8 +86,8 @@ def test_stale_pages_are_refused_and_punched_on_request(
     live = copied(qemu_files["live"], tmp_path)
     before = sha256(live.path)
     line = boot.line_of(live)
-    said = "has stale bytes where pages of block 'm' are zero: QEMU saved it while the guest ran\n"
-    refused(boot.attempt("clone", live.path, line=line), 2, said, "--punch makes holes of them, in place")
+    said = "pages are zero, first block 'm' page "
+    refused(boot.attempt("clone", live.path, line=line), 2, said, "clone --punch makes holes of them, in place")
     refused(boot.attempt("clone", live.path, "--print", line=line), 2, said, "--punch")
     refused(boot.attempt("clone", live.path, "--add-clone-stream", line=line), 2, "has stale bytes", "--punch")
     assert sha256(live.path) == before
@@ -150,7 +150,7 @@ sys.exit(main.main())
 def test_a_signal_while_a_clone_stream_is_added_leaves_the_file_what_it_was(
     qemu_files: dict[str, SavedGuest], boot: BootFolder, tmp_path: Path, signum: signal.Signals, code: int
 ) -> None:
-    """But for its length after SIGKILL, and then it says how to give that back."""
+    """But for its length after SIGKILL: zeros behind the end, which nobody minds."""
     saved = copied(qemu_files["plain"], tmp_path)
     before = saved.path.read_bytes()
     (ready, theirs), (go, ours) = os.pipe(), os.pipe()
@@ -164,13 +164,8 @@ def test_a_signal_while_a_clone_stream_is_added_leaves_the_file_what_it_was(
     for fd in (ready, theirs, go, ours):
         os.close(fd)
     boot.assert_empty()
-    if signum == signal.SIGKILL:
-        line = boot.line_of(saved)
-        result = boot.attempt("clone", saved.path, "--add-clone-stream", line=line)
-        refused(
-            result, 3, "bytes follow the stream and are no trailer\n", f"truncate --size={len(before)} gives the file"
-        )
-        os.truncate(saved.path, len(before))
-    assert saved.path.read_bytes() == before
+    assert saved.path.read_bytes()[: len(before)] == before
+    assert report("verify", saved.path)["ok"]
+    assert (saved.path.stat().st_size > len(before)) == (signum == signal.SIGKILL)
     assert_clones_run(boot, saved, "--add-clone-stream")
     assert report("verify", saved.path)["digests"]

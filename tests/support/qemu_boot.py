@@ -19,6 +19,7 @@ import select
 import shutil
 import signal
 import socket
+import stat
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import TracebackType
@@ -31,6 +32,7 @@ from support.qemu_files import SavedGuest
 from support.qemu_monitor import Monitor
 from support.qemu_serial import Serial
 
+MACHINE_ERROR = 4
 DEFAULT = Ram()
 NUMBER = "{n}"
 """What the command replaces by a clone's number."""
@@ -189,10 +191,30 @@ class BootFolder:
         return Booted(report, [self.guest(number, each["pid"]) for number, each in enumerate(report["guests"])])
 
     def attempt(self, verb: str, file: object, *options: object, line: Sequence[str]) -> Result:
-        """Run the command, which has to fail: no guest is left, and no folder of it."""
+        """Run the command, which has to fail: no guest is left, and no folder of it.
+
+        Of a QEMU with which something went wrong there is the log, and the command says so; it is removed.
+        """
         result = call(verb, str(file), *map(str, options), *self._options(), "--", *line)
+        if result.code == MACHINE_ERROR:
+            self.take_logs(result)
         self.assert_empty()
         return result
+
+    def take_logs(self, result: Result) -> str:
+        """What a QEMU printed that failed, empty if it said nothing; nothing else is left of it, and now not that."""
+        assert self.qemus() == []
+        found = [path for path in self.run_dir.rglob("*") if not path.is_dir()]
+        if not found:
+            self.assert_empty()
+            return ""
+        (log,) = found
+        assert (log.name, log.parent.parent) == ("log", self.run_dir)
+        assert [stat.S_IMODE(path.stat().st_mode) for path in (log, log.parent, self.run_dir)] == [0o600, 0o700, 0o700]
+        assert f"what QEMU printed is kept in '{log}'" in result.err
+        text = log.read_text(errors="replace")
+        shutil.rmtree(self.run_dir)
+        return text
 
     def assert_empty(self) -> None:
         """No QEMU is left, and nothing in the folder but what was made here."""
@@ -204,6 +226,10 @@ class BootFolder:
         guest = Guest(pid, str(self.run_dir / str(number) / "qmp"), self._serial(number))
         self._stack.callback(guest.close)
         return guest
+
+    def serial_text(self) -> str:
+        """What guest 0 has printed so far."""
+        return self._serial(0).take()
 
     def qemus(self) -> list[int]:
         """Processes that print to a log in this folder."""

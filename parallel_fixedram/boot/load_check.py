@@ -1,0 +1,123 @@
+"""Verify a file by loading it: what a QEMU makes of it is held against the file, byte by byte, and no guest ever runs.
+
+::
+
+    QEMU -S, waiting --- loads FILE by itself ---> all of its RAMBlocks <--- compared by our workers ---> FILE
+         |                                                                                                 bit 0: zeros
+         +--- killed; nothing of it is left
+
+QEMU opens its disks as it does for any incoming guest: no lock is taken, nothing is written, and neither happens later,
+because it never activates them (QEMU migration/migration.c, process_incoming_migration_bh: ``late-block-activate``). It
+announces no guest to a network either.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import ExitStack
+from dataclasses import replace
+
+from parallel_fixedram.app import readers
+from parallel_fixedram.boot.plan import main_blocks, paused_if
+from parallel_fixedram.boot.restore import loaded_by_qemu
+from parallel_fixedram.core.errors import HostError, MachineError
+from parallel_fixedram.core.protocols import GuestBlock
+from parallel_fixedram.core.report import VerifyReport
+from parallel_fixedram.engine.image import Image, open_image
+from parallel_fixedram.engine.progress import Progress
+from parallel_fixedram.engine.verify import verify
+from parallel_fixedram.host.process_memory import open_process_memory
+from parallel_fixedram.qemu import discovery
+from parallel_fixedram.qemu.command_line import CommandLine
+from parallel_fixedram.qemu.fleet import Fleet
+
+KEPT = (
+    "some of these pages are zero in the file, and QEMU leaves a page as it was that the file has not: what it put "
+    "into firmware and tables of its own is still there"
+)
+
+
+def verify_by_loading(
+    uri: str,
+    command: Sequence[str],
+    *,
+    quick: bool = False,
+    channels: int | None = None,
+    folder: str | None = None,
+    progress: Progress | None = None,
+) -> VerifyReport:
+    """Have a QEMU load a file, and hold every RAMBlock of it against the file; its guest never runs, and it is ended.
+
+    Args:
+        uri: a path, or ``file:PATH[,offset=SIZE]``.
+        command: the QEMU that the guest was saved from: program and arguments. Whatever it names is opened; disks may
+            be in use by the guest that was saved.
+        quick: read no page for anything but that: no digests, no places of zero pages.
+        channels: number of workers; None for one a processor, at most 4.
+        folder: where socket and log go; must not exist, and is gone afterwards. None for a new one.
+        progress: ``progress(phase, done, total)`` in bytes.
+
+    Returns:
+        What was found: ``ok`` is False when anything differs, and ``differences`` name it.
+
+    Raises:
+        RequestError: the file has no device state, or does not fit the command line.
+        FormatError: not a complete mapped-ram file.
+        ContentsDiffer: heads or bitmaps do not match their digests. Nothing was started.
+        MachineError: QEMU does not start, or cannot load the file.
+        HostError: I/O or memory, or QEMU's memory may not be read.
+    """
+    line = paused_if(CommandLine.parse(command), True)
+    with ExitStack() as stack:
+        image = stack.enter_context(open_image(uri))
+        main_blocks(image, line)
+        boot = loaded_by_qemu(image, line, 1)
+        fleet = stack.enter_context(Fleet(boot.commands, folder))
+        fleet.connect(image.file)
+        fleet.load(replace(boot.source, aside=True))
+        _require_standstill(fleet)
+        report = verify(
+            image,
+            quick=quick,
+            ram=_memory(image, fleet, stack),
+            loaded_by=line.arguments[0],
+            channels=readers() if channels is None else channels,
+            progress=progress,
+        )
+        _require_standstill(fleet)
+        return replace(report, warnings=(*report.warnings, *([KEPT] if _has_kept(image, report) else [])))
+
+
+def _memory(image: Image, fleet: Fleet, stack: ExitStack) -> dict[str, GuestBlock]:
+    """Every stored block as the QEMU has it now."""
+    (monitor,) = fleet.monitors
+    (pid,) = fleet.pids
+    found = {}
+    for block in discovery.ramblocks(monitor):
+        if block.idstr in {saved.block.idstr for saved in image.blocks}:
+            try:
+                source = open_process_memory(pid, block.address, block.used_length).source
+            except HostError as error:
+                raise HostError(f"block {block.idstr!r}: {error.message}", hint=error.hint) from error
+            stack.callback(source.close)
+            found[block.idstr] = GuestBlock(block=block.ramblock(), source=source, main=block.main)
+    return found
+
+
+def _require_standstill(fleet: Fleet) -> None:
+    """Refuse a guest that runs, which somebody else would have had to let go: its memory says nothing.
+
+    Raises:
+        MachineError: it runs.
+    """
+    (report,) = fleet.go_on(run=False)
+    if report.status in discovery.RUNNING:
+        raise MachineError(f"the guest that was to be looked at is {report.status!r}")
+
+
+def _has_kept(image: Image, report: VerifyReport) -> bool:
+    """Whether a difference begins at a page that the file has not."""
+    return any(
+        each.idstr is not None and each.first_page is not None and not image.bitmap(each.idstr).test(each.first_page)
+        for each in report.differences
+    )
