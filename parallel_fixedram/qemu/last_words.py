@@ -65,9 +65,9 @@ def end_all(folder: str) -> None:
     Also a QEMU that had only just been started, or one whose wrapper has left it in a session of its own. Uses no
     thread, no lock and nothing else of ours, so that a guardian may call it.
     """
-    folder = os.path.join(os.path.realpath(folder), "")
+    bound, folder = os.path.join(os.path.abspath(folder), ""), os.path.join(os.path.realpath(folder), "")
     for _ in range(_MOST_ROUNDS):  # one that is found may have started another one meanwhile
-        sockets = _sockets_in(folder)
+        sockets = _sockets_in((bound, folder))
         pids = [int(name) for name in os.listdir("/proc") if name.isdecimal() and int(name) != os.getpid()]
         if not [pid for pid in pids if _end(pid, folder, sockets)]:
             return
@@ -94,8 +94,8 @@ def _descriptors(pid: int) -> Iterator[tuple[str, str]]:
             yield fd, os.readlink(f"/proc/{pid}/fd/{fd}")
 
 
-def _sockets_in(folder: str) -> set[str]:
-    """Sockets that were bound below a folder, as /proc/PID/fd calls them; those that connect to them have no name."""
+def _sockets_in(folders: tuple[str, ...]) -> set[str]:
+    """Sockets bound below these folders, as /proc/PID/fd calls them; those that connect to them have no name."""
     with open("/proc/net/unix", encoding="utf-8", errors="surrogateescape") as table:
         lines = [line.rstrip("\n").split(maxsplit=7) for line in table]
-    return {f"socket:[{line[6]}]" for line in lines if len(line) == 8 and os.path.realpath(line[7]).startswith(folder)}
+    return {f"socket:[{line[6]}]" for line in lines if len(line) == 8 and line[7].startswith(folders)}
