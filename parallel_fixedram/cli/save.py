@@ -131,6 +131,12 @@ def _print(report: SaveReport) -> None:
     rounds = format_count(len(report.rounds), "round")
     print(f"  written   {format_size(size.written)} in {rounds}, {format_rate(size.written, moved)}")
     print(f"  save      {seconds.total:.3f} s, {seconds.sync + seconds.publish:.3f} s of it to sync and publish")
+    choice = report.choice
+    if choice.measured_by_predicted is not None:
+        print(
+            f"  predicted {choice.predicted_stable_seconds:.3f} s, measured {choice.measured_stable_seconds:.3f} s: "
+            f"{choice.measured_by_predicted:.2f} times that"
+        )
     if seconds.pause:
         stop, ram, cont = (1000 * each for each in (seconds.stop, seconds.ram, seconds.cont))
         state = f", device state {1000 * seconds.device_state:.1f} ms meanwhile" if seconds.device_state else ""

@@ -120,15 +120,7 @@ class Guardian:
                 signal.signal(signum, signal.SIG_IGN)
             signal.set_wakeup_fd(-1)
             os.setsid()
-            keep = {us, self._go, *self._descriptors}
-            null = os.open(os.devnull, os.O_RDWR)
-            for fd in (0, 1, 2):
-                if fd not in keep:
-                    os.dup2(null, fd)
-            for name in os.listdir("/proc/self/fd"):
-                if (fd := int(name)) > 2 and fd not in keep:
-                    with contextlib.suppress(OSError):
-                        os.close(fd)
+            processes.keep_open({us, self._go, *self._descriptors})
             poll = select.poll()
             poll.register(us, select.POLLIN)
             poll.register(self._go, select.POLLIN)

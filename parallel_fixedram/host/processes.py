@@ -6,6 +6,7 @@ import contextlib
 import os
 import select
 import signal
+from collections.abc import Collection
 
 from parallel_fixedram.host import linux
 
@@ -45,3 +46,15 @@ def has_ended(pidfd: int, seconds: float = 0.0) -> bool:
     poll = select.poll()  # not select(): a descriptor may be beyond 1024
     poll.register(pidfd, select.POLLIN)
     return bool(poll.poll(seconds * 1000))
+
+
+def keep_open(descriptors: Collection[int]) -> None:
+    """Close every other descriptor of this process; its standard ones lead nowhere then."""
+    null = os.open(os.devnull, os.O_RDWR)
+    for fd in (0, 1, 2):
+        if fd not in descriptors:
+            os.dup2(null, fd)
+    for name in os.listdir("/proc/self/fd"):
+        if (fd := int(name)) > 2 and fd not in descriptors:
+            with contextlib.suppress(OSError):
+                os.close(fd)
