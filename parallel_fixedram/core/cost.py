@@ -64,7 +64,7 @@ class CallCost:
         return cls(call=max(per_call - byte * bytes_each, 0.0), byte=byte)
 
 
-NO_COST = CallCost(call=0.0, byte=1e-18)
+NO_COST = CallCost(call=0.0, byte=1e-30)
 """As little as a cost can be."""
 
 

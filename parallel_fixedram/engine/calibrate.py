@@ -8,12 +8,12 @@ a device with a volatile cache does most of its work only then. The result is ke
 from __future__ import annotations
 
 import contextlib
-import itertools
 import logging
 import os
 import time
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from itertools import count, product
 from typing import Any
 
 import numpy as np
@@ -48,13 +48,13 @@ _WINDOWS = 8
 """Windows written at a time: 16 MiB by large calls."""
 _STRIDE = 8
 """One page of so many is written by small calls."""
-_SMALL_WINDOWS = 2
-"""The same by small calls with several channels. Few: to free what is scattered takes longer than to write it."""
+_SMALL_WINDOWS = 4
+"""Windows written at a time by small calls: 256, as many as are enough to tell."""
 _REPEATS = 3
 _SMALL_REPEATS = 2
 _ENOUGH_SECONDS = 0.15
 """Nothing is measured again after so long."""
-_RESERVED = 256
+_RESERVED = 128
 _SLOT = _WINDOWS * WINDOW_PAGES_DIRECT * TARGET_PAGE_SIZE
 _SMALL, _LARGE, _COMPUTING = 0, 1, 2
 """What is written: runs of one page, whole windows, whole windows that are looked at meanwhile."""
@@ -141,17 +141,15 @@ def measure(folder: str) -> DeviceModel:
             start = time.perf_counter() - started
             trials = _Trials(pool, buffered)
             sync = trials.empty_sync()
-            costs = [
-                {channels: _cost(trials, job, channels, sync) for channels in CANDIDATES} for job in range(len(jobs))
-            ]
-            reserve = 0.0 if trials.tmpfs else _reserve(buffered)
             overlap = trials.overlap() if direct is not None else 0.0
+            costs = _costs(trials, range(len(jobs)), sync)
+            reserve = 0.0 if trials.tmpfs else _reserve(buffered)
     computing = measure_computing(pages)
     into_cache, written_back = costs[0][1]
     return DeviceModel(
         source="measured",
-        direct={channels: cost for channels, (cost, _) in costs[1].items()} if direct is not None else {},
-        buffered={channels: cost for channels, (cost, _) in costs[0].items()},
+        direct={channels: write for channels, (write, _) in costs[1].items()} if direct is not None else {},
+        buffered={channels: write for channels, (write, _) in costs[0].items()},
         stable=into_cache + written_back,
         flush=costs[1][1][1] if direct is not None else NO_COST,
         sync=sync,
@@ -177,21 +175,27 @@ class _Trials:
         self.tmpfs = linux.is_tmpfs(file.fd)
         self._pool = pool
         self._file = file
-        self._slots = itertools.count()
+        self._slots = count()
 
     def write(self, job: int, channels: int, pattern: int) -> tuple[float, float, float]:
         """Seconds to write and to sync, and seconds of computing meanwhile."""
         window = _WINDOW_PAGES[job]
-        start, pages = next(self._slots) * _SLOT, _windows(channels, pattern) * window
+        pages = (_SMALL_WINDOWS if pattern == _SMALL else _WINDOWS) * window
+        start = next(self._slots) * _SLOT
         if not self.tmpfs:  # nothing is reserved there: it would be to fill memory twice
             linux.fallocate(self._file.fd, 0, start, pages * TARGET_PAGE_SIZE)
         share = pages // channels // WORD_PAGES
         first = start // TARGET_PAGE_SIZE // WORD_PAGES
+        shards = [Shard(pattern, first + each * share, share, 0) for each in range(channels)]
         started = time.perf_counter()
-        tally = self._pool.run(job, [Shard(pattern, first + each * share, share, 0) for each in range(channels)])
+        tally = self._pool.run(job, shards)
         written = time.perf_counter()
         self._file.sync()
-        return written - started, time.perf_counter() - written, tally.digest_seconds
+        synced = time.perf_counter()
+        if pattern == _SMALL:  # what lies in one piece is freed at once, and what is scattered piece by piece
+            self._pool.run(job, [replace(shard, block=_LARGE) for shard in shards])
+            self._file.sync()
+        return written - started, synced - written, tally.digest_seconds
 
     def middle(self, job: int, channels: int, pattern: int) -> tuple[float, float, float]:
         """The middle one of some, by all of its time."""
@@ -221,24 +225,26 @@ class _Trials:
         return min(max((alone + computing - both) / min(alone, computing), 0.0), 1.0)
 
 
-def _windows(channels: int, pattern: int) -> int:
-    """How many windows are written."""
-    return max(_SMALL_WINDOWS, channels) if pattern == _SMALL and channels > 1 else _WINDOWS
+def _costs(trials: _Trials, jobs: Sequence[int], empty_sync: float) -> list[dict[int, tuple[CallCost, CallCost]]]:
+    """By job and number of channels: what writes cost, and what they add to the sync that follows."""
+    found = {case: trials.middle(*case) for case in product(jobs, CANDIDATES, (_SMALL, _LARGE))}
+    return [
+        {
+            channels: (
+                _fit(job, found[job, channels, _SMALL][0], found[job, channels, _LARGE][0]),
+                _fit(job, *(max(found[job, channels, each][1] - empty_sync, 0.0) for each in (_SMALL, _LARGE))),
+            )
+            for channels in CANDIDATES
+        }
+        for job in jobs
+    ]
 
 
-def _cost(trials: _Trials, job: int, channels: int, empty_sync: float) -> tuple[CallCost, CallCost]:
-    """What writes cost, and what they add to the sync that follows."""
-    small, large = (trials.middle(job, channels, pattern) for pattern in (_SMALL, _LARGE))
+def _fit(job: int, small: float, large: float) -> CallCost:
+    """The cost of which the seconds of both patterns tell."""
     window = _WINDOW_PAGES[job]
-    calls, size = _windows(channels, _SMALL) * (window // _STRIDE), _WINDOWS * window * TARGET_PAGE_SIZE
-    write, sync = (
-        CallCost.fit(
-            (calls, calls * TARGET_PAGE_SIZE, max(small[part] - free, 0.0)),
-            (_WINDOWS, size, max(large[part] - free, 0.0)),
-        )
-        for part, free in enumerate((0.0, empty_sync))
-    )
-    return write, sync
+    calls, size = _SMALL_WINDOWS * (window // _STRIDE), _WINDOWS * window * TARGET_PAGE_SIZE
+    return CallCost.fit((calls, calls * TARGET_PAGE_SIZE, small), (_WINDOWS, size, large))
 
 
 def _reserve(file: FileChannel) -> float:

@@ -22,6 +22,7 @@ from parallel_fixedram.engine.write import WriteJob
 from parallel_fixedram.host.channel import FileChannel
 from parallel_fixedram.host.page_source import MappedSource
 
+_REPEATS = 2
 _DENSE_WINDOWS = 8
 _SPARSE_WINDOWS = 32
 _SPARSE_PAGES = 4
@@ -49,7 +50,10 @@ def measure_computing(pages: Pages) -> Computing:
     """
     dense_bytes = _DENSE_WINDOWS * WORK_WINDOW_PAGES * TARGET_PAGE_SIZE
     sparse_bytes = _SPARSE_WINDOWS * _SPARSE_PAGES * TARGET_PAGE_SIZE
-    dense, sparse = _look(_DENSE_WINDOWS, WORK_WINDOW_PAGES), _look(_SPARSE_WINDOWS, _SPARSE_PAGES)
+    dense, sparse = (
+        min(_look(*kind) for _ in range(_REPEATS))
+        for kind in ((_DENSE_WINDOWS, WORK_WINDOW_PAGES), (_SPARSE_WINDOWS, _SPARSE_PAGES))
+    )
     # two unknowns, two measurements: dense = 8 windows + 8 MiB, sparse = 32 windows + half a MiB
     ratio = _SPARSE_WINDOWS / _DENSE_WINDOWS
     scan_byte = max((ratio * dense - sparse) / (ratio * dense_bytes - sparse_bytes), 1e-12)

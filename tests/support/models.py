@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from parallel_fixedram.core.cost import CallCost, DeviceModel
+from parallel_fixedram.core.cost import NO_COST, CallCost, DeviceModel
 
 Costs = Mapping[int, tuple[float, float]]
 """By number of channels: microseconds a call, nanoseconds a byte."""
@@ -20,7 +20,7 @@ def model(
     buffered: Costs | None = None,
     stable: tuple[float, float] = (1, 1),
     *,
-    flush: tuple[float, float] = (0, 1e-9),
+    flush: tuple[float, float] | None = None,
     sync: float = 0.0,
     start: float = 0.0,
     reserve: float = 0.0,
@@ -37,7 +37,7 @@ def model(
         direct={channels: cost(*each) for channels, each in (direct or {}).items()},
         buffered={channels: cost(*each) for channels, each in (buffered or {1: (1, 1)}).items()},
         stable=cost(*stable),
-        flush=cost(*flush),
+        flush=cost(*flush) if flush else NO_COST,
         sync=sync * 1e-6,
         start=start * 1e-6,
         overlap=overlap,
