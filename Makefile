@@ -2,12 +2,12 @@
 .DEFAULT_GOAL := help
 PYTHON ?= python3
 BIN := .venv/bin
-SCENARIOS := roofline channels gaps few scattered size cache growth qemu
+SCENARIOS := roofline channels gaps few scattered size cache growth prediction qemu
 RESULTS := $(wildcard $(SCENARIOS:%=bench/results/%.json))
 SHOWN := $(shell grep -o 'pictures/[a-z0-9-]*\.png' docs/experiments.md | sed 's|pictures/\(.*\)\.png|\1|')
 FAST := tests/core tests/host tests/engine tests/guest tests/wire tests/test_api.py tests/test_layers.py
 
-.PHONY: help demo test test-fast check format bench bench-pictures bench-qemu bench-host bench-micro clean
+.PHONY: help demo test test-fast check format bench bench-pictures bench-qemu bench-host bench-prediction bench-micro clean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -55,6 +55,10 @@ bench-host: .venv/test.stamp ## what unwritten disks and RAM in swap cost a gues
 
 bench-qemu: .venv/test.stamp ## compare first saves, small pauses, loads and clones with QEMU's own (needs QEMU)
 	$(BIN)/python bench/against_qemu.py
+
+bench-prediction: .venv/test.stamp ## measure how far predictions are from measurements, and print the table (10 minutes; root, fio)
+	$(BIN)/python -m parallel_fixedram bench run prediction --overwrite
+	$(BIN)/python bench/predictions.py bench/results/prediction.json
 
 bench-micro: .venv/test.stamp ## time the inner loops
 	$(BIN)/python -m pytest bench --benchmark-enable --benchmark-only --benchmark-columns=min,median,max,rounds

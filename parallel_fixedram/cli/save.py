@@ -134,6 +134,12 @@ def _print(report: SaveReport) -> None:
     print(f"  save      {seconds.total:.3f} s, {seconds.sync + seconds.publish:.3f} s of it to sync and publish")
     if seconds.sync_disks >= _WORTH_A_LINE_SECONDS:
         print(f"  disks     synced for {seconds.sync_disks:.3f} s before the guest was stopped")
+    choice = report.choice
+    if choice.measured_by_predicted is not None:
+        print(
+            f"  predicted {choice.predicted_stable_seconds:.3f} s, measured {choice.measured_stable_seconds:.3f} s: "
+            f"{choice.measured_by_predicted:.2f} times that"
+        )
     if seconds.pause:
         stop, ram, cont = (1000 * each for each in (seconds.stop, seconds.ram, seconds.cont))
         state = f", device state {1000 * seconds.device_state:.1f} ms meanwhile" if seconds.device_state else ""

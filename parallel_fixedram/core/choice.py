@@ -14,7 +14,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from enum import StrEnum
 
-from parallel_fixedram.core.cost import CallCost, DeviceModel, Work
+from parallel_fixedram.core.cost import WORK_WINDOW_PAGES, CallCost, DeviceModel, Work
 from parallel_fixedram.core.plan import MIN_SHARD_PAGES
 from parallel_fixedram.core.units import format_count, format_size
 
@@ -75,6 +75,8 @@ class Situation:
     """Bytes the page cache takes before the kernel slows writers down."""
     processors: int
     """How many workers can compute at once."""
+    durable: bool = True
+    """Whether the file is synced at the end."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -90,9 +92,9 @@ class Choice:
     precopy: bool
     """Whether pages are written while the guest runs, and those that changed again while it waits."""
     write_seconds: float
-    """Predicted: until the last page is written; with ``precopy``, from the moment the guest stands still."""
+    """Predicted: what writing the pages takes; with ``precopy``, from the moment the guest stands still."""
     stable_seconds: float
-    """Predicted: until all pages are on stable storage, digests computed."""
+    """Predicted: until the file is on stable storage, or complete where it is not synced; digests included."""
     why: tuple[str, ...] = ()
     """A sentence for everything that was left open."""
 
@@ -158,20 +160,27 @@ def _predict(
 ) -> Choice:
     cost = _cost(direct, channels, model, situation)
     gap = cost.gap_pages(work.page_size) if wishes.gap_pages is None else wishes.gap_pages
-    merged = work.merged(gap, WINDOW_PAGES_DIRECT if direct else WINDOW_PAGES_BUFFERED)
+    window_pages = WINDOW_PAGES_DIRECT if direct else WINDOW_PAGES_BUFFERED
+    merged = work.merged(gap, window_pages)
     workers = min(channels, situation.processors)
-    scan, digest = work.size * model.scan_byte, work.pages * model.digest_page / workers
     precopy = situation.waits and not situation.live
+    windows = work.windows * WORK_WINDOW_PAGES / window_pages
+    look = (windows * model.window + work.size * model.scan_byte) / workers
+    compare = work.pages * model.hash_page / workers if precopy else 0.0
+    computing = look + compare + work.pages * model.digest_page / workers
     if direct:
-        computing = scan / workers + digest
-        write = max(_of(model.direct, channels).seconds(*merged), computing)
-        stable = merged[0] * model.reserve + write
+        device = _of(model.direct, channels).seconds(*merged)
+        write = device + computing - model.overlap * min(device, computing)
+        before, after = merged[0] * model.reserve, model.flush.seconds(*merged)
     else:
         alone = _of(model.buffered, 1).seconds(*merged)
-        write = max(_of(model.buffered, channels).seconds(*merged), (alone + scan) / workers)
-        stable = write + max(model.stable.seconds(*merged) - alone, digest)
+        write = max(_of(model.buffered, channels).seconds(*merged), alone / workers + computing)
+        before, after = 0.0, max(model.stable.seconds(*merged) - alone, 0.0)
+    stable = model.start + before + write
+    if situation.durable:
+        stable += after + 2 * model.sync  # of the file, and of its folder
     if precopy:
-        write = (scan + work.pages * model.hash_page) / workers
+        write = look + compare
         stable += write
     return Choice(
         channels=channels,
@@ -185,12 +194,15 @@ def _predict(
 
 
 def _cost(direct: bool, channels: int, model: DeviceModel, situation: Situation) -> CallCost:
-    """What the gaps of a way are judged by."""
+    """What decides which gaps are written along."""
     if direct:
         cost = _of(model.direct, channels)
-        # space is reserved before the rounds of a live save: what counts for them is the write alone
-        return cost if situation.live else replace(cost, call=cost.call + model.reserve)
-    return _of(model.buffered, channels) if situation.waits or situation.live else model.stable
+        if situation.live:  # space is reserved before the rounds, and what counts for them is the write alone
+            return cost
+        if situation.durable:
+            cost += model.flush
+        return replace(cost, call=cost.call + model.reserve)
+    return _of(model.buffered, channels) if situation.waits or situation.live or not situation.durable else model.stable
 
 
 def _of(costs: Mapping[int, CallCost], channels: int) -> CallCost:

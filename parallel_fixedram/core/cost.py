@@ -1,9 +1,10 @@
 """What writes cost, and how pages should be written therefore.
 
 A write of a run costs ``a + b * bytes``. What ``a`` and ``b`` are depends on the device, the file system, whether the
-page cache takes part, and how many channels write at once; they are measured (``engine/calibrate.py``). A gap between
-two runs is worth writing along when its bytes cost less than a second call: ``b * bytes <= a``. Every gap can be judged
-by itself, so this rule is the best there is under this model.
+page cache takes part, and how many channels write at once; they are measured (``engine/calibrate.py``). A device may
+say that a direct write is done when it is in a cache that a power cut empties: what the sync at the end takes follows
+calls and bytes, too. A gap between two runs is worth writing along when its bytes cost less than a second call:
+``b * bytes <= a``. Every gap can be judged by itself, so this rule is the best there is under this model.
 """
 
 from __future__ import annotations
@@ -16,7 +17,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from parallel_fixedram.core.bitmap import PageBitmap
+from parallel_fixedram.core.bitmap import WORD_PAGES, PageBitmap
+
+WORK_WINDOW_PAGES = 256
+"""Pages in the pieces of RAM that ``Work`` counts."""
 
 MAX_GAP_PAGES = 255
 """A gap is never larger than this, whatever the model says: half a window of direct writes."""
@@ -34,6 +38,10 @@ class CallCost:
     def __post_init__(self) -> None:
         if not (0 <= self.call < math.inf and 0 < self.byte < math.inf):
             raise ValueError(f"a call of {self.call} seconds and a byte of {self.byte} seconds cannot be")
+
+    def __add__(self, other: CallCost) -> CallCost:
+        """What both take, one after the other."""
+        return CallCost(call=self.call + other.call, byte=self.byte + other.byte)
 
     def seconds(self, calls: int, size: int) -> float:
         """How long ``calls`` writes of ``size`` bytes in all take."""
@@ -56,6 +64,10 @@ class CallCost:
         return cls(call=max(per_call - byte * bytes_each, 0.0), byte=byte)
 
 
+NO_COST = CallCost(call=0.0, byte=1e-30)
+"""As little as a cost can be."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DeviceModel:
     """What a host and a folder on it can do."""
@@ -68,8 +80,18 @@ class DeviceModel:
     """By number of channels: into the page cache."""
     stable: CallCost
     """One channel: into the page cache and from there to stable storage."""
+    flush: CallCost
+    """What direct writes add to the sync at the end: hardly anything, unless the device has a volatile cache."""
+    sync: float
+    """Seconds of a sync that finds next to nothing to do."""
+    start: float
+    """Seconds until workers are there."""
     reserve: float
     """Seconds to reserve space for a run, which direct writes need."""
+    overlap: float
+    """How much of the shorter one is hidden where direct writes and computing go on at the same time, 0 to 1."""
+    window: float
+    """Seconds one worker takes for every ``WORK_WINDOW_PAGES`` of RAM that hold something, besides its pages."""
     scan_byte: float
     """Seconds one worker takes to look at a byte of RAM that it has not mapped yet."""
     digest_page: float
@@ -80,9 +102,9 @@ class DeviceModel:
     def __post_init__(self) -> None:
         if 1 not in self.buffered or (self.direct and 1 not in self.direct):
             raise ValueError("nobody measured one channel")
-        others = (self.reserve, self.scan_byte, self.digest_page, self.hash_page)
-        if not all(0 <= each < math.inf for each in others):
-            raise ValueError(f"one of {', '.join(map(str, others))} seconds cannot be")
+        others = [getattr(self, name) for name in _NUMBERS]
+        if not all(0 <= each < math.inf for each in others) or self.overlap > 1:
+            raise ValueError(f"one of {', '.join(map(str, others))} cannot be")
 
     def to_json(self) -> dict[str, Any]:
         """A JSON object."""
@@ -91,10 +113,8 @@ class DeviceModel:
             "direct": {str(channels): _cost_json(cost) for channels, cost in self.direct.items()},
             "buffered": {str(channels): _cost_json(cost) for channels, cost in self.buffered.items()},
             "stable": _cost_json(self.stable),
-            "reserve": self.reserve,
-            "scan_byte": self.scan_byte,
-            "digest_page": self.digest_page,
-            "hash_page": self.hash_page,
+            "flush": _cost_json(self.flush),
+            **{name: getattr(self, name) for name in _NUMBERS},
         }
 
     @classmethod
@@ -109,11 +129,12 @@ class DeviceModel:
             direct={int(channels): _cost(cost) for channels, cost in dict(data["direct"]).items()},
             buffered={int(channels): _cost(cost) for channels, cost in dict(data["buffered"]).items()},
             stable=_cost(data["stable"]),
-            reserve=float(data["reserve"]),
-            scan_byte=float(data["scan_byte"]),
-            digest_page=float(data["digest_page"]),
-            hash_page=float(data["hash_page"]),
+            flush=_cost(data["flush"]),
+            **{name: float(data[name]) for name in _NUMBERS},
         )
+
+
+_NUMBERS = ("sync", "start", "reserve", "overlap", "window", "scan_byte", "digest_page", "hash_page")
 
 
 def _cost_json(cost: CallCost) -> dict[str, float]:
@@ -129,7 +150,12 @@ ASSUMED = DeviceModel(
     direct={channels: CallCost(call=12e-6, byte=0.5e-9) for channels in (1, 2, 4)},
     buffered={channels: CallCost(call=4e-6, byte=0.2e-9) for channels in (1, 2, 4)},
     stable=CallCost(call=12e-6, byte=0.7e-9),
+    flush=CallCost(call=0.0, byte=0.01e-9),
+    sync=2e-3,
+    start=0.03,
     reserve=8e-6,
+    overlap=0.5,
+    window=100e-6,
     scan_byte=0.12e-9,
     digest_page=0.4e-6,
     hash_page=0.3e-6,
@@ -148,6 +174,8 @@ class Work:
     gaps: NDArray[np.int64]
     """Length of every gap between two runs of a block, pages, ascending."""
     page_size: int
+    windows: int = 0
+    """Pieces of RAM of ``WORK_WINDOW_PAGES`` that hold such a page."""
 
     @classmethod
     def of(cls, data: Sequence[PageBitmap], page_size: int) -> Work:
@@ -159,6 +187,7 @@ class Work:
             runs=sum(len(each) for each in runs),
             gaps=np.sort(np.concatenate([*gaps, np.empty(0, np.int64)])),
             page_size=page_size,
+            windows=sum(_windows(bitmap) for bitmap in data),
         )
 
     @property
@@ -176,3 +205,9 @@ class Work:
         joined = int(np.searchsorted(self.gaps, gap_pages, "right"))
         pages = self.pages + int(self.gaps[:joined].sum())
         return self.runs - joined + pages // window_pages, pages * self.page_size
+
+
+def _windows(bitmap: PageBitmap) -> int:
+    """How many pieces of WORK_WINDOW_PAGES have a bit set."""
+    full = np.flatnonzero(bitmap.words)
+    return len(np.unique(full // (WORK_WINDOW_PAGES // WORD_PAGES)))

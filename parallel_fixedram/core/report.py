@@ -109,10 +109,16 @@ class ChoiceReport:
     why: tuple[str, ...]
     """A sentence for everything that was left open."""
     predicted_write_seconds: float
-    """Until the last page is written, if no page that may hold something is zero; with ``precopy`` from the moment the
+    """What writing the pages takes, if no page that may hold something is zero; with ``precopy`` from the moment the
     guest stands still."""
     predicted_stable_seconds: float
-    """Until all pages are on stable storage and have their digests."""
+    """Until the file is on stable storage, or complete where it is not synced; digests included."""
+    measured_write_seconds: float | None
+    """What the first of these two took; None for a plan."""
+    measured_stable_seconds: float | None
+    """What the second one took, without measuring what writes cost; None for a plan."""
+    measured_by_predicted: float | None
+    """How many times as long as predicted it took until the file was on stable storage; None for a plan."""
     model: Mapping[str, Any]
     """What writes cost: seconds a ``call`` and a ``byte``, by number of channels; ``source`` says who measured it."""
 

@@ -1,7 +1,8 @@
-"""Calibration: what writes cost in a folder, measured in about a tenth of a second.
+"""Calibration: what writes cost in a folder, measured in about a second.
 
 Workers of the same kind as a save's write runs of one page, and then whole windows, into an unnamed file there: past
-the page cache and into it, with one, two and four channels. The result is kept for the next command, by file system.
+the page cache and into it, with one, two and four channels. After each the file is synced, and that is timed by itself:
+a device with a volatile cache does most of its work only then. The result is kept for the next command, by file system.
 """
 
 from __future__ import annotations
@@ -10,28 +11,28 @@ import contextlib
 import logging
 import os
 import time
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from itertools import count, product
 from typing import Any
 
 import numpy as np
 
-from parallel_fixedram.core.bitmap import WORD_PAGES, Bits
+from parallel_fixedram.core.bitmap import WORD_PAGES
 from parallel_fixedram.core.choice import CANDIDATES, WINDOW_PAGES_BUFFERED, WINDOW_PAGES_DIRECT
-from parallel_fixedram.core.cost import ASSUMED, CallCost, DeviceModel
+from parallel_fixedram.core.cost import ASSUMED, NO_COST, CallCost, DeviceModel
 from parallel_fixedram.core.errors import FixedRamError
 from parallel_fixedram.core.plan import Shard
 from parallel_fixedram.core.protocols import Channel, Pages
 from parallel_fixedram.core.ramblock import TARGET_PAGE_SIZE
+from parallel_fixedram.engine.calibrate_computing import measure_computing
 from parallel_fixedram.engine.digest import page_digests
 from parallel_fixedram.engine.messages import Tally
 from parallel_fixedram.engine.pool import WorkerPool
-from parallel_fixedram.engine.precopy import KnownPages
 from parallel_fixedram.engine.window import nonzero_pages
 from parallel_fixedram.host import linux, user_cache
 from parallel_fixedram.host.channel import FileChannel, anonymous_memory
 from parallel_fixedram.host.direct_channel import DirectChannel
-from parallel_fixedram.host.page_source import MappedSource
 
 logger = logging.getLogger(__name__)
 
@@ -41,14 +42,25 @@ KEPT_SECONDS = 7 * 24 * 3600.0
 """How long a result is used again."""
 
 _KEPT_AS = "devices.json"
+_VERSION = 2
+"""Of what is measured and how; what another one has kept is not used."""
 _WINDOWS = 8
 """Windows written at a time: 16 MiB by large calls."""
 _STRIDE = 8
 """One page of so many is written by small calls."""
-_REPEATS = 2
-_RESERVED = 256
-_SLOT = 2 * _WINDOWS * WINDOW_PAGES_DIRECT * TARGET_PAGE_SIZE
-_PATTERNS = _SMALL, _LARGE = (0, 1)
+_SMALL_WINDOWS = 4
+"""Windows written at a time by small calls: 256, as many as are enough to tell."""
+_REPEATS = 3
+_SMALL_REPEATS = 2
+_ENOUGH_SECONDS = 0.15
+"""Nothing is measured again after so long."""
+_RESERVED = 128
+_SLOT = _WINDOWS * WINDOW_PAGES_DIRECT * TARGET_PAGE_SIZE
+_SMALL, _LARGE, _COMPUTING = 0, 1, 2
+"""What is written: runs of one page, whole windows, whole windows that are looked at meanwhile."""
+_DIRECT = 1
+"""Place of the job that writes past the page cache."""
+_WINDOW_PAGES = (WINDOW_PAGES_BUFFERED, WINDOW_PAGES_DIRECT)
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,13 +79,18 @@ class _Writer:
         """Write one shard (Job.run)."""
         firsts = np.arange(0, self.window_pages, _STRIDE, dtype=np.int64)
         small = np.stack((firsts, np.ones(len(firsts), np.int64)), axis=1)
+        tally, clock = Tally(), time.perf_counter
         runs = small if shard.block == _SMALL else np.array([(0, self.window_pages)], np.int64)
         first, end = shard.first_word * WORD_PAGES, (shard.first_word + shard.words) * WORD_PAGES
         readable = np.ones(self.window_pages, np.uint8)
         for page in range(first, end, self.window_pages):
             self.channel.write_runs(page * TARGET_PAGE_SIZE, self.pages[: self.window_pages], runs, readable)
+            if shard.block == _COMPUTING:
+                started = clock()
+                page_digests(self.pages[: self.window_pages], nonzero_pages(self.pages[: self.window_pages]))
+                tally.digest_seconds += clock() - started
         self.channel.settle()
-        return Tally()
+        return tally
 
 
 def device_model(folder: str, size: int, *, fresh: bool = False) -> DeviceModel:
@@ -101,7 +118,7 @@ def device_model(folder: str, size: int, *, fresh: bool = False) -> DeviceModel:
         logger.debug("cannot calibrate in %r: %s", folder, error)
         return ASSUMED
     kept = user_cache.read(_KEPT_AS)
-    user_cache.write(_KEPT_AS, {**kept, key: {"measured": time.time(), "model": model.to_json()}})
+    user_cache.write(_KEPT_AS, {**kept, key: {"version": _VERSION, "measured": time.time(), "model": model.to_json()}})
     return model
 
 
@@ -116,53 +133,118 @@ def measure(folder: str) -> DeviceModel:
     pages = np.frombuffer(memory, np.uint64).reshape(-1, TARGET_PAGE_SIZE // 8)
     pages[:] = np.arange(1, len(pages) + 1, dtype=np.uint64)[:, None]
     with _unnamed_file(folder) as (buffered, direct):
-        slots = iter(range(1 << 16))
         jobs = [_Writer(buffered, pages, WINDOW_PAGES_BUFFERED)]
         if direct is not None:
             jobs.append(_Writer(direct, pages, WINDOW_PAGES_DIRECT))
+        started = time.perf_counter()
         with WorkerPool(jobs, max(CANDIDATES)) as pool:
-            reserve = _reserve(buffered)
-            stable = _cost(pool, 0, 1, buffered, slots, sync=True)  # first, while there is nothing else to sync
-            costs = [
-                {channels: _cost(pool, job, channels, buffered, slots) for channels in CANDIDATES}
-                for job in range(len(jobs))
-            ]
-    known = KnownPages([])
+            start = time.perf_counter() - started
+            trials = _Trials(pool, buffered)
+            sync = trials.empty_sync()
+            overlap = trials.overlap() if direct is not None else 0.0
+            costs = _costs(trials, range(len(jobs)), sync)
+            reserve = 0.0 if trials.tmpfs else _reserve(buffered)
+    computing = measure_computing(pages)
+    into_cache, written_back = costs[0][1]
     return DeviceModel(
         source="measured",
-        direct=costs[1] if direct is not None else {},
-        buffered=costs[0],
-        stable=stable,
+        direct={channels: write for channels, (write, _) in costs[1].items()} if direct is not None else {},
+        buffered={channels: write for channels, (write, _) in costs[0].items()},
+        stable=into_cache + written_back,
+        flush=costs[1][1][1] if direct is not None else NO_COST,
+        sync=sync,
+        start=start,
         reserve=reserve,
-        scan_byte=_scan_byte(),
-        digest_page=_page(pages, lambda bits: page_digests(pages, bits)),
-        hash_page=_page(pages, lambda bits: known.hashes_of(pages, np.flatnonzero(bits))),
+        overlap=overlap,
+        window=computing.window,
+        scan_byte=computing.scan_byte,
+        digest_page=computing.digest_page,
+        hash_page=computing.hash_page,
     )
 
 
-def _cost(
-    pool: WorkerPool, job: int, channels: int, file: FileChannel, slots: Iterator[int], *, sync: bool = False
-) -> CallCost:
-    """The better of two measurements of small and of large writes, each into space that was never written."""
-    window = WINDOW_PAGES_DIRECT if job else WINDOW_PAGES_BUFFERED
-    best = {pattern: float("inf") for pattern in _PATTERNS}
-    for _ in range(1 if sync else _REPEATS):
-        start = next(slots) * _SLOT
-        linux.fallocate(file.fd, 0, start, 2 * _WINDOWS * window * TARGET_PAGE_SIZE)
-        words = window // WORD_PAGES
-        for pattern in _PATTERNS:
-            first = start // TARGET_PAGE_SIZE // WORD_PAGES + pattern * _WINDOWS * words
-            share = _WINDOWS // channels * words
-            shards = [Shard(pattern, first + number * share, share, 0) for number in range(channels)]
+class _Trials:
+    """Writes into parts of a file that were never written, and syncs it after each.
+
+    Args:
+        pool: workers whose jobs are _Writers, buffered and direct.
+        file: what they write, through the page cache.
+    """
+
+    def __init__(self, pool: WorkerPool, file: FileChannel) -> None:
+        self.tmpfs = linux.is_tmpfs(file.fd)
+        self._pool = pool
+        self._file = file
+        self._slots = count()
+
+    def write(self, job: int, channels: int, pattern: int) -> tuple[float, float, float]:
+        """Seconds to write and to sync, and seconds of computing meanwhile."""
+        window = _WINDOW_PAGES[job]
+        pages = (_SMALL_WINDOWS if pattern == _SMALL else _WINDOWS) * window
+        start = next(self._slots) * _SLOT
+        if not self.tmpfs:  # nothing is reserved there: it would be to fill memory twice
+            linux.fallocate(self._file.fd, 0, start, pages * TARGET_PAGE_SIZE)
+        share = pages // channels // WORD_PAGES
+        first = start // TARGET_PAGE_SIZE // WORD_PAGES
+        shards = [Shard(pattern, first + each * share, share, 0) for each in range(channels)]
+        started = time.perf_counter()
+        tally = self._pool.run(job, shards)
+        written = time.perf_counter()
+        self._file.sync()
+        synced = time.perf_counter()
+        if pattern == _SMALL:  # what lies in one piece is freed at once, and what is scattered piece by piece
+            self._pool.run(job, [replace(shard, block=_LARGE) for shard in shards])
+            self._file.sync()
+        return written - started, synced - written, tally.digest_seconds
+
+    def middle(self, job: int, channels: int, pattern: int) -> tuple[float, float, float]:
+        """The middle one of some, by all of its time."""
+        found: list[tuple[float, float, float]] = []
+        until = time.perf_counter() + _ENOUGH_SECONDS
+        while len(found) < (_SMALL_REPEATS if pattern == _SMALL else _REPEATS) and (
+            not found or time.perf_counter() < until
+        ):
+            found.append(self.write(job, channels, pattern))
+        found.sort(key=lambda each: each[0] + each[1])
+        return found[len(found) // 2]
+
+    def empty_sync(self) -> float:
+        """Seconds of a sync after a single page, the middle one of some."""
+        found = []
+        for _ in range(_REPEATS):
+            self._file.write(next(self._slots) * _SLOT, memoryview(bytes(TARGET_PAGE_SIZE)))
             started = time.perf_counter()
-            pool.run(job, shards)
-            if sync:
-                file.sync()
-            best[pattern] = min(best[pattern], time.perf_counter() - started)
-    small_calls, large_bytes = _WINDOWS * (window // _STRIDE), _WINDOWS * window * TARGET_PAGE_SIZE
-    return CallCost.fit(
-        (small_calls, small_calls * TARGET_PAGE_SIZE, best[_SMALL]), (_WINDOWS, large_bytes, best[_LARGE])
-    )
+            self._file.sync()
+            found.append(time.perf_counter() - started)
+        return sorted(found)[_REPEATS // 2]
+
+    def overlap(self) -> float:
+        """How much of the shorter of direct writes and computing is hidden, from 0 to 1."""
+        alone, _, _ = self.middle(_DIRECT, 1, _LARGE)
+        both, _, computing = self.middle(_DIRECT, 1, _COMPUTING)
+        return min(max((alone + computing - both) / min(alone, computing), 0.0), 1.0)
+
+
+def _costs(trials: _Trials, jobs: Sequence[int], empty_sync: float) -> list[dict[int, tuple[CallCost, CallCost]]]:
+    """By job and number of channels: what writes cost, and what they add to the sync that follows."""
+    found = {case: trials.middle(*case) for case in product(jobs, CANDIDATES, (_SMALL, _LARGE))}
+    return [
+        {
+            channels: (
+                _fit(job, found[job, channels, _SMALL][0], found[job, channels, _LARGE][0]),
+                _fit(job, *(max(found[job, channels, each][1] - empty_sync, 0.0) for each in (_SMALL, _LARGE))),
+            )
+            for channels in CANDIDATES
+        }
+        for job in jobs
+    ]
+
+
+def _fit(job: int, small: float, large: float) -> CallCost:
+    """The cost of which the seconds of both patterns tell."""
+    window = _WINDOW_PAGES[job]
+    calls, size = _SMALL_WINDOWS * (window // _STRIDE), _WINDOWS * window * TARGET_PAGE_SIZE
+    return CallCost.fit((calls, calls * TARGET_PAGE_SIZE, small), (_WINDOWS, size, large))
 
 
 def _reserve(file: FileChannel) -> float:
@@ -174,32 +256,6 @@ def _reserve(file: FileChannel) -> float:
             file.fd, linux.FALLOC_FL_KEEP_SIZE, start + number * _STRIDE * TARGET_PAGE_SIZE, TARGET_PAGE_SIZE
         )
     return (time.perf_counter() - started) / _RESERVED
-
-
-def _scan_byte() -> float:
-    """Seconds to look at a byte of memory that this process sees for the first time."""
-    fd = os.memfd_create("scan", os.MFD_CLOEXEC)
-    try:
-        size = 4 << 20
-        for offset in range(0, size, 1 << 20):
-            os.pwrite(fd, bytes(1 << 20), offset)
-        source = MappedSource(fd, length=size)
-        source.open()
-        started = time.perf_counter()
-        for first in range(0, size // TARGET_PAGE_SIZE, WINDOW_PAGES_BUFFERED):
-            nonzero_pages(source.pages(first, WINDOW_PAGES_BUFFERED))
-        seconds = time.perf_counter() - started
-        source.close()
-        return seconds / size
-    finally:
-        os.close(fd)
-
-
-def _page(pages: Pages, work: Callable[[Bits], object]) -> float:
-    """Seconds that work on all of these pages takes for each."""
-    started = time.perf_counter()
-    work(np.ones(len(pages), np.uint8))
-    return (time.perf_counter() - started) / len(pages)
 
 
 @contextlib.contextmanager
@@ -228,7 +284,7 @@ def _key(folder: str) -> str:
 def _known(key: str) -> DeviceModel | None:
     kept: Any = user_cache.read(_KEPT_AS).get(key)
     try:
-        if not 0 <= time.time() - float(kept["measured"]) < KEPT_SECONDS:
+        if kept["version"] != _VERSION or not 0 <= time.time() - float(kept["measured"]) < KEPT_SECONDS:
             return None
         return DeviceModel.from_json(kept["model"], "cached")
     except (KeyError, OverflowError, TypeError, ValueError):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import time
 from collections.abc import Sequence
 
 from parallel_fixedram.core.bitmap import PageBitmap
@@ -12,7 +13,7 @@ from parallel_fixedram.core.cost import ASSUMED, DeviceModel, Work
 from parallel_fixedram.core.errors import HostError
 from parallel_fixedram.core.report import ChoiceReport
 from parallel_fixedram.engine import calibrate
-from parallel_fixedram.engine.save_options import SaveOptions
+from parallel_fixedram.engine.save_options import Durability, SaveOptions
 from parallel_fixedram.host.direct_channel import DirectChannel
 from parallel_fixedram.host.page_cache import dirty_room
 from parallel_fixedram.host.publish import PendingFile
@@ -24,10 +25,19 @@ class Decision:
 
     choice: Choice
     model: DeviceModel
+    seconds: float
+    """How long it took to make, measuring included."""
 
-    def report(self) -> ChoiceReport:
-        """The same for a report."""
-        chosen = self.choice
+    def report(self, write_seconds: float | None = None, stable_seconds: float | None = None) -> ChoiceReport:
+        """The same for a report.
+
+        Args:
+            write_seconds: how long writing the pages took.
+            stable_seconds: how long it took from the decision until the file was on stable storage.
+        """
+        chosen, ratio = self.choice, None
+        if stable_seconds is not None and chosen.stable_seconds > 0:
+            ratio = stable_seconds / chosen.stable_seconds
         return ChoiceReport(
             channels=chosen.channels,
             direct_io=chosen.direct,
@@ -37,6 +47,9 @@ class Decision:
             why=chosen.why,
             predicted_write_seconds=chosen.write_seconds,
             predicted_stable_seconds=chosen.stable_seconds,
+            measured_write_seconds=write_seconds,
+            measured_stable_seconds=stable_seconds,
+            measured_by_predicted=ratio,
             model=self.model.to_json(),
         )
 
@@ -77,6 +90,7 @@ def decide(
         waits: whether a guest runs until then and stands still meanwhile.
         takes_direct: whether the file can be opened for direct I/O; None if the measurement has to tell.
     """
+    started = time.perf_counter()
     work = Work.of(data, page_size)
     model = calibrate.device_model(folder, work.size, fresh=options.calibrate)
     if takes_direct is False:
@@ -84,9 +98,14 @@ def decide(
     elif takes_direct and not model.direct:
         model = dataclasses.replace(model, direct=ASSUMED.direct)
     situation = Situation(
-        waits=waits, live=options.max_rounds > 1, room=dirty_room(), processors=len(os.sched_getaffinity(0))
+        waits=waits,
+        live=options.max_rounds > 1,
+        room=dirty_room(),
+        processors=len(os.sched_getaffinity(0)),
+        durable=options.durability is Durability.FULL,
     )
     wishes = options.wishes()
     if not model.direct and wishes.direct_io is DirectIO.ON:  # a plan; a save has found out by trying
         model = dataclasses.replace(model, direct=ASSUMED.direct)
-    return Decision(choice=choose(wishes, work, model, situation), model=model)
+    choice = choose(wishes, work, model, situation)
+    return Decision(choice=choice, model=model, seconds=time.perf_counter() - started)

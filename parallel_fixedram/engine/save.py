@@ -274,7 +274,7 @@ class _Save:
                 allocated=self.allocated_bytes,
                 cached=self.cached_bytes,
             ),
-            choice=self.decision.report(),
+            choice=self.decision.report(self.last_round_seconds, self.total_seconds - self.decision.seconds),
             workers=self.workers,
             host=host_facts(self.pending.path),
             notes=(*self.notes, *self.pause.notes),

@@ -76,6 +76,12 @@ def one_of(*names: str) -> Check:
     return check
 
 
+def _yes_or_no(value: Any) -> bool:
+    if not isinstance(value, bool):
+        raise RequestError("expected true or false")
+    return value
+
+
 def _or_auto(check: Check) -> Check:
     def either(value: Any) -> Any:
         try:
@@ -127,6 +133,7 @@ PARAMETERS: Mapping[str, Check] = {
     "shard_pages": _or_auto(whole(64, 1 << 24)),
     "queue_depth": _or_auto(whole(0, 4096)),
     "file_system": one_of("folder", "tmpfs", "xfs", "ext4"),
+    "calibrate": _yes_or_no,
     "durability": one_of("full", "none"),
     "cache": one_of("keep", "drop"),
     "block_size": _block_size,

@@ -46,6 +46,7 @@ class Order:
     shard_pages: int | str = "auto"
     queue_depth: int | str = "auto"
     """Direct writes in flight of each worker; 0 for one by one."""
+    calibrate: bool = False
     durability: str = "full"
     dirty: float | None = None
     rounds: int | None = None

@@ -69,6 +69,8 @@ class Case:
     queue_depth: int | str | None = None
     """Direct writes in flight of each worker; 0 for one by one."""
     file_system: str | None = None
+    calibrate: bool | None = None
+    """Whether what writes cost is measured anew before each save, which is not part of its time."""
     durability: str | None = None
     cache: str | None = None
     block_size: int | None = None
@@ -160,6 +162,7 @@ WAYS: Mapping[str, WayRules] = {
             "gap_pages": AUTO,
             "shard_pages": AUTO,
             "queue_depth": AUTO,
+            "calibrate": False,
             "durability": "full",
             "dirty": None,
             "rounds": None,
@@ -170,6 +173,7 @@ WAYS: Mapping[str, WayRules] = {
     "page-by-page": WayRules(sources=("guest",), defaults=_NAIVE),
     "sequential": WayRules(sources=("guest",), defaults=_FILE),
     "fio": WayRules(sources=("guest", "qemu"), defaults={**_NAIVE, "channels": 1, "block_size": MIB}),
+    "fio-pages": WayRules(sources=("guest",), defaults={**_NAIVE, "queue_depth": 64}),
     "qemu-file": WayRules(sources=("qemu",), defaults={**_FILE, "rounds": None}),
     "qemu-mapped-ram": WayRules(sources=("qemu",), defaults={**_FILE, "rounds": None}),
     "qemu-multifd": WayRules(sources=("qemu",), defaults={**_FILE, "channels": 2}),

@@ -6,6 +6,9 @@
 
 At every instant NAME is absent, the complete old file, or the complete new file. A .part whose writer is gone (its lock
 is free) belongs to nobody and is replaced.
+
+A file that is replaced is kept open until the folder is synced: freeing its blocks belongs to that sync otherwise, and
+takes seconds where the file system discards them.
 """
 
 from __future__ import annotations
@@ -22,6 +25,7 @@ from parallel_fixedram.core.errors import CapabilityError, DurabilityError, Host
 from parallel_fixedram.host import linux, signals
 from parallel_fixedram.host.channel import FileChannel, open_readable
 from parallel_fixedram.host.direct_channel import DirectChannel
+from parallel_fixedram.host.last_close import close_unwaited
 
 logger = logging.getLogger(__name__)
 
@@ -51,7 +55,7 @@ class PendingFile:
         self._part = f".{self._name}.part"
         check_target(path, overwrite=overwrite)
         self._folder_path = folder or "."
-        self._folder = self.fd = self._direct_fd = -1
+        self._folder = self.fd = self._direct_fd = self._replaced = -1
         self._promised = 0
 
     def __enter__(self) -> PendingFile:
@@ -82,6 +86,8 @@ class PendingFile:
             for fd in (self.fd, self._direct_fd, self._folder):
                 if fd >= 0:
                     linux.close(fd)
+            if self._replaced >= 0:
+                close_unwaited(self._replaced)
 
     @property
     def folder(self) -> str:
@@ -157,6 +163,7 @@ class PendingFile:
         """
         try:
             with signals.held():  # it is published, and known to be
+                self._keep_replaced()
                 self._rename()
                 self.published = True
         except FileExistsError as error:
@@ -168,6 +175,13 @@ class PendingFile:
                     errno=error.errno or 0,
                 ) from error
             raise HostError.from_os(f"cannot give {self.path!r} its name", error) from error
+
+    def _keep_replaced(self) -> None:
+        """Open what is about to lose its name; what cannot be opened is freed when its name goes."""
+        if self.overwrite:
+            flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+            with contextlib.suppress(OSError):
+                self._replaced = os.open(self._name, flags, dir_fd=self._folder)
 
     def _rename(self) -> None:
         if self.overwrite:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 
 import pytest
 from support.cli import call, done, run, untouched
@@ -41,12 +42,20 @@ CHOICE = {
     "why": [str],
     "predicted_write_seconds": float,
     "predicted_stable_seconds": float,
+    "measured_write_seconds": float,
+    "measured_stable_seconds": float,
+    "measured_by_predicted": float,
     "model": {
         "source": str,
         "direct": COSTS,
         "buffered": COSTS,
         "stable": COST,
+        "flush": COST,
+        "sync": float,
+        "start": float,
         "reserve": float,
+        "overlap": float,
+        "window": float,
         "scan_byte": float,
         "digest_page": float,
         "hash_page": float,
@@ -61,7 +70,8 @@ PLAN = {
     "calls": int,
     "bytes": int,
     "waits": bool,
-    "choice": CHOICE,
+    "choice": CHOICE
+    | dict.fromkeys(("measured_write_seconds", "measured_stable_seconds", "measured_by_predicted"), type(None)),
     "host": HOST,
     "seconds": float,
 }
@@ -310,12 +320,13 @@ def test_the_text_of_save_has_the_facts(folder, tmp_path):
     result = done(call("save", tmp_path / "new.mr", "--ram", f"ram={folder / 'ram'}", "--ram", f"rom={folder / 'rom'}"))
     first, *rest = result.out.splitlines()
     assert first == f"{tmp_path / 'new.mr'}: 324 KiB of RAM in 2 RAMBlocks"
-    assert [line.split()[0] for line in rest] == ["how", "because", "because", "pages", "file", "written", "save"]
+    assert " ".join(line.split()[0] for line in rest) == "how because because pages file written save predicted"
     assert rest[0].split(maxsplit=1)[1].startswith(("1 channel, direct I/O, shards", "1 channel, page cache, shards"))
     assert "gaps of up to" in rest[2]
     assert "41 with data, 40 zero" in rest[3]
     assert " in the page cache" in rest[4] or not tells_what_is_cached()
     assert " in 1 round, " in rest[5]
+    assert re.fullmatch(r"  predicted \d+\.\d{3} s, measured \d+\.\d{3} s: \d+\.\d{2} times that", rest[7])
     assert "stopped" not in result.out
     live = done(call("save", tmp_path / "live.mr", "--guest", "hot,size=1MiB,steps=1", "--live")).out
     assert "guest stopped for " in live

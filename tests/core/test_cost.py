@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from support.models import model
 
 from parallel_fixedram.core.bitmap import PageBitmap
-from parallel_fixedram.core.cost import ASSUMED, MAX_GAP_PAGES, CallCost, DeviceModel, Work
+from parallel_fixedram.core.cost import ASSUMED, MAX_GAP_PAGES, WORK_WINDOW_PAGES, CallCost, DeviceModel, Work
 
 PAGE = 4096
 UNLIMITED = 1 << 40
@@ -106,6 +106,8 @@ def test_work_is_what_the_pages_one_by_one_say(blocks):
     assert work.pages == sum(each.count("x") for each in blocks)
     assert work.size == work.pages * PAGE
     assert work.runs == sum(map(runs_in, blocks))
+    pieces = (each[at : at + WORK_WINDOW_PAGES] for each in blocks for at in range(0, len(each), WORK_WINDOW_PAGES))
+    assert work.windows == sum("x" in piece for piece in pieces)
     gaps = [len(gap) for each in blocks for gap in each.strip("-").split("x") if gap]
     assert work.gaps.tolist() == sorted(gaps)
 
@@ -153,7 +155,12 @@ models = st.builds(
     direct=st.just({}) | costs.map(lambda more: {1: CallCost(call=0, byte=1e-9), **more}),
     buffered=costs.map(lambda more: {1: CallCost(call=0, byte=1e-9), **more}),
     stable=st.builds(CallCost, call=calls_cost, byte=bytes_cost),
+    flush=st.builds(CallCost, call=calls_cost, byte=bytes_cost),
+    sync=st.floats(0, 1),
+    start=st.floats(0, 1),
     reserve=st.floats(0, 1),
+    overlap=st.floats(0, 1),
+    window=st.floats(0, 1),
     scan_byte=st.floats(0, 1),
     digest_page=st.floats(0, 1),
     hash_page=st.floats(0, 1),
@@ -210,6 +217,17 @@ def test_a_model_in_which_something_is_missing_is_refused_or_knows_fewer_channel
         return
     with pytest.raises((KeyError, ValueError)):
         DeviceModel.from_json(data, "cached")
+
+
+def test_more_than_all_cannot_be_hidden():
+    with pytest.raises(ValueError, match="cannot be"):
+        DeviceModel.from_json({**WHOLE, "overlap": 1.01}, "cached")
+
+
+@given(calls_cost, bytes_cost, calls_cost, bytes_cost, st.integers(0, 1000), st.integers(0, 1 << 30))
+def test_two_costs_one_after_the_other_take_what_both_take(call, byte, another, further, calls, size):
+    one, two = CallCost(call=call, byte=byte), CallCost(call=another, byte=further)
+    assert (one + two).seconds(calls, size) == pytest.approx(one.seconds(calls, size) + two.seconds(calls, size))
 
 
 def test_what_is_assumed_can_be_reckoned_with():

@@ -59,6 +59,9 @@ choices = build(
     why=tuples(texts),
     predicted_write_seconds=seconds,
     predicted_stable_seconds=seconds,
+    measured_write_seconds=st.none() | seconds,
+    measured_stable_seconds=st.none() | seconds,
+    measured_by_predicted=st.none() | seconds,
     model=st.dictionaries(texts, texts | seconds | costs | st.dictionaries(texts, costs)),
 )
 plans = build(

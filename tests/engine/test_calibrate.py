@@ -13,7 +13,7 @@ from typing import Any
 import psutil
 import pytest
 from support.cli import tmpfs
-from support.models import CALLS_COST
+from support.models import CALLS_COST, cost
 
 from parallel_fixedram.core.choice import CANDIDATES
 from parallel_fixedram.core.cost import ASSUMED, DeviceModel
@@ -59,11 +59,13 @@ def test_it_is_really_measured_and_leaves_nothing_behind(folder: Path) -> None:
     assert found.source == "measured"
     assert set(found.buffered) == set(CANDIDATES)
     assert set(found.direct) in ({*CANDIDATES}, set())
-    for cost in (*found.buffered.values(), *found.direct.values(), found.stable):
-        assert cost.byte > 0
-        assert cost.call >= 0
-        assert 0 < cost.seconds(1, 1 << 20) < 10
-    assert all(0 < each < 1 for each in (found.reserve, found.scan_byte, found.digest_page))
+    for each in (*found.buffered.values(), *found.direct.values(), found.stable, found.flush):
+        assert each.byte > 0
+        assert each.call >= 0
+        assert 0 < each.seconds(1, 1 << 20) < 10
+    seconds = found.sync, found.start, found.reserve, found.scan_byte, found.digest_page
+    assert all(0 < each < 10 for each in seconds)
+    assert found.flush.seconds(1, 1 << 20) > 0
     assert os.listdir(folder) == []
     assert folder.stat().st_mtime_ns == before  # a file without a name was made there
     again = device_model(str(folder), ENOUGH)
@@ -136,6 +138,12 @@ DAMAGE: dict[str, Callable[[dict[str, Any]], Any]] = {
     "a time beyond all numbers": lambda result: {**result, "measured": 10**400},
     "no model": lambda result: {"measured": result["measured"]},
     "a model that is none": lambda result: {**result, "model": []},
+    "another version": lambda result: {**result, "version": result["version"] - 1},
+    "no version": lambda result: {key: value for key, value in result.items() if key != "version"},
+    "no flush": lambda result: {
+        **result,
+        "model": {key: value for key, value in result["model"].items() if key != "flush"},
+    },
     "half a model": lambda result: {**result, "model": {"direct": {}}},
     "costs in a list": lambda result: {**result, "model": {**result["model"], "direct": [1]}},
     "no buffered costs": lambda result: {**result, "model": {**result["model"], "buffered": {}}},
@@ -236,6 +244,38 @@ def test_where_direct_io_is_refused_only_the_page_cache_is_measured(
     assert set(found.buffered) == set(CANDIDATES)
 
 
+def test_what_the_sync_after_direct_writes_takes_is_found_out(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By trials of a device whose cost is known, and whose cache is volatile."""
+    write, flush, empty = cost(20, 0.5), cost(7, 1.5), 0.004
+
+    def known(_: object, job: int, channels: int, pattern: int) -> tuple[float, float, float]:
+        window = calibrate._WINDOW_PAGES[job]
+        calls, size = calibrate._WINDOWS, calibrate._WINDOWS * window * 4096
+        if pattern == calibrate._SMALL:
+            calls = calibrate._SMALL_WINDOWS * window // calibrate._STRIDE
+            size = calls * 4096
+        seconds = write.seconds(calls, size)
+        if pattern == calibrate._COMPUTING:
+            return seconds + 0.75 * 0.001, empty, 0.001  # a quarter of the computing is hidden
+        return seconds, empty + flush.seconds(calls, size), 0.0
+
+    monkeypatch.setattr(calibrate._Trials, "middle", known)
+    monkeypatch.setattr(calibrate._Trials, "empty_sync", lambda _: empty)
+    found = calibrate.measure(str(folder))
+    for channels in CANDIDATES:
+        assert found.direct[channels].call == pytest.approx(20e-6)
+        assert found.direct[channels].byte == pytest.approx(0.5e-9)
+    assert (found.flush.call, found.flush.byte) == (pytest.approx(7e-6), pytest.approx(1.5e-9))
+    assert (found.stable.call, found.stable.byte) == (pytest.approx(27e-6), pytest.approx(2.0e-9))
+    assert found.sync == empty
+    assert found.overlap == pytest.approx(0.25)
+
+
+def test_nothing_is_reserved_where_files_are_memory(tmp_path: Path) -> None:
+    with tmpfs(tmp_path / "memory", "size=1g") as memory:
+        assert calibrate.measure(str(memory)).reserve == 0.0
+
+
 @pytest.mark.parametrize("signum", [signal.SIGKILL, signal.SIGTERM])
 def test_one_that_is_killed_leaves_no_file_and_no_worker(folder: Path, kept: Path, signum: int) -> None:
     """It is held where its workers are up and its file is open."""
@@ -250,7 +290,7 @@ def test_one_that_is_killed_leaves_no_file_and_no_worker(folder: Path, kept: Pat
                 os.write(tell, json.dumps(children).encode())
                 signal.pause()
 
-            calibrate._cost = hold
+            calibrate._Trials.middle = hold  # type: ignore[method-assign]
             device_model(str(folder), ENOUGH)
         finally:
             os._exit(1)
@@ -273,7 +313,7 @@ def test_an_interrupt_ends_the_workers_and_is_passed_on(folder: Path, monkeypatc
     def interrupt(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(calibrate, "_cost", interrupt)
+    monkeypatch.setattr(calibrate._Trials, "middle", interrupt)
     with pytest.raises(KeyboardInterrupt):
         device_model(str(folder), ENOUGH)
     assert psutil.Process().children() == []

@@ -14,7 +14,7 @@ from parallel_fixedram.core.report import ChoiceReport
 from parallel_fixedram.engine import calibrate
 from parallel_fixedram.engine import decide as decide_module
 from parallel_fixedram.engine.decide import Decision, decide
-from parallel_fixedram.engine.save_options import SaveOptions
+from parallel_fixedram.engine.save_options import Durability, SaveOptions
 
 PAGE = 4096
 REFUSES = replace(CALLS_COST, direct={})
@@ -131,6 +131,21 @@ def test_nothing_to_save_can_be_decided_about() -> None:
 
 
 @pytest.mark.usefixtures("asked")
+def test_what_was_predicted_to_take_no_time_has_no_ratio() -> None:
+    found = decided(SaveOptions(durability=Durability.NONE), runs(0, 0))
+    assert found.choice.stable_seconds == 0.0
+    assert found.report(0.0, 1.0).measured_by_predicted is None
+
+
+@pytest.mark.usefixtures("asked")
+@pytest.mark.parametrize("durability", Durability)
+def test_a_sync_that_is_not_wanted_is_not_predicted(durability: Durability, monkeypatch: pytest.MonkeyPatch) -> None:
+    tell(monkeypatch, replace(CALLS_COST, sync=1.0))
+    found = decided(SaveOptions(durability=durability), runs(1, 10))
+    assert (found.choice.stable_seconds >= 2.0) is (durability is Durability.FULL)
+
+
+@pytest.mark.usefixtures("asked")
 def test_the_report_has_the_choice_its_reasons_and_the_model() -> None:
     found = decided(SaveOptions(channels=None, why_most="of a rule"), runs(10, 3))
     chosen = found.choice
@@ -143,6 +158,12 @@ def test_the_report_has_the_choice_its_reasons_and_the_model() -> None:
         why=chosen.why,
         predicted_write_seconds=chosen.write_seconds,
         predicted_stable_seconds=chosen.stable_seconds,
+        measured_write_seconds=None,
+        measured_stable_seconds=None,
+        measured_by_predicted=None,
         model=CALLS_COST.to_json(),
     )
+    measured = found.report(0.5, 2.0)
+    assert (measured.measured_write_seconds, measured.measured_stable_seconds) == (0.5, 2.0)
+    assert measured.measured_by_predicted == pytest.approx(2.0 / chosen.stable_seconds)
     assert chosen.why[1] == "1 channel: of a rule"

@@ -37,7 +37,7 @@ from parallel_fixedram.host.ram_files import RamFile, RamFiles
 
 BUFFERED = SaveOptions(direct_io=DirectIO.OFF)
 PAST_THE_CACHE = model(direct={1: (1, 0.1)}, buffered={1: (10, 1)}, stable=(10, 1))
-THROUGH_THE_CACHE = model(direct={1: (10, 1)}, buffered={1: (1, 0.1)}, stable=(1, 0.1), compare=10)
+THROUGH_THE_CACHE = model(direct={1: (10, 1)}, buffered={1: (1, 0.1)}, stable=(1, 0.1), compare=10, overlap=0.0)
 PICTURE = "A0-b" + "-" * 70 + "C" * 300 + "0" * 20 + "-" * 5 + "D" + "-" * 62
 LATIN = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 

@@ -1,8 +1,12 @@
-"""The dirty log by script."""
+"""A save of ours as it is measured: what comes before its time, and the dirty log by script."""
 
 import pytest
 
 from parallel_fixedram.core.bitmap import PageBitmap
+from parallel_fixedram.core.cost import ASSUMED
+from parallel_fixedram.engine import calibrate
+from parallel_fixedram.experiments.process import Order
+from parallel_fixedram.experiments.ways import saving
 from parallel_fixedram.experiments.ways.saving import DirtyOnce
 
 
@@ -25,3 +29,26 @@ def test_which_pages_depends_on_the_seed_alone():
 
     assert marked(1) == marked(1)
     assert marked(1) != marked(2)
+
+
+@pytest.mark.parametrize("calibrates", [True, False])
+def test_what_writes_cost_is_measured_anew_before_the_save_and_not_within_its_time(tmp_path, monkeypatch, calibrates):
+    happened = []
+    monkeypatch.setattr(
+        calibrate, "device_model", lambda folder, _, *, fresh=False: (happened.append((folder, fresh)), ASSUMED)[1]
+    )
+    real = saving.app.save
+    monkeypatch.setattr(saving.app, "save", lambda *some, **more: (happened.append("save"), real(*some, **more))[1])
+    (tmp_path / "ram").write_bytes(b"x" * 4096 * 64)
+    order = Order(
+        way="ours",
+        path=str(tmp_path / "file"),
+        ram={"ram": str(tmp_path / "ram")},
+        direct_io="auto",
+        calibrate=calibrates,
+    )
+    answer = saving.measure(order, lambda _: None)
+    before, *rest = happened
+    assert before == ((str(tmp_path), True) if calibrates else "save")
+    assert (str(tmp_path), True) not in rest
+    assert answer.report["choice"]["measured_by_predicted"] > 0

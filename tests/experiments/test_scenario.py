@@ -41,6 +41,7 @@ def test_what_is_not_said_has_a_default_that_is_among_the_parameters_but_not_in_
         "shard_pages": "auto",
         "queue_depth": "auto",
         "file_system": "folder",
+        "calibrate": False,
         "durability": "full",
         "cache": "keep",
     }
@@ -117,6 +118,8 @@ WRONG = {
     "way = 'scan'\nguest = 'dense'\nchannels = 2": "case 1, channels: not a parameter of 'scan', which knows none but",
     "way = 'sequential'\nguest = 'dense'\ndirect_io = 'on'": "case 1, direct_io: not a parameter of 'sequential'",
     "way = 'fio'\nguest = 'dense'\ndirect_io = 'auto'": "case 1, direct_io: 'auto' with 'fio', expected on or off",
+    "way = 'ours'\nguest = 'dense'\ncalibrate = 1": "case 1, calibrate: 1: expected true or false",
+    "way = 'fio-pages'\nguest = 'dense'\nchannels = 2": "case 1, channels: not a parameter of 'fio-pages', which knows",
     "way = 'fio'\nguest = 'dense'\nblock_size = '5000'": "block_size: '5000': expected a multiple of 4096 bytes",
     "way = 'fio'\nguest = 'dense'\nblock_size = 'big'": "case 1, block_size: 'big': not a size",
     "way = 'qemu-file'\nguest = 'dense'": "case 1, way: 'qemu-file' needs one source, qemu; found guest",

@@ -4,6 +4,7 @@ import os
 import socket
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from support.pictures import PAGE, allocated_pages, content
@@ -310,6 +311,77 @@ def test_a_folder_that_cannot_be_synced_is_its_own_error_and_the_file_stays(
             pending.sync_folder()
     assert (caught.value.errno, caught.value.exit_code) == (errno.EIO, 6)
     assert names(path) == ["NAME"]
+
+
+def test_the_file_that_is_replaced_is_freed_only_when_the_folder_is_synced(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Freeing a large file takes seconds on some disks, and would belong to the rename or to that sync."""
+    path.write_bytes(b"old")
+    old = os.stat(path)
+    happened: list[str] = []
+
+    def held() -> bool:
+        return any(is_old(int(fd)) for fd in os.listdir("/proc/self/fd"))
+
+    def is_old(fd: int) -> bool:
+        try:
+            found = os.fstat(fd)
+        except OSError:  # the listing's own
+            return False
+        return (found.st_dev, found.st_ino) == (old.st_dev, old.st_ino)
+
+    def watched(name: str) -> None:
+        real = getattr(os, name)
+
+        def call(*arguments: Any, **options: Any) -> Any:
+            happened.append(f"{name}, {'held' if held() else 'gone'}")
+            return real(*arguments, **options)
+
+        monkeypatch.setattr(os, name, call)
+
+    watched("rename")
+    watched("fsync")
+    with PendingFile(str(path), overwrite=True) as pending:
+        pending.publish()
+        pending.sync_folder()
+        assert held()
+    assert happened == ["rename, held", "fsync, held"]
+    assert not held()
+
+
+def test_a_replaced_file_that_cannot_be_opened_is_replaced_all_the_same(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path.write_bytes(b"old")
+    real = os.open
+
+    def refuse(name: str, flags: int, mode: int = 0o777, *, dir_fd: int | None = None) -> int:
+        if name == path.name:
+            raise OSError(errno.EACCES, "no")
+        return real(name, flags, mode, dir_fd=dir_fd)
+
+    with PendingFile(str(path), overwrite=True) as pending:
+        pending.channel.write(0, memoryview(b"new"))
+        monkeypatch.setattr(os, "open", refuse)
+        pending.publish()
+        pending.sync_folder()
+    assert path.read_bytes() == b"new"
+
+
+def test_a_pipe_that_took_the_name_meanwhile_does_not_hold_up_who_replaces_it(path: Path) -> None:
+    with PendingFile(str(path), overwrite=True) as pending:
+        os.mkfifo(path)
+        pending.publish()
+        pending.sync_folder()
+    assert path.is_file()
+
+
+def test_a_replaced_file_with_another_name_keeps_all_it_has(path: Path) -> None:
+    path.write_bytes(b"old")
+    os.link(path, path.with_name("another"))
+    write_and_publish(path, b"new", overwrite=True)
+    assert (path.with_name("another").read_bytes(), path.read_bytes()) == (b"old", b"new")
 
 
 def test_reserving_takes_space_and_keeps_the_size(path: Path) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from parallel_fixedram.core.cost import CallCost, DeviceModel
+from parallel_fixedram.core.cost import NO_COST, CallCost, DeviceModel
 
 Costs = Mapping[int, tuple[float, float]]
 """By number of channels: microseconds a call, nanoseconds a byte."""
@@ -20,18 +20,28 @@ def model(
     buffered: Costs | None = None,
     stable: tuple[float, float] = (1, 1),
     *,
+    flush: tuple[float, float] | None = None,
+    sync: float = 0.0,
+    start: float = 0.0,
     reserve: float = 0.0,
+    overlap: float = 1.0,
+    window: float = 0.0,
     scan: float = 0.0,
     digest: float = 0.0,
     compare: float = 0.0,
     source: str = "told",
 ) -> DeviceModel:
-    """A device; ``reserve`` is microseconds a run, ``scan`` nanoseconds a byte, the other two microseconds a page."""
+    """A device; ``reserve`` is microseconds a run, ``scan`` nanoseconds a byte, other seconds are microseconds."""
     return DeviceModel(
         source=source,
         direct={channels: cost(*each) for channels, each in (direct or {}).items()},
         buffered={channels: cost(*each) for channels, each in (buffered or {1: (1, 1)}).items()},
         stable=cost(*stable),
+        flush=cost(*flush) if flush else NO_COST,
+        sync=sync * 1e-6,
+        start=start * 1e-6,
+        overlap=overlap,
+        window=window * 1e-6,
         reserve=reserve * 1e-6,
         scan_byte=scan * 1e-9,
         digest_page=digest * 1e-6,

@@ -1,7 +1,8 @@
 """fio: the same amount of bytes, written with the same block size by as many processes; it looks at nothing.
 
 The roofline of a save: one small buffer is written again and again. Two runs are one sample, for fio tells one time:
-with an fsync at the end, and without.
+with an fsync at the end, and without. FioPages writes single pages at random instead, with many in flight: what a tool
+could do that knows which pages hold something, and nothing else.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import tempfile
 import time
 
 from parallel_fixedram.core.errors import HostError
+from parallel_fixedram.core.ramblock import TARGET_PAGE_SIZE
 from parallel_fixedram.experiments import tools
 from parallel_fixedram.experiments.results import Bytes, Seconds
 from parallel_fixedram.experiments.ways.way import Measured, Run, clear, file_bytes
@@ -50,12 +52,12 @@ class Fio:
 
     def _write(self, run: Run, *, sync: bool) -> float:
         """Seconds that it took by fio's own clock."""
-        case, jobs, size = run.case, run.case.channels or 1, _amount(run)
+        size = _amount(run)
         with tempfile.TemporaryDirectory(prefix="parallel-fixedram-") as folder:  # where fio leaves its state
             command = [
-                *(tools.find("fio"), "--name=write", f"--filename={run.path}", "--rw=write", f"--bs={case.block_size}"),
-                *(f"--size={size // jobs}", f"--offset_increment={size // jobs}", f"--numjobs={jobs}"),
-                *(f"--direct={int(case.direct_io == 'on')}", "--ioengine=psync", f"--end_fsync={int(sync)}"),
+                *(tools.find("fio"), "--name=write", f"--filename={run.path}"),
+                *self._how(run),
+                *(f"--direct={int(run.case.direct_io == 'on')}", f"--end_fsync={int(sync)}"),
                 *("--group_reporting", "--output-format=json", f"--aux-path={folder}"),
             ]
             said = tools.run(command)
@@ -66,8 +68,30 @@ class Fio:
         except (ValueError, LookupError, TypeError, ZeroDivisionError) as error:
             raise HostError("fio's answer is not understood") from error
 
+    def _how(self, run: Run) -> list[str]:
+        """Which part of the file is written by which process, and how."""
+        jobs, share = run.case.channels or 1, _amount(run) // (run.case.channels or 1)
+        place = [f"--size={share}", f"--offset_increment={share}", f"--numjobs={jobs}"]
+        return ["--rw=write", f"--bs={run.case.block_size}", "--ioengine=psync", *place]
+
+
+class FioPages(Fio):
+    """Single pages at random, no page twice (Way)."""
+
+    def verify(self, run: Run) -> str:
+        """Its length, which is that of RAM (Way.verify)."""
+        length, _ = file_bytes(run.path)
+        if length > run.source.size or length < _amount(run):
+            raise run.wrong(f"{length} bytes, expected up to {run.source.size}")
+        return "size"
+
+    def _how(self, run: Run) -> list[str]:
+        depth = [f"--iodepth={run.case.queue_depth}", "--ioengine=libaio"]
+        place = [f"--size={run.source.size}", f"--io_size={_amount(run)}"]
+        return ["--rw=randwrite", f"--bs={TARGET_PAGE_SIZE}", *depth, *place]
+
 
 def _amount(run: Run) -> int:
     """As many bytes as are not zero, in whole blocks for every process."""
-    unit = (run.case.block_size or 1) * (run.case.channels or 1)
+    unit = (run.case.block_size or TARGET_PAGE_SIZE) * (run.case.channels or 1)
     return max(run.source.data_bytes // unit, 1) * unit

@@ -127,7 +127,7 @@ def _order(run: Run, *, trace: bool = False) -> Order:
     case, source = run.case, run.source
     given: dict[str, Any] = {
         name: value
-        for name in ("channels", "direct_io", "gap_pages", "shard_pages", "queue_depth", "durability")
+        for name in ("channels", "direct_io", "gap_pages", "shard_pages", "queue_depth", "calibrate", "durability")
         if (value := getattr(case, name)) is not None
     }
     if case.rounds is not None and source.spec:

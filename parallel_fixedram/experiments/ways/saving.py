@@ -15,6 +15,7 @@ from parallel_fixedram.core.errors import MachineError
 from parallel_fixedram.core.protocols import GuestBlock
 from parallel_fixedram.core.report import SaveReport, ShardTrace, to_json
 from parallel_fixedram.core.sequential import stream_bytes
+from parallel_fixedram.engine import calibrate
 from parallel_fixedram.experiments.process import Answer, Order
 from parallel_fixedram.host import direct_channel
 from parallel_fixedram.host.ram_files import RamFiles
@@ -48,6 +49,8 @@ def measure(order: Order, name_bystander: Callable[[int], None]) -> Answer:
             options[name] = value
     if order.queue_depth != "auto":
         direct_channel.DEPTH = int(order.queue_depth)  # this process does nothing else
+    if order.calibrate:
+        calibrate.device_model(os.path.dirname(order.path) or ".", 0, fresh=True)
     if order.trace:
         options["trace"] = traced
     growth: list[tuple[int, int]] | None = None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from parallel_fixedram.experiments.ways.fio import Fio
+from parallel_fixedram.experiments.ways.fio import Fio, FioPages
 from parallel_fixedram.experiments.ways.fresh import Naive, Ours, Part, Sequential
 from parallel_fixedram.experiments.ways.qemu_modes import MODES
 from parallel_fixedram.experiments.ways.way import Way
@@ -17,6 +17,7 @@ TABLE: Mapping[str, Way] = {
     "page-by-page": Naive(),
     "sequential": Sequential(),
     "fio": Fio(),
+    "fio-pages": FioPages(),
     **MODES,
     "scan": Part(),
     "copy": Part(),
