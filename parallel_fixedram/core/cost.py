@@ -209,5 +209,5 @@ class Work:
 
 def _windows(bitmap: PageBitmap) -> int:
     """How many pieces of WORK_WINDOW_PAGES have a bit set."""
-    full = np.flatnonzero(bitmap.words)
-    return len(np.unique(full // (WORK_WINDOW_PAGES // WORD_PAGES)))
+    pieces = np.flatnonzero(bitmap.words) // (WORK_WINDOW_PAGES // WORD_PAGES)
+    return int(np.count_nonzero(np.diff(pieces))) + bool(len(pieces))  # they ascend

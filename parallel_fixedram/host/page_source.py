@@ -77,7 +77,7 @@ class MappedSource:
     def open(self) -> None:
         """Map the block (PageSource.open)."""
         self._map()
-        self._has_swap = self._page_size == mmap.PAGESIZE and linux.is_tmpfs(self._fd) and has_swap()
+        self._has_swap = self._page_size == mmap.PAGESIZE and self._is_in_shared_memory() and has_swap()
         self._swapped = np.zeros(self._length // self._page_size if self._has_swap else 0, np.uint8)
 
     def _map(self) -> None:
@@ -150,7 +150,14 @@ class MappedSource:
         """Whether shared memory has no hole at all: quicker than to have every page of it passed by."""
         try:
             status = os.fstat(self._fd)
-            return status.st_blocks * _BLOCK_BYTES >= status.st_size and linux.is_tmpfs(self._fd)
+        except OSError:
+            return False
+        return status.st_blocks * _BLOCK_BYTES >= status.st_size and self._is_in_shared_memory()
+
+    def _is_in_shared_memory(self) -> bool:
+        """Whether that can be told, and is so."""
+        try:
+            return linux.is_tmpfs(self._fd)
         except OSError:
             return False
 
@@ -207,7 +214,7 @@ class MappedSource:
 
     def _cache_tells(self) -> bool:
         """Whether the page cache knows every page that holds something, and tells us."""
-        if self._swapped_out is None or self._page_size != mmap.PAGESIZE or not linux.is_tmpfs(self._fd):
+        if self._swapped_out is None or self._page_size != mmap.PAGESIZE or not self._is_in_shared_memory():
             return False
         return os.access(f"/proc/self/fd/{self._fd}", os.W_OK, effective_ids=True)
 

@@ -76,9 +76,12 @@ def test_a_file_cut_off_in_any_part_is_refused_by_every_verb(image, tmp_path, pa
         refused(call("restore", cut, "--ram", f"rom={tmp_path / 'new'}"), 3, "")
 
 
-def test_bytes_behind_the_end_are_no_part_of_the_file(image, tmp_path):
-    (tmp_path / "long.mr").write_bytes(image[0] + b"\0")
-    assert call("verify", tmp_path / "long.mr").code in (1, 3)
+@pytest.mark.parametrize("zeros", [1, 4095, 4096, 100_000])
+def test_zeros_behind_the_end_are_no_part_of_the_file_and_anything_else_is_refused(image, tmp_path, zeros):
+    (tmp_path / "long.mr").write_bytes(image[0] + bytes(zeros))
+    done(call("verify", tmp_path / "long.mr"))
+    (tmp_path / "long.mr").write_bytes(image[0] + bytes(zeros - 1) + b"x")
+    refused(call("verify", tmp_path / "long.mr"), 3, "")
 
 
 @pytest.mark.parametrize("part", PARTS)

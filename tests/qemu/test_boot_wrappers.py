@@ -90,7 +90,11 @@ def test_a_qemu_that_is_refused_is_gone_with_its_wrapper(ours: SavedGuest, boot:
 
 @pytest.mark.parametrize(
     ("before", "signum", "code"),
-    [("qmp_capabilities", signal.SIGTERM, 143), ("qmp_capabilities", signal.SIGKILL, -9), ("cont", signal.SIGKILL, -9)],
+    [
+        ("qmp_capabilities", signal.SIGTERM, 143),
+        ("qmp_capabilities", signal.SIGKILL, -9),
+        ("query-status", signal.SIGKILL, -9),
+    ],
 )
 def test_a_signal_ends_a_qemu_in_a_session_of_its_own(
     ours: SavedGuest, boot: BootFolder, before: str, signum: signal.Signals, code: int

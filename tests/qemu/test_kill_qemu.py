@@ -177,7 +177,7 @@ def test_a_guest_that_stands_still_is_not_saved_if_its_qemu_ends_meanwhile(image
         assert not machine.pause()
         assert machine.device_state()
         own.kill()
-        with pytest.raises(MachineError, match=f"process {machine.pid} has ended"):
+        with pytest.raises(MachineError, match="its process has ended"):
             machine.resume()
 
 
