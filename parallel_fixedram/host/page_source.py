@@ -70,6 +70,7 @@ class MappedSource:
         self._view: mmap.mmap | None = None
         self._pages: Pages | None = None
         self._swapped_out: int | None = None
+        self._nothing_in_swap = False
         self._has_swap = False
         self._swapped: Bits = np.empty(0, np.uint8)
         self._looked_at: list[tuple[int, int]] = []
@@ -123,6 +124,7 @@ class MappedSource:
         """What SEEK_DATA and SEEK_HOLE say; everything where the file system does not know (PageSource.data_ranges)."""
         if self._swapped_out is None or within.count * self._page_size == self._length:
             self._swapped_out = swapped_out()  # asked before: what goes to swap from here on may be missed by the cache
+            self._nothing_in_swap = self._swapped_out == 0 or not has_swap()
         found: list[PageRange] = []
         for each in self._extents(within):
             if (
@@ -162,8 +164,8 @@ class MappedSource:
             return False
 
     def _never_swapped(self) -> bool:
-        """Whether the page cache knows every page that holds something, since nothing ever went to swap."""
-        return self._swapped_out == 0 and self._cache_tells()
+        """Whether the page cache knows every page that holds something, since nothing is in swap."""
+        return self._nothing_in_swap and self._cache_tells()
 
     def _resident(self, within: PageRange) -> list[PageRange]:
         """What is in the page cache, or, if anything went to swap while that was asked, what the file system says."""

@@ -4,6 +4,7 @@ import os
 import tempfile
 from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -160,5 +161,29 @@ def test_both_ways_find_the_same(pages: int, before: int, after: int, seed: int,
     touch(fd, np.flatnonzero(random.integers(0, after, pages) == 0) + offset // PAGE)
     touch(fd, range(pages + offset // PAGE - 1, pages + offset // PAGE))
     assert covered(source.grown(data)) == covered(grown_by_asking(source, data))
+    source.close()
+    os.close(fd)
+
+
+@pytest.mark.parametrize(("swap_now", "went_there", "asked"), [(False, 7, True), (True, 0, True), (True, 7, False)])
+def test_the_page_cache_is_asked_for_a_scattered_map_where_nothing_can_be_in_swap(
+    monkeypatch: pytest.MonkeyPatch, swap_now: bool, went_there: int, asked: bool
+) -> None:
+    """A host that has no swap has nothing in it, whatever went there before that was switched off."""
+    pages, calls, mincore = 4 * CHUNK, [], linux.mincore
+
+    def counted(*arguments: Any) -> None:
+        calls.append(arguments)
+        mincore(*arguments)
+
+    monkeypatch.setattr(page_source, "swapped_out", lambda: went_there)
+    monkeypatch.setattr(page_source, "has_swap", lambda: swap_now)
+    monkeypatch.setattr(linux, "mincore", counted)
+    fd = os.memfd_create("ram")
+    source = MappedSource(fd, length=pages * PAGE)
+    os.ftruncate(fd, pages * PAGE)
+    touch(fd, range(0, pages, 2))
+    assert covered(source.data_ranges(PageRange(0, pages))) == list(range(0, pages, 2))
+    assert bool(calls) is asked
     source.close()
     os.close(fd)
