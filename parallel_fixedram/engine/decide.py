@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import os
-import time
 from collections.abc import Sequence
 
 from parallel_fixedram.core.bitmap import PageBitmap
@@ -25,8 +24,6 @@ class Decision:
 
     choice: Choice
     model: DeviceModel
-    seconds: float
-    """How long it took to make, measuring included."""
 
     def report(self, write_seconds: float | None = None, stable_seconds: float | None = None) -> ChoiceReport:
         """The same for a report.
@@ -90,7 +87,6 @@ def decide(
         waits: whether a guest runs until then and stands still meanwhile.
         takes_direct: whether the file can be opened for direct I/O; None if the measurement has to tell.
     """
-    started = time.perf_counter()
     work = Work.of(data, page_size)
     model = calibrate.device_model(folder, work.size, fresh=options.calibrate)
     if takes_direct is False:
@@ -108,4 +104,4 @@ def decide(
     if not model.direct and wishes.direct_io is DirectIO.ON:  # a plan; a save has found out by trying
         model = dataclasses.replace(model, direct=ASSUMED.direct)
     choice = choose(wishes, work, model, situation)
-    return Decision(choice=choice, model=model, seconds=time.perf_counter() - started)
+    return Decision(choice=choice, model=model)

@@ -153,6 +153,7 @@ class _Save:
         self.sync_seconds = self.publish_seconds = self.total_seconds = 0.0
         self.ending: Ending | None = None
         self.decision: Decision
+        self.decided = 0.0
         self.writeback: EarlyWriteback
         self.waits = False
         self.known: KnownPages | None = None
@@ -177,6 +178,7 @@ class _Save:
             waits=self.waits,
             takes_direct=channel is not None if self.options.direct_io is not DirectIO.OFF else None,
         )
+        self.decided = time.perf_counter()
         self.direct = self.choice.direct
         if self.choice.precopy:
             self.known = KnownPages([saved.block for saved in self.layout.blocks])
@@ -274,7 +276,7 @@ class _Save:
                 allocated=self.allocated_bytes,
                 cached=self.cached_bytes,
             ),
-            choice=self.decision.report(self.last_round_seconds, self.total_seconds - self.decision.seconds),
+            choice=self.decision.report(self.last_round_seconds, self.started + self.total_seconds - self.decided),
             workers=self.workers,
             host=host_facts(self.pending.path),
             notes=(*self.notes, *self.pause.notes),
