@@ -11,6 +11,7 @@ back what was in swap, and by QEMU itself. Every sample is kept. Guests run unde
 from __future__ import annotations
 
 import argparse
+import functools
 import json
 import os
 import re
@@ -44,7 +45,7 @@ LIMIT, RAM, COLD = 100 * MIB, 176 * MIB, range(8 * MIB, 168 * MIB)
 def save(guest: QemuProcess, path: Path) -> SaveReport:
     """Ours, with two channels, into a new file."""
     path.unlink(missing_ok=True)
-    machine = lambda: app.open_qemu(str(guest.monitor_path))  # noqa: E731
+    machine = functools.partial(app.open_qemu, str(guest.monitor_path))
     return app.save(machine, str(path), channels=2, experimental_multifd=True)
 
 
