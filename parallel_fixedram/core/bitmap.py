@@ -119,7 +119,13 @@ class PageBitmap:
             for each in ranges:
                 self.set_range(each)
             return
-        edges = np.array([(each.first, each.first + each.count) for each in ranges], np.int64)
+        self.set_runs(np.array([(each.first, each.count) for each in ranges], np.int64))
+
+    def set_runs(self, runs: Runs) -> None:
+        """Set the bits of runs, which are disjoint and must lie inside the bitmap."""
+        if not len(runs):
+            return
+        edges = np.stack((runs[:, 0], runs[:, 0] + runs[:, 1]), axis=1)
         if edges.min() < 0 or edges.max() > self.pages:
             raise ValueError(f"pages {edges.min()} to {edges.max()} lie outside a bitmap of {self.pages} pages")
         for start in range(0, self.pages, _CHUNK_WORDS * WORD_PAGES):  # a byte a page, but never for all of a large RAM

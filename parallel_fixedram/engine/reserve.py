@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from parallel_fixedram.core.bitmap import PageBitmap
+import numpy as np
+
+from parallel_fixedram.core.bitmap import PageBitmap, Runs
 from parallel_fixedram.core.mapped_ram import SavedBlock
-from parallel_fixedram.core.ramblock import PageRange
 from parallel_fixedram.engine.window import merge_runs
 from parallel_fixedram.host.publish import PendingFile
 
@@ -49,35 +50,39 @@ class Reservation:
         """
         saved = self._blocks[number]
         if gap_pages is None:
-            wanted = [each for each in dense_ranges(data.ranges(), JOIN_GAP_PAGES) if each.count >= MIN_RESERVED_PAGES]
+            wanted = dense_runs(data.runs(), JOIN_GAP_PAGES)
+            wanted = wanted[wanted[:, 1] >= MIN_RESERVED_PAGES]
         else:
-            wanted = [PageRange(*each) for each in merge_runs(data.runs(), gap_pages).tolist()]
-        for pages in wanted:
-            if not self._pending.reserve(saved.page_offset(pages.first), pages.count * saved.block.page_size):
-                return
-            self._reserved[number].set_range(pages)
+            wanted = merge_runs(data.runs(), gap_pages)
+        offset, size, taken = saved.page_offset(0), saved.block.page_size, 0
+        for first, count in wanted.tolist():
+            if not self._pending.reserve(offset + first * size, count * size):
+                break
+            taken += 1
+        self._reserved[number].set_runs(wanted[:taken])
 
     def give_back(self, file: Sequence[PageBitmap], gap_pages: int = 0) -> None:
         """Make holes of what was reserved for pages that are not in the file, but for gaps that were written along."""
         for saved, reserved, present in zip(self._blocks, self._reserved, file, strict=True):
             reserved.words &= ~present.words
-            for pages in reserved.ranges():
-                if pages.count >= max(GIVE_BACK_PAGES, gap_pages + 1):
-                    offset = saved.page_offset(pages.first)
-                    self._pending.channel.punch(offset, pages.count * saved.block.page_size)
+            left = reserved.runs()
+            for first, count in left[left[:, 1] >= max(GIVE_BACK_PAGES, gap_pages + 1)].tolist():
+                self._pending.channel.punch(saved.page_offset(first), count * saved.block.page_size)
 
 
-def dense_ranges(ranges: Sequence[PageRange], max_gap_pages: int) -> list[PageRange]:
-    """Ranges joined over gaps of at most ``max_gap_pages`` pages, while gaps are at most an eighth of the result."""
-    joined: list[PageRange] = []
-    data_pages = 0
-    for each in ranges:
-        if joined and each.first - joined[-1].end <= max_gap_pages:
-            length = each.end - joined[-1].first
-            if 8 * (data_pages + each.count) >= 7 * length:
-                joined[-1] = PageRange(joined[-1].first, length)
-                data_pages += each.count
-                continue
-        joined.append(each)
-        data_pages = each.count
-    return joined
+def dense_runs(runs: Runs, max_gap_pages: int) -> Runs:
+    """Runs joined over gaps of at most ``max_gap_pages`` pages, while gaps are at most an eighth of the result."""
+    joined: list[tuple[int, int]] = []
+    first = end = data_pages = 0
+    for start, count in runs.tolist():
+        length = start + count - first
+        if start - end <= max_gap_pages and 8 * (data_pages + count) >= 7 * length and data_pages:
+            data_pages += count
+        else:
+            joined.append((first, end))
+            first, data_pages = start, count
+        end = start + count
+    joined.append((first, end))
+    found = np.array(joined[1:], np.int64).reshape(-1, 2)  # nothing was joined before the first
+    found[:, 1] -= found[:, 0]
+    return found

@@ -364,7 +364,7 @@ class _Save:
         longer than a small round itself. Firmware is written, and again in the last round.
         """
         self.pause.prepare()
-        if self.dirty is None:
+        if self.dirty is None and self.waits:
             map_grown(self.guest_blocks, self.bitmaps.data)
         firmware = [PageBitmap(dirty.pages) for dirty in self.bitmaps.dirty]
         for each, bitmap in zip(self.guest_blocks, firmware, strict=True):

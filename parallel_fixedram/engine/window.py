@@ -24,6 +24,9 @@ DIRECT_READ_PAGES = 512
 MAX_SCAN_RUNS = 8
 """Runs in a window up to which each is tested for zero pages in its place; pages of more are picked out first."""
 
+_FEW_PAGES = 32
+"""Pages which are picked out however few runs they are in: to copy them takes less than one call more for each run."""
+
 _SAMPLE_PAGES = 16
 """One page in so many is asked first whether it is worth a look at all of them at once."""
 
@@ -147,9 +150,10 @@ def nonzero_among(pages: Pages, wanted: Bits, data: Bits) -> Bits:
         data: 1 for every page that may be read.
     """
     found = np.zeros(len(data), np.uint8)
-    runs = runs_of_ones(wanted & data)
-    if len(runs) > MAX_SCAN_RUNS:
-        some = np.flatnonzero(wanted & data)
+    asked = wanted & data
+    runs = runs_of_ones(asked)
+    if len(runs) > MAX_SCAN_RUNS or (len(runs) > 1 and np.count_nonzero(asked) <= _FEW_PAGES):
+        some = np.flatnonzero(asked)
         found[some] = pages[some, 0] != 0
         rest = some[found[some] == 0]
         found[rest] = nonzero_pages(pages[rest])

@@ -11,9 +11,9 @@ import mmap
 import os
 import stat
 from collections.abc import Iterator
-from itertools import pairwise
 
 import numpy as np
+from numpy.typing import NDArray
 
 from parallel_fixedram.core.bitmap import Bits, Runs
 from parallel_fixedram.core.errors import FormatError, HostError, RequestError
@@ -34,6 +34,8 @@ class FileChannel:
         name: what messages call the file.
     """
 
+    _zeroed = memoryview(b"")
+
     def __init__(self, fd: int, name: str) -> None:
         self.fd = fd
         self.name = name
@@ -52,15 +54,28 @@ class FileChannel:
     def write_runs(self, offset: int, pages: Pages, runs: Runs, readable: Bits) -> None:
         """Write runs of pages, one after another (Channel.write_runs)."""
         size = pages.shape[1] * pages.itemsize
-        view, holes = pages.data.cast("B"), not readable.all()
-        for first, count in runs.tolist():
-            if holes and not (bits := readable[first : first + count]).all():
-                self._write_gathered(offset + first * size, gathered(view[first * size :], bits, size))
-            else:
+        view = pages.data.cast("B")
+        starts, lengths, firsts, counts = segments(runs, readable)
+        if len(starts) == len(runs) and readable[starts].all():
+            for first, count in runs.tolist():
                 self.write(offset + first * size, view[first * size : (first + count) * size])
+            return
+        zeros, held = self._zeros(len(view)), readable[starts].tolist()
+        pieces = [
+            (view if full else zeros)[start : start + length]
+            for start, length, full in zip((starts * size).tolist(), (lengths * size).tolist(), held, strict=True)
+        ]
+        for start, first, count in zip((runs[:, 0] * size).tolist(), firsts.tolist(), counts.tolist(), strict=True):
+            self._write_gathered(offset + start, pieces[first : first + count])
 
     def settle(self) -> None:
         """Nothing is in flight (Channel.settle)."""
+
+    def _zeros(self, length: int) -> memoryview:
+        """At least so many bytes of zeros, kept: to map and touch them costs more than a small write."""
+        if len(self._zeroed) < length:
+            self._zeroed = memoryview(anonymous_memory(length))
+        return self._zeroed
 
     def _write_gathered(self, offset: int, pieces: list[memoryview]) -> None:
         while pieces:
@@ -132,17 +147,29 @@ class FileChannel:
         return data
 
 
-def gathered(view: memoryview, readable: Bits, page_size: int) -> list[memoryview]:
-    """Pages as pieces to write together: memory that may be read, and zeros in place of the rest.
+def segments(runs: Runs, readable: Bits) -> tuple[NDArray[np.int64], ...]:
+    """Cut runs where pages change from readable to not, or back.
 
     Args:
-        view: bytes of the pages, from the first one on.
+        runs: first page and length of each, shape (runs, 2), ascending and disjoint.
         readable: 1 for every page that may be read.
-        page_size: bytes of each.
+
+    Returns:
+        First page of each segment; its length; the number of each run's first segment; how many segments each run has.
     """
-    zeros = memoryview(anonymous_memory(len(readable) * page_size))
-    cuts = [0, *(np.flatnonzero(readable[1:] != readable[:-1]) + 1).tolist(), len(readable)]
-    return [(view if readable[start] else zeros)[start * page_size : end * page_size] for start, end in pairwise(cuts)]
+    begins, lengths = runs[:, 0], runs[:, 1]
+    ends = begins + lengths
+    turns = np.flatnonzero(readable[1:] != readable[:-1]) + 1
+    run = np.searchsorted(begins, turns, "right") - 1  # -1, the last one, before the first: no turn there is inside it
+    turns = turns[(begins[run] < turns) & (turns < ends[run])] if len(runs) else turns[:0]
+    if not len(turns):
+        return begins, lengths, np.arange(len(runs)), np.ones(len(runs), np.int64)
+    starts = np.sort(np.concatenate((begins, turns)))
+    firsts = np.searchsorted(starts, begins)
+    counts = np.diff(np.append(firsts, len(starts)))
+    stops = np.append(starts[1:], 0)
+    stops[firsts + counts - 1] = ends
+    return starts, stops - starts, firsts, counts
 
 
 def anonymous_memory(length: int, *, shared: bool = False) -> mmap.mmap:

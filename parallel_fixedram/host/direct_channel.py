@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import numpy as np
-from numpy.typing import NDArray
 
 from parallel_fixedram.core.bitmap import Bits, Runs
 from parallel_fixedram.core.errors import HostError
 from parallel_fixedram.core.protocols import Pages
 from parallel_fixedram.host import aio
-from parallel_fixedram.host.channel import FileChannel, anonymous_memory
+from parallel_fixedram.host.channel import FileChannel, segments
 
 DEPTH = 64
 """Writes in flight of each process; past this a device takes no more small ones per second. 0 for one by one."""
@@ -27,7 +26,6 @@ class DirectChannel(FileChannel):
     """
 
     _queue: aio.Queue | None = None
-    _zeroed: NDArray[np.uint8] = np.empty(0, np.uint8)
 
     def has_queue(self, channels: int) -> bool:
         """Whether the kernel lets so many processes have many writes in flight; otherwise they go one by one."""
@@ -42,15 +40,13 @@ class DirectChannel(FileChannel):
                 super().write_runs(offset, pages, runs, readable)
                 return
         size = pages.shape[1] * pages.itemsize
-        starts, firsts, counts = segments(runs, readable)
-        ends = np.append(starts[1:], 0)
-        ends[firsts + counts - 1] = runs[:, 0] + runs[:, 1]
+        starts, lengths, firsts, counts = segments(runs, readable)
         vectors = np.empty(len(starts), aio.IOVEC)
         vectors["base"] = pages.ctypes.data + starts * size
-        vectors["length"] = (ends - starts) * size
+        vectors["length"] = lengths * size
         holes = readable[starts] == 0
         if holes.any():
-            vectors["base"][holes] = self._zeros(len(pages) * size)
+            vectors["base"][holes] = np.frombuffer(self._zeros(len(pages) * size), np.uint8).ctypes.data
         try:
             self._queue.begin(offset + runs[:, 0] * size, runs[:, 1] * size, vectors, firsts, counts)
         except aio.WriteFailed as error:
@@ -66,31 +62,3 @@ class DirectChannel(FileChannel):
 
     def _failed(self, error: aio.WriteFailed) -> HostError:
         return HostError.from_os(f"cannot write {self.name!r} at {error.offset:#x}", error)
-
-    def _zeros(self, length: int) -> int:
-        """Address of at least so many bytes of zeros."""
-        if len(self._zeroed) < length:
-            self._zeroed = np.frombuffer(anonymous_memory(length), np.uint8)
-        return int(self._zeroed.ctypes.data)
-
-
-def segments(runs: Runs, readable: Bits) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
-    """Cut runs where pages change from readable to not, or back.
-
-    Args:
-        runs: first page and length of each, shape (runs, 2), ascending and disjoint.
-        readable: 1 for every page that may be read.
-
-    Returns:
-        First page of each segment; the number of each run's first segment; how many segments each run has.
-    """
-    begins, ends = runs[:, 0], runs[:, 0] + runs[:, 1]
-    if not len(runs) or readable.all():
-        every = np.arange(len(runs), dtype=np.int64)
-        return begins, every, np.ones(len(runs), np.int64)
-    turns = np.flatnonzero(readable[1:] != readable[:-1]) + 1
-    run = np.searchsorted(begins, turns, "right") - 1
-    inside = (run >= 0) & (turns < ends[run])
-    starts = np.union1d(begins, turns[inside])
-    firsts = np.searchsorted(starts, begins).astype(np.int64)
-    return starts, firsts, np.diff(np.append(firsts, len(starts)))

@@ -56,6 +56,7 @@ class PendingFile:
         check_target(path, overwrite=overwrite)
         self._folder_path = folder or "."
         self._folder = self.fd = self._direct_fd = self._replaced = -1
+        self._on_tmpfs: bool | None = None
         self._promised = 0
 
     def __enter__(self) -> PendingFile:
@@ -124,7 +125,9 @@ class PendingFile:
             HostError: there is not enough space.
         """
         try:
-            if linux.is_tmpfs(self.fd):
+            if self._on_tmpfs is None:  # of many calls for scattered space each would ask
+                self._on_tmpfs = linux.is_tmpfs(self.fd)
+            if self._on_tmpfs:
                 self._promised += length
                 found = os.fstatvfs(self.fd)
                 if found.f_blocks and self._promised > found.f_bavail * found.f_frsize:

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import psutil
 import pytest
 from support.channels import FailingChannel, RecordingChannel
@@ -17,13 +18,12 @@ from parallel_fixedram.core.choice import WINDOW_PAGES_DIRECT, DirectIO
 from parallel_fixedram.core.cost import DeviceModel
 from parallel_fixedram.core.errors import CapabilityError, DurabilityError, FixedRamError, HostError, RequestError
 from parallel_fixedram.core.protocols import Channel
-from parallel_fixedram.core.ramblock import PageRange
 from parallel_fixedram.core.report import SaveReport, from_json, to_json
 from parallel_fixedram.core.units import GIB, MIB
 from parallel_fixedram.engine import decide as decide_module
 from parallel_fixedram.engine import save as save_module
 from parallel_fixedram.engine.image import Image
-from parallel_fixedram.engine.reserve import dense_ranges
+from parallel_fixedram.engine.reserve import dense_runs
 from parallel_fixedram.engine.restore import Destination, restore
 from parallel_fixedram.engine.save import save
 from parallel_fixedram.engine.save_options import Cache, Durability, SaveOptions
@@ -660,5 +660,5 @@ def test_touched_pages_that_are_zero_take_no_space(tmp_path: Path) -> None:
 def test_ranges_are_joined_over_short_gaps_while_nearly_all_of_the_result_is_data(
     ranges: list[tuple[int, int]], joined: list[tuple[int, int]]
 ) -> None:
-    found = dense_ranges([PageRange(*each) for each in ranges], 16)
-    assert found == [PageRange(*each) for each in joined]
+    found = dense_runs(np.array(ranges, np.int64).reshape(-1, 2), 16)
+    assert found.tolist() == [list(each) for each in joined]

@@ -114,7 +114,8 @@ def cut_page_by_page(runs: Runs, readable: Bits) -> list[list[tuple[int, int]]]:
 def test_runs_are_cut_where_the_naive_twin_cuts_them(data: st.DataObject, length: int) -> None:
     runs, readable = runs_of_ones(data.draw(masks(length))), data.draw(masks(length))
     expected = cut_page_by_page(runs, readable)
-    starts, firsts, counts = segments(runs, readable)
+    starts, lengths, firsts, counts = segments(runs, readable)
+    assert lengths.tolist() == [length for run in expected for _, length in run]
     assert starts.tolist() == [start for run in expected for start, _ in run]
     assert counts.tolist() == [len(run) for run in expected]
     assert firsts.tolist() == [sum(map(len, expected[:number])) for number in range(len(expected))]
