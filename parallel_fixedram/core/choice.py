@@ -169,12 +169,13 @@ def _predict(
     compare = work.pages * model.hash_page / workers if precopy else 0.0
     computing = look + compare + work.pages * model.digest_page / workers
     if direct:
-        device = _of(model.direct, channels).seconds(*merged)
+        device = _of(model.direct, channels).seconds(*merged) + windows * model.direct_window / workers
         write = device + computing - model.overlap * min(device, computing)
         before, after = merged[0] * model.reserve, model.flush.seconds(*merged)
     else:
         alone = _of(model.buffered, 1).seconds(*merged)
-        write = max(_of(model.buffered, channels).seconds(*merged), alone / workers + computing)
+        copies = max(_of(model.buffered, channels).seconds(*merged), alone / workers + computing)
+        write = copies + windows * model.buffered_window / workers
         before, after = 0.0, max(model.stable.seconds(*merged) - alone, 0.0)
     stable = model.start + before + write
     if situation.durable:

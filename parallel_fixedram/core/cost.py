@@ -91,7 +91,11 @@ class DeviceModel:
     overlap: float
     """How much of the shorter one is hidden where direct writes and computing go on at the same time, 0 to 1."""
     window: float
-    """Seconds one worker takes for every ``WORK_WINDOW_PAGES`` of RAM that hold something, besides its pages."""
+    """Seconds one worker takes to look at ``WORK_WINDOW_PAGES`` of RAM that hold something, besides its pages."""
+    direct_window: float
+    """Seconds one worker takes to begin direct writes of a window of RAM, besides its runs and their bytes."""
+    buffered_window: float
+    """The same for writes into the page cache."""
     scan_byte: float
     """Seconds one worker takes to look at a byte of RAM that it has not mapped yet."""
     digest_page: float
@@ -134,7 +138,10 @@ class DeviceModel:
         )
 
 
-_NUMBERS = ("sync", "start", "reserve", "overlap", "window", "scan_byte", "digest_page", "hash_page")
+_NUMBERS = (
+    *("sync", "start", "reserve", "overlap", "window", "direct_window", "buffered_window"),
+    *("scan_byte", "digest_page", "hash_page"),
+)
 
 
 def _cost_json(cost: CallCost) -> dict[str, float]:
@@ -156,6 +163,8 @@ ASSUMED = DeviceModel(
     reserve=8e-6,
     overlap=0.5,
     window=100e-6,
+    direct_window=100e-6,
+    buffered_window=50e-6,
     scan_byte=0.12e-9,
     digest_page=0.4e-6,
     hash_page=0.3e-6,

@@ -42,7 +42,7 @@ KEPT_SECONDS = 7 * 24 * 3600.0
 """How long a result is used again."""
 
 _KEPT_AS = "devices.json"
-_VERSION = 2
+_VERSION = 3
 """Of what is measured and how; what another one has kept is not used."""
 _WINDOWS = 8
 """Windows written at a time: 16 MiB by large calls."""
@@ -50,14 +50,19 @@ _STRIDE = 8
 """One page of so many is written by small calls."""
 _SMALL_WINDOWS = 4
 """Windows written at a time by small calls: 256, as many as are enough to tell."""
+_SPARSE_STRIDE = 64
+_SPARSE_WINDOWS = 16
+"""Windows in which few pages are written, one of so many: what a window takes besides its calls."""
 _REPEATS = 3
 _SMALL_REPEATS = 2
 _ENOUGH_SECONDS = 0.15
 """Nothing is measured again after so long."""
 _RESERVED = 128
-_SLOT = _WINDOWS * WINDOW_PAGES_DIRECT * TARGET_PAGE_SIZE
-_SMALL, _LARGE, _COMPUTING = 0, 1, 2
-"""What is written: runs of one page, whole windows, whole windows that are looked at meanwhile."""
+_SLOT = _SPARSE_WINDOWS * WINDOW_PAGES_DIRECT * TARGET_PAGE_SIZE
+_SMALL, _LARGE, _COMPUTING, _SPARSE = range(4)
+"""What is written: runs of one page, whole windows, whole windows that are looked at meanwhile, few such runs."""
+_STRIDES = {_SMALL: _STRIDE, _SPARSE: _SPARSE_STRIDE}
+_WRITTEN_WINDOWS = {_SMALL: _SMALL_WINDOWS, _LARGE: _WINDOWS, _COMPUTING: _WINDOWS, _SPARSE: _SPARSE_WINDOWS}
 _DIRECT = 1
 """Place of the job that writes past the page cache."""
 _WINDOW_PAGES = (WINDOW_PAGES_BUFFERED, WINDOW_PAGES_DIRECT)
@@ -77,10 +82,10 @@ class _Writer:
 
     def run(self, shard: Shard) -> Tally:
         """Write one shard (Job.run)."""
-        firsts = np.arange(0, self.window_pages, _STRIDE, dtype=np.int64)
-        small = np.stack((firsts, np.ones(len(firsts), np.int64)), axis=1)
+        stride = _STRIDES.get(shard.block, self.window_pages)
+        firsts = np.arange(0, self.window_pages, stride, dtype=np.int64)
+        runs = np.stack((firsts, np.full(len(firsts), 1 if shard.block in _STRIDES else stride)), axis=1)
         tally, clock = Tally(), time.perf_counter
-        runs = small if shard.block == _SMALL else np.array([(0, self.window_pages)], np.int64)
         first, end = shard.first_word * WORD_PAGES, (shard.first_word + shard.words) * WORD_PAGES
         readable = np.ones(self.window_pages, np.uint8)
         for page in range(first, end, self.window_pages):
@@ -142,7 +147,8 @@ def measure(folder: str) -> DeviceModel:
             trials = _Trials(pool, buffered)
             sync = trials.empty_sync()
             overlap = trials.overlap() if direct is not None else 0.0
-            costs = _costs(trials, range(len(jobs)), sync)
+            windows = [_window(trials, job) for job in range(len(jobs))]
+            costs = _costs(trials, range(len(jobs)), sync, windows)
             reserve = 0.0 if trials.tmpfs else _reserve(buffered)
     computing = measure_computing(pages)
     into_cache, written_back = costs[0][1]
@@ -157,6 +163,8 @@ def measure(folder: str) -> DeviceModel:
         reserve=reserve,
         overlap=overlap,
         window=computing.window,
+        direct_window=windows[1] if direct is not None else 0.0,
+        buffered_window=windows[0],
         scan_byte=computing.scan_byte,
         digest_page=computing.digest_page,
         hash_page=computing.hash_page,
@@ -180,7 +188,7 @@ class _Trials:
     def write(self, job: int, channels: int, pattern: int) -> tuple[float, float, float]:
         """Seconds to write and to sync, and seconds of computing meanwhile."""
         window = _WINDOW_PAGES[job]
-        pages = (_SMALL_WINDOWS if pattern == _SMALL else _WINDOWS) * window
+        pages = _WRITTEN_WINDOWS[pattern] * window
         start = next(self._slots) * _SLOT
         if not self.tmpfs:  # nothing is reserved there: it would be to fill memory twice
             linux.fallocate(self._file.fd, 0, start, pages * TARGET_PAGE_SIZE)
@@ -192,7 +200,7 @@ class _Trials:
         written = time.perf_counter()
         self._file.sync()
         synced = time.perf_counter()
-        if pattern == _SMALL:  # what lies in one piece is freed at once, and what is scattered piece by piece
+        if pattern in _STRIDES:  # what lies in one piece is freed at once, and what is scattered piece by piece
             self._pool.run(job, [replace(shard, block=_LARGE) for shard in shards])
             self._file.sync()
         return written - started, synced - written, tally.digest_seconds
@@ -201,7 +209,7 @@ class _Trials:
         """The middle one of some, by all of its time."""
         found: list[tuple[float, float, float]] = []
         until = time.perf_counter() + _ENOUGH_SECONDS
-        while len(found) < (_SMALL_REPEATS if pattern == _SMALL else _REPEATS) and (
+        while len(found) < (_SMALL_REPEATS if pattern in _STRIDES else _REPEATS) and (
             not found or time.perf_counter() < until
         ):
             found.append(self.write(job, channels, pattern))
@@ -225,14 +233,41 @@ class _Trials:
         return min(max((alone + computing - both) / min(alone, computing), 0.0), 1.0)
 
 
-def _costs(trials: _Trials, jobs: Sequence[int], empty_sync: float) -> list[dict[int, tuple[CallCost, CallCost]]]:
-    """By job and number of channels: what writes cost, and what they add to the sync that follows."""
+def _window(trials: _Trials, job: int) -> float:
+    """Seconds that a window takes one channel, besides its runs."""
+    pages = _WINDOW_PAGES[job]
+    sparse, small = (trials.middle(job, 1, each)[0] / _WRITTEN_WINDOWS[each] for each in (_SPARSE, _SMALL))
+    # two unknowns, two measurements: a window and its runs, few and many
+    few, many = pages // _SPARSE_STRIDE, pages // _STRIDE
+    run = max(small - sparse, 0.0) / (many - few)
+    return max(sparse - few * run, 0.0)
+
+
+def _costs(
+    trials: _Trials, jobs: Sequence[int], empty_sync: float, windows: Sequence[float]
+) -> list[dict[int, tuple[CallCost, CallCost]]]:
+    """By job and number of channels: what writes cost, and what they add to the sync that follows.
+
+    Args:
+        trials: tell how long it takes.
+        jobs: the ways to write.
+        empty_sync: seconds of a sync in any case.
+        windows: seconds of a window in any case, by job.
+    """
     found = {case: trials.middle(*case) for case in product(jobs, CANDIDATES, (_SMALL, _LARGE))}
+
+    def written(job: int, channels: int, pattern: int) -> float:
+        alone = _WRITTEN_WINDOWS[pattern] * windows[job] / min(channels, len(os.sched_getaffinity(0)))
+        return max(found[job, channels, pattern][0] - alone, 0.0)
+
+    def synced(job: int, channels: int, pattern: int) -> float:
+        return max(found[job, channels, pattern][1] - empty_sync, 0.0)
+
     return [
         {
             channels: (
-                _fit(job, found[job, channels, _SMALL][0], found[job, channels, _LARGE][0]),
-                _fit(job, *(max(found[job, channels, each][1] - empty_sync, 0.0) for each in (_SMALL, _LARGE))),
+                _fit(job, *(written(job, channels, each) for each in (_SMALL, _LARGE))),
+                _fit(job, *(synced(job, channels, each) for each in (_SMALL, _LARGE))),
             )
             for channels in CANDIDATES
         }

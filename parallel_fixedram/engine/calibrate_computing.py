@@ -1,8 +1,9 @@
-"""Calibration of what needs no device: looking at RAM, digests, hashes; a hundredth of a second in all."""
+"""Calibration of what needs no device: looking at RAM, digests, hashes; a few hundredths of a second in all."""
 
 from __future__ import annotations
 
 import os
+import statistics
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -22,9 +23,9 @@ from parallel_fixedram.engine.write import WriteJob
 from parallel_fixedram.host.channel import FileChannel
 from parallel_fixedram.host.page_source import MappedSource
 
-_REPEATS = 2
+_REPEATS = 3
 _DENSE_WINDOWS = 8
-_SPARSE_WINDOWS = 32
+_SPARSE_WINDOWS = 64
 _SPARSE_PAGES = 4
 """Pages that hold something in a window of the sparse kind."""
 
@@ -51,10 +52,10 @@ def measure_computing(pages: Pages) -> Computing:
     dense_bytes = _DENSE_WINDOWS * WORK_WINDOW_PAGES * TARGET_PAGE_SIZE
     sparse_bytes = _SPARSE_WINDOWS * _SPARSE_PAGES * TARGET_PAGE_SIZE
     dense, sparse = (
-        min(_look(*kind) for _ in range(_REPEATS))
+        statistics.median(_look(*kind) for _ in range(_REPEATS))
         for kind in ((_DENSE_WINDOWS, WORK_WINDOW_PAGES), (_SPARSE_WINDOWS, _SPARSE_PAGES))
     )
-    # two unknowns, two measurements: dense = 8 windows + 8 MiB, sparse = 32 windows + half a MiB
+    # two unknowns, two measurements: dense = 8 windows + 8 MiB, sparse = 64 windows + 1 MiB
     ratio = _SPARSE_WINDOWS / _DENSE_WINDOWS
     scan_byte = max((ratio * dense - sparse) / (ratio * dense_bytes - sparse_bytes), 1e-12)
     known = KnownPages([])

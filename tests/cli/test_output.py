@@ -56,6 +56,8 @@ CHOICE = {
         "reserve": float,
         "overlap": float,
         "window": float,
+        "direct_window": float,
+        "buffered_window": float,
         "scan_byte": float,
         "digest_page": float,
         "hash_page": float,

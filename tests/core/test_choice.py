@@ -235,6 +235,9 @@ def test_the_prediction_of_a_buffered_write_ends_when_the_device_has_it_and_dige
     calls, size = 1000 + 1000 // WINDOW_PAGES_BUFFERED, 1000 * PAGE
     assert found.write_seconds == pytest.approx(calls * 10e-6 + size * 0.1e-9)
     assert found.stable_seconds == pytest.approx(calls * 20e-6 + size * 1e-9)
+    windowed = replace(device, buffered_window=2e-3)
+    work = replace(scattered(1000, gap=5), windows=7)
+    assert choose(FIXED, work, windowed, NOBODY_WAITS).write_seconds == pytest.approx(found.write_seconds + 0.014)
     slow = replace(device, digest_page=1e-3)
     assert choose(FIXED, scattered(1000, gap=5), slow, NOBODY_WAITS).stable_seconds == pytest.approx(
         found.stable_seconds + 1.0
@@ -251,6 +254,7 @@ CACHED = model(
     reserve=15,
     overlap=0.25,
     window=100,
+    written_window=60,
     scan=0.2,
     digest=1.5,
     compare=1.0,
@@ -280,7 +284,8 @@ def test_a_prediction_is_the_sum_that_its_naive_twin_adds_up_write_by_write(gap,
             start = page
     calls = [size for first, end in runs for size in [PAGE * (end - first)]]
     calls += [0] * (sum(calls) // PAGE // WINDOW_PAGES_DIRECT)  # those that end at a window
-    reserve = device = flush = 0.0
+    reserve = flush = 0.0
+    device = work.windows / 2 * 60e-6
     for size in calls:
         reserve += 15e-6
         device += 20e-6 + 0.5e-9 * size

@@ -246,19 +246,21 @@ def test_where_direct_io_is_refused_only_the_page_cache_is_measured(
 
 def test_what_the_sync_after_direct_writes_takes_is_found_out(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """By trials of a device whose cost is known, and whose cache is volatile."""
-    write, flush, empty = cost(20, 0.5), cost(7, 1.5), 0.004
+    write, flush, empty, each_window = cost(20, 0.5), cost(7, 1.5), 0.004, 0.0003
 
     def known(_: object, job: int, channels: int, pattern: int) -> tuple[float, float, float]:
         window = calibrate._WINDOW_PAGES[job]
-        calls, size = calibrate._WINDOWS, calibrate._WINDOWS * window * 4096
-        if pattern == calibrate._SMALL:
-            calls = calibrate._SMALL_WINDOWS * window // calibrate._STRIDE
+        calls = windows = calibrate._WRITTEN_WINDOWS[pattern]
+        size = windows * window * 4096
+        if pattern in calibrate._STRIDES:
+            calls = windows * window // calibrate._STRIDES[pattern]
             size = calls * 4096
-        seconds = write.seconds(calls, size)
+        seconds = write.seconds(calls, size) + windows * each_window / min(channels, processors)
         if pattern == calibrate._COMPUTING:
             return seconds + 0.75 * 0.001, empty, 0.001  # a quarter of the computing is hidden
         return seconds, empty + flush.seconds(calls, size), 0.0
 
+    processors = len(os.sched_getaffinity(0))
     monkeypatch.setattr(calibrate._Trials, "middle", known)
     monkeypatch.setattr(calibrate._Trials, "empty_sync", lambda _: empty)
     found = calibrate.measure(str(folder))
@@ -267,6 +269,7 @@ def test_what_the_sync_after_direct_writes_takes_is_found_out(folder: Path, monk
         assert found.direct[channels].byte == pytest.approx(0.5e-9)
     assert (found.flush.call, found.flush.byte) == (pytest.approx(7e-6), pytest.approx(1.5e-9))
     assert (found.stable.call, found.stable.byte) == (pytest.approx(27e-6), pytest.approx(2.0e-9))
+    assert (found.direct_window, found.buffered_window) == (pytest.approx(0.0003), pytest.approx(0.0003))
     assert found.sync == empty
     assert found.overlap == pytest.approx(0.25)
 
