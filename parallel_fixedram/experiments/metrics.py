@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from enum import StrEnum
 from typing import Any
 
@@ -64,11 +64,6 @@ def load(path: str) -> RunSet:
                     place = f"case {case.id!r}, sample {sample.number}"
                     raise FormatError(f"{place}: {name} is {value!r}, expected a number from 0 on").in_file(path)
     return run_set
-
-
-def load_all(paths: Sequence[str]) -> list[RunSet]:
-    """Read several run sets; raises what ``load`` does."""
-    return [load(path) for path in paths]
 
 
 def _tables(run_set: RunSet) -> Iterator[tuple[str, Any]]:

@@ -251,11 +251,6 @@ def parse_scenario(text: str, path: str) -> Scenario:
     )
 
 
-def expand(scenario: Scenario) -> list[Case]:
-    """Every case, in the order of the file; one that two tables name is there once."""
-    return list(scenario.cases)
-
-
 def _name(value: Any) -> str:
     name = any_text(value)
     if not all(character.isalnum() or character in "-_" for character in name):

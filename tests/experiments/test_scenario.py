@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from parallel_fixedram.core.errors import RequestError
-from parallel_fixedram.experiments.scenario import WAYS, expand, find_scenario, load_scenario, parse_scenario
+from parallel_fixedram.experiments.scenario import WAYS, find_scenario, load_scenario, parse_scenario
 from parallel_fixedram.experiments.ways.table import TABLE
 
 SHIPPED = sorted((Path(__file__).parents[2] / "bench" / "scenarios").glob("*.toml"))
@@ -18,7 +18,7 @@ def parse(*tables: str, head: str = HEAD):
 
 
 def cases(*tables: str):
-    return expand(parse(*tables))
+    return list(parse(*tables).cases)
 
 
 def test_a_table_is_every_combination_of_its_lists():
@@ -65,7 +65,7 @@ def test_a_case_that_two_tables_name_is_there_once():
 
 def test_names_of_cases_are_unlike_each_other():
     for path in SHIPPED:
-        ids = [case.id for case in expand(load_scenario(str(path)))]
+        ids = [case.id for case in load_scenario(str(path)).cases]
         assert len(set(ids)) == len(ids)
 
 
@@ -78,7 +78,7 @@ def test_shipped_scenarios_are_named_like_their_files_and_ask_something(path):
 
 
 def test_the_scenario_for_trying_uses_every_way():
-    assert {case.way for case in expand(load_scenario(str(SHIPPED[0].with_name("smoke.toml"))))} == set(WAYS)
+    assert {case.way for case in load_scenario(str(SHIPPED[0].with_name("smoke.toml"))).cases} == set(WAYS)
 
 
 def test_every_way_that_a_scenario_can_name_can_be_run():

@@ -26,7 +26,6 @@ WAY_NAMES = {
     "copy": "memory copy, one process",
 }
 _WAY_ORDER = tuple(WAY_NAMES)
-_SOURCE = ("guest", "qemu")
 _DIRECT = {"on": "direct", "off": "buffered", "auto": "direct-io auto"}
 _SIZE = re.compile(r",\s*size=[^,]*")
 
