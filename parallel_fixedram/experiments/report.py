@@ -28,7 +28,7 @@ _IN_BYTES = ("memory", "memory_available", "swap", "swap_used", "dirty_bytes", "
 _BY = ("guest", "qemu", "file_system")
 _STYLE = """
 body { font: 15px/1.45 sans-serif; margin: 2em auto; max-width: 1100px; padding: 0 1em; color: #222; }
-h1, h2, td, li, p { overflow-wrap: anywhere; }
+h1, h2, h3, td, li, p { overflow-wrap: anywhere; }
 table { border-collapse: collapse; font-size: 13px; margin: 0.5em 0 1.5em; }
 th, td { border: 1px solid #ccc; padding: 2px 7px; text-align: right; vertical-align: top; }
 th:first-child, td:first-child, th.group, table.facts td { text-align: left; }
@@ -93,7 +93,7 @@ def _section(name: str, run_set: RunSet, with_pictures: bool) -> Iterator[str]:
     state = f"finished {run_set.finished}" if run_set.finished else "not finished"
     yield (
         f"<p>{escape(facts.name)} from {escape(name)}: {format_count(facts.repeats, 'sample')} a case after "
-        f"{format_count(facts.warm_up, 'round')} that do not count, seed {facts.seed}; started "
+        f"{format_count(facts.warm_up, 'warm-up')}, seed {facts.seed}; started "
         f"{escape(str(run_set.started))}, {escape(state)}.</p>"
     )
     yield from _missing(run_set)
