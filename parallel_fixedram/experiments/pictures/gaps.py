@@ -15,7 +15,7 @@ from parallel_fixedram.experiments.pictures.series import (
 from parallel_fixedram.experiments.results import CaseResult, RunSet, Sample
 
 NAME = "gaps"
-_TITLE = "How long the round over the dirty pages takes, by their share and the gaps that are written along"
+_TITLE = "How long the round over the dirty pages takes, by their share and the rule for gaps"
 _BY = ("guest", "qemu", "file_system", "direct_io")
 
 

@@ -153,9 +153,11 @@ def parameter_text(name: str, value: Any) -> str:
         case "direct_io", str():
             return _DIRECT.get(value, value)
         case "gap_pages", _:
-            return f"gaps {value}" if isinstance(value, str) else f"gaps up to {value}"
+            return "gaps as chosen" if isinstance(value, str) else f"gaps up to {value}"
         case "queue_depth", 0:
             return "one write at a time"
+        case "queue_depth", str():
+            return "many writes in flight"
         case "queue_depth", _:
             return f"{value} writes in flight"
         case "block_size", int():
