@@ -2,12 +2,12 @@
 .DEFAULT_GOAL := help
 PYTHON ?= python3
 BIN := .venv/bin
-SCENARIOS := roofline channels gaps few scattered size cache growth prediction qemu
+SCENARIOS := roofline channels gaps few scattered size cache growth prediction qemu pauses first load clone
 RESULTS := $(wildcard $(SCENARIOS:%=bench/results/%.json))
 SHOWN := $(shell grep -o 'pictures/[a-z0-9-]*\.png' docs/experiments.md | sed 's|pictures/\(.*\)\.png|\1|')
 FAST := tests/core tests/host tests/engine tests/guest tests/wire tests/test_api.py tests/test_layers.py
 
-.PHONY: help demo test test-fast check format bench bench-pictures bench-qemu bench-host bench-prediction bench-micro clean
+.PHONY: help demo test test-fast check format bench bench-pictures bench-host bench-prediction bench-micro clean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -41,8 +41,8 @@ check: .venv/check.stamp ## lint, format check, types, layers
 	$(BIN)/mypy
 	$(BIN)/python -m pytest -q tests/test_layers.py
 
-bench: .venv/test.stamp ## run all scenarios of bench/scenarios but smoke (an hour; root, fio, QEMU, a quiet machine)
-	$(BIN)/python -m parallel_fixedram bench run $(SCENARIOS) --overwrite
+bench: .venv/test.stamp ## run all scenarios but smoke into bench/results (two hours; root, fio, QEMU, a quiet machine)
+	$(BIN)/python -m parallel_fixedram bench run $(SCENARIOS) --results bench/results --overwrite
 
 bench-pictures: .venv/test.stamp ## draw bench/results into bench/pictures and bench/report.html; docs/pictures gets what the docs show
 	$(BIN)/python -m parallel_fixedram bench pictures $(RESULTS) --folder bench/pictures
@@ -53,11 +53,8 @@ bench-pictures: .venv/test.stamp ## draw bench/results into bench/pictures and b
 bench-host: .venv/test.stamp ## what unwritten disks and RAM in swap cost a guest that is saved (needs root and QEMU)
 	$(BIN)/python bench/disks_and_swap.py
 
-bench-qemu: .venv/test.stamp ## compare first saves, small pauses, loads and clones with QEMU's own (needs QEMU)
-	$(BIN)/python bench/against_qemu.py
-
 bench-prediction: .venv/test.stamp ## measure how far predictions are from measurements, and print the table (10 minutes; root, fio)
-	$(BIN)/python -m parallel_fixedram bench run prediction --overwrite
+	$(BIN)/python -m parallel_fixedram bench run prediction --results bench/results --overwrite
 	$(BIN)/python bench/predictions.py bench/results/prediction.json
 
 bench-micro: .venv/test.stamp ## time the inner loops

@@ -38,6 +38,7 @@ from parallel_fixedram.engine.restore import Destination
 from parallel_fixedram.engine.save_options import Cache, Durability, SaveOptions
 from parallel_fixedram.guest.process import GuestProcess
 from parallel_fixedram.guest.spec import GuestSpec
+from parallel_fixedram.host.direct_channel import DEPTH
 from parallel_fixedram.host.publish import check_target
 from parallel_fixedram.host.ram_files import RamFile, RamFiles
 
@@ -119,6 +120,7 @@ def save(
     direct_io: DirectIO | str = DirectIO.AUTO,
     gap_pages: int | None = None,
     shard_pages: int | None = None,
+    queue_depth: int | None = None,
     calibrate: bool = False,
     live: bool = False,
     max_rounds: int = 16,
@@ -141,6 +143,7 @@ def save(
         direct_io: ``on``, ``off`` or ``auto``: whether pages bypass the page cache.
         gap_pages: gaps of up to so many pages between two runs are written along; None to choose it.
         shard_pages: about how many pages a shard has; None to choose it.
+        queue_depth: direct writes that each worker has in flight, 0 for one by one; None for as many as pay.
         calibrate: measure what writes cost in that folder, even if it is known from earlier.
         live: let the machine run while what it dirties is saved in rounds; only the last one has it stopped.
         max_rounds: most rounds of a live save, the stopped one included.
@@ -168,6 +171,7 @@ def save(
         direct_io=choice(DirectIO, direct_io, "direct_io"),
         gap_pages=gap_pages,
         shard_pages=shard_pages,
+        queue_depth=queue_depth,
         calibrate=calibrate,
         overwrite=overwrite,
         durability=choice(Durability, durability, "durability"),
@@ -258,6 +262,7 @@ def _save_options(
     channels: int | None,
     gap_pages: int | None,
     shard_pages: int | None,
+    queue_depth: int | None = None,
     rounds: tuple[int, bool] = (1, False),
     **others: Any,
 ) -> SaveOptions:
@@ -274,6 +279,7 @@ def _save_options(
         (max_rounds, 1, "rounds"),
         (gap_pages, 0, "gap pages"),
         (shard_pages, 1, "shard pages"),
+        (queue_depth, 0, "writes in flight"),
     ):
         if number is not None and number < least:
             raise RequestError(f"{number} {what}, at least {least} is needed")
@@ -283,6 +289,7 @@ def _save_options(
         why_most=why,
         gap_pages=gap_pages,
         shard_pages=shard_pages,
+        queue_depth=DEPTH if queue_depth is None else queue_depth,
         max_rounds=max_rounds if live else 1,
         capabilities=capabilities,
         **others,

@@ -3,36 +3,31 @@
 from __future__ import annotations
 
 import argparse
-import contextlib
 import os
-import sys
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any
 
-from parallel_fixedram.cli import bench_results, common
-from parallel_fixedram.core.errors import RequestError
-from parallel_fixedram.core.units import format_count
+from parallel_fixedram.cli import bench_list, bench_results, common
+from parallel_fixedram.cli.bench_progress import RunsProgress
+from parallel_fixedram.core.errors import FixedRamError, RequestError
 
 if TYPE_CHECKING:
-    from rich.progress import Progress, TaskID
-
-    from parallel_fixedram.experiments.planning import Plan
     from parallel_fixedram.experiments.results import CaseResult, RunSet
     from parallel_fixedram.experiments.scenario import Scenario
 
-COMMANDS = ("run", "compare", "report", "pictures", "simulate")
+COMMANDS = ("list", "run", "compare", "report", "pictures", "simulate")
 """What may stand behind ``bench``; anything else is a scenario to run."""
 
-RESULTS = os.path.join("bench", "results")
-"""Where results go if this folder is there."""
+RESULTS = "bench-results"
+"""The folder where results go unless told otherwise."""
 
 _EXAMPLES = """  parallel-fixedram bench smoke --dry-run
   parallel-fixedram bench run channels gaps --folder /var/tmp
-  parallel-fixedram bench bench/scenarios/qemu.toml --repeats 3 --output /tmp/qemu.json --json"""
+  parallel-fixedram bench ./mine.toml --repeats 3 --output /tmp/mine.json --json"""
 
-_ABOUT = """Runs are described by scenarios: TOML files, named by path, or by name where they lie in a folder
-scenarios or bench/scenarios. Pictures and comparisons are made from stored results only.
+_ABOUT = """Runs are described by scenarios: those that come with the package, named as bench list shows them, or TOML
+files of yours, named by path. Pictures and comparisons are made from stored results only.
 
 bench SCENARIO... is the same as bench run SCENARIO...; every command below takes --json and --help."""
 
@@ -47,6 +42,7 @@ def register(subparsers: common.Subparsers[Any]) -> None:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     verbs = parser.add_subparsers(dest="bench_verb", metavar="COMMAND", required=True)
+    bench_list.register(verbs)
     _register_run(verbs)
     bench_results.register(verbs)
     for each in verbs.choices.values():
@@ -73,10 +69,16 @@ def _register_run(verbs: common.Subparsers[Any]) -> None:
         "in shuffled order. What cannot be run here is listed with the reason. Leaves nothing but the results.",
         examples=_EXAMPLES,
     )
-    parser.add_argument("scenarios", nargs="+", metavar="SCENARIO", help="a TOML file, or the name of one")
-    parser.add_argument("--folder", metavar="DIR", help="where files are written (default: where temporary files go)")
     parser.add_argument(
-        "--output", metavar="FILE", help=f"the results (default: NAME.json in {RESULTS} if that is there, else here)"
+        "scenarios", nargs="+", metavar="SCENARIO", help="a name that bench list shows, or the path of a TOML file"
+    )
+    parser.add_argument("--folder", metavar="DIR", help="where files are written (default: where temporary files go)")
+    parser.add_argument("--output", metavar="FILE", help="the results of a single scenario")
+    parser.add_argument(
+        "--results",
+        metavar="DIR",
+        default=RESULTS,
+        help=f"otherwise the results are NAME.json in there; made if it is not there (default {RESULTS})",
     )
     parser.add_argument("--repeats", type=_positive, metavar="N", help="samples per case, instead of the scenario's")
     parser.add_argument("--dry-run", action="store_true", help="say what would be run, and run nothing")
@@ -100,12 +102,12 @@ def run(args: argparse.Namespace) -> int:
     scenarios = [find_scenario(name) for name in args.scenarios]
     if args.repeats:
         scenarios = [replace(each, repeats=args.repeats) for each in scenarios]
-    outputs = [args.output or _default_output(each.name) for each in scenarios]
+    outputs = [args.output or os.path.join(args.results, f"{each.name}.json") for each in scenarios]
     if len(set(outputs)) < len(outputs):
         raise RequestError("several scenarios, but one file for their results: leave --output out, or run them alone")
     if args.dry_run:
         plans = [make_plan(each.cases) for each in scenarios]
-        _show_plans(scenarios, plans, outputs, as_json=args.json)
+        bench_list.show_plans(scenarios, plans, outputs, as_json=args.json)
         return 0
     for scenario, output in zip(scenarios, outputs, strict=True):
         check_output(scenario, output, resume=args.resume, overwrite=args.overwrite)
@@ -124,61 +126,25 @@ def _run_one(args: argparse.Namespace, scenario: Scenario, output: str) -> RunSe
     import tempfile
 
     from parallel_fixedram.experiments.runner import run_scenario
+    from parallel_fixedram.experiments.tools import make_folder
 
-    with _RunsBar(scenario.name) as bar:
-        return run_scenario(
-            scenario,
-            folder=args.folder or tempfile.gettempdir(),
-            output=output,
-            resume=args.resume,
-            overwrite=args.overwrite,
-            progress=bar,
-        )
-
-
-def _default_output(name: str) -> str:
-    return os.path.join(RESULTS if os.path.isdir(RESULTS) else "", f"{name}.json")
-
-
-def _show_plans(scenarios: list[Scenario], plans: list[Plan], outputs: list[str], *, as_json: bool) -> None:
-    from parallel_fixedram.experiments.planning import rough_seconds, runs
-
-    found = [
-        {
-            "scenario": scenario.name,
-            "question": scenario.question,
-            "file": output,
-            "cases": [case.id for case in plan.cases],
-            "missing": [{"way": each.way, "why": each.why, "cases": list(each.cases)} for each in plan.missing],
-            "runs": runs(plan, scenario),
-            "rough_seconds": rough_seconds(plan, scenario),
-        }
-        for scenario, plan, output in zip(scenarios, plans, outputs, strict=True)
-    ]
-    if as_json:
-        common.print_json({"verb": "bench run", "dry_run": True, "plans": found})
-        return
-    for scenario, plan, each in zip(scenarios, plans, found, strict=True):
-        print(f"{scenario.name}: {scenario.question}")
-        for group in plan.groups:
-            print(f"  {group.source}, {group.file_system}:")
-            for case in group.cases:
-                print(f"    {case.id}")
-        _print_missing(plan)
-        counted = f"{format_count(scenario.repeats, 'sample')} each after {format_count(scenario.warm_up, 'warm-up')}"
-        print(
-            f"  {format_count(len(plan.cases), 'case')}, {counted}, {format_count(runs(plan, scenario), 'run')} in all"
-        )
-        print(f"  very roughly {_duration(rough_seconds(plan, scenario))}; results go to {each['file']}")
-
-
-def _print_missing(plan: Plan | RunSet) -> None:
-    for each in plan.missing:
-        print(f"  missing: {each.way}: {each.why} ({format_count(len(each.cases), 'case')})")
-
-
-def _duration(seconds: float) -> str:
-    return f"{seconds:.0f} s" if seconds < 120 else f"{seconds / 60:.0f} min"
+    if not args.output:
+        make_folder(args.results)
+    with RunsProgress(scenario.name) as progress:
+        try:
+            return run_scenario(
+                scenario,
+                folder=args.folder or tempfile.gettempdir(),
+                output=output,
+                resume=args.resume,
+                overwrite=args.overwrite,
+                progress=progress,
+            )
+        except (common.Interrupted, FixedRamError) as stop:
+            if progress.begun and not stop.hint:
+                instead = " in the place of --overwrite" if args.overwrite else ""
+                stop.hint = f"{output!r} has what was measured: the same command with --resume{instead} goes on there"
+            raise
 
 
 _COLUMNS = ("total", "last_write", "pause")
@@ -200,7 +166,7 @@ def _print_run_set(run_set: RunSet, output: str) -> None:
     for case in run_set.cases:
         cells = "".join(f"{_cell(_figures(case, name)):>26}" for name in _COLUMNS)
         print(f"  {case.id:<{width}}{cells}")
-    _print_missing(run_set)
+    bench_list.print_missing(run_set)
     print(f"  median (least-most); every sample is in {output}")
 
 
@@ -230,55 +196,3 @@ def _summary(run_set: RunSet, output: str) -> dict[str, Any]:
         ],
         "missing": [{"way": each.way, "why": each.why, "cases": list(each.cases)} for each in run_set.missing],
     }
-
-
-class _RunsBar:
-    """Context manager and progress function: a bar on stderr, on a terminal only; drawn between runs, never in one.
-
-    Args:
-        name: what is being run.
-    """
-
-    def __init__(self, name: str) -> None:
-        self._name = name
-        self._wanted = sys.stderr.isatty()
-        self._progress: Progress | None = None
-        self._task: TaskID | None = None
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        if self._progress is not None:
-            with contextlib.suppress(OSError):  # a terminal that went away is no reason to fail
-                self._progress.stop()
-
-    def __call__(self, done: int, total: int, what: str) -> None:
-        """Show that ``done`` of ``total`` runs are through, and what comes now."""
-        if not self._wanted:
-            return
-        try:
-            if self._progress is None or self._task is None:
-                self._progress = _bar()
-                self._progress.start()
-                self._task = self._progress.add_task(self._name, total=total, what=what)
-            self._progress.update(self._task, completed=done, total=total, what=what)
-            self._progress.refresh()
-        except OSError:
-            self._wanted = False
-
-
-def _bar() -> Progress:
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-    return Progress(
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeRemainingColumn(),
-        TextColumn("{task.fields[what]}", markup=False),
-        console=Console(stderr=True),
-        transient=True,
-        auto_refresh=False,  # a thread that draws would be part of what is measured
-    )

@@ -85,16 +85,15 @@ def run_compare(args: argparse.Namespace) -> int:
     from parallel_fixedram.experiments import metrics
     from parallel_fixedram.experiments.compare import compare
 
-    found = compare(
-        metrics.load(args.a), metrics.load(args.b), metric=metrics.Metric(args.metric), threshold=args.threshold
-    )
+    before, now = metrics.load(args.a), metrics.load(args.b)
+    found = compare(before, now, metric=metrics.Metric(args.metric), threshold=args.threshold)
     code = 1 if found.regressions else 0
     if args.json:
         common.print_json({"verb": "bench compare", "a": args.a, "b": args.b, **found.to_json()})
         return code
     for warning in found.warnings:
         common.warn(warning)
-    print(f"time {found.metric.meaning}: {args.b} by {args.a}")
+    print(f"time {metrics.meaning(found.metric, before.cases)}: {args.b} by {args.a}")
     for each in found.cases:
         print(_line(each))
     for path, ids in ((args.a, found.only_in_a), (args.b, found.only_in_b)):

@@ -171,8 +171,10 @@ def _json(
 
 
 def _print_calibrations(done: Sequence[Calibration], left: Sequence[NotSimulated]) -> None:
+    from parallel_fixedram.experiments.metrics import meaning
+
     for each in done:
-        print(f"measured against simulated, time {each.metric.meaning}: {each.series}")
+        print(f"measured against simulated, time {meaning(each.metric)}: {each.series}")
         for point in each.points:
             what = "fitted" if point.fitted else f"error {point.error:+.1%}"
             figures = f"measured {point.measured * 1000:.1f} ms, simulated {point.simulated * 1000:.1f} ms"

@@ -7,6 +7,7 @@ import contextlib
 import math
 import os
 import re
+import signal
 import sys
 import time
 from dataclasses import dataclass
@@ -291,6 +292,20 @@ def warn(message: str) -> None:
         sys.stderr.flush()
     except OSError:
         pass
+
+
+class Interrupted(BaseException):
+    """A signal that asks the command to end; unwinds through every clean-up on its way out.
+
+    Attributes:
+        signum: which one.
+        hint: how to go on; may be added on the way.
+    """
+
+    def __init__(self, signum: int) -> None:
+        super().__init__(signal.Signals(signum).name)
+        self.signum = signum
+        self.hint = ""
 
 
 class ProgressBar:

@@ -18,7 +18,7 @@ from collections.abc import Sequence
 from types import FrameType
 from typing import Any, NoReturn, TextIO
 
-from parallel_fixedram.cli.common import did_you_mean
+from parallel_fixedram.cli.common import Interrupted, did_you_mean
 from parallel_fixedram.core.errors import FixedRamError, HostError, os_message
 
 PROGRAM = "parallel-fixedram"
@@ -35,14 +35,6 @@ WITH_COMMAND = ("restore", "clone")
 LOAD = "--load"
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-
-
-class Interrupted(BaseException):
-    """A signal that asks the command to end; unwinds through every clean-up on its way out."""
-
-    def __init__(self, signum: int) -> None:
-        super().__init__(signal.Signals(signum).name)
-        self.signum = signum
 
 
 class Parser(argparse.ArgumentParser):
@@ -125,7 +117,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         code = int(args.run(args))
         sys.stdout.flush()
     except Interrupted as stop:
-        complain(f"interrupted by {stop}")
+        complain(f"interrupted by {stop}", stop.hint)
         return 128 + stop.signum
     except Exception as error:  # the outermost caller: expected or not, it becomes one line and an exit code
         if args.debug:

@@ -51,16 +51,16 @@ class Decision:
         )
 
 
-def open_direct(pending: PendingFile, wanted: DirectIO) -> DirectChannel | None:
+def open_direct(pending: PendingFile, options: SaveOptions) -> DirectChannel | None:
     """The file past the page cache, where that is wanted and possible.
 
     Raises:
         HostError: it is asked for, and the file system refuses.
     """
-    if wanted is DirectIO.OFF:
+    if options.direct_io is DirectIO.OFF:
         return None
-    channel = pending.open_direct()
-    if channel is None and wanted is DirectIO.ON:
+    channel = pending.open_direct(options.queue_depth)
+    if channel is None and options.direct_io is DirectIO.ON:
         raise HostError(
             f"the file system of {pending.path!r} refuses direct I/O",
             hint="--direct-io auto falls back to buffered writes",

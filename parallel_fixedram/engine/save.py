@@ -168,7 +168,7 @@ class _Save:
         self.pending.set_size(self.layout.ram_end)
         map_data(self.guest_blocks, self.bitmaps.data)
         self.waits = self.machine.prepare()
-        channel = open_direct(self.pending, self.options.direct_io)
+        channel = open_direct(self.pending, self.options)
         page_size = self.layout.blocks[0].block.page_size
         self.decision = decide(
             self.options,

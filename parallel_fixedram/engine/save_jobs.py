@@ -56,7 +56,7 @@ def save_jobs(
     if direct and choice.direct:
 
         def another() -> Channel:
-            return DirectChannel(direct.fd, direct.name) if isinstance(direct, DirectChannel) else direct
+            return direct.another() if isinstance(direct, DirectChannel) else direct
 
         staging = Staging(another, page_size, window_pages=choice.window_pages)
         # after a pre-copy only what changed is left: it is little, and reaches the page cache sooner than the device

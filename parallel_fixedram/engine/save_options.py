@@ -8,6 +8,7 @@ from enum import StrEnum
 
 from parallel_fixedram.core.choice import DirectIO, Wishes
 from parallel_fixedram.engine.pool import STALL_SECONDS
+from parallel_fixedram.host.direct_channel import DEPTH
 
 
 class Durability(StrEnum):
@@ -48,6 +49,8 @@ class SaveOptions:
     """Gaps of up to this many pages are written along; None to choose it."""
     shard_pages: int | None = None
     """About how many pages a shard has; None to choose it."""
+    queue_depth: int = DEPTH
+    """Direct writes in flight of each worker; 0 for one by one."""
     calibrate: bool = False
     """Whether to measure what writes cost, even if it is known from earlier."""
     cache: Cache = Cache.KEEP

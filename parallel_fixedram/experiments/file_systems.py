@@ -32,6 +32,8 @@ MIN_LOOP_BYTES = GIB
 
 _PREFIX = "parallel-fixedram-"
 _SHARED_MEMORY = "/dev/shm"
+MOUNTED = ("xfs", "ext4")
+"""Kinds that only root can make."""
 _MKFS = {"xfs": ("mkfs.xfs", "-q", "-f"), "ext4": ("mkfs.ext4", "-q", "-F", "-E", "lazy_itable_init=0")}
 
 

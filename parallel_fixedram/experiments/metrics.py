@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from enum import StrEnum
 from typing import Any
 
 from parallel_fixedram.core.errors import FormatError
 from parallel_fixedram.experiments import results
 from parallel_fixedram.experiments.results import CaseResult, RunSet, Sample
+from parallel_fixedram.experiments.scenario import BOOTS
 
 
 class Metric(StrEnum):
@@ -18,11 +19,6 @@ class Metric(StrEnum):
     TOTAL = "total"
     LAST_WRITE = "last_write"
     PAUSE = "pause"
-
-    @property
-    def meaning(self) -> str:
-        """What the time ends with, for people."""
-        return _MEANINGS[self]
 
     def of(self, sample: Sample) -> float | None:
         """Seconds; None where the way cannot tell."""
@@ -35,6 +31,15 @@ _MEANINGS = {
     Metric.LAST_WRITE: "until the last page is written",
     Metric.PAUSE: "while the guest stands still",
 }
+_RUNNING = "until all guests run"
+
+
+def meaning(metric: Metric, cases: Iterable[CaseResult] = ()) -> str:
+    """What the time of these cases ends with, for people; of saves unless told otherwise."""
+    ways = {str(case.parameters.get("way")) for case in cases}
+    if metric is not Metric.TOTAL or not ways & {*BOOTS}:
+        return _MEANINGS[metric]
+    return _RUNNING if ways <= {*BOOTS} else f"{_MEANINGS[metric]}, or {_RUNNING}"
 
 
 def seconds(case: CaseResult, metric: Metric) -> list[float]:
@@ -64,11 +69,6 @@ def load(path: str) -> RunSet:
                     place = f"case {case.id!r}, sample {sample.number}"
                     raise FormatError(f"{place}: {name} is {value!r}, expected a number from 0 on").in_file(path)
     return run_set
-
-
-def load_all(paths: Sequence[str]) -> list[RunSet]:
-    """Read several run sets; raises what ``load`` does."""
-    return [load(path) for path in paths]
 
 
 def _tables(run_set: RunSet) -> Iterator[tuple[str, Any]]:

@@ -6,6 +6,7 @@ expected, and whoever calls it says where.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -33,10 +34,13 @@ class QemuSpec:
     """``memfd``: shared memory; ``private``: a plain ``-m``."""
     dirty_rate: int = 0
     """Bytes rewritten per second once it is full; 0: it sleeps."""
+    fresh: bool = False
+    """Whether every run has a guest of its own that has just booted, so that what is measured is its first save."""
 
     def __str__(self) -> str:
         rate = f",dirty_rate={self.dirty_rate >> 20}MiB" if self.dirty_rate else ""
-        return f"size={self.size >> 20}MiB,data={self.data:g},ram={self.ram}{rate}"
+        fresh = ",fresh" if self.fresh else ""
+        return f"size={self.size >> 20}MiB,data={self.data:g},ram={self.ram}{rate}{fresh}"
 
     @property
     def data_bytes(self) -> int:
@@ -45,7 +49,7 @@ class QemuSpec:
 
     def to_json(self) -> dict[str, Any]:
         """As a JSON object."""
-        return {"size": self.size, "data": self.data, "ram": self.ram, "dirty_rate": self.dirty_rate}
+        return dataclasses.asdict(self)
 
 
 def whole(least: int, most: int) -> Check:
@@ -139,6 +143,8 @@ PARAMETERS: Mapping[str, Check] = {
     "block_size": _block_size,
     "dirty": _share,
     "rounds": whole(2, 64),
+    "count": whole(1, 64),
+    "shared": _yes_or_no,
 }
 """Every parameter but ``way``, in the order in which a case's name lists them."""
 
@@ -147,5 +153,6 @@ QEMU_PARAMETERS: Mapping[str, Check] = {
     "data": _share,
     "ram": one_of("memfd", "private"),
     "dirty_rate": _size,
+    "fresh": _yes_or_no,
 }
 """Of the table ``qemu``."""

@@ -14,14 +14,8 @@ from dataclasses import dataclass
 from parallel_fixedram.core.units import MIB
 from parallel_fixedram.experiments import file_systems, sources, tools
 from parallel_fixedram.experiments.results import MissingWay
-from parallel_fixedram.experiments.scenario import Case, Scenario
+from parallel_fixedram.experiments.scenario import BOOTS, Case, Scenario
 from parallel_fixedram.experiments.ways.table import TABLE
-
-_BYTES_PER_SECOND = 600 * MIB
-"""A guess at how fast a save to stable storage and its verification are together."""
-_RUN_SECONDS = 0.5
-_BOOT_BYTES_PER_SECOND = 400 * MIB
-_GROUP_SECONDS = 2.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -39,12 +33,14 @@ class Group:
             (each.ram_bytes if each.qemu else each.data_bytes) * (each.rounds or 1) * 11 // 10 + each.ram_bytes // 256
             for each in self.cases
         )
+        if any(each.way in BOOTS for each in self.cases):
+            largest *= 2  # the file that guests are started from stays
         return largest + 512 * MIB  # what writes cost is measured there, too
 
     @property
     def own_guests(self) -> bool:
-        """Whether every run has a guest of its own, which lives in the process that is measured."""
-        return all(each.way == "ours" and each.rounds is not None for each in self.cases)
+        """Whether every run has a guest of its own."""
+        return all(each.own_guest for each in self.cases)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -72,7 +68,7 @@ def make_plan(cases: Sequence[Case]) -> Plan:
         if why := _why_missing(case):
             missing.setdefault((case.way, why), []).append(case.id)
         else:
-            own = " of its own" if case.way == "ours" and case.rounds is not None else ""
+            own = " of its own" if case.own_guest else ""
             groups.setdefault((case.source + own, case.file_system or "folder"), []).append(case)
     return Plan(
         groups=tuple(
@@ -96,28 +92,56 @@ def rounds(scenario: Scenario) -> Iterator[int]:
 
 def runs(plan: Plan, scenario: Scenario) -> int:
     """How many runs there will be, with those that do not count and those that are watched."""
-    watched = sum(case.way == "ours" for case in plan.cases)
+    watched = sum(map(is_watched, plan.cases))
     return len(plan.cases) * (scenario.warm_up + scenario.repeats) + watched
 
 
-def rough_seconds(plan: Plan, scenario: Scenario) -> float:
-    """A guess at how long that takes: within a factor of three on most machines."""
-    each = scenario.warm_up + scenario.repeats
-    total = 0.0
-    for group in plan.groups:
-        total += _GROUP_SECONDS + max(case.data_bytes for case in group.cases) / _BOOT_BYTES_PER_SECOND
-        for case in group.cases:
-            moved = case.data_bytes * (2 if case.way == "fio" else 1) * (case.rounds or 1)
-            total += each * (_RUN_SECONDS + moved / _BYTES_PER_SECOND)
-    return total
+def is_watched(case: Case) -> bool:
+    """Whether there is one more run of it, whose memory and shards are noted."""
+    return case.way == "ours"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Need:
+    """What a scenario needs besides Python."""
+
+    name: str
+    why_missing: str
+    """Empty where it is there."""
+
+
+def needs(cases: Sequence[Case]) -> list[Need]:
+    """Root, programs, file systems that cases need, each once, and whether that is there."""
+    found: dict[str, str | None] = {}
+    for case in cases:
+        if case.qemu is not None:
+            found["QEMU"] = sources.why_missing(case)
+        if case.way.startswith("fio"):
+            found["fio"] = TABLE[case.way].why_missing()
+        if case.file_system in file_systems.MOUNTED:
+            found[case.file_system] = file_systems.why_missing(case.file_system)
+            found["root"] = _why_not_root()
+        if case.cache == "drop":
+            found["root"] = found.get("root") or _why_not_dropped()
+    return [Need(name=name, why_missing=why or "") for name, why in sorted(found.items())]
+
+
+def _why_not_root() -> str | None:
+    return None if os.geteuid() == 0 else "this is not root"
+
+
+def _why_not_dropped() -> str | None:
+    if os.access(tools.DROP_CACHES, os.W_OK):
+        return None
+    return f"dropping the page cache needs root: {tools.DROP_CACHES} cannot be written"
 
 
 def _why_missing(case: Case) -> str | None:
     why = sources.why_missing(case) or TABLE[case.way].why_missing()
     if why is None and case.file_system is not None:
         why = file_systems.why_missing(case.file_system)
-    if why is None and case.cache == "drop" and not os.access(tools.DROP_CACHES, os.W_OK):
-        why = f"dropping the page cache needs root: {tools.DROP_CACHES} cannot be written"
+    if why is None and case.cache == "drop":
+        why = _why_not_dropped()
     return why
 
 

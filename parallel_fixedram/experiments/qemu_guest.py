@@ -110,8 +110,8 @@ class QemuGuest:
         with signals.held():
             place = tempfile.mkdtemp(prefix="parallel-fixedram-")
             stack.callback(shutil.rmtree, place, ignore_errors=True)
-        image = os.path.join(place, "image")
-        with open(image, "wb") as file:
+        self._image = os.path.join(place, "image")
+        with open(self._image, "wb") as file:
             file.write(
                 boot_sector.fill_image(
                     size=self.spec.size, share=self.spec.data, dirty_rate=self.spec.dirty_rate, seed=self._seed
@@ -123,7 +123,11 @@ class QemuGuest:
         with theirs:
             launch = stack.enter_context(
                 Launch(
-                    [program, *self._arguments(image, theirs.fileno())],
+                    [
+                        *(program, *self._arguments(f"socket,id=serial,fd={theirs.fileno()}")),
+                        *("-qmp", f"unix:{self.qmp},server=on,wait=off"),
+                        *(["-incoming", "defer"] if self._incoming else []),
+                    ],
                     os.path.join(place, "qemu"),
                     descriptors=[theirs.fileno()],
                 )
@@ -137,7 +141,11 @@ class QemuGuest:
         except MachineError as error:
             raise MachineError(launch.explanation() or error.message) from error
 
-    def _arguments(self, image: str, serial: int) -> list[str]:
+    def command(self, *more: str) -> list[str]:
+        """A command line that a file of this guest can be started with while this one lives, and what else it needs."""
+        return [tools.find_qemu(), *self._arguments("null,id=serial"), *more]
+
+    def _arguments(self, serial: str) -> list[str]:
         machine, memory = "pc", ["-m", f"{self.spec.size >> 20}M"]
         if self.spec.ram == "memfd":
             machine += f",memory-backend={SHARED_BLOCK}"
@@ -146,10 +154,8 @@ class QemuGuest:
             *("-nodefaults", "-no-user-config", "-display", "none"),
             *("-machine", machine, "-accel", "tcg"),
             *memory,
-            *("-chardev", f"socket,id=serial,fd={serial}", "-serial", "chardev:serial"),
-            *("-qmp", f"unix:{self.qmp},server=on,wait=off"),
-            *("-drive", f"file={image},format=raw,if=floppy,readonly=on"),
-            *(["-incoming", "defer"] if self._incoming else []),
+            *("-chardev", serial, "-serial", "chardev:serial"),
+            *("-drive", f"file={self._image},format=raw,if=floppy,readonly=on"),
         ]
 
     def _wait_full(self) -> None:

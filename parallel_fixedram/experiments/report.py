@@ -14,22 +14,40 @@ from html import escape
 from typing import Any
 
 from parallel_fixedram.core.errors import HostError
+from parallel_fixedram.core.units import format_count, format_size
 from parallel_fixedram.experiments import pictures
-from parallel_fixedram.experiments.metrics import Metric, seconds
+from parallel_fixedram.experiments.metrics import Metric, meaning, seconds
 from parallel_fixedram.experiments.pictures import drawing
-from parallel_fixedram.experiments.pictures.series import groups
+from parallel_fixedram.experiments.pictures.series import case_labels, groups, place_text, source_text
 from parallel_fixedram.experiments.results import CaseResult, RunSet
 from parallel_fixedram.experiments.statistics import CONFIDENCE, Ratio, paired_ratio, summary
 
 _TYPES = {"png": "image/png", "svg": "image/svg+xml"}
+_IN_BYTES = ("memory", "memory_available", "swap", "swap_used", "dirty_bytes", "dirty_background_bytes", "size", "free")
+"""Facts about a host that are sizes."""
+_BY = ("guest", "qemu", "file_system")
 _STYLE = """
 body { font: 15px/1.45 sans-serif; margin: 2em auto; max-width: 1100px; padding: 0 1em; color: #222; }
+h1, h2, h3, td, li, p { overflow-wrap: anywhere; }
 table { border-collapse: collapse; font-size: 13px; margin: 0.5em 0 1.5em; }
 th, td { border: 1px solid #ccc; padding: 2px 7px; text-align: right; vertical-align: top; }
-th:first-child, td:first-child, table.facts td { text-align: left; }
+th:first-child, td:first-child, th.group, table.facts td { text-align: left; }
+th.group { background: #f4f4f4; }
 td.samples { text-align: left; color: #555; }
-img { max-width: 100%; display: block; margin: 1em 0; }
+div.picture { overflow-x: auto; margin: 1em 0; }
+div.picture img { width: 100%; min-width: 720px; display: block; }
 pre { background: #f4f4f4; padding: 0.6em; overflow-x: auto; font-size: 12px; }
+@media (max-width: 700px) {
+  body { margin: 0.5em auto; padding: 0 0.6em; }
+  h1 { font-size: 1.4em; } h2 { font-size: 1.2em; }
+  table.times, table.times tbody, table.times tr, table.times th, table.times td { display: block; border: 0; }
+  table.times tr.heads { display: none; }
+  table.times tr { border-top: 1px solid #ccc; padding: 4px 0; }
+  table.times td { text-align: left; padding: 0 7px; }
+  table.times td:first-child { font-weight: bold; }
+  table.times td[title]::before { content: attr(title) ": "; color: #555; }
+  table.times td:empty { display: none; }
+}
 """
 
 
@@ -47,7 +65,9 @@ def page(run_sets: Sequence[tuple[str, RunSet]], *, with_pictures: bool = True) 
     title = "Experiments: " + ", ".join(run_set.scenario.name for _, run_set in run_sets)
     body = "\n".join("\n".join(_section(name, run_set, with_pictures)) for name, run_set in run_sets)
     return (
-        f'<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n<title>{escape(title)}</title>\n'
+        f'<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
+        f"<title>{escape(title)}</title>\n"
         f"<style>{_STYLE}</style>\n</head>\n<body>\n<h1>{escape(title)}</h1>\n{body}\n</body>\n</html>\n"
     )
 
@@ -72,32 +92,47 @@ def _section(name: str, run_set: RunSet, with_pictures: bool) -> Iterator[str]:
     yield f"<h2>{escape(facts.question)}</h2>"
     state = f"finished {run_set.finished}" if run_set.finished else "not finished"
     yield (
-        f"<p>{escape(facts.name)} from {escape(name)}: {facts.repeats} samples a case after {facts.warm_up} rounds "
-        f"that do not count, seed {facts.seed}; started {escape(str(run_set.started))}, {escape(state)}.</p>"
+        f"<p>{escape(facts.name)} from {escape(name)}: {format_count(facts.repeats, 'sample')} a case after "
+        f"{format_count(facts.warm_up, 'warm-up')}, seed {facts.seed}; started "
+        f"{escape(str(run_set.started))}, {escape(state)}.</p>"
     )
-    yield from _facts(run_set)
     yield from _missing(run_set)
+    if any(case.samples for case in run_set.cases):
+        yield (
+            "<p>Times are medians (least-most). A ratio is that of times in the same round, to the first case of ours "
+            f"of the same guest and file system, with an interval that holds it in {CONFIDENCE:.0%} of all cases.</p>"
+        )
     for metric in Metric:
         yield from _times(run_set, metric)
     if with_pictures:
         yield from _pictures(run_set)
+    yield from _facts(run_set)
     yield f"<details><summary>The scenario</summary><pre>{escape(facts.text)}</pre></details>"
 
 
 def _facts(run_set: RunSet) -> Iterator[str]:
     rows: list[tuple[str, Any]] = [("commit", run_set.commit or "unknown")]
     rows += [(f"version of {name}", value) for name, value in run_set.versions.items()]
-    rows += _flat(run_set.host)
-    yield '<table class="facts">'
+    rows += _flat({name: value for name, value in run_set.host.items() if name not in run_set.versions})
+    yield '<details><summary>The host</summary><table class="facts">'
     for name, value in rows:
-        yield f"<tr><td>{escape(name)}</td><td>{escape('unknown' if value is None else str(value))}</td></tr>"
-    yield "</table>"
+        text = "unknown" if value is None else str(value)
+        yield f"<tr><td>{escape(name.replace('_', ' '))}</td><td>{escape(text)}</td></tr>"
+    yield "</table></details>"
 
 
 def _flat(facts: Mapping[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
     found: list[tuple[str, Any]] = []
     for name, value in facts.items():
-        found += _flat(value, f"{prefix}{name} ") if isinstance(value, Mapping) else [(f"{prefix}{name}", value)]
+        if isinstance(value, Mapping):
+            found += _flat(value, f"{prefix}{name} ")
+        elif name in _IN_BYTES and isinstance(value, int):
+            found.append((f"{prefix}{name.removesuffix('_bytes')}", format_size(value)))
+        elif isinstance(value, list):
+            found.append((f"{prefix}{name}", ", ".join(f"{each:g}" if isinstance(each, float) else str(each)
+                                                       for each in value)))  # fmt: skip
+        else:
+            found.append((f"{prefix}{name}", value))
     return found
 
 
@@ -111,33 +146,39 @@ def _missing(run_set: RunSet) -> Iterator[str]:
 
 def _times(run_set: RunSet, metric: Metric) -> Iterator[str]:
     """A table of one time; nothing where no case tells it."""
-    if not any(seconds(case, metric) for case in run_set.cases):
+    cases = [case for case in run_set.cases if seconds(case, metric)]
+    if not cases:
         return
-    yield f"<h3>Milliseconds {escape(metric.meaning)}</h3>"
-    yield (
-        "<p>The ratio is that of times in the same round, to the first case of ours with the same guest, with an "
-        f"interval that holds it in {CONFIDENCE:.0%} of all cases.</p>"
-    )
-    yield "<table><tr><th>case</th><th>median</th><th>least</th><th>most</th><th>n</th>"
-    yield "<th>ratio</th><th>checked by</th><th>samples</th></tr>"
-    for _, group in groups(run_set.cases, ("guest", "qemu")):
+    yield f"<h3>Milliseconds {escape(meaning(metric, cases))}</h3>"
+    yield '<table class="times"><tr class="heads"><th>case</th><th>time</th><th>ratio</th><th>samples</th></tr>'
+    for where, group in groups(cases, _BY):
+        yield f'<tr><th class="group" colspan="4">{escape(_place(run_set, where))}</th></tr>'
         reference = next((case for case in group if case.parameters.get("way") == "ours"), None)
-        for case in group:
-            if times := seconds(case, metric):
-                yield _row(case, times, metric, reference)
+        labels = case_labels(group, not_in_name=_BY, always=("channels",))
+        for case, label in zip(group, labels, strict=True):
+            yield _row(case, label, metric, reference)
     yield "</table>"
 
 
-def _row(case: CaseResult, times: Sequence[float], metric: Metric, reference: CaseResult | None) -> str:
+def _place(run_set: RunSet, where: Mapping[str, Any]) -> str:
+    """Guest and file system of a group; what writes nothing has no file system."""
+    source = source_text(where) or "no guest"
+    return source if where["file_system"] is None else f"{source}, on {place_text(run_set, where)}"
+
+
+def _row(case: CaseResult, label: str, metric: Metric, reference: CaseResult | None) -> str:
+    times = seconds(case, metric)
     facts = summary(times)
     ratio = None if reference is None or reference is case else _ratio(reference, case, metric)
-    checked = ", ".join(sorted({sample.verified for sample in case.samples}))
-    figures = (facts.median, facts.least, facts.most)
-    cells = "".join(f"<td>{_milliseconds(each)}</td>" for each in figures)
+    middle, least, most = (_milliseconds(each) for each in (facts.median, facts.least, facts.most))
+    checked = ""
+    if metric is Metric.TOTAL:  # which every case has
+        checked = f"; checked by: {', '.join(sorted({sample.verified for sample in case.samples}))}"
     samples = ", ".join(_milliseconds(each) for each in times)
     return (
-        f"<tr><td>{escape(case.id)}</td>{cells}<td>{facts.count}</td><td>{_ratio_text(ratio)}</td>"
-        f'<td>{escape(checked)}</td><td class="samples">{samples}</td></tr>'
+        f'<tr><td>{escape(label)}</td><td title="time">{middle} ({least}-{most})</td>'
+        f'<td title="ratio">{_ratio_text(ratio)}</td>'
+        f'<td class="samples" title="samples">{samples}{escape(checked)}</td></tr>'
     )
 
 
@@ -179,4 +220,4 @@ def _image(picture: drawing.Picture) -> str:
     except OSError as error:
         raise HostError.from_os("cannot draw in the temporary folder", error) from error
     kind = _TYPES[path.rpartition(".")[2]]
-    return f'<img src="data:{kind};base64,{data}" alt="{escape(picture.title)}">'
+    return f'<div class="picture"><img src="data:{kind};base64,{data}" alt="{escape(picture.title)}"></div>'

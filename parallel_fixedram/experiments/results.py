@@ -32,7 +32,7 @@ class Seconds:
 
     total: float
     """Until everything is on stable storage: the file and, for ours, its name. Without it where
-    ``durability`` is none. For scan and copy: the pass."""
+    ``durability`` is none. For scan and copy: the pass. For guests started from a file: until all of them run."""
     last_write: float | None = None
     """Until the last page was written; with ``dirty``, the second round alone."""
     pause: float | None = None
@@ -40,7 +40,7 @@ class Seconds:
     wall: float | None = None
     """The whole process seen from outside, its start included; None where there was none."""
     phases: Mapping[str, float] | None = None
-    """Where the time of a save of ours went, under the names of its report."""
+    """Where the time of what is ours went, under the names of its report."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

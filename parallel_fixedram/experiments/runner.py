@@ -11,7 +11,8 @@
             store
         for each case of ours: one more run that is watched
 
-Stored samples are never taken again: a run set that was interrupted goes on where it stopped, its warm-up repeated.
+A guest of its own is booted before each run instead, which is not timed. Stored samples are never taken again: a run
+set that was interrupted goes on where it stopped, its warm-up repeated.
 """
 
 from __future__ import annotations
@@ -21,14 +22,15 @@ import datetime
 import os
 import platform
 import subprocess
-from collections.abc import Callable, Iterator
+import time
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from importlib import metadata
 
 import numpy as np
 
 from parallel_fixedram.core.errors import RequestError
-from parallel_fixedram.experiments import file_systems, planning, results, sources, tools
+from parallel_fixedram.experiments import file_systems, pace, planning, results, sources, tools
 from parallel_fixedram.experiments.planning import Group, Plan
 from parallel_fixedram.experiments.results import CaseResult, RunSet, Sample, ScenarioFacts
 from parallel_fixedram.experiments.scenario import Case, Scenario
@@ -37,8 +39,8 @@ from parallel_fixedram.experiments.ways.table import OURS, TABLE
 from parallel_fixedram.experiments.ways.way import Run, clear
 from parallel_fixedram.host.machine_facts import machine_facts
 
-Progress = Callable[[int, int, str], None]
-"""``progress(done, total, what)``: runs done and runs in all, and what is being done."""
+Progress = Callable[[int, int, float, str], None]
+"""``progress(done, total, left, what)``: runs done and in all, about how many seconds are left, what is done now."""
 
 _FILE = "ram"
 _GIT_SECONDS = 10.0
@@ -178,18 +180,22 @@ class _Runner:
         self._folder = folder
         self._output = output
         self._progress = progress
+        self._pace = pace.Pace.kept()
         self._done = 0
-        self._total = sum(len(self._runs_of(group)) for group in plan.groups)
+        self._total = self._left()
 
     def run(self) -> RunSet:
         """Everything that is not there yet."""
         self._store()
-        for group in self._plan.groups:
-            if self._runs_of(group):
-                try:
-                    self._run_group(group)
-                except tools.Missing as missing:
-                    self._drop(group.cases, missing.message)
+        try:
+            for number, group in enumerate(self._plan.groups):
+                if self._runs_of(group):
+                    try:
+                        self._run_group(group, self._plan.groups[number + 1 :])
+                    except tools.Missing as missing:
+                        self._drop(group.cases, missing.message)
+        finally:
+            self._pace.keep()
         self._run_set = replace(self._run_set, finished=_now())
         self._store()
         return self._run_set
@@ -218,30 +224,59 @@ class _Runner:
     def _has(self, case: Case) -> bool:
         return any(each.id == case.id for each in self._run_set.cases)
 
-    def _run_group(self, group: Group) -> None:
-        self._tell(f"{group.source}, {group.file_system}: starts")
+    def _run_group(self, group: Group, later: Sequence[Group]) -> None:
+        started, runs_took = time.perf_counter(), 0.0
+        afterwards = self._seconds(later)
+        runs = self._runs_of(group)
+        self._tell(afterwards + self._seconds([group]), f"{group.source}, {group.file_system}: starts")
         with (
             file_systems.file_system(group.file_system, self._folder, group.room) as folder,
-            _source(group, self._scenario.seed) as source,
+            self._source(group.cases[0], own=False) as shared,
         ):
             self._drop_direct(group, folder)
-            for number, case in self._runs_of(group):
-                run = Run(
-                    case=case,
-                    source=source,
-                    path=os.path.join(folder, _FILE),
-                    seed=self._scenario.seed,
-                    number=-1 if number is None else number,
-                )
-                self._tell(case.id)
-                clear(run)
-                if number is None:
-                    self._watch(run)
-                else:
-                    self._measure(run)
+            for place, (number, case) in enumerate(runs):
+                if not self._has(case):
+                    continue
+                self._tell(afterwards + self._pace.seconds(pace.of_run(each) for _, each in runs[place:]), case.id)
+                begun = time.perf_counter()
+                with self._source(case, own=True) as own:
+                    self._run_case(case, number, own or shared, os.path.join(folder, _FILE))
+                took = time.perf_counter() - begun
+                self._pace.learn(pace.of_run(case), took)
+                runs_took += took
                 self._done += 1
-            with contextlib.suppress(FileNotFoundError):
-                os.unlink(os.path.join(folder, _FILE))
+            for name in os.listdir(folder):
+                os.unlink(os.path.join(folder, name))
+        self._pace.learn(pace.of_group(group), time.perf_counter() - started - runs_took)
+
+    def _source(self, case: Case, *, own: bool) -> contextlib.AbstractContextManager[Source | None]:
+        """The guest that runs share, or the one that a run has to itself; None where it has the other kind."""
+        if own and not (case.own_guest and case.qemu):
+            return contextlib.nullcontext()
+        if not own and case.own_guest:
+            return contextlib.nullcontext(None if case.qemu else sources.in_the_process(case, self._scenario.seed))
+        return sources.open_source(case, self._scenario.seed)
+
+    def _run_case(self, case: Case, number: int | None, source: Source | None, path: str) -> None:
+        assert source is not None, "a group has guests of one kind"
+        run = Run(
+            case=case, source=source, path=path, seed=self._scenario.seed, number=-1 if number is None else number
+        )
+        clear(run)
+        if number is None:
+            self._watch(run)
+        else:
+            self._measure(run)
+
+    def _seconds(self, groups: Sequence[Group]) -> float:
+        """About how long these groups will take."""
+        guesses = [
+            guess
+            for group in groups
+            if (runs := self._runs_of(group))
+            for guess in (pace.of_group(group), *(pace.of_run(case) for _, case in runs))
+        ]
+        return self._pace.seconds(guesses)
 
     def _measure(self, run: Run) -> None:
         way = TABLE[run.case.way]
@@ -287,17 +322,6 @@ class _Runner:
     def _store(self) -> None:
         results.store(self._run_set, self._output)
 
-    def _tell(self, what: str) -> None:
+    def _tell(self, left: float, what: str) -> None:
         if self._progress:
-            self._progress(self._done, self._total, what)
-
-
-@contextlib.contextmanager
-def _source(group: Group, seed: int) -> Iterator[Source]:
-    case = group.cases[0]
-    if not group.own_guests:
-        with sources.open_source(case, seed) as source:
-            yield source
-        return
-    spec = sources.seeded(case, seed)
-    yield Source(ram={}, stands_still=False, size=spec.size, data_bytes=case.data_bytes, spec=spec)
+            self._progress(self._done, self._total, left, what)

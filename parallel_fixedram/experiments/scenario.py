@@ -50,7 +50,8 @@ MAX_QEMU_SIZE = 3 * GIB
 MIN_QEMU_SIZE = 64 * MIB
 MAX_CASES = 10_000
 
-_FOLDERS = ("scenarios", os.path.join("bench", "scenarios"))
+_SHIPPED = os.path.join(os.path.dirname(os.path.abspath(__file__)), "scenarios")
+_ENDING = ".toml"
 _TOP = ("name", "question", "repeats", "warm_up", "seed", "case")
 
 
@@ -79,6 +80,15 @@ class Case:
     """Share of the pages that are dirtied before a second round, which alone is timed."""
     rounds: int | None = None
     """Rounds that a live save sees at most."""
+    count: int | None = None
+    """Guests started from the file."""
+    shared: bool | None = None
+    """Whether the guest is given shared memory that workers of ours fill."""
+
+    @property
+    def own_guest(self) -> bool:
+        """Whether each run has a guest of its own instead of one that all cases of the source take turns with."""
+        return self.qemu.fresh if self.qemu else self.way == "ours" and self.rounds is not None
 
     @property
     def id(self) -> str:
@@ -149,6 +159,9 @@ class WayRules:
     direct_io: tuple[str, ...] = ("on", "off")
 
 
+BOOTS = ("restore", "clone", "qemu-load")
+"""Ways from a file to running guests: what is written before their time begins is the file."""
+
 _FILE = {"file_system": "folder", "cache": "keep"}
 _NAIVE = {**_FILE, "direct_io": "off"}
 
@@ -178,25 +191,38 @@ WAYS: Mapping[str, WayRules] = {
     "qemu-mapped-ram": WayRules(sources=("qemu",), defaults={**_FILE, "rounds": None}),
     "qemu-multifd": WayRules(sources=("qemu",), defaults={**_FILE, "channels": 2}),
     "qemu-multifd-direct": WayRules(sources=("qemu",), defaults={**_FILE, "channels": 2}),
+    "restore": WayRules(sources=("qemu",), defaults={**_FILE, "channels": 1, "shared": False}),
+    "clone": WayRules(sources=("qemu",), defaults={**_FILE, "count": 1}),
+    "qemu-load": WayRules(sources=("qemu",), defaults={**_FILE, "channels": 1, "direct_io": "off"}),
     "scan": WayRules(sources=("guest",), defaults={}),
     "copy": WayRules(sources=("guest",), defaults={}),
 }
 """Every way, and which parameters it knows."""
 
 
+def shipped() -> dict[str, str]:
+    """Paths of the scenarios that come with the package, by name, in the order of their names."""
+    return {
+        name.removesuffix(_ENDING): os.path.join(_SHIPPED, name)
+        for name in sorted(os.listdir(_SHIPPED))
+        if name.endswith(_ENDING)
+    }
+
+
 def find_scenario(name: str) -> Scenario:
-    """The scenario of that path, or of that name in a folder ``scenarios`` or ``bench/scenarios`` of this folder.
+    """The scenario of that path, or the shipped one of that name; a path has a slash or ends with ``.toml``.
 
     Raises:
         RequestError: there is none, or it is wrong.
     """
-    if os.path.exists(name) or name.endswith(".toml") or os.sep in name:
+    if name.endswith(_ENDING) or os.sep in name:
         return load_scenario(name)
-    for folder in _FOLDERS:
-        if os.path.exists(path := os.path.join(folder, f"{name}.toml")):
-            return load_scenario(path)
-    places = " or ".join(_FOLDERS)
-    raise RequestError(f"no scenario {name!r} in {places}", hint="give the path of a TOML file")
+    paths = shipped()
+    if name not in paths:
+        raise RequestError(
+            f"no scenario {name!r}: there are {', '.join(paths)}", hint=f"a path has a slash or ends with {_ENDING}"
+        )
+    return load_scenario(paths[name])
 
 
 def load_scenario(path: str) -> Scenario:
@@ -249,11 +275,6 @@ def parse_scenario(text: str, path: str) -> Scenario:
         text=text,
         path=path,
     )
-
-
-def expand(scenario: Scenario) -> list[Case]:
-    """Every case, in the order of the file; one that two tables name is there once."""
-    return list(scenario.cases)
 
 
 def _name(value: Any) -> str:
@@ -363,3 +384,7 @@ def _refuse_impossible(where: str, case: Case) -> None:
             raise RequestError(f"{where}, rounds: 'ours' saves a QEMU in one round, give guest")
         if case.way != "ours" and not (case.qemu and case.qemu.dirty_rate):
             raise RequestError(f"{where}, rounds: needs qemu with a dirty_rate")
+    if case.way in BOOTS and case.qemu and (case.qemu.dirty_rate or case.qemu.fresh):
+        raise RequestError(f"{where}, qemu: {case.way!r} starts guests that are to be equal to one that sleeps")
+    if case.way == "qemu-load" and case.direct_io == "on" and case.channels == 1:
+        raise RequestError(f"{where}, direct_io: QEMU loads past the page cache with more than one channel only")

@@ -87,6 +87,12 @@ def open_source(case: Case, seed: int) -> Iterator[Source]:
         )
 
 
+def in_the_process(case: Case, seed: int) -> Source:
+    """A built-in guest that the process which is measured starts itself, for each run anew."""
+    spec = seeded(case, seed)
+    return Source(ram={}, stands_still=False, size=spec.size, data_bytes=case.data_bytes, spec=spec)
+
+
 def seeded(case: Case, seed: int) -> GuestSpec:
     """The built-in guest of a case, with the scenario's seed unless it names one itself."""
     if case.guest is None:

@@ -11,7 +11,7 @@ from parallel_fixedram.host import aio
 from parallel_fixedram.host.channel import FileChannel, segments
 
 DEPTH = 64
-"""Writes in flight of each process; past this a device takes no more small ones per second. 0 for one by one."""
+"""Writes in flight of each process; past this a device takes no more small ones per second."""
 
 
 class DirectChannel(FileChannel):
@@ -23,19 +23,31 @@ class DirectChannel(FileChannel):
     Args:
         fd: descriptor with O_DIRECT, borrowed.
         name: what messages call the file.
+        depth: writes in flight; 0 for one by one.
     """
 
     _queue: aio.Queue | None = None
 
+    def __init__(self, fd: int, name: str, depth: int = DEPTH) -> None:
+        super().__init__(fd, name)
+        self._depth = depth
+
+    def another(self) -> DirectChannel:
+        """The same file with a queue of its own."""
+        return DirectChannel(self.fd, self.name, self._depth)
+
     def has_queue(self, channels: int) -> bool:
-        """Whether the kernel lets so many processes have many writes in flight; otherwise they go one by one."""
-        return DEPTH > 0 and aio.is_available(DEPTH * channels)
+        """Whether the kernel lets so many processes have as many writes in flight as they may."""
+        return self._depth == 0 or aio.is_available(self._depth * channels)
 
     def write_runs(self, offset: int, pages: Pages, runs: Runs, readable: Bits) -> None:
         """Begin to write runs of pages (Channel.write_runs)."""
         if self._queue is None:
+            if self._depth == 0:
+                super().write_runs(offset, pages, runs, readable)
+                return
             try:
-                self._queue = aio.Queue(self.fd, DEPTH)
+                self._queue = aio.Queue(self.fd, self._depth)
             except OSError:
                 super().write_runs(offset, pages, runs, readable)
                 return

@@ -24,7 +24,7 @@ from types import TracebackType
 from parallel_fixedram.core.errors import CapabilityError, DurabilityError, HostError, RequestError, os_message
 from parallel_fixedram.host import linux, signals
 from parallel_fixedram.host.channel import FileChannel, open_readable
-from parallel_fixedram.host.direct_channel import DirectChannel
+from parallel_fixedram.host.direct_channel import DEPTH, DirectChannel
 from parallel_fixedram.host.last_close import close_unwaited
 
 logger = logging.getLogger(__name__)
@@ -95,8 +95,8 @@ class PendingFile:
         """Where the file is."""
         return self._folder_path
 
-    def open_direct(self) -> DirectChannel | None:
-        """A second descriptor with O_DIRECT, or None where the file system refuses it."""
+    def open_direct(self, depth: int = DEPTH) -> DirectChannel | None:
+        """A second descriptor with O_DIRECT, for ``depth`` writes in flight; None where the file system refuses it."""
         flags = os.O_RDWR | os.O_DIRECT | os.O_NOFOLLOW | os.O_CLOEXEC
         try:
             self._direct_fd = os.open(self._part, flags, dir_fd=self._folder)
@@ -104,7 +104,7 @@ class PendingFile:
             if error.errno in (errno.EINVAL, errno.EOPNOTSUPP):
                 return None
             raise HostError.from_os(f"cannot open {self.path!r} for direct I/O", error) from error
-        return DirectChannel(self._direct_fd, self.path)
+        return DirectChannel(self._direct_fd, self.path, depth)
 
     def set_size(self, size: int) -> None:
         """Give the file its length; what is not written is a hole."""

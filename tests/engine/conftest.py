@@ -46,7 +46,7 @@ def through(monkeypatch: pytest.MonkeyPatch) -> Callable[[Callable[[FileChannel]
 
     def install(wrap: Callable[[FileChannel], Channel]) -> None:
         class Pending(PendingFile):
-            def open_direct(self) -> FileChannel:
+            def open_direct(self, *_: object) -> FileChannel:
                 return wrap(self.channel)
 
         monkeypatch.setattr(save_module, "PendingFile", Pending)

@@ -46,7 +46,7 @@ def through(monkeypatch: pytest.MonkeyPatch) -> Iterator[Through]:
 
     def install(wrap: Callable[[FileChannel], Channel]) -> list[Channel]:
         class Pending(PendingFile):
-            def open_direct(self) -> FileChannel:
+            def open_direct(self, *_: object) -> FileChannel:
                 made.append(wrap(self.channel))
                 return made[-1]
 

@@ -116,7 +116,7 @@ def ways(monkeypatch: pytest.MonkeyPatch) -> Iterator[Ways]:
                     self.channel = made[-1]
                 return self
 
-            def open_direct(self) -> Any:
+            def open_direct(self, *_: object) -> Any:
                 if direct is None:
                     return super().open_direct()
                 made.append(direct(self._plain))
@@ -277,7 +277,7 @@ def test_whatever_the_guest_does_meanwhile_the_file_is_its_ram_at_the_pause(
     """Page by page, and the last round has written those that changed and no others."""
 
     class Pending(PendingFile):
-        def open_direct(self) -> Any:
+        def open_direct(self, *_: object) -> Any:
             return super().open_direct() if truly else plain(self.channel)
 
     target = str(tmp_path_factory.mktemp("life") / "FILE")

@@ -286,6 +286,27 @@ def test_pages_go_the_way_that_is_predicted_to_be_faster(
     assert saved_picture(target) == saved(PICTURE)
 
 
+@pytest.mark.parametrize("depth", [0, 3])
+def test_workers_have_as_many_writes_in_flight_as_asked_for(
+    target: str, told: Callable[[DeviceModel], None], monkeypatch: pytest.MonkeyPatch, depth: int
+) -> None:
+    asked: list[int] = []
+    monkeypatch.setattr(aio, "is_available", lambda requests: not asked.append(requests))
+    real = aio.Queue
+
+    def queue(fd: int, requests: int) -> aio.Queue:
+        assert requests == depth
+        return real(fd, requests)
+
+    monkeypatch.setattr(aio, "Queue", queue)
+    told(PAST_THE_CACHE)
+    with ScriptedGuest({"ram": PICTURE}, running=False) as guest:
+        report = save(guest, target, SaveOptions(direct_io=DirectIO.ON, channels=1, queue_depth=depth))
+    assert report.notes == ()
+    assert [each % depth for each in asked] == [0] if depth else asked == []
+    assert saved_picture(target) == saved(PICTURE)
+
+
 @pytest.mark.parametrize("code", [errno.ENOSYS, errno.EAGAIN])
 @pytest.mark.parametrize("direct_io", DirectIO)
 def test_where_there_is_no_asynchronous_io_direct_writes_go_one_by_one_and_the_report_says_so(

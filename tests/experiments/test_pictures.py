@@ -70,8 +70,30 @@ def test_every_axis_has_a_unit(drawn):
     assert without == {"throughput", "pauses"}
 
 
-def test_the_title_asks(drawn):
-    assert all(picture.title.endswith("?") for picture in each(drawn))
+SEEN = {
+    "throughput": "How fast data is written, by number of channels",
+    "gaps": "How long the round over the dirty pages takes, by their share and the rule for gaps",
+    "file-size": "How large the file is while the guest goes on dirtying its RAM, by rounds",
+    "pauses": "How long the guest stands still, and how long all of a save takes, by way",
+    "scaling": "How long a save takes, by size of RAM",
+    "time-lines": "Which worker writes where, and when?",
+    "simulation": "Simulation: does it explain what was measured, and what does it say of 1 TiB?",
+}
+
+
+def test_the_title_says_what_is_seen_and_fits_into_a_line(drawn):
+    pictures = list(each(drawn))
+    assert {picture.name.rpartition("-")[0]: picture.title for picture in pictures} == SEEN
+    assert max(len(picture.title) for picture in pictures) <= 95
+
+
+def test_guests_that_are_started_from_a_file_are_no_data_that_is_written():
+    saved = synthetic.channels()
+    started = [
+        replace(saved.cases[0], id=f"clone {n}", parameters={"way": "clone", "channels": n, "count": n}) for n in (1, 2)
+    ]
+    _, missing = pictures.pictures_of(replace(saved, cases=tuple(started)))
+    assert {"throughput", "scaling"} <= set(missing)
 
 
 def test_a_simulation_is_called_one_in_the_picture(drawn):

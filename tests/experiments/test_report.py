@@ -3,6 +3,7 @@
 import re
 from dataclasses import replace
 from html.parser import HTMLParser
+from itertools import pairwise
 
 import pytest
 from support import synthetic
@@ -83,10 +84,55 @@ def test_the_same_results_give_the_same_page():
 
 def test_ratios_are_those_of_the_same_rounds():
     ours, fio = case("ours", [1, 2, 3, 4, 5, 6, 7]), case("fio", [2, 4, 6, 8, 10, 12, 14])
-    assert "<td>2.00 (2.00 to 2.00)</td>" in text_of(run_set(ours, fio))
+    assert ">2.00 (2.00 to 2.00)</td>" in text_of(run_set(ours, fio))
     late = replace(fio, samples=fio.samples[3:])
-    assert "<td>2.00 (4 of at least 6 samples)</td>" in text_of(run_set(ours, late))
-    assert "<td>2.00" not in text_of(run_set(fio))
+    assert ">2.00 (4 of at least 6 samples)</td>" in text_of(run_set(ours, late))
+    assert ">2.00 (" not in text_of(run_set(fio))
+
+
+def test_ratios_are_those_on_the_same_file_system():
+    cases = [
+        replace(case(way, times), id=f"{way} {kind}", parameters={"way": way, "guest": "zero", "file_system": kind})
+        for way, kind, times in (
+            ("ours", "xfs", [1] * 7), ("fio", "xfs", [3] * 7), ("ours", "tmpfs", [2] * 7), ("fio", "tmpfs", [3] * 7),
+        )
+    ]  # fmt: skip
+    text = text_of(run_set(*cases))
+    assert text.count(">3.00 (3.00 to 3.00)</td>") == 2  # in two tables, of different times
+    assert text.count(">1.50 (1.50 to 1.50)</td>") == 2
+    assert "guest zero, on xfs" in text
+
+
+def test_sizes_are_in_binary_units_and_what_two_places_tell_is_there_once():
+    host = {
+        **HOST, "memory": 25 << 30, "memory_available": 3 << 29, "swap": 0, "cpu_mhz": 2596.1,
+        "kernel": "6.18", "python": "3.11",
+        "disk": {"size": 1 << 40, "free": 5 << 30}, "dirty_limits": {"dirty_bytes": 1 << 20, "dirty_ratio": 20},
+        "load_average": [0.123456789, 2.0, 1.5],
+    }  # fmt: skip
+    words = Page(text_of(run_set(case("ours", [1.0]), host=host, versions={"kernel": "6.18", "python": "3.11"}))).words
+    facts = dict(pairwise(words))
+    told = ("memory", "memory available", "swap", "disk size", "disk free", "dirty limits dirty", "load average")
+    assert [facts[name] for name in told] == [
+        "25.0 GiB", "1.5 GiB", "0 B", "1.0 TiB", "5.0 GiB", "1.0 MiB", "0.123457, 2, 1.5",
+    ]  # fmt: skip
+    assert (facts["dirty limits dirty ratio"], facts["cpu mhz"]) == ("20", "2596.1")
+    assert words.count("6.18") == words.count("3.11") == 1
+
+
+def test_a_page_fits_a_small_screen_and_says_things_once():
+    text = text_of(synthetic.pauses())
+    assert ("name", "viewport") in Page(text).attributes
+    assert "@media (max-width: 700px)" in text
+    assert text.count("A ratio is that of times in the same round") == 1
+    assert text.count("checked by") == len([each for each in synthetic.pauses().cases if each.samples])
+
+
+def test_the_time_of_started_guests_ends_when_they_run():
+    parts = [replace(case(way, [1.0]), id=way, parameters={"way": way}) for way in ("ours", "clone")]
+    assert "Milliseconds until all guests run" in text_of(run_set(parts[1]))
+    assert "Milliseconds until everything is on stable storage, or until all guests run" in text_of(run_set(*parts))
+    assert "guests run" not in text_of(run_set(parts[0]))
 
 
 def test_only_times_that_some_case_tells_have_a_table():

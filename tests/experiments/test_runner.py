@@ -3,19 +3,25 @@
 import contextlib
 import json
 import os
+import re
 import signal
+import termios
 from pathlib import Path
 
+import psutil
 import pytest
 from support.cli import Running, call, done, refused
 from support.qemu_tools import require_qemu
 
 from parallel_fixedram.cli.bench import COMMANDS
-from parallel_fixedram.core.errors import ContentsDiffer, RequestError
+from parallel_fixedram.core.errors import ContentsDiffer, HostError, RequestError
+from parallel_fixedram.engine.image import open_image
 from parallel_fixedram.experiments import planning, results
 from parallel_fixedram.experiments.runner import run_scenario
-from parallel_fixedram.experiments.scenario import parse_scenario
-from parallel_fixedram.experiments.ways.fresh import Naive
+from parallel_fixedram.experiments.scenario import parse_scenario, shipped
+from parallel_fixedram.experiments.ways.boots import Restore
+from parallel_fixedram.experiments.ways.fresh import Naive, Ours
+from parallel_fixedram.host import user_cache
 
 QUICK = 'way = ["scan", "page-by-page"]\nguest = ["random,size=2MiB", "zero,size=2MiB"]'
 
@@ -224,6 +230,63 @@ def test_a_qemu_guest_is_saved_by_us_and_by_itself(tmp_path):
 
 
 @pytest.mark.qemu
+def test_guests_are_started_from_a_file_held_against_it_and_ended(tmp_path):
+    require_qemu()
+    found = scenario(
+        'way = "restore"\nqemu = {size = "64MiB", data = 0.4}\nshared = true',
+        'way = "clone"\nqemu = {size = "64MiB", data = 0.4}\ncount = 2',
+        'way = "qemu-load"\nqemu = {size = "64MiB", data = 0.4}\nchannels = 2',
+        repeats=1,
+        warm_up=0,
+    )
+    before = set(psutil.pids())
+    restored, cloned, loaded = carry_out(found, tmp_path).cases
+    qemus = [each for each in psutil.process_iter(["name"]) if each.pid not in before and "qemu" in each.info["name"]]
+    assert [each for each in qemus if "-name" in each.cmdline()] == []
+    for case in (restored, cloned, loaded):
+        (sample,) = case.samples
+        assert sample.verified == "ram"
+        assert 0 < sample.seconds.total <= (sample.seconds.wall or sample.seconds.total)
+        assert sample.seconds.pause is None
+        assert sample.bytes.file > 24 << 20
+    assert restored.samples[0].seconds.phases["fill"] > 0
+    assert cloned.samples[0].seconds.phases["fill"] == 0
+
+
+@pytest.mark.qemu
+def test_a_guest_that_is_not_what_the_file_says_ends_the_runs_and_itself(tmp_path, monkeypatch):
+    require_qemu()
+    started = []
+
+    def damaged(self, run, file, guests):
+        started.extend(pid for _, pid in guests)
+        with open(file, "r+b") as damage, open_image(file) as image:
+            offset = image.block("m").page_offset(300)
+            damage.seek(offset)
+            damage.write(b"other")
+        looked(self, run, file, guests)
+
+    looked = Restore._look
+    monkeypatch.setattr(Restore, "_look", damaged)
+    table = 'way = "restore"\nqemu = {size = "64MiB", data = 0.4}\nshared = true'
+    with pytest.raises(ContentsDiffer, match=r"^restore .*: a guest started from it: .*m"):
+        carry_out(scenario(table, repeats=1, warm_up=0), tmp_path)
+    assert started
+    assert not any(psutil.pid_exists(pid) for pid in started)
+
+
+@pytest.mark.qemu
+def test_a_fresh_guest_is_one_for_each_run_that_nobody_has_saved_before(tmp_path, monkeypatch):
+    require_qemu()
+    pids = []
+    real = Ours.run
+    monkeypatch.setattr(Ours, "run", lambda self, run: (pids.append(run.source.qemu.pid), real(self, run))[1])
+    found = scenario('way = "ours"\nqemu = {size = "64MiB", data = 0.1, fresh = true}', warm_up=0)
+    (case,) = carry_out(found, tmp_path).cases
+    assert len(case.samples) == len(set(pids)) == 2
+
+
+@pytest.mark.qemu
 def test_a_qemu_guest_that_goes_on_dirtying_makes_a_stream_grow_but_not_a_file_of_fixed_offsets(tmp_path):
     require_qemu()
     found = scenario(
@@ -242,18 +305,114 @@ def test_a_plan_runs_nothing_and_says_what_would_be_run(tmp_path, monkeypatch):
     Path("s.toml").write_text(scenario(QUICK).text)
     for words in (["bench", "s.toml"], ["bench", "run", "s.toml"]):
         said = done(call(*words, "--dry-run", "--json")).json["plans"][0]
-        assert (said["runs"], len(said["cases"]), said["file"]) == (12, 4, "s.json")
+        assert (said["runs"], len(said["cases"]), said["file"]) == (12, 4, "bench-results/s.json")
     assert "scan guest=zero,size=2MiB" in done(call("bench", "s.toml", "--dry-run")).out
     assert os.listdir() == ["s.toml"]
 
 
-def test_the_table_at_the_end_has_a_line_for_each_case(tmp_path, monkeypatch):
+def test_the_table_at_the_end_has_a_line_for_each_case_and_results_go_where_git_does_not_look(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    Path("bench/results").mkdir(parents=True)
     Path("s.toml").write_text(scenario('way = ["scan", "copy"]\nguest = "zero,size=1MiB"', warm_up=0).text)
     lines = done(call("bench", "s.toml", "--folder", tmp_path)).out.splitlines()
     assert [line.split()[0] for line in lines] == ["s:", "case", "scan", "copy", "median"]
-    assert results.load("bench/results/s.json").finished is not None
+    assert results.load("bench-results/s.json").finished is not None
+
+
+def test_where_nobody_watches_each_guest_and_each_run_is_a_line_and_then_the_pace_is_known(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("s.toml").write_text(scenario('way = "scan"\nguest = ["zero,size=1MiB", "dense,size=1MiB"]', warm_up=0).text)
+    lines = done(call("bench", "s.toml", "--folder", tmp_path, "--results", "mine")).err.splitlines()
+    told = [
+        re.fullmatch(r"parallel-fixedram: s: (\d) of 4 runs done, about (\d+) s left: (.*)", line) for line in lines
+    ]
+    assert all(told), lines
+    assert [(int(each[1]), each[3]) for each in told] == [
+        (0, "guest zero,size=1MiB, folder: starts"),
+        (0, "scan guest=zero,size=1MiB"),
+        (1, "scan guest=zero,size=1MiB"),
+        (2, "guest dense,size=1MiB, folder: starts"),
+        (2, "scan guest=dense,size=1MiB"),
+        (3, "scan guest=dense,size=1MiB"),
+    ]
+    assert {"scan, guest", "guest on folder"} <= set(user_cache.read("bench.json"))
+    assert results.load("mine/s.json").finished is not None
+
+
+def on_a_terminal(columns, *argv):
+    """What the command says on a terminal of that width until it ends, and the size of the terminal it ended with."""
+    ours, theirs = os.openpty()
+    termios.tcsetwinsize(theirs, (24, columns))
+    said = b""
+    with Running(*argv, stderr=theirs, env={"TERM": "xterm", "COLUMNS": ""}) as running:
+        os.close(theirs)
+        with contextlib.suppress(OSError):  # the other end is closed
+            while data := os.read(ours, 1 << 16):
+                said += data
+        running.process.wait()
+    os.close(ours)
+    return said.decode()
+
+
+def test_a_bar_keeps_to_one_line_of_the_terminal_however_long_the_names_of_cases_are(tmp_path):
+    guest = "dense,size=1MiB,seed=12345678901234567890,fraction=0.123456789012345678901234567890123456789"
+    (tmp_path / "s.toml").write_text(scenario(f'way = "scan"\nguest = "{guest}"', repeats=1, warm_up=0).text)
+    said = on_a_terminal(70, "bench", tmp_path / "s.toml", "--folder", tmp_path, "--output", tmp_path / "r.json")
+    shown = [re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", line) for line in re.split(r"[\r\n]+", said)]
+    bars = [line for line in shown if line.startswith("s ")]
+    assert any("0/1" in line and " left " in line and "…" in line for line in bars), shown
+    assert max(map(len, shown)) <= 70
+    assert "\x1b[2A" not in said  # it goes up one line at most to draw itself again
+
+
+@pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupted_run_says_how_to_go_on(tmp_path, signum):
+    (tmp_path / "s.toml").write_text(scenario('way = "scan"\nguest = "zero,size=1MiB"', repeats=1000).text)
+    output = tmp_path / "r.json"
+    with Running("bench", tmp_path / "s.toml", "--folder", tmp_path, "--output", output, "--overwrite") as running:
+        assert running.process.stderr.readline().startswith("parallel-fixedram: s: 0 of 1001 runs done")
+        running.send(signum)
+        ended = running.finish()
+    assert ended.code == 128 + signum
+    error, hint = ended.err.splitlines()[-2:]
+    assert error == f"parallel-fixedram: error: interrupted by {signum.name}"
+    assert hint == (
+        f"parallel-fixedram: hint: {str(output)!r} has what was measured: "
+        "the same command with --resume in the place of --overwrite goes on there"
+    )
+    assert results.load(str(output)).finished is None
+
+
+def test_a_run_that_fails_says_how_to_go_on_too_but_not_one_that_never_began(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("s.toml").write_text(scenario('way = "page-by-page"\nguest = "dense,size=1MiB"').text)
+    monkeypatch.setattr(Naive, "run", lambda *_: (_ for _ in ()).throw(HostError("no more")))
+    failed = call("bench", "s.toml", "--folder", tmp_path)
+    assert failed.code == 5
+    assert failed.err.splitlines()[-1].endswith("has what was measured: the same command with --resume goes on there")
+    refused(call("bench", "s.toml", "--folder", "nowhere", "--overwrite"), 2, "'nowhere' is no folder", hint="")
+
+
+@pytest.mark.parametrize("root", [True, False])
+def test_the_list_says_of_each_scenario_what_it_asks_how_long_it_takes_and_what_is_missing(monkeypatch, root):
+    monkeypatch.setenv("PATH", "")
+    monkeypatch.delenv("QEMU", raising=False)
+    monkeypatch.setattr(os, "geteuid", lambda: 0 if root else 1000)
+    found = {each["name"]: each for each in done(call("bench", "list", "--json")).json["scenarios"]}
+    assert set(found) == set(shipped())
+    assert all(each["question"].endswith("?") for each in found.values())
+    assert found["few"]["needs"] == []
+    assert found["few"]["runs"] == 54
+    assert found["few"]["rough_seconds"] > 20
+    needs = {each["name"]: each for each in found["smoke"]["needs"]}
+    assert set(needs) == {"QEMU", "fio", "root", "xfs", "ext4"}
+    assert "fio is not installed" in needs["fio"]["why_missing"]
+    assert "QEMU" not in {each["name"] for each in found["gaps"]["needs"]}
+    assert ("mkfs.xfs is not installed" if root else "needs root") in needs["xfs"]["why_missing"]
+    assert root or not needs["root"]["there"]
+    text = done(call("bench", "list")).out
+    assert text.count("\n") == 2 * len(found)
+    assert "fio is missing: fio is not installed: install the package fio" in text
+    assert "needs nothing" in text
 
 
 @pytest.mark.parametrize("command", COMMANDS)

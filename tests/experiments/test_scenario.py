@@ -1,15 +1,16 @@
 """Scenarios: what a TOML file stands for, and what is said about one that is wrong."""
 
-import os
+import tomllib
 from pathlib import Path
 
 import pytest
 
+import parallel_fixedram
 from parallel_fixedram.core.errors import RequestError
-from parallel_fixedram.experiments.scenario import WAYS, expand, find_scenario, load_scenario, parse_scenario
+from parallel_fixedram.experiments.scenario import WAYS, find_scenario, load_scenario, parse_scenario, shipped
 from parallel_fixedram.experiments.ways.table import TABLE
 
-SHIPPED = sorted((Path(__file__).parents[2] / "bench" / "scenarios").glob("*.toml"))
+SHIPPED = sorted(Path(path) for path in shipped().values())
 HEAD = 'name = "s"\nquestion = "Why?"\n'
 
 
@@ -18,7 +19,7 @@ def parse(*tables: str, head: str = HEAD):
 
 
 def cases(*tables: str):
-    return expand(parse(*tables))
+    return list(parse(*tables).cases)
 
 
 def test_a_table_is_every_combination_of_its_lists():
@@ -55,7 +56,13 @@ def test_a_way_has_no_value_for_what_it_does_not_know():
 def test_values_of_a_qemu_guest_may_be_lists_too():
     found = cases('way = "ours"\nqemu = {size = "128MiB", data = [0.1, 0.5], ram = ["memfd", "private"]}')
     assert len({case.id for case in found}) == 4
-    assert found[1].parameters()["qemu"] == {"size": 128 << 20, "data": 0.1, "ram": "private", "dirty_rate": 0}
+    assert found[1].parameters()["qemu"] == {
+        "size": 128 << 20,
+        "data": 0.1,
+        "ram": "private",
+        "dirty_rate": 0,
+        "fresh": False,
+    }
 
 
 def test_a_case_that_two_tables_name_is_there_once():
@@ -65,7 +72,7 @@ def test_a_case_that_two_tables_name_is_there_once():
 
 def test_names_of_cases_are_unlike_each_other():
     for path in SHIPPED:
-        ids = [case.id for case in expand(load_scenario(str(path)))]
+        ids = [case.id for case in load_scenario(str(path)).cases]
         assert len(set(ids)) == len(ids)
 
 
@@ -78,23 +85,31 @@ def test_shipped_scenarios_are_named_like_their_files_and_ask_something(path):
 
 
 def test_the_scenario_for_trying_uses_every_way():
-    assert {case.way for case in expand(load_scenario(str(SHIPPED[0].with_name("smoke.toml"))))} == set(WAYS)
+    assert {case.way for case in load_scenario(str(SHIPPED[0].with_name("smoke.toml"))).cases} == set(WAYS)
 
 
 def test_every_way_that_a_scenario_can_name_can_be_run():
     assert set(TABLE) == set(WAYS)
 
 
-@pytest.mark.parametrize("folder", ["scenarios", "bench/scenarios"])
-def test_a_name_is_looked_for_in_folders_beside_and_a_path_anywhere(folder, tmp_path, monkeypatch):
+def test_the_package_brings_its_scenarios_along_when_it_is_installed():
+    project = tomllib.loads((Path(__file__).parents[2] / "pyproject.toml").read_text())
+    package = Path(parallel_fixedram.__file__).parent
+    patterns = project["tool"]["setuptools"]["package-data"]["parallel_fixedram"]
+    assert {path for pattern in patterns for path in package.glob(pattern)} >= set(SHIPPED)
+    assert "smoke" in shipped()
+
+
+def test_a_name_is_a_shipped_scenario_wherever_one_is_and_a_path_is_a_file(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    place = tmp_path / folder
-    place.mkdir(parents=True)
-    (place / "s.toml").write_text(HEAD + '[[case]]\nway = "scan"\nguest = "zero"\n')
-    assert find_scenario("s").path == os.path.join(folder, "s.toml")
-    assert find_scenario(str(place / "s.toml")).name == "s"
-    with pytest.raises(RequestError, match=r"^no scenario 'other' in scenarios or bench/scenarios$"):
-        find_scenario("other")
+    mine = HEAD + '[[case]]\nway = "scan"\nguest = "zero"\n'
+    for name in ("smoke", "smoke.toml", "s.toml"):
+        (tmp_path / name).write_text(mine)
+    assert find_scenario("smoke").path == shipped()["smoke"]
+    assert find_scenario("smoke.toml").name == find_scenario("./smoke").name == "s"
+    with pytest.raises(RequestError, match=r"^no scenario 's': there are .*\bcache, .*smoke") as caught:
+        find_scenario("s")
+    assert ".toml" in caught.value.hint
     with pytest.raises(RequestError, match=r"^scenario 'other.toml' does not exist"):
         find_scenario("other.toml")
 
@@ -130,6 +145,12 @@ WRONG = {
     "way = 'ours'\nqemu = {size = '64MiB', data = 0.9}": "qemu, data: 0.9, expected at most 0.734 of 64 MiB",
     "way = 'ours'\nqemu = {size = '1GiB', rma = 'memfd'}": "case 1, qemu, rma: unknown, expected one of size, data,",
     "way = 'ours'\nqemu = {size = '1GiB', dirty_rate = '1MiB'}\nrounds = 3": "case 1, rounds: 'ours' saves",
+    "way = 'clone'\nqemu = {size = '1GiB', fresh = true}": "case 1, qemu: 'clone' starts guests that are to be",
+    "way = 'restore'\nqemu = {size = '1GiB', dirty_rate = '1MiB'}": "case 1, qemu: 'restore' starts guests that are to",
+    "way = 'qemu-load'\nqemu = {size = '1GiB'}\ndirect_io = 'on'": "case 1, direct_io: QEMU loads past the page",
+    "way = 'clone'\nqemu = {size = '1GiB'}\ncount = 0": "case 1, count: 0: expected a whole number from 1 to 64",
+    "way = 'restore'\nguest = 'dense'": "case 1, way: 'restore' needs one source, qemu; found guest",
+    "way = 'ours'\nqemu = {size = '1GiB', fresh = 1}": "case 1, qemu, fresh: 1: expected true or false",
     "way = 'qemu-file'\nqemu = {size = '1GiB'}\nrounds = 3": "case 1, rounds: needs qemu with a dirty_rate",
 }
 

@@ -19,21 +19,21 @@ from support.pictures import PAGE, allocated_pages, content, picture_of, read_al
 from parallel_fixedram.core.bitmap import Bits, Runs, runs_of_ones
 from parallel_fixedram.core.errors import HostError
 from parallel_fixedram.core.protocols import Channel, Pages
-from parallel_fixedram.host import aio, direct_channel
+from parallel_fixedram.host import aio
 from parallel_fixedram.host.channel import FileChannel
 from parallel_fixedram.host.direct_channel import DEPTH, DirectChannel, segments
 
 PAGES = 200
 
 
-def opened(path: Path, pages: int = PAGES) -> DirectChannel:
+def opened(path: Path, pages: int = PAGES, depth: int = DEPTH) -> DirectChannel:
     """A file on a disk, past the page cache, all of it allocated."""
     path.write_bytes(bytes(pages * PAGE))
     try:
         fd = os.open(path, os.O_RDWR | os.O_DIRECT | os.O_CLOEXEC)
     except OSError as error:
         pytest.skip(f"no direct I/O here: {error}")
-    return DirectChannel(fd, "NAME")
+    return DirectChannel(fd, "NAME", depth)
 
 
 @pytest.fixture
@@ -166,11 +166,9 @@ def _limits_again() -> Iterator[None]:
 
 
 @pytest.mark.usefixtures("_limits_again")
-@pytest.mark.parametrize("depth", [1, 64])
-def test_a_run_that_cannot_be_written_is_an_error_with_its_place(
-    direct: DirectChannel, monkeypatch: pytest.MonkeyPatch, depth: int
-) -> None:
-    monkeypatch.setattr(direct_channel, "DEPTH", depth)
+@pytest.mark.parametrize("depth", [1, DEPTH])
+def test_a_run_that_cannot_be_written_is_an_error_with_its_place(tmp_path: Path, depth: int) -> None:
+    direct = opened(tmp_path / "FILE", depth=depth)
     with shared_ram("ABCDEFGHIJ") as (_, pages, readable):
         limit_file_size(8 * PAGE)
         with pytest.raises(HostError, match=f"cannot write 'NAME' at {9 * PAGE:#x}: file too large") as caught:
@@ -232,6 +230,22 @@ def test_a_queue_is_asked_for_as_deep_as_all_channels_together_need(
     assert direct.has_queue(4)
     assert asked == [DEPTH, 4 * DEPTH]
     assert direct._queue is None
+
+
+def test_one_write_after_another_needs_no_queue_and_another_channel_is_like_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    direct = opened(tmp_path / "FILE", depth=0)
+    monkeypatch.setattr(aio, "_call", lambda *_: pytest.fail("there is a queue"))
+    for channel in (direct, direct.another()):
+        assert channel.has_queue(1)
+        with shared_ram("AB-C") as (_, pages, readable):
+            channel.write_runs(PAGE, pages, as_runs([(0, 1), (2, 2)]), readable)
+            channel.settle()
+        with open(f"/proc/self/fd/{direct.fd}", "rb") as file:
+            assert picture_of(file.read(6 * PAGE)) == "0A00C0"
+        os.pwrite(direct.fd, memoryview(mmap.mmap(-1, 6 * PAGE)), 0)
+    os.close(direct.fd)
 
 
 def test_a_process_that_ends_with_writes_in_flight_has_written_them(direct: DirectChannel) -> None:

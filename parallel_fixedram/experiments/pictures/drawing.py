@@ -1,9 +1,9 @@
-"""What all pictures have in common: a title that asks, axes with units, a legend that covers nothing, a foot line.
+"""What all pictures share: a title (what is seen), axes with units, a legend that covers nothing, a foot line.
 
 ::
 
     +------------------------------+
-    | question                     |
+    | title                        |
     | axes           axes          |
     +------------------------------+
     |  legend, in as many columns as its labels allow
@@ -111,7 +111,7 @@ def finish(
         drawn: with its axes done.
         run_set: what the data is from.
         name: of the picture.
-        title: a question.
+        title: what is seen.
         subject: what the picture is about, if there are others that ask the same.
         samples: how many samples each point or bar has; none where it shows none.
         note: how to read it.

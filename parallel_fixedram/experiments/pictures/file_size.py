@@ -11,6 +11,7 @@ from parallel_fixedram.experiments.results import CaseResult, RunSet
 from parallel_fixedram.experiments.statistics import median
 
 NAME = "file-size"
+_TITLE = "How large the file is while the guest goes on dirtying its RAM, by rounds"
 
 Growth = tuple[tuple[int, int], ...]
 
@@ -63,9 +64,7 @@ def _picture(run_set: RunSet, subject: str, cases: Sequence[CaseResult], number:
     axes.set_xlabel("rounds over the dirty pages, done so far (number)")
     axes.set_ylabel("size of the file, GiB")
     style.grid(axes)
-    return drawing.finish(
-        drawn, run_set, f"{NAME}-{number}", run_set.scenario.question, subject=subject, samples=counts
-    )
+    return drawing.finish(drawn, run_set, f"{NAME}-{number}", _TITLE, subject=subject, samples=counts)
 
 
 def _medians(growths: Iterable[Growth]) -> tuple[list[float], list[float]]:

@@ -15,6 +15,7 @@ from parallel_fixedram.experiments.pictures.series import (
 from parallel_fixedram.experiments.results import CaseResult, RunSet, Sample
 
 NAME = "gaps"
+_TITLE = "How long the round over the dirty pages takes, by their share and the rule for gaps"
 _BY = ("guest", "qemu", "file_system", "direct_io")
 
 
@@ -35,7 +36,7 @@ def draw(run_set: RunSet) -> list[drawing.Picture]:
         drawn.axes[0].set_ylabel("time of the round over the dirty pages, s")
         kind = parameter_text("direct_io", where["direct_io"])
         subject = f"{source_text(where)}, to {place_text(run_set, where)}, {kind}"
-        name, title = f"{NAME}-{len(found) + 1}", run_set.scenario.question
+        name, title = f"{NAME}-{len(found) + 1}", _TITLE
         found.append(drawing.finish(drawn, run_set, name, title, subject=subject, samples=sample_counts(lines)))
     if not found:
         raise drawing.NotDrawnError("no case was measured with two shares of dirty pages")

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from parallel_fixedram.experiments.metrics import Metric, seconds
+from parallel_fixedram.experiments.metrics import Metric, meaning, seconds
 from parallel_fixedram.experiments.pictures import drawing, style
 from parallel_fixedram.experiments.pictures.series import case_labels, groups, place_text, source_text
 from parallel_fixedram.experiments.results import CaseResult, RunSet
@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 NAME = "pauses"
+_TITLE = "How long the guest stands still, and how long all of a save takes, by way"
 MAX_ROWS = 18
 """Bars of one picture; more make another one."""
 
@@ -93,12 +94,12 @@ def _picture(run_set: RunSet, rows: Sequence[_Row], number: int) -> drawing.Pict
             _bar(drawn, axes, row.case, metric, names, y)
         axes.set_xlim(left=0)
         axes.set_xlabel("time, s" if metric is Metric.TOTAL else "time, ms")
-        axes.set_title(metric.meaning, fontsize=9.5)
+        axes.set_title(meaning(metric), fontsize=9.5)
         style.grid(axes)
     drawn.axes[0].set_yticks(places, [row.label for row in rows], fontsize=8)
     drawn.axes[0].set_ylim(places[-1] + 0.6, -0.4)
     samples = [len(row.case.samples) for row in rows]
-    return drawing.finish(drawn, run_set, f"{NAME}-{number}", run_set.scenario.question, samples=samples)
+    return drawing.finish(drawn, run_set, f"{NAME}-{number}", _TITLE, samples=samples)
 
 
 def _bar(drawn: drawing.Sheet, axes: Axes, case: CaseResult, metric: Metric, names: Sequence[str], y: float) -> None:

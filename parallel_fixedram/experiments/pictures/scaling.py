@@ -14,12 +14,14 @@ from parallel_fixedram.experiments.pictures.series import (
     place_text,
     sample_counts,
     series,
+    whole_saves,
     without_size,
 )
 from parallel_fixedram.experiments.results import CaseResult, RunSet, Sample
 from parallel_fixedram.experiments.statistics import median
 
 NAME = "scaling"
+_TITLE = "How long a save takes, by size of RAM"
 SPARSE = 0.5
 """A guest with less data than this share of its RAM is called sparse."""
 
@@ -30,7 +32,7 @@ def draw(run_set: RunSet) -> list[drawing.Picture]:
     Raises:
         NotDrawnError: nothing was measured with two sizes of RAM.
     """
-    cases = [case for case in run_set.cases if not case.parameters.get("dirty") and not case.parameters.get("rounds")]
+    cases = whole_saves(run_set)
     found: list[drawing.Picture] = []
     for where, group in groups(cases, ("file_system",)):
         lines = series(group, _size, _total, not_in_name=("file_system",), normal=without_size)
@@ -43,7 +45,7 @@ def draw(run_set: RunSet) -> list[drawing.Picture]:
         log_log(drawn, axes, lines, open_marks=_is_sparse)
         axes.set_xlabel("size of RAM, GiB")
         axes.set_ylabel("time until everything is on stable storage, s")
-        name, title, subject = f"{NAME}-{len(found) + 1}", run_set.scenario.question, place_text(run_set, where)
+        name, title, subject = f"{NAME}-{len(found) + 1}", _TITLE, place_text(run_set, where)
         found.append(drawing.finish(drawn, run_set, name, title, subject=f"to {subject}", samples=sample_counts(lines)))
     if not found:
         raise drawing.NotDrawnError("no way was measured with two sizes of RAM")

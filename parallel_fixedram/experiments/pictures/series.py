@@ -8,8 +8,9 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from parallel_fixedram.core.units import format_size
+from parallel_fixedram.core.units import format_count, format_size
 from parallel_fixedram.experiments.results import CaseResult, RunSet, Sample
+from parallel_fixedram.experiments.scenario import BOOTS
 from parallel_fixedram.experiments.statistics import median
 
 WAY_NAMES = {
@@ -18,15 +19,18 @@ WAY_NAMES = {
     "page-by-page": "page by page",
     "sequential": "sequential stream",
     "fio": "fio",
+    "fio-pages": "fio, single pages",
     "qemu-file": "QEMU file",
     "qemu-mapped-ram": "QEMU mapped-ram",
     "qemu-multifd": "QEMU multifd",
     "qemu-multifd-direct": "QEMU multifd, direct",
+    "restore": "restore",
+    "clone": "clone",
+    "qemu-load": "QEMU load",
     "scan": "zero scan, one process",
     "copy": "memory copy, one process",
 }
 _WAY_ORDER = tuple(WAY_NAMES)
-_SOURCE = ("guest", "qemu")
 _DIRECT = {"on": "direct", "off": "buffered", "auto": "direct-io auto"}
 _SIZE = re.compile(r",\s*size=[^,]*")
 
@@ -66,6 +70,17 @@ def groups(cases: Iterable[CaseResult], by: Sequence[str]) -> list[tuple[Mapping
         key = {name: case.parameters.get(name) for name in by}
         found.setdefault(_text(key), (key, []))[1].append(case)
     return list(found.values())
+
+
+def whole_saves(run_set: RunSet) -> list[CaseResult]:
+    """Cases that save all of a guest's RAM once."""
+    return [
+        case
+        for case in run_set.cases
+        if not case.parameters.get("dirty")
+        and not case.parameters.get("rounds")
+        and case.parameters.get("way") not in BOOTS
+    ]
 
 
 def series(
@@ -138,9 +153,11 @@ def parameter_text(name: str, value: Any) -> str:
         case "direct_io", str():
             return _DIRECT.get(value, value)
         case "gap_pages", _:
-            return f"gaps {value}" if isinstance(value, str) else f"gaps up to {value}"
+            return "gaps as chosen" if isinstance(value, str) else f"gaps up to {value}"
         case "queue_depth", 0:
             return "one write at a time"
+        case "queue_depth", str():
+            return "many writes in flight"
         case "queue_depth", _:
             return f"{value} writes in flight"
         case "block_size", int():
@@ -151,6 +168,12 @@ def parameter_text(name: str, value: Any) -> str:
             return f"{value} channels"
         case (("guest" | "qemu"), _):
             return source_text({name: value})
+        case "shared", bool():
+            return "into shared memory, by our workers" if value else "by QEMU"
+        case "count", int():
+            return format_count(value, "guest")
+        case "cache", str():
+            return "cold page cache" if value == "drop" else "warm page cache"
         case "dirty", float():
             return f"{value:.3g} dirty"
     return f"{name.replace('_', ' ')} {value}"
@@ -165,12 +188,18 @@ def source_text(parameters: Mapping[str, Any]) -> str:
         return "" if qemu is None else f"QEMU {qemu}"
     words = [format_size(qemu["size"])] if isinstance(qemu.get("size"), int) else []
     if isinstance(qemu.get("data"), int | float):
-        words.append(f"{qemu['data']:.0%} data")
+        words.append(f"{_share(qemu['data'])} data")
     if qemu.get("ram"):
         words.append(f"{qemu['ram']} RAM")
     if qemu.get("dirty_rate"):
         words.append(f"dirties {format_size(qemu['dirty_rate'])}/s")
+    if qemu.get("fresh"):
+        words.append("fresh")
     return "QEMU guest, " + ", ".join(words)
+
+
+def _share(share: float) -> str:
+    return f"{share:.0%}" if share >= 0.01 else f"{share:.2%}"
 
 
 def place_text(run_set: RunSet, parameters: Mapping[str, Any]) -> str:

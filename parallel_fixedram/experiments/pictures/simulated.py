@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from parallel_fixedram.experiments.calibrate import Calibration, calibrated
 from parallel_fixedram.experiments.extrapolate import Target, extrapolate, larger
-from parallel_fixedram.experiments.metrics import seconds
+from parallel_fixedram.experiments.metrics import meaning, seconds
 from parallel_fixedram.experiments.pictures import drawing, style
 from parallel_fixedram.experiments.results import RunSet
 
@@ -65,7 +65,7 @@ def _measured(drawn: drawing.Sheet, axes: Axes, run_set: RunSet, calibration: Ca
     style.plain_numbers(axes, "x", x)
     axes.set_ylim(0, axes.get_ylim()[1] * 1.05)
     axes.set_xlabel("channels (worker processes)")
-    axes.set_ylabel(f"time {calibration.metric.meaning}, s")
+    axes.set_ylabel(f"time {meaning(calibration.metric)}, s")
     axes.set_title("measured against the simulation", fontsize=9.5)
     style.grid(axes)
     return counts

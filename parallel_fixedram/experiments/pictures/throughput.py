@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from parallel_fixedram.core.units import GIB
-from parallel_fixedram.experiments.metrics import Metric
+from parallel_fixedram.experiments.metrics import Metric, meaning
 from parallel_fixedram.experiments.pictures import drawing, style
 from parallel_fixedram.experiments.pictures.series import (
     Series,
@@ -18,6 +18,7 @@ from parallel_fixedram.experiments.pictures.series import (
     series,
     source_text,
     way_name,
+    whole_saves,
 )
 from parallel_fixedram.experiments.results import CaseResult, RunSet, Sample
 from parallel_fixedram.experiments.statistics import median
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 NAME = "throughput"
+_TITLE = "How fast data is written, by number of channels"
 _PARTS = ("scan", "copy")
 _PANELS = (Metric.LAST_WRITE, Metric.TOTAL)
 _NOT_IN_NAME = ("channels", "guest", "qemu", "file_system")
@@ -37,7 +39,7 @@ def draw(run_set: RunSet) -> list[drawing.Picture]:
     Raises:
         NotDrawnError: nothing was measured with two numbers of channels.
     """
-    cases = [case for case in run_set.cases if not case.parameters.get("dirty") and not case.parameters.get("rounds")]
+    cases = whole_saves(run_set)
     parts = [case for case in cases if case.parameters.get("way") in _PARTS]
     others = [case for case in cases if case.parameters.get("way") not in _PARTS]
     found: list[drawing.Picture] = []
@@ -88,13 +90,11 @@ def _picture(
         axes.set_ylim(0, top)
         style.plain_numbers(axes, "x", everywhere)
         axes.set_xlabel("channels (worker processes or jobs)")
-        axes.set_title(metric.meaning, fontsize=9.5)
+        axes.set_title(meaning(metric), fontsize=9.5)
         style.grid(axes)
     drawn.axes[0].set_ylabel("data written, GiB/s")
     samples = sample_counts(line for each in lines.values() for line in each)
-    return drawing.finish(
-        drawn, run_set, f"{NAME}-{number + 1}", run_set.scenario.question, subject=subject, samples=samples
-    )
+    return drawing.finish(drawn, run_set, f"{NAME}-{number + 1}", _TITLE, subject=subject, samples=samples)
 
 
 def _roofline(

@@ -49,10 +49,9 @@ class QemuMode:
         parameters: dict[str, Any] = {"max-bandwidth": 0}
         if "multifd" in self.capabilities:
             parameters["multifd-channels"] = run.case.channels
-        known = guest.execute("query-migrate-parameters")
-        if self.direct_io or "direct-io" in known:  # which came with 9.1
+        if self.direct_io or "direct-io" in parameters_known(guest):  # which came with 9.1
             parameters["direct-io"] = self.direct_io
-        _set_capabilities(guest, self.capabilities)
+        set_capabilities(guest, self.capabilities)
         guest.execute("migrate-set-parameters", parameters)
         if run.case.rounds:
             return _migrate_live(run, guest, run.case.rounds)
@@ -77,7 +76,22 @@ MODES: Mapping[str, QemuMode] = {
 }
 
 
-def _set_capabilities(guest: QemuGuest, wanted: tuple[str, ...]) -> None:
+def parameters_known(guest: QemuGuest) -> Mapping[str, Any]:
+    """Migration parameters of a QEMU, and their values."""
+    found: Mapping[str, Any] = guest.execute("query-migrate-parameters")
+    return found
+
+
+def load(guest: QemuGuest, path: str) -> str:
+    """Have a QEMU that waits load a file; returns how that ended."""
+    with guest.monitor.listen("MIGRATION") as events:
+        guest.execute("migrate-incoming", {"uri": f"file:{path}"})
+        while (status := str(events.wait(_SECONDS)["data"]["status"])) not in _ENDED:
+            pass
+    return status
+
+
+def set_capabilities(guest: QemuGuest, wanted: tuple[str, ...]) -> None:
     """Exactly these, and events."""
     known = [each["capability"] for each in guest.execute("query-migrate-capabilities")]
     states = [{"capability": name, "state": name in ("events", *wanted)} for name in known]
@@ -196,11 +210,8 @@ def _load(run: Run) -> str:
     """Have a second QEMU load it."""
     assert run.source.qemu is not None
     with QemuGuest(run.source.qemu.spec, incoming=True) as guest:
-        _set_capabilities(guest, ())
-        with guest.monitor.listen("MIGRATION") as events:
-            guest.execute("migrate-incoming", {"uri": f"file:{run.path}"})
-            while (status := events.wait(_SECONDS)["data"]["status"]) not in _ENDED:
-                pass
+        set_capabilities(guest, ())
+        status = load(guest, run.path)
     if status != "completed":
         raise run.wrong("QEMU does not load it")
     return "loaded"

@@ -17,7 +17,6 @@ from parallel_fixedram.core.report import SaveReport, ShardTrace, to_json
 from parallel_fixedram.core.sequential import stream_bytes
 from parallel_fixedram.engine import calibrate
 from parallel_fixedram.experiments.process import Answer, Order
-from parallel_fixedram.host import direct_channel
 from parallel_fixedram.host.ram_files import RamFiles
 
 _TOTALS = ("total", "pause")
@@ -44,11 +43,9 @@ def measure(order: Order, name_bystander: Callable[[int], None]) -> Answer:
         "direct_io": order.direct_io,
         "durability": order.durability,
     }
-    for name in ("gap_pages", "shard_pages"):
+    for name in ("gap_pages", "shard_pages", "queue_depth"):
         if (value := getattr(order, name)) != "auto":
             options[name] = value
-    if order.queue_depth != "auto":
-        direct_channel.DEPTH = int(order.queue_depth)  # this process does nothing else
     if order.calibrate:
         calibrate.device_model(os.path.dirname(order.path) or ".", 0, fresh=True)
     if order.trace:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from parallel_fixedram.experiments.ways.boots import Clone, QemuLoad, Restore
 from parallel_fixedram.experiments.ways.fio import Fio, FioPages
 from parallel_fixedram.experiments.ways.fresh import Naive, Ours, Part, Sequential
 from parallel_fixedram.experiments.ways.qemu_modes import MODES
@@ -19,6 +20,9 @@ TABLE: Mapping[str, Way] = {
     "fio": Fio(),
     "fio-pages": FioPages(),
     **MODES,
+    "restore": Restore(),
+    "clone": Clone(),
+    "qemu-load": QemuLoad(),
     "scan": Part(),
     "copy": Part(),
 }

@@ -60,7 +60,7 @@ class Measured:
 
 
 class Way(Protocol):
-    """A way to write RAM to a file."""
+    """A way to write RAM to a file, or from a file to running guests."""
 
     def why_missing(self) -> str | None:
         """Why it cannot be used here; None if it can."""
@@ -90,11 +90,23 @@ def clear(run: Run) -> None:
         with contextlib.suppress(FileNotFoundError):
             os.unlink(run.path)
         os.sync()
-        if run.case.cache == "drop":
-            with open(tools.DROP_CACHES, "w", encoding="ascii") as file:
-                file.write("1\n")  # the page cache; 2 would be inodes and names
     except OSError as error:
         raise HostError.from_os("cannot clear up before a run", error) from error
+    if run.case.cache == "drop":
+        drop_page_cache()
+
+
+def drop_page_cache() -> None:
+    """Forget what is in the page cache and on the disk, too.
+
+    Raises:
+        HostError: this is not allowed.
+    """
+    try:
+        with open(tools.DROP_CACHES, "w", encoding="ascii") as file:
+            file.write("1\n")  # the page cache; 2 would be inodes and names
+    except OSError as error:
+        raise HostError.from_os("cannot drop the page cache", error) from error
 
 
 def file_bytes(path: str) -> tuple[int, int]:

@@ -1,0 +1,197 @@
+"""Ways from a file to running guests: ``restore`` and ``clone`` as people run them, and QEMU's own load.
+
+::
+
+    source, a QEMU that sleeps --- saved once, not timed ---> FILE ---> guests that run     timed
+                                                               |          |
+                                                               +-- held against their RAM  not timed, once a case
+
+Guests are found again by a name of their own in their command lines, so that none is left, whatever ended the run.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import json
+import os
+import shutil
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from typing import Any, ClassVar
+
+import psutil
+
+from parallel_fixedram import app
+from parallel_fixedram.core.errors import HostError, MachineError
+from parallel_fixedram.engine.image import open_image
+from parallel_fixedram.engine.verify import verify
+from parallel_fixedram.experiments import tools
+from parallel_fixedram.experiments.qemu_guest import QemuGuest
+from parallel_fixedram.experiments.results import Bytes, Seconds
+from parallel_fixedram.experiments.ways.qemu_modes import load, parameters_known, set_capabilities
+from parallel_fixedram.experiments.ways.way import Measured, Run, drop_page_cache, file_bytes, sync_file
+from parallel_fixedram.host import signals
+from parallel_fixedram.host.guardian import Guardian
+
+_SAVED = ".saved"
+_GONE_SECONDS = 10.0
+
+
+class _Boots:
+    """What these ways have in common (Way)."""
+
+    _checked: str
+    """What the last run found out about its guests, which do not outlive it."""
+
+    def why_missing(self) -> str | None:
+        """There may be no QEMU (Way.why_missing)."""
+        try:
+            tools.find_qemu()
+        except tools.Missing as error:
+            return error.message
+        return None
+
+    def run(self, run: Run) -> Measured:
+        """Start guests once, look at them, end them (Way.run)."""
+        file = _saved(run)
+        if run.case.cache == "drop":
+            drop_page_cache()
+        seconds = self._start(run, file)
+        length, allocated = file_bytes(file)
+        size = Bytes(ram=run.source.size, data=run.source.data_bytes, file=length, allocated=allocated)
+        return Measured(seconds=seconds, bytes=size)
+
+    def verify(self, run: Run) -> str:
+        """All guests run, and once a case their RAM is what the file says (Way.verify)."""
+        return self._checked
+
+    def _start(self, run: Run, file: str) -> Seconds:
+        raise NotImplementedError
+
+    def _look(self, run: Run, file: str, guests: Sequence[tuple[str, int]]) -> None:
+        """Note how these guests were checked: path of a QMP socket and process of each.
+
+        Raises:
+            ContentsDiffer: RAM of one differs.
+        """
+        self._checked = "ram" if run.thorough else "loaded"
+        for qmp, pid in guests if run.thorough else ():
+            with contextlib.closing(app.open_qemu(qmp, pid=pid)) as machine, open_image(file) as image:
+                ram = {each.block.idstr: each for each in machine.guest_blocks() if each.main}
+                if not ram:
+                    raise MachineError(f"QEMU {pid} has no main memory to look at")
+                found = verify(image, ram=ram)
+            if not found.ok:
+                raise run.wrong(f"a guest started from it: {found.differences[0]}")
+
+
+class _Command(_Boots):
+    """A command of ours that starts guests and lets go of them."""
+
+    verb: ClassVar[str]
+
+    def _options(self, run: Run) -> list[str]:
+        raise NotImplementedError
+
+    def _start(self, run: Run, file: str) -> Seconds:
+        assert run.source.qemu is not None, "the scenario's check comes first"
+        with _nobody_left() as (name, folder):
+            ours = [sys.executable, "-m", "parallel_fixedram", self.verb, file, "--json", "--run-dir", folder]
+            command = [*ours, *self._options(run), "--", *run.source.qemu.command("-name", name)]
+            started = time.perf_counter()
+            report: dict[str, Any] = json.loads(tools.run(command))
+            wall = time.perf_counter() - started
+            for guest in report["guests"]:
+                if guest["status"] != "running":
+                    raise MachineError(f"a guest that was started is {guest['status']!r}")
+            self._look(run, file, [(guest["qmp"], guest["pid"]) for guest in report["guests"]])
+        phases = dict(report["seconds"])
+        return Seconds(total=phases.pop("total"), wall=wall, phases=phases)
+
+
+class Restore(_Command):
+    """One guest whose RAM is loaded: by QEMU, or into shared memory by workers of ours."""
+
+    verb = "restore"
+
+    def _options(self, run: Run) -> list[str]:
+        options = ["--channels", str(run.case.channels), "--experimental-multifd"]
+        return [*options, *(["--shared"] if run.case.shared else [])]
+
+
+class Clone(_Command):
+    """Guests whose RAM is mapped from the file."""
+
+    verb = "clone"
+
+    def _options(self, run: Run) -> list[str]:
+        return ["--count", str(run.case.count)]
+
+
+class QemuLoad(_Boots):
+    """QEMU alone: started, told to load, and to go on."""
+
+    def _start(self, run: Run, file: str) -> Seconds:
+        assert run.source.qemu is not None, "the scenario's check comes first"
+        channels, direct = run.case.channels or 1, run.case.direct_io == "on"
+        started = time.perf_counter()
+        with QemuGuest(run.source.qemu.spec, incoming=True) as guest:
+            parameters: dict[str, Any] = {"multifd-channels": channels} if channels > 1 else {}
+            if "direct-io" in parameters_known(guest):
+                parameters["direct-io"] = direct
+            elif direct:
+                raise tools.Missing("this QEMU does not load past the page cache, 9.1 and later do")
+            set_capabilities(guest, ("mapped-ram", "multifd") if channels > 1 else ("mapped-ram",))
+            guest.execute("migrate-set-parameters", parameters)
+            if (status := load(guest, file)) != "completed":
+                raise run.wrong(f"QEMU's load {status}")
+            guest.execute("cont")
+            total = time.perf_counter() - started
+            self._look(run, file, [(guest.qmp, guest.pid)])
+        return Seconds(total=total)
+
+
+def _saved(run: Run) -> str:
+    """The file that guests of this source are started from; made by the first run that needs it."""
+    path = run.path + _SAVED
+    if not os.path.exists(path):
+        guest = run.source.qemu
+        assert guest is not None, "the scenario's check comes first"
+        app.save(lambda: app.open_qemu(guest.qmp, pid=guest.pid), path, direct_io="off")
+        sync_file(path)
+    return path
+
+
+@contextlib.contextmanager
+def _nobody_left() -> Iterator[tuple[str, str]]:
+    """A name for guests and a folder to be made for them; both are gone at the end, also if this process is killed."""
+    with contextlib.ExitStack() as stack:
+        with signals.held():
+            place = tempfile.mkdtemp(prefix="parallel-fixedram-")
+            stack.callback(shutil.rmtree, place, ignore_errors=True)
+        name = os.path.basename(place)
+        guardian = stack.enter_context(Guardian(lambda: _end(name, place)))
+        guardian.arm()
+        stack.callback(guardian.disarm)
+        stack.callback(_end, name, place)
+        yield name, os.path.join(place, "guests")
+
+
+def _end(name: str, place: str) -> None:
+    """Kill the guests of that name, wait for their ends, and remove what they had."""
+    found = [each for each in psutil.process_iter(["cmdline"]) if _is_named(each, name)]
+    for each in found:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            each.kill()
+    _, alive = psutil.wait_procs(found, timeout=_GONE_SECONDS)
+    shutil.rmtree(place, ignore_errors=True)
+    if alive:
+        raise HostError(f"{len(alive)} guests do not end")
+
+
+def _is_named(process: psutil.Process, name: str) -> bool:
+    command = process.info["cmdline"] or []
+    return any(pair == ("-name", name) for pair in itertools.pairwise(command))
