@@ -89,7 +89,7 @@ def clone_guests(
         fleet.load(boot.source)
         _require_unchanged(image, before)
         guests = fleet.go_on(run=not line.paused)
-        fleet.let_go()
+        fleet.let_go(image.path)
     return BootReport(
         verb="clone",
         file=image.path,

@@ -103,7 +103,7 @@ def restore_guest(
         with signals.held():  # guests and their memory stay together
             if memory:
                 memory.keep()
-            fleet.let_go()
+            fleet.let_go(image.path)
     return BootReport(
         verb="restore",
         file=image.path,

@@ -45,7 +45,7 @@ def show(args: argparse.Namespace, report: BootReport) -> None:
             _print(report)
         sys.stdout.flush()
     except OSError:
-        for line in _guests(report):
+        for line in (*_guests(report), f"to end: {_ending(report)}"):
             common.warn(line)
         raise
 
@@ -57,8 +57,16 @@ def _guests(report: BootReport) -> list[str]:
     ]
 
 
+def _ending(report: BootReport) -> str:
+    """The line that ends all guests of a report."""
+    import shlex
+
+    return f"parallel-fixedram guests stop {shlex.quote(report.guests[0].name.rpartition('/')[0])}"
+
+
 def _print(report: BootReport) -> None:
     print("\n".join(_guests(report)))
+    print(f"to end {'it' if len(report.guests) == 1 else 'them'}: {_ending(report)}; guests lists all there are")
     seconds = report.seconds
     fill = f", {seconds.fill:.3f} s to fill memory meanwhile" if seconds.fill else ""
     print(

@@ -22,7 +22,7 @@ from parallel_fixedram.cli.common import did_you_mean
 from parallel_fixedram.core.errors import FixedRamError, HostError, os_message
 
 PROGRAM = "parallel-fixedram"
-VERBS = ("demo", "save", "plan", "restore", "clone", "verify", "inspect", "diff", "caps", "bench")
+VERBS = ("demo", "save", "plan", "restore", "clone", "guests", "verify", "inspect", "diff", "caps", "bench")
 """One module of this package each, with ``register(subparsers)`` and ``run(args) -> int``; in the order of ``--help``.
 
 A verb's module is imported for ``--help``, too: what is slow to import belongs inside its ``run``.

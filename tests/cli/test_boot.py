@@ -169,7 +169,7 @@ def test_the_usage_shows_where_the_command_line_of_qemu_stands(verb, usage):
 
 
 def test_guests_that_run_are_named_even_if_the_report_cannot_be_printed(monkeypatch, capsys):
-    guest = GuestReport(pid=77, qmp="/run/0/qmp", log="/run/0/log", status="running")
+    guest = GuestReport(name="vm/0", pid=77, qmp="/run/0/qmp", log="/run/0/log", status="running")
     report = BootReport(
         verb="clone",
         file="vm.mr",
@@ -189,4 +189,7 @@ def test_guests_that_run_are_named_even_if_the_report_cannot_be_printed(monkeypa
                 boot.show(Namespace(json=json), report)
         with pytest.raises(OSError, match="No space left"):
             full.close()
-        assert capsys.readouterr().err == "parallel-fixedram: guest 0: running, pid 77, QMP socket /run/0/qmp\n"
+        assert capsys.readouterr().err == (
+            "parallel-fixedram: guest 0: running, pid 77, QMP socket /run/0/qmp\n"
+            "parallel-fixedram: to end: parallel-fixedram guests stop vm\n"
+        )
