@@ -76,7 +76,10 @@ def _register_run(verbs: common.Subparsers[Any]) -> None:
     parser.add_argument("scenarios", nargs="+", metavar="SCENARIO", help="a TOML file, or the name of one")
     parser.add_argument("--folder", metavar="DIR", help="where files are written (default: where temporary files go)")
     parser.add_argument(
-        "--output", metavar="FILE", help=f"the results (default: NAME.json in {RESULTS} if that is there, else here)"
+        "--output",
+        type=common.output_path,
+        metavar="FILE",
+        help=f"the results (default: NAME.json in {RESULTS} if that is there, else here)",
     )
     parser.add_argument("--repeats", type=_positive, metavar="N", help="samples per case, instead of the scenario's")
     parser.add_argument("--dry-run", action="store_true", help="say what would be run, and run nothing")

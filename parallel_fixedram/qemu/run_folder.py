@@ -25,7 +25,7 @@ import uuid
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 
-from parallel_fixedram.core.errors import HostError, RequestError
+from parallel_fixedram.core.errors import HostError, RequestError, unopened
 from parallel_fixedram.host import linux
 from parallel_fixedram.host.process_identity import ProcessIdentity
 
@@ -274,7 +274,7 @@ def _make(path: str) -> None:
     except FileExistsError as error:
         raise RequestError(f"{path!r} exists") from error
     except OSError as error:
-        raise HostError.from_os(f"cannot make {path!r}", error) from error
+        raise unopened(f"cannot make {path!r}", error) from error
 
 
 def _write(path: str, text: str) -> None:
