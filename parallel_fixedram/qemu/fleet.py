@@ -19,11 +19,13 @@ from parallel_fixedram.core.migration_file import MigrationFile
 from parallel_fixedram.core.report import GuestReport
 from parallel_fixedram.host import linux, signals
 from parallel_fixedram.host.guardian import Guardian
+from parallel_fixedram.host.process_identity import require_proc
 from parallel_fixedram.qemu import discovery, incoming
 from parallel_fixedram.qemu.incoming import Source
 from parallel_fixedram.qemu.last_words import end_all
 from parallel_fixedram.qemu.launch import Launch
 from parallel_fixedram.qemu.run_folder import FleetFolder
+from parallel_fixedram.qemu.taken import taken_hint
 
 if TYPE_CHECKING:
     from parallel_fixedram.qemu.monitor import Monitor
@@ -49,7 +51,7 @@ class Fleet:
 
     Raises:
         RequestError: the folder exists, or a program does not.
-        HostError: a process cannot be started.
+        HostError: a process cannot be started, or there is no /proc.
     """
 
     def __init__(
@@ -65,6 +67,7 @@ class Fleet:
         self.start_seconds = self.load_seconds = 0.0
 
     def __enter__(self) -> Self:
+        require_proc()  # or the process behind a monitor could not be found, nor ended if it is not our child
         self._started = self._ready = time.perf_counter()
         with ExitStack() as stack:
             with signals.held():
@@ -171,8 +174,10 @@ class Fleet:
             yield
         except MachineError as error:
             told = launch.explained(error)
-            number = f"guest {self._launches.index(launch)}: " if len(self._launches) > 1 else ""
-            raise MachineError(f"{number}{told.message}", hint=told.hint) from error
+            several = len(self._launches) > 1
+            hint = "; ".join(filter(None, [taken_hint(told.message, clones=several), told.hint]))
+            number = f"guest {self._launches.index(launch)}: " if several else ""
+            raise MachineError(f"{number}{told.message}", hint=hint) from error
 
 
 def _end_all(folder: FleetFolder) -> None:
