@@ -30,7 +30,7 @@ if TYPE_CHECKING:
         save,
         verify,
     )
-    from parallel_fixedram.boot import clone_guests, restore_guest, verify_by_loading
+    from parallel_fixedram.boot import clone_guests, list_guests, restore_guest, stop_guests, verify_by_loading
     from parallel_fixedram.core.capabilities import Profile
     from parallel_fixedram.core.errors import (
         CapabilityError,
@@ -48,6 +48,7 @@ if TYPE_CHECKING:
     from parallel_fixedram.core.report import (
         BootReport,
         DiffReport,
+        GuestsReport,
         PlanReport,
         RestoreReport,
         SaveReport,
@@ -71,6 +72,7 @@ __all__ = [
     "FormatError",
     "GuestBlock",
     "GuestSpec",
+    "GuestsReport",
     "HostError",
     "Image",
     "Machine",
@@ -89,6 +91,7 @@ __all__ = [
     "clone_guests",
     "diff",
     "from_json",
+    "list_guests",
     "open_guest",
     "open_image",
     "open_qemu",
@@ -97,6 +100,7 @@ __all__ = [
     "restore",
     "restore_guest",
     "save",
+    "stop_guests",
     "to_json",
     "verify",
     "verify_by_loading",
@@ -120,7 +124,7 @@ _HOMES = {
         "save",
         "verify",
     ),
-    "boot": ("clone_guests", "restore_guest", "verify_by_loading"),
+    "boot": ("clone_guests", "list_guests", "restore_guest", "stop_guests", "verify_by_loading"),
     "core.capabilities": ("Profile",),
     "core.errors": (
         "CapabilityError",
@@ -138,6 +142,7 @@ _HOMES = {
     "core.report": (
         "BootReport",
         "DiffReport",
+        "GuestsReport",
         "PlanReport",
         "RestoreReport",
         "SaveReport",

@@ -180,6 +180,7 @@ def save(
         offset=target.offset,
     )
     check_target(target.path, overwrite=overwrite)
+    notes = _link_notes(target.path)
     with ExitStack() as stack:
         if callable(machine):
             machine = machine()
@@ -187,7 +188,16 @@ def save(
         if isinstance(machine, RamFiles) and machine.is_memory(target.path):
             raise RequestError(f"{target.path!r} is the RAM that is to be saved")
         report = _save.save(machine, target.path, options, dirty=machine.dirty_source(), progress=progress, trace=trace)
-        return replace(report, capabilities=gate.decided(report.channels))
+        return replace(report, capabilities=gate.decided(report.channels), notes=(*report.notes, *notes))
+
+
+def _link_notes(path: str) -> tuple[str, ...]:
+    """What has to be said of a target that is a symbolic link, which is replaced itself."""
+    try:
+        leads = os.readlink(path)
+    except OSError:
+        return ()
+    return (f"{path!r} was a symbolic link to {leads!r}; it is the new file now, and what it led to is as it was",)
 
 
 def plan(
@@ -332,6 +342,7 @@ def restore(
     )
     destinations = {idstr: Destination(path=to) if isinstance(to, str) else to for idstr, to in ram.items()}
     with open_image(uri) as image:
+        image.refuse_absent(destinations)  # no capability would help
         validate_recorded(image.file.configuration.capabilities, on, profile)
         return _restore.restore(image, destinations, channels=channels, check_digests=check_digests, progress=progress)
 

@@ -32,6 +32,7 @@ def pytest_runtest_protocol() -> Iterator[Any]:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """What one save measures and the next one uses is not the user's, and is empty at first."""
-    os.environ["XDG_CACHE_HOME"] = tempfile.mkdtemp(prefix="parallel-fixedram-tests-")
-    config.add_cleanup(lambda: shutil.rmtree(os.environ["XDG_CACHE_HOME"], ignore_errors=True))
+    """What one save measures and the next one uses is not the user's, and is empty at first; nor are run folders."""
+    for name in ("XDG_CACHE_HOME", "XDG_RUNTIME_DIR"):
+        os.environ[name] = tempfile.mkdtemp(prefix="parallel-fixedram-tests-")
+        config.add_cleanup(lambda folder=os.environ[name]: shutil.rmtree(folder, ignore_errors=True))

@@ -12,7 +12,16 @@ fail, no QEMU is left, and of one that could not start or load nothing but its l
 """
 
 from parallel_fixedram.boot.clone import clone_guests, plan_clone
+from parallel_fixedram.boot.guests import list_guests, stop_guests
 from parallel_fixedram.boot.load_check import verify_by_loading
 from parallel_fixedram.boot.restore import plan_restore, restore_guest
 
-__all__ = ["clone_guests", "plan_clone", "plan_restore", "restore_guest", "verify_by_loading"]
+__all__ = [
+    "clone_guests",
+    "list_guests",
+    "plan_clone",
+    "plan_restore",
+    "restore_guest",
+    "stop_guests",
+    "verify_by_loading",
+]

@@ -17,6 +17,7 @@ from parallel_fixedram.boot.plan import (
     hold_against_digests,
     main_blocks,
     paused_if,
+    state_of,
 )
 from parallel_fixedram.core.errors import RequestError
 from parallel_fixedram.core.mapped_ram import SavedBlock
@@ -29,6 +30,7 @@ from parallel_fixedram.engine.stale import punch_stale_pages, refuse_stale_pages
 from parallel_fixedram.qemu.command_line import CommandLine, MemoryFile
 from parallel_fixedram.qemu.fleet import Fleet
 from parallel_fixedram.qemu.incoming import Source
+from parallel_fixedram.qemu.taken import refuse_shared_sockets
 
 CLONES_SHARE = (
     "clones are the same machine: MAC addresses, machine ids, keys and random numbers to come are equal "
@@ -89,7 +91,7 @@ def clone_guests(
         fleet.load(boot.source)
         _require_unchanged(image, before)
         guests = fleet.go_on(run=not line.paused)
-        fleet.let_go()
+        fleet.let_go(image.path)
     return BootReport(
         verb="clone",
         file=image.path,
@@ -138,12 +140,15 @@ def _on_page_arrays(
             size=saved.block.used_length,
             shared=False,
         )
-    rewritten = [line.with_number(number).with_memory(files) for number in range(count)]
+    lines = [line.with_number(number) for number in range(count)]
+    refuse_shared_sockets(lines)
+    rewritten = [each.with_memory(files) for each in lines]
     return Boot(
         commands=[[*each.arguments, *INCOMING] for each in rewritten],
         source=source,
         changes=rewritten[0].changes,
         paused=line.paused,
+        state=state_of(image),
     )
 
 

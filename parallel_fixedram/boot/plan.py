@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 from parallel_fixedram.app import readers
 from parallel_fixedram.core.errors import ContentsDiffer, HostError, RequestError
+from parallel_fixedram.core.globalstate import GLOBALSTATE, run_state
 from parallel_fixedram.core.mapped_ram import SavedBlock
 from parallel_fixedram.core.units import format_exact_size
 from parallel_fixedram.engine.clone_stream import clone_stream_of, require_device_state
@@ -23,6 +24,8 @@ from parallel_fixedram.qemu.incoming import Source
 
 MEMORY_ALIGNMENT = 8192
 """What QEMU rounds a size of memory up to, bytes (system/vl.c)."""
+RUNS_ON = ("running", "suspended", "paused", "prelaunch", "postmigrate")
+"""Run states of a saved guest after which it goes on when it is told to; the others are for its owner to mend."""
 INCOMING = ("-incoming", "defer")
 """What makes a QEMU wait for its guest."""
 
@@ -37,6 +40,7 @@ class Boot:
         changes: what of the command line was replaced, a sentence each.
         descriptors: open files that QEMU needs; without any, the commands are good for anybody.
         paused: whether the guests are not to run.
+        state: what the guest was doing when it was saved, by QEMU's name for it; empty where the file does not say.
     """
 
     commands: Sequence[Sequence[str]]
@@ -44,6 +48,12 @@ class Boot:
     changes: Sequence[str] = ()
     descriptors: Collection[int] = frozenset()
     paused: bool = False
+    state: str = ""
+
+    @property
+    def needs_cont(self) -> bool:
+        """Whether a guest that has been loaded is to be told to run: one that had powered off, say, stays so."""
+        return not self.paused and (not self.state or self.state in RUNS_ON)
 
 
 def hold_against_digests(image: Image, progress: Progress | None) -> None:
@@ -60,6 +70,14 @@ def hold_against_digests(image: Image, progress: Progress | None) -> None:
         raise ContentsDiffer(f"{image.path!r}: {found.differences[0]}", hint="no guest was started")
 
 
+def state_of(image: Image) -> str:
+    """What the guest of a file was doing when it was saved; empty where the file does not say."""
+    for section in image.file.devices:
+        if section.name == GLOBALSTATE:
+            return run_state(image.channel.bytes_at(section.body_offset, section.body_length))
+    return ""
+
+
 def paused_if(line: CommandLine, paused: bool) -> CommandLine:
     """The command line, with ``-S`` if the guest shall not run."""
     return CommandLine.parse([*line.arguments, "-S"]) if paused and not line.paused else line
@@ -74,9 +92,7 @@ def main_blocks(image: Image, line: CommandLine) -> list[SavedBlock]:
     """
     image.check_complete()
     require_device_state(image)
-    for saved in image.file.blocks:
-        if saved.absent:
-            raise RequestError(f"{image.path!r} does not hold block {saved.block.idstr!r}, only its name")
+    image.refuse_absent()
     check_head(image, tables=False)
     names = line.main_blocks([(saved.block.idstr, saved.block.used_length) for saved in image.blocks])
     main = [image.block(idstr) for idstr in names]
@@ -104,7 +120,10 @@ def clone_stream_in(image: Image, main: Sequence[SavedBlock]) -> Source:
     """
     if not image.file.trailer or not _has_clone_stream(image, main):
         raise RequestError(
-            f"{image.path!r} carries no clone stream for this command line", hint="clone --add-clone-stream adds one"
+            f"{image.path!r} carries no clone stream for this command line",
+            hint="without --print one is put together in memory"
+            if image.file.trailer
+            else "clone --add-clone-stream adds one; without --print it is put together in memory",
         )
     return Source(path=os.path.abspath(image.path), fd=image.channel.fd, offset=image.file.trailer.clone_offset)
 

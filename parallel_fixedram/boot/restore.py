@@ -6,6 +6,7 @@ import os
 import time
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from typing import NamedTuple
 
 import numpy as np
@@ -19,6 +20,7 @@ from parallel_fixedram.boot.plan import (
     hold_against_digests,
     main_blocks,
     paused_if,
+    state_of,
 )
 from parallel_fixedram.core.capabilities import Profile, capabilities_for_restore, validate_recorded
 from parallel_fixedram.core.errors import RequestError
@@ -89,7 +91,7 @@ def restore_guest(
             memory = stack.enter_context(SharedMemory(lengths, _known_blocks(ram or {}, lengths)))
             source = find_clone_stream(image, main, stack)
             anonymous = lengths.keys() - (ram or {}).keys()
-            boot = _on_memory(line, memory.paths, main, source, anonymous, memory.descriptors)
+            boot = _on_memory(line, memory.paths, main, source, anonymous, memory.descriptors, names=ram or {})
         else:
             boot = loaded_by_qemu(image, line, channels)
         fleet = stack.enter_context(Fleet(boot.commands, folder, descriptors=boot.descriptors))
@@ -103,7 +105,7 @@ def restore_guest(
         with signals.held():  # guests and their memory stay together
             if memory:
                 memory.keep()
-            fleet.let_go()
+            fleet.let_go(image.path)
     return BootReport(
         verb="restore",
         file=image.path,
@@ -161,7 +163,7 @@ def plan_restore(
                     hint=f"--ram {saved.block.idstr}=PATH names a file",
                 )
         paths = {idstr: os.path.abspath(path) for idstr, path in ram.items()}
-        return _on_memory(line, paths, main, clone_stream_in(image, main))
+        return replace(_on_memory(line, paths, main, clone_stream_in(image, main)), state=state_of(image))
 
 
 class _Gate(NamedTuple):
@@ -184,6 +186,7 @@ def _accepted(
     )
     line = paused_if(CommandLine.parse(command), paused)
     with open_image(uri) as image:
+        image.refuse_absent()  # no capability would help
         validate_recorded(image.file.configuration.capabilities, on, profile)
         yield image, line, main_blocks(image, line)
 
@@ -197,7 +200,7 @@ def loaded_by_qemu(image: Image, line: CommandLine, channels: int) -> Boot:
         channels=channels,
         direct_io=channels > 1 and takes_direct_io(image.path) and is_cold(image.channel.fd, _samples(image)),
     )
-    return Boot(commands=[[*line.arguments, *INCOMING]], source=source, paused=line.paused)
+    return Boot(commands=[[*line.arguments, *INCOMING]], source=source, paused=line.paused, state=state_of(image))
 
 
 def _samples(image: Image) -> list[int]:
@@ -217,12 +220,21 @@ def _on_memory(
     source: Source,
     anonymous: Collection[str] = (),
     descriptors: Collection[int] = (),
+    *,
+    names: Mapping[str, str] | None = None,
 ) -> Boot:
-    """QEMU on shared memory; of the file it loads the rest."""
+    """QEMU on shared memory, of which ``names`` says what it will be called; of the file it loads the rest."""
     lengths = {saved.block.idstr: saved.block.used_length for saved in main}
     rewritten = line.with_memory(
         {
-            idstr: MemoryFile(path=path, offset=0, size=lengths[idstr], shared=True, anonymous=idstr in anonymous)
+            idstr: MemoryFile(
+                path=path,
+                offset=0,
+                size=lengths[idstr],
+                shared=True,
+                anonymous=idstr in anonymous,
+                name=os.path.abspath(name) if (name := (names or {}).get(idstr)) else "",
+            )
             for idstr, path in _known_blocks(paths, lengths).items()
         }
     )

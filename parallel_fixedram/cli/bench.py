@@ -73,7 +73,7 @@ def _register_run(verbs: common.Subparsers[Any]) -> None:
         "scenarios", nargs="+", metavar="SCENARIO", help="a name that bench list shows, or the path of a TOML file"
     )
     parser.add_argument("--folder", metavar="DIR", help="where files are written (default: where temporary files go)")
-    parser.add_argument("--output", metavar="FILE", help="the results of a single scenario")
+    parser.add_argument("--output", type=common.output_path, metavar="FILE", help="the results of a single scenario")
     parser.add_argument(
         "--results",
         metavar="DIR",

@@ -54,7 +54,9 @@ def register(subparsers: common.Subparsers[Any]) -> None:
         examples=_REPORT,
     )
     report.add_argument("results", nargs="+", metavar="RESULT.json", help="files of results")
-    report.add_argument("--output", required=True, metavar="FILE", help="the page; replaced if it is there")
+    report.add_argument(
+        "--output", required=True, type=common.output_path, metavar="FILE", help="the page; replaced if it is there"
+    )
     report.add_argument("--no-pictures", action="store_true", help="tables only; does not need matplotlib")
     report.set_defaults(run=run_report)
     drawn = common.add_verb(

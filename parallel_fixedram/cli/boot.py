@@ -7,6 +7,7 @@ import sys
 from typing import TYPE_CHECKING, Any
 
 from parallel_fixedram.cli import common
+from parallel_fixedram.core.errors import HostError
 
 if TYPE_CHECKING:
     from parallel_fixedram.boot.plan import Boot
@@ -26,6 +27,7 @@ def add_run_dir(parser: Any) -> None:
     """The option that says where a QEMU's socket goes."""
     parser.add_argument(
         "--run-dir",
+        type=common.output_path,
         metavar="FOLDER",
         help="where QMP socket, log and pid go, in FOLDER/N; must not exist, and is there as long as QEMU is needed; "
         "of one that fails the log stays (default: a new one)",
@@ -44,8 +46,8 @@ def show(args: argparse.Namespace, report: BootReport) -> None:
         else:
             _print(report)
         sys.stdout.flush()
-    except OSError:
-        for line in _guests(report):
+    except (OSError, HostError):
+        for line in (*_guests(report), f"to end: {_ending(report)}"):
             common.warn(line)
         raise
 
@@ -57,8 +59,16 @@ def _guests(report: BootReport) -> list[str]:
     ]
 
 
+def _ending(report: BootReport) -> str:
+    """The line that ends all guests of a report."""
+    import shlex
+
+    return f"parallel-fixedram guests stop {shlex.quote(report.guests[0].name.rpartition('/')[0])}"
+
+
 def _print(report: BootReport) -> None:
     print("\n".join(_guests(report)))
+    print(f"to end {'it' if len(report.guests) == 1 else 'them'}: {_ending(report)}; guests lists all there are")
     seconds = report.seconds
     fill = f", {seconds.fill:.3f} s to fill memory meanwhile" if seconds.fill else ""
     print(
@@ -76,15 +86,16 @@ def show_plan(args: argparse.Namespace, boot: Boot) -> None:
         common.warn(f"note: {change}")
     requests = [
         {"execute": command, **({"arguments": arguments} if arguments else {})}
-        for command, arguments in [*boot.source.requests(), *([] if boot.paused else [("cont", {})])]
+        for command, arguments in [*boot.source.requests(), *([("cont", {})] if boot.needs_cont else [])]
     ]
     if args.json:
         common.print_json({"verb": args.verb, "commands": [list(each) for each in boot.commands], "qmp": requests})
         return
     for command in boot.commands:
         print(shlex.join(command))
-    print(
-        "# then, in a QMP monitor of each, after qmp_capabilities; cont when query-migrate says that it is completed:"
-    )
+    then = "; cont when query-migrate says that it is completed" if boot.needs_cont else ""
+    print(f"# then, in a QMP monitor of each, after qmp_capabilities{then}:")
     for request in requests:
         print(json.dumps(request))
+    if not boot.needs_cont and not boot.paused:
+        print(f"# no cont: the guest was saved in the state {boot.state!r}, and stays so")

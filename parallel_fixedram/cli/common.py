@@ -252,6 +252,17 @@ def _seconds(text: str) -> float:
     return value
 
 
+def output_path(text: str) -> str:
+    """The name of something to be made.
+
+    Raises:
+        argparse.ArgumentTypeError: it is ``-``, for which nothing is written to standard output here.
+    """
+    if text == "-":
+        raise argparse.ArgumentTypeError("'-' is no file; for one of that name write ./-")
+    return text
+
+
 def _ram_file(text: str) -> RamOption:
     idstr, equals, path = text.partition("=")
     if not equals or not idstr:
@@ -267,6 +278,8 @@ def _ram_file(text: str) -> RamOption:
         path = path[: match.start()]
     if not path:
         raise argparse.ArgumentTypeError(f"{text!r}: the path is empty")
+    if path == "-":
+        raise argparse.ArgumentTypeError(f"{text!r}: '-' is no file; for one of that name write ./-")
     return RamOption(idstr, path, numbers.get("offset", 0), numbers.get("size"))
 
 

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 from parallel_fixedram.cli import common
-from parallel_fixedram.core.errors import CapabilityError, ContentsDiffer, HostError, RequestError
+from parallel_fixedram.core.errors import CapabilityError, ContentsDiffer, HostError, RequestError, unopened
 from parallel_fixedram.core.units import format_rate, format_size, parse_size
 
 if TYPE_CHECKING:
@@ -61,6 +61,8 @@ def run(args: argparse.Namespace) -> int:
         if not args.json:
             print(line, flush=True)
 
+    if not os.path.exists("/proc/self/fd"):
+        raise HostError("the demo reaches memory through /proc, which is not mounted here")
     started = time.monotonic()
     with _temporary_folder(args.folder) as folder:
         _check_room(folder, args.size)
@@ -100,8 +102,9 @@ def _temporary_folder(where: str | None) -> tempfile.TemporaryDirectory[str]:
     try:
         return tempfile.TemporaryDirectory(prefix="parallel-fixedram-", dir=where)
     except OSError as error:
-        place = "for temporary files" if where is None else f"in {where!r}"
-        raise HostError.from_os(f"cannot make a folder {place}", error) from error
+        if where is None:
+            raise HostError.from_os("cannot make a folder for temporary files", error) from error
+        raise unopened(f"cannot make a folder in {where!r}", error) from error
 
 
 def _refusal(path: str) -> str:

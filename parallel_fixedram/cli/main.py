@@ -9,20 +9,21 @@ from __future__ import annotations
 import argparse
 import gc
 import importlib
-import io
 import logging
 import os
 import signal
 import sys
 from collections.abc import Sequence
 from types import FrameType
-from typing import Any, NoReturn, TextIO
+from typing import Any, NoReturn
 
+from parallel_fixedram.cli import streams
 from parallel_fixedram.cli.common import Interrupted, did_you_mean
-from parallel_fixedram.core.errors import FixedRamError, HostError, os_message
+from parallel_fixedram.cli.limits import limit_hint, require_address_space
+from parallel_fixedram.core.errors import FixedRamError, HostError
 
 PROGRAM = "parallel-fixedram"
-VERBS = ("demo", "save", "plan", "restore", "clone", "verify", "inspect", "diff", "caps", "bench")
+VERBS = ("demo", "save", "plan", "restore", "clone", "guests", "verify", "inspect", "diff", "caps", "bench")
 """One module of this package each, with ``register(subparsers)`` and ``run(args) -> int``; in the order of ``--help``.
 
 A verb's module is imported for ``--help``, too: what is slow to import belongs inside its ``run``.
@@ -43,6 +44,11 @@ class Parser(argparse.ArgumentParser):
     def __init__(self, **options: Any) -> None:
         super().__init__(**{"allow_abbrev": False, **options})
 
+    def _print_message(self, message: str, file: Any = None) -> None:
+        """Print, and say so if that fails, which argparse keeps to itself."""
+        if message:
+            print(message, end="", file=file or sys.stderr, flush=True)
+
     def error(self, message: str) -> NoReturn:
         """Exit with code 2."""
         complain(message, f"see {self.prog} --help")
@@ -55,7 +61,7 @@ class _Version(argparse.Action):
     def __call__(self, parser: argparse.ArgumentParser, *_: object) -> NoReturn:
         from importlib.metadata import version
 
-        print(f"{PROGRAM} {version(PROGRAM)}")
+        print(f"{PROGRAM} {version(PROGRAM)}", flush=True)
         parser.exit()
 
 
@@ -95,7 +101,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     alone = argv is None
     if alone:
         _prepare_process()
-    _prepare_streams()
+    streams.prepare(alone=alone)
     args = argparse.Namespace(debug=False)
     try:
         for signum in _SIGNALS:
@@ -114,6 +120,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             complain(f"unrecognized arguments: {' '.join(unknown)}", _hint_for_unknown(args))
             return 2
         logging.basicConfig(level=logging.DEBUG if args.debug else logging.WARNING, format=f"{PROGRAM}: %(message)s")
+        require_address_space()
         code = int(args.run(args))
         sys.stdout.flush()
     except Interrupted as stop:
@@ -125,7 +132,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _failed(error, debug=args.debug)
     finally:
         for stream in (sys.stdout, sys.stderr):
-            _is_broken(stream)
+            streams.is_broken(stream)
         if alone:
             gc.freeze()  # the interpreter would look through all that was imported before it ends
     return code
@@ -153,45 +160,24 @@ def _hint_for_unknown(args: argparse.Namespace) -> str:
 
 def _failed(error: Exception, *, debug: bool) -> int:
     """Say what went wrong; returns the exit code."""
-    if isinstance(error, FixedRamError):
-        complain(error.message, error.hint)
-        return error.exit_code
     if isinstance(error, BrokenPipeError):
         return 128 + signal.SIGPIPE
-    if isinstance(error, OSError) and _is_broken(sys.stdout):
-        complain(f"cannot write to stdout: {os_message(error.errno or 0)}")
-        return HostError.exit_code
-    # 1, which an uncaught exception ends with, would say that contents differ
-    complain(f"unexpected {type(error).__name__}: {error}", "" if debug else "--debug shows where it came from")
-    return HostError.exit_code
-
-
-def _is_broken(stream: TextIO) -> bool:
-    """Whether a stream takes no more; what it still holds is then lost, instead of failing the interpreter's exit."""
-    try:
-        stream.flush()
-    except OSError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY | os.O_CLOEXEC), stream.fileno())
-        return True
-    return False
+    if isinstance(error, OSError) and streams.is_broken(sys.stdout):
+        error = HostError.from_os("cannot write to stdout", error)
+    hint = ""
+    if not isinstance(error, FixedRamError):
+        # 1, which an uncaught exception ends with, would say that contents differ
+        hint = "" if debug or isinstance(error, (MemoryError, OSError)) else "--debug shows where it came from"
+        error = HostError.from_any("", error)
+    if isinstance(error, HostError):
+        hint = error.hint or limit_hint(error.errno) or hint
+    complain(error.message.removeprefix(": "), error.hint or hint)
+    return error.exit_code
 
 
 def _prepare_process() -> None:
     """Keep numpy from starting threads for linear algebra: a processor's time, and nobody calculates here."""
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
-
-
-def _prepare_streams() -> None:
-    """Open what the caller closed, or the file to write would become descriptor 1 or 2 and get our messages too."""
-    for fd in (0, 1, 2):
-        try:
-            os.fstat(fd)
-        except OSError:
-            os.open(os.devnull, os.O_RDWR)  # takes the lowest free number
-    sys.stdout = sys.stdout or os.fdopen(1, "w", closefd=False)
-    sys.stderr = sys.stderr or os.fdopen(2, "w", closefd=False)
-    if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(errors="backslashreplace")  # a path may hold what the terminal cannot show
 
 
 def _interrupt(signum: int, _frame: FrameType | None) -> None:

@@ -62,7 +62,10 @@ def register(subparsers: common.Subparsers[Any]) -> None:
         help="whether FILE may stay in the page cache (default keep); drop takes it out once it is on stable storage",
     )
     parser.add_argument(
-        "--trace", metavar="PATH", help="write there, one JSON object a line, which worker wrote which part when"
+        "--trace",
+        type=common.output_path,
+        metavar="PATH",
+        help="write there, one JSON object a line, which worker wrote which part when",
     )
     parser.set_defaults(run=run)
 

@@ -336,7 +336,8 @@ def validate_recorded(names: Sequence[str], local: Collection[str], profile: Pro
         if (name in here) != (name in received)
     ]
     if differences:
-        raise CapabilityError("; ".join(differences))
+        missing = [f"--cap {name}" for name in received if name not in here]
+        raise CapabilityError("; ".join(differences), hint=f"{' '.join(missing)} switches it on" if missing else "")
 
 
 def _known(name: str, profile: Profile) -> str:

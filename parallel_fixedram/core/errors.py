@@ -4,6 +4,7 @@
 
     FixedRamError
     ├── RequestError             the request cannot be carried out as asked            exit 2
+    │   ├── NoFileError          a name leads to nothing, or to no file                exit 2
     │   └── CapabilityError      refused by the capability gate                        exit 2
     ├── ContentsDiffer           two things that should be equal are not               exit 1
     ├── FormatError              the file is not what it should be                     exit 3
@@ -20,7 +21,10 @@ A message says where, what, what was expected and what was found, in lower case 
 
 from __future__ import annotations
 
+from errno import EISDIR, ELOOP, ENAMETOOLONG, ENOENT, ENOMEM, ENOTDIR
 from os import strerror  # a look-up in a table of libc's, nothing that touches the system
+
+_WRONG_NAME = (ENOENT, ENOTDIR, EISDIR, ELOOP, ENAMETOOLONG)
 
 
 class FixedRamError(Exception):
@@ -43,6 +47,18 @@ class RequestError(FixedRamError):
     """The request is contradictory, incomplete or impossible as asked; nothing was touched."""
 
     exit_code = 2
+
+
+class NoFileError(RequestError):
+    """A name leads to nothing, or to something that is no file; keeps the errno.
+
+    Attributes:
+        errno: the error number of the call.
+    """
+
+    def __init__(self, message: str, *, errno: int = 0, hint: str = "") -> None:
+        super().__init__(f"{message}: {os_message(errno)}" if errno else message, hint=hint)
+        self.errno = errno
 
 
 class CapabilityError(RequestError):
@@ -99,6 +115,21 @@ class HostError(FixedRamError):
         self.errno = errno
 
     @classmethod
+    def from_any(cls, what: str, error: BaseException) -> HostError:
+        """Wrap what nobody expected, said as plainly as its kind allows; ``what`` was to be done, or whose it was."""
+        match error:
+            case MemoryError():
+                return cls(what, errno=ENOMEM)
+            case OSError(errno=int(number), filename=name):
+                return cls(what if name is None else f"{what}: {name!r}", errno=number)
+            case ImportError():
+                inner: BaseException = error
+                while before := inner.__cause__ or inner.__context__:
+                    inner = before
+                return cls(f"{what}: {_first_line(inner)}")
+        return cls(f"{what}: unexpected {type(error).__name__}: {_first_line(error)}")
+
+    @classmethod
     def from_os(cls, what: str, error: OSError, *, hint: str = "") -> HostError:
         """Wrap an OSError; ``what`` says which action failed and on what."""
         return cls(what, errno=error.errno or 0, hint=hint)
@@ -112,6 +143,22 @@ class DurabilityError(HostError):
     """The file has its final name, but the last sync failed: a power cut may still take it away."""
 
     exit_code = 6
+
+
+def unopened(what: str, error: OSError) -> NoFileError | HostError:
+    """Why a file cannot be opened, or made: a wrong name is its caller's, everything else the host's.
+
+    Args:
+        what: which action failed, and on what.
+        error: of open(2), stat(2) and the like.
+    """
+    if error.errno in _WRONG_NAME:
+        return NoFileError(what, errno=error.errno)
+    return HostError.from_os(what, error)
+
+
+def _first_line(error: BaseException) -> str:
+    return next(iter(str(error).strip().splitlines()), "")
 
 
 def os_message(errno: int) -> str:

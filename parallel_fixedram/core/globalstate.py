@@ -57,6 +57,15 @@ def with_run_state(sections: bytes, state: str) -> bytes:
     return sections + _section(found, runstate + _SUSPENDED)  # with migration.store-global-state=off
 
 
+def run_state(body: bytes) -> str:
+    """The run state in the body of a ``globalstate`` section; empty if it has none."""
+    if len(body) < _RUNSTATE.size:
+        return ""
+    _, name = _RUNSTATE.unpack_from(body)
+    text: str = name.partition(b"\0")[0].decode("ascii", "replace")
+    return text
+
+
 def _pack(state: str) -> bytes:
     return _RUNSTATE.pack(len(state) + 1, state.encode("ascii"))
 

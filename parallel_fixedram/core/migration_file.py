@@ -65,6 +65,11 @@ class DeviceSection:
         )
         return self.length - len(head) - len(stream.pack_footer(self.section_id))
 
+    @property
+    def body_offset(self) -> int:
+        """Absolute file offset of its body."""
+        return self.offset + self.length - len(stream.pack_footer(self.section_id)) - self.body_length
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MigrationFile:

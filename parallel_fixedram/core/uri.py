@@ -43,8 +43,9 @@ def parse_uri(text: str) -> FileTarget:
 
     Raises:
         CapabilityError: a transport that cannot seek.
-        RequestError: an unknown protocol, a bad offset, or no usable path.
+        RequestError: an unknown protocol, a bad offset, no usable path, or ``-``.
     """
+    refuse_dash(text)
     match = _SCHEME.match(text)
     if match is None:
         return FileTarget(_path(text))
@@ -55,6 +56,18 @@ def parse_uri(text: str) -> FileTarget:
         raise RequestError(f"unknown migration protocol: {text}", hint=f"for a file of that name write ./{text}")
     path, option, offset = text[match.end() :].partition(_OFFSET_OPTION)
     return FileTarget(_path(path), _parse_offset(offset) if option else 0)
+
+
+def refuse_dash(path: str) -> None:
+    """Refuse the usual name of a standard stream, where a file is needed.
+
+    Raises:
+        RequestError: it is that.
+    """
+    if path == "-":
+        raise RequestError(
+            "'-' is no file: standard input and output cannot seek", hint="for a file of that name write ./-"
+        )
 
 
 def _path(path: str) -> str:

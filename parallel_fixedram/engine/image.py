@@ -9,7 +9,7 @@ from __future__ import annotations
 import mmap
 import os
 import uuid
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import asdict
 from types import TracebackType
 from typing import Any
@@ -84,8 +84,26 @@ class Image:
         for saved in self.blocks:
             if saved.block.idstr == idstr:
                 return saved
+        self.refuse_absent([idstr])
         names = ", ".join(repr(saved.block.idstr) for saved in self.blocks)
         raise RequestError(f"{self.path!r} has no block {idstr!r}; it has {names}")
+
+    def refuse_absent(self, wanted: Collection[str] | None = None) -> None:
+        """Refuse blocks of which the file has the name and not the pages.
+
+        Args:
+            wanted: names of blocks; None for all.
+
+        Raises:
+            RequestError: names the first.
+        """
+        for saved in self.file.blocks:
+            if saved.absent and (wanted is None or saved.block.idstr in wanted):
+                raise RequestError(
+                    f"{self.path!r} does not hold block {saved.block.idstr!r}, only its name: it was saved with "
+                    "x-ignore-shared, so that memory stayed where it was",
+                    hint="a stock QEMU on that very memory (share=on) loads it, with x-ignore-shared and mapped-ram on",
+                )
 
     def bitmap(self, idstr: str) -> PageBitmap:
         """The file bitmap of a block, in memory that later forks share.

@@ -8,7 +8,8 @@
         zero page, destination has a hole   left alone: never-touched memory stays untouched
 
 ``pwrite`` into shared memory fills pages without a fault for each. A file that is not in the page cache is read past
-it, ahead of the writing (``read_ahead``). No destination is touched before the file is accepted.
+it, ahead of the writing (``read_ahead``). No destination is touched before the file is accepted; one that is made has
+its name only when it is complete.
 """
 
 from __future__ import annotations
@@ -146,8 +147,8 @@ def restore(
             asked of a file that has none. No destination was touched.
         FormatError: the save of the file never came to its end. No destination was touched.
         ContentsDiffer: heads or bitmaps do not match their digests, and no destination was touched; or pages do not,
-            and the destination is filled, but not to be used.
-        HostError: a destination cannot be written; what it holds is undefined, and files made for it are gone.
+            and a destination that existed is filled, but not to be used.
+        HostError: a destination cannot be written; what one holds that existed is undefined.
     """
     started = time.perf_counter()
     for idstr in destinations:
@@ -163,6 +164,7 @@ def restore(
         targets: list[RamTarget] = []
         for saved in image.blocks:
             if (wanted := destinations.get(saved.block.idstr)) is not None:
+                _check_new(saved.block.idstr, wanted.path, targets)
                 target = RamTarget(saved.block, wanted.path, offset=wanted.offset, length=wanted.length)
                 stack.push(target)  # before it is entered: from the moment it makes a file, it is known here
                 target.__enter__()
@@ -174,7 +176,7 @@ def restore(
             shards = plan_shards([part.work for part in parts], workers=channels)
             size = image.file.page_size
             tally = run_job(pool, 0, shards, phase="restore", page_size=size, progress=progress)
-        _check(image, parts, tally)
+        _check(image, parts, tally, [target.path for target in targets if not target.is_new])
         for target in targets:
             target.keep()
     return RestoreReport(
@@ -216,6 +218,13 @@ def check_head(image: Image, *, tables: bool = True) -> None:
         raise ContentsDiffer(f"{image.path!r}: {difference}")
 
 
+def _check_new(idstr: str, path: str, others: Sequence[RamTarget]) -> None:
+    """Refuse a destination that is just being made for another block, and has not got its name yet."""
+    for other in others:
+        if other.is_new and os.path.realpath(other.path) == os.path.realpath(path):
+            raise RequestError(f"blocks {other.block.idstr!r} and {idstr!r} share {path!r}")
+
+
 def _check_apart(image: Image, target: RamTarget, others: Sequence[RamTarget]) -> None:
     """Refuse a destination that is the file itself, or shares bytes with another destination."""
     status = target.channel().stat()
@@ -244,7 +253,8 @@ def _part(image: Image, saved: SavedBlock, target: RamTarget, check_digests: boo
     )
 
 
-def _check(image: Image, parts: Sequence[_Part], tally: Tally) -> None:
+def _check(image: Image, parts: Sequence[_Part], tally: Tally, spoilt: Sequence[str]) -> None:
+    """Refuse what does not match its digest; ``spoilt`` are the files that hold it now."""
     if tally.bad_pages:
         block, first, pages = min(tally.findings)
         saved = parts[block].saved
@@ -255,9 +265,8 @@ def _check(image: Image, parts: Sequence[_Part], tally: Tally) -> None:
             pages=pages,
             offset=saved.page_offset(first),
         )
-        raise ContentsDiffer(
-            f"{image.path!r}: {what}", hint=f"{format_count(tally.bad_pages, 'bad page')}; do not use what was filled"
-        )
+        advice = f"do not use {', '.join(map(repr, spoilt))}" if spoilt else "nothing was restored"
+        raise ContentsDiffer(f"{image.path!r}: {what}", hint=f"{format_count(tally.bad_pages, 'bad page')}; {advice}")
 
 
 def _restored(part: _Part, destination: Destination) -> RestoredBlock:

@@ -69,6 +69,6 @@ def work(
     except BaseException as error:
         logger.debug("worker failed", exc_info=True)
         with contextlib.suppress(OSError):
-            send(connection, ShardFailed(WorkerError(f"a worker failed: {type(error).__name__}: {error}")))
+            send(connection, ShardFailed(WorkerError.from_any("a worker failed", error)))
     finally:
         os._exit(code)

@@ -25,6 +25,7 @@ from typing import NoReturn
 
 import numpy as np
 
+from parallel_fixedram.core.errors import FixedRamError, HostError
 from parallel_fixedram.core.protocols import Pages
 from parallel_fixedram.core.ramblock import TARGET_PAGE_SIZE
 from parallel_fixedram.guest.dirty_log import DirtyLog
@@ -37,9 +38,11 @@ COMMAND = struct.Struct("<cQQ")
 """GO or HALT, sequence number, number of steps."""
 ANSWER = struct.Struct("<cQQ")
 """DONE, sequence number of the command, steps done."""
-GO, HALT, DONE, FAILED = b"G", b"H", b"D", b"F"
+FAILURE = struct.Struct("<cH")
+"""FAILED, or HOST_FAILED where the host is to blame, and an error number or 0; a line of text follows."""
+GO, HALT, DONE, FAILED, HOST_FAILED = b"G", b"H", b"D", b"F", b"O"
 MESSAGE_BYTES = 512
-"""No message is longer. FAILED is followed by a line of text."""
+"""No message is longer."""
 
 
 def live(spec: GuestSpec, ram_fd: int, log: DirtyLog, sock: socket.socket, parent: int) -> NoReturn:
@@ -65,8 +68,7 @@ def live(spec: GuestSpec, ram_fd: int, log: DirtyLog, sock: socket.socket, paren
         status = 0
     except BaseException as error:
         with suppress(OSError):
-            text = f"{type(error).__name__}: {error}".splitlines()[0]
-            sock.send(FAILED + text.encode("utf-8", "replace")[: MESSAGE_BYTES - 1])
+            sock.send(_failure(error)[:MESSAGE_BYTES])
     finally:
         os._exit(status)  # not a word to the parent's exit handlers, buffers and destructors
 
@@ -76,10 +78,17 @@ def _detach(parent: int, keep: set[int]) -> None:
     processes.settle_in(parent)
     gc.freeze()  # objects of the parent are not ours to destroy
     # Locks, pipes and memory files of the parent would otherwise live as long as the guest does.
-    for fd in map(int, os.listdir("/proc/self/fd")):
-        if fd > 2 and fd not in keep:
-            with suppress(OSError):
-                os.close(fd)
+    processes.close_others({0, 1, 2, *keep})
+
+
+def _failure(error: BaseException) -> bytes:
+    """The message that says why the guest ends."""
+    by_host = isinstance(error, (HostError, OSError, MemoryError))
+    told = error if isinstance(error, FixedRamError) else HostError.from_any("", error)
+    number = told.errno if isinstance(told, HostError) else 0
+    return FAILURE.pack(HOST_FAILED if by_host else FAILED, number) + told.message.removeprefix(": ").encode(
+        "utf-8", "replace"
+    )
 
 
 def _fill(ram: FileChannel, pages: Indices, contents: Pages) -> None:

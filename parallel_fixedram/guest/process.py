@@ -23,7 +23,7 @@ from contextlib import ExitStack, closing
 from types import TracebackType
 from typing import Self
 
-from parallel_fixedram.core.errors import HostError, MachineError
+from parallel_fixedram.core.errors import FixedRamError, HostError, MachineError
 from parallel_fixedram.core.protocols import GuestBlock
 from parallel_fixedram.core.ramblock import TARGET_PAGE_SIZE, RAMBlock
 from parallel_fixedram.core.units import format_size
@@ -32,6 +32,7 @@ from parallel_fixedram.guest.dirty_log import DirtyLog
 from parallel_fixedram.guest.spec import GuestSpec
 from parallel_fixedram.host import processes, signals
 from parallel_fixedram.host.facts import memory_bytes
+from parallel_fixedram.host.memory_limit import memory_until_killed
 from parallel_fixedram.host.page_source import MappedSource
 
 MACHINE_NAME = "parallel-fixedram"
@@ -214,12 +215,21 @@ class GuestProcess:
                 message = b""
             if not message:
                 raise MachineError(self._death())
-            if message.startswith(child.FAILED):
-                text = message[1:].decode("utf-8", "replace")
-                raise MachineError(f"guest process {self.pid} failed: {text}")
+            if message[:1] in (child.FAILED, child.HOST_FAILED):
+                raise self._failure(message)
             _, sequence, steps = child.ANSWER.unpack(message)
             if sequence == self._sequence:  # an older answer was interrupted before it was read
                 return int(steps)
+
+    def _failure(self, message: bytes) -> FixedRamError:
+        """What the guest says of its end."""
+        kind, number = child.FAILURE.unpack_from(message)
+        text = f"guest process {self.pid} failed: {message[child.FAILURE.size :].decode('utf-8', 'replace')}"
+        if kind == child.FAILED:
+            return MachineError(text)
+        error = HostError(text)
+        error.errno = number
+        return error
 
     def _death(self) -> str:
         """What became of a process that has closed its end of the socket, which only its end does."""
@@ -239,12 +249,17 @@ def _check_memory(spec: GuestSpec) -> None:
     Raises:
         HostError: the pages to be written do not fit into the memory that is available.
     """
-    needed, available = spec.written_pages * TARGET_PAGE_SIZE, memory_bytes("MemAvailable")
-    if available is not None and needed > available:
-        raise HostError(
-            f"the guest writes {format_size(needed)} of RAM, but only {format_size(available)} of memory are available",
-            hint="give it a smaller size= or fraction=",
-        )
+    needed = spec.written_pages * TARGET_PAGE_SIZE
+    for available, where in (
+        (memory_bytes("MemAvailable"), ""),
+        (memory_until_killed(os.getpid()), " to this control group"),
+    ):
+        if available is not None and needed > available:
+            raise HostError(
+                f"the guest writes {format_size(needed)} of RAM, "
+                f"but only {format_size(available)} of memory are available{where}",
+                hint="give it a smaller size= or fraction=",
+            )
 
 
 def _create_ram(size: int) -> int:

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from parallel_fixedram.core.bitmap import Bits, Runs
-from parallel_fixedram.core.errors import FormatError, HostError, RequestError
+from parallel_fixedram.core.errors import FormatError, HostError, RequestError, unopened
 from parallel_fixedram.core.protocols import Pages
 from parallel_fixedram.host import linux
 
@@ -207,8 +207,8 @@ def open_readable(path: str, *, or_device: bool = False) -> int:
         or_device: take a block device as well.
 
     Raises:
+        RequestError: there is none, or it is not a regular file.
         HostError: it cannot be opened.
-        RequestError: it is not a regular file.
     """
     return _open_seekable(path, os.O_RDONLY, or_device=or_device)
 
@@ -224,7 +224,7 @@ def _open_seekable(path: str, flags: int, *, or_device: bool) -> int:
     except IsADirectoryError as error:
         raise RequestError(f"{path!r} is not a regular file") from error
     except OSError as error:
-        raise HostError.from_os(f"cannot open {path!r}", error) from error
+        raise unopened(f"cannot open {path!r}", error) from error
     try:
         mode = FileChannel(fd, path).stat().st_mode
         if not stat.S_ISREG(mode) and not (or_device and stat.S_ISBLK(mode)):

@@ -12,6 +12,8 @@ _FILES = {
 }
 """By file system: limits, and what is in use, bytes (Linux: Documentation/admin-guide/cgroup-v{1/memory,2}.rst)."""
 
+_MOUNTS, _GROUPS = "/proc/self/mountinfo", "/proc/{pid}/cgroup"
+
 _NO_LIMIT = 1 << 60
 """Version 1 has a number of bytes for it that is larger than this, version 2 a word."""
 
@@ -31,6 +33,28 @@ def memory_room(pid: int) -> int | None:
     return min(rooms, default=None)
 
 
+def memory_until_killed(pid: int) -> int | None:
+    """Bytes that the process may still take until the kernel kills for it; None where nothing limits it so.
+
+    Unlike ``memory_room``: only limits that end so count, and what is cached of files makes room.
+    """
+    rooms = []
+    for folder, (limits, usage) in _groups(pid):
+        with contextlib.suppress(OSError, ValueError):
+            limit = _number(os.path.join(folder, limits[-1]))
+            if limit < _NO_LIMIT:
+                rooms.append(max(0, limit - _number(os.path.join(folder, usage)) + _cached(folder)))
+    return min(rooms, default=None)
+
+
+def _cached(folder: str) -> int:
+    """Bytes of files in memory that is charged to a control group and those below it."""
+    with open(os.path.join(folder, "memory.stat"), encoding="ascii") as file:
+        found = dict(line.split() for line in file)
+    names = ("inactive_file", "active_file")
+    return sum(int(found.get(f"total_{name}", found.get(name, 0))) for name in names)  # total_: version 1
+
+
 def swapped_bytes(pid: int) -> int:
     """Private memory of the process that is in swap, bytes; 0 where that cannot be read."""
     with contextlib.suppress(OSError), open(f"/proc/{pid}/status", encoding="utf-8", errors="replace") as file:
@@ -41,26 +65,39 @@ def swapped_bytes(pid: int) -> int:
 
 
 def _groups(pid: int) -> Iterator[tuple[str, tuple[tuple[str, ...], str]]]:
-    """Folders of the control groups for memory that the process is in, up to the root, and what to read there."""
-    mounts = dict(_mounts())
-    with contextlib.suppress(OSError), open(f"/proc/{pid}/cgroup", encoding="utf-8", errors="surrogateescape") as file:
+    """Folders of the control groups for memory that the process is in, up to the root, and what to read there.
+
+    In a container the root is what the container was given, limits and all.
+    """
+    mounts = {kind: (point, root) for kind, point, root in _mounts()}
+    with (
+        contextlib.suppress(OSError),
+        open(_GROUPS.format(pid=pid), encoding="utf-8", errors="surrogateescape") as file,
+    ):
         for line in file:
             _, controllers, path = line.rstrip("\n").split(":", 2)
             kind = "cgroup2" if not controllers else "cgroup" if "memory" in controllers.split(",") else ""
             if kind not in mounts or ".." in path:
                 continue
-            while path.strip("/"):
-                yield mounts[kind] + path, _FILES[kind]
-                path = os.path.dirname(path)
+            point, root = mounts[kind]
+            if os.path.commonpath((root, path)) != root:  # of what is mounted here it is no part
+                continue
+            inside = os.path.relpath(path, root)
+            while inside not in ("", "."):
+                yield os.path.join(point, inside), _FILES[kind]
+                inside = os.path.dirname(inside)
+            yield point, _FILES[kind]
 
 
-def _mounts() -> Iterator[tuple[str, str]]:
-    """Where control groups for memory are mounted, by file system."""
-    with contextlib.suppress(OSError), open("/proc/self/mounts", encoding="utf-8", errors="surrogateescape") as file:
+def _mounts() -> Iterator[tuple[str, str, str]]:
+    """Where control groups for memory are mounted: file system, mount point, and which group is to be seen there."""
+    with contextlib.suppress(OSError), open(_MOUNTS, encoding="utf-8", errors="surrogateescape") as file:
         for line in file:
-            _, point, kind, options, *_ = line.split(" ")
-            if kind == "cgroup2" or (kind == "cgroup" and "memory" in options.split(",")):
-                yield kind, point
+            mount, _, system = line.partition(" - ")
+            _, _, _, root, point, *_ = mount.split(" ")
+            kind, _, options = system.split(" ", 2)
+            if kind == "cgroup2" or (kind == "cgroup" and "memory" in options.strip().split(",")):
+                yield kind, point, root
 
 
 def _number(path: str) -> int:

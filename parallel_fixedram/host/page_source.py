@@ -23,7 +23,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from parallel_fixedram.core.bitmap import WORD_PAGES, Bits, PageBitmap, runs_of_ones
-from parallel_fixedram.core.errors import HostError, RequestError
+from parallel_fixedram.core.errors import HostError, RequestError, unopened
 from parallel_fixedram.core.protocols import Pages, PageSource
 from parallel_fixedram.core.ramblock import TARGET_PAGE_SIZE, PageRange
 from parallel_fixedram.host import linux
@@ -358,12 +358,13 @@ def open_ram_file(path: str, *, offset: int = 0, length: int | None = None) -> t
 
     Raises:
         HostError: the file cannot be opened.
-        RequestError: it is not a regular file, is too short, or the offset is not a multiple of its page size.
+        RequestError: there is none, it is not a regular file, is too short, or the offset is not a multiple of its page
+            size.
     """
     try:
         fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     except OSError as error:
-        raise HostError.from_os(f"cannot open guest RAM {path!r}", error) from error
+        raise unopened(f"cannot open guest RAM {path!r}", error) from error
     try:
         status = os.fstat(fd)
         if not stat.S_ISREG(status.st_mode):

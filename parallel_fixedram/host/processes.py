@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import resource
 import select
 import signal
 from collections.abc import Collection
@@ -35,10 +36,18 @@ def keep_only(descriptors: Collection[int]) -> None:
     for fd in (0, 1, 2):
         if fd not in descriptors:
             os.dup2(null, fd)
-    for name in os.listdir("/proc/self/fd"):
-        if (fd := int(name)) > 2 and fd not in descriptors:
-            with contextlib.suppress(OSError):
-                os.close(fd)
+    close_others({0, 1, 2, *descriptors})
+
+
+def close_others(descriptors: Collection[int]) -> None:
+    """Close everything that this process has open but these."""
+    try:
+        found = {int(name) for name in os.listdir("/proc/self/fd")}
+    except FileNotFoundError:  # no /proc is mounted: all numbers that there may be
+        found = set(range(resource.getrlimit(resource.RLIMIT_NOFILE)[0]))
+    for fd in found - set(descriptors):
+        with contextlib.suppress(OSError):
+            os.close(fd)
 
 
 def kill(pid: int) -> None:

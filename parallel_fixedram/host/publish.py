@@ -21,7 +21,15 @@ import os
 import stat
 from types import TracebackType
 
-from parallel_fixedram.core.errors import CapabilityError, DurabilityError, HostError, RequestError, os_message
+from parallel_fixedram.core.errors import (
+    CapabilityError,
+    DurabilityError,
+    HostError,
+    NoFileError,
+    RequestError,
+    os_message,
+    unopened,
+)
 from parallel_fixedram.host import linux, signals
 from parallel_fixedram.host.channel import FileChannel, open_readable
 from parallel_fixedram.host.direct_channel import DEPTH, DirectChannel
@@ -65,7 +73,7 @@ class PendingFile:
                 try:
                     self._folder = os.open(self._folder_path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
                 except OSError as error:
-                    raise HostError.from_os(f"cannot open the folder {self._folder_path!r}", error) from error
+                    raise unopened(f"cannot open the folder {self._folder_path!r}", error) from error
                 self.fd = self._create()
             self.channel = FileChannel(self.fd, self.path)
         except BaseException as error:
@@ -89,6 +97,11 @@ class PendingFile:
                     linux.close(fd)
             if self._replaced >= 0:
                 close_unwaited(self._replaced)
+
+    @property
+    def part(self) -> str:
+        """Its path as long as it is not complete."""
+        return os.path.join(self._folder_path, self._part)
 
     @property
     def folder(self) -> str:
@@ -144,7 +157,7 @@ class PendingFile:
         """Take over the first ``length`` bytes of the file that has the final name now, if there is one."""
         try:
             fd = open_readable(self.path)
-        except HostError as error:
+        except NoFileError as error:
             if error.errno == errno.ENOENT:
                 return
             raise
@@ -170,7 +183,7 @@ class PendingFile:
                 self._rename()
                 self.published = True
         except FileExistsError as error:
-            raise _taken(self.path) from error
+            raise RequestError(f"{self.path!r} exists now: somebody else has made it meanwhile") from error
         except OSError as error:
             if self.published:
                 raise DurabilityError(
@@ -222,7 +235,7 @@ class PendingFile:
                 self._remove_stale()
                 continue
             except OSError as error:
-                raise HostError.from_os(f"cannot create {self.path!r}", error) from error
+                raise unopened(f"cannot create {self.path!r}", error) from error
             try:
                 os.fchmod(fd, 0o600)
                 if _lock(fd) and os.fstat(fd).st_nlink:
@@ -267,7 +280,7 @@ def check_target(path: str, *, overwrite: bool) -> None:
             raise _taken(path) from None
         return
     except OSError as error:
-        raise HostError.from_os(f"cannot look at {path!r}", error) from error
+        raise unopened(f"cannot look at {path!r}", error) from error
     if stat.S_ISDIR(mode):
         raise RequestError(f"{path!r} is a folder")
     if not stat.S_ISREG(mode):

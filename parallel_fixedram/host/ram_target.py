@@ -3,22 +3,20 @@
 from __future__ import annotations
 
 import errno
-import logging
 import mmap
 import os
 from types import TracebackType
 from typing import Self
 
-from parallel_fixedram.core.errors import HostError, RequestError, os_message
+from parallel_fixedram.core.errors import HostError, RequestError
 from parallel_fixedram.core.ramblock import PageRange, RAMBlock
 from parallel_fixedram.host import linux, signals
 from parallel_fixedram.host.channel import FileChannel, data_extents, open_writable
-
-logger = logging.getLogger(__name__)
+from parallel_fixedram.host.publish import PendingFile
 
 
 class RamTarget:
-    """Context manager around the file a block is restored into; a file made for it goes away unless ``keep`` is called.
+    """Context manager around the file a block is restored into; one made for it has its name only from ``keep`` on.
 
     Args:
         block: what will be restored; the file, or the rest of it from ``offset`` on, has to be exactly as long.
@@ -36,7 +34,7 @@ class RamTarget:
         self.path = path
         self.offset = offset
         self._length = length
-        self._made = False
+        self._pending: PendingFile | None = None
         self.fd = -1
 
     def __enter__(self) -> Self:
@@ -44,7 +42,7 @@ class RamTarget:
             if self.offset < 0:
                 raise RequestError(f"offset {self.offset} of {self.path!r} is negative")
             with signals.held():
-                self.fd = self._open()
+                self._open()
             self._check_room()
             self.huge = linux.is_hugetlbfs(self.fd)
         except OSError as error:
@@ -58,16 +56,16 @@ class RamTarget:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        if self.fd >= 0:
+        if self._pending:
+            self._pending.__exit__(kind, error, traceback)
+        elif self.fd >= 0:
             linux.close(self.fd)
-            self.fd = -1
-        if self._made:
-            try:
-                os.unlink(self.path)
-            except FileNotFoundError:
-                pass
-            except OSError as failure:  # why the restore failed matters more
-                logger.warning("cannot remove %r: %s", self.path, os_message(failure.errno or 0))
+        self._pending, self.fd = None, -1
+
+    @property
+    def is_new(self) -> bool:
+        """Whether it is made for the restore."""
+        return self._pending is not None
 
     @property
     def end(self) -> int:
@@ -75,8 +73,14 @@ class RamTarget:
         return self.offset + self.block.used_length
 
     def keep(self) -> None:
-        """The restore is complete: the file stays."""
-        self._made = False
+        """The restore is complete: a file that was made gets its name.
+
+        Raises:
+            RequestError: somebody else has taken it meanwhile.
+            HostError: it cannot be given.
+        """
+        if self._pending:
+            self._pending.publish()
 
     def channel(self) -> FileChannel:
         """The file as a Channel; offsets count from the start of the file."""
@@ -101,22 +105,14 @@ class RamTarget:
         if self.offset % self.block.page_size:
             raise RequestError(f"offset {self.offset} of {self.path!r} is not a multiple of {self.block.page_size}")
 
-    def _open(self) -> int:
-        flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
-        try:
-            fd = os.open(self.path, flags, 0o600)
-        except FileExistsError:
-            return open_writable(self.path)
-        except OSError as error:
-            raise HostError.from_os(f"cannot create {self.path!r}", error) from error
-        self._made = True
-        try:
-            os.fchmod(fd, 0o600)
-            os.ftruncate(fd, self.offset + self.block.used_length)
-        except OSError as error:
-            linux.close(fd)
-            raise HostError.from_os(f"cannot size {self.path!r}", error) from error
-        return fd
+    def _open(self) -> None:
+        if os.path.lexists(self.path):
+            self.fd = open_writable(self.path)
+            return
+        pending = PendingFile(self.path)
+        pending.__enter__()
+        self._pending, self.fd = pending, pending.fd
+        pending.set_size(self.offset + self.block.used_length)
 
 
 class HugeChannel(FileChannel):

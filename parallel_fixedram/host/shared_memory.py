@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 from collections.abc import Mapping
 from types import TracebackType
@@ -10,17 +9,19 @@ from typing import Self
 
 from parallel_fixedram.core.errors import HostError
 from parallel_fixedram.host import linux, signals
+from parallel_fixedram.host.publish import PendingFile
 
 
 class SharedMemory:
-    """Context manager around pieces of shared memory; files made for it go away unless ``keep`` is called.
+    """Context manager around pieces of shared memory; files made for it have their names only from ``keep`` on.
 
     Args:
         lengths: bytes of each piece, by name.
         paths: files for some of them, made with mode 0600; those that exist keep their length. Others are anonymous.
 
     Attributes:
-        paths: where each piece is, by name; for anonymous ones only in processes that have ``descriptors`` open.
+        paths: where each piece is until then, by name; for anonymous ones only in processes that have ``descriptors``
+            open.
         descriptors: what holds anonymous memory; closed at the end.
 
     Raises:
@@ -30,7 +31,7 @@ class SharedMemory:
     def __init__(self, lengths: Mapping[str, int], paths: Mapping[str, str]) -> None:
         self._lengths = lengths
         self._wanted = paths
-        self._made: list[str] = []
+        self._made: list[PendingFile] = []
         self.paths: dict[str, str] = {}
         self.descriptors: set[int] = set()
 
@@ -53,14 +54,19 @@ class SharedMemory:
     ) -> None:
         for fd in self.descriptors:
             linux.close(fd)
-        for path in self._made:
-            with contextlib.suppress(FileNotFoundError):
-                os.unlink(path)
+        for file in self._made:
+            file.__exit__(kind, error, traceback)
         self.descriptors, self._made = set(), []
 
     def keep(self) -> None:
-        """Somebody lives in it: files stay."""
-        self._made = []
+        """Somebody lives in it, and it is complete: files stay, and get their names.
+
+        Raises:
+            RequestError: somebody else has taken a name meanwhile.
+            HostError: a name cannot be given.
+        """
+        for file in self._made:
+            file.publish()
 
     def _anonymous(self, name: str, length: int) -> str:
         try:
@@ -72,18 +78,10 @@ class SharedMemory:
         return f"/proc/self/fd/{fd}"
 
     def _file(self, path: str, length: int) -> str:
-        try:
-            fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
-        except FileExistsError:
+        if os.path.lexists(path):
             return path
-        except OSError as error:
-            raise HostError.from_os(f"cannot create {path!r}", error) from error
-        self._made.append(path)
-        try:
-            os.fchmod(fd, 0o600)
-            os.ftruncate(fd, length)
-        except OSError as error:
-            raise HostError.from_os(f"cannot size {path!r}", error) from error
-        finally:
-            linux.close(fd)
-        return path
+        file = PendingFile(path)
+        file.__enter__()
+        self._made.append(file)
+        file.set_size(length)
+        return file.part

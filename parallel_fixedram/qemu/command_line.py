@@ -58,11 +58,15 @@ class MemoryFile:
     """What the guest writes goes into the file; otherwise the guest is a copy-on-write clone and only reads it."""
     anonymous: bool = False
     """The path is that of a descriptor, which says nothing to people."""
+    name: str = ""
+    """The path that it will have, where that is another one."""
 
     def __str__(self) -> str:
         if self.anonymous:
             return "anonymous shared memory"
-        return f"the file {self.path!r} at {self.offset:#x}, {'shared' if self.shared else 'copy-on-write'}"
+        return (
+            f"the file {(self.name or self.path)!r} at {self.offset:#x}, {'shared' if self.shared else 'copy-on-write'}"
+        )
 
     def properties(self) -> list[tuple[str, str]]:
         """As properties of a memory-backend-file (backends/hostmem-file.c)."""

@@ -8,22 +8,24 @@ from __future__ import annotations
 import contextlib
 import os
 import shutil
-import tempfile
 import time
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import ExitStack
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
-from parallel_fixedram.core.errors import HostError, MachineError, RequestError
+from parallel_fixedram.core.errors import HostError, MachineError
 from parallel_fixedram.core.migration_file import MigrationFile
 from parallel_fixedram.core.report import GuestReport
 from parallel_fixedram.host import linux, signals
 from parallel_fixedram.host.guardian import Guardian
+from parallel_fixedram.host.process_identity import require_proc
 from parallel_fixedram.qemu import discovery, incoming
 from parallel_fixedram.qemu.incoming import Source
 from parallel_fixedram.qemu.last_words import end_all
 from parallel_fixedram.qemu.launch import Launch
+from parallel_fixedram.qemu.run_folder import FleetFolder
+from parallel_fixedram.qemu.taken import taken_hint
 
 if TYPE_CHECKING:
     from parallel_fixedram.qemu.monitor import Monitor
@@ -49,14 +51,14 @@ class Fleet:
 
     Raises:
         RequestError: the folder exists, or a program does not.
-        HostError: a process cannot be started.
+        HostError: a process cannot be started, or there is no /proc.
     """
 
     def __init__(
         self, commands: Sequence[Sequence[str]], folder: str | None = None, *, descriptors: Collection[int] = ()
     ) -> None:
         self._commands = commands
-        self._folder = folder
+        self._folder = FleetFolder(folder)
         self._descriptors = descriptors
         self._stack = ExitStack()
         self._launches: list[Launch] = []
@@ -65,14 +67,17 @@ class Fleet:
         self.start_seconds = self.load_seconds = 0.0
 
     def __enter__(self) -> Self:
+        require_proc()  # or the process behind a monitor could not be found, nor ended if it is not our child
         self._started = self._ready = time.perf_counter()
         with ExitStack() as stack:
-            folder = self._make_folder(stack)
+            with signals.held():
+                self._folder.make()
+                stack.callback(self._leave_folder)
             # before the first start, so that there is no moment in which nobody would end a QEMU
-            self._guardian = stack.enter_context(Guardian(lambda: _end_all(folder)))
+            self._guardian = stack.enter_context(Guardian(lambda: _end_all(self._folder)))
             self._guardian.arm()
             for number, command in enumerate(self._commands):
-                launch = Launch(command, os.path.join(folder, str(number)), descriptors=self._descriptors)
+                launch = Launch(command, self._folder.of(number).path, descriptors=self._descriptors)
                 self._launches.append(stack.enter_context(launch))
             self._stack = stack.pop_all()
         return self
@@ -123,10 +128,13 @@ class Fleet:
             MachineError: a guest cannot run.
         """
         reports = []
-        for launch, monitor in zip(self._launches, self.monitors, strict=True):
+        for number, (launch, monitor) in enumerate(zip(self._launches, self.monitors, strict=True)):
             with self._explained(launch):
                 status = incoming.go_on(monitor, run=run)
-            reports.append(GuestReport(pid=launch.pid, qmp=launch.socket_path, log=launch.log_path, status=status))
+            name = f"{self._folder.name}/{number}"
+            reports.append(
+                GuestReport(name=name, pid=launch.pid, qmp=launch.socket_path, log=launch.log_path, status=status)
+            )
         self.load_seconds = time.perf_counter() - self._ready
         return tuple(reports)
 
@@ -135,9 +143,18 @@ class Fleet:
         """The process of each QEMU, once connected; not that of a wrapper."""
         return [launch.pid for launch in self._launches]
 
-    def let_go(self) -> None:
-        """The guests are on their own from now on."""
+    def let_go(self, file: str) -> None:
+        """The guests are on their own from now on, and found by ``guests``.
+
+        Args:
+            file: what they were started from.
+
+        Raises:
+            HostError: that cannot be written; nobody was let go.
+        """
         with signals.held():
+            for launch in self._launches:
+                launch.write_record(os.path.abspath(file))
             self._guardian.disarm()
             self._kept = True
             for monitor in self.monitors:
@@ -145,26 +162,10 @@ class Fleet:
             for launch in self._launches:
                 launch.let_go()
 
-    def _make_folder(self, stack: ExitStack) -> str:
-        above = os.environ.get("XDG_RUNTIME_DIR", "")
-        above = above if os.path.isdir(above) else tempfile.gettempdir()
-        try:
-            if self._folder is None:
-                made = tempfile.mkdtemp(prefix="parallel-fixedram-", dir=above)
-            else:
-                made = os.path.abspath(self._folder)
-                os.mkdir(made, 0o700)
-        except FileExistsError as error:
-            raise RequestError(f"{self._folder!r} exists") from error
-        except OSError as error:
-            raise HostError.from_os(f"cannot make {self._folder or f'a folder in {above}'!r}", error) from error
-        stack.callback(self._remove, made)
-        return made
-
-    def _remove(self, folder: str) -> None:
+    def _leave_folder(self) -> None:
         if not self._kept:
-            with contextlib.suppress(OSError):  # a log may have stayed
-                os.rmdir(folder)
+            self._folder.remove()  # a log may stay
+        self._folder.let_go()
 
     @contextlib.contextmanager
     def _explained(self, launch: Launch) -> Iterator[None]:
@@ -173,14 +174,17 @@ class Fleet:
             yield
         except MachineError as error:
             told = launch.explained(error)
-            number = f"guest {self._launches.index(launch)}: " if len(self._launches) > 1 else ""
-            raise MachineError(f"{number}{told.message}", hint=told.hint) from error
+            several = len(self._launches) > 1
+            hint = "; ".join(filter(None, [taken_hint(told.message, clones=several), told.hint]))
+            number = f"guest {self._launches.index(launch)}: " if several else ""
+            raise MachineError(f"{number}{told.message}", hint=hint) from error
 
 
-def _end_all(folder: str) -> None:
+def _end_all(folder: FleetFolder) -> None:
     """Runs in the guardian."""
-    end_all(folder)
-    shutil.rmtree(folder, ignore_errors=True)
+    end_all(folder.path)
+    shutil.rmtree(folder.path, ignore_errors=True)
+    folder.forget()
 
 
 def _process_behind(monitor: Monitor, likely: int) -> int:

@@ -172,7 +172,7 @@ def go_on(monitor: Monitor, *, run: bool) -> str:
         monitor.execute("cont")
         status = discovery.run_state(monitor)
     if run and status == "inmigrate":  # loaded, but QEMU could not take over its disks
-        hint = "another QEMU may have its disk: end that one, or give each its own ({n}, snapshot=on)"
+        hint = "another QEMU may have its disk: end that one, or give each its own (clone: {n}), or use snapshot=on"
         raise MachineError("the guest is loaded, but QEMU does not let it run", hint=hint)
     return status
 

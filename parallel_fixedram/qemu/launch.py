@@ -1,11 +1,5 @@
 """Launch: a QEMU started by us, to be handed over running, or to vanish without a trace but for what it said.
 
-::
-
-    FOLDER/qmp   a socket that listens before QEMU starts, so that nobody has to wait for it to appear
-    FOLDER/log   what QEMU prints; stays, alone in its folder, if something went wrong with this QEMU
-    FOLDER/pid   of QEMU itself, whatever stands in front of it: timeout, setsid, a shell
-
 The process is a session of its own: it lives on when we are done, and dies if we end before that.
 """
 
@@ -13,7 +7,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import shutil
 import signal
 import socket
 from collections.abc import Collection, Sequence
@@ -22,7 +15,9 @@ from typing import Self
 
 from parallel_fixedram.core.errors import HostError, MachineError, RequestError, os_message
 from parallel_fixedram.host import linux, processes, signals
+from parallel_fixedram.host.process_identity import identity_of
 from parallel_fixedram.qemu.last_words import end_all, how_it_ended, last_words
+from parallel_fixedram.qemu.run_folder import RunFolder, new_record
 
 ENDING_SECONDS = 1.0
 """How long a process that has closed its monitor may take to be gone."""
@@ -32,67 +27,12 @@ _CHARDEV = "parallel-fixedram"
 _RESET = (signal.SIGPIPE, signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
-class RunFolder:
-    """Where socket, log and pid of one QEMU are.
-
-    Args:
-        path: must not exist; made with mode 0700.
-    """
-
-    def __init__(self, path: str) -> None:
-        self.path = os.path.abspath(path)
-        self.socket = os.path.join(self.path, "qmp")
-        self.log = os.path.join(self.path, "log")
-        self._pid = os.path.join(self.path, "pid")
-        self._keep_log = False
-
-    def make(self) -> None:
-        """Make it.
-
-        Raises:
-            RequestError: it exists.
-            HostError: it cannot be made.
-        """
-        try:
-            os.mkdir(self.path, 0o700)
-        except FileExistsError as error:
-            raise RequestError(f"{self.path!r} exists") from error
-        except OSError as error:
-            raise HostError.from_os(f"cannot make {self.path!r}", error) from error
-
-    def write_pid(self, pid: int) -> None:
-        """Note QEMU's process id.
-
-        Raises:
-            HostError: it cannot be written.
-        """
-        try:
-            with open(self._pid, "w") as file:
-                file.write(f"{pid}\n")
-        except OSError as error:
-            raise HostError.from_os(f"cannot write {self._pid!r}", error) from error
-
-    def keep_log(self) -> str:
-        """Have the log stay if there is anything in it; returns a sentence that says where, or nothing."""
-        with contextlib.suppress(OSError):
-            self._keep_log = os.path.getsize(self.log) > 0
-        return f"what QEMU printed is kept in {self.log!r}" if self._keep_log else ""
-
-    def remove(self) -> None:
-        """Remove it, but for a log that is to stay."""
-        if not self._keep_log:
-            shutil.rmtree(self.path, ignore_errors=True)
-        for path in (self.socket, self._pid):
-            with contextlib.suppress(OSError):
-                os.unlink(path)
-
-
 class Launch:
     """Context manager around a QEMU; it is killed, and its folder removed, unless ``let_go`` is called.
 
     Args:
         arguments: program and arguments; the program may be one that runs QEMU.
-        folder: where socket, log and pid go; must not exist, made with mode 0700.
+        folder: where socket, log and pid go; must not exist.
         descriptors: open files that QEMU shall have under the same numbers.
 
     Attributes:
@@ -145,6 +85,14 @@ class Launch:
         if self._made:
             self._folder.remove()
             self._made = False
+
+    def write_record(self, file: str) -> None:
+        """Note that this QEMU lives on, and from which file.
+
+        Raises:
+            HostError: it has ended, or that cannot be written.
+        """
+        self._folder.write_record(new_record(identity_of(self.pid), file))
 
     def let_go(self) -> None:
         """QEMU is on its own from now on, with its folder; its parent still is this process, until that ends."""

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import os
+import pwd
 import socket
 import struct
 from collections.abc import Collection, Iterator, Mapping
@@ -239,6 +241,21 @@ def _hint(message: str) -> str:
     return ""
 
 
+def _owner(path: str) -> str:
+    """Whose a socket is, to stand behind a reason; or its folder, where that hides it."""
+    while True:
+        try:
+            uid = os.stat(path).st_uid
+            break
+        except OSError:
+            path = os.path.dirname(os.path.abspath(path))
+    try:
+        name = repr(pwd.getpwuid(uid).pw_name)
+    except KeyError:
+        name = str(uid)
+    return f" ({path!r} belongs to user {name})"
+
+
 def _connect(path: str) -> socket.socket:
     """Connect to a socket without waiting for anyone.
 
@@ -253,6 +270,9 @@ def _connect(path: str) -> socket.socket:
         sock.close()
         reason = os_message(error.errno) if error.errno else shown(str(error))
         hint = "give the PATH of a QEMU that runs with -qmp unix:PATH,server=on,wait=off"
+        if isinstance(error, PermissionError):
+            reason += _owner(path)
+            hint = "run as that user, or as root"
         if isinstance(error, BlockingIOError):
             hint = "other clients are waiting for this socket"
         raise MachineError(f"cannot connect to QMP socket {path!r}: {reason}", hint=hint) from error

@@ -1,13 +1,17 @@
 """``restore`` and ``clone`` with a QEMU command line behind ``--``: what is refused before any QEMU is looked for."""
 
+import json
 import sys
 from argparse import Namespace
 
 import pytest
 from support.cli import call, done, refused, unchanged
+from support.streamwriter import Block, stream
 
+from parallel_fixedram.boot.plan import Boot
 from parallel_fixedram.cli import boot
 from parallel_fixedram.core.report import BootReport, BootSeconds, GuestReport
+from parallel_fixedram.qemu.incoming import Source
 
 
 @pytest.fixture
@@ -18,6 +22,7 @@ def folder(tmp_path, monkeypatch):
     return tmp_path
 
 
+FIRMWARE = Block(name="bios", picture="B.")
 CLONE, RESTORE = ["clone", "ram.mr"], ["restore", "ram.mr"]
 QEMU = ["--", "qemu", "-m", "1M"]
 WRONG = {
@@ -58,6 +63,7 @@ WRONG = {
     "shared without a command line": ([*RESTORE, "--shared"], "--shared needs a QEMU command line, behind --\n", ""),
     "paused without a command line": ([*RESTORE, "--paused"], "--paused needs a QEMU command line, behind --\n", ""),
     "print without a command line": ([*RESTORE, "--print"], "--print needs a QEMU command line, behind --\n", ""),
+    "a run folder that is none": ([*CLONE, "--run-dir", "-", *QEMU], "argument --run-dir: '-' is no file", None),
     "a run folder without a command line": (
         [*RESTORE, "--ram", "pc.ram=new", "--run-dir", "run"],
         "--run-dir needs a QEMU command line, behind --\n",
@@ -113,9 +119,9 @@ def test_what_makes_no_sense_is_a_usage_error(folder, argv, message, hint):
 
 
 @pytest.mark.parametrize("verb", ["restore", "clone"])
-def test_a_file_that_is_not_there_is_an_error_of_the_host(folder, verb):
+def test_a_file_that_is_not_there_is_its_callers_to_mend(folder, verb):
     with unchanged(folder):
-        refused(call(verb, "nowhere", *QEMU), 5, "cannot open 'nowhere': no such file or directory\n", "")
+        refused(call(verb, "nowhere", *QEMU), 2, "cannot open 'nowhere': no such file or directory\n", "")
 
 
 @pytest.mark.parametrize("verb", ["restore", "clone"])
@@ -169,7 +175,7 @@ def test_the_usage_shows_where_the_command_line_of_qemu_stands(verb, usage):
 
 
 def test_guests_that_run_are_named_even_if_the_report_cannot_be_printed(monkeypatch, capsys):
-    guest = GuestReport(pid=77, qmp="/run/0/qmp", log="/run/0/log", status="running")
+    guest = GuestReport(name="vm/0", pid=77, qmp="/run/0/qmp", log="/run/0/log", status="running")
     report = BootReport(
         verb="clone",
         file="vm.mr",
@@ -181,12 +187,47 @@ def test_guests_that_run_are_named_even_if_the_report_cannot_be_printed(monkeypa
         verified=False,
         seconds=BootSeconds(total=0.0, fill=0.0, start=0.0, load=0.0),
     )
-    for json in (True, False):
+    for as_json in (True, False):
         full = open("/dev/full", "w")  # noqa: SIM115 (what it still holds cannot be written)
         with monkeypatch.context() as patch:
             patch.setattr(sys, "stdout", full)
             with pytest.raises(OSError, match="No space left"):
-                boot.show(Namespace(json=json), report)
+                boot.show(Namespace(json=as_json), report)
         with pytest.raises(OSError, match="No space left"):
             full.close()
-        assert capsys.readouterr().err == "parallel-fixedram: guest 0: running, pid 77, QMP socket /run/0/qmp\n"
+        assert capsys.readouterr().err == (
+            "parallel-fixedram: guest 0: running, pid 77, QMP socket /run/0/qmp\n"
+            "parallel-fixedram: to end: parallel-fixedram guests stop vm\n"
+        )
+
+
+@pytest.mark.parametrize(
+    ("state", "paused", "told"),
+    [("running", False, True), ("paused", False, True), ("", False, True), ("running", True, False)]
+    + [(state, False, False) for state in ("shutdown", "guest-panicked", "io-error", "internal-error", "watchdog")],
+)
+def test_a_printed_plan_tells_only_a_guest_to_run_that_would(capsys, state, paused, told):
+    plan = Boot(commands=[["qemu"]], source=Source(path="/vm.mr"), state=state, paused=paused)
+    boot.show_plan(Namespace(json=False, verb="restore"), plan)
+    text = capsys.readouterr().out
+    boot.show_plan(Namespace(json=True, verb="restore"), plan)
+    requests = [each["execute"] for each in json.loads(capsys.readouterr().out)["qmp"]]
+    assert ('{"execute": "cont"}' in text, "cont" in requests, "; cont when" in text) == (told, told, told)
+    assert (f"# no cont: the guest was saved in the state {state!r}" in text) == (not told and not paused)
+
+
+@pytest.mark.parametrize("more", [[], ["--cap", "x-ignore-shared"]])
+@pytest.mark.parametrize("argv", [["restore", "shared.mr", "--ram", "m=new"], ["restore", "shared.mr", *QEMU]])
+def test_memory_that_a_file_was_saved_without_is_no_matter_of_capabilities(folder, argv, more):
+    (folder / "shared.mr").write_bytes(
+        stream(Block(name="m", absent=True), FIRMWARE, capabilities=("x-ignore-shared", "mapped-ram")).data
+    )
+    with unchanged(folder):
+        refused(call(*argv[:2], *more, *argv[2:]), 2, "does not hold block 'm', only its name", "a stock QEMU on that")
+
+
+def test_a_file_that_was_saved_with_x_ignore_shared_and_is_whole_needs_the_capability(folder):
+    (folder / "whole.mr").write_bytes(stream(FIRMWARE, capabilities=("x-ignore-shared", "mapped-ram")).data)
+    argv = ["restore", "whole.mr", "--ram", f"bios={folder / 'new'}"]
+    refused(call(*argv), 2, "received capability is on\n", "--cap x-ignore-shared switches it on")
+    done(call(*argv, "--cap", "x-ignore-shared"))

@@ -279,7 +279,8 @@ def test_a_file_with_a_wide_mode_is_replaced_by_a_private_one(tmp_path):
 def test_a_symbolic_link_is_replaced_and_not_followed(tmp_path):
     (tmp_path / "victim").write_bytes(b"victim")
     (tmp_path / "new.mr").symlink_to("victim")
-    done(call("save", tmp_path / "new.mr", "--guest", "dense,size=1MiB", "--overwrite"))
+    said = done(call("save", tmp_path / "new.mr", "--guest", "dense,size=1MiB", "--overwrite")).err
+    assert f"note: '{tmp_path / 'new.mr'}' was a symbolic link to 'victim'; it is the new file now" in said
     assert (tmp_path / "victim").read_bytes() == b"victim"
     assert not (tmp_path / "new.mr").is_symlink()
 

@@ -238,15 +238,17 @@ def test_streams_that_are_closed_from_the_start_are_no_error_and_never_the_file(
     result = run("save", tmp_path / "new.mr", "--guest", "dense,size=1MiB", "--debug", preexec_fn=close)
     assert result.code == 0
     done(call("verify", tmp_path / "new.mr"))
-    assert run("verify", tmp_path / "no.mr", preexec_fn=close).code == 5
+    assert run("verify", tmp_path / "no.mr", preexec_fn=close).code == 2
 
 
 def test_a_full_device_as_standard_output_is_an_error_of_the_host(tmp_path):
     with open("/dev/full", "w") as full:
         result = run("save", tmp_path / "new.mr", "--guest", "zero,size=4K", stdout=full)
         refused(result, 5, "cannot write to stdout: no space left on device\n", "")
-        result = run("caps", stdout=full, env={"PYTHONUNBUFFERED": "1"})
-        refused(result, 5, "[Errno 28] No space left on device\n")
+        for argv in (["caps"], ["--help"], ["--version"], []):
+            for unbuffered in ("", "1"):
+                result = run(*argv, stdout=full, env={"PYTHONUNBUFFERED": unbuffered})
+                refused(result, 5, "cannot write to stdout: no space left on device\n", "")
     done(call("verify", tmp_path / "new.mr"))
 
 
@@ -339,3 +341,14 @@ def test_the_installed_program_is_the_same_command():
         missing("the package is not installed as a program")
     answer = subprocess.run([program, "caps", "fixed-ram"], capture_output=True, text=True, check=False)
     assert (answer.returncode, answer.stdout) == (0, "accepted by profile fixed-ram: fixed-ram\n")
+
+
+def test_a_restore_that_is_killed_leaves_no_file_under_the_name_of_the_ram(tmp_path):
+    done(call("save", tmp_path / "f.mr", "--guest", "dense,size=4MiB"))
+    with Held("restore", tmp_path / "f.mr", "--ram", f"pc.ram={tmp_path / 'ram'}") as held:
+        held.one_shard()
+        held.send(signal.SIGKILL)
+        assert held.finish().code == -signal.SIGKILL
+    assert not (tmp_path / "ram").exists()
+    done(call("restore", tmp_path / "f.mr", "--ram", f"pc.ram={tmp_path / 'ram'}"))  # what is left is in nobody's way
+    assert sorted(os.listdir(tmp_path)) == ["f.mr", "ram"]

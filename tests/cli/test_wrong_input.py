@@ -45,6 +45,8 @@ SAVES = {
     "RAM without a path": (["--ram", "a"], "'a': expected IDSTR=PATH[,offset=N][,size=N]\n"),
     "RAM with an empty path": (["--ram", "a="], "'a=': the path is empty\n"),
     "RAM without a name": (["--ram", "=ram"], "'=ram': expected IDSTR=PATH"),
+    "RAM is standard input": (["--ram", "a=-"], "'a=-': '-' is no file; for one of that name write ./-\n"),
+    "a trace to standard output": (["--guest", GUEST, "--trace", "-"], "argument --trace: '-' is no file"),
     "RAM is a folder": (["--ram", "a=sub"], "guest RAM 'sub' is not a regular file\n"),
     "RAM is a pipe": (["--ram", "a=fifo"], "guest RAM 'fifo' is not a regular file\n"),
     "RAM is empty": (["--ram", "a=empty"], "guest RAM 'empty' has 0 bytes, asked for 0 at 0\n"),
@@ -138,10 +140,11 @@ TARGETS = {
     "a device": ("/dev/full", 2, "'/dev/full' is not a regular file\n"),
     "an unknown protocol": ("http:new", 2, "unknown migration protocol: http:new\n"),
     "a bad offset": ("file:new.mr,offset=2x", 2, "file URI has bad offset 2x: Invalid argument\n"),
-    "a missing folder": ("no/new.mr", 5, "cannot open the folder 'no': no such file or directory\n"),
-    "a file as a folder": ("ram/new.mr", 5, "cannot look at 'ram/new.mr': not a directory\n"),
-    "a name that is too long": ("n" * 256, 5, "file name too long\n"),
-    "a name that is too long while it is written": ("n" * 250, 5, "file name too long\n"),
+    "standard output": ("-", 2, "'-' is no file: standard input and output cannot seek\n"),
+    "a missing folder": ("no/new.mr", 2, "cannot open the folder 'no': no such file or directory\n"),
+    "a file as a folder": ("ram/new.mr", 2, "cannot look at 'ram/new.mr': not a directory\n"),
+    "a name that is too long": ("n" * 256, 2, "file name too long\n"),
+    "a name that is too long while it is written": ("n" * 250, 2, "file name too long\n"),
 }
 
 
@@ -167,7 +170,7 @@ def test_missing_ram_names_the_path(folder):
     with unchanged(folder):
         refused(
             call("save", "new.mr", "--ram", "a=nowhere"),
-            5,
+            2,
             "cannot open guest RAM 'nowhere': no such file or directory\n",
             "",
         )
@@ -236,7 +239,7 @@ def test_every_way_to_fail_has_its_exit_code_and_leaves_nothing_behind(folder):
         refused(run("save", "new.mr", "--ram", "a=odd", cwd=folder), 2, "is not a multiple of the page size 4096\n")
         refused(run("save", "old.mr", "--guest", GUEST, cwd=folder), 2, "'old.mr' exists\n")
         refused(run("verify", "noise", cwd=folder), 3, "not a migration stream")
-        refused(run("save", "new.mr", "--ram", "a=nowhere", cwd=folder), 5, "no such file or directory\n")
+        refused(run("save", "new.mr", "--ram", "a=nowhere", cwd=folder), 2, "no such file or directory\n")
         assert run("verify", "old.mr", "--ram", "ram=ram,size=24K", cwd=folder).code == 0
 
 
@@ -318,10 +321,21 @@ def test_what_is_no_migration_file_is_said_to_be_none(folder, verb, name):
 
 
 @pytest.mark.parametrize("verb", ["verify", "inspect", "diff", "restore"])
-def test_a_file_that_is_not_there_is_an_error_of_the_host(folder, verb):
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("nowhere", "cannot open 'nowhere': no such file or directory\n"),
+        ("ram/new.mr", "cannot open 'ram/new.mr': not a directory\n"),
+        ("n" * 300, ": file name too long\n"),
+        ("sub", "'sub' is not a regular file\n"),
+        ("fifo", "'fifo' is not a regular file\n"),
+        ("-", "'-' is no file: standard input and output cannot seek\n"),
+    ],
+)
+def test_a_name_that_leads_to_no_file_is_its_callers_to_mend(folder, verb, name, message):
     more = {"diff": ["old.mr"], "restore": ["--ram", "ram=new"]}.get(verb, [])
     with unchanged(folder):
-        refused(call(verb, "nowhere", *more), 5, "cannot open 'nowhere': no such file or directory\n")
+        refused(call(verb, name, *more), 2, message)
 
 
 def test_a_stream_of_something_else_is_no_file_of_ours(folder):
@@ -341,10 +355,10 @@ def test_files_without_a_common_block_differ(folder):
     assert any(line.startswith("rom: only ") and line.endswith(" in other.mr: not compared") for line in blocks)
 
 
-def test_a_demo_without_a_place_for_its_files_is_an_error_of_the_host(folder):
+def test_a_demo_is_told_a_place_for_its_files_that_there_is(folder):
     refused(
         call("demo", "--folder", "nowhere"),
-        5,
+        2,
         "cannot make a folder in 'nowhere': no such file or directory\n",
     )
 
@@ -411,3 +425,11 @@ def test_a_file_that_another_process_writes_is_left_to_it(tmp_path):
         fcntl.flock(theirs, fcntl.LOCK_EX)
         with untouched(tmp_path):
             refused(run("save", tmp_path / "new.mr", "--guest", GUEST), 5, "is being written by another process")
+
+
+@pytest.mark.parametrize(
+    "argv", [["bench", "run", "smoke", "--output", "-"], ["bench", "report", "old.mr", "--output", "-"]]
+)
+def test_standard_output_is_no_file_for_results_either(folder, argv):
+    with unchanged(folder):
+        refused(call(*argv), 2, "argument --output: '-' is no file; for one of that name write ./-\n")

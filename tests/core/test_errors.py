@@ -14,8 +14,10 @@ from parallel_fixedram.core.errors import (
     FormatError,
     HostError,
     MachineError,
+    NoFileError,
     RequestError,
     WorkerError,
+    unopened,
 )
 
 CLASSES = [value for value in vars(errors).values() if inspect.isclass(value) and issubclass(value, Exception)]
@@ -26,6 +28,7 @@ CLASSES = [value for value in vars(errors).values() if inspect.isclass(value) an
     [
         (RequestError, FixedRamError, 2),
         (CapabilityError, RequestError, 2),
+        (NoFileError, RequestError, 2),
         (ContentsDiffer, FixedRamError, 1),
         (FormatError, FixedRamError, 3),
         (MachineError, FixedRamError, 4),
@@ -83,3 +86,38 @@ def test_an_error_survives_the_way_from_a_worker(kind):
     assert type(copy) is kind
     assert (str(copy), copy.message, copy.hint) == (str(error), error.message, "hint")
     assert all(getattr(copy, name) == value for name, value in extra.items())
+
+
+@pytest.mark.parametrize(
+    ("number", "kind"),
+    [
+        *((number, NoFileError) for number in (errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ELOOP)),
+        (errno.ENAMETOOLONG, NoFileError),
+        *((number, HostError) for number in (errno.EACCES, errno.EIO, errno.EMFILE, errno.ENOSPC)),
+    ],
+)
+def test_a_wrong_name_is_its_callers_to_mend_and_everything_else_the_hosts(number, kind):
+    error = unopened("cannot open 'x'", OSError(number, "No"))
+    assert (type(error), error.errno) == (kind, number)
+    assert error.message == f"cannot open 'x': {errors.os_message(number)}"
+
+
+def why_numpy_does_not_load():
+    error = ImportError("PLEASE READ THIS\n\nfor advice")
+    error.__cause__ = ImportError("libx.so: failed to map segment\nsecond line")
+    return error
+
+
+@pytest.mark.parametrize(
+    ("error", "message", "number"),
+    [
+        (MemoryError("Unable to allocate 1.00 MiB"), "cannot do it: cannot allocate memory", errno.ENOMEM),
+        (OSError(errno.EMFILE, "No", "/x"), "cannot do it: '/x': too many open files", errno.EMFILE),
+        (OSError(errno.ENOMEM, "No"), "cannot do it: cannot allocate memory", errno.ENOMEM),
+        (why_numpy_does_not_load(), "cannot do it: libx.so: failed to map segment", 0),
+        (ZeroDivisionError("by zero\nx"), "cannot do it: unexpected ZeroDivisionError: by zero", 0),
+    ],
+)
+def test_what_nobody_expected_is_one_plain_line(error, message, number):
+    found = HostError.from_any("cannot do it", error)
+    assert (found.message, found.errno) == (message, number)

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from support.streamwriter import Section, device_bytes
 
 from parallel_fixedram.core.errors import FormatError
-from parallel_fixedram.core.globalstate import with_run_state
+from parallel_fixedram.core.globalstate import run_state, with_run_state
 from parallel_fixedram.core.migration_file import read_device_sections
 
 
@@ -68,3 +68,12 @@ def test_what_a_guest_has_put_into_a_device_is_not_taken_for_the_section(forged)
 def test_bytes_that_are_no_sections_are_refused():
     with pytest.raises(FormatError, match="not whole device sections"):
         with_run_state(b"QEVM", "paused")
+
+
+@pytest.mark.parametrize("state", ["running", "shutdown", "guest-panicked"])
+def test_the_run_state_is_read_back_from_the_body_of_its_section(state):
+    there = with_run_state(sections(body("running")), state)
+    (found,) = [each for each in read_device_sections(there) if each.name == "globalstate"]
+    assert there[found.body_offset : found.body_offset + found.body_length] == body(state)
+    assert run_state(body(state)) == state
+    assert run_state(body(state)[:20]) == run_state(b"") == ""

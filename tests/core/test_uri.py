@@ -24,7 +24,7 @@ EIB = 1024**6
         "a b:c",
         "1:2",
         ":x",
-        "-",
+        "./-",
         "_x:y",
         "file",
         "x,offset=4096",
@@ -34,6 +34,13 @@ EIB = 1024**6
 )
 def test_what_has_no_scheme_is_a_path_as_it_is(path):
     assert parse_uri(path) == FileTarget(path, 0)
+
+
+def test_the_name_of_a_standard_stream_is_no_file():
+    with pytest.raises(RequestError, match="'-' is no file") as caught:
+        parse_uri("-")
+    assert "./-" in caught.value.hint
+    assert parse_uri("file:-").path == "-"
 
 
 @pytest.mark.parametrize(

@@ -277,10 +277,15 @@ def test_a_changed_page_is_found_while_it_is_restored_and_named(folder: Folder) 
     offset = place(file, lambda image: image.block("ram").page_offset(200))
     flip(file, offset + 4095)
     with Image(file) as image:
-        with pytest.raises(ContentsDiffer, match=rf"block 'ram' page 200 at {offset:#x}: does not match its digest"):
+        said = rf"block 'ram' page 200 at {offset:#x}: does not match its digest"
+        with pytest.raises(ContentsDiffer, match=said) as caught:
             restore(image, {"ram": Destination(path=folder / "ram")}, channels=2, check_digests=True)
+        assert caught.value.hint == "1 bad page; nothing was restored"
         assert folder.names() == ["FILE"]
         restore(image, {"ram": Destination(path=folder / "ram")})  # nobody asked
+        with pytest.raises(ContentsDiffer, match=said) as caught:  # over what is there
+            restore(image, {"ram": Destination(path=folder / "ram")}, check_digests=True)
+        assert caught.value.hint == f"1 bad page; do not use '{folder / 'ram'}'"
     assert folder.names() == ["FILE", "ram"]
 
 

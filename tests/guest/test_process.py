@@ -261,7 +261,7 @@ def test_a_guest_that_fails_says_why(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(Program, "boot", burn)
     before = open_descriptors()
-    with pytest.raises(MachineError, match="failed: RuntimeError: no boot device"):
+    with pytest.raises(MachineError, match="failed: unexpected RuntimeError: no boot device"):
         GuestProcess(GuestSpec.parse("dense,size=1MiB"))
     assert open_descriptors() == before
 

@@ -11,7 +11,7 @@ from support.conformance import ChannelConformance, OpenChannel, aligned
 from support.pictures import PAGE, allocated_pages, content, picture_of, read_all
 from support.sources import huge_file
 
-from parallel_fixedram.core.errors import FormatError, HostError, RequestError
+from parallel_fixedram.core.errors import FormatError, HostError, NoFileError, RequestError
 from parallel_fixedram.core.ramblock import RAMBlock
 from parallel_fixedram.host import aio, linux
 from parallel_fixedram.host.channel import (
@@ -267,7 +267,7 @@ def test_only_regular_files_are_opened_and_a_pipe_does_not_hang(tmp_path: Path) 
                 open_it(path)
     with pytest.raises(RequestError, match="is not a regular file"):
         open_readable(str(tmp_path))
-    with pytest.raises(HostError, match=r"cannot open .*: no such file") as caught:
+    with pytest.raises(NoFileError, match=r"cannot open .*: no such file") as caught:
         open_writable(str(tmp_path / "missing"))
     assert caught.value.errno == errno.ENOENT
 

@@ -9,7 +9,7 @@ from support.conformance import DRAWN, Drawn, PageSourceConformance
 from support.pictures import PAGE, allocated_pages, content, draw, memfd, picture_of
 from support.sources import huge_file
 
-from parallel_fixedram.core.errors import HostError, RequestError
+from parallel_fixedram.core.errors import HostError, NoFileError, RequestError
 from parallel_fixedram.core.protocols import PageSource
 from parallel_fixedram.core.ramblock import PageRange
 from parallel_fixedram.core.units import GIB
@@ -187,7 +187,7 @@ def test_what_is_not_a_file_is_refused_and_a_pipe_does_not_hang(tmp_path: Path) 
     for path in (tmp_path / "pipe", tmp_path, "/dev/null"):
         with pytest.raises(RequestError, match="is not a regular file"):
             opened(path)
-    with pytest.raises(HostError, match=r"cannot open guest RAM .*: no such file"):
+    with pytest.raises(NoFileError, match=r"cannot open guest RAM .*: no such file"):
         opened(tmp_path / "missing")
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from support.pictures import PAGE, allocated_pages, content
 
-from parallel_fixedram.core.errors import CapabilityError, DurabilityError, HostError, RequestError
+from parallel_fixedram.core.errors import CapabilityError, DurabilityError, HostError, NoFileError, RequestError
 from parallel_fixedram.host import linux
 from parallel_fixedram.host.publish import PendingFile, check_target
 
@@ -266,17 +266,17 @@ def test_folders_and_devices_are_no_files(path: Path, overwrite: bool) -> None:
 
 
 def test_a_folder_that_is_none_is_an_error(path: Path) -> None:
-    with pytest.raises(HostError, match="cannot open the folder"):
+    with pytest.raises(NoFileError, match="cannot open the folder"):
         enter(PendingFile(str(path.parent / "missing" / "NAME")))
     path.write_bytes(b"")
-    with pytest.raises(HostError) as caught:
+    with pytest.raises(NoFileError) as caught:
         enter(PendingFile(str(path / "below")))
     assert caught.value.errno == errno.ENOTDIR
 
 
 def test_a_name_that_is_too_long_is_an_error(path: Path) -> None:
     for name in ("n" * 255, "n" * 256):
-        with pytest.raises(HostError) as caught:
+        with pytest.raises(NoFileError) as caught:
             enter(PendingFile(str(path.with_name(name))))
         assert caught.value.errno == errno.ENAMETOOLONG
 

@@ -5,7 +5,7 @@ import pytest
 from support.pictures import PAGE, draw, memfd
 from support.sources import huge_file
 
-from parallel_fixedram.core.errors import HostError, RequestError
+from parallel_fixedram.core.errors import HostError, NoFileError, RequestError
 from parallel_fixedram.core.ramblock import PageRange, RAMBlock
 from parallel_fixedram.host.ram_target import HugeChannel, RamTarget
 
@@ -22,10 +22,12 @@ def test_a_destination_that_is_made_is_private_whatever_the_umask_and_goes_away_
     before = os.umask(0o777)
     try:
         with RamTarget(BLOCK, str(path)):
-            assert (path.stat().st_mode & 0o7777, path.stat().st_size) == (0o600, 4 * PAGE)
+            assert os.listdir(tmp_path) == [".ram.part"]  # not even SIGKILL leaves half a file under its name
+            found = (tmp_path / ".ram.part").stat()
+            assert (found.st_mode & 0o7777, found.st_size) == (0o600, 4 * PAGE)
     finally:
         os.umask(before)
-    assert not path.exists()
+    assert os.listdir(tmp_path) == []
     with RamTarget(BLOCK, str(path)) as target:
         target.keep()
     assert path.stat().st_blocks == 0
@@ -34,7 +36,7 @@ def test_a_destination_that_is_made_is_private_whatever_the_umask_and_goes_away_
 def test_a_destination_that_goes_away_by_itself_is_gone(tmp_path: Path) -> None:
     path = tmp_path / "ram"
     with RamTarget(BLOCK, str(path)):
-        path.unlink()
+        (tmp_path / ".ram.part").unlink()
 
 
 def test_an_existing_file_is_taken_as_it_is_and_never_removed(tmp_path: Path) -> None:
@@ -92,7 +94,7 @@ def test_what_is_not_a_file_is_refused(tmp_path: Path) -> None:
     for path in (str(tmp_path / "pipe"), "/dev/null", str(tmp_path)):
         with pytest.raises(RequestError, match="is not a regular file"):
             enter(RamTarget(BLOCK, path))
-    with pytest.raises(HostError, match="cannot create"):
+    with pytest.raises(NoFileError, match="cannot open the folder"):
         enter(RamTarget(BLOCK, str(tmp_path / "missing" / "ram")))
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from parallel_fixedram.core.errors import HostError
+from parallel_fixedram.core.errors import HostError, NoFileError, RequestError
 from parallel_fixedram.host.shared_memory import SharedMemory
 
 
@@ -23,8 +23,7 @@ def test_a_file_is_for_its_owner_alone_whatever_the_umask(tmp_path: Path, umask:
     before = os.umask(umask)
     try:
         with SharedMemory({"m": 8192}, {"m": str(path)}) as memory:
-            found = path.stat()
-            assert memory.paths == {"m": str(path)}
+            found = os.stat(memory.paths["m"])
     finally:
         os.umask(before)
     assert (stat.S_IMODE(found.st_mode), found.st_size, found.st_blocks) == (0o600, 8192, 0)
@@ -40,10 +39,11 @@ def test_a_file_that_exists_keeps_its_length_its_mode_and_its_name(tmp_path: Pat
     assert stat.S_IMODE(path.stat().st_mode) == 0o640
 
 
-def test_files_that_were_made_go_away_unless_they_are_kept(tmp_path: Path) -> None:
+def test_files_that_were_made_have_their_names_once_they_are_kept(tmp_path: Path) -> None:
     paths = {name: str(tmp_path / name) for name in ("a", "b")}
-    with SharedMemory({"a": 1, "b": 2}, paths):
-        assert sorted(os.listdir(tmp_path)) == ["a", "b"]
+    with SharedMemory({"a": 1, "b": 2}, paths) as memory:
+        assert sorted(os.listdir(tmp_path)) == [".a.part", ".b.part"]
+        assert sorted(memory.paths.values()) == [str(tmp_path / ".a.part"), str(tmp_path / ".b.part")]
     assert os.listdir(tmp_path) == []
     with SharedMemory({"a": 1, "b": 2}, paths) as memory:
         memory.keep()
@@ -51,8 +51,17 @@ def test_files_that_were_made_go_away_unless_they_are_kept(tmp_path: Path) -> No
 
 
 def test_one_that_somebody_else_removed_is_not_missed(tmp_path: Path) -> None:
-    with SharedMemory({"m": 1}, {"m": str(tmp_path / "ram")}):
-        (tmp_path / "ram").unlink()
+    with SharedMemory({"m": 1}, {"m": str(tmp_path / "ram")}) as memory:
+        os.unlink(memory.paths["m"])
+
+
+def test_a_name_that_somebody_else_takes_meanwhile_stays_theirs(tmp_path: Path) -> None:
+    with SharedMemory({"m": 1}, {"m": str(tmp_path / "ram")}) as memory:
+        (tmp_path / "ram").write_bytes(b"theirs")
+        with pytest.raises(RequestError, match="somebody else has made it meanwhile"):
+            memory.keep()
+    assert os.listdir(tmp_path) == ["ram"]
+    assert (tmp_path / "ram").read_bytes() == b"theirs"
 
 
 def test_other_memory_is_anonymous_and_gone_at_the_end() -> None:
@@ -68,7 +77,7 @@ def test_other_memory_is_anonymous_and_gone_at_the_end() -> None:
 def test_relative_paths_become_absolute(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     with SharedMemory({"m": 1}, {"m": "ram"}) as memory:
-        assert memory.paths == {"m": str(tmp_path / "ram")}
+        assert memory.paths == {"m": str(tmp_path / ".ram.part")}
 
 
 def test_a_link_that_leads_nowhere_is_not_followed(tmp_path: Path) -> None:
@@ -80,7 +89,7 @@ def test_a_link_that_leads_nowhere_is_not_followed(tmp_path: Path) -> None:
 
 def test_what_was_made_before_an_error_is_gone(tmp_path: Path) -> None:
     paths = {"a": str(tmp_path / "a"), "b": str(tmp_path / "no" / "b")}
-    with pytest.raises(HostError, match="cannot create"):
+    with pytest.raises(NoFileError, match="cannot open the folder"):
         SharedMemory({"a": 1, "c": 1, "b": 1}, paths).__enter__()
     with pytest.raises(HostError, match="cannot size"):
         SharedMemory({"a": 1 << 62}, {"a": str(tmp_path / "a")}).__enter__()

@@ -254,9 +254,13 @@ class FakeQmp:
         """Names of the commands that have come, without qmp_capabilities."""
         return [name for name, _ in self.requests if name != "qmp_capabilities"]
 
-    def close(self) -> None:
+    def kill(self) -> None:
+        """End the process, and wait for that; it is still ours to close."""
         self._process.kill()
         self._process.join(TIMEOUT)
+
+    def close(self) -> None:
+        self.kill()
         self._process.close()
         os.close(self.pidfd)
         os.close(self._record)

@@ -1,0 +1,52 @@
+"""Guests that ``restore`` and ``clone`` have started, and that live on: which there are, and their end."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from parallel_fixedram.core.errors import RequestError
+from parallel_fixedram.core.report import GuestsReport
+from parallel_fixedram.qemu.guests import Survey, stop
+
+
+def list_guests() -> GuestsReport:
+    """The guests of this user that live, wherever their run folders are; those of ended ones are removed.
+
+    Raises:
+        HostError: the system does not tell which processes live.
+    """
+    with Survey() as survey:
+        return GuestsReport(
+            guests=tuple(guest.report() for guest in survey.guests),
+            ended=tuple(survey.ended),
+            stopped=(),
+            notes=(*_busy(survey), *survey.notes),
+        )
+
+
+def stop_guests(names: Sequence[str] = (), *, everything: bool = False) -> GuestsReport:
+    """End guests of this user: by ``quit`` of their monitor, else by SIGTERM, else by SIGKILL.
+
+    Args:
+        names: ``NAME/N`` for one guest, ``NAME`` for all that one command has started, or the path of a run folder.
+        everything: end all there are.
+
+    Raises:
+        RequestError: neither or both are given, or there is no guest of a name. None was ended.
+        MachineError: a command is still at work with one, and none was ended; or one does not end.
+        HostError: the system does not tell which processes live, or refuses a signal.
+    """
+    if bool(names) == everything:
+        raise RequestError("names of guests are needed, or --all, and not both")
+    with Survey(names) as survey:
+        guests, ended = (survey.guests, survey.ended) if everything else survey.chosen(names)
+        return GuestsReport(
+            guests=(),
+            ended=tuple(ended),
+            stopped=tuple(stop(guests)),
+            notes=(*(_busy(survey) if everything else ()), *survey.notes),
+        )
+
+
+def _busy(survey: Survey) -> list[str]:
+    return [f"a command is still at work with {name!r}" for name in survey.busy]

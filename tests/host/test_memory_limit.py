@@ -1,0 +1,113 @@
+"""What the control groups of a process leave it, of either version, inside a container and outside."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from parallel_fixedram.core.errors import HostError
+from parallel_fixedram.guest import process
+from parallel_fixedram.guest.process import GuestProcess
+from parallel_fixedram.guest.spec import GuestSpec
+from parallel_fixedram.host import memory_limit
+from parallel_fixedram.host.memory_limit import memory_room, memory_until_killed
+
+NO_LIMIT = {"cgroup": "9223372036854771712", "cgroup2": "max"}
+NAMES = {
+    "cgroup": ("memory.limit_in_bytes", "memory.usage_in_bytes"),
+    "cgroup2": ("memory.max", "memory.current"),
+}
+STAT = {
+    "cgroup": "inactive_file 1\nactive_file 1\ntotal_inactive_file 20\ntotal_active_file 10\n",
+    "cgroup2": "anon 5\ninactive_file 20\nactive_file 10\n",
+}
+
+
+class System:
+    """Control groups of one version, as /proc and a mount of them show them.
+
+    Args:
+        folder: for all of it.
+        kind: ``cgroup`` or ``cgroup2``.
+        inside: the group that the process is in.
+        root: the group that is mounted, which a container sees as the root.
+    """
+
+    def __init__(self, folder: Path, kind: str, inside: str, root: str = "/") -> None:
+        self.kind, self.point = kind, folder / "mount"
+        self.mounts, self.groups = folder / "mountinfo", folder / "cgroup"
+        options = "rw,memory" if kind == "cgroup" else "rw"
+        self.mounts.write_text(
+            "23 1 0:22 / /proc rw - proc proc rw\n"
+            f"31 23 0:28 {root} {self.point} rw,relatime shared:1 - {kind} {kind} {options}\n"
+        )
+        self.groups.write_text(f"5:cpu:/other\n4:memory:{inside}\n" if kind == "cgroup" else f"0::{inside}\n")
+
+    def group(self, path: str, limit: int | None, used: int) -> None:
+        """Make a group with a limit."""
+        folder = self.point / path
+        folder.mkdir(parents=True, exist_ok=True)
+        limits, usage = NAMES[self.kind]
+        (folder / limits).write_text(f"{NO_LIMIT[self.kind] if limit is None else limit}\n")
+        (folder / usage).write_text(f"{used}\n")
+        (folder / "memory.stat").write_text(STAT[self.kind])
+
+
+@pytest.fixture(params=["cgroup", "cgroup2"])
+def kind(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
+def use(monkeypatch: pytest.MonkeyPatch, system: System) -> None:
+    monkeypatch.setattr(memory_limit, "_MOUNTS", str(system.mounts))
+    monkeypatch.setattr(memory_limit, "_GROUPS", str(system.groups))
+
+
+def test_what_is_cached_of_files_makes_room(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, kind: str) -> None:
+    system = System(tmp_path, kind, "/a/b")
+    use(monkeypatch, system)
+    assert memory_until_killed(1) is None
+    system.group("a/b", None, 10)
+    system.group("a", 1000, 900)
+    assert memory_until_killed(1) == 100 + 30
+    assert memory_room(1) == 100
+    system.group("a/b", 500, 490)
+    assert memory_until_killed(1) == 10 + 30
+
+
+@pytest.mark.parametrize(
+    ("inside", "root"), [("/", "/"), ("/docker/x", "/docker/x"), ("/docker/x/y", "/docker/x"), ("/a/b", "/")]
+)
+def test_the_limit_of_a_container_is_that_of_the_root_it_sees(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, kind: str, inside: str, root: str
+) -> None:
+    system = System(tmp_path, kind, inside, root)
+    use(monkeypatch, system)
+    system.group("", 1000, 900)
+    assert memory_until_killed(1) == 130
+
+
+@pytest.mark.parametrize("inside", ["/docker/other", "/../outside", "/docker/xy"])
+def test_groups_that_are_not_seen_here_limit_nothing(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, kind: str, inside: str
+) -> None:
+    system = System(tmp_path, kind, inside, "/docker/x")
+    use(monkeypatch, system)
+    system.group("", 1000, 900)
+    assert memory_until_killed(1) is None
+
+
+def test_only_what_is_killed_for_counts(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    system = System(tmp_path, "cgroup2", "/a")
+    use(monkeypatch, system)
+    system.group("a", 1000, 900)
+    (system.point / "a" / "memory.high").write_text("901\n")
+    assert (memory_room(1), memory_until_killed(1)) == (1, 130)
+
+
+def test_a_guest_that_its_control_group_would_be_killed_for_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(process, "memory_until_killed", lambda _pid: 1 << 20)
+    with pytest.raises(HostError, match=r"writes 2\.0 MiB of RAM, but only 1\.0 MiB of memory are available to this"):
+        GuestProcess(GuestSpec.parse("dense,size=2MiB"))
+    GuestProcess(GuestSpec.parse("zero,size=2MiB")).close()  # it writes nothing
