@@ -10,8 +10,9 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Self
 
-from parallel_fixedram.cli import bench_results, common
+from parallel_fixedram.cli import bench_results, common, output
 from parallel_fixedram.core.errors import RequestError
+from parallel_fixedram.core.schemas import stamped
 from parallel_fixedram.core.units import format_count
 
 if TYPE_CHECKING:
@@ -49,10 +50,7 @@ def register(subparsers: common.Subparsers[Any]) -> None:
     verbs = parser.add_subparsers(dest="bench_verb", metavar="COMMAND", required=True)
     _register_run(verbs)
     bench_results.register(verbs)
-    for each in verbs.choices.values():
-        each.add_argument(
-            "--debug", action="store_true", default=argparse.SUPPRESS, help="show tracebacks and debug messages"
-        )
+    common.add_manner_options(parser)
 
 
 def with_run(argv: Sequence[str]) -> Sequence[str]:
@@ -107,16 +105,17 @@ def run(args: argparse.Namespace) -> int:
         plans = [make_plan(each.cases) for each in scenarios]
         _show_plans(scenarios, plans, outputs, as_json=args.json)
         return 0
-    for scenario, output in zip(scenarios, outputs, strict=True):
-        check_output(scenario, output, resume=args.resume, overwrite=args.overwrite)
+    for scenario, path in zip(scenarios, outputs, strict=True):
+        check_output(scenario, path, resume=args.resume, overwrite=args.overwrite)
     found = []
-    for scenario, output in zip(scenarios, outputs, strict=True):
-        found.append(_run_one(args, scenario, output))
+    for scenario, path in zip(scenarios, outputs, strict=True):
+        found.append(_run_one(args, scenario, path))
         if not args.json:
-            _print_run_set(found[-1], output)
+            _print_run_set(found[-1], path)
     if args.json:
         both = zip(found, outputs, strict=True)
-        common.print_json({"verb": "bench run", "runs": [_summary(each, output) for each, output in both]})
+        runs = [_summary(each, path) for each, path in both]
+        output.print_json(stamped("bench_run", {"verb": "bench run", "runs": runs}))
     return 0
 
 
@@ -147,16 +146,16 @@ def _show_plans(scenarios: list[Scenario], plans: list[Plan], outputs: list[str]
         {
             "scenario": scenario.name,
             "question": scenario.question,
-            "file": output,
+            "file": path,
             "cases": [case.id for case in plan.cases],
             "missing": [{"way": each.way, "why": each.why, "cases": list(each.cases)} for each in plan.missing],
             "runs": runs(plan, scenario),
             "rough_seconds": rough_seconds(plan, scenario),
         }
-        for scenario, plan, output in zip(scenarios, plans, outputs, strict=True)
+        for scenario, plan, path in zip(scenarios, plans, outputs, strict=True)
     ]
     if as_json:
-        common.print_json({"verb": "bench run", "dry_run": True, "plans": found})
+        output.print_json(stamped("bench_plan", {"verb": "bench run", "dry_run": True, "plans": found}))
         return
     for scenario, plan, each in zip(scenarios, plans, found, strict=True):
         print(f"{scenario.name}: {scenario.question}")
@@ -241,7 +240,7 @@ class _RunsBar:
 
     def __init__(self, name: str) -> None:
         self._name = name
-        self._wanted = sys.stderr.isatty()
+        self._wanted = sys.stderr.isatty() and not output.MANNER.quiet
         self._progress: Progress | None = None
         self._task: TaskID | None = None
 

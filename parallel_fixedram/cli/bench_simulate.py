@@ -7,8 +7,9 @@ import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from parallel_fixedram.cli import common
+from parallel_fixedram.cli import common, output
 from parallel_fixedram.core.errors import RequestError
+from parallel_fixedram.core.schemas import stamped
 from parallel_fixedram.core.units import format_rate, format_size, parse_size
 
 if TYPE_CHECKING:
@@ -103,7 +104,7 @@ def run(args: argparse.Namespace) -> int:
     target, origin = _target(args, done)
     points = extrapolate(target)
     if args.json:
-        common.print_json(_json(args, done, left, target, origin, points))
+        output.print_json(stamped("bench_simulate", _json(args, done, left, target, origin, points)))
         return 0
     if run_set:
         _print_calibrations(done, left)

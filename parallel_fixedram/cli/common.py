@@ -1,33 +1,25 @@
-"""What several verbs share: options, output, the progress bar."""
+"""What several verbs share: options, and lines of a report."""
 
 from __future__ import annotations
 
 import argparse
-import contextlib
 import math
 import os
 import re
-import sys
-import time
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any
 
 from parallel_fixedram.core.capabilities import Profile
 from parallel_fixedram.core.errors import RequestError
 from parallel_fixedram.core.qmp_address import qmp_socket
-from parallel_fixedram.core.units import format_count, format_size, parse_size
+from parallel_fixedram.core.units import format_count, parse_size
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from rich.progress import Progress, TaskID
-
     from parallel_fixedram.app import RamFile
     from parallel_fixedram.core.protocols import Machine
     from parallel_fixedram.core.report import ChoiceReport
-
-PROGRESS_AFTER_SECONDS = 1.0
-"""What takes less time than this shows no progress bar."""
 
 _RAM_OPTION = re.compile(r",(offset|size)=([^,]*)$")
 
@@ -44,7 +36,18 @@ def add_verb(subparsers: Subparsers[Any], name: str, *, summary: str, about: str
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--json", action="store_true", help="one JSON object on stdout instead of text")
+    add_manner_options(parser)
     return parser
+
+
+def add_manner_options(parser: Any) -> None:
+    """Options that may stand before a verb and behind it."""
+    parser.add_argument(
+        "-q", "--quiet", action="store_true", default=argparse.SUPPRESS, help="say nothing but errors (and --json)"
+    )
+    parser.add_argument(
+        "--debug", action="store_true", default=argparse.SUPPRESS, help="show tracebacks and debug messages"
+    )
 
 
 def parse_change(text: str) -> tuple[str, bool]:
@@ -275,88 +278,3 @@ def did_you_mean(name: str, known: Sequence[str]) -> str:
 
     near = difflib.get_close_matches(name, known, n=3, cutoff=0.6)
     return f"did you mean {' or '.join(map(repr, near))}?" if near else f"there are {', '.join(known)}"
-
-
-def print_json(value: dict[str, Any]) -> None:
-    """One JSON object on stdout."""
-    import json
-
-    print(json.dumps(value, indent=2))
-
-
-def warn(message: str) -> None:
-    """One line on stderr."""
-    try:
-        sys.stderr.write(f"parallel-fixedram: {message}\n")
-        sys.stderr.flush()
-    except OSError:
-        pass
-
-
-class ProgressBar:
-    """Context manager and progress function: a bar on stderr, on a terminal only, for what takes over a second."""
-
-    def __init__(self) -> None:
-        self._wanted = sys.stderr.isatty()
-        self._started = time.monotonic()
-        self._progress: Progress | None = None
-        self._task: TaskID | None = None
-        self._phase = ""
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        if self._progress is not None:
-            with contextlib.suppress(OSError):  # a terminal that went away is no reason to fail
-                self._progress.stop()
-
-    def __call__(self, phase: str, done: int, total: int) -> None:
-        """Show that ``done`` of ``total`` bytes of a phase are through."""
-        if not self._wanted or time.monotonic() - self._started < PROGRESS_AFTER_SECONDS:
-            return
-        try:
-            self._show(phase, done, total)
-        except OSError:
-            self._wanted = False
-
-    def _show(self, phase: str, done: int, total: int) -> None:
-        if self._progress is None:
-            self._progress = _bar()
-            self._progress.start()
-        if phase != self._phase or self._task is None:
-            if self._task is not None:
-                self._progress.remove_task(self._task)
-            self._task, self._phase = self._progress.add_task(phase, total=total), phase
-        self._progress.update(self._task, completed=done, total=total)
-
-
-def _bar() -> Progress:
-    from rich.console import Console
-    from rich.progress import (
-        BarColumn,
-        DownloadColumn,
-        Progress,
-        ProgressColumn,
-        Task,
-        TextColumn,
-        TimeRemainingColumn,
-    )
-    from rich.text import Text
-
-    class RateColumn(ProgressColumn):
-        """Bytes a second in binary units, as the bytes before them."""
-
-        def render(self, task: Task) -> Text:
-            speed = task.finished_speed or task.speed
-            return Text("?" if speed is None else f"{format_size(int(speed))}/s", style="progress.data.speed")
-
-    return Progress(
-        TextColumn("{task.description}"),
-        BarColumn(),
-        DownloadColumn(binary_units=True),
-        RateColumn(),
-        TimeRemainingColumn(),
-        console=Console(stderr=True),
-        transient=True,
-    )

@@ -11,8 +11,9 @@ import time
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
-from parallel_fixedram.cli import common
+from parallel_fixedram.cli import common, output
 from parallel_fixedram.core.errors import CapabilityError, ContentsDiffer, HostError, RequestError
+from parallel_fixedram.core.schemas import stamped
 from parallel_fixedram.core.units import format_rate, format_size, parse_size
 
 if TYPE_CHECKING:
@@ -82,15 +83,14 @@ def run(args: argparse.Namespace) -> int:
         say(_live_lines(live))
         say(f"done in {time.monotonic() - started:.1f} s")
     if args.json:
-        common.print_json(
-            {
-                "verb": "demo",
-                "refusal": refusal,
-                "saves": [to_json(report) for report in saves],
-                "live": to_json(live),
-                "sequential_bytes": _sequential_bytes(live),
-            }
-        )
+        told = {
+            "verb": "demo",
+            "refusal": refusal,
+            "saves": [to_json(report) for report in saves],
+            "live": to_json(live),
+            "sequential_bytes": _sequential_bytes(live),
+        }
+        output.print_json(stamped("demo", told))
     return 0
 
 

@@ -7,6 +7,7 @@ Exit codes: 0 done; 1 contents differ; 2 usage, or refused by the capability gat
 from __future__ import annotations
 
 import argparse
+import contextlib
 import gc
 import importlib
 import io
@@ -14,14 +15,14 @@ import logging
 import os
 import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from types import FrameType
 from typing import Any, NoReturn, TextIO
 
-from parallel_fixedram.cli.common import did_you_mean
+from parallel_fixedram.cli.common import add_manner_options, did_you_mean
+from parallel_fixedram.cli.output import MANNER, PROGRAM, complain
 from parallel_fixedram.core.errors import FixedRamError, HostError, os_message
 
-PROGRAM = "parallel-fixedram"
 VERBS = ("demo", "save", "plan", "restore", "clone", "verify", "inspect", "diff", "caps", "bench")
 """One module of this package each, with ``register(subparsers)`` and ``run(args) -> int``; in the order of ``--help``.
 
@@ -53,7 +54,7 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         """Exit with code 2."""
-        complain(message, f"see {self.prog} --help")
+        complain(2, message, f"see {self.prog} --help")
         raise SystemExit(2)
 
 
@@ -65,18 +66,6 @@ class _Version(argparse.Action):
 
         print(f"{PROGRAM} {version(PROGRAM)}")
         parser.exit()
-
-
-def complain(message: str, hint: str = "") -> None:
-    """One line on stderr, and at most one line of hint; a closed stderr is not an error of ours."""
-    lines = [f"error: {message}", f"hint: {hint}"] if hint else [f"error: {message}"]
-    # an argument may contain line breaks, and a message may quote it
-    text = "".join(f"{PROGRAM}: " + line.replace("\r", "\\r").replace("\n", "\\n") + "\n" for line in lines)
-    try:
-        sys.stderr.write(text)
-        sys.stderr.flush()
-    except OSError:
-        pass
 
 
 def build_parser(verbs: Sequence[str] = VERBS) -> argparse.ArgumentParser:
@@ -91,10 +80,7 @@ def build_parser(verbs: Sequence[str] = VERBS) -> argparse.ArgumentParser:
     subparsers = parser.add_subparsers(dest="verb", metavar="VERB", required=True, parser_class=Parser)
     for verb in verbs:
         importlib.import_module(f"parallel_fixedram.cli.{verb}").register(subparsers)
-    for each in (parser, *subparsers.choices.values()):  # it may stand before the verb or after it
-        each.add_argument(
-            "--debug", action="store_true", default=argparse.SUPPRESS, help="show tracebacks and debug messages"
-        )
+    add_manner_options(parser)
     return parser
 
 
@@ -104,28 +90,31 @@ def main(argv: Sequence[str] | None = None) -> int:
     if alone:
         _prepare_process()
     _prepare_streams()
-    args = argparse.Namespace(debug=False)
+    args = argparse.Namespace(debug=False, quiet=False)
     try:
         for signum in _SIGNALS:
             if signal.getsignal(signum) is not signal.SIG_IGN:  # what nohup protects from stays so
                 signal.signal(signum, _interrupt)
         verb, argv, args.command = _split_command(sys.argv[1:] if argv is None else argv)
+        MANNER.as_json = "--json" in argv  # also for errors that are found before arguments are understood
         if not argv:
             build_parser().print_help()
             return 2
         if verb and verb not in VERBS:
-            complain(f"there is no verb {verb!r}", did_you_mean(verb, VERBS))
+            complain(2, f"there is no verb {verb!r}", did_you_mean(verb, VERBS))
             return 2
         # the options of other verbs need not be made
         _, unknown = build_parser([verb] if verb in VERBS else VERBS).parse_known_args(argv, args)
         if unknown:
-            complain(f"unrecognized arguments: {' '.join(unknown)}", _hint_for_unknown(args))
+            complain(2, f"unrecognized arguments: {' '.join(unknown)}", _hint_for_unknown(args))
             return 2
-        logging.basicConfig(level=logging.DEBUG if args.debug else logging.WARNING, format=f"{PROGRAM}: %(message)s")
-        code = int(args.run(args))
+        MANNER.quiet = args.quiet
+        logging.basicConfig(level=_log_level(args), format=f"{PROGRAM}: %(message)s")
+        with _without_text() if args.quiet and not args.json else contextlib.nullcontext():
+            code = int(args.run(args))
         sys.stdout.flush()
     except Interrupted as stop:
-        complain(f"interrupted by {stop}")
+        complain(128 + stop.signum, f"interrupted by {stop}")
         return 128 + stop.signum
     except Exception as error:  # the outermost caller: expected or not, it becomes one line and an exit code
         if args.debug:
@@ -152,6 +141,21 @@ def _split_command(argv: Sequence[str]) -> tuple[str, Sequence[str], Sequence[st
     return verb, argv, None
 
 
+def _log_level(args: argparse.Namespace) -> int:
+    if args.debug:
+        return logging.DEBUG
+    if args.json:  # stderr has one object or none
+        return logging.CRITICAL
+    return logging.ERROR if args.quiet else logging.WARNING
+
+
+@contextlib.contextmanager
+def _without_text() -> Iterator[None]:
+    """What is printed goes nowhere."""
+    with open(os.devnull, "w") as nowhere, contextlib.redirect_stdout(nowhere):
+        yield
+
+
 def _hint_for_unknown(args: argparse.Namespace) -> str:
     """What to do about arguments that no verb knows."""
     if args.verb in WITH_COMMAND and args.command is None:
@@ -162,15 +166,16 @@ def _hint_for_unknown(args: argparse.Namespace) -> str:
 def _failed(error: Exception, *, debug: bool) -> int:
     """Say what went wrong; returns the exit code."""
     if isinstance(error, FixedRamError):
-        complain(error.message, error.hint)
+        complain(error.exit_code, error.message, error.hint)
         return error.exit_code
     if isinstance(error, BrokenPipeError):
         return 128 + signal.SIGPIPE
     if isinstance(error, OSError) and _is_broken(sys.stdout):
-        complain(f"cannot write to stdout: {os_message(error.errno or 0)}")
+        complain(HostError.exit_code, f"cannot write to stdout: {os_message(error.errno or 0)}")
         return HostError.exit_code
     # 1, which an uncaught exception ends with, would say that contents differ
-    complain(f"unexpected {type(error).__name__}: {error}", "" if debug else "--debug shows where it came from")
+    hint = "" if debug else "--debug shows where it came from"
+    complain(HostError.exit_code, f"unexpected {type(error).__name__}: {error}", hint)
     return HostError.exit_code
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import TYPE_CHECKING, Any
 
-from parallel_fixedram.cli import common
+from parallel_fixedram.cli import common, output
 from parallel_fixedram.core.units import format_count, format_size
 
 if TYPE_CHECKING:
@@ -40,7 +40,7 @@ def run(args: argparse.Namespace) -> int:
 
     report = app.plan(common.source(args), args.file, **common.gate_arguments(args), **common.choice_arguments(args))
     if args.json:
-        common.print_json(to_json(report))
+        output.print_json(to_json(report))
     else:
         _print(report)
     return 0

@@ -6,7 +6,8 @@ import argparse
 import os
 from typing import TYPE_CHECKING, Any
 
-from parallel_fixedram.cli import common
+from parallel_fixedram.cli import common, output
+from parallel_fixedram.cli.progress import ProgressBar
 from parallel_fixedram.core.errors import HostError, RequestError
 from parallel_fixedram.core.units import format_count, format_rate, format_size
 from parallel_fixedram.core.uri import parse_uri
@@ -79,7 +80,7 @@ def run(args: argparse.Namespace) -> int:
         raise RequestError(f"--trace {args.trace!r} would replace the file that is saved")
 
     shards: list[ShardTrace] = []
-    with common.ProgressBar() as progress:
+    with ProgressBar() as progress:
         report = app.save(
             machine,
             args.file,
@@ -96,9 +97,9 @@ def run(args: argparse.Namespace) -> int:
     if args.trace:
         _write_trace(args.trace, shards)
     for note in report.notes:
-        common.warn(f"note: {note}")
+        output.warn(f"note: {note}")
     if args.json:
-        common.print_json(to_json(report))
+        output.print_json(to_json(report))
     else:
         _print(report)
     return 0
