@@ -11,6 +11,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Self
 
 from parallel_fixedram.cli import bench_results, common, output
+from parallel_fixedram.cli.help_text import HelpFormatter
 from parallel_fixedram.core.errors import RequestError
 from parallel_fixedram.core.schemas import stamped
 from parallel_fixedram.core.units import format_count
@@ -30,7 +31,8 @@ RESULTS = os.path.join("bench", "results")
 
 _EXAMPLES = """  parallel-fixedram bench smoke --dry-run
   parallel-fixedram bench run channels gaps --folder /var/tmp
-  parallel-fixedram bench bench/scenarios/qemu.toml --repeats 3 --output /tmp/qemu.json --json"""
+  parallel-fixedram bench bench/scenarios/qemu.toml --repeats 3 \\
+      --output /tmp/qemu.json --json"""
 
 _ABOUT = """Runs are described by scenarios: TOML files, named by path, or by name where they lie in a folder
 scenarios or bench/scenarios. Pictures and comparisons are made from stored results only.
@@ -45,11 +47,13 @@ def register(subparsers: common.Subparsers[Any]) -> None:
         help="performance experiments: raw results as JSON, and what is made of them",
         description=_ABOUT,
         epilog=f"examples:\n{_EXAMPLES}",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        formatter_class=HelpFormatter,
     )
     verbs = parser.add_subparsers(dest="bench_verb", metavar="COMMAND", required=True)
     _register_run(verbs)
     bench_results.register(verbs)
+    for each in verbs.choices.values():
+        common.add_manner_options(each, json=True)
     common.add_manner_options(parser)
 
 

@@ -15,7 +15,8 @@ if TYPE_CHECKING:
 
 _COMPARE = """two files of results of yours:
   parallel-fixedram bench compare before.json after.json
-  parallel-fixedram bench compare --metric pause --threshold 1.2 before.json after.json"""
+  parallel-fixedram bench compare --metric pause --threshold 1.2 \\
+      before.json after.json"""
 _REPORT = """  parallel-fixedram bench report channels.json gaps.json --output report.html"""
 _PICTURES = """  parallel-fixedram bench pictures channels.json --folder pictures"""
 _METRICS = ("total", "last_write", "pause")

@@ -9,6 +9,7 @@ import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from parallel_fixedram.cli.help_text import HelpFormatter
 from parallel_fixedram.core.capabilities import Profile
 from parallel_fixedram.core.errors import RequestError
 from parallel_fixedram.core.qmp_address import qmp_socket
@@ -27,25 +28,25 @@ Subparsers = argparse._SubParsersAction  # argparse has no public name for what 
 
 
 def add_verb(subparsers: Subparsers[Any], name: str, *, summary: str, about: str, examples: str) -> Any:
-    """A parser for a verb, with ``--json`` and examples that work."""
-    parser = subparsers.add_parser(
+    """A parser for a verb, with examples that work; gets ``add_manner_options`` when it has its own."""
+    return subparsers.add_parser(
         name,
         help=summary,
         description=about,
         epilog=f"examples:\n{examples}",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        formatter_class=HelpFormatter,
     )
-    parser.add_argument("--json", action="store_true", help="one JSON object on stdout instead of text")
-    add_manner_options(parser)
-    return parser
 
 
-def add_manner_options(parser: Any) -> None:
-    """Options that may stand before a verb and behind it."""
-    parser.add_argument(
+def add_manner_options(parser: Any, *, json: bool = False) -> None:
+    """How the command talks; but for ``--json`` these options may stand before a verb and behind it."""
+    group = parser.add_argument_group("output")
+    if json:
+        group.add_argument("--json", action="store_true", help="one JSON object instead of text, also for an error")
+    group.add_argument(
         "-q", "--quiet", action="store_true", default=argparse.SUPPRESS, help="say nothing but errors (and --json)"
     )
-    parser.add_argument(
+    group.add_argument(
         "--debug", action="store_true", default=argparse.SUPPRESS, help="show tracebacks and debug messages"
     )
 
@@ -68,10 +69,12 @@ def add_rule_options(parser: Any) -> None:
         "--profile",
         choices=[str(profile) for profile in Profile],
         default=str(Profile.FIXED_RAM),
-        help="whose rules: QEMU 8.2 with the fixed-ram patch (default), or QEMU 10.0",
+        help="whose rules say what goes together: QEMU 8.2 with the fixed-ram patch (default), or QEMU 10.0",
     )
     parser.add_argument(
-        "--experimental-multifd", action="store_true", help="lift the rule against fixed-ram with multifd, no other"
+        "--experimental-multifd",
+        action="store_true",
+        help="allow fixed-ram with multifd, more than one channel; lifts no other rule",
     )
 
 
@@ -89,18 +92,27 @@ def auto_or_number(text: str) -> int | None:
 
 def add_choice_options(parser: Any) -> None:
     """How to write: what is not given is chosen."""
-    parser.add_argument(
-        "--direct-io", choices=("auto", "on", "off"), default="auto", help="bypass the page cache (default auto)"
+    group = parser.add_argument_group("how to write", "what is not given follows from what writes cost there")
+    group.add_argument(
+        "--direct-io",
+        choices=("auto", "on", "off"),
+        default="auto",
+        help="whether to write past the page cache (default auto)",
     )
-    parser.add_argument(
+    group.add_argument(
         "--gap-pages",
         type=auto_or_number,
         metavar="N",
-        help="write gaps of up to N pages along to save calls (default auto: as the device makes it worthwhile)",
+        help="write up to N unchanged pages between two others along, if one write is cheaper than two (default auto)",
     )
-    parser.add_argument("--shard-pages", type=auto_or_number, metavar="N", help="pages of a shard (default auto)")
-    parser.add_argument(
-        "--calibrate", action="store_true", help="measure what writes cost in that folder, even if it is known"
+    group.add_argument(
+        "--shard-pages",
+        type=auto_or_number,
+        metavar="N",
+        help="pages that a worker is handed at a time (default auto)",
+    )
+    group.add_argument(
+        "--calibrate", action="store_true", help="measure what writes cost there, even if it is known: about a second"
     )
 
 
@@ -125,22 +137,24 @@ def add_gate_options(parser: Any, *, auto: bool = False) -> None:
         parser: gets the options.
         auto: whether the number of channels may be left open.
     """
-    parser.add_argument(
+    group = parser.add_argument_group("channels and capabilities")
+    group.add_argument(
         "--channels",
         type=auto_or_number if auto else int,
         default=1,
         metavar="N|auto" if auto else "N",
-        help="worker processes (default 1; more than one is multifd" + ("; auto: as many as pay)" if auto else ")"),
+        help="worker processes (default 1); more than one is multifd, which needs --experimental-multifd"
+        + ("; auto: as many as pay" if auto else ""),
     )
-    parser.add_argument(
+    group.add_argument(
         "--cap",
         action="append",
         default=[],
         type=parse_change,
         metavar="NAME[=on|off]",
-        help="ask the capability gate for more; may be repeated",
+        help="a further migration capability that is to be on or off (caps lists them); may be repeated",
     )
-    add_rule_options(parser)
+    add_rule_options(group)
 
 
 def gate_arguments(args: argparse.Namespace) -> dict[str, Any]:
@@ -210,10 +224,21 @@ def qmp_arguments(args: argparse.Namespace) -> dict[str, Any]:
     return {"pid": args.pid, "timeout": args.qmp_timeout}
 
 
+SOURCE_USAGE = "\n       ".join(
+    f"%(prog)s FILE {source} [options]" for source in ("--guest SPEC", "--qmp SOCKET", "--ram IDSTR=PATH ...")
+)
+
+
 def add_source_options(parser: Any) -> None:
     """What is to be saved: exactly one of three."""
-    group = parser.add_argument_group("source (exactly one)")
-    group.add_argument("--guest", metavar="SPEC", help="the built-in guest, such as dense,size=1GiB,seed=7")
+    group = parser.add_argument_group("source", "exactly one of --guest, --qmp and --ram")
+    group.add_argument(
+        "--guest",
+        metavar="SPEC",
+        help="the built-in guest: zero, dense, random, hot, sweep or text, and behind it, with commas, any of "
+        "size=SIZE, seed=N, fraction=SHARE (of RAM that it writes), rate=SIZE (that it writes a second when it runs) "
+        "and steps=N (after which it idles)",
+    )
     add_qmp_options(group)
     add_ram_option(group, "shared memory of a guest; whoever runs on it has to be stopped")
 

@@ -20,6 +20,7 @@ from types import FrameType
 from typing import Any, NoReturn, TextIO
 
 from parallel_fixedram.cli.common import add_manner_options, did_you_mean
+from parallel_fixedram.cli.help_text import HelpFormatter
 from parallel_fixedram.cli.output import MANNER, PROGRAM, complain
 from parallel_fixedram.core.errors import FixedRamError, HostError, os_message
 
@@ -74,12 +75,20 @@ def build_parser(verbs: Sequence[str] = VERBS) -> argparse.ArgumentParser:
         prog=PROGRAM,
         description="Save a virtual machine's RAM into a file in which every page has a fixed offset, with worker "
         "processes that write disjoint parts of it in parallel; restore, clone, verify and compare it.",
-        epilog=f"example: {PROGRAM} demo",
+        epilog=f"Begin with {PROGRAM} demo; {PROGRAM} VERB --help shows the options of a verb, and "
+        "examples that work.\n\n"
+        "Sizes are bytes, or have a suffix: 64KiB, 1.5GiB (1024), 2GB (1000), 1G (1024, as in QEMU).\n\n"
+        "Exit codes: 0 done; 1 contents differ; 2 usage, or refused by the capability gate; 3 the file is not what it "
+        "should be; 4 the guest, or QEMU; 5 the host; 6 published, but durability unknown; 128 + n signal n.",
+        formatter_class=HelpFormatter,
     )
     parser.add_argument("--version", action=_Version, nargs=0, help="show the version and exit")
     subparsers = parser.add_subparsers(dest="verb", metavar="VERB", required=True, parser_class=Parser)
     for verb in verbs:
         importlib.import_module(f"parallel_fixedram.cli.{verb}").register(subparsers)
+    for verb, each in subparsers.choices.items():
+        if verb != "bench":  # whose commands have them
+            add_manner_options(each, json=True)
     add_manner_options(parser)
     return parser
 

@@ -11,7 +11,8 @@ from parallel_fixedram.core.units import format_count, format_size
 if TYPE_CHECKING:
     from parallel_fixedram.core.report import PlanReport
 
-_EXAMPLES = """  parallel-fixedram plan /tmp/guest.mr --guest random,size=256MiB --channels auto --experimental-multifd
+_EXAMPLES = """  parallel-fixedram plan /tmp/guest.mr --guest random,size=256MiB \\
+      --channels auto --experimental-multifd
   parallel-fixedram plan /tmp/vm.mr --qmp /tmp/qmp --calibrate"""
 
 
@@ -27,6 +28,7 @@ def register(subparsers: common.Subparsers[Any]) -> None:
         examples=_EXAMPLES,
     )
     parser.add_argument("file", metavar="FILE", help="the file that would be written; it may exist")
+    parser.usage = common.SOURCE_USAGE
     common.add_source_options(parser)
     common.add_gate_options(parser, auto=True)
     common.add_choice_options(parser)

@@ -12,7 +12,8 @@ from parallel_fixedram.core.units import format_rate, format_size
 
 _EXAMPLES = """  parallel-fixedram restore /tmp/vm.mr -- qemu-system-x86_64 -m 1G -display none
   parallel-fixedram restore /tmp/guest.mr --ram pc.ram=/dev/shm/restored
-  parallel-fixedram restore /tmp/guest.mr --ram pc.ram=/dev/shm/restored --verify --channels 2 --experimental-multifd"""
+  parallel-fixedram restore /tmp/guest.mr --ram pc.ram=/dev/shm/restored \\
+      --verify --channels 2 --experimental-multifd"""
 
 
 def register(subparsers: common.Subparsers[Any]) -> None:

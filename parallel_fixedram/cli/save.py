@@ -21,10 +21,13 @@ MAX_ROUNDS = 16
 _WORTH_A_LINE_SECONDS = 0.05
 
 _EXAMPLES = """  parallel-fixedram save /tmp/guest.mr --guest dense,size=256MiB --overwrite
-  parallel-fixedram save /tmp/guest.mr --guest text,size=256MiB --overwrite --channels 2 --experimental-multifd
-  parallel-fixedram save /tmp/guest.mr --guest random,size=256MiB --overwrite --channels auto --experimental-multifd
+  parallel-fixedram save /tmp/guest.mr --guest text,size=256MiB --overwrite \\
+      --channels 2 --experimental-multifd
+  parallel-fixedram save /tmp/guest.mr --guest hot,size=256MiB --live \\
+      --overwrite
 a running QEMU that was started with -qmp unix:/tmp/qmp,server=on,wait=off:
-  parallel-fixedram save /tmp/vm.mr --qmp /tmp/qmp --channels 2 --experimental-multifd
+  parallel-fixedram save /tmp/vm.mr --qmp /tmp/qmp \\
+      --channels 2 --experimental-multifd
 with RAM of your own guest, which has to stand still:
   parallel-fixedram save file:/backup/vm.mr --ram pc.ram=/dev/shm/vm-ram"""
 
@@ -45,24 +48,27 @@ def register(subparsers: common.Subparsers[Any]) -> None:
     common.add_source_options(parser)
     common.add_gate_options(parser, auto=True)
     common.add_choice_options(parser)
-    parser.add_argument("--live", action="store_true", help="let the guest run while rounds of dirty pages are saved")
-    parser.add_argument(
+    parser.usage = common.SOURCE_USAGE
+    rounds = parser.add_argument_group("rounds", "for a built-in guest that runs meanwhile")
+    rounds.add_argument("--live", action="store_true", help="let the guest run while rounds of dirty pages are saved")
+    rounds.add_argument(
         "--max-rounds", type=int, metavar="N", help=f"most rounds of a live save (default {MAX_ROUNDS})"
     )
-    parser.add_argument("--overwrite", action="store_true", help="replace FILE once the new one is complete")
-    parser.add_argument(
+    result = parser.add_argument_group("the file")
+    result.add_argument("--overwrite", action="store_true", help="replace FILE once the new one is complete")
+    result.add_argument(
         "--durability",
         choices=("full", "none"),
         default="full",
         help="full (default): FILE survives a power cut once this command is done; none: no sync",
     )
-    parser.add_argument(
+    result.add_argument(
         "--cache",
         choices=("keep", "drop"),
         default="keep",
         help="whether FILE may stay in the page cache (default keep); drop takes it out once it is on stable storage",
     )
-    parser.add_argument(
+    result.add_argument(
         "--trace", metavar="PATH", help="write there, one JSON object a line, which worker wrote which part when"
     )
     parser.set_defaults(run=run)

@@ -19,7 +19,8 @@ MAX_LINES = 20
 _EXAMPLES = """  parallel-fixedram verify /tmp/guest.mr
   parallel-fixedram verify /tmp/guest.mr --quick
   parallel-fixedram verify /tmp/guest.mr --ram pc.ram=/dev/shm/restored
-  parallel-fixedram verify /tmp/vm.mr --load -- qemu-system-x86_64 -m 1G -display none"""
+  parallel-fixedram verify /tmp/vm.mr --load -- \\
+      qemu-system-x86_64 -m 1G -display none"""
 
 
 def register(subparsers: common.Subparsers[Any]) -> None:
