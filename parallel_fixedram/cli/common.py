@@ -18,7 +18,7 @@ from parallel_fixedram.core.units import format_count, parse_size
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from parallel_fixedram.app import RamFile
+    from parallel_fixedram.app import Progress, RamFile
     from parallel_fixedram.core.protocols import Machine
     from parallel_fixedram.core.report import ChoiceReport
 
@@ -243,12 +243,15 @@ def add_source_options(parser: Any) -> None:
     add_ram_option(group, "shared memory of a guest; whoever runs on it has to be stopped")
 
 
-def source(args: argparse.Namespace, *, running: bool = False) -> Callable[[], Machine]:
+def source(
+    args: argparse.Namespace, *, running: bool = False, progress: Progress | None = None
+) -> Callable[[], Machine]:
     """What opens the machine that the options of ``add_source_options`` name.
 
     Args:
         args: the options.
         running: whether a built-in guest shall run.
+        progress: hears how a built-in guest is filled.
 
     Raises:
         RequestError: none, or more than one.
@@ -261,7 +264,7 @@ def source(args: argparse.Namespace, *, running: bool = False) -> Callable[[], M
 
     def machine() -> Machine:
         if args.guest:
-            return app.open_guest(args.guest, running=running)
+            return app.open_guest(args.guest, running=running, progress=progress)
         if args.qmp:
             return app.open_qemu(args.qmp, **qmp)
         return app.open_ram([option.ram_file() for option in args.ram])

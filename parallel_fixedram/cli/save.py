@@ -79,14 +79,15 @@ def run(args: argparse.Namespace) -> int:
     from parallel_fixedram import app
     from parallel_fixedram.core.report import to_json
 
-    machine = common.source(args, running=args.live)
+    progress = ProgressBar()
+    machine = common.source(args, running=args.live, progress=progress)
     if args.max_rounds is not None and not args.live:
         raise RequestError("--max-rounds is for --live")
     if args.trace and os.path.realpath(args.trace) == os.path.realpath(parse_uri(args.file).path):
         raise RequestError(f"--trace {args.trace!r} would replace the file that is saved")
 
     shards: list[ShardTrace] = []
-    with ProgressBar() as progress:
+    with progress:
         report = app.save(
             machine,
             args.file,

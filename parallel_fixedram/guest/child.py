@@ -6,9 +6,9 @@
     HALT n    run until n steps are done in all, if fewer are,   answered when nothing moves any more
               then stand still
 
-An answer repeats the command's sequence number and says how many steps are done; the first one, number 0, says that the
-guest has booted and stands still. Between two steps the socket is looked at without waiting; a guest with nothing to do
-sleeps in ``poll``. When the other end is closed the process ends.
+While it boots it says how far it is (FILLED). An answer repeats the command's sequence number and says how many steps
+are done; the first one, number 0, says that the guest has booted and stands still. Between two steps the socket is
+looked at without waiting; a guest with nothing to do sleeps in ``poll``. When the other end is closed the process ends.
 """
 
 from __future__ import annotations
@@ -37,9 +37,11 @@ COMMAND = struct.Struct("<cQQ")
 """GO or HALT, sequence number, number of steps."""
 ANSWER = struct.Struct("<cQQ")
 """DONE, sequence number of the command, steps done."""
-GO, HALT, DONE, FAILED = b"G", b"H", b"D", b"F"
+GO, HALT, DONE, FAILED, FILLED = b"G", b"H", b"D", b"F", b"P"
 MESSAGE_BYTES = 512
 """No message is longer. FAILED is followed by a line of text."""
+FILLED_PAGES = 8192
+"""While it boots it says after so many pages how many it has written: FILLED, 0, pages."""
 
 
 def live(spec: GuestSpec, ram_fd: int, log: DirtyLog, sock: socket.socket, parent: int) -> NoReturn:
@@ -58,9 +60,13 @@ def live(spec: GuestSpec, ram_fd: int, log: DirtyLog, sock: socket.socket, paren
         ram = np.frombuffer(mmap.mmap(ram_fd, spec.size), np.uint64).reshape(-1, PAGE_WORDS)
         program = Program(spec)
         channel = FileChannel(ram_fd, "guest RAM")
+        written = 0
         for pages, contents in program.boot():
             _fill(channel, pages, contents)
             log.mark(pages)
+            before, written = written, written + len(pages)
+            if before // FILLED_PAGES < written // FILLED_PAGES:
+                sock.send(ANSWER.pack(FILLED, 0, written))
         _serve(spec, program, ram, log, sock)
         status = 0
     except BaseException as error:

@@ -118,8 +118,8 @@ class Running:
 _HOLD = """
 import os, sys
 from parallel_fixedram.engine import compare, restore, verify, write
-from parallel_fixedram.cli import common, main
-common.PROGRESS_AFTER_SECONDS = {bar_after}
+from parallel_fixedram.cli import main, progress
+progress.PROGRESS_AFTER_SECONDS = {bar_after}
 def hold(job):
     run = job.run
     def held(self, shard):
