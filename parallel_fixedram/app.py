@@ -52,12 +52,13 @@ MAX_READERS = 4
 Choice = TypeVar("Choice", bound=StrEnum)
 
 
-def open_guest(spec: str | GuestSpec, *, running: bool = False) -> GuestProcess:
+def open_guest(spec: str | GuestSpec, *, running: bool = False, progress: Progress | None = None) -> GuestProcess:
     """Boot a built-in guest, which lives until it is closed.
 
     Args:
         spec: such as ``"dense,size=1GiB,seed=7"``; see ``GuestSpec.parse``.
         running: let it run freely; otherwise it does the steps that ``spec`` asks for, if any, and then stands still.
+        progress: ``progress(phase, done, total)`` in bytes, while its RAM is filled.
 
     Raises:
         RequestError: the specification is wrong.
@@ -66,7 +67,7 @@ def open_guest(spec: str | GuestSpec, *, running: bool = False) -> GuestProcess:
     """
     spec = GuestSpec.parse(spec) if isinstance(spec, str) else spec
     with ExitStack() as stack:
-        guest = stack.enter_context(GuestProcess(spec))
+        guest = stack.enter_context(GuestProcess(spec, progress))
         if running:
             guest.start()
         elif spec.steps:
@@ -426,6 +427,7 @@ __all__ = [
     "GuestProcess",
     "GuestSpec",
     "Image",
+    "Progress",
     "RamFile",
     "diff",
     "open_guest",

@@ -88,6 +88,8 @@ def clone_guests(
         if not check_digests:  # that has looked; this takes place while QEMU starts
             refuse_stale_pages(image, main, channels=readers(), progress=progress)
         fleet.connect(image.file)
+        if progress:
+            progress("load", 0, 0)
         fleet.load(boot.source)
         _require_unchanged(image, before)
         guests = fleet.go_on(run=not line.paused)

@@ -100,6 +100,8 @@ def restore_guest(
             destinations = {idstr: Destination(path=path) for idstr, path in memory.paths.items()}
             fill_seconds = restore(image, destinations, channels=channels, progress=progress).seconds.total
         fleet.connect(image.file)
+        if progress:
+            progress("load", 0, 0)
         fleet.load(boot.source)
         guests = fleet.go_on(run=not line.paused)
         with signals.held():  # guests and their memory stay together

@@ -8,9 +8,11 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from parallel_fixedram.cli import bench_list, bench_results, common
+from parallel_fixedram.cli import bench_list, bench_results, common, output
 from parallel_fixedram.cli.bench_progress import RunsProgress
+from parallel_fixedram.cli.help_text import HelpFormatter
 from parallel_fixedram.core.errors import FixedRamError, RequestError
+from parallel_fixedram.core.schemas import stamped
 
 if TYPE_CHECKING:
     from parallel_fixedram.experiments.results import CaseResult, RunSet
@@ -24,7 +26,8 @@ RESULTS = "bench-results"
 
 _EXAMPLES = """  parallel-fixedram bench smoke --dry-run
   parallel-fixedram bench run channels gaps --folder /var/tmp
-  parallel-fixedram bench ./mine.toml --repeats 3 --output /tmp/mine.json --json"""
+  parallel-fixedram bench ./mine.toml --repeats 3 \\
+      --output /tmp/mine.json --json"""
 
 _ABOUT = """Runs are described by scenarios: those that come with the package, named as bench list shows them, or TOML
 files of yours, named by path. Pictures and comparisons are made from stored results only.
@@ -39,16 +42,15 @@ def register(subparsers: common.Subparsers[Any]) -> None:
         help="performance experiments: raw results as JSON, and what is made of them",
         description=_ABOUT,
         epilog=f"examples:\n{_EXAMPLES}",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        formatter_class=HelpFormatter,
     )
     verbs = parser.add_subparsers(dest="bench_verb", metavar="COMMAND", required=True)
     bench_list.register(verbs)
     _register_run(verbs)
     bench_results.register(verbs)
     for each in verbs.choices.values():
-        each.add_argument(
-            "--debug", action="store_true", default=argparse.SUPPRESS, help="show tracebacks and debug messages"
-        )
+        common.add_manner_options(each, json=True)
+    common.add_manner_options(parser)
 
 
 def with_run(argv: Sequence[str]) -> Sequence[str]:
@@ -109,20 +111,21 @@ def run(args: argparse.Namespace) -> int:
         plans = [make_plan(each.cases) for each in scenarios]
         bench_list.show_plans(scenarios, plans, outputs, as_json=args.json)
         return 0
-    for scenario, output in zip(scenarios, outputs, strict=True):
-        check_output(scenario, output, resume=args.resume, overwrite=args.overwrite)
+    for scenario, path in zip(scenarios, outputs, strict=True):
+        check_output(scenario, path, resume=args.resume, overwrite=args.overwrite)
     found = []
-    for scenario, output in zip(scenarios, outputs, strict=True):
-        found.append(_run_one(args, scenario, output))
+    for scenario, path in zip(scenarios, outputs, strict=True):
+        found.append(_run_one(args, scenario, path))
         if not args.json:
-            _print_run_set(found[-1], output)
+            _print_run_set(found[-1], path)
     if args.json:
         both = zip(found, outputs, strict=True)
-        common.print_json({"verb": "bench run", "runs": [_summary(each, output) for each, output in both]})
+        runs = [_summary(each, path) for each, path in both]
+        output.print_json(stamped("bench_run", {"verb": "bench run", "runs": runs}))
     return 0
 
 
-def _run_one(args: argparse.Namespace, scenario: Scenario, output: str) -> RunSet:
+def _run_one(args: argparse.Namespace, scenario: Scenario, path: str) -> RunSet:
     import tempfile
 
     from parallel_fixedram.experiments.runner import run_scenario
@@ -135,7 +138,7 @@ def _run_one(args: argparse.Namespace, scenario: Scenario, output: str) -> RunSe
             return run_scenario(
                 scenario,
                 folder=args.folder or tempfile.gettempdir(),
-                output=output,
+                output=path,
                 resume=args.resume,
                 overwrite=args.overwrite,
                 progress=progress,
@@ -143,7 +146,7 @@ def _run_one(args: argparse.Namespace, scenario: Scenario, output: str) -> RunSe
         except (common.Interrupted, FixedRamError) as stop:
             if progress.begun and not stop.hint:
                 instead = " in the place of --overwrite" if args.overwrite else ""
-                stop.hint = f"{output!r} has what was measured: the same command with --resume{instead} goes on there"
+                stop.hint = f"{path!r} has what was measured: the same command with --resume{instead} goes on there"
             raise
 
 
@@ -158,7 +161,7 @@ def _figures(case: CaseResult, name: str) -> tuple[float, float, float] | None:
     return (statistics.median(values), min(values), max(values)) if values else None
 
 
-def _print_run_set(run_set: RunSet, output: str) -> None:
+def _print_run_set(run_set: RunSet, path: str) -> None:
     print(f"{run_set.scenario.name}: {run_set.scenario.question}")
     width = max((len(case.id) for case in run_set.cases), default=4)
     heads = "".join(f"{name.replace('_', ' ') + ' ms':>26}" for name in _COLUMNS)
@@ -167,7 +170,7 @@ def _print_run_set(run_set: RunSet, output: str) -> None:
         cells = "".join(f"{_cell(_figures(case, name)):>26}" for name in _COLUMNS)
         print(f"  {case.id:<{width}}{cells}")
     bench_list.print_missing(run_set)
-    print(f"  median (least-most); every sample is in {output}")
+    print(f"  median (least-most); every sample is in {path}")
 
 
 def _cell(figures: tuple[float, float, float] | None) -> str:
@@ -177,10 +180,10 @@ def _cell(figures: tuple[float, float, float] | None) -> str:
     return f"{middle:.1f} ({least:.1f}-{most:.1f})"
 
 
-def _summary(run_set: RunSet, output: str) -> dict[str, Any]:
+def _summary(run_set: RunSet, path: str) -> dict[str, Any]:
     return {
         "scenario": run_set.scenario.name,
-        "file": output,
+        "file": path,
         "finished": run_set.finished,
         "cases": [
             {

@@ -5,8 +5,9 @@ from __future__ import annotations
 import argparse
 from typing import TYPE_CHECKING, Any
 
-from parallel_fixedram.cli import common
+from parallel_fixedram.cli import common, output
 from parallel_fixedram.cli.bench_progress import duration
+from parallel_fixedram.core.schemas import stamped
 from parallel_fixedram.core.units import format_count
 
 if TYPE_CHECKING:
@@ -36,7 +37,7 @@ def run(args: argparse.Namespace) -> int:
 
     found = [_entry(load_scenario(path)) for path in shipped().values()]
     if args.json:
-        common.print_json({"verb": "bench list", "scenarios": found})
+        output.print_json(stamped("bench_list", {"verb": "bench list", "scenarios": found}))
         return 0
     width = max(len(each["name"]) for each in found)
     for each in found:
@@ -80,16 +81,16 @@ def show_plans(scenarios: Sequence[Scenario], plans: Sequence[Plan], outputs: Se
         {
             "scenario": scenario.name,
             "question": scenario.question,
-            "file": output,
+            "file": path,
             "cases": [case.id for case in plan.cases],
             "missing": [{"way": each.way, "why": each.why, "cases": list(each.cases)} for each in plan.missing],
             "runs": planning.runs(plan, scenario),
             "rough_seconds": known.seconds(pace.of_all(plan, scenario)),
         }
-        for scenario, plan, output in zip(scenarios, plans, outputs, strict=True)
+        for scenario, plan, path in zip(scenarios, plans, outputs, strict=True)
     ]
     if as_json:
-        common.print_json({"verb": "bench run", "dry_run": True, "plans": found})
+        output.print_json(stamped("bench_plan", {"verb": "bench run", "dry_run": True, "plans": found}))
         return
     for scenario, plan, each in zip(scenarios, plans, found, strict=True):
         print(f"{scenario.name}: {scenario.question}")

@@ -6,7 +6,7 @@ import contextlib
 import sys
 from typing import TYPE_CHECKING, Self
 
-from parallel_fixedram.cli import common
+from parallel_fixedram.cli import output
 
 if TYPE_CHECKING:
     from rich.progress import Progress, TaskID
@@ -25,7 +25,7 @@ class RunsProgress:
     def __init__(self, name: str) -> None:
         self.begun = False
         self._name = name
-        self._draws = sys.stderr.isatty()
+        self._draws = sys.stderr.isatty() and not output.MANNER.quiet
         self._progress: Progress | None = None
         self._task: TaskID | None = None
 
@@ -41,7 +41,7 @@ class RunsProgress:
         """Show that ``done`` of ``total`` runs are through, about how many seconds are left, and what comes now."""
         self.begun = True
         if not self._draws:
-            common.warn(f"{self._name}: {done} of {total} runs done, about {duration(left)} left: {what}")
+            output.warn(f"{self._name}: {done} of {total} runs done, about {duration(left)} left: {what}")
             return
         try:
             self._draw(done, total, left, what)

@@ -6,7 +6,8 @@ import argparse
 import math
 from typing import TYPE_CHECKING, Any
 
-from parallel_fixedram.cli import bench_simulate, common
+from parallel_fixedram.cli import bench_simulate, common, output
+from parallel_fixedram.core.schemas import stamped
 from parallel_fixedram.core.units import format_count
 
 if TYPE_CHECKING:
@@ -14,7 +15,8 @@ if TYPE_CHECKING:
 
 _COMPARE = """two files of results of yours:
   parallel-fixedram bench compare before.json after.json
-  parallel-fixedram bench compare --metric pause --threshold 1.2 before.json after.json"""
+  parallel-fixedram bench compare --metric pause --threshold 1.2 \\
+      before.json after.json"""
 _REPORT = """  parallel-fixedram bench report channels.json gaps.json --output report.html"""
 _PICTURES = """  parallel-fixedram bench pictures channels.json --folder pictures"""
 _METRICS = ("total", "last_write", "pause")
@@ -91,10 +93,11 @@ def run_compare(args: argparse.Namespace) -> int:
     found = compare(before, now, metric=metrics.Metric(args.metric), threshold=args.threshold)
     code = 1 if found.regressions else 0
     if args.json:
-        common.print_json({"verb": "bench compare", "a": args.a, "b": args.b, **found.to_json()})
+        told = {"verb": "bench compare", "a": args.a, "b": args.b, **found.to_json()}
+        output.print_json(stamped("bench_compare", told))
         return code
     for warning in found.warnings:
-        common.warn(warning)
+        output.warn(warning)
     print(f"time {metrics.meaning(found.metric, before.cases)}: {args.b} by {args.a}")
     for each in found.cases:
         print(_line(each))
@@ -123,7 +126,8 @@ def run_report(args: argparse.Namespace) -> int:
     run_sets = [(path, metrics.load(path)) for path in args.results]
     report.write(report.page(run_sets, with_pictures=not args.no_pictures), args.output)
     if args.json:
-        common.print_json({"verb": "bench report", "results": args.results, "output": args.output})
+        told = {"verb": "bench report", "results": args.results, "output": args.output}
+        output.print_json(stamped("bench_report", told))
     else:
         print(f"wrote {args.output}")
     return 0
@@ -141,7 +145,8 @@ def run_pictures(args: argparse.Namespace) -> int:
         kinds = [
             {"source": each.source, "kind": each.kind, "paths": list(each.paths), "why": each.why} for each in found
         ]
-        common.print_json({"verb": "bench pictures", "folder": args.folder, "pictures": kinds})
+        told = {"verb": "bench pictures", "folder": args.folder, "pictures": kinds}
+        output.print_json(stamped("bench_pictures", told))
         return 0
     for each in found:
         for path in each.paths:

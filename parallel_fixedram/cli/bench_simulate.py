@@ -7,8 +7,9 @@ import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from parallel_fixedram.cli import common
+from parallel_fixedram.cli import common, output
 from parallel_fixedram.core.errors import RequestError
+from parallel_fixedram.core.schemas import stamped
 from parallel_fixedram.core.units import format_rate, format_size, parse_size
 
 if TYPE_CHECKING:
@@ -23,7 +24,8 @@ ASSUMED_COPY_RATE = 2 * 10**9
 """Into the page cache of a new file."""
 
 _EXAMPLES = """  parallel-fixedram bench simulate --ram 1TiB --channels 32 --devices 8
-  parallel-fixedram bench simulate --ram 128GiB --dirty 0.05 --device-rate 3GiB --call-seconds 50e-6
+  parallel-fixedram bench simulate --ram 128GiB --dirty 0.05 \\
+      --device-rate 3GiB --call-seconds 50e-6
 with results of yours to fit it to:
   parallel-fixedram bench simulate channels.json --ram 1TiB"""
 
@@ -39,18 +41,43 @@ def register(subparsers: common.Subparsers[Any]) -> None:
         examples=_EXAMPLES,
     )
     parser.add_argument("result", nargs="?", metavar="RESULT.json", help="results to fit the parameters to")
-    parser.add_argument("--ram", type=_size, default=1 << 40, metavar="SIZE", help="all of it data (default 1TiB)")
-    parser.add_argument("--dirty", type=_share, default=1.0, metavar="SHARE", help="of the pages to write (default 1)")
-    parser.add_argument("--channels", type=_count, default=32, metavar="N", help="up to so many (default 32)")
-    parser.add_argument("--devices", type=_count, default=1, metavar="N", help="striped (default 1)")
-    parser.add_argument("--processors", type=_count, metavar="N", help="default: one a channel")
     parser.add_argument(
-        "--direct-io", choices=["on", "off"], default="on", help="off: writers of the file exclude each other"
+        "--ram", type=_size, default=1 << 40, metavar="SIZE", help="RAM of the guest, all of it data (default 1TiB)"
     )
-    parser.add_argument("--device-rate", type=_size, metavar="SIZE", help="bytes per second of one device")
-    parser.add_argument("--call-seconds", type=_seconds, metavar="S", help="of a request, besides its bytes")
-    parser.add_argument("--queue-depth", type=_count, metavar="N", help="requests that a device overlaps (default 32)")
-    parser.add_argument("--scan-rate", type=_size, metavar="SIZE", help="bytes per second that a worker looks at")
+    parser.add_argument(
+        "--dirty",
+        type=_share,
+        default=1.0,
+        metavar="SHARE",
+        help="share of its pages that is to be written, 0.000001 to 1 (default 1)",
+    )
+    parser.add_argument(
+        "--channels",
+        type=_count,
+        default=32,
+        metavar="N",
+        help="simulate 1, 2, 4 and so on, up to N channels (default 32)",
+    )
+    parser.add_argument(
+        "--devices", type=_count, default=1, metavar="N", help="devices that the file is striped over (default 1)"
+    )
+    parser.add_argument(
+        "--processors", type=_count, metavar="N", help="processors of the host (default: one a channel)"
+    )
+    parser.add_argument(
+        "--direct-io",
+        choices=["on", "off"],
+        default="on",
+        help="on (default): past the page cache; off: into it, where writers of one file exclude each other",
+    )
+    parser.add_argument("--device-rate", type=_size, metavar="SIZE", help="bytes that one device writes in a second")
+    parser.add_argument(
+        "--call-seconds", type=_seconds, metavar="S", help="seconds that a request takes besides its bytes"
+    )
+    parser.add_argument(
+        "--queue-depth", type=_count, metavar="N", help="requests that a device works on at the same time (default 32)"
+    )
+    parser.add_argument("--scan-rate", type=_size, metavar="SIZE", help="bytes that a worker looks at in a second")
     parser.set_defaults(run=run)
 
 
@@ -103,7 +130,7 @@ def run(args: argparse.Namespace) -> int:
     target, origin = _target(args, done)
     points = extrapolate(target)
     if args.json:
-        common.print_json(_json(args, done, left, target, origin, points))
+        output.print_json(stamped("bench_simulate", _json(args, done, left, target, origin, points)))
         return 0
     if run_set:
         _print_calibrations(done, left)

@@ -6,8 +6,9 @@ import argparse
 import sys
 from typing import TYPE_CHECKING, Any
 
-from parallel_fixedram.cli import common
+from parallel_fixedram.cli import common, output
 from parallel_fixedram.core.errors import HostError
+from parallel_fixedram.core.schemas import stamped
 
 if TYPE_CHECKING:
     from parallel_fixedram.boot.plan import Boot
@@ -35,21 +36,24 @@ def add_run_dir(parser: Any) -> None:
 
 
 def show(args: argparse.Namespace, report: BootReport) -> None:
-    """Print a report; if it cannot be printed, say at least on stderr which guests run now."""
+    """Print a report.
+
+    Raises:
+        HostError: it cannot be printed; says which guests run now.
+    """
     from parallel_fixedram.core.report import to_json
 
     for note in (*report.changes, *report.notes):
-        common.warn(f"note: {note}")
+        output.warn(f"note: {note}")
     try:
         if args.json:
-            common.print_json(to_json(report))
+            output.print_json(to_json(report))
         else:
             _print(report)
         sys.stdout.flush()
-    except (OSError, HostError):
-        for line in (*_guests(report), f"to end: {_ending(report)}"):
-            common.warn(line)
-        raise
+    except (OSError, HostError) as error:
+        told = "; ".join((*_guests(report), f"to end: {_ending(report)}"))
+        raise HostError("cannot write to stdout", errno=error.errno or 0, hint=told) from error
 
 
 def _guests(report: BootReport) -> list[str]:
@@ -83,13 +87,15 @@ def show_plan(args: argparse.Namespace, boot: Boot) -> None:
     import shlex
 
     for change in boot.changes:
-        common.warn(f"note: {change}")
+        output.warn(f"note: {change}")
     requests = [
         {"execute": command, **({"arguments": arguments} if arguments else {})}
         for command, arguments in [*boot.source.requests(), *([("cont", {})] if boot.needs_cont else [])]
     ]
     if args.json:
-        common.print_json({"verb": args.verb, "commands": [list(each) for each in boot.commands], "qmp": requests})
+        commands = [list(each) for each in boot.commands]
+        told = {"verb": args.verb, "commands": commands, "qmp": requests, "changes": list(boot.changes)}
+        output.print_json(stamped("boot_plan", told))
         return
     for command in boot.commands:
         print(shlex.join(command))

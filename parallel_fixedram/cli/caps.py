@@ -6,9 +6,10 @@ import argparse
 from collections.abc import Iterable
 from typing import Any
 
-from parallel_fixedram.cli import common
+from parallel_fixedram.cli import common, output
 from parallel_fixedram.core.capabilities import FIXED_RAM, MAPPED_RAM, TABLES, Capabilities, Profile, Rule
 from parallel_fixedram.core.errors import CapabilityError
+from parallel_fixedram.core.schemas import stamped
 
 _EXAMPLES = """  parallel-fixedram caps fixed-ram=on events=on
   parallel-fixedram caps fixed-ram multifd --experimental-multifd"""
@@ -45,7 +46,7 @@ def run(args: argparse.Namespace) -> int:
     if args.changes:
         return _judge(profile, dict(args.changes), experimental=args.experimental_multifd, as_json=args.json)
     if args.json:
-        common.print_json(_table_json(profile))
+        output.print_json(stamped("caps_table", _table_json(profile)))
     else:
         _print_table(profile)
     return 0
@@ -68,7 +69,8 @@ def _judge(profile: Profile, changes: dict[str, bool], *, experimental: bool, as
         refusal = error
     if as_json:
         message, hint = (refusal.message, refusal.hint) if refusal else ("", "")
-        common.print_json(answer | {"accepted": refusal is None, "message": message, "hint": hint})
+        answer |= {"accepted": refusal is None, "message": message, "hint": hint}
+        output.print_json(stamped("caps_verdict", answer))
     elif refusal:
         print(f"refused by profile {profile}: {refusal.message}")
         if refusal.hint:

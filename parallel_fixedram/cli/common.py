@@ -1,34 +1,27 @@
-"""What several verbs share: options, output, the progress bar."""
+"""What several verbs share: options, and lines of a report."""
 
 from __future__ import annotations
 
 import argparse
-import contextlib
 import math
 import os
 import re
 import signal
-import sys
-import time
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any
 
+from parallel_fixedram.cli.help_text import HelpFormatter
 from parallel_fixedram.core.capabilities import Profile
 from parallel_fixedram.core.errors import RequestError
 from parallel_fixedram.core.qmp_address import qmp_socket
-from parallel_fixedram.core.units import format_count, format_size, parse_size
+from parallel_fixedram.core.units import format_count, parse_size
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from rich.progress import Progress, TaskID
-
-    from parallel_fixedram.app import RamFile
+    from parallel_fixedram.app import Progress, RamFile
     from parallel_fixedram.core.protocols import Machine
     from parallel_fixedram.core.report import ChoiceReport
-
-PROGRESS_AFTER_SECONDS = 1.0
-"""What takes less time than this shows no progress bar."""
 
 _RAM_OPTION = re.compile(r",(offset|size)=([^,]*)$")
 
@@ -36,16 +29,27 @@ Subparsers = argparse._SubParsersAction  # argparse has no public name for what 
 
 
 def add_verb(subparsers: Subparsers[Any], name: str, *, summary: str, about: str, examples: str) -> Any:
-    """A parser for a verb, with ``--json`` and examples that work."""
-    parser = subparsers.add_parser(
+    """A parser for a verb, with examples that work; gets ``add_manner_options`` when it has its own."""
+    return subparsers.add_parser(
         name,
         help=summary,
         description=about,
         epilog=f"examples:\n{examples}",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        formatter_class=HelpFormatter,
     )
-    parser.add_argument("--json", action="store_true", help="one JSON object on stdout instead of text")
-    return parser
+
+
+def add_manner_options(parser: Any, *, json: bool = False) -> None:
+    """How the command talks; but for ``--json`` these options may stand before a verb and behind it."""
+    group = parser.add_argument_group("output")
+    if json:
+        group.add_argument("--json", action="store_true", help="one JSON object instead of text, also for an error")
+    group.add_argument(
+        "-q", "--quiet", action="store_true", default=argparse.SUPPRESS, help="say nothing but errors (and --json)"
+    )
+    group.add_argument(
+        "--debug", action="store_true", default=argparse.SUPPRESS, help="show tracebacks and debug messages"
+    )
 
 
 def parse_change(text: str) -> tuple[str, bool]:
@@ -66,10 +70,12 @@ def add_rule_options(parser: Any) -> None:
         "--profile",
         choices=[str(profile) for profile in Profile],
         default=str(Profile.FIXED_RAM),
-        help="whose rules: QEMU 8.2 with the fixed-ram patch (default), or QEMU 10.0",
+        help="whose rules say what goes together: QEMU 8.2 with the fixed-ram patch (default), or QEMU 10.0",
     )
     parser.add_argument(
-        "--experimental-multifd", action="store_true", help="lift the rule against fixed-ram with multifd, no other"
+        "--experimental-multifd",
+        action="store_true",
+        help="allow fixed-ram with multifd, more than one channel; lifts no other rule",
     )
 
 
@@ -87,18 +93,27 @@ def auto_or_number(text: str) -> int | None:
 
 def add_choice_options(parser: Any) -> None:
     """How to write: what is not given is chosen."""
-    parser.add_argument(
-        "--direct-io", choices=("auto", "on", "off"), default="auto", help="bypass the page cache (default auto)"
+    group = parser.add_argument_group("how to write", "what is not given follows from what writes cost there")
+    group.add_argument(
+        "--direct-io",
+        choices=("auto", "on", "off"),
+        default="auto",
+        help="whether to write past the page cache (default auto)",
     )
-    parser.add_argument(
+    group.add_argument(
         "--gap-pages",
         type=auto_or_number,
         metavar="N",
-        help="write gaps of up to N pages along to save calls (default auto: as the device makes it worthwhile)",
+        help="write up to N unchanged pages between two others along, if one write is cheaper than two (default auto)",
     )
-    parser.add_argument("--shard-pages", type=auto_or_number, metavar="N", help="pages of a shard (default auto)")
-    parser.add_argument(
-        "--calibrate", action="store_true", help="measure what writes cost in that folder, even if it is known"
+    group.add_argument(
+        "--shard-pages",
+        type=auto_or_number,
+        metavar="N",
+        help="pages that a worker is handed at a time (default auto)",
+    )
+    group.add_argument(
+        "--calibrate", action="store_true", help="measure what writes cost there, even if it is known: about a second"
     )
 
 
@@ -123,22 +138,24 @@ def add_gate_options(parser: Any, *, auto: bool = False) -> None:
         parser: gets the options.
         auto: whether the number of channels may be left open.
     """
-    parser.add_argument(
+    group = parser.add_argument_group("channels and capabilities")
+    group.add_argument(
         "--channels",
         type=auto_or_number if auto else int,
         default=1,
         metavar="N|auto" if auto else "N",
-        help="worker processes (default 1; more than one is multifd" + ("; auto: as many as pay)" if auto else ")"),
+        help="worker processes (default 1); more than one is multifd, which needs --experimental-multifd"
+        + ("; auto: as many as pay" if auto else ""),
     )
-    parser.add_argument(
+    group.add_argument(
         "--cap",
         action="append",
         default=[],
         type=parse_change,
         metavar="NAME[=on|off]",
-        help="ask the capability gate for more; may be repeated",
+        help="a further migration capability that is to be on or off (caps lists them); may be repeated",
     )
-    add_rule_options(parser)
+    add_rule_options(group)
 
 
 def gate_arguments(args: argparse.Namespace) -> dict[str, Any]:
@@ -208,20 +225,34 @@ def qmp_arguments(args: argparse.Namespace) -> dict[str, Any]:
     return {"pid": args.pid, "timeout": args.qmp_timeout}
 
 
+SOURCE_USAGE = "\n       ".join(
+    f"%(prog)s FILE {source} [options]" for source in ("--guest SPEC", "--qmp SOCKET", "--ram IDSTR=PATH ...")
+)
+
+
 def add_source_options(parser: Any) -> None:
     """What is to be saved: exactly one of three."""
-    group = parser.add_argument_group("source (exactly one)")
-    group.add_argument("--guest", metavar="SPEC", help="the built-in guest, such as dense,size=1GiB,seed=7")
+    group = parser.add_argument_group("source", "exactly one of --guest, --qmp and --ram")
+    group.add_argument(
+        "--guest",
+        metavar="SPEC",
+        help="the built-in guest: zero, dense, random, hot, sweep or text, and behind it, with commas, any of "
+        "size=SIZE, seed=N, fraction=SHARE (of RAM that it writes), rate=SIZE (that it writes a second when it runs) "
+        "and steps=N (after which it idles)",
+    )
     add_qmp_options(group)
     add_ram_option(group, "shared memory of a guest; whoever runs on it has to be stopped")
 
 
-def source(args: argparse.Namespace, *, running: bool = False) -> Callable[[], Machine]:
+def source(
+    args: argparse.Namespace, *, running: bool = False, progress: Progress | None = None
+) -> Callable[[], Machine]:
     """What opens the machine that the options of ``add_source_options`` name.
 
     Args:
         args: the options.
         running: whether a built-in guest shall run.
+        progress: hears how a built-in guest is filled.
 
     Raises:
         RequestError: none, or more than one.
@@ -234,7 +265,7 @@ def source(args: argparse.Namespace, *, running: bool = False) -> Callable[[], M
 
     def machine() -> Machine:
         if args.guest:
-            return app.open_guest(args.guest, running=running)
+            return app.open_guest(args.guest, running=running, progress=progress)
         if args.qmp:
             return app.open_qemu(args.qmp, **qmp)
         return app.open_ram([option.ram_file() for option in args.ram])
@@ -291,22 +322,6 @@ def did_you_mean(name: str, known: Sequence[str]) -> str:
     return f"did you mean {' or '.join(map(repr, near))}?" if near else f"there are {', '.join(known)}"
 
 
-def print_json(value: dict[str, Any]) -> None:
-    """One JSON object on stdout."""
-    import json
-
-    print(json.dumps(value, indent=2))
-
-
-def warn(message: str) -> None:
-    """One line on stderr."""
-    try:
-        sys.stderr.write(f"parallel-fixedram: {message}\n")
-        sys.stderr.flush()
-    except OSError:
-        pass
-
-
 class Interrupted(BaseException):
     """A signal that asks the command to end; unwinds through every clean-up on its way out.
 
@@ -319,72 +334,3 @@ class Interrupted(BaseException):
         super().__init__(signal.Signals(signum).name)
         self.signum = signum
         self.hint = ""
-
-
-class ProgressBar:
-    """Context manager and progress function: a bar on stderr, on a terminal only, for what takes over a second."""
-
-    def __init__(self) -> None:
-        self._wanted = sys.stderr.isatty()
-        self._started = time.monotonic()
-        self._progress: Progress | None = None
-        self._task: TaskID | None = None
-        self._phase = ""
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        if self._progress is not None:
-            with contextlib.suppress(OSError):  # a terminal that went away is no reason to fail
-                self._progress.stop()
-
-    def __call__(self, phase: str, done: int, total: int) -> None:
-        """Show that ``done`` of ``total`` bytes of a phase are through."""
-        if not self._wanted or time.monotonic() - self._started < PROGRESS_AFTER_SECONDS:
-            return
-        try:
-            self._show(phase, done, total)
-        except OSError:
-            self._wanted = False
-
-    def _show(self, phase: str, done: int, total: int) -> None:
-        if self._progress is None:
-            self._progress = _bar()
-            self._progress.start()
-        if phase != self._phase or self._task is None:
-            if self._task is not None:
-                self._progress.remove_task(self._task)
-            self._task, self._phase = self._progress.add_task(phase, total=total), phase
-        self._progress.update(self._task, completed=done, total=total)
-
-
-def _bar() -> Progress:
-    from rich.console import Console
-    from rich.progress import (
-        BarColumn,
-        DownloadColumn,
-        Progress,
-        ProgressColumn,
-        Task,
-        TextColumn,
-        TimeRemainingColumn,
-    )
-    from rich.text import Text
-
-    class RateColumn(ProgressColumn):
-        """Bytes a second in binary units, as the bytes before them."""
-
-        def render(self, task: Task) -> Text:
-            speed = task.finished_speed or task.speed
-            return Text("?" if speed is None else f"{format_size(int(speed))}/s", style="progress.data.speed")
-
-    return Progress(
-        TextColumn("{task.description}"),
-        BarColumn(),
-        DownloadColumn(binary_units=True),
-        RateColumn(),
-        TimeRemainingColumn(),
-        console=Console(stderr=True),
-        transient=True,
-    )

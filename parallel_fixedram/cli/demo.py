@@ -11,8 +11,10 @@ import time
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
-from parallel_fixedram.cli import common
+from parallel_fixedram.cli import common, output
+from parallel_fixedram.cli.progress import ProgressBar
 from parallel_fixedram.core.errors import CapabilityError, ContentsDiffer, HostError, RequestError, unopened
+from parallel_fixedram.core.schemas import stamped
 from parallel_fixedram.core.units import format_rate, format_size, parse_size
 
 if TYPE_CHECKING:
@@ -68,7 +70,8 @@ def run(args: argparse.Namespace) -> int:
         _check_room(folder, args.size)
         refusal = _refusal(os.path.join(folder, "refused"))
         say(f"1. fixed-ram with multifd: refused, as by QEMU: {refusal!r}")
-        guest = app.open_guest(f"hot,size={args.size},fraction=0.5,seed=1,rate=512MiB")
+        with ProgressBar() as progress:
+            guest = app.open_guest(f"hot,size={args.size},fraction=0.5,seed=1,rate=512MiB", progress=progress)
         with guest:
             guest.run(200)
             say(f"2. guest {guest.pid} has {format_size(args.size)} of RAM and dirtied half of it; saved to {folder}")
@@ -84,15 +87,14 @@ def run(args: argparse.Namespace) -> int:
         say(_live_lines(live))
         say(f"done in {time.monotonic() - started:.1f} s")
     if args.json:
-        common.print_json(
-            {
-                "verb": "demo",
-                "refusal": refusal,
-                "saves": [to_json(report) for report in saves],
-                "live": to_json(live),
-                "sequential_bytes": _sequential_bytes(live),
-            }
-        )
+        told = {
+            "verb": "demo",
+            "refusal": refusal,
+            "saves": [to_json(report) for report in saves],
+            "live": to_json(live),
+            "sequential_bytes": _sequential_bytes(live),
+        }
+        output.print_json(stamped("demo", told))
     return 0
 
 

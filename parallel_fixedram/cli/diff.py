@@ -5,7 +5,8 @@ from __future__ import annotations
 import argparse
 from typing import TYPE_CHECKING, Any
 
-from parallel_fixedram.cli import common
+from parallel_fixedram.cli import common, output
+from parallel_fixedram.cli.progress import ProgressBar
 from parallel_fixedram.core.units import format_count, format_size
 
 if TYPE_CHECKING:
@@ -39,10 +40,10 @@ def run(args: argparse.Namespace) -> int:
     from parallel_fixedram import app
     from parallel_fixedram.core.report import to_json
 
-    with common.ProgressBar() as progress:
+    with ProgressBar() as progress:
         report = app.diff(args.file_a, args.file_b, progress=progress)
     if args.json:
-        common.print_json(to_json(report))
+        output.print_json(to_json(report))
         return 0 if report.equal else 1
     for each in report.differences[:MAX_LINES]:
         print(each)

@@ -6,7 +6,7 @@ import argparse
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
-from parallel_fixedram.cli import common
+from parallel_fixedram.cli import common, output
 from parallel_fixedram.core.errors import RequestError
 from parallel_fixedram.core.units import format_size
 
@@ -57,9 +57,9 @@ def run(args: argparse.Namespace) -> int:
     else:
         report = list_guests()
     for note in report.notes:
-        common.warn(f"note: {note}")
+        output.warn(f"note: {note}")
     if args.json:
-        common.print_json(to_json(report))
+        output.print_json(to_json(report))
     else:
         _print(report, stopping=args.action == "stop")
     return 0

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
-from parallel_fixedram.cli import common
+from parallel_fixedram.cli import common, output
 from parallel_fixedram.core.errors import RequestError
 from parallel_fixedram.core.units import format_size
 
@@ -40,18 +40,18 @@ def run(args: argparse.Namespace) -> int:
         with app.open_qemu(args.qmp, **qmp) as machine:
             guest = machine.describe()
         if args.json:
-            common.print_json(guest)
+            output.print_json(guest)
         else:
             _print_guest(guest)
         return 0
     with app.open_image(args.file) as image:
         description = image.describe()
     if args.json:
-        common.print_json(description)
+        output.print_json(description)
     else:
         _print(description)
     for warning in description["warnings"]:
-        common.warn(f"note: {warning}")
+        output.warn(f"note: {warning}")
     return 0
 
 
@@ -90,7 +90,7 @@ def _machine(described: dict[str, Any]) -> str:
 
 
 def _print_guest(guest: dict[str, Any]) -> None:
-    print(f"{guest['qmp']}: QEMU {guest['version']}, process {guest['pid']}, {guest['status']}")
+    print(f"{guest['qmp']}: QEMU {guest['qemu_version']}, process {guest['pid']}, {guest['status']}")
     print(f"machine       {_machine(guest)}")
     print(f"{'RAMBlock':<28} {'used_length':>14} {'host page':>10} {'touched':>9} {'pages':>9}  memory")
     for block in guest["blocks"]:

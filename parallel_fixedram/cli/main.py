@@ -7,22 +7,24 @@ Exit codes: 0 done; 1 contents differ; 2 usage, or refused by the capability gat
 from __future__ import annotations
 
 import argparse
+import contextlib
 import gc
 import importlib
 import logging
 import os
 import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from types import FrameType
 from typing import Any, NoReturn
 
 from parallel_fixedram.cli import streams
-from parallel_fixedram.cli.common import Interrupted, did_you_mean
+from parallel_fixedram.cli.common import Interrupted, add_manner_options, did_you_mean
+from parallel_fixedram.cli.help_text import HelpFormatter
 from parallel_fixedram.cli.limits import limit_hint, require_address_space
+from parallel_fixedram.cli.output import MANNER, PROGRAM, complain
 from parallel_fixedram.core.errors import FixedRamError, HostError
 
-PROGRAM = "parallel-fixedram"
 VERBS = ("demo", "save", "plan", "restore", "clone", "guests", "verify", "inspect", "diff", "caps", "bench")
 """One module of this package each, with ``register(subparsers)`` and ``run(args) -> int``; in the order of ``--help``.
 
@@ -51,7 +53,7 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         """Exit with code 2."""
-        complain(message, f"see {self.prog} --help")
+        complain(2, message, f"see {self.prog} --help")
         raise SystemExit(2)
 
 
@@ -65,34 +67,27 @@ class _Version(argparse.Action):
         parser.exit()
 
 
-def complain(message: str, hint: str = "") -> None:
-    """One line on stderr, and at most one line of hint; a closed stderr is not an error of ours."""
-    lines = [f"error: {message}", f"hint: {hint}"] if hint else [f"error: {message}"]
-    # an argument may contain line breaks, and a message may quote it
-    text = "".join(f"{PROGRAM}: " + line.replace("\r", "\\r").replace("\n", "\\n") + "\n" for line in lines)
-    try:
-        sys.stderr.write(text)
-        sys.stderr.flush()
-    except OSError:
-        pass
-
-
 def build_parser(verbs: Sequence[str] = VERBS) -> argparse.ArgumentParser:
     """The command line, with the options of these verbs."""
     parser = Parser(
         prog=PROGRAM,
         description="Save a virtual machine's RAM into a file in which every page has a fixed offset, with worker "
         "processes that write disjoint parts of it in parallel; restore, clone, verify and compare it.",
-        epilog=f"example: {PROGRAM} demo",
+        epilog=f"Begin with {PROGRAM} demo; {PROGRAM} VERB --help shows the options of a verb, and "
+        "examples that work.\n\n"
+        "Sizes are bytes, or have a suffix: 64KiB, 1.5GiB (1024), 2GB (1000), 1G (1024, as in QEMU).\n\n"
+        "Exit codes: 0 done; 1 contents differ; 2 usage, or refused by the capability gate; 3 the file is not what it "
+        "should be; 4 the guest, or QEMU; 5 the host; 6 published, but durability unknown; 128 + n signal n.",
+        formatter_class=HelpFormatter,
     )
     parser.add_argument("--version", action=_Version, nargs=0, help="show the version and exit")
     subparsers = parser.add_subparsers(dest="verb", metavar="VERB", required=True, parser_class=Parser)
     for verb in verbs:
         importlib.import_module(f"parallel_fixedram.cli.{verb}").register(subparsers)
-    for each in (parser, *subparsers.choices.values()):  # it may stand before the verb or after it
-        each.add_argument(
-            "--debug", action="store_true", default=argparse.SUPPRESS, help="show tracebacks and debug messages"
-        )
+    for verb, each in subparsers.choices.items():
+        if verb != "bench":  # whose commands have them
+            add_manner_options(each, json=True)
+    add_manner_options(parser)
     return parser
 
 
@@ -102,29 +97,32 @@ def main(argv: Sequence[str] | None = None) -> int:
     if alone:
         _prepare_process()
     streams.prepare(alone=alone)
-    args = argparse.Namespace(debug=False)
+    args = argparse.Namespace(debug=False, quiet=False)
     try:
         for signum in _SIGNALS:
             if signal.getsignal(signum) is not signal.SIG_IGN:  # what nohup protects from stays so
                 signal.signal(signum, _interrupt)
         verb, argv, args.command = _split_command(sys.argv[1:] if argv is None else argv)
+        MANNER.as_json = "--json" in argv  # also for errors that are found before arguments are understood
         if not argv:
             build_parser().print_help()
             return 2
         if verb and verb not in VERBS:
-            complain(f"there is no verb {verb!r}", did_you_mean(verb, VERBS))
+            complain(2, f"there is no verb {verb!r}", did_you_mean(verb, VERBS))
             return 2
         # the options of other verbs need not be made
         _, unknown = build_parser([verb] if verb in VERBS else VERBS).parse_known_args(argv, args)
         if unknown:
-            complain(f"unrecognized arguments: {' '.join(unknown)}", _hint_for_unknown(args))
+            complain(2, f"unrecognized arguments: {' '.join(unknown)}", _hint_for_unknown(args))
             return 2
-        logging.basicConfig(level=logging.DEBUG if args.debug else logging.WARNING, format=f"{PROGRAM}: %(message)s")
+        MANNER.quiet = args.quiet
+        logging.basicConfig(level=_log_level(args), format=f"{PROGRAM}: %(message)s")
         require_address_space()
-        code = int(args.run(args))
+        with _without_text() if args.quiet and not args.json else contextlib.nullcontext():
+            code = int(args.run(args))
         sys.stdout.flush()
     except Interrupted as stop:
-        complain(f"interrupted by {stop}", stop.hint)
+        complain(128 + stop.signum, f"interrupted by {stop}", stop.hint)
         return 128 + stop.signum
     except Exception as error:  # the outermost caller: expected or not, it becomes one line and an exit code
         if args.debug:
@@ -151,6 +149,21 @@ def _split_command(argv: Sequence[str]) -> tuple[str, Sequence[str], Sequence[st
     return verb, argv, None
 
 
+def _log_level(args: argparse.Namespace) -> int:
+    if args.debug:
+        return logging.DEBUG
+    if args.json:  # stderr has one object or none
+        return logging.CRITICAL
+    return logging.ERROR if args.quiet else logging.WARNING
+
+
+@contextlib.contextmanager
+def _without_text() -> Iterator[None]:
+    """What is printed goes nowhere."""
+    with open(os.devnull, "w") as nowhere, contextlib.redirect_stdout(nowhere):
+        yield
+
+
 def _hint_for_unknown(args: argparse.Namespace) -> str:
     """What to do about arguments that no verb knows."""
     if args.verb in WITH_COMMAND and args.command is None:
@@ -171,7 +184,7 @@ def _failed(error: Exception, *, debug: bool) -> int:
         error = HostError.from_any("", error)
     if isinstance(error, HostError):
         hint = error.hint or limit_hint(error.errno) or hint
-    complain(error.message.removeprefix(": "), error.hint or hint)
+    complain(error.exit_code, error.message.removeprefix(": "), error.hint or hint)
     return error.exit_code
 
 

@@ -5,13 +5,15 @@ from __future__ import annotations
 import argparse
 from typing import TYPE_CHECKING, Any
 
-from parallel_fixedram.cli import common
+from parallel_fixedram.cli import common, output
+from parallel_fixedram.cli.progress import ProgressBar
 from parallel_fixedram.core.units import format_count, format_size
 
 if TYPE_CHECKING:
     from parallel_fixedram.core.report import PlanReport
 
-_EXAMPLES = """  parallel-fixedram plan /tmp/guest.mr --guest random,size=256MiB --channels auto --experimental-multifd
+_EXAMPLES = """  parallel-fixedram plan /tmp/guest.mr --guest random,size=256MiB \\
+      --channels auto --experimental-multifd
   parallel-fixedram plan /tmp/vm.mr --qmp /tmp/qmp --calibrate"""
 
 
@@ -27,6 +29,7 @@ def register(subparsers: common.Subparsers[Any]) -> None:
         examples=_EXAMPLES,
     )
     parser.add_argument("file", metavar="FILE", help="the file that would be written; it may exist")
+    parser.usage = common.SOURCE_USAGE
     common.add_source_options(parser)
     common.add_gate_options(parser, auto=True)
     common.add_choice_options(parser)
@@ -38,9 +41,11 @@ def run(args: argparse.Namespace) -> int:
     from parallel_fixedram import app
     from parallel_fixedram.core.report import to_json
 
-    report = app.plan(common.source(args), args.file, **common.gate_arguments(args), **common.choice_arguments(args))
+    with ProgressBar() as progress:
+        machine = common.source(args, progress=progress)
+        report = app.plan(machine, args.file, **common.gate_arguments(args), **common.choice_arguments(args))
     if args.json:
-        common.print_json(to_json(report))
+        output.print_json(to_json(report))
     else:
         _print(report)
     return 0

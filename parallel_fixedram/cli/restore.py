@@ -5,13 +5,15 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
-from parallel_fixedram.cli import boot, common
+from parallel_fixedram.cli import boot, common, output
+from parallel_fixedram.cli.progress import ProgressBar
 from parallel_fixedram.core.errors import RequestError
 from parallel_fixedram.core.units import format_rate, format_size
 
 _EXAMPLES = """  parallel-fixedram restore /tmp/vm.mr -- qemu-system-x86_64 -m 1G -display none
   parallel-fixedram restore /tmp/guest.mr --ram pc.ram=/dev/shm/restored
-  parallel-fixedram restore /tmp/guest.mr --ram pc.ram=/dev/shm/restored --verify --channels 2 --experimental-multifd"""
+  parallel-fixedram restore /tmp/guest.mr --ram pc.ram=/dev/shm/restored \\
+      --verify --channels 2 --experimental-multifd"""
 
 
 def register(subparsers: common.Subparsers[Any]) -> None:
@@ -58,12 +60,12 @@ def run(args: argparse.Namespace) -> int:
     ram = {each.idstr: app.Destination(path=each.path, offset=each.offset, length=each.length) for each in args.ram}
     if len(ram) < len(args.ram):
         raise RequestError("a block is given two destinations")
-    with common.ProgressBar() as progress:
+    with ProgressBar() as progress:
         report = app.restore(
             args.file, ram, **common.gate_arguments(args), check_digests=args.verify, progress=progress
         )
     if args.json:
-        common.print_json(to_json(report))
+        output.print_json(to_json(report))
         return 0
     for block in report.blocks:
         print(
@@ -96,7 +98,7 @@ def _start(args: argparse.Namespace) -> int:
         plan = plan_restore(args.file, args.command, **common.gate_arguments(args), ram=ram, paused=args.paused)
         boot.show_plan(args, plan)
         return 0
-    with common.ProgressBar() as progress:
+    with ProgressBar() as progress:
         report = restore_guest(
             args.file,
             args.command,

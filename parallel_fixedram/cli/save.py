@@ -6,7 +6,8 @@ import argparse
 import os
 from typing import TYPE_CHECKING, Any
 
-from parallel_fixedram.cli import common
+from parallel_fixedram.cli import common, output
+from parallel_fixedram.cli.progress import ProgressBar
 from parallel_fixedram.core.errors import HostError, RequestError
 from parallel_fixedram.core.units import format_count, format_rate, format_size
 from parallel_fixedram.core.uri import parse_uri
@@ -20,10 +21,13 @@ MAX_ROUNDS = 16
 _WORTH_A_LINE_SECONDS = 0.05
 
 _EXAMPLES = """  parallel-fixedram save /tmp/guest.mr --guest dense,size=256MiB --overwrite
-  parallel-fixedram save /tmp/guest.mr --guest text,size=256MiB --overwrite --channels 2 --experimental-multifd
-  parallel-fixedram save /tmp/guest.mr --guest random,size=256MiB --overwrite --channels auto --experimental-multifd
+  parallel-fixedram save /tmp/guest.mr --guest text,size=256MiB --overwrite \\
+      --channels 2 --experimental-multifd
+  parallel-fixedram save /tmp/guest.mr --guest hot,size=256MiB --live \\
+      --overwrite
 a running QEMU that was started with -qmp unix:/tmp/qmp,server=on,wait=off:
-  parallel-fixedram save /tmp/vm.mr --qmp /tmp/qmp --channels 2 --experimental-multifd
+  parallel-fixedram save /tmp/vm.mr --qmp /tmp/qmp \\
+      --channels 2 --experimental-multifd
 with RAM of your own guest, which has to stand still:
   parallel-fixedram save file:/backup/vm.mr --ram pc.ram=/dev/shm/vm-ram"""
 
@@ -44,24 +48,27 @@ def register(subparsers: common.Subparsers[Any]) -> None:
     common.add_source_options(parser)
     common.add_gate_options(parser, auto=True)
     common.add_choice_options(parser)
-    parser.add_argument("--live", action="store_true", help="let the guest run while rounds of dirty pages are saved")
-    parser.add_argument(
+    parser.usage = common.SOURCE_USAGE
+    rounds = parser.add_argument_group("rounds", "for a built-in guest that runs meanwhile")
+    rounds.add_argument("--live", action="store_true", help="let the guest run while rounds of dirty pages are saved")
+    rounds.add_argument(
         "--max-rounds", type=int, metavar="N", help=f"most rounds of a live save (default {MAX_ROUNDS})"
     )
-    parser.add_argument("--overwrite", action="store_true", help="replace FILE once the new one is complete")
-    parser.add_argument(
+    result = parser.add_argument_group("the file")
+    result.add_argument("--overwrite", action="store_true", help="replace FILE once the new one is complete")
+    result.add_argument(
         "--durability",
         choices=("full", "none"),
         default="full",
         help="full (default): FILE survives a power cut once this command is done; none: no sync",
     )
-    parser.add_argument(
+    result.add_argument(
         "--cache",
         choices=("keep", "drop"),
         default="keep",
         help="whether FILE may stay in the page cache (default keep); drop takes it out once it is on stable storage",
     )
-    parser.add_argument(
+    result.add_argument(
         "--trace",
         type=common.output_path,
         metavar="PATH",
@@ -75,14 +82,15 @@ def run(args: argparse.Namespace) -> int:
     from parallel_fixedram import app
     from parallel_fixedram.core.report import to_json
 
-    machine = common.source(args, running=args.live)
+    progress = ProgressBar()
+    machine = common.source(args, running=args.live, progress=progress)
     if args.max_rounds is not None and not args.live:
         raise RequestError("--max-rounds is for --live")
     if args.trace and os.path.realpath(args.trace) == os.path.realpath(parse_uri(args.file).path):
         raise RequestError(f"--trace {args.trace!r} would replace the file that is saved")
 
     shards: list[ShardTrace] = []
-    with common.ProgressBar() as progress:
+    with progress:
         report = app.save(
             machine,
             args.file,
@@ -99,9 +107,9 @@ def run(args: argparse.Namespace) -> int:
     if args.trace:
         _write_trace(args.trace, shards)
     for note in report.notes:
-        common.warn(f"note: {note}")
+        output.warn(f"note: {note}")
     if args.json:
-        common.print_json(to_json(report))
+        output.print_json(to_json(report))
     else:
         _print(report)
     return 0

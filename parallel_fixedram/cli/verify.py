@@ -5,7 +5,8 @@ from __future__ import annotations
 import argparse
 from typing import TYPE_CHECKING, Any
 
-from parallel_fixedram.cli import boot, common
+from parallel_fixedram.cli import boot, common, output
+from parallel_fixedram.cli.progress import ProgressBar
 from parallel_fixedram.core.errors import RequestError
 from parallel_fixedram.core.units import format_size
 
@@ -18,7 +19,8 @@ MAX_LINES = 20
 _EXAMPLES = """  parallel-fixedram verify /tmp/guest.mr
   parallel-fixedram verify /tmp/guest.mr --quick
   parallel-fixedram verify /tmp/guest.mr --ram pc.ram=/dev/shm/restored
-  parallel-fixedram verify /tmp/vm.mr --load -- qemu-system-x86_64 -m 1G -display none"""
+  parallel-fixedram verify /tmp/vm.mr --load -- \\
+      qemu-system-x86_64 -m 1G -display none"""
 
 
 def register(subparsers: common.Subparsers[Any]) -> None:
@@ -58,16 +60,16 @@ def run(args: argparse.Namespace) -> int:
     elif args.run_dir:
         raise RequestError("--run-dir needs --load, and a QEMU command line behind --")
     else:
-        with common.ProgressBar() as progress:
+        with ProgressBar() as progress:
             report = app.verify(
                 args.file, quick=args.quick, ram=[option.ram_file() for option in args.ram], progress=progress
             )
     if args.json:
-        common.print_json(to_json(report))
+        output.print_json(to_json(report))
     else:
         _print(report)
     for warning in report.warnings:
-        common.warn(f"note: {warning}")
+        output.warn(f"note: {warning}")
     return 0 if report.ok else 1
 
 
@@ -79,7 +81,7 @@ def _load(args: argparse.Namespace) -> VerifyReport:
         raise RequestError("--load needs a QEMU command line, behind --", hint="see parallel-fixedram verify --help")
     if args.ram:
         raise RequestError("--load compares all RAM of the QEMU that it starts, so it does not go with --ram")
-    with common.ProgressBar() as progress:
+    with ProgressBar() as progress:
         return verify_by_loading(args.file, args.command, quick=args.quick, folder=args.run_dir, progress=progress)
 
 

@@ -9,6 +9,8 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields, is_dataclass
 from typing import Any, ClassVar, TypeVar, get_args, get_origin, get_type_hints
 
+from parallel_fixedram.core.schemas import check, stamped
+
 T = TypeVar("T")
 
 
@@ -149,6 +151,7 @@ class PlanReport:
     """What a save would do."""
 
     verb: ClassVar[str] = "plan"
+    schema: ClassVar[str] = "plan"
 
     file: str
     ram: int
@@ -174,6 +177,7 @@ class SaveReport:
     """A finished save."""
 
     verb: ClassVar[str] = "save"
+    schema: ClassVar[str] = "save"
 
     file: str
     channels: int
@@ -217,6 +221,7 @@ class RestoreReport:
     """A finished restore."""
 
     verb: ClassVar[str] = "restore"
+    schema: ClassVar[str] = "restore"
 
     file: str
     channels: int
@@ -260,6 +265,7 @@ class VerifyReport:
     """A verification that ran to its end."""
 
     verb: ClassVar[str] = "verify"
+    schema: ClassVar[str] = "verify"
 
     file: str
     ok: bool
@@ -299,6 +305,7 @@ class DiffReport:
     """A comparison of two files that ran to its end."""
 
     verb: ClassVar[str] = "diff"
+    schema: ClassVar[str] = "diff"
 
     file_a: str
     file_b: str
@@ -348,6 +355,8 @@ class BootSeconds:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BootReport:
     """Guests that were started from a file."""
+
+    schema: ClassVar[str] = "boot"
 
     verb: str
     """``restore`` or ``clone``."""
@@ -410,6 +419,7 @@ class GuestsReport:
     """Guests that were started from files."""
 
     verb: ClassVar[str] = "guests"
+    schema: ClassVar[str] = "guests"
 
     guests: tuple[LivingGuest, ...]
     """Those that live; empty where some were to be ended."""
@@ -420,16 +430,19 @@ class GuestsReport:
 
 
 def to_json(report: Any) -> dict[str, Any]:
-    """A report as a JSON object, with its verb first."""
-    return {"verb": report.verb, **asdict(report)}
+    """A report as a JSON object, with its schema, version and verb first."""
+    return stamped(report.schema, {"verb": report.verb, **asdict(report)})
 
 
 def from_json(kind: type[T], data: Any) -> T:
-    """The report that ``to_json`` made ``data`` of.
+    """The report that ``to_json`` made ``data`` of; one that says no schema is older than schemas.
 
     Raises:
+        FormatError: it is of another schema or version.
         KeyError: a field is missing.
     """
+    if "schema" in data:
+        check(data, kind.schema)  # type: ignore[attr-defined]  # all reports have one
     value: T = _build(kind, data)
     return value
 

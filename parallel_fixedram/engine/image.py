@@ -22,6 +22,7 @@ from parallel_fixedram.core.mapped_ram import SavedBlock
 from parallel_fixedram.core.migration_file import MigrationFile, parse, read_clone_blocks
 from parallel_fixedram.core.ramblock import PageRange
 from parallel_fixedram.core.report import BlockReport
+from parallel_fixedram.core.schemas import stamped
 from parallel_fixedram.core.uri import parse_uri
 from parallel_fixedram.engine.bitmaps import shared_words
 from parallel_fixedram.engine.digest import DigestTable
@@ -213,25 +214,28 @@ class Image:
     def describe(self) -> dict[str, Any]:
         """What the file says, as a JSON object; offsets are absolute, in bytes."""
         file, configuration = self.file, self.file.configuration
-        return {
-            "verb": "inspect",
-            "file": self.path,
-            "size": file.size,
-            "offset": file.base,
-            "stream_end": file.stream_end,
-            "machine": configuration.machine,
-            "target": file.target or None,
-            "capabilities": list(configuration.capabilities),
-            "uuid": str(uuid.UUID(bytes=configuration.uuid)) if configuration.uuid else None,
-            "page_size": file.page_size,
-            "ram_ended": file.ram_ended,
-            "vm_description": file.has_vmdesc,
-            "digests": file.trailer is not None,
-            "clone_offset": file.trailer.clone_offset if file.trailer else 0,
-            "blocks": [self._describe_block(saved) for saved in file.blocks],
-            "devices": [asdict(device) for device in file.devices],
-            "warnings": list(file.warnings),
-        }
+        return stamped(
+            "inspect",
+            {
+                "verb": "inspect",
+                "file": self.path,
+                "size": file.size,
+                "offset": file.base,
+                "stream_end": file.stream_end,
+                "machine": configuration.machine,
+                "target": file.target or None,
+                "capabilities": list(configuration.capabilities),
+                "uuid": str(uuid.UUID(bytes=configuration.uuid)) if configuration.uuid else None,
+                "page_size": file.page_size,
+                "ram_ended": file.ram_ended,
+                "vm_description": file.has_vmdesc,
+                "digests": file.trailer is not None,
+                "clone_offset": file.trailer.clone_offset if file.trailer else 0,
+                "blocks": [self._describe_block(saved) for saved in file.blocks],
+                "devices": [asdict(device) for device in file.devices],
+                "warnings": list(file.warnings),
+            },
+        )
 
     def _describe_block(self, saved: SavedBlock) -> dict[str, Any]:
         place = {"absent": saved.absent, "record_offset": saved.record_offset, "address": saved.address}

@@ -12,7 +12,8 @@ from parallel_fixedram.engine.messages import ShardDone, Tally
 from parallel_fixedram.engine.pool import OnDone, WorkerPool
 
 Progress = Callable[[str, int, int], None]
-"""``progress(phase, done, total)``, in bytes; called as shards are acknowledged."""
+"""``progress(phase, done, total)``, in bytes; called when a phase begins and as shards are acknowledged. A total of 0
+is one that nobody knows, such as that of a sync."""
 
 Trace = Callable[[ShardTrace], None]
 """Told who wrote which part of the file when, as shards are acknowledged."""
@@ -36,7 +37,7 @@ def run_job(
         shards: what to do.
         phase: what ``progress`` is told that this is.
         page_size: of the shards' pages, bytes.
-        progress: hears of every shard.
+        progress: hears of the beginning and of every shard.
         on_done: called for every shard when it is acknowledged, before ``progress``.
 
     Raises:
@@ -52,6 +53,8 @@ def run_job(
         if progress:
             progress(phase, done, total)
 
+    if progress and total:
+        progress(phase, 0, total)
     return pool.run(job, shards, acknowledged)
 
 

@@ -170,6 +170,7 @@ class _Save:
         self.waits = self.machine.prepare()
         channel = open_direct(self.pending, self.options)
         page_size = self.layout.blocks[0].block.page_size
+        self._tell("decide")
         self.decision = decide(
             self.options,
             self.bitmaps.data,
@@ -227,6 +228,7 @@ class _Save:
         self.ending.write(channel)
         started = time.perf_counter()
         if self.options.durability is Durability.FULL:
+            self._tell("sync")
             channel.sync()
         synced = time.perf_counter()
         if self.options.cache is Cache.DROP:
@@ -240,6 +242,11 @@ class _Save:
         self.sync_seconds = synced - started
         published = time.perf_counter()
         self.publish_seconds, self.total_seconds = published - synced, published - self.started
+
+    def _tell(self, phase: str) -> None:
+        """Somebody may want to know what is going on; how long it takes nobody knows."""
+        if self.progress:
+            self.progress(phase, 0, 0)
 
     def report(self) -> SaveReport:
         """What happened."""
@@ -363,6 +370,7 @@ class _Save:
         Memory that coordinator and workers touch for the first time after the fork is copied page by page: that takes
         longer than a small round itself. Firmware is written, and again in the last round.
         """
+        self._tell("prepare")
         self.pause.prepare()
         if self.dirty is None and self.waits:
             map_grown(self.guest_blocks, self.bitmaps.data)

@@ -15,9 +15,10 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any, Self
 
 from parallel_fixedram.core.errors import FormatError, HostError, RequestError
+from parallel_fixedram.core.schemas import check, stamped
 
-SCHEMA = 1
-"""Of the JSON; a file with another one is refused."""
+_FIRST_SCHEMA = 1
+"""What files of version 1 have as ``schema``; they are otherwise like those of version 2."""
 
 VERIFIED = ("ram", "digests", "loaded", "structure", "size", "no")
 """How the file of a sample was checked, the strongest way first: every page compared with live RAM; every page held
@@ -158,7 +159,7 @@ class RunSet:
 
     def to_json(self) -> dict[str, Any]:
         """As a JSON object."""
-        return {"schema": SCHEMA, **asdict(self)}
+        return stamped("results", asdict(self))
 
     @classmethod
     def from_json(cls, data: Any) -> Self:
@@ -168,8 +169,8 @@ class RunSet:
             FormatError: it did not.
         """
         try:
-            if data["schema"] != SCHEMA:
-                raise FormatError(f"schema {data['schema']!r}, expected {SCHEMA}")
+            if data["schema"] is True or data["schema"] != _FIRST_SCHEMA:
+                check(data, "results")
             return cls(
                 scenario=ScenarioFacts(**data["scenario"]),
                 started=data["started"],
@@ -183,7 +184,7 @@ class RunSet:
                 ),
                 cases=tuple(_case(each) for each in data["cases"]),
             )
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
+        except (KeyError, TypeError, ValueError, OverflowError, AttributeError) as error:
             raise FormatError(f"not a set of runs: {type(error).__name__}: {error}") from error
 
 
@@ -244,6 +245,8 @@ def load(path: str) -> RunSet:
         raise FormatError(f"{path!r} is not JSON: it is not even text") from error
     except ValueError as error:
         raise FormatError(f"{path!r} is not JSON: {error}") from error
+    except RecursionError as error:
+        raise FormatError(f"{path!r} is no set of runs: it is nested too deeply") from error
     except FormatError as error:
         raise error.in_file(path) from error
 

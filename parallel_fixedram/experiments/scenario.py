@@ -253,8 +253,10 @@ def parse_scenario(text: str, path: str) -> Scenario:
     where = f"scenario {path!r}"
     try:
         data = tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
+    except ValueError as error:  # besides what TOMLDecodeError says, a number of thousands of digits
         raise RequestError(f"{where} is not TOML: {error}") from error
+    except RecursionError as error:
+        raise RequestError(f"{where} is no scenario: it is nested too deeply") from error
     _refuse_unknown(where, data, _TOP)
     tables = data.get("case", [])
     if not isinstance(tables, list) or not tables or not all(isinstance(table, dict) for table in tables):

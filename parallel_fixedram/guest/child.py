@@ -6,9 +6,9 @@
     HALT n    run until n steps are done in all, if fewer are,   answered when nothing moves any more
               then stand still
 
-An answer repeats the command's sequence number and says how many steps are done; the first one, number 0, says that the
-guest has booted and stands still. Between two steps the socket is looked at without waiting; a guest with nothing to do
-sleeps in ``poll``. When the other end is closed the process ends.
+While it boots it says how far it is (FILLED). An answer repeats the command's sequence number and says how many steps
+are done; the first one, number 0, says that the guest has booted and stands still. Between two steps the socket is
+looked at without waiting; a guest with nothing to do sleeps in ``poll``. When the other end is closed the process ends.
 """
 
 from __future__ import annotations
@@ -40,9 +40,11 @@ ANSWER = struct.Struct("<cQQ")
 """DONE, sequence number of the command, steps done."""
 FAILURE = struct.Struct("<cH")
 """FAILED, or HOST_FAILED where the host is to blame, and an error number or 0; a line of text follows."""
-GO, HALT, DONE, FAILED, HOST_FAILED = b"G", b"H", b"D", b"F", b"O"
+GO, HALT, DONE, FAILED, HOST_FAILED, FILLED = b"G", b"H", b"D", b"F", b"O", b"P"
 MESSAGE_BYTES = 512
 """No message is longer."""
+FILLED_PAGES = 8192
+"""While it boots it says after so many pages how many it has written: FILLED, 0, pages."""
 
 
 def live(spec: GuestSpec, ram_fd: int, log: DirtyLog, sock: socket.socket, parent: int) -> NoReturn:
@@ -61,9 +63,13 @@ def live(spec: GuestSpec, ram_fd: int, log: DirtyLog, sock: socket.socket, paren
         ram = np.frombuffer(mmap.mmap(ram_fd, spec.size), np.uint64).reshape(-1, PAGE_WORDS)
         program = Program(spec)
         channel = FileChannel(ram_fd, "guest RAM")
+        written = 0
         for pages, contents in program.boot():
             _fill(channel, pages, contents)
             log.mark(pages)
+            before, written = written, written + len(pages)
+            if before // FILLED_PAGES < written // FILLED_PAGES:
+                sock.send(ANSWER.pack(FILLED, 0, written))
         _serve(spec, program, ram, log, sock)
         status = 0
     except BaseException as error:

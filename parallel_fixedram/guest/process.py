@@ -18,7 +18,7 @@ import fcntl
 import logging
 import os
 import socket
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack, closing
 from types import TracebackType
 from typing import Self
@@ -54,6 +54,7 @@ class GuestProcess:
 
     Args:
         spec: its RAM and what it does.
+        progress: ``progress("fill", done, total)`` in bytes, while it boots.
 
     Attributes:
         spec: the same.
@@ -66,9 +67,10 @@ class GuestProcess:
         MachineError: it died or failed while booting.
     """
 
-    def __init__(self, spec: GuestSpec) -> None:
+    def __init__(self, spec: GuestSpec, progress: Callable[[str, int, int], None] | None = None) -> None:
         _check_memory(spec)
         self.spec = spec
+        self._progress = progress
         self.steps = 0
         self.pid = 0
         self._sequence = 0
@@ -217,7 +219,11 @@ class GuestProcess:
                 raise MachineError(self._death())
             if message[:1] in (child.FAILED, child.HOST_FAILED):
                 raise self._failure(message)
-            _, sequence, steps = child.ANSWER.unpack(message)
+            kind, sequence, steps = child.ANSWER.unpack(message)
+            if kind == child.FILLED:
+                if self._progress:
+                    self._progress("fill", steps * TARGET_PAGE_SIZE, self.spec.written_pages * TARGET_PAGE_SIZE)
+                continue
             if sequence == self._sequence:  # an older answer was interrupted before it was read
                 return int(steps)
 

@@ -18,7 +18,7 @@ def read(name: str) -> dict[str, Any]:
     try:
         with open(os.path.join(_folder(), name), encoding="utf-8") as file:
             found = json.load(file)
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return {}
     return found if isinstance(found, dict) else {}
 

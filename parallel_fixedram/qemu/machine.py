@@ -26,6 +26,7 @@ from parallel_fixedram.core.errors import FixedRamError, HostError, MachineError
 from parallel_fixedram.core.globalstate import RUNNING
 from parallel_fixedram.core.protocols import GuestBlock
 from parallel_fixedram.core.ramblock import TARGET_PAGE_SIZE, PageRange
+from parallel_fixedram.core.schemas import stamped
 from parallel_fixedram.core.targets import check_target
 from parallel_fixedram.host.guardian import Guardian
 from parallel_fixedram.host.process_memory import ProcessMemory, open_process_memory
@@ -187,27 +188,30 @@ class QemuMachine:
 
     def describe(self) -> dict[str, Any]:
         """What would be saved and how each block is reached, as a JSON object; nothing is paused."""
-        return {
-            "verb": "inspect",
-            "qmp": self._monitor.name,
-            "pid": self.pid,
-            "version": ".".join(map(str, self._monitor.version)),
-            "status": self._status(),
-            "machine": self.name,
-            "target": self.target,
-            "blocks": [
-                {
-                    **asdict(each.block),
-                    "memory": str(each.memory.kind),
-                    "path": each.memory.path,
-                    "data_pages": sum(
-                        found.count for found in each.memory.source.data_ranges(PageRange(0, _pages(each.block)))
-                    ),
-                    "pages": _pages(each.block),
-                }
-                for each in self.blocks
-            ],
-        }
+        return stamped(
+            "inspect_qemu",
+            {
+                "verb": "inspect",
+                "qmp": self._monitor.name,
+                "pid": self.pid,
+                "qemu_version": ".".join(map(str, self._monitor.version)),
+                "status": self._status(),
+                "machine": self.name,
+                "target": self.target,
+                "blocks": [
+                    {
+                        **asdict(each.block),
+                        "memory": str(each.memory.kind),
+                        "path": each.memory.path,
+                        "data_pages": sum(
+                            found.count for found in each.memory.source.data_ranges(PageRange(0, _pages(each.block)))
+                        ),
+                        "pages": _pages(each.block),
+                    }
+                    for each in self.blocks
+                ],
+            },
+        )
 
     def close(self) -> None:
         """Disconnect (Machine.close)."""

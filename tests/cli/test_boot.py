@@ -10,6 +10,7 @@ from support.streamwriter import Block, stream
 
 from parallel_fixedram.boot.plan import Boot
 from parallel_fixedram.cli import boot
+from parallel_fixedram.core.errors import HostError
 from parallel_fixedram.core.report import BootReport, BootSeconds, GuestReport
 from parallel_fixedram.qemu.incoming import Source
 
@@ -174,7 +175,7 @@ def test_the_usage_shows_where_the_command_line_of_qemu_stands(verb, usage):
     assert lines[: len(usage) + 1] == [*usage, ""]
 
 
-def test_guests_that_run_are_named_even_if_the_report_cannot_be_printed(monkeypatch, capsys):
+def test_guests_that_run_are_named_even_if_the_report_cannot_be_printed(monkeypatch):
     guest = GuestReport(name="vm/0", pid=77, qmp="/run/0/qmp", log="/run/0/log", status="running")
     report = BootReport(
         verb="clone",
@@ -191,13 +192,12 @@ def test_guests_that_run_are_named_even_if_the_report_cannot_be_printed(monkeypa
         full = open("/dev/full", "w")  # noqa: SIM115 (what it still holds cannot be written)
         with monkeypatch.context() as patch:
             patch.setattr(sys, "stdout", full)
-            with pytest.raises(OSError, match="No space left"):
+            with pytest.raises(HostError, match="cannot write to stdout: no space left") as raised:
                 boot.show(Namespace(json=as_json), report)
         with pytest.raises(OSError, match="No space left"):
             full.close()
-        assert capsys.readouterr().err == (
-            "parallel-fixedram: guest 0: running, pid 77, QMP socket /run/0/qmp\n"
-            "parallel-fixedram: to end: parallel-fixedram guests stop vm\n"
+        assert raised.value.hint == (
+            "guest 0: running, pid 77, QMP socket /run/0/qmp; to end: parallel-fixedram guests stop vm"
         )
 
 

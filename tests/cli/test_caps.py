@@ -113,6 +113,8 @@ def test_json_of_an_accepted_combination(caps):
     code, out, err = caps("fixed-ram", "xbzrle=off", "--json")
     assert (code, err) == (0, "")
     assert json.loads(out) == {
+        "schema": "parallel_fixedram.caps_verdict",
+        "version": 1,
         "verb": "caps",
         "profile": "fixed-ram",
         "experimental_multifd": False,

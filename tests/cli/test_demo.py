@@ -32,7 +32,7 @@ def test_the_demo_tells_the_whole_story_and_leaves_nothing_behind(tmp_path):
 def test_the_demo_as_one_json_object(tmp_path):
     with unchanged(tmp_path):
         report = done(call("demo", "--size", "8MiB", "--folder", tmp_path, "--json")).json
-    assert list(report) == ["verb", "refusal", "saves", "live", "sequential_bytes"]
+    assert list(report) == ["schema", "version", "verb", "refusal", "saves", "live", "sequential_bytes"]
     assert (report["verb"], report["refusal"]) == ("demo", "Fixed-ram migration is incompatible with multifd")
     assert [save["channels"] for save in report["saves"]] == [1, 2, 4]
     assert {save["blocks"][0]["data_pages"] for save in report["saves"]} == {1024}

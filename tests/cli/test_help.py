@@ -6,7 +6,9 @@ import tempfile
 import pytest
 from support.cli import call, done, run
 
+from parallel_fixedram.cli.bench import COMMANDS
 from parallel_fixedram.cli.main import VERBS
+from parallel_fixedram.guest.spec import Workload
 
 SMALL = {"1GiB": "4MiB", "256MiB": "2MiB"}
 """An example shows off; here a fraction of it has to do."""
@@ -14,7 +16,8 @@ SMALL = {"1GiB": "4MiB", "256MiB": "2MiB"}
 
 def examples(verb):
     """The example lines of a verb's help text, without the name of the program."""
-    lines = done(call(verb, "--help")).out.partition("example")[2].splitlines()
+    text = done(call(verb, "--help")).out.partition("example")[2].replace("\\\n", "")
+    lines = text.splitlines()
     found = [shlex.split(line)[1:] for line in lines if line.startswith("  parallel-fixedram ")]
     assert found, f"{verb} has no example"
     assert all(argv[0] == verb for argv in found)
@@ -40,13 +43,28 @@ def test_the_help_of_the_command_names_every_verb():
     assert result.err == ""
 
 
-@pytest.mark.parametrize("verb", VERBS)
-def test_every_verb_has_a_help_text_that_fits_a_line(verb):
-    result = done(call(verb, "--help"))
-    assert result.out.startswith(f"usage: parallel-fixedram {verb} ")
-    for option in ("--json", "--debug", "--help"):
-        assert option in result.out
-    assert max(map(len, result.out.splitlines())) <= 130
+@pytest.mark.parametrize(
+    "verb", [[], *([verb] for verb in VERBS), *(["bench", verb] for verb in COMMANDS)], ids=" ".join
+)
+@pytest.mark.parametrize("columns", [60, 80, 200])
+def test_a_help_text_keeps_to_the_width_of_the_terminal_but_for_commands_to_copy(verb, columns, monkeypatch):
+    """And where the terminal is very wide it stays readable."""
+    monkeypatch.setenv("COLUMNS", str(columns))
+    text = done(call(*verb, "--help")).out
+    assert text.startswith(f"usage: {' '.join(['parallel-fixedram', *verb])} ")
+    wanted = ["--quiet", "--debug", "--help"] + (["--json"] if verb not in ([], ["bench"]) else [])
+    assert [option for option in wanted if option not in text] == []
+    lines = text.splitlines()
+    commands = [
+        line for line in lines if "parallel-fixedram " in line or line.startswith("      ") or "-qmp unix:" in line
+    ]
+    assert max(len(line) for line in lines if line not in commands) <= min(columns, 100)
+    assert max(map(len, lines)) <= max(columns, 80)
+
+
+def test_the_help_text_names_every_workload_of_the_built_in_guest():
+    text = " ".join(done(call("save", "--help")).out.split())
+    assert f"the built-in guest: {', '.join(list(Workload)[:-1])} or {list(Workload)[-1]}," in text
 
 
 def test_the_examples_work_in_the_order_in_which_people_try_them(tmp_path):

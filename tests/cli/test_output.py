@@ -9,6 +9,7 @@ from support.cli import call, done, run, untouched
 from support.pictures import PAGE, content
 
 from parallel_fixedram.core.report import DiffReport, PlanReport, RestoreReport, SaveReport, VerifyReport, from_json
+from parallel_fixedram.core.schemas import VERSIONS
 from parallel_fixedram.host.page_cache import cached_bytes
 
 BLOCK = {
@@ -64,6 +65,8 @@ CHOICE = {
     },
 }
 PLAN = {
+    "schema": str,
+    "version": int,
     "verb": str,
     "file": str,
     "ram": int,
@@ -78,6 +81,8 @@ PLAN = {
     "seconds": float,
 }
 SAVE = {
+    "schema": str,
+    "version": int,
     "verb": str,
     "file": str,
     "channels": int,
@@ -110,6 +115,8 @@ SAVE = {
     "notes": [str],
 }
 RESTORE = {
+    "schema": str,
+    "version": int,
     "verb": str,
     "file": str,
     "channels": int,
@@ -122,6 +129,8 @@ RESTORE = {
 }
 DIFFERENCE = {"what": str, "idstr": str, "first_page": int, "pages": int, "offset": int}
 VERIFY = {
+    "schema": str,
+    "version": int,
     "verb": str,
     "file": str,
     "ok": bool,
@@ -139,6 +148,8 @@ VERIFY = {
     "seconds": float,
 }
 DIFF = {
+    "schema": str,
+    "version": int,
     "verb": str,
     "file_a": str,
     "file_b": str,
@@ -152,6 +163,8 @@ DIFF = {
     "seconds": float,
 }
 INSPECT = {
+    "schema": str,
+    "version": int,
     "verb": str,
     "file": str,
     "size": int,
@@ -228,7 +241,7 @@ def test_save_reports_exactly_what_was_agreed(folder, tmp_path):
     assert (report["choice"]["channels"], report["choice"]["direct_io"]) == (2, report["direct_io"])
     assert report["seconds"]["pause"] == 0.0  # nothing ran
     assert report["seconds"]["total"] > 0
-    assert json.loads(result.out) == {"verb": "save"} | report
+    assert list(json.loads(result.out))[:3] == ["schema", "version", "verb"]
     assert from_json(SaveReport, report).file == str(tmp_path / "new.mr")
 
 
@@ -315,6 +328,8 @@ def test_json_is_one_object_with_the_verb_and_nothing_else_on_stdout(folder, tmp
         value, end = json.JSONDecoder().raw_decode(result.out)
         assert result.out[end:] == "\n"
         assert value["verb"] in (argv[0], "inspect")
+        assert value["schema"].partition(".")[2] in VERSIONS
+        assert value["version"] == VERSIONS[value["schema"].partition(".")[2]]
         assert result.err == ""
 
 

@@ -12,13 +12,13 @@ import pytest
 from support.cli import Held, Running, call, done, part_of, refused, run, unchanged
 from support.qemu_tools import missing
 
-from parallel_fixedram.cli import common
+from parallel_fixedram.cli import progress as command_progress
 
 GUEST = "dense,size=1MiB"
 
 BAR_AFTER = (
-    "import sys; from parallel_fixedram.cli import common, main; "
-    "common.PROGRESS_AFTER_SECONDS = {}; sys.exit(main.main())"
+    "import sys; from parallel_fixedram.cli import main, progress; "
+    "progress.PROGRESS_AFTER_SECONDS = {}; sys.exit(main.main())"
 )
 """The command, but with a progress bar after so many seconds."""
 
@@ -273,7 +273,8 @@ def test_what_takes_long_shows_a_bar_on_a_terminal_and_wipes_it_off(tmp_path):
     code, out, shown = on_a_terminal(-1.0, "save", tmp_path / "new.mr", "--guest", "dense,size=16MiB", "--json")
     assert (code, out[0], out[-2:]) == (0, "{", "}\n")
     assert "write" in shown
-    assert "16.0/16.0 MiB" in shown
+    assert "16.0 MiB of 16.0 MiB" in shown
+    assert "sync" in shown
     assert "\x1b[?25l" in shown  # the cursor is hidden,
     assert shown.rindex("\x1b[?25h") > shown.rindex("\x1b[?25l")  # and comes back
     for argv, phase in (
@@ -286,7 +287,7 @@ def test_what_takes_long_shows_a_bar_on_a_terminal_and_wipes_it_off(tmp_path):
 
 
 def test_what_takes_less_than_a_second_shows_no_bar(tmp_path):
-    assert common.PROGRESS_AFTER_SECONDS == 1.0
+    assert command_progress.PROGRESS_AFTER_SECONDS == 1.0
     code, _, shown = on_a_terminal(3600.0, "save", tmp_path / "new.mr", "--guest", "dense,size=16MiB")
     assert (code, shown) == (0, "")
 
@@ -328,9 +329,9 @@ class GoneTerminal(io.StringIO):
 
 
 def test_a_terminal_that_goes_away_does_not_end_a_save(tmp_path, monkeypatch):
-    monkeypatch.setattr(common, "PROGRESS_AFTER_SECONDS", -1.0)
+    monkeypatch.setattr(command_progress, "PROGRESS_AFTER_SECONDS", -1.0)
     monkeypatch.setattr(sys, "stderr", GoneTerminal())
-    with common.ProgressBar() as progress:
+    with command_progress.ProgressBar() as progress:
         for done_bytes in range(3):
             progress("write", done_bytes, 3)
 

@@ -137,12 +137,12 @@ every = saves | plans | restores | verifies | diffs
 def test_a_report_goes_to_json_and_comes_back_equal(report):
     text = json.dumps(to_json(report))
     assert from_json(type(report), json.loads(text)) == report
-    assert next(iter(json.loads(text).items())) == ("verb", report.verb)
+    assert next(iter(json.loads(text).items())) == ("schema", f"parallel_fixedram.{report.schema}")
 
 
 @given(every)
 def test_every_field_of_a_report_is_in_its_json(report):
-    assert list(to_json(report)) == ["verb", *(each.name for each in fields(report))]
+    assert list(to_json(report)) == ["schema", "version", "verb", *(each.name for each in fields(report))]
 
 
 @given(build(ShardTrace, started=seconds, ended=seconds))

@@ -178,6 +178,8 @@ def test_progress_goes_up_to_the_total(target: str, running: bool) -> None:
     seen: dict[str, list[tuple[int, int]]] = {}
     with ScriptedGuest({"ram": "A" * 3000}, running=running) as guest:
         save(guest, target, BUFFERED, progress=lambda phase, *done: seen.setdefault(phase, []).append(done))
+    for phase in ("decide", "prepare", "sync"):
+        assert set(seen.pop(phase)) == {(0, 0)}
     assert set(seen) == ({"precopy", "write"} if running else {"write"})
     for steps in seen.values():
         assert [done for done, _ in steps] == sorted(done for done, _ in steps)

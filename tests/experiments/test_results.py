@@ -59,8 +59,15 @@ def test_what_is_stored_is_loaded_again(tmp_path):
 def test_the_file_says_its_schema_first(tmp_path):
     store(FULL, str(tmp_path / "r.json"))
     data = json.loads((tmp_path / "r.json").read_text())
-    assert next(iter(data)) == "schema"
-    assert data["schema"] == 1
+    assert list(data.items())[:2] == [("schema", "parallel_fixedram.results"), ("version", 2)]
+
+
+def test_results_of_the_first_version_stay_readable(tmp_path):
+    """They had their version's number as schema."""
+    data = {**FULL.to_json(), "schema": 1}
+    del data["version"]
+    (tmp_path / "r.json").write_text(json.dumps(data))
+    assert load(str(tmp_path / "r.json")) == FULL
 
 
 @pytest.mark.parametrize(
@@ -68,10 +75,16 @@ def test_the_file_says_its_schema_first(tmp_path):
     [
         lambda data: data.pop("schema"),
         lambda data: data.update(schema=2),
+        lambda data: data.update(schema=True),
+        lambda data: data.update(schema="parallel_fixedram.save"),
+        lambda data: data.update(version=1),
+        lambda data: data.update(version="2"),
+        lambda data: data.pop("version"),
         lambda data: data.pop("order"),
         lambda data: data["cases"][0]["samples"][0].update(verified="perhaps"),
         lambda data: data["cases"][0]["samples"][0]["seconds"].update(minutes=1),
         lambda data: data["cases"][0]["instrumented"].update(timeline=[[1, 2]]),
+        lambda data: data["cases"][0]["instrumented"]["timeline"][0].__setitem__(3, float("inf")),
         lambda data: data.update(cases=7),
     ],
 )
@@ -84,7 +97,7 @@ def test_what_is_no_run_set_is_a_format_error_that_names_the_file(change, tmp_pa
         load(str(path))
 
 
-@pytest.mark.parametrize("text", [b"", b"[]", b"{", b"\xff", b"null"])
+@pytest.mark.parametrize("text", [b"", b"[]", b"{", b"\xff", b"null", b"[" * 100_000, b'{"a":' * 100_000, b"9" * 5000])
 def test_other_files_are_format_errors(text, tmp_path):
     (tmp_path / "r.json").write_bytes(text)
     with pytest.raises(FormatError, match=r"r\.json"):

@@ -195,6 +195,13 @@ def test_a_scenario_without_cases_or_with_far_too_many_is_refused():
         parse(f'way = "ours"\nguest = "zero"\nchannels = [{many}]\ngap_pages = [{many}]')
 
 
+@pytest.mark.parametrize("text", ["a = " + "[" * 100_000, "a = " + "9" * 5000, "a = \0", "[[case]", "a = 1\na = 2"])
+def test_what_is_no_toml_is_one_line(text):
+    with pytest.raises(RequestError, match=r"^scenario 's.toml' is (not TOML|no scenario): .*") as raised:
+        parse_scenario(text, "s.toml")
+    assert "\n" not in raised.value.message
+
+
 def test_what_is_not_text_is_refused(tmp_path):
     (tmp_path / "s.toml").write_bytes(b"\xff\xfe")
     with pytest.raises(RequestError, match="is not UTF-8"):

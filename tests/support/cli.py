@@ -118,8 +118,8 @@ class Running:
 _HOLD = """
 import os, sys
 from parallel_fixedram.engine import compare, restore, verify, write
-from parallel_fixedram.cli import common, main
-common.PROGRESS_AFTER_SECONDS = {bar_after}
+from parallel_fixedram.cli import main, progress
+progress.PROGRESS_AFTER_SECONDS = {bar_after}
 def hold(job):
     run = job.run
     def held(self, shard):
@@ -207,6 +207,8 @@ def done(result: Result) -> Result:
 def refused(result: Result, code: int, message: str, hint: str | None = None) -> None:
     """Hold a failure against its promise: exit code, one line, at most one line of hint, nothing on stdout.
 
+    With ``--json`` the one line is an object with the same facts.
+
     Args:
         result: of the command.
         code: expected exit code.
@@ -217,6 +219,8 @@ def refused(result: Result, code: int, message: str, hint: str | None = None) ->
     assert result.code == code, result
     assert result.out == ""
     assert 1 <= len(lines) <= 2, lines
+    if lines[0].startswith("{"):
+        lines = _as_text(result, code)
     assert lines[0].startswith("parallel-fixedram: error: ")
     assert lines[0].endswith("\n")
     assert message in lines[0], result
@@ -224,6 +228,15 @@ def refused(result: Result, code: int, message: str, hint: str | None = None) ->
     if hint is not None:
         assert len(lines) == 1 + bool(hint)
         assert hint in lines[-1]
+
+
+def _as_text(result: Result, code: int) -> list[str]:
+    """The lines that an error is without ``--json``."""
+    error = json.loads(result.err)
+    assert list(error) == ["schema", "version", "code", "message", "hint"]
+    assert (error["schema"], error["version"], error["code"]) == ("parallel_fixedram.error", 1, code)
+    lines = [f"parallel-fixedram: error: {error['message']}\n"]
+    return [*lines, f"parallel-fixedram: hint: {error['hint']}\n"] if error["hint"] else lines
 
 
 def tree(folder: Path) -> dict[str, tuple[int, int, str]]:

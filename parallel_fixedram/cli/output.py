@@ -1,0 +1,56 @@
+"""What the command says: results on stdout; errors and notes on stderr, where a stream that is gone is no error.
+
+With ``--json`` there is one object on stdout, or one about the error on stderr, and nothing else on either: notes are
+in the reports. With ``--quiet`` there is nothing but errors.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from dataclasses import dataclass
+from typing import Any
+
+from parallel_fixedram.core.schemas import stamped
+
+PROGRAM = "parallel-fixedram"
+
+
+@dataclass(slots=True)
+class Manner:
+    """How the command that runs in this process was told to talk."""
+
+    as_json: bool = False
+    quiet: bool = False
+
+
+MANNER = Manner()
+
+
+def print_json(value: dict[str, Any]) -> None:
+    """One JSON object on stdout, which is as ``stamped`` makes it."""
+    print(json.dumps(value, indent=2))
+
+
+def complain(code: int, message: str, hint: str = "") -> None:
+    """Say why the command ends with ``code``: one line, and at most one line of hint, or one JSON object."""
+    if MANNER.as_json:
+        _stderr(json.dumps(stamped("error", {"code": code, "message": message, "hint": hint})))
+        return
+    _stderr(f"{PROGRAM}: error: {message}", *([f"{PROGRAM}: hint: {hint}"] if hint else []))
+
+
+def warn(message: str) -> None:
+    """One line that is no error."""
+    if not (MANNER.as_json or MANNER.quiet):
+        _stderr(f"{PROGRAM}: {message}")
+
+
+def _stderr(*lines: str) -> None:
+    # an argument may contain line breaks, and a message may quote it
+    text = "".join(line.replace("\r", "\\r").replace("\n", "\\n") + "\n" for line in lines)
+    try:
+        sys.stderr.write(text)
+        sys.stderr.flush()
+    except OSError:
+        pass
