@@ -245,10 +245,9 @@ def find_process(monitor: Monitor, fd: int, pid: int | None = None, *, likely: i
                 return each
     what = f"the process behind {monitor.name!r} cannot be found"
     if pid is not None:
-        if not wrong and is_gone(pid):
-            raise MachineError(f"{monitor.name!r}: process {pid} has ended")
         what = f"process {pid} is not the QEMU behind {monitor.name!r}"
-    reason, hint = wrong or why_unseen(peer and (pid or peer)) or ("", _MAY_LOOK)
+    gone = ("there is no such process, or it has ended", "") if pid is not None and is_gone(pid) else None
+    reason, hint = wrong or gone or why_unseen(peer and (pid or peer)) or ("", _MAY_LOOK)
     raise MachineError(f"{what}: {reason}" if reason else f"{what}, or may not be looked at", hint=hint)
 
 
