@@ -107,7 +107,7 @@ SAVES = {
     "unknown choice": (["--guest", GUEST, "--direct-io", "maybe"], "argument --direct-io: invalid choice: 'maybe'"),
     "unknown profile": (
         ["--guest", GUEST, "--profile", "8.2"],
-        "argument --profile: invalid choice: '8.2' (choose from ",  # the choices are quoted, or not, by Python's version
+        "argument --profile: invalid choice: '8.2' (choose from ",  # quoted only by Python before 3.12.8
     ),
     "unknown capability": (["--guest", GUEST, "--cap", "no=on"], "Parameter 'capability' does not accept value 'no'\n"),
     "capability neither on nor off": (["--guest", GUEST, "--cap", "events=1"], "expected NAME, NAME=on or NAME=off\n"),
