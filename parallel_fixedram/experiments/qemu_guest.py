@@ -22,11 +22,12 @@ import time
 from types import TracebackType
 from typing import Any, Self
 
-from parallel_fixedram.core.errors import HostError, MachineError
+from parallel_fixedram.core.errors import MachineError
 from parallel_fixedram.experiments import boot_sector, tools
 from parallel_fixedram.experiments.parameters import QemuSpec
 from parallel_fixedram.host import signals
 from parallel_fixedram.host.guardian import Guardian
+from parallel_fixedram.host.process_maps import refusal
 from parallel_fixedram.qemu.launch import Launch
 from parallel_fixedram.qemu.monitor import Monitor
 
@@ -94,7 +95,7 @@ class QemuGuest:
                     if os.readlink(path := os.path.join(folder, name)).startswith(_MEMFD):
                         return {SHARED_BLOCK: path}
         except OSError as error:
-            raise HostError.from_os(f"cannot look at the files of process {self.pid}", error) from error
+            raise refusal(self.pid, error, f"cannot look at the files of process {self.pid}") from error
         raise MachineError(f"QEMU {self.pid} has no shared memory")
 
     def execute(self, command: str, arguments: dict[str, Any] | None = None, *, timeout: float | None = None) -> Any:

@@ -28,7 +28,7 @@ from typing import NoReturn
 
 from parallel_fixedram.core.errors import HostError, os_message
 from parallel_fixedram.host import linux, processes, signals
-from parallel_fixedram.host.process_maps import read_maps
+from parallel_fixedram.host.process_maps import read_maps, refusal
 
 SHORT_SECONDS = 0.01
 """A round of syncs that takes no longer than this leaves little behind."""
@@ -50,14 +50,14 @@ def written_files(pid: int) -> dict[int, str]:
     be among them.
 
     Raises:
-        MachineError: there is no such process.
+        MachineError: the process has ended.
         HostError: no right to ask.
     """
     mapped = {each.path for each in read_maps(pid)}
     try:
         numbers = os.listdir(f"/proc/{pid}/fd")
     except OSError as error:
-        raise HostError.from_os(f"cannot list the files that process {pid} has open", error) from error
+        raise refusal(pid, error, f"cannot list the files that process {pid} has open") from error
     found = {}
     for number in numbers:
         with contextlib.suppress(OSError):  # closed meanwhile

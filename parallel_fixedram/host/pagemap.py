@@ -30,7 +30,7 @@ def occupied(pid: int, address: int, pages: int) -> PageBitmap:
         pages: how many, of the host's page size.
 
     Raises:
-        OSError: the page tables cannot be read; ESRCH if the process ended.
+        OSError: the page tables cannot be read, also because the process has ended: ``process_maps.refusal`` tells.
     """
     found = PageBitmap(pages)
     fd = os.open(f"/proc/{pid}/pagemap", os.O_RDONLY | os.O_CLOEXEC)

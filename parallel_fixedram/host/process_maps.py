@@ -12,7 +12,8 @@ from dataclasses import dataclass
 from itertools import pairwise
 
 from parallel_fixedram.core.errors import FixedRamError, HostError, MachineError
-from parallel_fixedram.host import linux
+from parallel_fixedram.host import linux, processes
+from parallel_fixedram.host.unseen import why_unseen
 
 _READ = os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC
 _MAY_READ = "it takes CAP_SYS_PTRACE, or the same user and permission to ptrace (kernel.yama.ptrace_scope)"
@@ -45,7 +46,7 @@ def read_maps(pid: int) -> list[Mapping]:
     """What the process has mapped, ascending.
 
     Raises:
-        MachineError: there is no such process.
+        MachineError: the process has ended.
         HostError: no right to ask.
     """
     try:
@@ -61,7 +62,7 @@ def check_rights(pid: int) -> None:
     """Find out whether the memory of the process may be copied, without touching any of it.
 
     Raises:
-        MachineError: the process is gone.
+        MachineError: the process has ended.
         HostError: it may not.
     """
     try:
@@ -104,6 +105,7 @@ def open_mapped_file(pid: int, mapping: Mapping) -> int:
     """A descriptor of the file that is mapped, and of no other that has its name by now.
 
     Raises:
+        MachineError: the process has ended.
         HostError: there is no way to it that we may take.
     """
     first: OSError | None = None
@@ -122,7 +124,7 @@ def open_mapped_file(pid: int, mapping: Mapping) -> int:
             return fd
         linux.close(fd)
     reason = first or OSError(errno.EPERM, os.strerror(errno.EPERM))
-    raise HostError.from_os(f"process {pid}: cannot open the mapped file {mapping.path!r}", reason, hint=_MAY_OPEN)
+    raise refusal(pid, reason, f"process {pid}: cannot open the mapped file {mapping.path!r}", hint=_MAY_OPEN)
 
 
 def _open_files(pid: int) -> Iterator[str]:
@@ -151,12 +153,19 @@ def _mapping(line: str) -> Mapping:
     )
 
 
-def refusal(pid: int, error: OSError, what: str) -> FixedRamError:
-    """The error to raise for one of the system: a MachineError if the process is gone, else a HostError.
+def refusal(pid: int, error: OSError, what: str, *, hint: str = _MAY_READ) -> FixedRamError:
+    """The error to raise for one of the system: a MachineError if the process has ended, else a HostError.
 
-    The latter says what right is missing if it is that.
+    Args:
+        pid: the process that was asked about.
+        error: what the system said; it may say of a process that has ended that we may not.
+        what: what could not be done.
+        hint: which right is missing, if it is that.
     """
-    if error.errno in (errno.ESRCH, errno.ENOENT):
-        return MachineError(f"process {pid} is gone")
-    hint = _MAY_READ if error.errno in (errno.EPERM, errno.EACCES) else ""
+    if error.errno == errno.ESRCH or processes.is_gone(pid):
+        return MachineError(f"process {pid} has ended")
+    if error.errno not in (errno.EPERM, errno.EACCES, errno.ENOENT):
+        return HostError.from_os(what, error)
+    if unseen := why_unseen(pid):
+        return HostError(f"{what}: {unseen[0]}", hint=unseen[1])
     return HostError.from_os(what, error, hint=hint)

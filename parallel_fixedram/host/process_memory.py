@@ -163,7 +163,7 @@ def open_process_memory(pid: int, address: int, length: int) -> ProcessMemory:
         length: bytes, a multiple of the host's page size.
 
     Raises:
-        MachineError: the process is gone.
+        MachineError: the process has ended.
         HostError: nothing, or not one thing, is mapped there; a right is missing.
     """
     parts = mapped_parts(pid, address, length)

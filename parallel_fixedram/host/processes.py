@@ -14,6 +14,10 @@ from parallel_fixedram.host import linux
 _left: list[int] = []
 """Children that took longer than they were waited for."""
 
+_ENDED = b"ZXx"
+_PF_EXITING = 0x4
+"""Of the flags of a process (Linux: include/linux/sched.h)."""
+
 
 def settle_in(parent: int) -> None:
     """Make a process just forked independent of its parent's signals, but not of its life.
@@ -91,3 +95,27 @@ def has_ended(pidfd: int, seconds: float = 0.0) -> bool:
     poll = select.poll()  # not select(): a descriptor may be beyond 1024
     poll.register(pidfd, select.POLLIN)
     return bool(poll.poll(seconds * 1000))
+
+
+def is_gone(pid: int) -> bool:
+    """Whether there is no such process, or it has ended, reaped or not, or is about to; this takes no rights.
+
+    A process gives up its memory before it has ended, and that of a large one takes a while.
+    Asking for it fails from then on with whatever error: what it had in /proc belongs to root then, so that others are
+    told that they may not (Linux: task_dump_owner in fs/proc/base.c).
+    """
+    try:
+        with open(f"/proc/{pid}/stat", "rb") as file:
+            state, *numbers = file.read().rpartition(b")")[2].split()  # the name may have any character
+    except OSError:  # it is no more, or /proc hides it
+        return not lives(pid)
+    return state in _ENDED or bool(int(numbers[5]) & _PF_EXITING)
+
+
+def lives(pid: int) -> bool:
+    """Whether a process has that number, be it one that has ended and was not reaped."""
+    with contextlib.suppress(ProcessLookupError):
+        with contextlib.suppress(PermissionError):
+            os.kill(pid, 0)
+        return True
+    return False

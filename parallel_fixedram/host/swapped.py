@@ -43,7 +43,7 @@ class SwappedPages:
         pid: the process.
 
     Raises:
-        MachineError: the process is gone.
+        MachineError: the process has ended.
         HostError: no right to look.
     """
 
@@ -120,7 +120,7 @@ def check_room(pid: int) -> None:
     """Refuse to read a process that would not survive it.
 
     Raises:
-        MachineError: it is gone.
+        MachineError: it has ended.
         HostError: more of it is in swap than it may have in memory, and nothing could be given back.
     """
     swapped, room = swapped_bytes(pid), memory_room(pid)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
+
+from parallel_fixedram.host import processes
 
 _ALL_USERS = ["0", "0", "4294967295"]
 """/proc/self/uid_map of the first user namespace (Linux: man 7 user_namespaces)."""
@@ -20,7 +21,7 @@ def why_unseen(pid: int) -> tuple[str, str] | None:
     if pid == 0:
         where = "it runs in another pid namespace, such as outside of this container"
         return where, "run this where the process of QEMU is seen: on the host, or in its own namespace"
-    if not os.path.exists(f"/proc/{pid}") and _lives(pid):
+    if not os.path.exists(f"/proc/{pid}") and processes.lives(pid):
         return "/proc hides the processes of others (hidepid)", "run as the user of QEMU, or as root"
     if os.geteuid() == 0 and not _is_first_user_namespace():
         where = "we are root only of a user namespace, which has no rights over a process outside"
@@ -35,14 +36,6 @@ def why_proc_is_wrong() -> tuple[str, str] | None:
     if os.readlink("/proc/self") != str(os.getpid()):
         return "/proc shows another pid namespace than the one we are in", "mount ours: mount -t proc proc /proc"
     return None
-
-
-def _lives(pid: int) -> bool:
-    with contextlib.suppress(ProcessLookupError):
-        with contextlib.suppress(PermissionError):
-            os.kill(pid, 0)
-        return True
-    return False
 
 
 def _is_first_user_namespace() -> bool:

@@ -13,6 +13,7 @@ from parallel_fixedram.core.errors import MachineError, RequestError
 from parallel_fixedram.core.ramblock import RAMBlock, check_unique
 from parallel_fixedram.core.stream import MAX_MACHINE_NAME
 from parallel_fixedram.core.units import GIB, KIB, MIB
+from parallel_fixedram.host.processes import is_gone
 from parallel_fixedram.host.unseen import why_proc_is_wrong, why_unseen
 from parallel_fixedram.qemu.session import shown
 
@@ -245,7 +246,8 @@ def find_process(monitor: Monitor, fd: int, pid: int | None = None, *, likely: i
     what = f"the process behind {monitor.name!r} cannot be found"
     if pid is not None:
         what = f"process {pid} is not the QEMU behind {monitor.name!r}"
-    reason, hint = wrong or why_unseen(peer and (pid or peer)) or ("", _MAY_LOOK)
+    gone = ("there is no such process, or it has ended", "") if pid is not None and is_gone(pid) else None
+    reason, hint = wrong or gone or why_unseen(peer and (pid or peer)) or ("", _MAY_LOOK)
     raise MachineError(f"{what}: {reason}" if reason else f"{what}, or may not be looked at", hint=hint)
 
 

@@ -81,7 +81,7 @@ def test_a_process_that_is_gone_is_said_to_be_gone() -> None:
     if pid == 0:
         os._exit(0)
     os.waitpid(pid, 0)
-    with pytest.raises(MachineError, match="is gone"):
+    with pytest.raises(MachineError, match="has ended"):
         written_files(pid)
 
 

@@ -23,9 +23,11 @@ from parallel_fixedram.core.bitmap import PageBitmap
 from parallel_fixedram.core.errors import HostError, MachineError
 from parallel_fixedram.core.ramblock import PageRange
 from parallel_fixedram.host import linux, pagemap, process_maps
+from parallel_fixedram.host.open_files import written_files
 from parallel_fixedram.host.page_source import CopiedSource, MappedSource
 from parallel_fixedram.host.process_maps import Mapping, read_maps
 from parallel_fixedram.host.process_memory import MemoryKind, ProcessSource, open_process_memory
+from parallel_fixedram.host.swapped import SwappedPages
 
 NOBODY = 65534
 PRIVATE = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS
@@ -414,7 +416,7 @@ def test_a_process_that_is_gone_is_said_to_be_gone(reaped: bool) -> None:
         else:
             os.kill(child.pid, signal.SIGKILL)
             os.waitid(os.P_PID, child.pid, os.WEXITED | os.WNOWAIT)
-        gone = f"^process {child.pid} is gone$"
+        gone = f"^process {child.pid} has ended$"
         with pytest.raises(MachineError, match=gone):
             source.open()
         with pytest.raises(MachineError, match=gone):
@@ -439,7 +441,7 @@ def test_a_process_that_ends_while_its_page_tables_are_read_has_not_lost_its_dat
 
         monkeypatch.setattr(linux, "pagemap_scan", scan)
         source = ProcessSource(child.pid, child.address, 4 * PAGE)
-        with pytest.raises(MachineError, match="is gone"):
+        with pytest.raises(MachineError, match="has ended"):
             source.data_ranges(PageRange(0, 4))
 
 
@@ -468,6 +470,30 @@ def said_by_nobody(act: Callable[[], object]) -> str:
     if not said:
         pytest.skip("only root can become another user")
     return said
+
+
+def test_a_process_that_has_ended_and_was_not_reaped_has_ended_for_those_too_who_had_no_right_to_it() -> None:
+    view = mmap.mmap(-1, 4 * PAGE)
+    with owner(view) as child, owner(anonymous(4), "A") as other:
+        private = open_process_memory(other.pid, other.address, 4 * PAGE).source
+        shared = next(each for each in read_maps(child.pid) if each.start == child.address)
+        for each in (child, other):
+            os.kill(each.pid, signal.SIGKILL)
+            os.waitid(os.P_PID, each.pid, os.WEXITED | os.WNOWAIT)
+        asked: list[tuple[Owner, Callable[[], object]]] = [
+            (child, lambda: read_maps(child.pid)),
+            (child, lambda: process_maps.open_mapped_file(child.pid, shared)),
+            (child, lambda: open_process_memory(child.pid, child.address, 4 * PAGE)),
+            (child, lambda: written_files(child.pid)),
+            (child, lambda: SwappedPages(child.pid)),
+            (other, private.open),
+            (other, lambda: private.pages(0, 1)),
+            (other, lambda: private.data_ranges(PageRange(0, 4))),
+            (other, lambda: private.grown(PageBitmap(4))),
+        ]
+        assert [said_by_nobody(ask) for _, ask in asked] == [
+            repr(MachineError(f"process {each.pid} has ended")) for each, _ in asked
+        ]
 
 
 def test_another_users_process_is_refused_with_the_right_that_is_missing() -> None:

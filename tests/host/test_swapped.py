@@ -95,7 +95,7 @@ class TestRefused:
         if pid == 0:
             os._exit(0)
         os.waitpid(pid, 0)
-        with pytest.raises(MachineError, match="is gone"):
+        with pytest.raises(MachineError, match="has ended"):
             check_room(pid)
 
 

@@ -321,6 +321,7 @@ class TestRefused:
         with QemuProcess() as guest, left_alone(guest, folder):
             result = call("save", folder / "saved", "--qmp", guest.monitor_path, "--pid", wrong)
             refused(result, 4, f"process {wrong} is not the QEMU behind {str(guest.monitor_path)!r}")
+            assert ("there is no such process" in result.err) == (pid == "none")
 
     def test_the_right_pid_is_taken(self, ticker: list[str], folder: Path) -> None:
         with QemuProcess(*ticker) as guest:
