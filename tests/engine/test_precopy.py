@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from support.channels import (
     DeadlyChannel,
@@ -21,6 +21,7 @@ from support.channels import (
     SharedCounter,
     WrappedChannel,
 )
+from support.examples import at_most
 from support.models import model
 from support.pictures import PAGE, allocated_pages, content, saved_picture
 from support.sources import ScriptedGuest
@@ -265,7 +266,7 @@ def lives(draw: st.DrawFn) -> list[dict[str, str]]:
     copying=st.booleans(),
     truly=st.booleans(),
 )
-@settings(max_examples=60)
+@at_most(60)
 def test_whatever_the_guest_does_meanwhile_the_file_is_its_ram_at_the_pause(
     tmp_path_factory: pytest.TempPathFactory,
     states: list[dict[str, str]],
