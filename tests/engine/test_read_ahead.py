@@ -38,7 +38,7 @@ def everything(reader: WindowReader | ReadAhead, image: Image, size: int) -> tup
 
 
 @given(st.lists(st.sampled_from("AB0---"), min_size=1, max_size=200), st.sampled_from(SIZES))
-@at_most(25)
+@at_most(15)
 def test_what_is_read_ahead_is_what_is_read_one_by_one(tmp_path: Path, letters: list[str], size: int) -> None:
     with image_of(tmp_path, "".join(letters)) as image:
         plain, counted = everything(WindowReader(image.channel, 4096, size), image, size)
