@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from hypothesis import HealthCheck, settings
 
-for name, examples in (("repeatable", 50), ("quick", 10)):  # quick is what `make test-fast` asks for
+for name, examples in (("repeatable", 50), ("quick", 6)):  # quick is what `make test-fast` asks for
     settings.register_profile(
         name,
         derandomize=True,
@@ -34,7 +34,13 @@ def pytest_runtest_protocol() -> Iterator[Any]:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """What one save measures and the next one uses is not the user's, and is empty at first."""
+    """What one save measures and the next one uses is not the user's, and is empty at first.
+
+    Signals that are ignored here, as nohup and a shell's background have it, would be by every command of a test.
+    """
+    for signum, handler in ((signal.SIGINT, signal.default_int_handler), (signal.SIGHUP, signal.SIG_DFL)):
+        if signal.getsignal(signum) == signal.SIG_IGN:
+            signal.signal(signum, handler)
     os.environ["XDG_CACHE_HOME"] = tempfile.mkdtemp(prefix="parallel-fixedram-tests-")
     config.add_cleanup(lambda: shutil.rmtree(os.environ["XDG_CACHE_HOME"], ignore_errors=True))
 

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from support.channels import DeadlyChannel, FailingChannel, HookChannel, LateChannel, RecordingChannel
-from support.examples import at_most, letters
+from support.examples import at_most, letters, some_of
 from support.pictures import PAGE, allocated_pages, content, marked, picture_of, read_all, saved_picture
 from support.sources import AllDirty, ScriptedGuest
 
@@ -261,7 +261,7 @@ def test_the_file_is_ram_as_it_was_when_it_was_paused_whatever_the_guest_does(
         assert verify(image).ok
 
 
-@pytest.mark.parametrize("workload", ["hot", "sweep", "random", "dense"])
+@pytest.mark.parametrize("workload", some_of(["hot", "sweep", "dense", "random"], 2))
 def test_a_guest_that_really_runs_is_saved_as_it_was_when_it_was_paused(target: str, workload: str) -> None:
     with GuestProcess(GuestSpec.parse(f"{workload},size=16MiB,fraction=0.5,rate=200MiB,seed=4")) as guest:
         guest.start()

@@ -231,7 +231,7 @@ GONE = ("half a line, then the end", "the end", "death")
 
 @pytest.mark.parametrize("how", FAILING)
 def test_a_broken_answer_to_any_command_ends_the_save_in_one_line(stage: Stage, how: str) -> None:
-    share = 8 if few_examples() else 1 if how in DIFFERENT else 4
+    share = 12 if few_examples() else 1 if how in DIFFERENT else 4
     for at, name in stage.steps(list(FAILING).index(how), share):
         result, running, commands = stage.broken(at, FAILING[how])
         refused(result, 4, "")
@@ -299,7 +299,7 @@ def accepted(name: str, value: object) -> bool:
 @pytest.mark.parametrize(("turn", "shape"), list(enumerate(SHAPES)), ids=lambda value: repr(value)[:20])
 def test_an_answer_of_a_wrong_shape_ends_the_save_in_one_line(stage: Stage, turn: int, shape: object) -> None:
     """Each command returns the same thing; some may."""
-    for at, name in stage.steps(turn, 8 if few_examples() else 2):
+    for at, name in stage.steps(turn, 12 if few_examples() else 2):
         if name in ("stop", "cont", "qmp_capabilities", "xen-save-devices-state"):
             continue  # nobody looks at what they return
         result, _, commands = stage.broken(at, lambda _: returns(shape))
