@@ -32,8 +32,8 @@ demo: .venv/run.stamp ## run the main job on the built-in guest
 test: .venv/test.stamp ## run every test this machine can run
 	@$(BIN)/python -m pytest -q -n auto --dist worksteal
 
-test-fast: .venv/test.stamp ## run the tests of the package's rooms: no QEMU, no faults, no command, under a minute
-	@$(BIN)/python -m pytest -q -n auto -m 'not slow and not qemu' $(FAST)
+test-fast: .venv/test.stamp ## run the tests of the package's rooms: no QEMU, no faults, no command, few examples of each
+	@$(BIN)/python -m pytest -q -n auto --hypothesis-profile=quick -m 'not slow and not qemu' $(FAST)
 
 check: .venv/check.stamp ## lint, format check, types, layers
 	$(BIN)/ruff check .

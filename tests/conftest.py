@@ -1,5 +1,6 @@
 """The same examples every time, however slow the machine; no signal handlers and no cache that outlive a test run."""
 
+import gc
 import os
 import shutil
 import signal
@@ -10,13 +11,14 @@ from typing import Any
 import pytest
 from hypothesis import HealthCheck, settings
 
-settings.register_profile(
-    "repeatable",
-    derandomize=True,
-    deadline=None,
-    max_examples=100,
-    suppress_health_check=[HealthCheck.too_slow],
-)
+for name, examples in (("repeatable", 50), ("quick", 6)):  # quick is what `make test-fast` asks for
+    settings.register_profile(
+        name,
+        derandomize=True,
+        deadline=None,
+        max_examples=examples,
+        suppress_health_check=[HealthCheck.too_slow],
+    )
 settings.load_profile("repeatable")
 
 
@@ -32,7 +34,19 @@ def pytest_runtest_protocol() -> Iterator[Any]:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """What one save measures and the next one uses is not the user's, and is empty at first; nor are run folders."""
+    """What one save measures and the next one uses is not the user's, and is empty at first; nor are run folders.
+
+    Signals that are ignored here, as nohup and a shell's background have it, would be by every command of a test.
+    """
+    for signum, handler in ((signal.SIGINT, signal.default_int_handler), (signal.SIGHUP, signal.SIG_DFL)):
+        if signal.getsignal(signum) == signal.SIG_IGN:
+            signal.signal(signum, handler)
     for name in ("XDG_CACHE_HOME", "XDG_RUNTIME_DIR"):
         os.environ[name] = tempfile.mkdtemp(prefix="parallel-fixedram-tests-")
         config.add_cleanup(lambda folder=os.environ[name]: shutil.rmtree(folder, ignore_errors=True))
+
+
+def pytest_collection_finish() -> None:
+    """What is there by now stays: no collection looks at it again, and so no forked process copies it."""
+    gc.collect()
+    gc.freeze()

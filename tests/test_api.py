@@ -10,6 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from support.examples import some_of
 from support.models import model
 
 import parallel_fixedram
@@ -266,7 +267,9 @@ def nothing_known(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     "spec", ["dense,size=8MiB", "random,size=16MiB,fraction=0.3", "zero,size=1MiB", "text,size=4MiB"]
 )
-@pytest.mark.parametrize("options", [{}, {"direct_io": "off", "gap_pages": 3}, {"direct_io": "on", "shard_pages": 500}])
+@pytest.mark.parametrize(
+    "options", some_of([{"direct_io": "off", "gap_pages": 3}, {}, {"direct_io": "on", "shard_pages": 500}], 3)
+)
 def test_a_plan_is_what_the_save_then_does_and_touches_neither_folder_nor_guest(tmp_path, spec, options):
     folder = tmp_path / "folder"
     folder.mkdir()

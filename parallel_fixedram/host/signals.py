@@ -7,6 +7,8 @@ import signal
 import threading
 from collections.abc import Iterator
 
+_CATCHABLE = signal.valid_signals() - {signal.SIGKILL, signal.SIGSTOP}
+
 
 @contextlib.contextmanager
 def held() -> Iterator[None]:
@@ -18,7 +20,7 @@ def held() -> Iterator[None]:
     arrived: list[int] = []
     handlers = {}
     if threading.current_thread() is threading.main_thread():
-        handlers = {each: found for each in signal.valid_signals() if callable(found := signal.getsignal(each))}
+        handlers = {each: found for each in _CATCHABLE if callable(found := signal.getsignal(each))}
     try:
         for signum in handlers:
             signal.signal(signum, lambda number, _frame: arrived.append(number))

@@ -7,6 +7,7 @@ from dataclasses import replace
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from support.examples import some_of
 from support.streamwriter import (
     DEVICES,
     MIB,
@@ -186,7 +187,7 @@ def test_a_clone_stream_cut_anywhere_is_refused():
     whole, found = with_parts(of(*SMALL, devices=DEVICES))
     length = found.clone_end - found.clone_offset
     after_eof = length - 5 - len(our_vmdesc(DEVICES))  # legal: a description need not follow
-    for shorter in {*range(0, length, 7), *range(length - 300, length)} - {after_eof}:
+    for shorter in some_of(sorted({*range(0, length, 7), *range(length - 300, length)} - {after_eof}), 29):
         with pytest.raises(FormatError):
             read_clone_blocks(whole.read, replace(found, clone_end=found.clone_offset + shorter))
 

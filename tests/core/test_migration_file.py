@@ -7,6 +7,7 @@ from dataclasses import replace
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from support.examples import some_of
 from support.streamwriter import (
     DEVICES,
     FULL,
@@ -432,7 +433,7 @@ def test_a_file_of_qemus_cut_anywhere_is_refused(made):
     for mark, start in made.marks.items():
         if mark.startswith("pages:"):
             spared |= set(range(start + 1, start + PAGE)) - set(range(start, start + PAGE, 97))
-    for length in sorted(set(range(len(made.data))) - spared - {after_eof}):
+    for length in some_of(sorted(set(range(len(made.data))) - spared - {after_eof}), 29):
         with pytest.raises(FormatError):
             read(made.cut(length), made.marks["magic"])
     assert not read(made.cut(after_eof), made.marks["magic"]).has_vmdesc
@@ -443,13 +444,14 @@ def test_any_flipped_bit_outside_the_pages_gives_a_value_or_a_format_error():
     starts = [made.marks["magic"], made.marks["record:pc.bios"], made.marks["eos"]]
     ends = [made.marks["bitmap:m"] + 8, made.marks["bitmap:pc.bios"] + 8, len(made.data)]
     refused = 0
-    for offset in (offset for start, end in zip(starts, ends, strict=True) for offset in range(start, end)):
+    offsets = some_of([each for start, end in zip(starts, ends, strict=True) for each in range(start, end)], 5)
+    for offset in offsets:
         for bit in range(8):
             try:
                 read(made.patch(offset, "B", made.data[offset] ^ (1 << bit)))
             except FormatError:
                 refused += 1
-    assert refused > 1000
+    assert refused > 3 * len(offsets)
 
 
 @given(st.binary(max_size=400), st.sampled_from(["magic", "ram", "total", "record:m", "header:m", "eos", "end", "eof"]))
@@ -512,9 +514,9 @@ def test_a_huge_number_costs_no_memory(made):
 
 @pytest.mark.parametrize("item", [b"[],", b'{"":0},', b"1e1,"])
 def test_a_long_vm_description_costs_little_memory(item):
-    made = stream(BIOS, vmdesc=b'{"a": [' + item * (vmdesc.MAX_VMDESC // len(item) - 5) + b"0]}")
+    made = stream(BIOS, vmdesc=b'{"a": [' + item * (vmdesc.MAX_VMDESC // 16 // len(item)) + b"0]}")
     assert read(made).has_vmdesc
-    assert peak_of(made) < ALLOWED_BYTES
+    assert 16 * peak_of(made) < ALLOWED_BYTES
 
 
 class Counting:
@@ -548,7 +550,7 @@ def work_of(made):
     ids=["parts", "commands", "long commands", "words"],
 )
 def test_endless_sections_are_read_in_linear_time(piece):
-    made = EMPTY.data + piece * (MIB // len(piece) + 1) + b"\0"
+    made = EMPTY.data + piece * min(MIB // len(piece) + 1, 5000) + b"\0"
     assert work_of(Stream(made)) < 2 * len(made) + MIB
 
 
@@ -556,7 +558,7 @@ def test_endless_sections_are_read_in_linear_time(piece):
 def test_many_device_sections_are_read_in_linear_time(length):
     body = bytes([0x55]) * length
     pieces = [
-        section(4, 100 + i, b"\1a", 0, 0, body, b"\x7e", 100 + i) for i in range(min(10_000, 4 * MIB // (length + 23)))
+        section(4, 100 + i, b"\1a", 0, 0, body, b"\x7e", 100 + i) for i in range(min(2000, 4 * MIB // (length + 23)))
     ]
     made = Stream(EMPTY.data + b"".join(pieces) + b"\0")
     assert len(read(made).devices) == len(pieces)
@@ -565,13 +567,13 @@ def test_many_device_sections_are_read_in_linear_time(length):
 
 def test_sections_that_go_on_without_end_are_read_in_linear_time():
     first = section(1, 9, b"\1a", 0, 0, b"\x7e", 9)
-    made = Stream(EMPTY.data + first + section(2, 9, b"\x7e", 9) * 20_000 + b"\0")
+    made = Stream(EMPTY.data + first + section(2, 9, b"\x7e", 9) * 5000 + b"\0")
     assert len(read(made).devices) == 1
     assert work_of(made) < 3 * len(made.data) + 2 * MIB
 
 
 def test_a_body_full_of_false_footers_is_read_once():
-    footers = section(4, 0x7E7E7E7E, b"\1a", 0, 0, b"\x7e" * 200_000)
+    footers = section(4, 0x7E7E7E7E, b"\1a", 0, 0, b"\x7e" * 50_000)
     made = Stream(EMPTY.data + footers)
     with pytest.raises(FormatError, match="its footer is missing"):
         read(made)
@@ -604,7 +606,7 @@ def test_there_are_at_most_so_many_device_sections(monkeypatch):
 
 
 def test_as_many_device_sections_as_are_allowed_cost_little_memory():
-    assert 8 * peak_of(named_sections(migration_file.MAX_DEVICES // 8)) < ALLOWED_BYTES
+    assert 32 * peak_of(named_sections(migration_file.MAX_DEVICES // 32)) < ALLOWED_BYTES
 
 
 @pytest.mark.parametrize(

@@ -1,8 +1,9 @@
 from pathlib import Path
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
+from support.examples import at_most, letters
 from support.sources import ScriptedGuest
 from support.streamwriter import Block, stream
 
@@ -104,10 +105,10 @@ def test_stale_bytes_behind_a_cleared_bit_are_no_difference(files: Files, tmp_pa
 
 
 @given(st.data())
-@settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@at_most(20)
 def test_exactly_the_pages_that_differ_are_found(files: Files, data: st.DataObject) -> None:
     length = data.draw(st.sampled_from((1, 63, 65, 300)))
-    a, b = ("".join(data.draw(st.lists(st.sampled_from("AAA0-b"), min_size=length, max_size=length))) for _ in range(2))
+    a, b = (data.draw(letters("AAA0-b", length)) for _ in range(2))
     report = files.diff({"ram": a}, {"ram": b})
     expected = [i for i in range(length) if a[i].replace("-", "0") != b[i].replace("-", "0")]
     assert report.differing_pages == len(expected)

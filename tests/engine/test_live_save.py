@@ -4,9 +4,10 @@ import os
 from collections.abc import Callable, Iterator
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from support.channels import DeadlyChannel, FailingChannel, HookChannel, LateChannel, RecordingChannel
+from support.examples import at_most, letters, some_of
 from support.pictures import PAGE, allocated_pages, content, marked, picture_of, read_all, saved_picture
 from support.sources import AllDirty, ScriptedGuest
 
@@ -234,7 +235,7 @@ def test_a_dirty_source_is_asked_once_more_after_the_pause(target: str) -> None:
 
 @pytest.mark.parametrize("late", [False, True])
 @given(data=st.data())
-@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@at_most(15)
 def test_the_file_is_ram_as_it_was_when_it_was_paused_whatever_the_guest_does(
     target: str, through: Through, late: bool, data: st.DataObject
 ) -> None:
@@ -242,7 +243,7 @@ def test_the_file_is_ram_as_it_was_when_it_was_paused_whatever_the_guest_does(
     if late:
         through(LateChannel)
     length = data.draw(st.sampled_from((8, 63, 65, 300)))
-    ram = "".join(data.draw(st.lists(st.sampled_from("A0-b"), min_size=length, max_size=length)))
+    ram = data.draw(letters("A0-b", length))
     script = [""]
     for share in (4, 9, 20):
         picture = ["."] * length
@@ -260,7 +261,7 @@ def test_the_file_is_ram_as_it_was_when_it_was_paused_whatever_the_guest_does(
         assert verify(image).ok
 
 
-@pytest.mark.parametrize("workload", ["hot", "sweep", "random", "dense"])
+@pytest.mark.parametrize("workload", some_of(["hot", "sweep", "dense", "random"], 2))
 def test_a_guest_that_really_runs_is_saved_as_it_was_when_it_was_paused(target: str, workload: str) -> None:
     with GuestProcess(GuestSpec.parse(f"{workload},size=16MiB,fraction=0.5,rate=200MiB,seed=4")) as guest:
         guest.start()

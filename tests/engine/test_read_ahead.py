@@ -4,9 +4,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from support.channels import WrappedChannel
+from support.examples import at_most
 from support.sources import ScriptedGuest
 
 from parallel_fixedram.core.errors import HostError
@@ -37,7 +38,7 @@ def everything(reader: WindowReader | ReadAhead, image: Image, size: int) -> tup
 
 
 @given(st.lists(st.sampled_from("AB0---"), min_size=1, max_size=200), st.sampled_from(SIZES))
-@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@at_most(15)
 def test_what_is_read_ahead_is_what_is_read_one_by_one(tmp_path: Path, letters: list[str], size: int) -> None:
     with image_of(tmp_path, "".join(letters)) as image:
         plain, counted = everything(WindowReader(image.channel, 4096, size), image, size)

@@ -6,9 +6,10 @@ from dataclasses import dataclass
 import numpy as np
 import pytest
 import xxhash
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from support.channels import Event, LateChannel, MemoryChannel, RecordingChannel
+from support.examples import at_most
 from support.pictures import PAGE, allocated_pages, bits, content, mark, marked, memfd, picture_of
 from support.sources import WatchedSource
 
@@ -159,7 +160,6 @@ HOW = st.sampled_from([{"late": late, "copied": copied} for late in (False, True
 
 
 @given(st.data(), LENGTHS, st.sampled_from((0, 1, 16, 255)), WINDOWS, HOW)
-@settings(max_examples=100, deadline=None)
 def test_a_new_file_gets_what_the_naive_twin_writes(
     data: st.DataObject, length: int, gap: int, window: int, how: dict[str, bool]
 ) -> None:
@@ -176,7 +176,6 @@ def test_a_new_file_gets_what_the_naive_twin_writes(
 
 
 @given(st.data(), LENGTHS, st.sampled_from((0, 16, 255)), WINDOWS, HOW)
-@settings(max_examples=100, deadline=None)
 def test_a_later_round_brings_any_file_to_what_the_naive_twin_makes_of_it(
     data: st.DataObject, length: int, gap: int, window: int, how: dict[str, bool]
 ) -> None:
@@ -193,7 +192,6 @@ def test_a_later_round_brings_any_file_to_what_the_naive_twin_makes_of_it(
 
 
 @given(st.data(), LENGTHS)
-@settings(max_examples=100, deadline=None)
 def test_without_gaps_each_run_in_a_window_is_one_write(data: st.DataObject, length: int) -> None:
     ram = data.draw(pictures("A0-", length))
     outcome = run_job(ram, gap=0, shards=[Shard(0, 0, -(-length // 64), length)])
@@ -299,7 +297,7 @@ def test_a_shard_writes_only_its_own_pages(workers: int) -> None:
 
 
 @given(st.lists(pictures("x-", 700), min_size=1, max_size=3), st.integers(1, 9))
-@settings(max_examples=60, deadline=None)
+@at_most(30)
 def test_shards_hold_every_dirty_page_once_and_share_no_word(dirty: list[str], workers: int) -> None:
     """Invariant 1, and why no bitmap needs a lock."""
     blocks = [RAMBlock(idstr=f"b{i}", used_length=len(each) * PAGE) for i, each in enumerate(dirty)]
@@ -316,7 +314,6 @@ def test_shards_hold_every_dirty_page_once_and_share_no_word(dirty: list[str], w
 
 
 @given(st.data(), LENGTHS, st.integers(0, 20), st.booleans())
-@settings(max_examples=100, deadline=None)
 def test_runs_are_joined_over_short_gaps_of_the_pages_allowed(
     data: st.DataObject, length: int, gap: int, any_page: bool
 ) -> None:

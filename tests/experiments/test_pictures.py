@@ -106,19 +106,28 @@ def test_a_simulation_is_called_one_in_the_picture(drawn):
         assert all("imulat" in text.get_text() or text.get_text() == "measured" for text in legend.get_texts())
 
 
-def boxes(picture):
-    """Name and place of everything that must not lie on anything else."""
+@pytest.fixture(scope="module")
+def rendered(drawn):
+    """Every picture and what it was drawn with, so that texts have their places."""
+    return [(picture, render(picture)) for picture in each(drawn)]
+
+
+def render(picture):
     FigureCanvasAgg(picture.figure).draw()
-    renderer = picture.figure.canvas.get_renderer()
+    return picture.figure.canvas.get_renderer()
+
+
+def boxes(picture, renderer):
+    """Name and place of everything that must not lie on anything else."""
     found = [(f"axes {n}", axes.get_tightbbox(renderer)) for n, axes in enumerate(picture.figure.axes)]
     found += [("legend", legend.get_window_extent(renderer)) for legend in picture.figure.legends]
     found += [(text.get_gid(), text.get_window_extent(renderer)) for text in picture.figure.texts]
     return found
 
 
-def test_nothing_lies_on_anything_else_or_outside_of_the_picture(drawn):
-    for picture in each(drawn):
-        found = boxes(picture)
+def test_nothing_lies_on_anything_else_or_outside_of_the_picture(rendered):
+    for picture, renderer in rendered:
+        found = boxes(picture, renderer)
         width, height = picture.figure.bbox.width, picture.figure.bbox.height
         for name, box in found:
             assert box.x0 >= 0, (picture.name, name)
@@ -130,10 +139,8 @@ def test_nothing_lies_on_anything_else_or_outside_of_the_picture(drawn):
             assert apart, (picture.name, one, other)
 
 
-def test_tick_labels_do_not_touch_each_other(drawn):
-    for picture in each(drawn):
-        FigureCanvasAgg(picture.figure).draw()
-        renderer = picture.figure.canvas.get_renderer()
+def test_tick_labels_do_not_touch_each_other(rendered):
+    for picture, renderer in rendered:
         for axes in picture.figure.axes:
             texts = [label.get_window_extent(renderer) for label in axes.get_xticklabels() if label.get_text()]
             texts = sorted((box for box in texts if box.width), key=lambda box: box.x0)
@@ -169,7 +176,7 @@ def test_one_series_of_many_has_room_for_its_legend():
     for number, label in enumerate(many):
         drawn.legend(axes.plot([1, 2], [number, number], **style.line_style(number))[0], label)
     picture = drawing.finish(drawn, run_set(), "many", "How? " + "very " * 40 + "long?", subject="$x$ " * 60)
-    found = boxes(picture)
+    found = boxes(picture, render(picture))
     assert len(picture.figure.legends[0].get_texts()) == 40
     for (_, a), (_, b) in combinations(found, 2):
         assert a.x1 <= b.x0 + 1 or b.x1 <= a.x0 + 1 or a.y1 <= b.y0 + 1 or b.y1 <= a.y0 + 1
@@ -244,11 +251,11 @@ def test_results_without_samples_draw_nothing_and_are_no_error():
     assert pictures.pictures_of(empty)[0] == []
 
 
-def test_one_sample_a_case_is_enough_to_draw():
-    for make in synthetic.ALL.values():
+def test_one_sample_a_case_is_enough_to_draw(drawn):
+    for name, make in synthetic.ALL.items():
         whole = make()
         few = replace(whole, cases=tuple(replace(each, samples=each.samples[:1]) for each in whole.cases))
-        assert len(pictures.pictures_of(few)[0]) == len(pictures.pictures_of(whole)[0])
+        assert len(pictures.pictures_of(few)[0]) == len(drawn[name])
 
 
 def test_a_folder_that_is_a_file_is_a_wrong_request(tmp_path):

@@ -39,7 +39,7 @@ def plain(qemu_files: dict[str, SavedGuest]) -> SavedGuest:
 def save_unborn(guest: SavedGuest) -> SavedGuest:
     """Write a file of ours of a guest that has not run yet."""
     with QemuProcess(*guest.args, ram=guest.ram, paused=True) as qemu:
-        report("save", guest.path, "--qmp", qemu.monitor_path, by=run)
+        report("save", guest.path, "--qmp", qemu.monitor_path)
     return guest
 
 

@@ -44,7 +44,7 @@ def saved(linux: LinuxGuest, tmp_path_factory: pytest.TempPathFactory) -> tuple[
     path = tmp_path_factory.mktemp("saved") / "vm.mr"
     with QemuProcess(*linux.args(), ram=RAM) as guest:
         guest.wait_serial(r"tick 2 \w+\r")
-        report("save", path, "--qmp", guest.monitor_path, by=run)
+        report("save", path, "--qmp", guest.monitor_path)
         guest.wait_serial(r"tick \d+ \w+\r")
     return path, 2
 
@@ -98,11 +98,11 @@ def test_a_restored_guest_can_be_saved_again_and_by_its_qemu_too(
         parameters = other.qmp("query-migrate-parameters")
     _, (guest,) = boot.start("restore", saved[0], "--paused", *MULTIFD, line=line)
     assert guest.status() == "paused"
-    report("save", tmp_path / "again", "--qmp", guest.qmp_path, by=run)
+    report("save", tmp_path / "again", "--qmp", guest.qmp_path)
     assert report("diff", saved[0], tmp_path / "again")["equal"]
     guest.qmp("cont")
     guest.wait_ticks(MD5, after=saved[1])
-    report("save", tmp_path / "later", "--qmp", guest.qmp_path, by=run)
+    report("save", tmp_path / "later", "--qmp", guest.qmp_path)
     assert report("diff", saved[0], tmp_path / "later", code=1)["differing_pages"] > 0
     with guest.monitor() as monitor:
         assert monitor.execute("query-migrate-capabilities", {}, 10) == defaults

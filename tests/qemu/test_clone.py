@@ -36,7 +36,7 @@ def saved(linux: LinuxGuest, tmp_path_factory: pytest.TempPathFactory) -> tuple[
     path = tmp_path_factory.mktemp("saved") / "vm.mr"
     with QemuProcess(*linux.args(), ram=RAM) as guest:
         guest.wait_serial(r"tick 2 \w+\r")
-        report("save", path, "--qmp", guest.monitor_path, by=run)
+        report("save", path, "--qmp", guest.monitor_path)
     return path, 2
 
 
@@ -76,7 +76,7 @@ def test_a_clone_is_saved_and_that_is_cloned(
     _, (first,) = boot.start("clone", saved[0], line=boot.line(*args, ram=RAM))
     number = first.wait_ticks(MD5, after=saved[1])
     second = tmp_path / "second.mr"
-    report("save", second, "--qmp", first.qmp_path, by=run)
+    report("save", second, "--qmp", first.qmp_path)
     with BootFolder(tmp_path / "boot2") as again:
         _, guests = again.start("clone", second, "--count", 2, line=again.line(*args, ram=RAM, clones=2))
         for guest in guests:
@@ -87,7 +87,7 @@ def test_a_clone_is_saved_and_that_is_cloned(
 def test_a_paused_clone_is_the_file_page_by_page(saved: tuple[Path, int], linux: LinuxGuest, boot: BootFolder) -> None:
     _, (guest,) = boot.start("clone", saved[0], "--paused", line=boot.line(*linux.args(), ram=RAM))
     assert guest.status() == "paused"
-    report("save", boot.path / "again", "--qmp", guest.qmp_path, by=run)
+    report("save", boot.path / "again", "--qmp", guest.qmp_path)
     assert report("diff", saved[0], boot.path / "again")["equal"]
     guest.qmp("cont")
     guest.wait_ticks(MD5, after=saved[1])
@@ -145,7 +145,7 @@ def test_every_kind_of_memory_is_cloned_and_restored(qemu_binary: str, boot: Boo
     args = (*boot_from(image), *more)
     with QemuProcess(*args, ram=ram) as source:
         source.wait_serial("C")
-        report("save", path, "--qmp", source.monitor_path, by=run)
+        report("save", path, "--qmp", source.monitor_path)
     before = sha256(path)
     started, guests = boot.start("clone", path, "--count", 2, line=boot.line(*args, ram=ram, clones=2))
     assert len(started["changes"]) == CHANGES.get(machine, 1)
@@ -191,7 +191,7 @@ def test_cloning_reads_no_page_of_main_memory(qemu_binary: str, boot: BootFolder
         image.write_bytes(boot_image(end=24 * MIB * factor))
         with QemuProcess(*boot_from(image), ram=ram) as source:
             source.wait_serial("A")
-            report("save", path, "--qmp", source.monitor_path, "--durability", "none", by=run)
+            report("save", path, "--qmp", source.monitor_path, "--durability", "none")
         with open_image(str(path)) as opened:
             punch_stale_pages(opened)
         with BootFolder(boot.path / str(factor * 10)) as folder:

@@ -14,7 +14,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from support.cli import call, refused, run
+from support.cli import call, refused
 from support.command import report
 from support.qemu import QemuProcess, boot_from
 from support.qemu_boot import BootFolder, HeldBoot, sha256
@@ -39,7 +39,7 @@ def saved_with(folder: Path, end: int) -> SavedGuest:
     saved = SavedGuest(path=path, blocks={}, args=tuple(boot_from(image)))
     with QemuProcess(*saved.args, ram=saved.ram) as guest:
         guest.wait_serial("C")
-        report("save", path, "--qmp", guest.monitor_path, by=run)
+        report("save", path, "--qmp", guest.monitor_path)
     return saved
 
 
@@ -88,9 +88,9 @@ def test_qemus_own_load_and_our_workers_honour_the_bitmap(
     assert result.code == 0, result
     with QemuProcess(*refreshed.args, ram=refreshed.ram, incoming=True, paused=True) as guest:
         guest.load(refreshed.uri, ("mapped-ram", "multifd"), {"multifd-channels": 2})
-        report("save", tmp_path / "multifd.mr", "--qmp", guest.monitor_path, by=run)
+        report("save", tmp_path / "multifd.mr", "--qmp", guest.monitor_path)
     _, (shared,) = boot.start("restore", refreshed.path, "--shared", "--paused", line=boot.line_of(refreshed))
-    report("save", tmp_path / "shared.mr", "--qmp", shared.qmp_path, by=run)
+    report("save", tmp_path / "shared.mr", "--qmp", shared.qmp_path)
     for name in ("multifd.mr", "shared.mr"):
         assert report("diff", tmp_path / name, small.path)["equal"]
 
@@ -154,6 +154,6 @@ def test_a_clone_keeps_its_file_when_another_one_gets_the_name(
     _, (guest,) = boot.start("clone", path, "--paused", line=boot.line_of(small))
     (tmp_path / "other").write_bytes(os.urandom(MIB))
     (tmp_path / "other").rename(path)
-    report("save", tmp_path / "again", "--qmp", guest.qmp_path, by=run)
+    report("save", tmp_path / "again", "--qmp", guest.qmp_path)
     assert report("diff", small.path, tmp_path / "again")["equal"]
     assert sha256(path) != sha256(small.path)

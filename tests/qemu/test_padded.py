@@ -32,7 +32,7 @@ def ours(qemu_files: dict[str, SavedGuest], tmp_path_factory: pytest.TempPathFac
     saved = replace(qemu_files["plain"], path=tmp_path_factory.mktemp("ours") / "vm.mr")
     with QemuProcess(*saved.args, ram=saved.ram) as guest:
         guest.wait_serial("C")
-        report("save", saved.path, "--qmp", guest.monitor_path, by=run)
+        report("save", saved.path, "--qmp", guest.monitor_path)
     return saved
 
 

@@ -46,8 +46,8 @@ class TestLoading:
     @pytest.mark.parametrize(
         ("turn", "backend", "size"),
         [
-            *((0, "file", 512 * MIB), (1, "memfd", 512 * MIB), (2, "default", 512 * MIB)),
-            *((3, "file", 1024 * MIB), (4, "memfd", 1024 * MIB), (5, "default", 1024 * MIB)),
+            *((0, "file", 256 * MIB), (1, "memfd", 256 * MIB)),
+            *((2, "default", 256 * MIB), (3, "default", 1024 * MIB)),
         ],
     )
     def test_a_linux_guest_goes_on_in_both_and_its_file_is_right(

@@ -9,7 +9,6 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from support.cli import run
 from support.command import report
 from support.qemu_files import SavedGuest
 
@@ -35,7 +34,7 @@ def destinations(saved: SavedGuest, folder: Path) -> dict[str, Path]:
 def restore(saved: SavedGuest, places: dict[str, Path], channels: int) -> None:
     """Restore every block with the command and compare it with its raw copy."""
     ram = [option for block, path in places.items() for option in ("--ram", f"{block}={path}")]
-    done = report("restore", saved.uri, *ram, "--channels", channels, "--experimental-multifd", by=run)
+    done = report("restore", saved.uri, *ram, "--channels", channels, "--experimental-multifd")
     assert ([each["idstr"] for each in done["blocks"]], done["left_out"]) == (list(saved.blocks), [])
     for block, path in places.items():
         assert path.read_bytes() == saved.blocks[block].read_bytes(), block

@@ -6,7 +6,6 @@ import os
 from pathlib import Path
 
 import pytest
-from support.cli import run
 from support.command import report
 from support.qemu import QemuProcess, Ram
 from support.qemu_linux import LinuxGuest
@@ -18,8 +17,8 @@ MIB = 1 << 20
 def assert_saved_as_qemu_does(guest: QemuProcess, folder: Path, *options: object) -> None:
     """Save a stopped guest with the command, then let QEMU do it, and compare the files page by page."""
     ours, qemus, ram = folder / "ours", folder / "qemus", guest.ram_path
-    saved = report("save", ours, "--ram", f"m={ram}", *options, by=run)
-    assert report("verify", ours, "--ram", f"m={ram}", by=run)["ram"] == ["m"]
+    saved = report("save", ours, "--ram", f"m={ram}", *options)
+    assert report("verify", ours, "--ram", f"m={ram}")["ram"] == ["m"]
 
     guest.migrate(f"file:{qemus}")
     mine, theirs = (read_stored(path).blocks["m"] for path in (ours, qemus))

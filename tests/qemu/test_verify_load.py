@@ -10,7 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from support.cli import Result, call, refused, run
+from support.cli import Result, call, refused
 from support.command import report
 from support.qemu import QemuProcess
 from support.qemu_boot import BootFolder, HeldBoot, children, ends, sha256
@@ -66,7 +66,7 @@ def test_a_file_of_ours_is_loaded_next_to_the_guest_that_runs_on_with_its_disk(
     saved = replace(plain, path=tmp_path / "vm.mr", args=(*plain.args, *devices))
     with QemuProcess(*saved.args, ram=saved.ram) as source:
         source.wait_serial("C")
-        report("save", saved.path, "--qmp", source.monitor_path, by=run)
+        report("save", saved.path, "--qmp", source.monitor_path)
         before = sha256(disk)
         found = loaded(saved, boot)
         assert found.code == 0, found

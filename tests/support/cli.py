@@ -20,8 +20,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 
-import psutil
 import pytest
+from support.leftovers import children
 
 from parallel_fixedram.cli.main import main
 
@@ -183,7 +183,7 @@ def run(*argv: str | Path, **options: Any) -> Result:
 def call(*argv: str | Path) -> Result:
     """Run the command in this process: much faster."""
     handlers = {signum: signal.getsignal(signum) for signum in _SIGNALS}
-    children = psutil.Process().children()
+    before = children()
     out, err = io.StringIO(), io.StringIO()
     try:
         with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
@@ -194,7 +194,7 @@ def call(*argv: str | Path) -> Result:
     finally:
         for signum, handler in handlers.items():
             signal.signal(signum, handler)
-    assert psutil.Process().children() == children
+    assert children() == before
     return Result(code, out.getvalue(), err.getvalue())
 
 

@@ -407,7 +407,7 @@ class TestEvents:
                 events.wait()
 
     def test_a_flood_that_nobody_waits_for_is_not_collected(self, serve: Callable[..., FakeQmp]) -> None:
-        server = serve({"stop": floods(5000, returns(1))})
+        server = serve({"stop": floods(2500, returns(1))})
         with Monitor(str(server.path)) as monitor:
             monitor.execute("stop")
             tracemalloc.start()
