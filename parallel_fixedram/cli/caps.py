@@ -7,8 +7,9 @@ from collections.abc import Iterable
 from typing import Any
 
 from parallel_fixedram.cli import common
-from parallel_fixedram.core.capabilities import FIXED_RAM, MAPPED_RAM, TABLES, Capabilities, Profile, Rule
+from parallel_fixedram.core.capabilities import Capabilities
 from parallel_fixedram.core.errors import CapabilityError
+from parallel_fixedram.core.profiles import FIXED_RAM, MAPPED_RAM, TABLES, Profile, Rule
 
 _EXAMPLES = """  parallel-fixedram caps fixed-ram=on events=on
   parallel-fixedram caps fixed-ram multifd --experimental-multifd"""

@@ -12,8 +12,8 @@ import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Self
 
-from parallel_fixedram.core.capabilities import Profile
 from parallel_fixedram.core.errors import RequestError
+from parallel_fixedram.core.profiles import Profile
 from parallel_fixedram.core.qmp_address import qmp_socket
 from parallel_fixedram.core.units import format_count, format_size, parse_size
 
@@ -65,7 +65,7 @@ def add_rule_options(parser: Any) -> None:
         "--profile",
         choices=[str(profile) for profile in Profile],
         default=str(Profile.FIXED_RAM),
-        help="whose rules: QEMU 8.2 with the fixed-ram patch (default), or QEMU 10.0",
+        help="whose rules: QEMU 8.2 with the fixed-ram patch (default), QEMU 10.0 or QEMU 11.1",
     )
     parser.add_argument(
         "--experimental-multifd", action="store_true", help="lift the rule against fixed-ram with multifd, no other"

@@ -107,7 +107,7 @@ SAVES = {
     "unknown choice": (["--guest", GUEST, "--direct-io", "maybe"], "argument --direct-io: invalid choice: 'maybe'"),
     "unknown profile": (
         ["--guest", GUEST, "--profile", "8.2"],
-        "invalid choice: '8.2' (choose from 'fixed-ram', 'qemu-10.0')\n",
+        "invalid choice: '8.2' (choose from 'fixed-ram', 'qemu-10.0', 'qemu-11.1')\n",
     ),
     "unknown capability": (["--guest", GUEST, "--cap", "no=on"], "Parameter 'capability' does not accept value 'no'\n"),
     "capability neither on nor off": (["--guest", GUEST, "--cap", "events=1"], "expected NAME, NAME=on or NAME=off\n"),
