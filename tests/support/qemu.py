@@ -163,7 +163,7 @@ class QemuProcess:
             *("-nodefaults", "-no-user-config", "-display", "none", "-accel", "tcg"),
             *("-pidfile", str(self.folder / "pid")),
             *("-machine", f"{self._machine}{memory}"),
-            *("-chardev", f"socket,id=monitor,fd={monitor_fd}", "-mon", "chardev=monitor,mode=control"),
+            *("-chardev", f"socket,id=monitor,fd={monitor_fd}", "-qmp", "chardev:monitor"),
             *("-qmp", f"unix:{self.monitor_path},server=on,wait=off"),
             *("-chardev", f"pipe,id=serial,path={self._serial.path}", "-serial", "chardev:serial"),
         ]
@@ -205,6 +205,10 @@ class QemuProcess:
         with contextlib.suppress(OSError):
             return (self.folder / "stderr").read_text(errors="replace").strip()
         return ""
+
+    def complaints(self) -> list[str]:
+        """What QEMU printed, but for warnings: those come and go with versions."""
+        return [line for line in self.stderr().splitlines() if ": warning: " not in f": {line}"]
 
     def kill(self) -> None:
         """End the process without a chance to say goodbye, and wait for it."""
