@@ -79,6 +79,25 @@ def all_qemus() -> dict[tuple[int, int], str]:
     return {version: found[version] for version in sorted(found) if version >= OLDEST_QEMU}
 
 
+@functools.cache
+def _machines(target: str) -> str:
+    return subprocess.run([require_qemu(target), "-M", "help"], capture_output=True, text=True, check=True).stdout
+
+
+def machine_type(alias: str) -> str:
+    """What ``q35`` or ``pc`` means to the QEMU that is tested, such as ``pc-q35-10.0``."""
+    found = re.search(rf"^{alias} .*\(alias of (\S+)\)$", _machines("x86_64"), re.M)
+    assert found, _machines("x86_64")
+    return found[1]
+
+
+def require_machine(machine: str, target: str = "x86_64") -> None:
+    """Skip the running test where QEMU has removed a machine type, in CI too: an older QEMU is tested there as well."""
+    name = machine.split(",")[0]
+    if not re.search(rf"^{re.escape(name)} ", _machines(target), re.M):
+        pytest.skip(f"this QEMU no longer has the machine type {name}")
+
+
 def require_qemu_version(major: int, minor: int) -> str:
     """The path of a QEMU of a version, anywhere in PATH."""
     return all_qemus().get((major, minor)) or missing(
