@@ -6,8 +6,11 @@ SCENARIOS := roofline channels gaps few scattered size cache growth prediction q
 RESULTS := $(wildcard $(SCENARIOS:%=bench/results/%.json))
 SHOWN := $(shell grep -o 'pictures/[a-z0-9-]*\.png' docs/experiments.md | sed 's|pictures/\(.*\)\.png|\1|')
 FAST := tests/core tests/host tests/engine tests/guest tests/wire tests/test_api.py tests/test_layers.py
+# Not of a QEMU but of us: signals, kills, and swap, which cost the most time; and what other tests of the same QEMU show.
+OURS := boot_signals guests kill others swap reach disks damage
+VERSIONED := tests/core/test_capabilities.py $(filter-out $(OURS:%=tests/qemu/test_%.py),$(wildcard tests/qemu/test_*.py))
 
-.PHONY: help demo test test-fast check format bench bench-pictures bench-host bench-prediction bench-micro clean
+.PHONY: help demo test test-fast test-qemu check format bench bench-pictures bench-host bench-prediction bench-micro clean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -34,6 +37,9 @@ test: .venv/test.stamp ## run every test this machine can run
 
 test-fast: .venv/test.stamp ## run the tests of the package's rooms: no QEMU, no faults, no command, few examples of each
 	@$(BIN)/python -m pytest -q -n auto --hypothesis-profile=quick -m 'not slow and not qemu' $(FAST)
+
+test-qemu: .venv/test.stamp ## run the tests whose subject is what a QEMU does, with the first QEMU in PATH
+	@$(BIN)/python -m pytest -q -n auto --dist worksteal $(VERSIONED)
 
 check: .venv/check.stamp ## lint, format check, types, layers
 	$(BIN)/ruff check .

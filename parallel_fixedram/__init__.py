@@ -31,7 +31,6 @@ if TYPE_CHECKING:
         verify,
     )
     from parallel_fixedram.boot import clone_guests, list_guests, restore_guest, stop_guests, verify_by_loading
-    from parallel_fixedram.core.capabilities import Profile
     from parallel_fixedram.core.errors import (
         CapabilityError,
         ContentsDiffer,
@@ -43,6 +42,7 @@ if TYPE_CHECKING:
         RequestError,
         WorkerError,
     )
+    from parallel_fixedram.core.profiles import Profile
     from parallel_fixedram.core.protocols import Channel, DirtySource, GuestBlock, Machine, PageSource
     from parallel_fixedram.core.ramblock import PageRange, RAMBlock
     from parallel_fixedram.core.report import (
@@ -125,7 +125,7 @@ _HOMES = {
         "verify",
     ),
     "boot": ("clone_guests", "list_guests", "restore_guest", "stop_guests", "verify_by_loading"),
-    "core.capabilities": ("Profile",),
+    "core.profiles": ("Profile",),
     "core.errors": (
         "CapabilityError",
         "ContentsDiffer",

@@ -14,8 +14,6 @@ from enum import StrEnum
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from parallel_fixedram.core.capabilities import (
-    TABLES,
-    Profile,
     capabilities_for_restore,
     capabilities_for_save,
     validate_recorded,
@@ -23,6 +21,7 @@ from parallel_fixedram.core.capabilities import (
 from parallel_fixedram.core.choice import CANDIDATES, DirectIO
 from parallel_fixedram.core.errors import RequestError
 from parallel_fixedram.core.layout import RAM_ONLY_MACHINE
+from parallel_fixedram.core.profiles import TABLES, Profile
 from parallel_fixedram.core.protocols import GuestBlock, Machine
 from parallel_fixedram.core.qmp_address import qmp_socket
 from parallel_fixedram.core.report import DiffReport, PlanReport, RestoreReport, SaveReport, VerifyReport

@@ -165,7 +165,7 @@ def test_a_progress_function_hears_of_every_byte(tmp_path):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"profile": "qemu-1.0"}, "profile is 'qemu-1.0', expected one of fixed-ram, qemu-10.0"),
+        ({"profile": "qemu-1.0"}, "profile is 'qemu-1.0', expected one of fixed-ram, qemu-10.0, qemu-11.1"),
         ({"direct_io": "maybe"}, "direct_io is 'maybe', expected one of on, off, auto"),
         ({"durability": "some"}, "durability is 'some', expected one of full, none"),
         ({"live": True, "max_rounds": 0}, "0 rounds, at least 1 is needed"),
@@ -206,7 +206,7 @@ def four_pay(monkeypatch):
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0, 1, 2, 3})
 
 
-CAPABILITIES = {"fixed-ram": {"fixed-ram": True}, "qemu-10.0": {"mapped-ram": True}}
+CAPABILITIES = {"fixed-ram": {"fixed-ram": True}, "qemu-10.0": {"mapped-ram": True}, "qemu-11.1": {"mapped-ram": True}}
 
 
 @pytest.mark.usefixtures("four_pay")
@@ -216,6 +216,7 @@ CAPABILITIES = {"fixed-ram": {"fixed-ram": True}, "qemu-10.0": {"mapped-ram": Tr
         ({}, 1, "1 channel: more is multifd: Fixed-ram migration is incompatible with multifd"),
         ({"experimental_multifd": True}, 4, "4 channels: "),
         ({"profile": "qemu-10.0"}, 4, "4 channels: "),
+        ({"profile": "qemu-11.1"}, 4, "4 channels: "),
         (
             {"experimental_multifd": True, "capabilities": {"multifd": False}},
             1,

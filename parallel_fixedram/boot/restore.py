@@ -22,9 +22,10 @@ from parallel_fixedram.boot.plan import (
     paused_if,
     state_of,
 )
-from parallel_fixedram.core.capabilities import Profile, capabilities_for_restore, validate_recorded
+from parallel_fixedram.core.capabilities import capabilities_for_restore, validate_recorded
 from parallel_fixedram.core.errors import RequestError
 from parallel_fixedram.core.mapped_ram import SavedBlock
+from parallel_fixedram.core.profiles import Profile
 from parallel_fixedram.core.report import BootReport, BootSeconds
 from parallel_fixedram.engine.image import Image, open_image
 from parallel_fixedram.engine.progress import Progress

@@ -7,8 +7,9 @@ from collections.abc import Iterable
 from typing import Any
 
 from parallel_fixedram.cli import common, output
-from parallel_fixedram.core.capabilities import FIXED_RAM, MAPPED_RAM, TABLES, Capabilities, Profile, Rule
+from parallel_fixedram.core.capabilities import Capabilities
 from parallel_fixedram.core.errors import CapabilityError
+from parallel_fixedram.core.profiles import FIXED_RAM, MAPPED_RAM, TABLES, Profile, Rule
 from parallel_fixedram.core.schemas import stamped
 
 _EXAMPLES = """  parallel-fixedram caps fixed-ram=on events=on

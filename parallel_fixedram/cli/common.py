@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from parallel_fixedram.cli.help_text import HelpFormatter
-from parallel_fixedram.core.capabilities import Profile
 from parallel_fixedram.core.errors import RequestError
+from parallel_fixedram.core.profiles import Profile
 from parallel_fixedram.core.qmp_address import qmp_socket
 from parallel_fixedram.core.units import format_count, parse_size
 
@@ -70,7 +70,7 @@ def add_rule_options(parser: Any) -> None:
         "--profile",
         choices=[str(profile) for profile in Profile],
         default=str(Profile.FIXED_RAM),
-        help="whose rules say what goes together: QEMU 8.2 with the fixed-ram patch (default), or QEMU 10.0",
+        help="whose rules say what goes together: QEMU 8.2 with the fixed-ram patch (default), QEMU 10.0 or QEMU 11.1",
     )
     parser.add_argument(
         "--experimental-multifd",

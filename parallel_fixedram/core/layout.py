@@ -18,10 +18,10 @@ from dataclasses import dataclass
 
 from parallel_fixedram.core import mapped_ram, stream, vmdesc
 from parallel_fixedram.core.bitmap import bitmap_bytes
-from parallel_fixedram.core.capabilities import MAPPED_RAM
 from parallel_fixedram.core.errors import RequestError
 from parallel_fixedram.core.mapped_ram import MappedRamHeader, SavedBlock
 from parallel_fixedram.core.migration_file import RAM_SECTION_ID, TRAILER_KEY, read_device_sections
+from parallel_fixedram.core.profiles import MAPPED_RAM
 from parallel_fixedram.core.ramblock import TARGET_PAGE_SIZE, RAMBlock, check_unique
 from parallel_fixedram.core.units import MAX_SIZE, align_up
 

@@ -13,9 +13,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from parallel_fixedram.core import mapped_ram, stream, trailer, vmdesc
-from parallel_fixedram.core.capabilities import FIXED_RAM, IGNORE_SHARED, MAPPED_RAM
 from parallel_fixedram.core.errors import FormatError
 from parallel_fixedram.core.mapped_ram import SavedBlock
+from parallel_fixedram.core.profiles import FIXED_RAM, IGNORE_SHARED, MAPPED_RAM
 from parallel_fixedram.core.ramblock import TARGET_PAGE_SIZE
 from parallel_fixedram.core.stream import Configuration, Cursor, ReadAt
 from parallel_fixedram.core.trailer import Trailer

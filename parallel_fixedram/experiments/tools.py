@@ -46,12 +46,12 @@ def find(name: str) -> str:
 
 
 def find_qemu() -> str:
-    """The path of a QEMU with mapped-ram: ``$QEMU`` or the one in PATH.
+    """The path of a QEMU with mapped-ram: the first one in PATH.
 
     Raises:
         Missing: there is none, or it is too old.
     """
-    path = find(os.environ.get("QEMU") or QEMU)
+    path = find(QEMU)
     version = qemu_version()
     match = _VERSION.match(version or "")
     if match is None or (int(match[1]), int(match[2])) < OLDEST_QEMU:
@@ -71,7 +71,7 @@ def need_root(what: str) -> None:
 
 def qemu_version() -> str | None:
     """Version of the QEMU in use; None if there is none."""
-    return _version_of(os.environ.get("QEMU") or QEMU, "--version")
+    return _version_of(QEMU, "--version")
 
 
 def fio_version() -> str | None:

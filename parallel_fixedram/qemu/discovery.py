@@ -118,6 +118,15 @@ def machine_type(monitor: Monitor) -> str:
     return answer.removesuffix("-machine")
 
 
+def machine_types(monitor: Monitor) -> set[str]:
+    """Names of all machine types that a QEMU has, without aliases.
+
+    Raises:
+        MachineError: QEMU lists none.
+    """
+    return {str(each.get("name")) for each in _listed(monitor, "query-machines")}
+
+
 def ramblocks(monitor: Monitor) -> list[QemuBlock]:
     """Every RAMBlock that a migration would carry, in QEMU's order: longest first.
 

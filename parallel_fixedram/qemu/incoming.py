@@ -89,7 +89,8 @@ def check_machine(monitor: Monitor, machine: str, blocks: Sequence[RAMBlock], ta
     if target and (emulated := read_target(monitor)) != target:
         raise RequestError(f"the file has a guest of target {target!r}, this QEMU emulates {emulated!r}")
     if (there := discovery.machine_type(monitor)) != machine:
-        raise RequestError(f"the file is of machine type {machine!r}, this QEMU is {there!r}")
+        hint = _machine_hint(monitor, machine)
+        raise RequestError(f"the file is of machine type {machine!r}, this QEMU is {there!r}", hint=hint)
     there_are = discovery.ramblocks(monitor)
     machine_has = {block.idstr: block.used_length for block in there_are}
     file_has = {block.idstr: block.used_length for block in blocks}
@@ -106,6 +107,13 @@ def check_machine(monitor: Monitor, machine: str, blocks: Sequence[RAMBlock], ta
     for idstr, length in machine_has.items():
         if idstr not in file_has:
             raise RequestError(f"this QEMU has block {idstr!r} of {format_exact_size(length)}, the file has not")
+
+
+def _machine_hint(monitor: Monitor, machine: str) -> str:
+    """How to have the QEMU be of a machine type; a name without a version means another type in every release."""
+    if machine in discovery.machine_types(monitor):
+        return f"-M {machine} is what this QEMU has to be started with"
+    return "this QEMU does not have that machine type: another version, or another build, has"
 
 
 def load(monitor: Monitor, source: Source) -> None:

@@ -19,6 +19,8 @@ MAX_LINES = 5
 MAX_CHARACTERS = 500
 
 _READ_BYTES = 1 << 16
+# Before the level stands the option or the line of a file that it is about (QEMU util/error-report.c); or it is GLib's.
+_NO_REASON = re.compile(r"(?:--?[a-z].*?: |\S+:\d+: )?(?:warning|info): |.*-(?:WARNING|Message|INFO|DEBUG) \*\*: ")
 _ENDING_SECONDS = 1.0
 _MOST_ROUNDS = 8
 
@@ -37,11 +39,11 @@ def last_words(log_path: str, program: str, *, ended: bool) -> str:
             lines = log.read().decode(errors="replace").splitlines()
     except OSError:
         return ""
-    # with -msg timestamp=on there is a time before the name
-    named = re.compile(rf"(?:\d\S*Z )?(?:{re.escape(os.path.basename(program))}|qemu-\S+?): (.*)")
+    # with -msg timestamp=on there is a time before the name, and behind it where in a -readconfig file
+    named = re.compile(rf"(?:\d\S*Z )?(?:{re.escape(os.path.basename(program))}|qemu-\S+?):(?: |(?=\S+:\d+: ))(.*)")
     own = [match[1].strip() for line in lines if (match := named.match(line.strip()))]
     chosen = own or ([line.strip() for line in lines if line.strip()] if ended else [])
-    chosen = [line for line in chosen if not line.startswith(("warning:", "info:"))][-MAX_LINES:]
+    chosen = [line for line in chosen if not _NO_REASON.match(line)][-MAX_LINES:]
     text = "".join(each if each.isprintable() else "?" for each in "; ".join(chosen))
     return text if len(text) <= MAX_CHARACTERS else f"...{text[-MAX_CHARACTERS:]}"
 

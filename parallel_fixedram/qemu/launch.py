@@ -160,7 +160,7 @@ class Launch:
                 listener.listen()
                 monitor = [
                     *("-chardev", f"socket,id={_CHARDEV},fd={listener.fileno()},server=on,wait=off"),
-                    *("-mon", f"chardev={_CHARDEV},mode=control"),
+                    *("-qmp", f"chardev:{_CHARDEV}"),  # what every QEMU takes: -mon is deprecated in 11.1
                 ]
                 passed = {listener.fileno(), *self._descriptors}
                 log = os.O_WRONLY | os.O_CREAT | os.O_APPEND

@@ -1,28 +1,29 @@
 import itertools
 import json
 import subprocess
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import FrozenInstanceError
+from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from support.examples import some_of
-from support.qemu_tools import missing, require_qemu
+from support.qemu_tools import require_qemu_version
 
 from parallel_fixedram.core.capabilities import (
-    TABLES,
     Capabilities,
-    Profile,
     capabilities_for_save,
     check,
     recorded,
     validate_recorded,
 )
 from parallel_fixedram.core.errors import CapabilityError, RequestError
+from parallel_fixedram.core.profiles import TABLES, Profile
 
 PATCH = Profile.FIXED_RAM
 RELEASED = Profile.QEMU_10_0
+LATEST = Profile.QEMU_11_1
 
 
 def words(text: str) -> list[str]:
@@ -39,6 +40,7 @@ ENUM_OF_QEMU_10_0 = words(
     "pause-before-switchover multifd dirty-bitmaps postcopy-blocktime late-block-activate x-ignore-shared "
     "validate-uuid background-snapshot zero-copy-send postcopy-preempt switchover-ack dirty-limit mapped-ram"
 )
+ENUM_OF_QEMU_11_1 = [name for name in ENUM_OF_QEMU_10_0 if name != "zero-blocks"]
 
 WITH_MULTIFD = "Fixed-ram migration is incompatible with multifd"
 WITH_XBZRLE = "Fixed-ram migration is incompatible with xbzrle"
@@ -48,6 +50,7 @@ POSTCOPY_MULTIFD = "Postcopy is not yet compatible with multifd"
 MULTIFD_COMPRESS = "Multifd is not compatible with compress"
 MULTIFD_XBZRLE = "Multifd is not compatible with xbzrle"
 COMPRESS_XBZRLE = "Compression is not compatible with xbzrle"
+COLO = "Capability 'x-colo' requires capability 'return-path'"
 ZERO_COPY = "Zero copy only available for non-compressed non-TLS multifd migration"
 
 
@@ -63,7 +66,10 @@ def verdict(*names: str, profile: Profile = PATCH, experimental: bool = False) -
 # ----------------------------------------------------------------------------------------------------- names
 
 
-@pytest.mark.parametrize(("profile", "names"), [(PATCH, ENUM_OF_THE_PATCH), (RELEASED, ENUM_OF_QEMU_10_0)])
+@pytest.mark.parametrize(
+    ("profile", "names"),
+    [(PATCH, ENUM_OF_THE_PATCH), (RELEASED, ENUM_OF_QEMU_10_0), (LATEST, ENUM_OF_QEMU_11_1)],
+)
 def test_the_names_are_those_of_the_enum_in_its_order(profile, names):
     assert [entry.name for entry in TABLES[profile].capabilities] == names
 
@@ -177,8 +183,8 @@ def test_fixed_ram_with_others_is_refused_by_the_first_rule_in_qemus_order(name,
         ("x-ignore-shared multifd auto-converge dirty-bitmaps release-ram validate-uuid return-path x-colo", ""),
     ],
 )
-@pytest.mark.parametrize("profile", Profile)
-def test_the_older_rules_hold_in_both_profiles(profile, names, message):
+@pytest.mark.parametrize("profile", [PATCH, RELEASED])
+def test_the_older_rules_hold_until_qemu_10(profile, names, message):
     assert verdict(*names.split(), profile=profile) == message
 
 
@@ -217,13 +223,38 @@ def test_the_released_rules_let_mapped_ram_go_with_multifd(name, others, message
     assert verdict(name, *others.split(), profile=RELEASED) == message
 
 
+@pytest.mark.parametrize(
+    ("names", "message"),
+    [
+        ("multifd postcopy-ram", ""),
+        ("multifd postcopy-ram postcopy-preempt", ""),
+        ("mapped-ram multifd postcopy-ram", "Mapped-ram migration is incompatible with postcopy"),
+        ("fixed-ram multifd", ""),
+        ("fixed-ram xbzrle", "Mapped-ram migration is incompatible with xbzrle"),
+        ("postcopy-ram x-ignore-shared", "Postcopy is not compatible with ignore-shared"),
+        ("x-colo", COLO),
+        ("x-colo return-path", ""),
+        ("x-colo postcopy-ram x-ignore-shared", COLO),
+        ("zero-blocks", "Parameter 'capability' does not accept value 'zero-blocks'"),
+    ],
+)
+def test_what_qemu_11_has_changed(names, message):
+    assert verdict(*words(names), profile=LATEST) == message
+
+
+def test_two_capabilities_got_a_property_in_qemu_11():
+    properties = [{entry.name: entry.property for entry in TABLES[profile].capabilities} for profile in TABLES]
+    for name in ("postcopy-blocktime", "x-ignore-shared"):
+        assert [each[name] for each in properties] == ["", "", name]
+
+
 @pytest.mark.parametrize("profile", Profile)
 def test_background_snapshot_refuses_its_list_and_nothing_else(profile):
     refused = words(
         "postcopy-ram dirty-bitmaps postcopy-blocktime late-block-activate return-path multifd pause-before-switchover "
         "auto-converge release-ram rdma-pin-all compress xbzrle x-colo validate-uuid zero-copy-send"
     )
-    own_rules_first = {"postcopy-preempt", "switchover-ack"}
+    own_rules_first = {"postcopy-preempt", "switchover-ack"} | ({"x-colo"} if profile == LATEST else set())
     for entry in TABLES[profile].capabilities:
         if entry.name not in own_rules_first:
             expected = f"Background-snapshot is not compatible with {entry.name}" if entry.name in refused else ""
@@ -290,6 +321,21 @@ def naive_twin_of_10_0(on: set[str]) -> str:
     return older
 
 
+def naive_twin_of_11_1(on: set[str]) -> str:
+    """11.1 asks for COLO's return path first, and has no word against postcopy with multifd."""
+    if "x-colo" in on and "return-path" not in on:
+        return COLO
+    older = naive_twin_of_10_0(on)
+    if older != POSTCOPY_MULTIFD:
+        return older
+    without_postcopy = naive_twin_of_10_0(on - {"postcopy-ram"})
+    if "background-snapshot" in on:
+        return "Background-snapshot is not compatible with postcopy-ram"
+    if without_postcopy == "Postcopy preempt requires postcopy-ram":
+        without_postcopy = naive_twin_of_10_0(on - {"postcopy-ram", "postcopy-preempt"})
+    return without_postcopy or ("Mapped-ram migration is incompatible with postcopy" if "mapped-ram" in on else "")
+
+
 @given(st.sets(st.sampled_from(ENUM_OF_THE_PATCH), max_size=7))
 def test_the_patchs_table_agrees_with_a_chain_of_ifs(on):
     assert verdict(*on) == naive_twin(on)
@@ -300,9 +346,18 @@ def test_the_released_table_agrees_with_a_chain_of_ifs(on):
     assert verdict(*on, profile=RELEASED) == naive_twin_of_10_0(on)
 
 
+@given(st.sets(st.sampled_from(ENUM_OF_QEMU_11_1), max_size=7))
+def test_the_latest_table_agrees_with_a_chain_of_ifs(on):
+    assert verdict(*on, profile=LATEST) == naive_twin_of_11_1(on)
+
+
 @pytest.mark.parametrize(
     ("profile", "names", "twin"),
-    [(PATCH, ENUM_OF_THE_PATCH, naive_twin), (RELEASED, ENUM_OF_QEMU_10_0, naive_twin_of_10_0)],
+    [
+        (PATCH, ENUM_OF_THE_PATCH, naive_twin),
+        (RELEASED, ENUM_OF_QEMU_10_0, naive_twin_of_10_0),
+        (LATEST, ENUM_OF_QEMU_11_1, naive_twin_of_11_1),
+    ],
 )
 def test_every_set_of_up_to_three_agrees_with_a_chain_of_ifs(profile, names, twin):
     for count in range(4):
@@ -548,46 +603,84 @@ def test_a_reader_with_an_unknown_capability_is_refused():
 # ----------------------------------------------------------------------------------------------------- the real thing
 
 
-@pytest.fixture
-def qemu_verdict() -> Iterator[Callable[[tuple[str, ...]], str]]:
-    """Asks a QEMU 10.0 for its sentence on a set of capabilities."""
-    command = [require_qemu(), "-machine", "none", "-nodefaults", "-display", "none", "-qmp", "stdio"]
-    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+class CapabilityMonitor:
+    """A QEMU without a machine, asked for its sentences on sets of capabilities."""
+
+    def __init__(self, process: subprocess.Popen[str]) -> None:
         assert process.stdin is not None
         assert process.stdout is not None
+        self._requests, self._answers = process.stdin, process.stdout
+        self._on: frozenset[str] = frozenset()
+        self._answers.readline()
+        self.execute("qmp_capabilities")
+
+    def execute(self, command: str, **arguments: object) -> Any:
+        request = json.dumps({"execute": command, "arguments": arguments}, separators=(",", ":"))
+        self._requests.write(request + "\n")
+        self._requests.flush()
+        return json.loads(self._answers.readline())
+
+    def names(self) -> list[str]:
+        return [each["capability"] for each in self.execute("query-migrate-capabilities")["return"]]
+
+    def properties(self) -> set[str]:
+        return {each["name"] for each in self.execute("qom-list-properties", typename="migration")["return"]}
+
+    def verdict(self, *names: str) -> str:
+        """QEMU's sentence on a set. It is told what changes only: it reads a request byte by byte, each in a round."""
+        on = frozenset(names)
+        changes = [{"capability": name, "state": name in on} for name in on ^ self._on]
+        answer = self.execute("migrate-set-capabilities", capabilities=changes)
+        if "error" in answer:
+            return str(answer["error"]["desc"])
+        self._on = on
+        return ""
+
+
+VERSIONS = {RELEASED: (10, 0), LATEST: (11, 1)}
+"""Whose rules a profile has."""
+
+
+@pytest.fixture
+def monitor(profile: Profile) -> Iterator[CapabilityMonitor]:
+    """Of a QEMU of the profile's version."""
+    qemu = require_qemu_version(*VERSIONS[profile])
+    command = [qemu, "-machine", "none", "-nodefaults", "-display", "none", "-qmp", "stdio"]
+    pipe = subprocess.PIPE
+    with subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=subprocess.DEVNULL, text=True) as process:
         try:
-            version = json.loads(process.stdout.readline())["QMP"]["version"]["qemu"]
-            if (version["major"], version["minor"]) != (10, 0):
-                missing("the profile is that of QEMU 10.0")
-
-            def execute(command: str, **arguments: object) -> str:
-                process.stdin.write(json.dumps({"execute": command, "arguments": arguments}) + "\n")
-                process.stdin.flush()
-                return json.loads(process.stdout.readline()).get("error", {}).get("desc", "")
-
-            def ask(on: tuple[str, ...]) -> str:
-                states = [{"capability": name, "state": name in on} for name in ENUM_OF_QEMU_10_0]
-                return execute("migrate-set-capabilities", capabilities=states)
-
-            execute("qmp_capabilities")
-            yield ask
+            yield CapabilityMonitor(process)
         finally:
             process.kill()
 
 
 @pytest.mark.qemu
-def test_every_set_of_up_to_three_gets_qemus_own_verdict(qemu_verdict):
+@pytest.mark.parametrize("profile", VERSIONS)
+def test_every_set_of_up_to_three_gets_qemus_own_verdict(profile, monitor):
     of_the_host = (
         "not supported by host kernel",
         "with guest memory configuration",
         "requires KVM",
         "compiled without",
     )
+    names = [entry.name for entry in TABLES[profile].capabilities]
+    sets = itertools.chain.from_iterable(itertools.combinations(names, count) for count in range(4))
     compared = 0
-    for count in range(4):
-        for on in itertools.combinations(ENUM_OF_QEMU_10_0, count):
-            answer = qemu_verdict(on)
-            if not any(text in answer for text in of_the_host):
-                assert verdict(*on, profile=RELEASED) == answer, on
-                compared += 1
+    for on in sets:
+        answer = monitor.verdict(*on)
+        if not any(text in answer for text in of_the_host):
+            assert verdict(*on, profile=profile) == answer, on
+            compared += 1
     assert compared > 1000
+
+
+@pytest.mark.qemu
+@pytest.mark.parametrize("profile", VERSIONS)
+def test_names_and_properties_are_those_that_qemu_has(profile, monitor):
+    assert [entry.name for entry in TABLES[profile].capabilities] == monitor.names()
+    properties = monitor.properties()
+    for entry in TABLES[profile].capabilities:
+        if entry.property:
+            assert entry.property in properties
+        else:
+            assert not {entry.name, f"x-{entry.name}"} & properties

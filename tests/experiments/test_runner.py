@@ -119,7 +119,6 @@ def test_a_finished_set_is_not_run_again_but_more_samples_can_be_added(tmp_path)
 
 def test_what_is_not_installed_is_named_and_never_a_number(tmp_path, monkeypatch):
     monkeypatch.setenv("PATH", "")
-    monkeypatch.delenv("QEMU", raising=False)
     found = scenario(
         'way = ["fio", "scan"]\nguest = "random,size=1MiB"',
         'way = ["ours", "qemu-multifd"]\nqemu = {size = "64MiB"}',

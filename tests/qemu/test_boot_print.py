@@ -62,7 +62,7 @@ def by_hand(boot: BootFolder, command: str, requests: list[dict[str, Any]], numb
     folder = boot.run_dir / str(number)
     folder.mkdir(parents=True)
     with theirs, (folder / "log").open("w") as log:
-        monitor = f"-chardev socket,id=by-hand,fd={theirs.fileno()} -mon chardev=by-hand,mode=control"
+        monitor = f"-chardev socket,id=by-hand,fd={theirs.fileno()} -qmp chardev:by-hand"
         process = subprocess.Popen(
             ["sh", "-c", f"exec {command} {monitor}"],
             stdin=subprocess.DEVNULL,

@@ -17,6 +17,7 @@ from support.command import report
 from support.qemu import QemuProcess, Ram, require_qemu
 from support.qemu_boot import BootFolder, HeldBoot, ends
 from support.qemu_files import SavedGuest
+from support.qemu_tools import machine_type
 
 from parallel_fixedram.qemu import incoming, monitor
 
@@ -98,7 +99,8 @@ def test_another_name_is_refused(plain: SavedGuest, boot: BootFolder, way: tuple
 @pytest.mark.parametrize("way", SHARED, ids=" ".join)
 def test_another_machine_type_is_refused(plain: SavedGuest, boot: BootFolder, way: tuple[str, ...]) -> None:
     line = boot.line(*plain.args, machine="pc")
-    attempt(boot, way, plain, line, 2, "the file is of machine type 'pc-q35-10.0', this QEMU is 'pc-i440fx-10.0'\n")
+    q35, pc = machine_type("q35"), machine_type("pc")
+    attempt(boot, way, plain, line, 2, f"the file is of machine type {q35!r}, this QEMU is {pc!r}\n")
 
 
 @pytest.mark.parametrize("way", SHARED, ids=" ".join)
@@ -121,17 +123,19 @@ def test_a_device_with_ram_that_is_missing_is_refused(
 def test_a_device_that_is_missing_is_told_in_the_words_of_a_qemu_that_lives(
     plain: SavedGuest, boot: BootFolder, way: tuple[str, ...]
 ) -> None:
-    """QMP says no more than that an argument was invalid; warnings stay in the log, which stays."""
+    """By the log of QEMU 10, where QMP says no more than that an argument was invalid, and by QMP from 11 on.
+
+    Warnings stay in the log, which stays.
+    """
     line = boot.line_of(plain, "-machine", "sata=off", "-cpu", "qemu64,enforce=off,+vmx")
     verb, *options = way
     result = call(verb, plain.path, *options, "--run-dir", boot.run_dir, "--", *line)
-    said = "QEMU: Unknown savevm section or instance '0000:00:1f.2/ich9_ahci' 0. Make sure that your current VM setup "
+    said = "section or instance '0000:00:1f.2/ich9_ahci' 0. Make sure that your current VM setup "
     refused(result, 4, said, f"what QEMU printed is kept in '{boot.run_dir}/0/log'")
     assert "load of migration failed" in result.err
     assert "warning" not in result.err
     log = boot.take_logs(result)
     assert "warning: " in log
-    assert "Unknown savevm section or instance '0000:00:1f.2/ich9_ahci' 0." in log
 
 
 def test_of_many_only_the_one_that_failed_leaves_its_log(plain: SavedGuest, boot: BootFolder) -> None:

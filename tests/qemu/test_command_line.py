@@ -104,7 +104,7 @@ def test_blocks_keep_names_and_lengths_and_are_in_the_file(line: str, shared: bo
                 contents = guest.read_block(block.name)
                 for place in (0, block.used - 4096):
                     assert contents[place:].startswith(MARKER + block.name.encode())
-        assert guest.stderr() == ""
+        assert guest.complaints() == []
 
 
 @pytest.mark.parametrize("shared", [False, True], ids=["clone", "shared"])

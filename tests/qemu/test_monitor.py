@@ -92,7 +92,7 @@ class TestMonitor:
         path = tmp_path / "pretty"
         chardev = ("-chardev", f"socket,id=pretty,path={path},server=on,wait=off")
         with (
-            QemuProcess(*chardev, "-mon", "chardev=pretty,mode=control,pretty=on"),
+            QemuProcess(*chardev, "-qmp-pretty", "chardev:pretty"),
             pytest.raises(MachineError, match="several lines, as QEMU does with pretty=on"),
         ):
             Monitor(str(path))

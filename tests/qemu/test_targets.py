@@ -16,6 +16,7 @@ from support.qemu import QemuProcess, Ram, require_qemu
 from support.qemu_boot import BootFolder
 from support.qemu_reader import read_stored, vm_description
 from support.qemu_saved import migrate
+from support.qemu_tools import require_machine
 
 from parallel_fixedram import app
 
@@ -93,6 +94,7 @@ def boot(tmp_path_factory: pytest.TempPathFactory) -> Iterator[BootFolder]:
 
 def start(case: Case, *, incoming: bool = False) -> QemuProcess:
     small = Ram(64 * MIB, "default") if "-m" not in case.args else None
+    require_machine(case.machine, case.target)
     return QemuProcess(*case.args, ram=small, machine=case.machine, target=case.target, incoming=incoming, paused=True)
 
 
@@ -126,6 +128,7 @@ def test_it_has_the_sections_of_qemus_own_file_and_loads(tmp_path: Path, name: s
 
 def is_refused(case: Case, folder: Path, message: str) -> None:
     """Before anything is written, and without a word to the guest."""
+    require_machine(case.machine, case.target)
     with QemuProcess(*case.args, ram=None, machine=case.machine, target=case.target, paused=True) as guest:
         refused(call("save", folder / "saved", "--qmp", guest.monitor_path), 4, message, hint="")
         assert guest.take_events() == []
@@ -193,6 +196,7 @@ def test_its_default_ram_is_found_and_cloned(tmp_path: Path, boot: BootFolder, n
     with start(case) as guest:
         report("save", path, "--qmp", guest.monitor_path)
     ram = Ram(64 * MIB, "default")
+    require_machine(case.machine, case.target)
     line = boot.line(*case.args, ram=ram, machine=case.machine, program=require_qemu(case.target), clones=1)
     (clone,) = boot.start("clone", path, "--paused", line=line).guests
     assert clone.status() == "prelaunch"

@@ -126,7 +126,7 @@ def test_device_state_that_qemu_does_not_take_is_told_in_its_words(
         file.seek(timer["offset"] + 1 + 4 + 1 + len("timer") + 4)
         file.write((99).to_bytes(4, "big"))
     report("verify", changed.path)
-    refused(loaded(changed, boot), 4, "QEMU: savevm: unsupported version 99 for 'timer' v2")
+    refused(loaded(changed, boot), 4, "unsupported version 99 for 'timer' v2")
 
 
 @pytest.mark.parametrize("before", ["migrate-incoming", "human-monitor-command"])

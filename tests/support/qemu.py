@@ -87,6 +87,7 @@ class QemuProcess:
         ram: main memory; None if ``args`` set it up.
         machine: machine type and its properties.
         target: what it emulates.
+        program: the QEMU, if not the first one in PATH.
         incoming: wait for ``load`` instead of booting.
         paused: do not start the processors (``-S``).
         wrapper: a command that runs QEMU, such as ``["strace", "-f", ...]``.
@@ -99,6 +100,7 @@ class QemuProcess:
         ram: Ram | None = SMALL,
         machine: str = "q35",
         target: str = "x86_64",
+        program: str = "",
         incoming: bool = False,
         paused: bool = False,
         wrapper: Iterable[str] = (),
@@ -108,6 +110,7 @@ class QemuProcess:
         self._descriptors = list(descriptors)
         self._machine = machine
         self._target = target
+        self._program = program
         self._args = [*args, *(["-incoming", "defer"] if incoming else []), *(["-S"] if paused else [])]
         self._wrapper = list(wrapper)
         self._cleanup = contextlib.ExitStack()
@@ -136,7 +139,13 @@ class QemuProcess:
         ours, theirs = socket.socketpair()
         with theirs, open(self.folder / "stderr", "wb") as stderr:
             self._process = subprocess.Popen(
-                [*self._wrapper, require_qemu(self._target), *self._base(theirs.fileno()), *memory, *self._args],
+                [
+                    *self._wrapper,
+                    self._program or require_qemu(self._target),
+                    *self._base(theirs.fileno()),
+                    *memory,
+                    *self._args,
+                ],
                 stdin=subprocess.DEVNULL,
                 stdout=stderr,
                 stderr=stderr,
@@ -163,7 +172,7 @@ class QemuProcess:
             *("-nodefaults", "-no-user-config", "-display", "none", "-accel", "tcg"),
             *("-pidfile", str(self.folder / "pid")),
             *("-machine", f"{self._machine}{memory}"),
-            *("-chardev", f"socket,id=monitor,fd={monitor_fd}", "-mon", "chardev=monitor,mode=control"),
+            *("-chardev", f"socket,id=monitor,fd={monitor_fd}", "-qmp", "chardev:monitor"),
             *("-qmp", f"unix:{self.monitor_path},server=on,wait=off"),
             *("-chardev", f"pipe,id=serial,path={self._serial.path}", "-serial", "chardev:serial"),
         ]
@@ -205,6 +214,10 @@ class QemuProcess:
         with contextlib.suppress(OSError):
             return (self.folder / "stderr").read_text(errors="replace").strip()
         return ""
+
+    def complaints(self) -> list[str]:
+        """What QEMU printed, but for warnings: those come and go with versions."""
+        return [line for line in self.stderr().splitlines() if ": warning: " not in f": {line}"]
 
     def kill(self) -> None:
         """End the process without a chance to say goodbye, and wait for it."""

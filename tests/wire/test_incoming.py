@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from parallel_fixedram.core.errors import MachineError
+from parallel_fixedram.core.errors import MachineError, RequestError
 from parallel_fixedram.qemu import incoming
 from parallel_fixedram.qemu.launch import Launch
 
@@ -23,6 +23,26 @@ def test_a_run_state_that_is_none_is_an_error_of_the_machine(answer: object) -> 
     monitor: Any = SimpleNamespace(name="SOCKET", execute=lambda _command: answer)
     with pytest.raises(MachineError, match="answer to 'query-status' is malformed"):
         incoming.go_on(monitor, run=True)
+
+
+@pytest.mark.parametrize(
+    ("machine", "hint"),
+    [
+        ("pc-q35-10.0", "-M pc-q35-10.0 is what this QEMU has to be started with"),
+        ("pc-q35-99.9", "this QEMU does not have that machine type: another version, or another build, has"),
+    ],
+)
+def test_the_hint_names_a_machine_type_that_the_qemu_has(machine: str, hint: str) -> None:
+    answers = {
+        "qom-get": "pc-q35-11.1-machine",
+        "query-machines": [{"name": "pc-q35-11.1", "alias": "q35"}, {"name": "pc-q35-10.0"}],
+    }
+    settings = "send-configuration: on"
+    monitor: Any = SimpleNamespace(execute=lambda command, _=None: answers[command], hmp=lambda _: settings)
+    with pytest.raises(RequestError) as caught:
+        incoming.check_machine(monitor, machine, [])
+    assert caught.value.message == f"the file is of machine type {machine!r}, this QEMU is 'pc-q35-11.1'"
+    assert caught.value.hint == hint
 
 
 @pytest.fixture
