@@ -12,7 +12,7 @@ from support.examples import some_of
 from support.pictures import allocated_pages
 from support.streamwriter import PAGE, Block, Stream, stream
 
-from parallel_fixedram.core.errors import FixedRamError, HostError, RequestError, WorkerError
+from parallel_fixedram.core.errors import FixedRamError, HostError, NoFileError, RequestError, WorkerError
 from parallel_fixedram.core.mapped_ram import SavedBlock
 from parallel_fixedram.engine import add_trailer as add_trailer_module
 from parallel_fixedram.engine.add_trailer import add_trailer
@@ -257,7 +257,7 @@ def test_a_file_that_was_replaced_is_not_opened_for_writing(tmp_path: Path) -> N
         with pytest.raises(RequestError, match="was replaced by another file"):
             reopen_writable(image)
         path.unlink()
-        with pytest.raises(HostError, match="cannot write to"):
+        with pytest.raises(NoFileError, match="cannot open"):
             reopen_writable(image)
 
 

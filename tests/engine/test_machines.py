@@ -10,7 +10,7 @@ from support.conformance import Dirtying, DirtySourceConformance, MachineConform
 from support.pictures import PAGE, draw
 from support.sources import AllDirty, ScriptedGuest
 
-from parallel_fixedram.core.errors import HostError, RequestError
+from parallel_fixedram.core.errors import NoFileError, RequestError
 from parallel_fixedram.core.protocols import Machine
 from parallel_fixedram.guest.dirty_log import DirtyLog
 from parallel_fixedram.guest.process import GuestProcess
@@ -84,7 +84,7 @@ def test_files_that_cannot_be_a_machine_leave_no_descriptor(tmp_path: Path) -> N
         ([good, good], RequestError, "two blocks are named 'good'"),
         ([good, RamFile(idstr="", path=str(path))], RequestError, "block name is empty"),
         ([good, RamFile(idstr="bad", path=str(path), length=100)], RequestError, "not a multiple"),
-        ([good, RamFile(idstr="bad", path=str(path) + "x")], HostError, "cannot open guest RAM"),
+        ([good, RamFile(idstr="bad", path=str(path) + "x")], NoFileError, "cannot open guest RAM"),
     ):
         with pytest.raises(error, match=message):
             RamFiles(files, name="raw")

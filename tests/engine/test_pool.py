@@ -292,7 +292,7 @@ def test_an_unexpected_error_in_a_worker_ends_the_run_cleanly(capfd: pytest.Capt
 
     with (
         WorkerPool([CountingJob(stumble)], 2) as pool,
-        pytest.raises(WorkerError, match="a worker failed: ZeroDivisionError: oops"),
+        pytest.raises(WorkerError, match="a worker failed: unexpected ZeroDivisionError: oops"),
     ):
         pool.run(0, SHARDS)
     assert capfd.readouterr().err == ""

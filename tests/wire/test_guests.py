@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import pytest
 from support.cli import call, done, refused
@@ -25,12 +26,17 @@ Start = Callable[..., FakeQmp]
 
 
 @pytest.fixture
-def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The only place where run folders are looked for: guests of whoever runs the tests are none of their business."""
-    path = tmp_path / "place"
-    path.mkdir()
-    monkeypatch.setattr(run_folder, "places", lambda: [str(path)])
-    return path
+def place(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """The only place where run folders are looked for; its name is short enough for sockets."""
+    with TemporaryDirectory() as folder:
+        monkeypatch.setattr(run_folder, "places", lambda: [folder])
+        yield Path(folder)
+
+
+@pytest.fixture
+def elsewhere() -> Iterator[Path]:
+    with TemporaryDirectory() as folder:
+        yield Path(folder)
 
 
 @pytest.fixture
@@ -235,18 +241,18 @@ def test_a_record_that_is_not_ours_is_said_and_left(start: Start, place: Path, r
 
 
 def test_run_folders_elsewhere_are_found_by_a_link_and_by_their_path(
-    start: Start, place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    start: Start, place: Path, elsewhere: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for name in ("one", "two", "three"):
         start(name)
-        os.rename(place / f"{PREFIX}{name}", tmp_path / name)
-    os.symlink(tmp_path / "one", place / f"{PREFIX}link")
+        os.rename(place / f"{PREFIX}{name}", elsewhere / name)
+    os.symlink(elsewhere / "one", place / f"{PREFIX}link")
     assert [guest.name for guest in list_guests().guests] == ["link/0"]
-    assert [each.name for each in stop_guests([str(tmp_path / "one")]).stopped] == ["link/0"]
-    assert (os.listdir(place), (tmp_path / "one").exists()) == ([], False)
-    monkeypatch.chdir(tmp_path)
-    assert [each.name for each in stop_guests(["two"]).stopped] == [f"{tmp_path}/two/0"]
-    assert [each.name for each in stop_guests(["three/0"]).stopped] == [f"{tmp_path}/three/0"]
+    assert [each.name for each in stop_guests([str(elsewhere / "one")]).stopped] == ["link/0"]
+    assert (os.listdir(place), (elsewhere / "one").exists()) == ([], False)
+    monkeypatch.chdir(elsewhere)
+    assert [each.name for each in stop_guests(["two"]).stopped] == [f"{elsewhere}/two/0"]
+    assert [each.name for each in stop_guests(["three/0"]).stopped] == [f"{elsewhere}/three/0"]
 
 
 def test_a_folder_that_is_made_elsewhere_leads_there_until_it_goes(place: Path, tmp_path: Path) -> None:
