@@ -5,7 +5,7 @@ BIN := .venv/bin
 SCENARIOS := roofline channels gaps few scattered size cache growth prediction qemu pauses first load clone
 RESULTS := $(wildcard $(SCENARIOS:%=bench/results/%.json))
 SHOWN := $(shell grep -o 'pictures/[a-z0-9-]*\.png' docs/experiments.md | sed 's|pictures/\(.*\)\.png|\1|')
-FAST := tests/core tests/host tests/engine tests/guest tests/wire tests/test_api.py tests/test_layers.py
+FAST := tests/core tests/format tests/host tests/machines tests/engine tests/wire tests/test_api.py tests/test_layers.py
 # Not of a QEMU but of us: signals, kills, and swap, which cost the most time; and what other tests of the same QEMU show.
 OURS := boot_signals guests kill others swap reach disks damage
 VERSIONED := tests/core/test_capabilities.py $(filter-out $(OURS:%=tests/qemu/test_%.py),$(wildcard tests/qemu/test_*.py))

@@ -35,8 +35,9 @@ from parallel_fixedram.core.errors import FixedRamError
 from parallel_fixedram.core.report import SaveReport
 from parallel_fixedram.core.units import GIB, MIB
 from parallel_fixedram.experiments.boot_sector import boot_image
-from parallel_fixedram.host import linux, page_source, process_memory
-from parallel_fixedram.qemu.machine import QemuMachine
+from parallel_fixedram.host import linux
+from parallel_fixedram.host.memory import page_source, process_memory
+from parallel_fixedram.machines.qemu.machine import QemuMachine
 
 Sample = dict[str, Any]
 LIMIT, RAM, COLD = 100 * MIB, 176 * MIB, range(8 * MIB, 168 * MIB)

@@ -13,15 +13,15 @@ import pytest
 from parallel_fixedram import RamFile, open_image, open_ram, save
 from parallel_fixedram.core.bitmap import PageBitmap, runs_of_ones
 from parallel_fixedram.core.cost import Work
-from parallel_fixedram.core.layout import FileLayout
-from parallel_fixedram.core.plan import plan_shards
 from parallel_fixedram.core.ramblock import RAMBlock
+from parallel_fixedram.core.shards import plan_shards
 from parallel_fixedram.core.units import GIB, KIB, MIB
-from parallel_fixedram.engine.digest import page_digests
-from parallel_fixedram.engine.precopy import KnownPages
-from parallel_fixedram.engine.window import WINDOW_PAGES, merge_runs, nonzero_pages
-from parallel_fixedram.host.channel import FileChannel, anonymous_memory
-from parallel_fixedram.host.direct_channel import DirectChannel
+from parallel_fixedram.engine.pages.digest import page_digests
+from parallel_fixedram.engine.pages.precopy import KnownPages
+from parallel_fixedram.engine.pages.window import WINDOW_PAGES, merge_runs, nonzero_pages
+from parallel_fixedram.format.layout import FileLayout
+from parallel_fixedram.host.files.channel import FileChannel, anonymous_memory
+from parallel_fixedram.host.files.direct_channel import DirectChannel
 
 Benchmark = Any
 PAGES = 16 * MIB // 4096

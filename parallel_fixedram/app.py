@@ -10,8 +10,7 @@ import os
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
-from enum import StrEnum
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 from parallel_fixedram.core.capabilities import (
     capabilities_for_restore,
@@ -20,35 +19,31 @@ from parallel_fixedram.core.capabilities import (
 )
 from parallel_fixedram.core.choice import CANDIDATES, DirectIO
 from parallel_fixedram.core.errors import RequestError
-from parallel_fixedram.core.layout import RAM_ONLY_MACHINE
 from parallel_fixedram.core.profiles import TABLES, Profile
 from parallel_fixedram.core.protocols import GuestBlock, Machine
 from parallel_fixedram.core.qmp_address import qmp_socket
 from parallel_fixedram.core.report import DiffReport, PlanReport, RestoreReport, SaveReport, VerifyReport
 from parallel_fixedram.core.uri import parse_uri
-from parallel_fixedram.engine import compare as _compare
-from parallel_fixedram.engine import plan_save as _plan_save
-from parallel_fixedram.engine import restore as _restore
-from parallel_fixedram.engine import save as _save
-from parallel_fixedram.engine import verify as _verify
-from parallel_fixedram.engine.image import Image, open_image
-from parallel_fixedram.engine.progress import Progress, Trace
-from parallel_fixedram.engine.restore import Destination
-from parallel_fixedram.engine.save_options import Cache, Durability, SaveOptions
-from parallel_fixedram.guest.process import GuestProcess
-from parallel_fixedram.guest.spec import GuestSpec
-from parallel_fixedram.host.direct_channel import DEPTH
-from parallel_fixedram.host.publish import check_target
-from parallel_fixedram.host.ram_files import RamFile, RamFiles
+from parallel_fixedram.core.words import choice
+from parallel_fixedram.engine.tuning.save_options import Cache, Durability, SaveOptions
+from parallel_fixedram.engine.workers.pool import readers
+from parallel_fixedram.engine.workers.progress import Progress, Trace
+from parallel_fixedram.format.layout import RAM_ONLY_MACHINE
+from parallel_fixedram.host.files.direct_channel import DEPTH
+from parallel_fixedram.host.files.publish import check_target
+from parallel_fixedram.image import compare as _compare
+from parallel_fixedram.image import restore as _restore
+from parallel_fixedram.image import verify as _verify
+from parallel_fixedram.image.image import Image, open_image
+from parallel_fixedram.image.restore import Destination
+from parallel_fixedram.machines.builtin.process import GuestProcess
+from parallel_fixedram.machines.builtin.spec import GuestSpec
+from parallel_fixedram.machines.ram_files import RamFile, RamFiles
+from parallel_fixedram.verbs import plan_save as _plan_save
+from parallel_fixedram.verbs import save as _save
 
 if TYPE_CHECKING:
-    from parallel_fixedram.qemu.machine import QemuMachine
-
-MAX_READERS = 4
-"""Most workers that verify and diff use: they read, so no capability limits them, but more do not help."""
-
-
-Choice = TypeVar("Choice", bound=StrEnum)
+    from parallel_fixedram.machines.qemu.machine import QemuMachine
 
 
 def open_guest(spec: str | GuestSpec, *, running: bool = False, progress: Progress | None = None) -> GuestProcess:
@@ -104,7 +99,7 @@ def open_qemu(socket_path: str, *, pid: int | None = None, timeout: float | None
         MachineError: no QEMU answers, or its guest cannot be saved this way.
         HostError: its memory cannot be reached; says which right is missing.
     """
-    from parallel_fixedram.qemu.machine import QemuMachine
+    from parallel_fixedram.machines.qemu.machine import QemuMachine
 
     return QemuMachine(qmp_socket(socket_path, os.path.exists), pid=pid, timeout=timeout)
 
@@ -399,23 +394,6 @@ def diff(uri_a: str, uri_b: str, *, channels: int | None = None, progress: Progr
     """
     with open_image(uri_a) as a, open_image(uri_b) as b:
         return _compare.diff(a, b, channels=readers() if channels is None else channels, progress=progress)
-
-
-def choice(kind: type[Choice], value: str, name: str) -> Choice:
-    """The member of ``kind`` that ``value`` is.
-
-    Raises:
-        RequestError: there is none; says which there are.
-    """
-    try:
-        return kind(value)
-    except ValueError as error:
-        raise RequestError(f"{name} is {value!r}, expected one of {', '.join(kind)}") from error
-
-
-def readers() -> int:
-    """How many workers verify and diff use unless told otherwise."""
-    return min(len(os.sched_getaffinity(0)), MAX_READERS)
 
 
 __all__ = [

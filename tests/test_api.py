@@ -16,7 +16,7 @@ from support.models import model
 import parallel_fixedram
 from parallel_fixedram import boot
 from parallel_fixedram.core.cost import ASSUMED
-from parallel_fixedram.engine import calibrate
+from parallel_fixedram.engine.tuning import calibrate
 from parallel_fixedram.host import linux
 
 SOURCE = Path(parallel_fixedram.__file__)

@@ -8,7 +8,9 @@ import time
 from collections.abc import Sequence
 from contextlib import ExitStack
 
-from parallel_fixedram.app import readers
+from parallel_fixedram.boot.command_line import CommandLine, MemoryFile
+from parallel_fixedram.boot.fleet import Fleet
+from parallel_fixedram.boot.incoming import Source
 from parallel_fixedram.boot.plan import (
     INCOMING,
     Boot,
@@ -19,18 +21,16 @@ from parallel_fixedram.boot.plan import (
     paused_if,
     state_of,
 )
+from parallel_fixedram.boot.taken import refuse_shared_sockets
 from parallel_fixedram.core.errors import RequestError
-from parallel_fixedram.core.mapped_ram import SavedBlock
 from parallel_fixedram.core.ramblock import TARGET_PAGE_SIZE
 from parallel_fixedram.core.report import BootReport, BootSeconds
-from parallel_fixedram.engine.add_trailer import add_trailer
-from parallel_fixedram.engine.image import Image, open_image
-from parallel_fixedram.engine.progress import Progress
-from parallel_fixedram.engine.stale import punch_stale_pages, refuse_stale_pages
-from parallel_fixedram.qemu.command_line import CommandLine, MemoryFile
-from parallel_fixedram.qemu.fleet import Fleet
-from parallel_fixedram.qemu.incoming import Source
-from parallel_fixedram.qemu.taken import refuse_shared_sockets
+from parallel_fixedram.engine.workers.pool import readers
+from parallel_fixedram.engine.workers.progress import Progress
+from parallel_fixedram.format.mapped_ram import SavedBlock
+from parallel_fixedram.image.add_trailer import add_trailer
+from parallel_fixedram.image.image import Image, open_image
+from parallel_fixedram.image.stale import punch_stale_pages, refuse_stale_pages
 
 CLONES_SHARE = (
     "clones are the same machine: MAC addresses, machine ids, keys and random numbers to come are equal "

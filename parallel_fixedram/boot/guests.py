@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from parallel_fixedram.boot.living import Survey, stop
 from parallel_fixedram.core.errors import RequestError
 from parallel_fixedram.core.report import GuestsReport
-from parallel_fixedram.qemu.guests import Survey, stop
 
 
 def list_guests() -> GuestsReport:

@@ -17,19 +17,19 @@ from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 
-from parallel_fixedram.app import readers
+from parallel_fixedram.boot.command_line import CommandLine
+from parallel_fixedram.boot.fleet import Fleet
 from parallel_fixedram.boot.plan import main_blocks, paused_if
 from parallel_fixedram.boot.restore import loaded_by_qemu
 from parallel_fixedram.core.errors import HostError, MachineError
 from parallel_fixedram.core.protocols import GuestBlock
 from parallel_fixedram.core.report import VerifyReport
-from parallel_fixedram.engine.image import Image, open_image
-from parallel_fixedram.engine.progress import Progress
-from parallel_fixedram.engine.verify import verify
-from parallel_fixedram.host.process_memory import open_process_memory
-from parallel_fixedram.qemu import discovery
-from parallel_fixedram.qemu.command_line import CommandLine
-from parallel_fixedram.qemu.fleet import Fleet
+from parallel_fixedram.engine.workers.pool import readers
+from parallel_fixedram.engine.workers.progress import Progress
+from parallel_fixedram.host.memory.process_memory import open_process_memory
+from parallel_fixedram.image.image import Image, open_image
+from parallel_fixedram.image.verify import verify
+from parallel_fixedram.machines.qemu import discovery
 
 KEPT = (
     "some of these pages are zero in the file, and QEMU leaves a page as it was that the file has not: what it put "

@@ -7,20 +7,20 @@ from collections.abc import Collection, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 
-from parallel_fixedram.app import readers
+from parallel_fixedram.boot.command_line import CommandLine
+from parallel_fixedram.boot.incoming import Source
 from parallel_fixedram.core.errors import ContentsDiffer, HostError, RequestError
-from parallel_fixedram.core.globalstate import GLOBALSTATE, run_state
-from parallel_fixedram.core.mapped_ram import SavedBlock
 from parallel_fixedram.core.units import format_exact_size
-from parallel_fixedram.engine.clone_stream import clone_stream_of, require_device_state
-from parallel_fixedram.engine.image import Image
-from parallel_fixedram.engine.progress import Progress
-from parallel_fixedram.engine.restore import check_head
-from parallel_fixedram.engine.verify import verify
+from parallel_fixedram.engine.workers.pool import readers
+from parallel_fixedram.engine.workers.progress import Progress
+from parallel_fixedram.format.globalstate import GLOBALSTATE, run_state
+from parallel_fixedram.format.mapped_ram import SavedBlock
 from parallel_fixedram.host import linux
-from parallel_fixedram.host.channel import FileChannel
-from parallel_fixedram.qemu.command_line import CommandLine
-from parallel_fixedram.qemu.incoming import Source
+from parallel_fixedram.host.files.channel import FileChannel
+from parallel_fixedram.image.clone_stream import clone_stream_of, require_device_state
+from parallel_fixedram.image.image import Image
+from parallel_fixedram.image.restore import check_head
+from parallel_fixedram.image.verify import verify
 
 MEMORY_ALIGNMENT = 8192
 """What QEMU rounds a size of memory up to, bytes (system/vl.c)."""

@@ -11,7 +11,9 @@ from typing import NamedTuple
 
 import numpy as np
 
-from parallel_fixedram.app import choice
+from parallel_fixedram.boot.command_line import CommandLine, MemoryFile
+from parallel_fixedram.boot.fleet import Fleet
+from parallel_fixedram.boot.incoming import Source
 from parallel_fixedram.boot.plan import (
     INCOMING,
     Boot,
@@ -24,18 +26,16 @@ from parallel_fixedram.boot.plan import (
 )
 from parallel_fixedram.core.capabilities import capabilities_for_restore, validate_recorded
 from parallel_fixedram.core.errors import RequestError
-from parallel_fixedram.core.mapped_ram import SavedBlock
 from parallel_fixedram.core.profiles import Profile
 from parallel_fixedram.core.report import BootReport, BootSeconds
-from parallel_fixedram.engine.image import Image, open_image
-from parallel_fixedram.engine.progress import Progress
-from parallel_fixedram.engine.restore import Destination, restore
-from parallel_fixedram.host import signals
-from parallel_fixedram.host.page_cache import is_cold, takes_direct_io
-from parallel_fixedram.host.shared_memory import SharedMemory
-from parallel_fixedram.qemu.command_line import CommandLine, MemoryFile
-from parallel_fixedram.qemu.fleet import Fleet
-from parallel_fixedram.qemu.incoming import Source
+from parallel_fixedram.core.words import choice
+from parallel_fixedram.engine.workers.progress import Progress
+from parallel_fixedram.format.mapped_ram import SavedBlock
+from parallel_fixedram.host.files.page_cache import is_cold, takes_direct_io
+from parallel_fixedram.host.memory.shared_memory import SharedMemory
+from parallel_fixedram.host.processes import signals
+from parallel_fixedram.image.image import Image, open_image
+from parallel_fixedram.image.restore import Destination, restore
 
 CACHE_SAMPLES = 64
 """Pages of a file that are looked at to tell whether it is in the page cache."""

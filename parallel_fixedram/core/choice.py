@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 from enum import StrEnum
 
 from parallel_fixedram.core.cost import WORK_WINDOW_PAGES, CallCost, DeviceModel, Work
-from parallel_fixedram.core.plan import MIN_SHARD_PAGES
+from parallel_fixedram.core.shards import MIN_SHARD_PAGES
 from parallel_fixedram.core.units import format_count, format_size
 
 CANDIDATES = (1, 2, 4)

@@ -1,7 +1,7 @@
 """What writes cost, and how pages should be written therefore.
 
 A write of a run costs ``a + b * bytes``. What ``a`` and ``b`` are depends on the device, the file system, whether the
-page cache takes part, and how many channels write at once; they are measured (``engine/calibrate.py``). A device may
+page cache takes part, and how many channels write at once; they are measured (``engine/tuning/``). A device may
 say that a direct write is done when it is in a cache that a power cut empties: what the sync at the end takes follows
 calls and bytes, too. A gap between two runs is worth writing along when its bytes cost less than a second call:
 ``b * bytes <= a``. Every gap can be judged by itself, so this rule is the best there is under this model.

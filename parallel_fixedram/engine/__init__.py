@@ -1,1 +1,1 @@
-"""Moves pages: worker processes, and what save, restore, verify and compare do with them."""
+"""Moves pages: worker processes, the jobs they do, the ways to catch a machine at one instant, and how to tune them."""

@@ -25,8 +25,8 @@ from parallel_fixedram.experiments.results import CaseResult, RunSet
 from parallel_fixedram.experiments.shard_calls import Workload, first_pages, planned, random_pages
 from parallel_fixedram.experiments.simulate import Device, Host, simulate
 from parallel_fixedram.experiments.statistics import median
-from parallel_fixedram.guest.spec import GuestSpec
-from parallel_fixedram.guest.spec import Workload as GuestWorkload
+from parallel_fixedram.machines.builtin.spec import GuestSpec
+from parallel_fixedram.machines.builtin.spec import Workload as GuestWorkload
 
 AUTO_GAP_PAGES = {True: 16, False: 0}
 """What is assumed of gap_pages=auto, direct and buffered, where no report says what was chosen."""

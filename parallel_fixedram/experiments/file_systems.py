@@ -23,9 +23,9 @@ from collections.abc import Callable, Iterator
 from parallel_fixedram.core.errors import HostError
 from parallel_fixedram.core.units import GIB, align_up, format_size
 from parallel_fixedram.experiments import tools
-from parallel_fixedram.host import signals
 from parallel_fixedram.host.facts import memory_bytes
-from parallel_fixedram.host.guardian import Guardian
+from parallel_fixedram.host.processes import signals
+from parallel_fixedram.host.processes.guardian import Guardian
 
 MIN_LOOP_BYTES = GIB
 """mkfs.xfs wants 300 MB at least, and a log that is too small is slow."""

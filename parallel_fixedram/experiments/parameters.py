@@ -15,7 +15,7 @@ from parallel_fixedram.core.errors import RequestError
 from parallel_fixedram.core.ramblock import TARGET_PAGE_SIZE
 from parallel_fixedram.core.units import parse_size
 from parallel_fixedram.experiments import boot_sector
-from parallel_fixedram.guest.spec import GuestSpec
+from parallel_fixedram.machines.builtin.spec import GuestSpec
 
 AUTO = "auto"
 

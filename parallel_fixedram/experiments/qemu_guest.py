@@ -22,14 +22,14 @@ import time
 from types import TracebackType
 from typing import Any, Self
 
+from parallel_fixedram.boot.launch import Launch
 from parallel_fixedram.core.errors import MachineError
 from parallel_fixedram.experiments import boot_sector, tools
 from parallel_fixedram.experiments.parameters import QemuSpec
-from parallel_fixedram.host import signals
-from parallel_fixedram.host.guardian import Guardian
-from parallel_fixedram.host.process_maps import refusal
-from parallel_fixedram.qemu.launch import Launch
-from parallel_fixedram.qemu.monitor import Monitor
+from parallel_fixedram.host.memory.process_maps import refusal
+from parallel_fixedram.host.processes import signals
+from parallel_fixedram.host.processes.guardian import Guardian
+from parallel_fixedram.machines.qemu.monitor import Monitor
 
 SHARED_BLOCK = "m"
 """Name of the RAMBlock of main memory behind a memory backend."""

@@ -41,7 +41,7 @@ from parallel_fixedram.experiments.parameters import (
     one_of,
     whole,
 )
-from parallel_fixedram.guest.spec import GuestSpec, Workload
+from parallel_fixedram.machines.builtin.spec import GuestSpec, Workload
 
 MIN_DIRTY_GUEST = 16 * MIB
 """A smaller guest's RAM is saved in a single round, so there is no second one to measure."""

@@ -12,9 +12,9 @@ import numpy as np
 
 from parallel_fixedram.core.bitmap import WORD_PAGES, PageBitmap, runs_of_ones
 from parallel_fixedram.core.choice import WINDOW_PAGES_BUFFERED
-from parallel_fixedram.core.plan import Shard, plan_shards
 from parallel_fixedram.core.ramblock import TARGET_PAGE_SIZE, PageRange
-from parallel_fixedram.engine.window import merge_runs
+from parallel_fixedram.core.shards import Shard, plan_shards
+from parallel_fixedram.engine.pages.window import merge_runs
 
 PART_PAGES = 1 << 16
 """Of a large guest only this much a channel (256 MiB, 16 shards) is simulated, as a sample of all of it."""

@@ -8,11 +8,11 @@ import pytest
 from support.cli import call, done, refused, unchanged
 from support.streamwriter import Block, stream
 
+from parallel_fixedram.boot.incoming import Source
 from parallel_fixedram.boot.plan import Boot
 from parallel_fixedram.cli import boot
 from parallel_fixedram.core.errors import HostError
 from parallel_fixedram.core.report import BootReport, BootSeconds, GuestReport
-from parallel_fixedram.qemu.incoming import Source
 
 
 @pytest.fixture

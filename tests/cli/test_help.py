@@ -8,7 +8,7 @@ from support.cli import call, done, run
 
 from parallel_fixedram.cli.bench import COMMANDS
 from parallel_fixedram.cli.main import VERBS
-from parallel_fixedram.guest.spec import Workload
+from parallel_fixedram.machines.builtin.spec import Workload
 
 SMALL = {"1GiB": "4MiB", "256MiB": "2MiB"}
 """An example shows off; here a fraction of it has to do."""

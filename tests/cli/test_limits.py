@@ -11,7 +11,7 @@ from support.cli import refused, run
 
 from parallel_fixedram.cli import limits, streams
 from parallel_fixedram.core.errors import HostError
-from parallel_fixedram.host import processes
+from parallel_fixedram.host.processes import forked
 
 
 def limited(which, size):
@@ -99,7 +99,7 @@ def test_a_process_closes_what_it_does_not_need_also_where_there_is_no_proc(monk
         pid = os.fork()
         if pid == 0:
             monkeypatch.setattr(os, "listdir", listdir)
-            processes.close_others({0, 1, 2, theirs})
+            forked.close_others({0, 1, 2, theirs})
             try:
                 os.fstat(ours)
             except OSError:

@@ -10,7 +10,7 @@ from support.pictures import PAGE, content
 
 from parallel_fixedram.core.report import DiffReport, PlanReport, RestoreReport, SaveReport, VerifyReport, from_json
 from parallel_fixedram.core.schemas import VERSIONS
-from parallel_fixedram.host.page_cache import cached_bytes
+from parallel_fixedram.host.files.page_cache import cached_bytes
 
 BLOCK = {
     "idstr": str,

@@ -9,7 +9,7 @@ from support.cli import call, done, refused, run, unchanged, untouched, without_
 from support.models import model
 from support.pictures import PAGE
 
-from parallel_fixedram.engine import calibrate
+from parallel_fixedram.engine.tuning import calibrate
 
 FOUR_PAY = model(
     direct={1: (4, 4), 2: (2, 2), 4: (1, 1)}, buffered={1: (4, 4), 2: (2, 2), 4: (1, 1)}, stable=(8, 8), reserve=1

@@ -8,7 +8,7 @@ import pytest
 from parallel_fixedram import open_guest, save
 from parallel_fixedram.cli import progress as command_progress
 from parallel_fixedram.cli.output import MANNER
-from parallel_fixedram.guest import child
+from parallel_fixedram.machines.builtin import child
 
 
 class Terminal(io.StringIO):

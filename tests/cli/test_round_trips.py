@@ -10,8 +10,8 @@ from support.pictures import PAGE, content, picture_of
 from support.qemu_tools import missing
 
 from parallel_fixedram.core.units import MIB
-from parallel_fixedram.guest.spec import GuestSpec, Workload
-from parallel_fixedram.guest.workload import render
+from parallel_fixedram.machines.builtin.spec import GuestSpec, Workload
+from parallel_fixedram.machines.builtin.workload import render
 
 MULTIFD = ("--channels", "3", "--experimental-multifd")
 SIZES = [1, 63, 64, 65]
@@ -169,7 +169,7 @@ def test_direct_io_is_what_was_asked_for_and_the_file_is_the_same(tmp_path):
 
 
 def test_where_direct_io_is_refused_auto_falls_back_and_says_so(tmp_path, monkeypatch):
-    from parallel_fixedram.host.publish import PendingFile
+    from parallel_fixedram.host.files.publish import PendingFile
 
     monkeypatch.setattr(PendingFile, "open_direct", lambda self: None)
     with unchanged(tmp_path):
@@ -183,7 +183,7 @@ def test_where_direct_io_is_refused_auto_falls_back_and_says_so(tmp_path, monkey
 
 
 def test_what_was_done_otherwise_than_asked_is_a_note(tmp_path, monkeypatch):
-    from parallel_fixedram.host.direct_channel import DirectChannel
+    from parallel_fixedram.host.files.direct_channel import DirectChannel
 
     monkeypatch.setattr(DirectChannel, "has_queue", lambda *_: False)
     result = call("save", tmp_path / "new.mr", "--guest", "dense,size=1MiB", "--direct-io", "on", "--json")

@@ -25,7 +25,7 @@ from parallel_fixedram.core.choice import (
     choose,
 )
 from parallel_fixedram.core.cost import MAX_GAP_PAGES, Work
-from parallel_fixedram.core.plan import MIN_SHARD_PAGES
+from parallel_fixedram.core.shards import MIN_SHARD_PAGES
 
 PAGE = 4096
 NOBODY_WAITS = Situation(waits=False, live=False, room=1 << 40, processors=4)

@@ -9,10 +9,10 @@ from support.leftovers import children, descriptors
 
 from parallel_fixedram.core.cost import DeviceModel
 from parallel_fixedram.core.protocols import Channel
-from parallel_fixedram.engine import calibrate
-from parallel_fixedram.engine import save as save_module
-from parallel_fixedram.host.channel import FileChannel
-from parallel_fixedram.host.publish import PendingFile
+from parallel_fixedram.engine.tuning import calibrate
+from parallel_fixedram.host.files.channel import FileChannel
+from parallel_fixedram.host.files.publish import PendingFile
+from parallel_fixedram.verbs import save as save_module
 
 
 @pytest.fixture(scope="module", autouse=True)

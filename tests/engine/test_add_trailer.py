@@ -13,15 +13,15 @@ from support.pictures import allocated_pages
 from support.streamwriter import PAGE, Block, Stream, stream
 
 from parallel_fixedram.core.errors import FixedRamError, HostError, NoFileError, RequestError, WorkerError
-from parallel_fixedram.core.mapped_ram import SavedBlock
-from parallel_fixedram.engine import add_trailer as add_trailer_module
-from parallel_fixedram.engine.add_trailer import add_trailer
-from parallel_fixedram.engine.clone_stream import CloneStream
-from parallel_fixedram.engine.digest import DigestJob
-from parallel_fixedram.engine.image import Image
-from parallel_fixedram.engine.stale import punch_stale_pages, refuse_stale_pages, reopen_writable
-from parallel_fixedram.engine.verify import verify
-from parallel_fixedram.host.channel import FileChannel
+from parallel_fixedram.engine.pages.digest import DigestJob
+from parallel_fixedram.format.mapped_ram import SavedBlock
+from parallel_fixedram.host.files.channel import FileChannel
+from parallel_fixedram.image import add_trailer as add_trailer_module
+from parallel_fixedram.image.add_trailer import add_trailer
+from parallel_fixedram.image.clone_stream import CloneStream
+from parallel_fixedram.image.image import Image
+from parallel_fixedram.image.stale import punch_stale_pages, refuse_stale_pages, reopen_writable
+from parallel_fixedram.image.verify import verify
 
 M = Block(name="m", picture="A0C." * 70)
 SMALL = (Block(name="bios", picture="B."), Block(name="vram", picture="0" * 65 + "V"))

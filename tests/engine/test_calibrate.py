@@ -18,9 +18,9 @@ from support.models import CALLS_COST, cost
 from parallel_fixedram.core.choice import CANDIDATES
 from parallel_fixedram.core.cost import ASSUMED, DeviceModel
 from parallel_fixedram.core.errors import HostError
-from parallel_fixedram.engine import calibrate
-from parallel_fixedram.engine.calibrate import KEPT_SECONDS, WORTH_MEASURING, device_model
-from parallel_fixedram.host import processes
+from parallel_fixedram.engine.tuning import calibrate
+from parallel_fixedram.engine.tuning.calibrate import KEPT_SECONDS, WORTH_MEASURING, device_model
+from parallel_fixedram.host.processes import forked
 
 ENOUGH = WORTH_MEASURING
 MEASURED = DeviceModel.from_json(CALLS_COST.to_json(), "measured")
@@ -307,7 +307,7 @@ def test_one_that_is_killed_leaves_no_file_and_no_worker(folder: Path, kept: Pat
         assert len(workers) == max(CANDIDATES)
         os.kill(pid, signum)
         assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == -signum
-        assert all(processes.has_ended(pidfd, 30) for pidfd in pidfds)
+        assert all(forked.has_ended(pidfd, 30) for pidfd in pidfds)
     assert os.listdir(folder) == []
     assert not kept.exists()
 

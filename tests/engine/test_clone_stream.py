@@ -14,16 +14,16 @@ from support.streamwriter import DEVICES, Block, Section, Stream, device_bytes, 
 
 from parallel_fixedram.core.choice import DirectIO
 from parallel_fixedram.core.errors import FormatError, RequestError
-from parallel_fixedram.core.migration_file import parse
 from parallel_fixedram.core.units import MIB
-from parallel_fixedram.engine import save as save_module
-from parallel_fixedram.engine.clone_stream import CloneStream, clone_stream_of
-from parallel_fixedram.engine.compare import diff
-from parallel_fixedram.engine.image import Image
-from parallel_fixedram.engine.restore import Destination, restore
-from parallel_fixedram.engine.save import save
-from parallel_fixedram.engine.save_options import SaveOptions
-from parallel_fixedram.engine.verify import verify
+from parallel_fixedram.engine.tuning.save_options import SaveOptions
+from parallel_fixedram.format.migration_file import parse
+from parallel_fixedram.image.clone_stream import CloneStream, clone_stream_of
+from parallel_fixedram.image.compare import diff
+from parallel_fixedram.image.image import Image
+from parallel_fixedram.image.restore import Destination, restore
+from parallel_fixedram.image.verify import verify
+from parallel_fixedram.verbs import save as save_module
+from parallel_fixedram.verbs.save import save
 
 BUFFERED = SaveOptions(direct_io=DirectIO.OFF, overwrite=True)
 STATE = device_bytes(DEVICES)

@@ -11,10 +11,10 @@ from parallel_fixedram.core.choice import DirectIO, Situation, Wishes, choose
 from parallel_fixedram.core.cost import ASSUMED, DeviceModel, Work
 from parallel_fixedram.core.ramblock import PageRange
 from parallel_fixedram.core.report import ChoiceReport
-from parallel_fixedram.engine import calibrate
-from parallel_fixedram.engine import decide as decide_module
-from parallel_fixedram.engine.decide import Decision, decide
-from parallel_fixedram.engine.save_options import Durability, SaveOptions
+from parallel_fixedram.engine.tuning import calibrate
+from parallel_fixedram.engine.tuning import decide as decide_module
+from parallel_fixedram.engine.tuning.decide import Decision, decide
+from parallel_fixedram.engine.tuning.save_options import Durability, SaveOptions
 
 PAGE = 4096
 REFUSES = replace(CALLS_COST, direct={})

@@ -9,12 +9,12 @@ from support.streamwriter import Block, stream
 
 from parallel_fixedram.core.choice import DirectIO
 from parallel_fixedram.core.report import DiffReport, NotCompared, from_json, to_json
-from parallel_fixedram.engine import messages
-from parallel_fixedram.engine.compare import diff, join_findings
-from parallel_fixedram.engine.image import Image
-from parallel_fixedram.engine.messages import Finding
-from parallel_fixedram.engine.save import save
-from parallel_fixedram.engine.save_options import SaveOptions
+from parallel_fixedram.engine.tuning.save_options import SaveOptions
+from parallel_fixedram.engine.workers import messages
+from parallel_fixedram.engine.workers.messages import Finding
+from parallel_fixedram.image.compare import diff, join_findings
+from parallel_fixedram.image.image import Image
+from parallel_fixedram.verbs.save import save
 
 
 class Files:

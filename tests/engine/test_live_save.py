@@ -17,17 +17,17 @@ from parallel_fixedram.core.errors import HostError
 from parallel_fixedram.core.protocols import Channel
 from parallel_fixedram.core.report import SaveReport
 from parallel_fixedram.core.units import MIB
-from parallel_fixedram.engine import save as save_module
-from parallel_fixedram.engine.bitmaps import SharedBitmaps
-from parallel_fixedram.engine.image import Image
-from parallel_fixedram.engine.save import save
-from parallel_fixedram.engine.save_options import SaveOptions
-from parallel_fixedram.engine.verify import verify
-from parallel_fixedram.guest.process import GuestProcess
-from parallel_fixedram.guest.spec import GuestSpec
-from parallel_fixedram.guest.workload import render
-from parallel_fixedram.host.channel import FileChannel
-from parallel_fixedram.host.publish import PendingFile
+from parallel_fixedram.engine.pages.bitmaps import SharedBitmaps
+from parallel_fixedram.engine.tuning.save_options import SaveOptions
+from parallel_fixedram.host.files.channel import FileChannel
+from parallel_fixedram.host.files.publish import PendingFile
+from parallel_fixedram.image.image import Image
+from parallel_fixedram.image.verify import verify
+from parallel_fixedram.machines.builtin.process import GuestProcess
+from parallel_fixedram.machines.builtin.spec import GuestSpec
+from parallel_fixedram.machines.builtin.workload import render
+from parallel_fixedram.verbs import save as save_module
+from parallel_fixedram.verbs.save import save
 
 FIRST = MIB
 """Where the page area begins in the files of this module."""

@@ -12,10 +12,10 @@ from support.sources import AllDirty, ScriptedGuest
 
 from parallel_fixedram.core.errors import NoFileError, RequestError
 from parallel_fixedram.core.protocols import Machine
-from parallel_fixedram.guest.dirty_log import DirtyLog
-from parallel_fixedram.guest.process import GuestProcess
-from parallel_fixedram.guest.spec import GuestSpec
-from parallel_fixedram.host.ram_files import RamFile, RamFiles
+from parallel_fixedram.machines.builtin.dirty_log import DirtyLog
+from parallel_fixedram.machines.builtin.process import GuestProcess
+from parallel_fixedram.machines.builtin.spec import GuestSpec
+from parallel_fixedram.machines.ram_files import RamFile, RamFiles
 
 
 class TestDirtyLog(DirtySourceConformance):

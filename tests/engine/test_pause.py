@@ -15,14 +15,14 @@ from support.sources import ScriptedGuest
 
 from parallel_fixedram.core.choice import DirectIO
 from parallel_fixedram.core.errors import HostError, MachineError
-from parallel_fixedram.core.plan import Shard
-from parallel_fixedram.engine import pause as pause_module
-from parallel_fixedram.engine.messages import Tally
-from parallel_fixedram.engine.pause import Pause
-from parallel_fixedram.engine.save import save
-from parallel_fixedram.engine.save_options import SaveOptions
-from parallel_fixedram.engine.write import WriteJob
-from parallel_fixedram.host import signals
+from parallel_fixedram.core.shards import Shard
+from parallel_fixedram.engine.capture import pause as pause_module
+from parallel_fixedram.engine.capture.pause import Pause
+from parallel_fixedram.engine.pages.write import WriteJob
+from parallel_fixedram.engine.tuning.save_options import SaveOptions
+from parallel_fixedram.engine.workers.messages import Tally
+from parallel_fixedram.host.processes import signals
+from parallel_fixedram.verbs.save import save
 
 PATIENCE_SECONDS = 60
 

@@ -17,16 +17,16 @@ from support.sources import ScriptedGuest
 
 from parallel_fixedram.core.choice import DirectIO
 from parallel_fixedram.core.errors import FormatError, HostError, WorkerError
-from parallel_fixedram.core.plan import Shard
 from parallel_fixedram.core.protocols import Channel
-from parallel_fixedram.engine.bitmaps import shared_words
-from parallel_fixedram.engine.image import Image
-from parallel_fixedram.engine.messages import Finding, ShardDone, Tally
-from parallel_fixedram.engine.pool import Parts, WorkerPool
-from parallel_fixedram.engine.save import save
-from parallel_fixedram.engine.save_options import SaveOptions
-from parallel_fixedram.engine.verify import verify
-from parallel_fixedram.host.channel import FileChannel
+from parallel_fixedram.core.shards import Shard
+from parallel_fixedram.engine.pages.bitmaps import shared_words
+from parallel_fixedram.engine.tuning.save_options import SaveOptions
+from parallel_fixedram.engine.workers.messages import Finding, ShardDone, Tally
+from parallel_fixedram.engine.workers.pool import Parts, WorkerPool
+from parallel_fixedram.host.files.channel import FileChannel
+from parallel_fixedram.image.image import Image
+from parallel_fixedram.image.verify import verify
+from parallel_fixedram.verbs.save import save
 
 SHARDS = [Shard(0, index, 1, 64) for index in range(20)]
 

@@ -30,23 +30,23 @@ from parallel_fixedram.core.bitmap import Bits
 from parallel_fixedram.core.choice import DirectIO
 from parallel_fixedram.core.cost import DeviceModel
 from parallel_fixedram.core.errors import HostError, WorkerError
-from parallel_fixedram.core.layout import FileLayout
 from parallel_fixedram.core.protocols import Channel, GuestBlock, Pages
 from parallel_fixedram.core.ramblock import RAMBlock
 from parallel_fixedram.core.report import SaveReport
 from parallel_fixedram.core.units import MIB
-from parallel_fixedram.engine import save as save_module
-from parallel_fixedram.engine.early_writeback import SHARE_OF_ROOM, EarlyWriteback
-from parallel_fixedram.engine.image import Image
-from parallel_fixedram.engine.precopy import KnownPages
-from parallel_fixedram.engine.save import save
-from parallel_fixedram.engine.save_options import SaveOptions
-from parallel_fixedram.engine.verify import verify
-from parallel_fixedram.engine.write import HOLE_PAGES
+from parallel_fixedram.engine.pages.early_writeback import SHARE_OF_ROOM, EarlyWriteback
+from parallel_fixedram.engine.pages.precopy import KnownPages
+from parallel_fixedram.engine.pages.write import HOLE_PAGES
+from parallel_fixedram.engine.tuning.save_options import SaveOptions
+from parallel_fixedram.format.layout import FileLayout
 from parallel_fixedram.host import linux
-from parallel_fixedram.host.channel import FileChannel
-from parallel_fixedram.host.page_source import CopiedSource
-from parallel_fixedram.host.publish import PendingFile
+from parallel_fixedram.host.files.channel import FileChannel
+from parallel_fixedram.host.files.publish import PendingFile
+from parallel_fixedram.host.memory.page_source import CopiedSource
+from parallel_fixedram.image.image import Image
+from parallel_fixedram.image.verify import verify
+from parallel_fixedram.verbs import save as save_module
+from parallel_fixedram.verbs.save import save
 
 DIRECT = SaveOptions(channels=2, direct_io=DirectIO.ON, gap_pages=4)
 Ram = Mapping[str, str]

@@ -11,13 +11,13 @@ from support.examples import at_most
 from support.sources import ScriptedGuest
 
 from parallel_fixedram.core.errors import HostError
-from parallel_fixedram.core.plan import Shard
-from parallel_fixedram.engine.image import Image
-from parallel_fixedram.engine.messages import Tally
-from parallel_fixedram.engine.read_ahead import ReadAhead
-from parallel_fixedram.engine.save import save
-from parallel_fixedram.engine.save_options import SaveOptions
-from parallel_fixedram.engine.window import Window, WindowReader, windows
+from parallel_fixedram.core.shards import Shard
+from parallel_fixedram.engine.pages.read_ahead import ReadAhead
+from parallel_fixedram.engine.pages.window import Window, WindowReader, windows
+from parallel_fixedram.engine.tuning.save_options import SaveOptions
+from parallel_fixedram.engine.workers.messages import Tally
+from parallel_fixedram.image.image import Image
+from parallel_fixedram.verbs.save import save
 
 SIZES = (1, 64, 512)
 RAM = "A-" + "B" * 700 + "-" * 600 + "0C" * 100 + "-D" * 5

@@ -7,10 +7,10 @@ from hypothesis import strategies as st
 from support.pictures import PAGE, mark
 
 from parallel_fixedram.core.bitmap import PageBitmap
-from parallel_fixedram.core.layout import FileLayout
 from parallel_fixedram.core.ramblock import RAMBlock
-from parallel_fixedram.engine.reserve import GIVE_BACK_PAGES, JOIN_GAP_PAGES, MIN_RESERVED_PAGES, Reservation
-from parallel_fixedram.host.publish import PendingFile
+from parallel_fixedram.engine.pages.reserve import GIVE_BACK_PAGES, JOIN_GAP_PAGES, MIN_RESERVED_PAGES, Reservation
+from parallel_fixedram.format.layout import FileLayout
+from parallel_fixedram.host.files.publish import PendingFile
 
 
 class NotingFile(PendingFile):

@@ -16,14 +16,14 @@ from support.streamwriter import Block, stream
 from parallel_fixedram.core.choice import DirectIO
 from parallel_fixedram.core.errors import ContentsDiffer, FormatError, HostError, RequestError
 from parallel_fixedram.core.report import RestoreReport, from_json, to_json
-from parallel_fixedram.engine import image as image_module
-from parallel_fixedram.engine.image import Image
-from parallel_fixedram.engine.restore import Destination, restore
-from parallel_fixedram.engine.save import save
-from parallel_fixedram.engine.save_options import SaveOptions
-from parallel_fixedram.host.channel import FileChannel
-from parallel_fixedram.host.page_cache import cached_bytes, drop_from_cache, takes_direct_io
-from parallel_fixedram.host.ram_target import RamTarget
+from parallel_fixedram.engine.tuning.save_options import SaveOptions
+from parallel_fixedram.host.files.channel import FileChannel
+from parallel_fixedram.host.files.page_cache import cached_bytes, drop_from_cache, takes_direct_io
+from parallel_fixedram.host.memory.ram_target import RamTarget
+from parallel_fixedram.image import image as image_module
+from parallel_fixedram.image.image import Image
+from parallel_fixedram.image.restore import Destination, restore
+from parallel_fixedram.verbs.save import save
 
 RAM = "A0-b" + "C" * 300 + "-" * 60 + "D0E" * 30 + "-" * 40
 

@@ -21,20 +21,21 @@ from parallel_fixedram.core.errors import CapabilityError, DurabilityError, Fixe
 from parallel_fixedram.core.protocols import Channel
 from parallel_fixedram.core.report import SaveReport, from_json, to_json
 from parallel_fixedram.core.units import GIB, MIB
-from parallel_fixedram.engine import decide as decide_module
-from parallel_fixedram.engine import save as save_module
-from parallel_fixedram.engine.image import Image
-from parallel_fixedram.engine.reserve import dense_runs
-from parallel_fixedram.engine.restore import Destination, restore
-from parallel_fixedram.engine.save import save
-from parallel_fixedram.engine.save_options import Cache, Durability, SaveOptions
-from parallel_fixedram.engine.verify import verify
-from parallel_fixedram.guest.process import GuestProcess
-from parallel_fixedram.guest.spec import GuestSpec
-from parallel_fixedram.host import aio, linux
-from parallel_fixedram.host.channel import FileChannel
-from parallel_fixedram.host.publish import PendingFile
-from parallel_fixedram.host.ram_files import RamFile, RamFiles
+from parallel_fixedram.engine.pages.reserve import dense_runs
+from parallel_fixedram.engine.tuning import decide as decide_module
+from parallel_fixedram.engine.tuning.save_options import Cache, Durability, SaveOptions
+from parallel_fixedram.host import linux
+from parallel_fixedram.host.files import aio
+from parallel_fixedram.host.files.channel import FileChannel
+from parallel_fixedram.host.files.publish import PendingFile
+from parallel_fixedram.image.image import Image
+from parallel_fixedram.image.restore import Destination, restore
+from parallel_fixedram.image.verify import verify
+from parallel_fixedram.machines.builtin.process import GuestProcess
+from parallel_fixedram.machines.builtin.spec import GuestSpec
+from parallel_fixedram.machines.ram_files import RamFile, RamFiles
+from parallel_fixedram.verbs import save as save_module
+from parallel_fixedram.verbs.save import save
 
 BUFFERED = SaveOptions(direct_io=DirectIO.OFF)
 PAST_THE_CACHE = model(direct={1: (1, 0.1)}, buffered={1: (10, 1)}, stable=(10, 1))

@@ -11,13 +11,13 @@ from support.streamwriter import DEVICES, device_bytes
 
 from parallel_fixedram.core.choice import DirectIO
 from parallel_fixedram.core.errors import HostError, MachineChanged, MachineError
-from parallel_fixedram.engine import save as save_module
-from parallel_fixedram.engine.image import open_image
-from parallel_fixedram.engine.save import MOST_INSTANTS, MOST_SAVES, save
-from parallel_fixedram.engine.save_options import SaveOptions
-from parallel_fixedram.engine.verify import verify
-from parallel_fixedram.engine.write import WriteJob
-from parallel_fixedram.host.channel import FileChannel
+from parallel_fixedram.engine.pages.write import WriteJob
+from parallel_fixedram.engine.tuning.save_options import SaveOptions
+from parallel_fixedram.host.files.channel import FileChannel
+from parallel_fixedram.image.image import open_image
+from parallel_fixedram.image.verify import verify
+from parallel_fixedram.verbs import save as save_module
+from parallel_fixedram.verbs.save import MOST_INSTANTS, MOST_SAVES, save
 
 BEFORE = {"m": "AB0-CD0A" * 40, "rom": "Z0-Z"}
 TORN = {"m": "A00-BD0C" * 40, "rom": "Y0-Z"}

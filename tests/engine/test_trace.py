@@ -10,10 +10,10 @@ from support.sources import ScriptedGuest
 
 from parallel_fixedram.core.choice import DirectIO
 from parallel_fixedram.core.report import SaveReport, ShardTrace
-from parallel_fixedram.engine import save as save_module
-from parallel_fixedram.engine.image import Image
-from parallel_fixedram.engine.save import save
-from parallel_fixedram.engine.save_options import SaveOptions
+from parallel_fixedram.engine.tuning.save_options import SaveOptions
+from parallel_fixedram.image.image import Image
+from parallel_fixedram.verbs import save as save_module
+from parallel_fixedram.verbs.save import save
 
 PICTURES = {"ram": ("A0B-" + "C" * 61) * 100, "empty": "-" * 130, "small": "AB-C", "last": "D" * 1000}
 OPTIONS = SaveOptions(channels=3, direct_io=DirectIO.OFF, shard_pages=300)

@@ -10,11 +10,11 @@ from support.streamwriter import Block, stream
 from parallel_fixedram.core.choice import DirectIO
 from parallel_fixedram.core.errors import FormatError, RequestError
 from parallel_fixedram.core.report import Difference, VerifyReport, from_json, to_json
-from parallel_fixedram.core.trailer import FOOTER_BYTES
-from parallel_fixedram.engine.image import Image
-from parallel_fixedram.engine.save import save
-from parallel_fixedram.engine.save_options import SaveOptions
-from parallel_fixedram.engine.verify import MAX_DIFFERENCES, verify
+from parallel_fixedram.engine.tuning.save_options import SaveOptions
+from parallel_fixedram.format.trailer import FOOTER_BYTES
+from parallel_fixedram.image.image import Image
+from parallel_fixedram.image.verify import MAX_DIFFERENCES, verify
+from parallel_fixedram.verbs.save import save
 
 RAM = "A0-b" + "C" * 200 + "-" * 60 + "D"
 

@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from parallel_fixedram.core.bitmap import runs_of_ones
-from parallel_fixedram.engine.window import covered
+from parallel_fixedram.engine.pages.window import covered
 
 
 @given(st.lists(st.booleans(), max_size=600))

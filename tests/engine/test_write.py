@@ -13,14 +13,14 @@ from support.examples import at_most
 from support.pictures import PAGE, allocated_pages, bits, content, mark, marked, memfd, picture_of
 from support.sources import WatchedSource
 
-from parallel_fixedram.core.layout import FileLayout
-from parallel_fixedram.core.plan import Shard, plan_shards
 from parallel_fixedram.core.ramblock import RAMBlock
-from parallel_fixedram.engine.bitmaps import SharedBitmaps, shared_words
-from parallel_fixedram.engine.messages import Tally
-from parallel_fixedram.engine.window import WINDOW_PAGES, merge_runs
-from parallel_fixedram.engine.write import WriteJob
-from parallel_fixedram.host.page_source import CopiedSource, MappedSource
+from parallel_fixedram.core.shards import Shard, plan_shards
+from parallel_fixedram.engine.pages.bitmaps import SharedBitmaps, shared_words
+from parallel_fixedram.engine.pages.window import WINDOW_PAGES, merge_runs
+from parallel_fixedram.engine.pages.write import WriteJob
+from parallel_fixedram.engine.workers.messages import Tally
+from parallel_fixedram.format.layout import FileLayout
+from parallel_fixedram.host.memory.page_source import CopiedSource, MappedSource
 
 
 @dataclass

@@ -15,13 +15,13 @@ from support.qemu_tools import require_qemu
 
 from parallel_fixedram.cli.bench import COMMANDS
 from parallel_fixedram.core.errors import ContentsDiffer, HostError, RequestError
-from parallel_fixedram.engine.image import open_image
 from parallel_fixedram.experiments import planning, results
 from parallel_fixedram.experiments.runner import run_scenario
 from parallel_fixedram.experiments.scenario import parse_scenario, shipped
 from parallel_fixedram.experiments.ways.boots import Restore
 from parallel_fixedram.experiments.ways.fresh import Naive, Ours
 from parallel_fixedram.host import user_cache
+from parallel_fixedram.image.image import open_image
 
 QUICK = 'way = ["scan", "page-by-page"]\nguest = ["random,size=2MiB", "zero,size=2MiB"]'
 

@@ -4,7 +4,7 @@ import pytest
 
 from parallel_fixedram.core.bitmap import PageBitmap
 from parallel_fixedram.core.cost import ASSUMED
-from parallel_fixedram.engine import calibrate
+from parallel_fixedram.engine.tuning import calibrate
 from parallel_fixedram.experiments.process import Order
 from parallel_fixedram.experiments.ways import saving
 from parallel_fixedram.experiments.ways.saving import DirtyOnce

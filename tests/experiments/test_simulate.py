@@ -11,7 +11,7 @@ from support.run_sets import case, run_set, sample
 from support.synthetic import channels as made_up_channels
 from support.synthetic import gaps, pauses
 
-from parallel_fixedram.core.plan import plan_shards
+from parallel_fixedram.core.shards import plan_shards
 from parallel_fixedram.experiments import results
 from parallel_fixedram.experiments.calibrate import calibrated
 from parallel_fixedram.experiments.extrapolate import Target, extrapolate

@@ -13,7 +13,7 @@ from support.pictures import content, draw
 
 from parallel_fixedram import app
 from parallel_fixedram.core.errors import HostError
-from parallel_fixedram.host.publish import PendingFile
+from parallel_fixedram.host.files.publish import PendingFile
 
 SIZE = 2 << 20
 PICTURE = "A" * 900 + "0-" * 10

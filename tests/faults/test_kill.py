@@ -16,12 +16,12 @@ from support.fake_qmp import FakeQmp, FdSets, refuses
 
 from parallel_fixedram.core.errors import MachineError
 from parallel_fixedram.core.protocols import GuestBlock
-from parallel_fixedram.engine import pause
-from parallel_fixedram.engine.pause import Pause
-from parallel_fixedram.host import guardian
-from parallel_fixedram.host.guardian import Guardian
-from parallel_fixedram.qemu.device_state import DeviceState
-from parallel_fixedram.qemu.monitor import Monitor
+from parallel_fixedram.engine.capture import pause
+from parallel_fixedram.engine.capture.pause import Pause
+from parallel_fixedram.host.processes import guardian
+from parallel_fixedram.host.processes.guardian import Guardian
+from parallel_fixedram.machines.qemu.device_state import DeviceState
+from parallel_fixedram.machines.qemu.monitor import Monitor
 
 SECONDS = 30.0
 

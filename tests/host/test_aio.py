@@ -16,8 +16,8 @@ import pytest
 from support.conformance import aligned
 from support.pictures import PAGE, content, picture_of
 
-from parallel_fixedram.host import aio
-from parallel_fixedram.host.aio import IOVEC, Queue, WriteFailed
+from parallel_fixedram.host.files import aio
+from parallel_fixedram.host.files.aio import IOVEC, Queue, WriteFailed
 
 PAGES = 64
 

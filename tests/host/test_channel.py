@@ -13,8 +13,9 @@ from support.sources import huge_file
 
 from parallel_fixedram.core.errors import FormatError, HostError, NoFileError, RequestError
 from parallel_fixedram.core.ramblock import RAMBlock
-from parallel_fixedram.host import aio, linux
-from parallel_fixedram.host.channel import (
+from parallel_fixedram.host import linux
+from parallel_fixedram.host.files import aio
+from parallel_fixedram.host.files.channel import (
     FileChannel,
     anonymous_memory,
     data_end,
@@ -22,8 +23,8 @@ from parallel_fixedram.host.channel import (
     open_readable,
     open_writable,
 )
-from parallel_fixedram.host.direct_channel import DirectChannel
-from parallel_fixedram.host.ram_target import HugeChannel, RamTarget
+from parallel_fixedram.host.files.direct_channel import DirectChannel
+from parallel_fixedram.host.memory.ram_target import HugeChannel, RamTarget
 
 SIZE = 16 * PAGE
 

@@ -19,9 +19,9 @@ from support.pictures import PAGE, allocated_pages, content, picture_of, read_al
 from parallel_fixedram.core.bitmap import Bits, Runs, runs_of_ones
 from parallel_fixedram.core.errors import HostError
 from parallel_fixedram.core.protocols import Channel, Pages
-from parallel_fixedram.host import aio
-from parallel_fixedram.host.channel import FileChannel
-from parallel_fixedram.host.direct_channel import DEPTH, DirectChannel, segments
+from parallel_fixedram.host.files import aio
+from parallel_fixedram.host.files.channel import FileChannel
+from parallel_fixedram.host.files.direct_channel import DEPTH, DirectChannel, segments
 
 PAGES = 200
 

@@ -16,8 +16,9 @@ from support.pictures import PAGE, allocated_pages
 from parallel_fixedram.core.bitmap import PageBitmap
 from parallel_fixedram.core.errors import HostError
 from parallel_fixedram.core.ramblock import PageRange
-from parallel_fixedram.host import linux, page_source
-from parallel_fixedram.host.page_source import CopiedSource, MappedSource, grown_by_asking
+from parallel_fixedram.host import linux
+from parallel_fixedram.host.memory import page_source
+from parallel_fixedram.host.memory.page_source import CopiedSource, MappedSource, grown_by_asking
 
 CHUNK = 4096
 """Pages that are asked for at once."""

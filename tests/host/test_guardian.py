@@ -12,8 +12,8 @@ import psutil
 import pytest
 
 from parallel_fixedram.core.errors import HostError
-from parallel_fixedram.host import processes
-from parallel_fixedram.host.guardian import Guardian
+from parallel_fixedram.host.processes import forked
+from parallel_fixedram.host.processes.guardian import Guardian
 
 
 def put(fd: int, data: bytes) -> None:
@@ -158,8 +158,8 @@ def test_one_that_is_let_go_acts_at_once_as_if_we_had_died(prepare: Callable[[Gu
     os.close(act)
     assert os.read(seen, 9) == done
     os.close(seen)
-    while processes._left:  # a busy machine: it may take longer than it is waited for
-        processes.reap_left()
+    while forked._left:  # a busy machine: it may take longer than it is waited for
+        forked.reap_left()
 
 
 def test_where_no_process_can_be_started_nothing_is_left_open(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -4,8 +4,8 @@ import os
 import numpy as np
 import pytest
 
-from parallel_fixedram.host import channel
-from parallel_fixedram.host.channel import huge_memory
+from parallel_fixedram.host.files import channel
+from parallel_fixedram.host.files.channel import huge_memory
 
 HUGE = 1 << 21
 

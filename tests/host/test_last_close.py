@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from parallel_fixedram.host import last_close
-from parallel_fixedram.host.last_close import WORTH_A_PROCESS, close_unwaited
+from parallel_fixedram.host.files import last_close
+from parallel_fixedram.host.files.last_close import WORTH_A_PROCESS, close_unwaited
 
 
 @pytest.fixture

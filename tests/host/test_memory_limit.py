@@ -7,11 +7,11 @@ from pathlib import Path
 import pytest
 
 from parallel_fixedram.core.errors import HostError
-from parallel_fixedram.guest import process
-from parallel_fixedram.guest.process import GuestProcess
-from parallel_fixedram.guest.spec import GuestSpec
-from parallel_fixedram.host import memory_limit
-from parallel_fixedram.host.memory_limit import memory_room, memory_until_killed
+from parallel_fixedram.host.memory import memory_limit
+from parallel_fixedram.host.memory.memory_limit import memory_room, memory_until_killed
+from parallel_fixedram.machines.builtin import process
+from parallel_fixedram.machines.builtin.process import GuestProcess
+from parallel_fixedram.machines.builtin.spec import GuestSpec
 
 NO_LIMIT = {"cgroup": "9223372036854771712", "cgroup2": "max"}
 NAMES = {

@@ -14,8 +14,8 @@ import pytest
 from support.disks import on_disk
 
 from parallel_fixedram.core.errors import MachineError
-from parallel_fixedram.host import open_files
-from parallel_fixedram.host.open_files import MOST_ROUNDS, sync_open_files, written_files
+from parallel_fixedram.host.files import open_files
+from parallel_fixedram.host.files.open_files import MOST_ROUNDS, sync_open_files, written_files
 
 US = os.getpid()
 LONG = 60.0

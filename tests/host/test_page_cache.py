@@ -9,7 +9,7 @@ import pytest
 
 from parallel_fixedram.core.errors import HostError
 from parallel_fixedram.host import linux
-from parallel_fixedram.host.page_cache import (
+from parallel_fixedram.host.files.page_cache import (
     cached_bytes,
     dirty_room,
     drop_from_cache,

@@ -13,8 +13,8 @@ from parallel_fixedram.core.errors import HostError, NoFileError, RequestError
 from parallel_fixedram.core.protocols import PageSource
 from parallel_fixedram.core.ramblock import PageRange
 from parallel_fixedram.core.units import GIB
-from parallel_fixedram.host import page_source
-from parallel_fixedram.host.page_source import CopiedSource, MappedSource, open_ram_file
+from parallel_fixedram.host.memory import page_source
+from parallel_fixedram.host.memory.page_source import CopiedSource, MappedSource, open_ram_file
 
 
 def mapped(fd: int, *, offset: int = 0) -> Drawn:

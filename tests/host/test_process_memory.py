@@ -22,12 +22,13 @@ from support.sources import huge_file
 from parallel_fixedram.core.bitmap import PageBitmap
 from parallel_fixedram.core.errors import HostError, MachineError
 from parallel_fixedram.core.ramblock import PageRange
-from parallel_fixedram.host import linux, pagemap, process_maps
-from parallel_fixedram.host.open_files import written_files
-from parallel_fixedram.host.page_source import CopiedSource, MappedSource
-from parallel_fixedram.host.process_maps import Mapping, read_maps
-from parallel_fixedram.host.process_memory import MemoryKind, ProcessSource, open_process_memory
-from parallel_fixedram.host.swapped import SwappedPages
+from parallel_fixedram.host import linux
+from parallel_fixedram.host.files.open_files import written_files
+from parallel_fixedram.host.memory import pagemap, process_maps
+from parallel_fixedram.host.memory.page_source import CopiedSource, MappedSource
+from parallel_fixedram.host.memory.process_maps import Mapping, read_maps
+from parallel_fixedram.host.memory.process_memory import MemoryKind, ProcessSource, open_process_memory
+from parallel_fixedram.host.memory.swapped import SwappedPages
 
 NOBODY = 65534
 PRIVATE = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS

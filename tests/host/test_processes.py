@@ -13,8 +13,8 @@ from pathlib import Path
 import pytest
 
 from parallel_fixedram.core.errors import HostError, MachineError
-from parallel_fixedram.host.process_maps import refusal
-from parallel_fixedram.host.processes import is_gone
+from parallel_fixedram.host.memory.process_maps import refusal
+from parallel_fixedram.host.processes.forked import is_gone
 
 SYS_EXIT = 93 if platform.machine() == "aarch64" else 60
 """Ends a thread."""

@@ -13,7 +13,7 @@ from support.pictures import PAGE, allocated_pages, content
 
 from parallel_fixedram.core.errors import CapabilityError, DurabilityError, HostError, NoFileError, RequestError
 from parallel_fixedram.host import linux
-from parallel_fixedram.host.publish import PendingFile, check_target
+from parallel_fixedram.host.files.publish import PendingFile, check_target
 
 
 @pytest.fixture

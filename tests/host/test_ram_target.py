@@ -7,7 +7,7 @@ from support.sources import huge_file
 
 from parallel_fixedram.core.errors import HostError, NoFileError, RequestError
 from parallel_fixedram.core.ramblock import PageRange, RAMBlock
-from parallel_fixedram.host.ram_target import HugeChannel, RamTarget
+from parallel_fixedram.host.memory.ram_target import HugeChannel, RamTarget
 
 BLOCK = RAMBlock(idstr="ram", used_length=4 * PAGE)
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from parallel_fixedram.core.errors import HostError, NoFileError, RequestError
-from parallel_fixedram.host.shared_memory import SharedMemory
+from parallel_fixedram.host.memory.shared_memory import SharedMemory
 
 
 @pytest.fixture(autouse=True)

@@ -12,9 +12,10 @@ import pytest
 
 from parallel_fixedram.core.errors import HostError, MachineError
 from parallel_fixedram.core.units import GIB, MIB
-from parallel_fixedram.host import linux, memory_limit, swapped
-from parallel_fixedram.host.memory_limit import memory_room, swapped_bytes
-from parallel_fixedram.host.swapped import SwappedPages, check_room
+from parallel_fixedram.host import linux
+from parallel_fixedram.host.memory import memory_limit, swapped
+from parallel_fixedram.host.memory.memory_limit import memory_room, swapped_bytes
+from parallel_fixedram.host.memory.swapped import SwappedPages, check_room
 
 US = os.getpid()
 

@@ -10,10 +10,10 @@ from pathlib import Path
 import pytest
 from support.qemu_tools import require_tool
 
-from parallel_fixedram.host.unseen import why_unseen
+from parallel_fixedram.host.processes.unseen import why_unseen
 
 ROOT = pytest.mark.skipif(os.geteuid() != 0, reason="only root can make these namespaces")
-ASK = "from parallel_fixedram.host.unseen import why_unseen; print(why_unseen({pid}))"
+ASK = "from parallel_fixedram.host.processes.unseen import why_unseen; print(why_unseen({pid}))"
 
 
 def asked_in(*wrapper: str, pid: int) -> str:

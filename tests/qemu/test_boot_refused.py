@@ -19,7 +19,8 @@ from support.qemu_boot import BootFolder, HeldBoot, ends
 from support.qemu_files import SavedGuest
 from support.qemu_tools import machine_type
 
-from parallel_fixedram.qemu import incoming, monitor
+from parallel_fixedram.boot import incoming
+from parallel_fixedram.machines.qemu import monitor
 
 MIB = 1 << 20
 VERBS = ("restore", "clone")

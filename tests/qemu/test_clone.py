@@ -13,9 +13,9 @@ from support.qemu import QemuProcess, Ram, boot_from
 from support.qemu_boot import BootFolder, sha256
 from support.qemu_linux import LinuxGuest
 
-from parallel_fixedram.engine.image import open_image
-from parallel_fixedram.engine.stale import punch_stale_pages
 from parallel_fixedram.experiments.boot_sector import boot_image
+from parallel_fixedram.image.image import open_image
+from parallel_fixedram.image.stale import punch_stale_pages
 
 MIB = 1 << 20
 RAM = Ram(256 * MIB)

@@ -136,7 +136,7 @@ def test_a_file_that_fits_no_guest_is_not_changed(
 
 _HELD_DIGEST = """
 import os, sys
-from parallel_fixedram.engine import digest
+from parallel_fixedram.engine.pages import digest
 from parallel_fixedram.cli import main
 def held(self, shard):
     os.write({ready}, b".")

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from support.qemu import QemuProcess
 
-from parallel_fixedram.qemu.command_line import CommandLine, MemoryFile
+from parallel_fixedram.boot.command_line import CommandLine, MemoryFile
 
 MIB = 1 << 20
 FIRST = 3 * MIB + 4096

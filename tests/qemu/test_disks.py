@@ -18,10 +18,10 @@ from support.qemu_saved import in_turn
 
 from parallel_fixedram import app
 from parallel_fixedram.core.report import SaveReport
-from parallel_fixedram.engine import pause as pause_module
+from parallel_fixedram.engine.capture import pause as pause_module
 from parallel_fixedram.experiments.boot_sector import disk_image
-from parallel_fixedram.qemu import disks
-from parallel_fixedram.qemu.machine import QemuMachine
+from parallel_fixedram.machines.qemu import disks
+from parallel_fixedram.machines.qemu.machine import QemuMachine
 
 MIB = 1 << 20
 

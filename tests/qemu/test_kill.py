@@ -20,17 +20,17 @@ from support.qemu import QemuProcess, Ram, boot_from
 
 from parallel_fixedram import app
 from parallel_fixedram.cli.main import main
-from parallel_fixedram.engine import ending
-from parallel_fixedram.engine.pause import Pause
-from parallel_fixedram.engine.precopy import KnownPages, PrecopyJob
-from parallel_fixedram.engine.write import WriteJob
+from parallel_fixedram.engine.capture.pause import Pause
+from parallel_fixedram.engine.pages.precopy import KnownPages, PrecopyJob
+from parallel_fixedram.engine.pages.write import WriteJob
 from parallel_fixedram.experiments.boot_sector import boot_image
 from parallel_fixedram.host import linux
-from parallel_fixedram.host.channel import FileChannel
-from parallel_fixedram.host.guardian import Guardian
-from parallel_fixedram.host.publish import PendingFile
-from parallel_fixedram.qemu.device_state import DeviceState
-from parallel_fixedram.qemu.monitor import Monitor
+from parallel_fixedram.host.files.channel import FileChannel
+from parallel_fixedram.host.files.publish import PendingFile
+from parallel_fixedram.host.processes.guardian import Guardian
+from parallel_fixedram.image import ending
+from parallel_fixedram.machines.qemu.device_state import DeviceState
+from parallel_fixedram.machines.qemu.monitor import Monitor
 
 MIB = 1 << 20
 PATIENCE_SECONDS = 60.0

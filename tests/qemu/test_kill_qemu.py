@@ -18,14 +18,14 @@ from support.qemu import QemuProcess, Ram, boot_from
 
 from parallel_fixedram import app
 from parallel_fixedram.core.errors import MachineError
-from parallel_fixedram.engine.pause import Pause
-from parallel_fixedram.engine.write import WriteJob
+from parallel_fixedram.engine.capture.pause import Pause
+from parallel_fixedram.engine.pages.write import WriteJob
 from parallel_fixedram.experiments.boot_sector import boot_image
-from parallel_fixedram.host.guardian import Guardian
-from parallel_fixedram.host.publish import PendingFile
-from parallel_fixedram.qemu import device_state, discovery
-from parallel_fixedram.qemu.machine import QemuMachine
-from parallel_fixedram.qemu.monitor import Monitor
+from parallel_fixedram.host.files.publish import PendingFile
+from parallel_fixedram.host.processes.guardian import Guardian
+from parallel_fixedram.machines.qemu import device_state, discovery
+from parallel_fixedram.machines.qemu.machine import QemuMachine
+from parallel_fixedram.machines.qemu.monitor import Monitor
 
 MIB = 1 << 20
 SHORT = 0.3

@@ -15,7 +15,7 @@ from support.fake_qmp import line
 from support.qemu import QemuProcess
 
 from parallel_fixedram.core.errors import MachineError
-from parallel_fixedram.qemu.monitor import Monitor
+from parallel_fixedram.machines.qemu.monitor import Monitor
 
 SHORT = 0.2
 

@@ -16,7 +16,7 @@ from support.qemu_reader import read_stored
 from support.qemu_saved import assert_one_instant, contents, differences, save
 
 from parallel_fixedram import app
-from parallel_fixedram.qemu.monitor import Monitor
+from parallel_fixedram.machines.qemu.monitor import Monitor
 
 MIB = 1 << 20
 STATE = "xen-save-devices-state"
@@ -146,7 +146,7 @@ class TestTheGuestComesToItsEnd:
             "GUEST_PANICKED": "the guest panicked",
             "WATCHDOG": "the guest's watchdog expired",
         }
-        from parallel_fixedram.qemu import monitor
+        from parallel_fixedram.machines.qemu import monitor
 
         take = monitor.Events.take
         data = {"action": "pause", "reason": "guest-shutdown"}

@@ -25,7 +25,7 @@ from support.qemu_saved import KNOWN_MIB, TICK, WAYS_TO_LOAD, contents, differen
 from parallel_fixedram import app
 from parallel_fixedram.core.errors import MachineError
 from parallel_fixedram.experiments.boot_sector import boot_image
-from parallel_fixedram.qemu.machine import QemuMachine
+from parallel_fixedram.machines.qemu.machine import QemuMachine
 
 MIB = 1 << 20
 PAGE = 4096

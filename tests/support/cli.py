@@ -117,7 +117,10 @@ class Running:
 
 _HOLD = """
 import os, sys
-from parallel_fixedram.engine import compare, restore, verify, write
+from parallel_fixedram.image import compare
+from parallel_fixedram.image import restore
+from parallel_fixedram.image import verify
+from parallel_fixedram.engine.pages import write
 from parallel_fixedram.cli import main, progress
 progress.PROGRESS_AFTER_SECONDS = {bar_after}
 def hold(job):

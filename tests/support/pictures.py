@@ -11,7 +11,7 @@ import os
 
 from parallel_fixedram.core.bitmap import PageBitmap
 from parallel_fixedram.core.ramblock import TARGET_PAGE_SIZE, PageRange
-from parallel_fixedram.engine.image import Image
+from parallel_fixedram.image.image import Image
 
 PAGE = TARGET_PAGE_SIZE
 

@@ -260,7 +260,7 @@ class BootFolder:
 _HOLD = """
 import os, sys
 from parallel_fixedram.cli import main
-from parallel_fixedram.qemu import monitor
+from parallel_fixedram.machines.qemu import monitor
 for fd in ({ready}, {go}):
     os.set_inheritable(fd, False)  # no QEMU shall keep us waiting for a command that has ended
 execute = monitor.Monitor.execute

@@ -8,7 +8,7 @@ from pathlib import Path
 from support.qemu_files import SavedGuest
 
 from parallel_fixedram import app
-from parallel_fixedram.host.ram_files import RamFile, RamFiles
+from parallel_fixedram.machines.ram_files import RamFile, RamFiles
 
 
 class SavedMachine(RamFiles):

@@ -4,8 +4,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from parallel_fixedram.boot.command_line import CommandLine, MemoryFile, join_properties, split_properties
 from parallel_fixedram.core.errors import RequestError
-from parallel_fixedram.qemu.command_line import CommandLine, MemoryFile, join_properties, split_properties
 
 MIB = 1 << 20
 GIB = 1 << 30

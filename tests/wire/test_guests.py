@@ -17,10 +17,11 @@ from support.cli import call, done, refused
 from support.fake_qmp import Answer, FakeQmp, dies, ignores
 
 from parallel_fixedram import list_guests, stop_guests
+from parallel_fixedram.boot import living as guests
+from parallel_fixedram.boot import run_folder
+from parallel_fixedram.boot.run_folder import PREFIX, FleetFolder, new_record
 from parallel_fixedram.core.errors import HostError, MachineError, RequestError
-from parallel_fixedram.host.process_identity import ProcessIdentity, Whereabouts, identity_of
-from parallel_fixedram.qemu import guests, run_folder
-from parallel_fixedram.qemu.run_folder import PREFIX, FleetFolder, new_record
+from parallel_fixedram.host.processes.identity import ProcessIdentity, Whereabouts, identity_of
 
 Start = Callable[..., FakeQmp]
 
@@ -302,7 +303,7 @@ def test_what_makes_no_sense_is_a_usage_error(argv: list[str], message: str) -> 
 
 def test_without_proc_nobody_is_taken_for_ended(start: Start, place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     start()
-    monkeypatch.setattr("parallel_fixedram.host.process_identity.why_proc_is_wrong", lambda: ("no /proc", "mount it"))
+    monkeypatch.setattr("parallel_fixedram.host.processes.identity.why_proc_is_wrong", lambda: ("no /proc", "mount it"))
     refused(call("guests"), 5, "cannot tell which processes live: no /proc\n", "mount it")
     with pytest.raises(HostError, match="no /proc"):
         identity_of(os.getpid())

@@ -10,9 +10,9 @@ from typing import Any
 
 import pytest
 
+from parallel_fixedram.boot import incoming
+from parallel_fixedram.boot.launch import Launch
 from parallel_fixedram.core.errors import MachineError, RequestError
-from parallel_fixedram.qemu import incoming
-from parallel_fixedram.qemu.launch import Launch
 
 HIGH = 1100
 """Beyond what select(2) takes."""

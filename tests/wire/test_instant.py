@@ -2,7 +2,7 @@
 
 import pytest
 
-from parallel_fixedram.qemu.instant import HARMLESS, Held, look_back
+from parallel_fixedram.machines.qemu.instant import HARMLESS, Held, look_back
 
 
 def event(name: str, **data: object) -> dict[str, object]:

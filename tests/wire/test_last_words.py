@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
+from parallel_fixedram.boot.last_words import MAX_CHARACTERS, how_it_ended, last_words
+from parallel_fixedram.boot.launch import Launch
 from parallel_fixedram.core.errors import MachineError
-from parallel_fixedram.qemu.last_words import MAX_CHARACTERS, how_it_ended, last_words
-from parallel_fixedram.qemu.launch import Launch
 
 LOGS: dict[str, tuple[str, str, str]] = {
     "nothing": ("", "", ""),

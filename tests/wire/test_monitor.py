@@ -46,7 +46,7 @@ from support.fake_qmp import (
 )
 
 from parallel_fixedram.core.errors import MachineError
-from parallel_fixedram.qemu.monitor import Monitor
+from parallel_fixedram.machines.qemu.monitor import Monitor
 
 SHORT = 0.2
 ENOUGH = 30.0
@@ -520,7 +520,7 @@ class TestInterruption:
 COMMAND = """
 import logging, sys
 from parallel_fixedram.core.errors import MachineError
-from parallel_fixedram.qemu.monitor import Monitor
+from parallel_fixedram.machines.qemu.monitor import Monitor
 logging.basicConfig(level=logging.getLevelName(sys.argv[1]))
 for command in ("late", "stop"):
     with Monitor(sys.argv[2]) as monitor:

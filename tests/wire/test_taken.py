@@ -9,10 +9,10 @@ from pathlib import Path
 
 import pytest
 
+from parallel_fixedram.boot.command_line import CommandLine
+from parallel_fixedram.boot.taken import ELSEWHERE, NUMBERED, refuse_shared_sockets, taken_hint
 from parallel_fixedram.core.errors import MachineError, RequestError
-from parallel_fixedram.qemu import monitor
-from parallel_fixedram.qemu.command_line import CommandLine
-from parallel_fixedram.qemu.taken import ELSEWHERE, NUMBERED, refuse_shared_sockets, taken_hint
+from parallel_fixedram.machines.qemu import monitor
 
 WORDS = [  # of QEMU 10.0
     "QEMU: -vnc :77: Failed to find an available port: Address already in use",

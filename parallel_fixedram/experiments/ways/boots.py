@@ -26,15 +26,15 @@ import psutil
 
 from parallel_fixedram import app
 from parallel_fixedram.core.errors import HostError, MachineError
-from parallel_fixedram.engine.image import open_image
-from parallel_fixedram.engine.verify import verify
 from parallel_fixedram.experiments import tools
 from parallel_fixedram.experiments.qemu_guest import QemuGuest
 from parallel_fixedram.experiments.results import Bytes, Seconds
 from parallel_fixedram.experiments.ways.qemu_modes import load, parameters_known, set_capabilities
 from parallel_fixedram.experiments.ways.way import Measured, Run, drop_page_cache, file_bytes, sync_file
-from parallel_fixedram.host import signals
-from parallel_fixedram.host.guardian import Guardian
+from parallel_fixedram.host.processes import signals
+from parallel_fixedram.host.processes.guardian import Guardian
+from parallel_fixedram.image.image import open_image
+from parallel_fixedram.image.verify import verify
 
 _SAVED = ".saved"
 _GONE_SECONDS = 10.0

@@ -15,7 +15,7 @@ from parallel_fixedram.experiments.process import Answer, Order, carry_out
 from parallel_fixedram.experiments.results import Bytes, Instrumented, Seconds
 from parallel_fixedram.experiments.ways import naive
 from parallel_fixedram.experiments.ways.way import Measured, Run
-from parallel_fixedram.host.channel import data_extents
+from parallel_fixedram.host.files.channel import data_extents
 
 _CHUNK = 4 << 20
 

@@ -23,10 +23,10 @@ from parallel_fixedram.core.errors import HostError
 from parallel_fixedram.core.protocols import Pages, PageSource
 from parallel_fixedram.core.ramblock import TARGET_PAGE_SIZE, PageRange
 from parallel_fixedram.core.sequential import PAGE_HEAD
-from parallel_fixedram.engine.window import WINDOW_PAGES, nonzero_pages
+from parallel_fixedram.engine.pages.window import WINDOW_PAGES, nonzero_pages
 from parallel_fixedram.experiments.process import Answer, Order
 from parallel_fixedram.experiments.ways.way import file_bytes
-from parallel_fixedram.host.channel import FileChannel, anonymous_memory
+from parallel_fixedram.host.files.channel import FileChannel, anonymous_memory
 
 FLAG_ZERO, FLAG_PAGE, FLAG_CONTINUE = 0x02, 0x08, 0x20
 """In the lowest bits of a head, beside the page's address (QEMU migration/ram.c, RAM_SAVE_FLAG_*)."""

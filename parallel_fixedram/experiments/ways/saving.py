@@ -15,9 +15,9 @@ from parallel_fixedram.core.errors import MachineError
 from parallel_fixedram.core.protocols import GuestBlock
 from parallel_fixedram.core.report import SaveReport, ShardTrace, to_json
 from parallel_fixedram.core.sequential import stream_bytes
-from parallel_fixedram.engine import calibrate
+from parallel_fixedram.engine.tuning import calibrate
 from parallel_fixedram.experiments.process import Answer, Order
-from parallel_fixedram.host.ram_files import RamFiles
+from parallel_fixedram.machines.ram_files import RamFiles
 
 _TOTALS = ("total", "pause")
 

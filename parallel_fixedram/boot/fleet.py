@@ -1,0 +1,208 @@
+"""Fleet: QEMUs that are started together, load the same stream, and are handed over together or not at all.
+
+All of them start before the first is waited for; our own slow imports happen meanwhile.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import time
+from collections.abc import Collection, Iterator, Sequence
+from contextlib import ExitStack
+from types import TracebackType
+from typing import TYPE_CHECKING, Self
+
+from parallel_fixedram.boot import incoming
+from parallel_fixedram.boot.incoming import Source
+from parallel_fixedram.boot.last_words import end_all
+from parallel_fixedram.boot.launch import Launch
+from parallel_fixedram.boot.run_folder import FleetFolder
+from parallel_fixedram.boot.taken import taken_hint
+from parallel_fixedram.core.errors import HostError, MachineError
+from parallel_fixedram.core.report import GuestReport
+from parallel_fixedram.format.migration_file import MigrationFile
+from parallel_fixedram.host import linux
+from parallel_fixedram.host.processes import signals
+from parallel_fixedram.host.processes.guardian import Guardian
+from parallel_fixedram.host.processes.identity import require_proc
+from parallel_fixedram.machines.qemu import discovery
+
+if TYPE_CHECKING:
+    from parallel_fixedram.machines.qemu.monitor import Monitor
+
+START_SECONDS = 60.0
+"""How long QEMU may take to answer after its start; its end is noticed at once."""
+
+
+class Fleet:
+    """Context manager around QEMUs; all are killed, and their folders removed, unless ``let_go`` is called.
+
+    Of a QEMU with which something went wrong the log stays, alone in its folder; the error's hint says where.
+
+    Args:
+        commands: program and arguments of each; they have to wait for their guest (``-incoming defer``).
+        folder: where each gets a folder of its own, named by its number; must not exist. None for a new one.
+        descriptors: open files that each QEMU shall have under the same numbers.
+
+    Attributes:
+        monitors: a session with each, once connected.
+        start_seconds: from the first start until all had answered.
+        load_seconds: from then until all had loaded.
+
+    Raises:
+        RequestError: the folder exists, or a program does not.
+        HostError: a process cannot be started, or there is no /proc.
+    """
+
+    def __init__(
+        self, commands: Sequence[Sequence[str]], folder: str | None = None, *, descriptors: Collection[int] = ()
+    ) -> None:
+        self._commands = commands
+        self._folder = FleetFolder(folder)
+        self._descriptors = descriptors
+        self._stack = ExitStack()
+        self._launches: list[Launch] = []
+        self.monitors: list[Monitor] = []
+        self._kept = False
+        self.start_seconds = self.load_seconds = 0.0
+
+    def __enter__(self) -> Self:
+        require_proc()  # or the process behind a monitor could not be found, nor ended if it is not our child
+        self._started = self._ready = time.perf_counter()
+        with ExitStack() as stack:
+            with signals.held():
+                self._folder.make()
+                stack.callback(self._leave_folder)
+            # before the first start, so that there is no moment in which nobody would end a QEMU
+            self._guardian = stack.enter_context(Guardian(lambda: _end_all(self._folder)))
+            self._guardian.arm()
+            for number, command in enumerate(self._commands):
+                launch = Launch(command, self._folder.of(number).path, descriptors=self._descriptors)
+                self._launches.append(stack.enter_context(launch))
+            self._stack = stack.pop_all()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self._stack.__exit__(kind, error, traceback)
+
+    def connect(self, file: MigrationFile) -> None:
+        """Wait until every QEMU answers, find out which process it is, and hold its machine against the file.
+
+        Raises:
+            RequestError: a machine does not fit the file.
+            MachineError: a QEMU does not start.
+        """
+        # imported while QEMU starts
+        from parallel_fixedram.machines.qemu.monitor import Monitor
+
+        for launch in self._launches:
+            with self._explained(launch):
+                # the end of a process says nothing before it is known to be QEMU's
+                monitor = self._stack.enter_context(Monitor(launch.socket_path, timeout=START_SECONDS))
+                self.monitors.append(monitor)
+                launch.found(_process_behind(monitor, launch.pid))
+                monitor.pidfd = launch.pidfd
+                incoming.check_machine(
+                    monitor, file.configuration.machine, [saved.block for saved in file.blocks], file.target
+                )
+        self._ready = time.perf_counter()
+        self.start_seconds = self._ready - self._started
+
+    def load(self, source: Source) -> None:
+        """Have every QEMU load the stream; no guest runs yet.
+
+        Raises:
+            MachineError: a QEMU cannot load.
+        """
+        for launch, monitor in zip(self._launches, self.monitors, strict=True):
+            with self._explained(launch):
+                incoming.load(monitor, source)
+        self.load_seconds = time.perf_counter() - self._ready
+
+    def go_on(self, *, run: bool) -> tuple[GuestReport, ...]:
+        """Let the guests run if ``run``.
+
+        Raises:
+            MachineError: a guest cannot run.
+        """
+        reports = []
+        for number, (launch, monitor) in enumerate(zip(self._launches, self.monitors, strict=True)):
+            with self._explained(launch):
+                status = incoming.go_on(monitor, run=run)
+            name = f"{self._folder.name}/{number}"
+            reports.append(
+                GuestReport(name=name, pid=launch.pid, qmp=launch.socket_path, log=launch.log_path, status=status)
+            )
+        self.load_seconds = time.perf_counter() - self._ready
+        return tuple(reports)
+
+    @property
+    def pids(self) -> list[int]:
+        """The process of each QEMU, once connected; not that of a wrapper."""
+        return [launch.pid for launch in self._launches]
+
+    def let_go(self, file: str) -> None:
+        """The guests are on their own from now on, and found by ``guests``.
+
+        Args:
+            file: what they were started from.
+
+        Raises:
+            HostError: that cannot be written; nobody was let go.
+        """
+        with signals.held():
+            for launch in self._launches:
+                launch.write_record(os.path.abspath(file))
+            self._guardian.disarm()
+            self._kept = True
+            for monitor in self.monitors:
+                monitor.pidfd = None
+            for launch in self._launches:
+                launch.let_go()
+
+    def _leave_folder(self) -> None:
+        if not self._kept:
+            self._folder.remove()  # a log may stay
+        self._folder.let_go()
+
+    @contextlib.contextmanager
+    def _explained(self, launch: Launch) -> Iterator[None]:
+        """What goes wrong with a QEMU is told in its own words."""
+        try:
+            yield
+        except MachineError as error:
+            told = launch.explained(error)
+            several = len(self._launches) > 1
+            hint = "; ".join(filter(None, [taken_hint(told.message, clones=several), told.hint]))
+            number = f"guest {self._launches.index(launch)}: " if several else ""
+            raise MachineError(f"{number}{told.message}", hint=hint) from error
+
+
+def _end_all(folder: FleetFolder) -> None:
+    """Runs in the guardian."""
+    end_all(folder.path)
+    shutil.rmtree(folder.path, ignore_errors=True)
+    folder.forget()
+
+
+def _process_behind(monitor: Monitor, likely: int) -> int:
+    """The process that answers, proven by a descriptor that it is sent: a wrapper may have been started instead.
+
+    Raises:
+        MachineError: it cannot be found, or may not be looked at.
+    """
+    try:
+        fd = os.memfd_create("parallel-fixedram", os.MFD_CLOEXEC)
+    except OSError as error:
+        raise HostError.from_os("cannot get memory", error) from error
+    try:
+        fdset = monitor.add_fd(fd, opaque="parallel-fixedram")
+        pid = discovery.find_process(monitor, fd, likely=likely)
+        monitor.remove_fd(fdset)
+    finally:
+        linux.close(fd)
+    return pid

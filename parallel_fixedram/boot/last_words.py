@@ -1,0 +1,104 @@
+"""What a QEMU printed, as one line for a message; and who is still there of a run folder.
+
+QEMU begins its own lines with its name. Whatever else stands in a log is a wrapper's, or the guest's serial line with
+``-nographic``, and is quoted only where QEMU has ended and left nothing better.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import signal
+from collections.abc import Iterator
+
+from parallel_fixedram.host import linux
+from parallel_fixedram.host.processes import forked
+
+MAX_LINES = 5
+"""Last lines that are quoted; most often there are two."""
+MAX_CHARACTERS = 500
+
+_READ_BYTES = 1 << 16
+# Before the level stands the option or the line of a file that it is about (QEMU util/error-report.c); or it is GLib's.
+_NO_REASON = re.compile(r"(?:--?[a-z].*?: |\S+:\d+: )?(?:warning|info): |.*-(?:WARNING|Message|INFO|DEBUG) \*\*: ")
+_ENDING_SECONDS = 1.0
+_MOST_ROUNDS = 8
+
+
+def last_words(log_path: str, program: str, *, ended: bool) -> str:
+    """The last lines of a log as one, without warnings; empty if there are none.
+
+    Args:
+        log_path: the log.
+        program: what was run; QEMU may be behind it.
+        ended: whether QEMU has ended, so that any line will do.
+    """
+    try:
+        with open(log_path, "rb") as log:
+            log.seek(max(0, os.fstat(log.fileno()).st_size - _READ_BYTES))
+            lines = log.read().decode(errors="replace").splitlines()
+    except OSError:
+        return ""
+    # with -msg timestamp=on there is a time before the name, and behind it where in a -readconfig file
+    named = re.compile(rf"(?:\d\S*Z )?(?:{re.escape(os.path.basename(program))}|qemu-\S+?):(?: |(?=\S+:\d+: ))(.*)")
+    own = [match[1].strip() for line in lines if (match := named.match(line.strip()))]
+    chosen = own or ([line.strip() for line in lines if line.strip()] if ended else [])
+    chosen = [line for line in chosen if not _NO_REASON.match(line)][-MAX_LINES:]
+    text = "".join(each if each.isprintable() else "?" for each in "; ".join(chosen))
+    return text if len(text) <= MAX_CHARACTERS else f"...{text[-MAX_CHARACTERS:]}"
+
+
+def how_it_ended(pid: int) -> str:
+    """How a child ended, to stand behind its name in a sentence; it is left to be reaped. Empty if it lives."""
+    try:
+        found = os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+    except ChildProcessError:  # somebody waits for all children, or SIGCHLD is ignored
+        return "has ended"
+    if found is None:
+        return ""
+    if found.si_code == os.CLD_EXITED:
+        return f"exited with code {found.si_status}"
+    return f"was killed by {signal.Signals(found.si_status).name}"
+
+
+def end_all(folder: str) -> None:
+    """End whoever prints to a log in a run folder, or has a socket that was bound there, wrappers too.
+
+    Also a QEMU that had only just been started, or one whose wrapper has left it in a session of its own. Uses no
+    thread, no lock and nothing else of ours, so that a guardian may call it.
+    """
+    bound, folder = os.path.join(os.path.abspath(folder), ""), os.path.join(os.path.realpath(folder), "")
+    for _ in range(_MOST_ROUNDS):  # one that is found may have started another one meanwhile
+        sockets = _sockets_in((bound, folder))
+        pids = [int(name) for name in os.listdir("/proc") if name.isdecimal() and int(name) != os.getpid()]
+        if not [pid for pid in pids if _end(pid, folder, sockets)]:
+            return
+
+
+def _end(pid: int, folder: str, sockets: set[str]) -> bool:
+    """End a process if it has to do with the folder; returns whether it has."""
+    with contextlib.suppress(OSError):  # it is gone, or somebody else's
+        pidfd = os.pidfd_open(pid)  # before looking, so that it cannot come to mean another process
+        try:
+            if any((fd in ("1", "2") and to.startswith(folder)) or to in sockets for fd, to in _descriptors(pid)):
+                signal.pidfd_send_signal(pidfd, signal.SIGKILL)
+                forked.has_ended(pidfd, _ENDING_SECONDS)
+                return True
+        finally:
+            linux.close(pidfd)
+    return False
+
+
+def _descriptors(pid: int) -> Iterator[tuple[str, str]]:
+    """What a process has open, as (number, name)."""
+    for fd in os.listdir(f"/proc/{pid}/fd"):
+        with contextlib.suppress(FileNotFoundError):  # closed meanwhile
+            yield fd, os.readlink(f"/proc/{pid}/fd/{fd}")
+
+
+def _sockets_in(folders: tuple[str, ...]) -> set[str]:
+    """Sockets bound below these folders, as /proc/PID/fd calls them; those that connect to them have no name."""
+    with open("/proc/net/unix", encoding="utf-8", errors="surrogateescape") as table:
+        lines = [line.rstrip("\n").split(maxsplit=7) for line in table]
+    return {f"socket:[{line[6]}]" for line in lines if len(line) == 8 and line[7].startswith(folders)}

@@ -1,0 +1,290 @@
+"""Run folders: where QEMUs that live on have their socket, log and pid, and by which they are found again.
+
+::
+
+    PLACE/parallel-fixedram-NAME          of one command; with --run-dir a link to that folder
+    PLACE/parallel-fixedram-NAME/N        of one QEMU
+    .../N/qmp    a socket that listens before QEMU starts, so that nobody has to wait for it to appear
+    .../N/log    what QEMU prints; stays, alone in its folder, if something went wrong with this QEMU
+    .../N/pid    of QEMU itself, whatever stands in front of it: timeout, setsid, a shell
+    .../N/guest  which process that is, and from which file; written when the guest is handed over
+
+As long as a command is at work with a folder, it holds a lock on it: nobody else has any business there.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import json
+import os
+import shutil
+import tempfile
+import time
+import uuid
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+
+from parallel_fixedram.core.errors import HostError, RequestError, unopened
+from parallel_fixedram.host import linux
+from parallel_fixedram.host.processes.identity import ProcessIdentity
+
+PREFIX = "parallel-fixedram-"
+
+_MOST_RECORD_BYTES = 1 << 16
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GuestRecord:
+    """A guest that lives on."""
+
+    process: ProcessIdentity
+    file: str
+    """What it was started from."""
+    since: float
+    """When it was handed over, seconds since the epoch."""
+
+
+class RunFolder:
+    """Where socket, log and pid of one QEMU are.
+
+    Args:
+        path: does not exist if it is to be made.
+    """
+
+    def __init__(self, path: str) -> None:
+        self.path = os.path.abspath(path)
+        self.socket = os.path.join(self.path, "qmp")
+        self.log = os.path.join(self.path, "log")
+        self._pid = os.path.join(self.path, "pid")
+        self._record = os.path.join(self.path, "guest")
+        self._keep_log = False
+
+    def make(self) -> None:
+        """Make it, with mode 0700.
+
+        Raises:
+            RequestError: it exists.
+            HostError: it cannot be made.
+        """
+        _make(self.path)
+
+    def write_pid(self, pid: int) -> None:
+        """Note QEMU's process id.
+
+        Raises:
+            HostError: it cannot be written.
+        """
+        _write(self._pid, f"{pid}\n")
+
+    def write_record(self, record: GuestRecord) -> None:
+        """Note which guest lives on here.
+
+        Raises:
+            HostError: it cannot be written.
+        """
+        _write(self._record, json.dumps(asdict(record)))
+
+    def record(self) -> GuestRecord | None:
+        """Which guest was handed over here; None if there was none.
+
+        Raises:
+            HostError: it cannot be read.
+        """
+        try:
+            with open(self._record, encoding="ascii") as file:
+                found = json.loads(file.read(_MOST_RECORD_BYTES))
+            process = ProcessIdentity(**found["process"])
+            return GuestRecord(process=process, file=str(found["file"]), since=float(found["since"]))
+        except FileNotFoundError:
+            return None
+        except OSError as error:
+            raise HostError.from_os(f"cannot read {self._record!r}", error) from error
+        except (ValueError, KeyError, TypeError, RecursionError) as error:
+            raise HostError(f"{self._record!r} is not what this command writes there") from error
+
+    def is_kept_log(self) -> bool:
+        """Whether all that is left is what a QEMU printed with which something went wrong."""
+        with contextlib.suppress(OSError):
+            return os.listdir(self.path) == ["log"]
+        return False
+
+    def keep_log(self) -> str:
+        """Have the log stay if there is anything in it; returns a sentence that says where, or nothing."""
+        with contextlib.suppress(OSError):
+            self._keep_log = os.path.getsize(self.log) > 0
+        return f"what QEMU printed is kept in {self.log!r}" if self._keep_log else ""
+
+    def remove(self) -> None:
+        """Remove it, but for a log that is to stay."""
+        if not self._keep_log:
+            shutil.rmtree(self.path, ignore_errors=True)
+        for path in (self.socket, self._pid):
+            with contextlib.suppress(OSError):
+                os.unlink(path)
+
+    def clear(self) -> None:
+        """Remove what was made for a QEMU that has ended; whatever else somebody put there stays, and the folder."""
+        for path in (self.socket, self._pid, self.log, self._record):
+            with contextlib.suppress(OSError):
+                os.unlink(path)
+        with contextlib.suppress(OSError):
+            os.rmdir(self.path)
+
+
+class FleetFolder:
+    """The folder of one command, with a RunFolder for each of its QEMUs.
+
+    Args:
+        path: where it is; None for one that ``make`` finds a place for.
+
+    Attributes:
+        path: where it is.
+        name: by which its guests are told from those of other commands: of the link or folder in a place, where
+            ``guests`` looks, or the path where there is none.
+    """
+
+    def __init__(self, path: str | None, name: str = "", link: str = "") -> None:
+        self.path = "" if path is None else os.path.abspath(path)
+        self.name = name or self.path
+        self._link = link
+        self._lock = -1
+
+    def make(self) -> None:
+        """Make it, and hold it.
+
+        Raises:
+            RequestError: it exists.
+            HostError: it cannot be made.
+        """
+        place = places()[0]
+        if self.path:
+            _make(self.path)
+            self._make_link(place)
+        else:
+            try:
+                self.path = tempfile.mkdtemp(prefix=PREFIX, dir=place)
+            except OSError as error:
+                raise HostError.from_os(f"cannot make a folder in {place!r}", error) from error
+            self.name = os.path.basename(self.path).removeprefix(PREFIX)
+        try:
+            self._hold(fcntl.LOCK_EX)
+        except HostError:
+            self.remove()
+            raise
+
+    def look(self) -> bool:
+        """Keep commands from beginning to work with it until ``let_go``; returns whether none is at it.
+
+        Raises:
+            HostError: it cannot be opened.
+        """
+        return self._hold(fcntl.LOCK_SH | fcntl.LOCK_NB)
+
+    def _hold(self, how: int) -> bool:
+        try:
+            self._lock = os.open(self.path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+            fcntl.flock(self._lock, how)
+        except BlockingIOError:
+            self.let_go()
+            return False
+        except OSError as error:
+            self.let_go()
+            raise HostError.from_os(f"cannot lock {self.path!r}", error) from error
+        return True
+
+    def let_go(self) -> None:
+        """Others may look at it."""
+        if self._lock >= 0:
+            linux.close(self._lock)
+            self._lock = -1
+
+    def each(self) -> list[tuple[int, RunFolder]]:
+        """The folders of its QEMUs, by number."""
+        try:
+            numbers = sorted(int(name) for name in os.listdir(self.path) if name.isdecimal())
+        except OSError:
+            return []
+        return [(number, self.of(number)) for number in numbers]
+
+    def of(self, number: int) -> RunFolder:
+        """The folder of one QEMU."""
+        return RunFolder(os.path.join(self.path, str(number)))
+
+    def remove(self) -> None:
+        """Remove it if there is nothing left in it, such as a log; what leads to it goes in any case."""
+        with contextlib.suppress(OSError):
+            os.rmdir(self.path)
+        self.forget()
+
+    def forget(self) -> None:
+        """Remove the link that leads to it."""
+        if self._link:
+            with contextlib.suppress(OSError):
+                os.unlink(self._link)
+
+    def _make_link(self, place: str) -> None:
+        name = uuid.uuid4().hex[:8]
+        with contextlib.suppress(OSError):  # its path is a name, too
+            link = os.path.join(place, PREFIX + name)
+            os.symlink(self.path, link)
+            self._link, self.name = link, name
+
+
+def places() -> list[str]:
+    """Where run folders are made and looked for: the first of them for new ones."""
+    candidates = [os.environ.get("XDG_RUNTIME_DIR", ""), tempfile.gettempdir(), f"/run/user/{os.geteuid()}", "/tmp"]
+    return list(dict.fromkeys(place for place in candidates if os.path.isdir(place)))
+
+
+def known_folders() -> Iterator[FleetFolder]:
+    """Run folders of this user, in all places; links that lead nowhere any more are removed."""
+    seen = set()
+    for place in places():
+        for name in sorted(os.listdir(place)):
+            path = os.path.join(place, name)
+            if not name.startswith(PREFIX) or not _is_ours(path, follow=False):
+                continue
+            is_link = os.path.islink(path)
+            folder = FleetFolder(os.path.realpath(path), name.removeprefix(PREFIX), link=path if is_link else "")
+            if folder.path in seen:
+                continue
+            if _is_ours(path) and os.path.isdir(path):
+                seen.add(folder.path)
+                yield folder
+            elif is_link and not os.path.lexists(folder.path):
+                folder.forget()
+
+
+def folder_at(path: str) -> FleetFolder | None:
+    """The run folder of a command at a path, if there is one of this user."""
+    return FleetFolder(os.path.realpath(path)) if os.path.isdir(path) and _is_ours(path) else None
+
+
+def _is_ours(path: str, *, follow: bool = True) -> bool:
+    try:
+        return os.stat(path, follow_symlinks=follow).st_uid == os.geteuid()
+    except OSError:
+        return False
+
+
+def _make(path: str) -> None:
+    try:
+        os.mkdir(path, 0o700)
+    except FileExistsError as error:
+        raise RequestError(f"{path!r} exists") from error
+    except OSError as error:
+        raise unopened(f"cannot make {path!r}", error) from error
+
+
+def _write(path: str, text: str) -> None:
+    try:
+        with open(path, "w", encoding="ascii") as file:
+            file.write(text)
+    except OSError as error:
+        raise HostError.from_os(f"cannot write {path!r}", error) from error
+
+
+def new_record(process: ProcessIdentity, file: str) -> GuestRecord:
+    """The record of a guest that is handed over now."""
+    return GuestRecord(process=process, file=file, since=time.time())

@@ -1,0 +1,88 @@
+"""Space for the pages of a save: reserved before the guest is stopped, given back where nothing was written."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from parallel_fixedram.core.bitmap import PageBitmap, Runs
+from parallel_fixedram.engine.pages.window import merge_runs
+from parallel_fixedram.format.mapped_ram import SavedBlock
+from parallel_fixedram.host.files.publish import PendingFile
+
+JOIN_GAP_PAGES = 16
+"""Data ranges closer than this are reserved as one, as long as it is nearly all data."""
+
+MIN_RESERVED_PAGES = 64
+"""Shorter ranges are not reserved: that costs more than it gains."""
+
+GIVE_BACK_PAGES = 16
+"""Reserved runs of at least this many pages that turned out to be zero are made holes again."""
+
+
+class Reservation:
+    """Space in a file in the making.
+
+    A full file system is noticed before the guest is stopped, and writes into reserved space are faster.
+
+    Args:
+        pending: the file.
+        blocks: where the pages go.
+    """
+
+    def __init__(self, pending: PendingFile, blocks: Sequence[SavedBlock]) -> None:
+        self._pending = pending
+        self._blocks = blocks
+        self._reserved = [PageBitmap(saved.block.pages) for saved in blocks]
+
+    def take(self, number: int, data: PageBitmap, gap_pages: int | None = None) -> None:
+        """Reserve space for the pages of block ``number`` that may hold something; not every file system can.
+
+        Args:
+            number: the block.
+            data: its pages that may hold something.
+            gap_pages: gaps of up to so many pages will be written along, and every range is to be reserved: direct
+                writes into space that is not go one by one. None to reserve only where that is worth it in itself.
+
+        Raises:
+            HostError: there is not enough space.
+        """
+        saved = self._blocks[number]
+        if gap_pages is None:
+            wanted = dense_runs(data.runs(), JOIN_GAP_PAGES)
+            wanted = wanted[wanted[:, 1] >= MIN_RESERVED_PAGES]
+        else:
+            wanted = merge_runs(data.runs(), gap_pages)
+        offset, size, taken = saved.page_offset(0), saved.block.page_size, 0
+        for first, count in wanted.tolist():
+            if not self._pending.reserve(offset + first * size, count * size):
+                break
+            taken += 1
+        self._reserved[number].set_runs(wanted[:taken])
+
+    def give_back(self, file: Sequence[PageBitmap], gap_pages: int = 0) -> None:
+        """Make holes of what was reserved for pages that are not in the file, but for gaps that were written along."""
+        for saved, reserved, present in zip(self._blocks, self._reserved, file, strict=True):
+            reserved.words &= ~present.words
+            left = reserved.runs()
+            for first, count in left[left[:, 1] >= max(GIVE_BACK_PAGES, gap_pages + 1)].tolist():
+                self._pending.channel.punch(saved.page_offset(first), count * saved.block.page_size)
+
+
+def dense_runs(runs: Runs, max_gap_pages: int) -> Runs:
+    """Runs joined over gaps of at most ``max_gap_pages`` pages, while gaps are at most an eighth of the result."""
+    joined: list[tuple[int, int]] = []
+    first = end = data_pages = 0
+    for start, count in runs.tolist():
+        length = start + count - first
+        if start - end <= max_gap_pages and 8 * (data_pages + count) >= 7 * length and data_pages:
+            data_pages += count
+        else:
+            joined.append((first, end))
+            first, data_pages = start, count
+        end = start + count
+    joined.append((first, end))
+    found = np.array(joined[1:], np.int64).reshape(-1, 2)  # nothing was joined before the first
+    found[:, 1] -= found[:, 0]
+    return found

@@ -1,0 +1,163 @@
+"""Windows: the pieces in which a shard is worked through, small enough to stay in a core's cache."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+
+import numpy as np
+
+from parallel_fixedram.core.bitmap import WORD_PAGES, Bits, PageBitmap, Runs, runs_of_ones
+from parallel_fixedram.core.protocols import Channel, Pages
+from parallel_fixedram.core.shards import Shard
+from parallel_fixedram.engine.workers.messages import Tally
+from parallel_fixedram.format.mapped_ram import SavedBlock
+from parallel_fixedram.host.files.channel import huge_memory
+
+WINDOW_PAGES = 256
+"""Pages in a window: 1 MiB, past which a larger write is not faster."""
+
+DIRECT_READ_PAGES = 512
+"""Pages in a window that is read past the page cache: 2 MiB, a huge page, from which on a device reads at its speed."""
+
+MAX_SCAN_RUNS = 8
+"""Runs in a window up to which each is tested for zero pages in its place; pages of more are picked out first."""
+
+_FEW_PAGES = 32
+"""Pages which are picked out however few runs they are in: to copy them takes less than one call more for each run."""
+
+_SAMPLE_PAGES = 16
+"""One page in so many is asked first whether it is worth a look at all of them at once."""
+
+READ_GAP_PAGES = 16
+"""Absent pages read along to join two reads into one; they are holes and cost little."""
+
+
+@dataclass(frozen=True, slots=True)
+class Window:
+    """Some pages of one block, up to WINDOW_PAGES unless told otherwise."""
+
+    first: int
+    """First page."""
+    bits: Bits
+    """1 for every page that counts, shape (pages,)."""
+
+
+def windows(bitmap: PageBitmap, shard: Shard, pages: int = WINDOW_PAGES) -> Iterator[Window]:
+    """The windows of a shard that have a bit set, of up to so many pages."""
+    bits = bitmap.bits(shard.first_word, shard.words)
+    for start in range(0, len(bits), pages):
+        window = bits[start : start + pages]
+        if window.any():
+            yield Window(shard.first_word * WORD_PAGES + start, window)
+
+
+class WindowReader:
+    """Reads the pages of windows out of a mapped-ram file into one buffer.
+
+    Args:
+        channel: the file.
+        page_size: of the largest page it will have to hold, bytes.
+        window_pages: of the largest window.
+        gap_pages: absent pages read along to join two reads into one.
+    """
+
+    def __init__(
+        self,
+        channel: Channel,
+        page_size: int,
+        window_pages: int = WINDOW_PAGES,
+        gap_pages: int = READ_GAP_PAGES,
+    ) -> None:
+        self._channel = channel
+        self._gap_pages = gap_pages
+        self._buffer = huge_memory(window_pages * page_size)
+
+    def each(self, saved: SavedBlock, windows: Iterable[Window], tally: Tally) -> Iterator[tuple[Window, Pages]]:
+        """Each window with its pages, valid until the next one is asked for."""
+        for window in windows:
+            yield window, self.read(saved, window, tally)
+
+    def read(self, saved: SavedBlock, window: Window, tally: Tally) -> Pages:
+        """The pages of a window, shape (pages, page_size / 8), zero where the bit is 0; valid until the next call."""
+        started = time.perf_counter()
+        size = saved.block.page_size
+        for start, count in merge_runs(runs_of_ones(window.bits), self._gap_pages).tolist():
+            view = self._buffer[start * size : (start + count) * size]
+            self._channel.read(saved.page_offset(window.first + start), view)
+        tally.bytes += int(np.count_nonzero(window.bits)) * size
+        pages = np.frombuffer(self._buffer, np.uint64, len(window.bits) * size // 8).reshape(-1, size // 8)
+        if not window.bits.all():
+            pages[window.bits == 0] = 0
+        tally.read_seconds += time.perf_counter() - started
+        return pages
+
+
+def nonzero_pages(pages: Pages) -> Bits:
+    """1 for every page with a bit set, 0 for zero pages; shape (pages,).
+
+    Pages that are all zero are passed in one go, which is fastest by far; of others one word tells most.
+    """
+    if pages.flags.c_contiguous and not pages[::_SAMPLE_PAGES, 0].any() and not np.bitwise_or.reduce(pages.reshape(-1)):
+        return np.zeros(len(pages), np.uint8)
+    found: Bits = (pages[:, 0] != 0).view(np.uint8)
+    rest = runs_of_ones(found == 0)
+    if len(rest) > MAX_SCAN_RUNS:
+        some = np.flatnonzero(found == 0)
+        found[some] = np.bitwise_or.reduce(pages[some], axis=1) != 0
+    else:
+        for start, count in rest.tolist():
+            found[start : start + count] = np.bitwise_or.reduce(pages[start : start + count], axis=1) != 0
+    return found
+
+
+def merge_runs(runs: Runs, max_gap_pages: int, only: Bits | None = None) -> Runs:
+    """Join runs over gaps of at most ``max_gap_pages`` pages.
+
+    Args:
+        runs: first page and length of each, shape (runs, 2), ascending.
+        max_gap_pages: 0 leaves the runs as they are.
+        only: 1 for every page that a gap may have, if not all.
+    """
+    if max_gap_pages == 0 or len(runs) < 2:
+        return runs
+    ends = runs[:, 0] + runs[:, 1]
+    join = runs[1:, 0] - ends[:-1] <= max_gap_pages
+    if only is not None:
+        others = np.concatenate(([0], np.cumsum(only == 0)))
+        join &= others[runs[1:, 0]] == others[ends[:-1]]
+    firsts = runs[np.concatenate(([True], ~join)), 0]
+    lasts = ends[np.concatenate((~join, [True]))]
+    return np.stack((firsts, lasts - firsts), axis=1)
+
+
+def covered(runs: Runs, pages: int) -> Bits:
+    """1 for every page that lies in one of the runs, shape (pages,)."""
+    steps = np.zeros(pages + 1, np.int8)
+    steps[runs[:, 0]] = 1
+    steps[runs[:, 0] + runs[:, 1]] -= 1
+    found: Bits = np.cumsum(steps[:-1], dtype=np.int8).view(np.uint8)
+    return found
+
+
+def nonzero_among(pages: Pages, wanted: Bits, data: Bits) -> Bits:
+    """Which of the wanted pages of a window are not zero; looks at no page outside ``data``.
+
+    Args:
+        pages: the window, shape (pages, page_size / 8).
+        wanted: 1 for every page that is asked about.
+        data: 1 for every page that may be read.
+    """
+    found = np.zeros(len(data), np.uint8)
+    asked = wanted & data
+    runs = runs_of_ones(asked)
+    if len(runs) > MAX_SCAN_RUNS or (len(runs) > 1 and np.count_nonzero(asked) <= _FEW_PAGES):
+        some = np.flatnonzero(asked)
+        found[some] = pages[some, 0] != 0
+        rest = some[found[some] == 0]
+        found[rest] = nonzero_pages(pages[rest])
+        return found
+    for start, count in runs.tolist():
+        found[start : start + count] = nonzero_pages(pages[start : start + count])
+    return found

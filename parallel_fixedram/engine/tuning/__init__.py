@@ -1,0 +1,1 @@
+"""How to write: what was asked for, what writes cost here, and the decision."""

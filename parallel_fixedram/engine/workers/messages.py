@@ -1,0 +1,126 @@
+"""What crosses a process border: a few integers out, a few integers back; never page bytes.
+
+One message is one datagram of a SOCK_SEQPACKET socket, so it arrives whole or, when its sender dies, not at all.
+"""
+
+from __future__ import annotations
+
+import pickle
+import socket
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from parallel_fixedram.core.bitmap import WORD_PAGES, runs_of_ones
+from parallel_fixedram.core.errors import FixedRamError
+from parallel_fixedram.core.shards import MAX_SHARD_PAGES, Shard
+
+MAX_FINDINGS = MAX_SHARD_PAGES + WORD_PAGES
+"""Most page ranges that one ShardDone names: a shard cannot have more."""
+
+MAX_KEPT_FINDINGS = 1 << 16
+"""Most page ranges that a sum over shards names; further ones are only counted."""
+
+_MAX_MESSAGE = 1 << 18
+
+
+@dataclass(frozen=True, slots=True)
+class Order:
+    """Coordinator to worker: do this shard."""
+
+    job: int
+    """Number of the job in the pool's list."""
+    shard: Shard
+
+
+@dataclass(frozen=True, slots=True)
+class Ready:
+    """Worker to coordinator: every job is open, orders may come."""
+
+
+class Finding(NamedTuple):
+    """Pages ``first`` to ``first + pages`` of a block that are not as they should be."""
+
+    block: int
+    first: int
+    pages: int
+
+
+@dataclass(slots=True)
+class Tally:
+    """What was done to the pages of a shard; adds up over shards. Which fields a job fills is its own matter."""
+
+    written_pages: int = 0
+    """Pages written because they hold data."""
+    gap_pages: int = 0
+    """Pages written along between two others because one call is cheaper than two."""
+    zero_pages: int = 0
+    """Pages found to be zero."""
+    bytes: int = 0
+    """Bytes moved to or from a file."""
+    scan_seconds: float = 0.0
+    """Time spent looking for zero pages, or for differences."""
+    read_seconds: float = 0.0
+    """Time spent reading pages from a file."""
+    write_seconds: float = 0.0
+    """Time spent writing pages, and punching holes."""
+    digest_seconds: float = 0.0
+    bad_pages: int = 0
+    """Pages that are not as they should be."""
+    findings: list[Finding] = field(default_factory=list)
+    """Where those are: at most MAX_FINDINGS of a shard, MAX_KEPT_FINDINGS of a sum."""
+
+    def found_bad(self, block: int, first: int, bad: NDArray[np.uint8]) -> None:
+        """Count and name bad pages; ``bad`` is 1 for each of them, starting with page ``first`` of a block."""
+        self.bad_pages += int(np.count_nonzero(bad))
+        for start, pages in runs_of_ones(bad)[: MAX_FINDINGS - len(self.findings)].tolist():
+            self.findings.append(Finding(block, first + start, pages))
+
+    def add(self, other: Tally) -> None:
+        """Add another tally to this one."""
+        for name in _COUNTERS:
+            setattr(self, name, getattr(self, name) + getattr(other, name))
+        self.findings += other.findings[: max(MAX_KEPT_FINDINGS - len(self.findings), 0)]
+
+
+_COUNTERS = tuple(name for name in Tally.__slots__ if name != "findings")
+
+
+@dataclass(frozen=True, slots=True)
+class ShardDone:
+    """Worker to coordinator: the shard is done."""
+
+    shard: Shard
+    tally: Tally
+    started: float
+    """When it began, on the clock of ``time.perf_counter``, which all processes of a host share."""
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class ShardFailed:
+    """Worker to coordinator: the shard, or opening a job, failed in an expected way."""
+
+    error: FixedRamError
+
+
+Message = Order | Ready | ShardDone | ShardFailed
+
+
+def send(connection: socket.socket, message: Message) -> None:
+    """Send one message."""
+    connection.send(pickle.dumps(message, pickle.HIGHEST_PROTOCOL))
+
+
+def receive(connection: socket.socket, *, wait: bool = True) -> Message | None:
+    """The next message, or None when the other end is gone; without ``wait`` also when nothing has come."""
+    try:
+        data = connection.recv(_MAX_MESSAGE, 0 if wait else socket.MSG_DONTWAIT)
+    except (ConnectionResetError, BlockingIOError):
+        return None
+    if not data:
+        return None
+    message: Message = pickle.loads(data)
+    return message

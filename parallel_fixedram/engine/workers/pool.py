@@ -1,0 +1,278 @@
+"""WorkerPool: worker processes that do shards, and the loss of some of them.
+
+::
+
+    coordinator --Order--> worker 0       one shard in flight per worker, each in a part of RAM of its own first
+         |      <-ShardDone--             a worker that dies loses its shard, which goes to another one
+         +------ ...        worker n-1    a worker that stalls is killed; its shard waits until it is really gone
+
+``multiprocessing.Pool`` never completes the task of a killed worker and ``ProcessPoolExecutor`` gives up as a whole;
+here a shard is idempotent, so losing a worker costs a repetition. The end of a worker shows in its pidfd at once.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import select
+import socket
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from itertools import accumulate
+from types import TracebackType
+
+from parallel_fixedram.core.errors import HostError, RequestError, WorkerError
+from parallel_fixedram.core.shards import Shard
+from parallel_fixedram.engine.workers.messages import Order, Ready, ShardDone, ShardFailed, Tally, receive, send
+from parallel_fixedram.engine.workers.worker import Job, work
+from parallel_fixedram.host.processes import forked, signals
+
+logger = logging.getLogger(__name__)
+
+STALL_SECONDS = 30.0
+"""How long a worker may neither move nor map a byte before it counts as stalled; noticed within twice this time."""
+
+MAX_READERS = 4
+"""Most workers that only read, unless more are asked for: no capability limits them, but more do not help."""
+
+OnDone = Callable[[ShardDone, int], None]
+"""Called with what was done, and the number of the worker that did it."""
+
+
+@dataclass(slots=True)
+class Worker:
+    """A worker as the coordinator sees it."""
+
+    index: int
+    pid: int
+    connection: socket.socket
+    pidfd: int = -1
+    ready: bool = False
+    shard: Shard | None = None
+    deadline: float = 0.0
+    moved_bytes: int = 0
+    """Bytes it had moved when that was last asked, at the end of a deadline."""
+    killed: bool = False
+    alive: bool = True
+    shards: int = 0
+    """Shards done."""
+    seconds: float = 0.0
+    """Time spent on them."""
+    tally: Tally = field(default_factory=Tally)
+
+    @property
+    def descriptors(self) -> set[int]:
+        """What shows that it has something to say, or has ended."""
+        return {self.connection.fileno(), self.pidfd}
+
+    def bury(self, *, wait: bool = True) -> str:
+        """Collect a dead worker; returns how it ended."""
+        self.alive = False
+        self.connection.close()
+        if self.pidfd >= 0:
+            os.close(self.pidfd)
+        return forked.reap(self.pid) if wait else "hangs"
+
+
+class Parts:
+    """The shards of one run, those that lie together with one worker: it knows their memory from the run before.
+
+    A page that a process touches for the first time costs as much as looking at it twice (measured).
+
+    Args:
+        shards: as ``plan_shards`` has them.
+        workers: number of workers.
+    """
+
+    def __init__(self, shards: Sequence[Shard], workers: int) -> None:
+        ends = list(accumulate(shard.pages for shard in shards))
+        self._queues: list[deque[Shard]] = [deque() for _ in range(workers)]
+        for shard, end in zip(shards, ends, strict=True):
+            middle = end - shard.pages / 2
+            self._queues[min(int(middle / max(ends[-1], 1) * workers), workers - 1)].append(shard)
+
+    def own(self, worker: int) -> Shard | None:
+        """The next shard of a worker's own part."""
+        return self._queues[worker].popleft() if self._queues[worker] else None
+
+    def other(self, worker: int) -> Shard | None:
+        """The last shard of the longest of the other parts, for a worker that has done its own."""
+        longest = max(self._queues, key=len)
+        return longest.pop() if longest and longest is not self._queues[worker] else None
+
+    def again(self, worker: int, shard: Shard) -> None:
+        """A shard that this worker did not finish."""
+        self._queues[worker].appendleft(shard)
+
+
+class WorkerPool:
+    """Context manager around ``count`` worker processes that can do each of ``jobs``.
+
+    Args:
+        jobs: what the workers can do; ``run`` names one by its place in this list.
+        count: number of workers, at least 1.
+        stall_seconds: how long a worker may neither move nor map a byte.
+
+    Raises:
+        RequestError: fewer than one worker.
+        HostError: a worker could not be started, or could not open a job.
+    """
+
+    def __init__(self, jobs: Sequence[Job], count: int, *, stall_seconds: float = STALL_SECONDS) -> None:
+        if count < 1:
+            raise RequestError(f"{count} workers, at least 1 is needed")
+        self._jobs = jobs
+        self._count = count
+        self._stall_seconds = stall_seconds
+        self._poll = select.poll()
+        self.workers: list[Worker] = []
+
+    def __enter__(self) -> WorkerPool:
+        try:
+            for index in range(self._count):
+                self._start(index)
+            self._await_ready()
+        except BaseException:
+            self._end()
+            raise
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self._end()
+
+    def run(self, job: int, shards: Sequence[Shard], on_done: OnDone | None = None) -> Tally:
+        """Do every shard and return the sum of what was done; ``on_done`` is called for each as it is acknowledged.
+
+        Raises:
+            WorkerError: no worker is left to do the rest.
+            FixedRamError: a shard failed in a worker.
+        """
+        pending, total, left = Parts(shards, len(self.workers)), Tally(), len(shards)
+        while left:
+            self._hand_out(job, pending)
+            for worker in self._wait():
+                message = receive(worker.connection, wait=False)
+                if isinstance(message, ShardDone):
+                    worker.shard = None
+                    worker.shards += 1
+                    worker.seconds += message.seconds
+                    worker.tally.add(message.tally)
+                    total.add(message.tally)
+                    left -= 1
+                    if on_done:
+                        on_done(message, worker.index)
+                elif isinstance(message, ShardFailed):
+                    raise message.error
+                elif message is None:
+                    self._lost(worker, pending)
+        return total
+
+    def dismiss(self) -> None:
+        """Nothing more is to be done: workers may end, and are not waited for until the context does."""
+        for worker in self.workers:
+            if worker.alive:
+                worker.connection.shutdown(socket.SHUT_RDWR)
+
+    def _start(self, index: int) -> None:
+        try:
+            ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        except OSError as error:
+            raise HostError.from_os("cannot start a worker", error) from error
+        coordinator = os.getpid()
+        try:
+            with signals.held():
+                pid = os.fork()
+                if pid == 0:
+                    work(theirs, self._jobs, coordinator, [ours, *(other.connection for other in self.workers)])
+                worker = Worker(index, pid, ours, deadline=time.monotonic() + self._stall_seconds)
+                self.workers.append(worker)
+            worker.pidfd = os.pidfd_open(pid)
+        except OSError as error:
+            raise HostError.from_os("cannot start a worker", error) from error
+        finally:
+            theirs.close()
+        self._poll.register(ours, select.POLLIN)
+        self._poll.register(worker.pidfd, select.POLLIN)
+
+    def _await_ready(self) -> None:
+        while not all(worker.ready for worker in self.workers if worker.alive):
+            for worker in self._wait():
+                message = receive(worker.connection, wait=False)
+                if isinstance(message, ShardFailed):
+                    raise message.error
+                if isinstance(message, Ready):
+                    worker.ready = True
+                    worker.deadline = 0.0
+                else:
+                    self._lost(worker, Parts((), 1))
+
+    def _hand_out(self, job: int, pending: Parts) -> None:
+        idle = [worker for worker in self.workers if worker.alive and worker.shard is None]
+        for worker, take in [*((each, pending.own) for each in idle), *((each, pending.other) for each in idle)]:
+            if worker.shard is None and (shard := take(worker.index)):
+                worker.shard = shard
+                worker.deadline = time.monotonic() + self._stall_seconds
+                # if it is gone, the end of its socket is the next thing to be seen
+                with contextlib.suppress(BrokenPipeError, ConnectionResetError):
+                    send(worker.connection, Order(job, shard))
+
+    def _wait(self) -> list[Worker]:
+        """Workers with something to say; kills those past their deadline."""
+        busy = [worker for worker in self.workers if worker.alive and (worker.shard or not worker.ready)]
+        timeout = max(min(worker.deadline for worker in busy) - time.monotonic(), 0.0)
+        ready = {fd for fd, _ in self._poll.poll(timeout * 1000 + 1)}
+        now = time.monotonic()
+        for worker in busy:
+            if worker.deadline < now and not worker.descriptors & ready:
+                if self._has_moved(worker):
+                    continue
+                if worker.killed:
+                    raise WorkerError(f"worker {worker.index} hangs and cannot be killed")
+                logger.warning("worker %d is stalled and is killed", worker.index)
+                forked.kill(worker.pid)
+                worker.killed, worker.deadline = True, now + self._stall_seconds
+        return [worker for worker in self.workers if worker.alive and worker.descriptors & ready]
+
+    def _has_moved(self, worker: Worker) -> bool:
+        """Whether a worker past its deadline has moved bytes since it was last asked: slow, and given more time.
+
+        Mapped memory counts, too: a worker that only looks at zero pages moves nothing else.
+        """
+        import psutil  # takes longer to import than a small save to write, and is hardly ever needed
+
+        with contextlib.suppress(psutil.Error, OSError, RuntimeError):
+            process = psutil.Process(worker.pid)
+            io = process.io_counters()
+            before, worker.moved_bytes = worker.moved_bytes, io.read_chars + io.write_chars + process.memory_info().rss
+            if worker.moved_bytes != before:
+                worker.deadline = time.monotonic() + self._stall_seconds
+                return True
+        return False
+
+    def _lost(self, worker: Worker, pending: Parts) -> None:
+        for descriptor in worker.descriptors:
+            self._poll.unregister(descriptor)
+        how = worker.bury()
+        if worker.shard is not None:
+            pending.again(worker.index, worker.shard)
+            worker.shard = None
+        logger.warning("worker %d %s; its shard goes to another one", worker.index, how)
+        if not any(other.alive for other in self.workers):
+            raise WorkerError(f"no worker is left, the last one {how}")
+
+    def _end(self) -> None:
+        living = [worker for worker in self.workers if worker.alive]
+        for worker in living:
+            forked.kill(worker.pid)
+        for worker in living:
+            worker.bury(wait=not worker.killed)  # one that hangs in the kernel is not waited for
+
+
+def readers() -> int:
+    """How many workers read, unless told otherwise: one a processor, at most MAX_READERS."""
+    return min(len(os.sched_getaffinity(0)), MAX_READERS)

@@ -1,0 +1,88 @@
+"""Run a job over shards and tell somebody how far it is, and who did what."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from parallel_fixedram.core.bitmap import WORD_PAGES
+from parallel_fixedram.core.report import ShardTrace
+from parallel_fixedram.core.shards import Shard
+from parallel_fixedram.engine.workers.messages import ShardDone, Tally
+from parallel_fixedram.engine.workers.pool import OnDone, WorkerPool
+from parallel_fixedram.format.layout import FileLayout
+
+Progress = Callable[[str, int, int], None]
+"""``progress(phase, done, total)``, in bytes; called when a phase begins and as shards are acknowledged. A total of 0
+is one that nobody knows, such as that of a sync."""
+
+Trace = Callable[[ShardTrace], None]
+"""Told who wrote which part of the file when, as shards are acknowledged."""
+
+
+def run_job(
+    pool: WorkerPool,
+    job: int,
+    shards: Sequence[Shard],
+    *,
+    phase: str,
+    page_size: int,
+    progress: Progress | None,
+    on_done: OnDone | None = None,
+) -> Tally:
+    """Have a pool do ``shards``.
+
+    Args:
+        pool: the workers.
+        job: number of the job in the pool's list.
+        shards: what to do.
+        phase: what ``progress`` is told that this is.
+        page_size: of the shards' pages, bytes.
+        progress: hears of the beginning and of every shard.
+        on_done: called for every shard when it is acknowledged, before ``progress``.
+
+    Raises:
+        FixedRamError: what ``WorkerPool.run`` raises.
+    """
+    total, done = sum(shard.pages for shard in shards) * page_size, 0
+
+    def acknowledged(message: ShardDone, worker: int) -> None:
+        nonlocal done
+        if on_done:
+            on_done(message, worker)
+        done += message.shard.pages * page_size
+        if progress:
+            progress(phase, done, total)
+
+    if progress and total:
+        progress(phase, 0, total)
+    return pool.run(job, shards, acknowledged)
+
+
+def shard_span(layout: FileLayout, shard: Shard) -> tuple[int, int]:
+    """File offset of a shard's first page, and bytes from there to its end."""
+    saved, first = layout.blocks[shard.block], shard.first_word * WORD_PAGES
+    pages = min(shard.words * WORD_PAGES, saved.block.pages - first)
+    return saved.page_offset(first), pages * saved.block.page_size
+
+
+def traced(message: ShardDone, worker: int, layout: FileLayout, began: float) -> ShardTrace:
+    """What a trace is told of a shard.
+
+    Args:
+        message: what was done.
+        worker: by which worker.
+        layout: where the pages went.
+        began: ``time.perf_counter()`` when the save began.
+    """
+    shard, (offset, length) = message.shard, shard_span(layout, message.shard)
+    return ShardTrace(
+        worker=worker,
+        round=shard.round,
+        block=shard.block,
+        first_page=shard.first_word * WORD_PAGES,
+        pages=length // layout.blocks[shard.block].block.page_size,
+        offset=offset,
+        bytes=message.tally.bytes,
+        started=message.started - began,
+        ended=message.started - began + message.seconds,
+    )

@@ -1,0 +1,76 @@
+"""DirectChannel: a file written past the page cache, many runs of pages in flight at once."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from parallel_fixedram.core.bitmap import Bits, Runs
+from parallel_fixedram.core.errors import HostError
+from parallel_fixedram.core.protocols import Pages
+from parallel_fixedram.host.files import aio
+from parallel_fixedram.host.files.channel import FileChannel, segments
+
+DEPTH = 64
+"""Writes in flight of each process; past this a device takes no more small ones per second."""
+
+
+class DirectChannel(FileChannel):
+    """A regular file with O_DIRECT as a Channel; every transfer has to be aligned by the caller.
+
+    The queue belongs to the process that first writes runs, and ends with it; the kernel lets no process be gone before
+    what it has in flight is written.
+
+    Args:
+        fd: descriptor with O_DIRECT, borrowed.
+        name: what messages call the file.
+        depth: writes in flight; 0 for one by one.
+    """
+
+    _queue: aio.Queue | None = None
+
+    def __init__(self, fd: int, name: str, depth: int = DEPTH) -> None:
+        super().__init__(fd, name)
+        self._depth = depth
+
+    def another(self) -> DirectChannel:
+        """The same file with a queue of its own."""
+        return DirectChannel(self.fd, self.name, self._depth)
+
+    def has_queue(self, channels: int) -> bool:
+        """Whether the kernel lets so many processes have as many writes in flight as they may."""
+        return self._depth == 0 or aio.is_available(self._depth * channels)
+
+    def write_runs(self, offset: int, pages: Pages, runs: Runs, readable: Bits) -> None:
+        """Begin to write runs of pages (Channel.write_runs)."""
+        if self._queue is None:
+            if self._depth == 0:
+                super().write_runs(offset, pages, runs, readable)
+                return
+            try:
+                self._queue = aio.Queue(self.fd, self._depth)
+            except OSError:
+                super().write_runs(offset, pages, runs, readable)
+                return
+        size = pages.shape[1] * pages.itemsize
+        starts, lengths, firsts, counts = segments(runs, readable)
+        vectors = np.empty(len(starts), aio.IOVEC)
+        vectors["base"] = pages.ctypes.data + starts * size
+        vectors["length"] = lengths * size
+        holes = readable[starts] == 0
+        if holes.any():
+            vectors["base"][holes] = np.frombuffer(self._zeros(len(pages) * size), np.uint8).ctypes.data
+        try:
+            self._queue.begin(offset + runs[:, 0] * size, runs[:, 1] * size, vectors, firsts, counts)
+        except aio.WriteFailed as error:
+            raise self._failed(error) from error
+
+    def settle(self) -> None:
+        """Return when every run is written (Channel.settle)."""
+        if self._queue is not None:
+            try:
+                self._queue.settle()
+            except aio.WriteFailed as error:
+                raise self._failed(error) from error
+
+    def _failed(self, error: aio.WriteFailed) -> HostError:
+        return HostError.from_os(f"cannot write {self.name!r} at {error.offset:#x}", error)

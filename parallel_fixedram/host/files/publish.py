@@ -1,0 +1,318 @@
+"""PendingFile: a file that has its final name only when it is complete and on stable storage.
+
+::
+
+    .NAME.part  O_EXCL, O_NOFOLLOW, 0600, flock  -- writes --> fsync --> rename to NAME --> fsync of the folder
+
+At every instant NAME is absent, the complete old file, or the complete new file. A .part whose writer is gone (its lock
+is free) belongs to nobody and is replaced.
+
+A file that is replaced is kept open until the folder is synced: freeing its blocks belongs to that sync otherwise, and
+takes seconds where the file system discards them.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import logging
+import os
+import stat
+from types import TracebackType
+
+from parallel_fixedram.core.errors import (
+    CapabilityError,
+    DurabilityError,
+    HostError,
+    NoFileError,
+    RequestError,
+    os_message,
+    unopened,
+)
+from parallel_fixedram.host import linux
+from parallel_fixedram.host.files.channel import FileChannel, open_readable
+from parallel_fixedram.host.files.direct_channel import DEPTH, DirectChannel
+from parallel_fixedram.host.files.last_close import close_unwaited
+from parallel_fixedram.host.processes import signals
+
+logger = logging.getLogger(__name__)
+
+_NOT_SEEKABLE = "Migration requires seekable transport (e.g. file)"  # QEMU migration/migration.c
+
+
+class PendingFile:
+    """Context manager around a file in the making: entering makes it, leaving it without ``publish`` removes it.
+
+    Args:
+        path: the final name.
+        overwrite: whether an existing file may be replaced.
+
+    Raises:
+        RequestError: the final name is taken, or is not something that can be replaced by a file.
+        CapabilityError: the final name is a pipe or another thing that cannot seek.
+        HostError: the folder does not take a new file, or another process is writing this one.
+    """
+
+    def __init__(self, path: str, *, overwrite: bool = False) -> None:
+        self.path = path
+        self.overwrite = overwrite
+        self.published = False
+        folder, self._name = os.path.split(path)
+        if self._name in ("", ".", ".."):
+            raise RequestError(f"{path!r} does not name a file")
+        self._part = f".{self._name}.part"
+        check_target(path, overwrite=overwrite)
+        self._folder_path = folder or "."
+        self._folder = self.fd = self._direct_fd = self._replaced = -1
+        self._on_tmpfs: bool | None = None
+        self._promised = 0
+
+    def __enter__(self) -> PendingFile:
+        try:
+            with signals.held():
+                try:
+                    self._folder = os.open(self._folder_path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+                except OSError as error:
+                    raise unopened(f"cannot open the folder {self._folder_path!r}", error) from error
+                self.fd = self._create()
+            self.channel = FileChannel(self.fd, self.path)
+        except BaseException as error:
+            self.__exit__(type(error), error, error.__traceback__)
+            raise
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        try:
+            if self.fd >= 0 and not self.published:
+                os.unlink(self._part, dir_fd=self._folder)
+        except FileNotFoundError:
+            pass
+        except OSError as failure:  # the next writer of that name removes it; why this one failed matters more
+            logger.warning("cannot remove %r: %s", self._part, os_message(failure.errno or 0))
+        finally:
+            for fd in (self.fd, self._direct_fd, self._folder):
+                if fd >= 0:
+                    linux.close(fd)
+            if self._replaced >= 0:
+                close_unwaited(self._replaced)
+
+    @property
+    def part(self) -> str:
+        """Its path as long as it is not complete."""
+        return os.path.join(self._folder_path, self._part)
+
+    @property
+    def folder(self) -> str:
+        """Where the file is."""
+        return self._folder_path
+
+    def open_direct(self, depth: int = DEPTH) -> DirectChannel | None:
+        """A second descriptor with O_DIRECT, for ``depth`` writes in flight; None where the file system refuses it."""
+        flags = os.O_RDWR | os.O_DIRECT | os.O_NOFOLLOW | os.O_CLOEXEC
+        try:
+            self._direct_fd = os.open(self._part, flags, dir_fd=self._folder)
+        except OSError as error:
+            if error.errno in (errno.EINVAL, errno.EOPNOTSUPP):
+                return None
+            raise HostError.from_os(f"cannot open {self.path!r} for direct I/O", error) from error
+        return DirectChannel(self._direct_fd, self.path, depth)
+
+    def set_size(self, size: int) -> None:
+        """Give the file its length; what is not written is a hole."""
+        try:
+            os.ftruncate(self.fd, size)
+        except OSError as error:
+            raise HostError.from_os(f"cannot size {self.path!r} to {size} bytes", error) from error
+
+    def reserve(self, offset: int, length: int) -> bool:
+        """Allocate space, so that a full file system is noticed now.
+
+        Not on tmpfs, where it would be to fill memory twice: there it is only held against what is free.
+
+        Returns:
+            Whether there is; not every file system can tell.
+
+        Raises:
+            HostError: there is not enough space.
+        """
+        try:
+            if self._on_tmpfs is None:  # of many calls for scattered space each would ask
+                self._on_tmpfs = linux.is_tmpfs(self.fd)
+            if self._on_tmpfs:
+                self._promised += length
+                found = os.fstatvfs(self.fd)
+                if found.f_blocks and self._promised > found.f_bavail * found.f_frsize:
+                    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+                return True
+            linux.fallocate(self.fd, linux.FALLOC_FL_KEEP_SIZE, offset, length)
+        except OSError as error:
+            if error.errno in (errno.EOPNOTSUPP, errno.ENOSYS):
+                return False
+            raise HostError.from_os(f"cannot reserve {length} bytes for {self.path!r}", error) from error
+        return True
+
+    def copy_prefix(self, length: int) -> None:
+        """Take over the first ``length`` bytes of the file that has the final name now, if there is one."""
+        try:
+            fd = open_readable(self.path)
+        except NoFileError as error:
+            if error.errno == errno.ENOENT:
+                return
+            raise
+        try:
+            source, offset = FileChannel(fd, self.path), 0
+            while offset < length and (data := source.bytes_at(offset, min(1 << 20, length - offset))):
+                self.channel.write(offset, memoryview(data))
+                offset += len(data)
+        finally:
+            linux.close(fd)
+
+    def publish(self) -> None:
+        """Give the file its final name; what was written has to be synced before.
+
+        Raises:
+            RequestError: the name was taken in the meantime, and may not be overwritten.
+            HostError: the name cannot be given; the file is gone when the context ends.
+            DurabilityError: the file has its name, but the folder goes wrong.
+        """
+        try:
+            with signals.held():  # it is published, and known to be
+                self._keep_replaced()
+                self._rename()
+                self.published = True
+        except FileExistsError as error:
+            raise RequestError(f"{self.path!r} exists now: somebody else has made it meanwhile") from error
+        except OSError as error:
+            if self.published:
+                raise DurabilityError(
+                    f"{self.path!r} is published, but {self._part!r} beside it cannot be removed",
+                    errno=error.errno or 0,
+                ) from error
+            raise HostError.from_os(f"cannot give {self.path!r} its name", error) from error
+
+    def _keep_replaced(self) -> None:
+        """Open what is about to lose its name; what cannot be opened is freed when its name goes."""
+        if self.overwrite:
+            flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+            with contextlib.suppress(OSError):
+                self._replaced = os.open(self._name, flags, dir_fd=self._folder)
+
+    def _rename(self) -> None:
+        if self.overwrite:
+            os.rename(self._part, self._name, src_dir_fd=self._folder, dst_dir_fd=self._folder)
+            return
+        try:
+            linux.rename_new(self._part, self._name, self._folder)
+        except OSError as error:
+            if error.errno not in (errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP):
+                raise
+            # a file system without RENAME_NOREPLACE, such as NFS: for a moment the file has both names
+            os.link(self._part, self._name, src_dir_fd=self._folder, dst_dir_fd=self._folder)
+            self.published = True
+            os.unlink(self._part, dir_fd=self._folder)
+
+    def sync_folder(self) -> None:
+        """Make the new name durable.
+
+        Raises:
+            DurabilityError: the file is there, but its name may not survive a power cut.
+        """
+        try:
+            os.fsync(self._folder)
+        except OSError as error:
+            raise DurabilityError(
+                f"{self.path!r} is published, but its folder cannot be synced", errno=error.errno or 0
+            ) from error
+
+    def _create(self) -> int:
+        flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+        for _ in range(8):
+            try:
+                fd = os.open(self._part, flags, 0o600, dir_fd=self._folder)
+            except FileExistsError:
+                self._remove_stale()
+                continue
+            except OSError as error:
+                raise unopened(f"cannot create {self.path!r}", error) from error
+            try:
+                os.fchmod(fd, 0o600)
+                if _lock(fd) and os.fstat(fd).st_nlink:
+                    return fd
+            except OSError as error:
+                with contextlib.suppress(OSError):
+                    os.unlink(self._part, dir_fd=self._folder)
+                linux.close(fd)
+                raise HostError.from_os(f"cannot lock {self.path!r}", error) from error
+            linux.close(fd)
+        raise HostError(f"cannot create {self.path!r}: others keep taking {self._part!r}")
+
+    def _remove_stale(self) -> None:
+        try:
+            fd = os.open(self._part, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, dir_fd=self._folder)
+        except FileNotFoundError:
+            return
+        except OSError as error:
+            raise HostError.from_os(f"cannot replace {self._part!r}", error) from error
+        try:
+            if not _lock(fd):
+                raise HostError(f"{self.path!r} is being written by another process", errno=errno.EBUSY)
+            if os.fstat(fd).st_nlink:
+                os.unlink(self._part, dir_fd=self._folder)
+        except OSError as error:
+            raise HostError.from_os(f"cannot replace {self._part!r}", error) from error
+        finally:
+            linux.close(fd)
+
+
+def check_target(path: str, *, overwrite: bool) -> None:
+    """Refuse a final name that cannot become a new file; creates nothing.
+
+    Raises:
+        CapabilityError: it is a pipe, a socket or a terminal: it cannot seek.
+        RequestError: it exists and may not be overwritten, or is not a regular file.
+    """
+    try:
+        mode = os.stat(path).st_mode
+    except FileNotFoundError:
+        if os.path.islink(path) and not overwrite:
+            raise _taken(path) from None
+        return
+    except OSError as error:
+        raise unopened(f"cannot look at {path!r}", error) from error
+    if stat.S_ISDIR(mode):
+        raise RequestError(f"{path!r} is a folder")
+    if not stat.S_ISREG(mode):
+        if not _can_seek(path):
+            raise CapabilityError(_NOT_SEEKABLE, hint=f"{path!r} cannot seek; a fixed offset needs a regular file")
+        raise RequestError(f"{path!r} is not a regular file")
+    if not overwrite:
+        raise _taken(path)
+
+
+def _can_seek(path: str) -> bool:
+    try:
+        fd = os.open(path, os.O_RDWR | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC)
+    except OSError:
+        return False
+    try:
+        os.lseek(fd, 0, os.SEEK_SET)
+    except OSError:
+        return False
+    finally:
+        os.close(fd)
+    return True
+
+
+def _taken(path: str) -> RequestError:
+    return RequestError(f"{path!r} exists", hint="--overwrite replaces it once the new file is complete")
+
+
+def _lock(fd: int) -> bool:
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True

@@ -1,0 +1,386 @@
+"""Guest RAM as a file: how its pages are read without touching what the guest never touched.
+
+Reading a hole of shared memory through a mapping allocates it, so a scan of an empty 2 GiB memfd costs 2 GiB of memory;
+``lseek(SEEK_DATA)`` tells for microseconds which ranges have ever been written (swapped pages count as data), and
+``pread`` gives zeros for a hole without allocating anything. Both sources rest on that:
+
+- MappedSource maps the file and hands out views of it: no copy. Its callers stay inside ``data_ranges``.
+- CopiedSource reads into a buffer of its own: for hugetlbfs, which says that everything is data.
+
+What only one process maps has no file: ``process_memory`` copies it from there.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import mmap
+import os
+import stat
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+
+import numpy as np
+from numpy.typing import NDArray
+
+from parallel_fixedram.core.bitmap import WORD_PAGES, Bits, PageBitmap, runs_of_ones
+from parallel_fixedram.core.errors import HostError, RequestError, unopened
+from parallel_fixedram.core.protocols import Pages, PageSource
+from parallel_fixedram.core.ramblock import TARGET_PAGE_SIZE, PageRange
+from parallel_fixedram.host import linux
+from parallel_fixedram.host.files.channel import anonymous_memory, data_extents
+from parallel_fixedram.host.memory.swapped import has_swap
+
+_CHUNK_WORDS = 64
+_CHUNK_PAGES = _CHUNK_WORDS * WORD_PAGES
+"""Pages asked for with one ``mincore``."""
+
+_MANY_GAPS = 64
+"""Gaps in a chunk from which on one ``mincore`` is quicker than an ``lseek`` for each of them (measured: about 100)."""
+
+_MANY_EXTENTS = 1024
+"""Data ranges from which on it is worth asking whether the page cache is quicker to ask than the file system."""
+
+_SPARSE_PAGES = 64
+"""Pages a data range and the hole behind it take on average, up to which it is (measured: about 100)."""
+
+_BLOCK_BYTES = 512
+"""Of ``st_blocks``."""
+
+_ALL_ONES = np.uint64((1 << WORD_PAGES) - 1)
+
+
+class MappedSource:
+    """Pages of a shared-memory file, mapped read-only by each process that reads them.
+
+    Args:
+        fd: descriptor of the file, readable; duplicated.
+        offset: where the block starts in the file, bytes, a multiple of the host page size.
+        length: bytes of the block, a multiple of ``page_size``.
+        page_size: target page size in bytes.
+    """
+
+    tells_holes = True
+    lasting = True
+
+    def __init__(self, fd: int, *, offset: int = 0, length: int, page_size: int = TARGET_PAGE_SIZE) -> None:
+        self._fd = os.dup(fd)
+        self._offset = offset
+        self._length = length
+        self._page_size = page_size
+        self._view: mmap.mmap | None = None
+        self._pages: Pages | None = None
+        self._swapped_out: int | None = None
+        self._nothing_in_swap = False
+        self._has_swap = False
+        self._swapped: Bits = np.empty(0, np.uint8)
+        self._looked_at: list[tuple[int, int]] = []
+
+    def open(self) -> None:
+        """Map the block (PageSource.open)."""
+        self._map()
+        self._has_swap = self._page_size == mmap.PAGESIZE and self._is_in_shared_memory() and has_swap()
+        self._swapped = np.zeros(self._length // self._page_size if self._has_swap else 0, np.uint8)
+
+    def _map(self) -> None:
+        if self._pages is None:
+            try:
+                self._view = mmap.mmap(self._fd, self._length, mmap.MAP_SHARED, mmap.PROT_READ, offset=self._offset)
+            except OSError as error:
+                raise HostError.from_os("cannot map guest RAM", error) from error
+            except ValueError as error:  # mmap looks at the file's size itself
+                raise HostError("cannot map guest RAM: its file became shorter") from error
+            self._pages = np.frombuffer(self._view, np.uint64).reshape(-1, self._page_size // 8)
+
+    def pages(self, first: int, count: int, wanted: Bits | None = None) -> Pages:
+        """A view of the mapping: no byte is copied (PageSource.pages).
+
+        What comes from swap to be looked at goes back there with the next call.
+        """
+        assert self._pages is not None, "open() comes first"
+        if self._has_swap:
+            self._advise(linux.MADV_PAGEOUT)
+            part = self._swapped[first : first + count]
+            part |= (
+                self._resident_of(first, count) ^ 1
+            )  # what was paged out may look resident until its memory is needed
+            runs = runs_of_ones(part if wanted is None else part & wanted)
+            self._looked_at = [(first + start, length) for start, length in runs.tolist()]
+            self._advise(linux.MADV_WILLNEED)
+        return self._pages[first : first + count]
+
+    def _advise(self, advice: int) -> None:
+        """Give advice about what was in swap of the pages that were asked for last.
+
+        All at once it comes in many times faster than page by page. Where it lies in shared memory it has no place in
+        swap any more, so paging it out writes; but of a guest that is held to less memory than it has, the kernel
+        would page out other pages instead, those it works with (measured). Pages that the guest uses by then stay.
+        """
+        assert self._view is not None, "open() comes first"
+        for first, count in self._looked_at:
+            with contextlib.suppress(OSError):  # it is advice
+                self._view.madvise(advice, first * self._page_size, count * self._page_size)
+
+    def data_ranges(self, within: PageRange) -> list[PageRange]:
+        """What SEEK_DATA and SEEK_HOLE say; everything where the file system does not know (PageSource.data_ranges)."""
+        if self._swapped_out is None or within.count * self._page_size == self._length:
+            self._swapped_out = swapped_out()  # asked before: what goes to swap from here on may be missed by the cache
+            self._nothing_in_swap = self._swapped_out == 0 or not has_swap()
+        found: list[PageRange] = []
+        for each in self._extents(within):
+            if (
+                len(found) > _MANY_EXTENTS
+                and each.end < within.first + len(found) * _SPARSE_PAGES
+                and self._never_swapped()
+            ):
+                return [*found, *self._resident(PageRange(each.first, within.end - each.first))]
+            if found and found[-1].end >= each.first:
+                each = PageRange(found[-1].first, each.end - found.pop().first)
+            found.append(each)
+        return found
+
+    def _extents(self, within: PageRange) -> Iterator[PageRange]:
+        """What the file system says is data, as whole pages."""
+        if self._is_all_there():
+            yield within
+            return
+        first = self._offset + within.first * self._page_size
+        for start, end in data_extents(self._fd, first, first + within.count * self._page_size):
+            page = (start - self._offset) // self._page_size
+            yield PageRange(page, -(-(end - self._offset) // self._page_size) - page)
+
+    def _is_all_there(self) -> bool:
+        """Whether shared memory has no hole at all: quicker than to have every page of it passed by."""
+        try:
+            status = os.fstat(self._fd)
+        except OSError:
+            return False
+        return status.st_blocks * _BLOCK_BYTES >= status.st_size and self._is_in_shared_memory()
+
+    def _is_in_shared_memory(self) -> bool:
+        """Whether that can be told, and is so."""
+        try:
+            return linux.is_tmpfs(self._fd)
+        except OSError:
+            return False
+
+    def _never_swapped(self) -> bool:
+        """Whether the page cache knows every page that holds something, since nothing is in swap."""
+        return self._nothing_in_swap and self._cache_tells()
+
+    def _resident(self, within: PageRange) -> list[PageRange]:
+        """What is in the page cache, or, if anything went to swap while that was asked, what the file system says."""
+        found, opened = PageBitmap(self._length // self._page_size), self._pages is not None
+        for page in range(within.first // _CHUNK_PAGES * _CHUNK_PAGES, within.end, _CHUNK_PAGES):
+            found.put_bits(page // WORD_PAGES, self._in_cache(page, found.pages))
+        if not opened:  # whoever reads maps for itself, and notices then if the file became shorter
+            self._pages = self._view = None
+        if swapped_out() != self._swapped_out:
+            return list(self._extents(within))
+        runs = found.runs()
+        first, end = np.maximum(runs[:, 0], within.first), np.minimum(runs[:, 0] + runs[:, 1], within.end)
+        inside = np.flatnonzero(first < end)
+        return [PageRange(*each) for each in zip(first[inside].tolist(), (end - first)[inside].tolist(), strict=True)]
+
+    def grown(self, data: PageBitmap) -> list[PageRange]:
+        """Asks the page cache where gaps are many, the file where they are few (PageSource.grown).
+
+        ``lseek`` takes microseconds for each gap, however small; ``mincore`` takes less than a tenth of one for each
+        page, gap or not, and in shared memory finds the same pages but those in swap. A page that was in swap when the
+        data map was made is in it; if anything went there since, only ``lseek`` knows. The page tables of the process
+        that runs the guest would be quicker still, but what another process wrote into the same memory, such as a back
+        end of one of its devices, is not in them.
+        """
+        if data.count() == data.pages:
+            return []
+        scattered = self._scattered(data)
+        if not scattered.any() or not self._cache_tells():
+            return grown_by_asking(self, data)
+        found = PageBitmap(data.pages)
+        for chunk in np.flatnonzero(scattered).tolist():
+            found.put_bits(chunk * _CHUNK_WORDS, self._in_cache(chunk * _CHUNK_PAGES, data.pages))
+        if swapped_out() != self._swapped_out:  # asked afterwards: a page counts before it leaves the cache
+            return grown_by_asking(self, data)
+        found.words &= ~data.words
+        rest = PageBitmap(data.pages, data.words | np.repeat(scattered * _ALL_ONES, _CHUNK_WORDS)[: len(data.words)])
+        for each in grown_by_asking(self, rest):
+            found.set_range(each)
+        return found.ranges()
+
+    @staticmethod
+    def _scattered(data: PageBitmap) -> NDArray[np.bool_]:
+        """In which chunks of the block so many gaps begin that asking for every page is quicker."""
+        gaps = ~data.words
+        carry = np.concatenate((np.zeros(1, np.uint64), gaps[:-1] >> np.uint64(WORD_PAGES - 1)))
+        begins = np.bitwise_count(gaps & ~((gaps << np.uint64(1)) | carry))
+        return np.add.reduceat(begins, np.arange(0, len(begins), _CHUNK_WORDS), dtype=np.int64) > _MANY_GAPS
+
+    def _cache_tells(self) -> bool:
+        """Whether the page cache knows every page that holds something, and tells us."""
+        if self._swapped_out is None or self._page_size != mmap.PAGESIZE or not self._is_in_shared_memory():
+            return False
+        return os.access(f"/proc/self/fd/{self._fd}", os.W_OK, effective_ids=True)
+
+    def _in_cache(self, first: int, pages: int) -> NDArray[np.uint8]:
+        """0 or 1 for each page of the chunk that begins at page ``first``."""
+        self._map()
+        return self._resident_of(first, min(_CHUNK_PAGES, pages - first))
+
+    def _resident_of(self, first: int, count: int) -> NDArray[np.uint8]:
+        assert self._pages is not None, "open() comes first"
+        resident = np.empty(count, np.uint8)
+        try:
+            linux.mincore(self._pages[first:].ctypes.data, len(resident) * self._page_size, resident)
+        except OSError as error:
+            raise HostError.from_os("cannot ask which pages of guest RAM are in memory", error) from error
+        resident &= 1
+        return resident
+
+    def close(self) -> None:
+        """Unmap and close; views handed out stay valid until they are dropped (PageSource.close)."""
+        self._pages = self._view = None
+        if self._fd >= 0:
+            linux.close(self._fd)
+            self._fd = -1
+
+
+class CopyingSource(ABC):
+    """What sources that copy have in common: a private, page-aligned buffer, and a loop over short reads.
+
+    Args:
+        page_size: target page size in bytes.
+    """
+
+    lasting = False
+
+    def __init__(self, *, page_size: int) -> None:
+        self._page_size = page_size
+        self._buffer: Pages = np.empty((0, page_size // 8), np.uint64)
+
+    @abstractmethod
+    def _read(self, position: int, into: memoryview) -> int:
+        """Copy from byte ``position`` of the block on; returns how many bytes, at least one.
+
+        Raises:
+            HostError: they cannot be read.
+        """
+
+    def pages(self, first: int, count: int, wanted: Bits | None = None) -> Pages:
+        """A copy of the pages, overwritten by the next call (PageSource.pages)."""
+        if len(self._buffer) < count:
+            memory = anonymous_memory(count * self._page_size)
+            self._buffer = np.frombuffer(memory, np.uint64).reshape(count, -1)
+        result = self._buffer[:count]
+        for start, length in [(0, count)] if wanted is None else runs_of_ones(wanted).tolist():
+            target = result[start : start + length].data.cast("B")
+            position = (first + start) * self._page_size
+            while target:
+                got = self._read(position, target)
+                target, position = target[got:], position + got
+        result.flags.writeable = False
+        return result
+
+    def close(self) -> None:
+        """Drop the buffer (PageSource.close)."""
+        self._buffer = np.empty((0, self._page_size // 8), np.uint64)
+
+
+class CopiedSource(CopyingSource):
+    """Pages of a file on huge pages, read with ``preadv``.
+
+    Args:
+        fd: descriptor of the file, readable; duplicated.
+        offset: where the block starts in the file, bytes.
+        page_size: target page size in bytes.
+    """
+
+    tells_holes = False
+
+    def __init__(self, fd: int, *, offset: int = 0, page_size: int = TARGET_PAGE_SIZE) -> None:
+        super().__init__(page_size=page_size)
+        self._fd = os.dup(fd)
+        self._offset = offset
+
+    def open(self) -> None:
+        """Nothing to prepare: ``preadv`` needs no mapping (PageSource.open)."""
+
+    def _read(self, position: int, into: memoryview) -> int:
+        try:
+            got = os.preadv(self._fd, [into], self._offset + position)
+        except OSError as error:
+            raise HostError.from_os("cannot read guest RAM", error) from error
+        if got == 0:
+            raise HostError("guest RAM became shorter while it was read")
+        return got
+
+    def data_ranges(self, within: PageRange) -> list[PageRange]:
+        """All of it: content decides (PageSource.data_ranges)."""
+        return [within] if within.count else []
+
+    def grown(self, data: PageBitmap) -> list[PageRange]:
+        """What ``data`` leaves out, if anything (PageSource.grown)."""
+        return grown_by_asking(self, data)
+
+    def close(self) -> None:
+        """Drop buffer and descriptor (PageSource.close)."""
+        super().close()
+        if self._fd >= 0:
+            linux.close(self._fd)
+            self._fd = -1
+
+
+def grown_by_asking(source: PageSource, data: PageBitmap) -> list[PageRange]:
+    """PageSource.grown by way of ``data_ranges`` of every gap: exact, and quick where the gaps are few."""
+    if data.count() == data.pages:
+        return []
+    return [found for gap in data.gaps() for found in source.data_ranges(gap)]
+
+
+def swapped_out() -> int | None:
+    """How often the host has taken memory out of the page cache into swap since it started; None where it tells not."""
+    try:
+        with open("/proc/vmstat", encoding="ascii") as file:
+            counts = dict(line.split() for line in file)
+        return int(counts["pswpout"]) + sum(int(counts.get(name, 0)) for name in ("zswpout", "swpout_zero"))
+    except (OSError, KeyError, ValueError):
+        return None
+
+
+def open_ram_file(path: str, *, offset: int = 0, length: int | None = None) -> tuple[PageSource, int, int]:
+    """Open a file that is guest RAM for reading.
+
+    Args:
+        path: a file in shared memory (or any regular file); ``/proc/PID/fd/N`` reaches another process's memfd.
+        offset: where the block starts in the file, bytes.
+        length: bytes of the block; None for the rest of the file.
+
+    Returns:
+        The source, the block's length in bytes, and the page size of the memory behind it in bytes.
+
+    Raises:
+        HostError: the file cannot be opened.
+        RequestError: there is none, it is not a regular file, is too short, or the offset is not a multiple of its page
+            size.
+    """
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    except OSError as error:
+        raise unopened(f"cannot open guest RAM {path!r}", error) from error
+    try:
+        status = os.fstat(fd)
+        if not stat.S_ISREG(status.st_mode):
+            raise RequestError(f"guest RAM {path!r} is not a regular file")
+        huge = linux.is_hugetlbfs(fd)
+        host_page_size = status.st_blksize if huge else mmap.PAGESIZE
+        if offset < 0 or offset % host_page_size:
+            raise RequestError(f"offset {offset} of guest RAM {path!r} is not a multiple of {host_page_size}")
+        size = status.st_size - offset if length is None else length
+        if size <= 0 or offset + size > status.st_size:
+            raise RequestError(f"guest RAM {path!r} has {status.st_size} bytes, asked for {max(size, 0)} at {offset}")
+        if size % TARGET_PAGE_SIZE:
+            raise RequestError(f"guest RAM {path!r}: size {size} is not a multiple of the page size {TARGET_PAGE_SIZE}")
+        source = CopiedSource(fd, offset=offset) if huge else MappedSource(fd, offset=offset, length=size)
+    except OSError as error:
+        raise HostError.from_os(f"cannot look at guest RAM {path!r}", error) from error
+    finally:
+        linux.close(fd)
+    return source, size, host_page_size

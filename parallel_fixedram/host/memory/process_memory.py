@@ -1,0 +1,222 @@
+"""The RAM of a running process, reached from outside and left as it is.
+
+::
+
+    shared mapping: memfd, tmpfs, file ---- the very file, opened once more ---> MappedSource   no copy
+    shared mapping of huge pages ---------- the very file, opened once more ---> CopiedSource   preadv
+    private mapping ------ page tables and process_vm_readv of the process ----> ProcessSource  one copy
+
+The process is not stopped, traced or told; whoever asks makes sure that it does not unmap the memory meanwhile.
+"""
+
+from __future__ import annotations
+
+import mmap
+import os
+from dataclasses import dataclass
+from enum import StrEnum
+
+from parallel_fixedram.core.bitmap import PageBitmap
+from parallel_fixedram.core.errors import HostError
+from parallel_fixedram.core.protocols import PageSource
+from parallel_fixedram.core.ramblock import PageRange
+from parallel_fixedram.host import linux
+from parallel_fixedram.host.files.channel import data_extents
+from parallel_fixedram.host.memory import pagemap
+from parallel_fixedram.host.memory.page_source import (
+    CopiedSource,
+    CopyingSource,
+    MappedSource,
+    grown_by_asking,
+)
+from parallel_fixedram.host.memory.process_maps import Mapping, check_rights, mapped_parts, open_mapped_file, refusal
+from parallel_fixedram.host.memory.swapped import STEP_BYTES, SwappedPages, check_room, has_swap
+
+
+class MemoryKind(StrEnum):
+    """How memory of another process is reached."""
+
+    SHARED = "shared"
+    """Mapped by each worker: no copy."""
+    HUGE = "shared, huge pages"
+    """Read from its file."""
+    PRIVATE = "private"
+    """Copied out of the process."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ProcessMemory:
+    """A piece of another process's memory, opened."""
+
+    source: PageSource
+    kind: MemoryKind
+    path: str
+    """What /proc/PID/maps calls it; empty for most anonymous memory."""
+    host_page_size: int
+    """Page size of the memory in bytes: more than 4096 on hugetlbfs."""
+
+
+class ProcessSource(CopyingSource):
+    """Private memory of another process, copied with ``process_vm_readv``.
+
+    Args:
+        pid: the process.
+        address: where the block starts, a multiple of the host's page size.
+        length: bytes of the block, a multiple of the host's page size.
+        file: descriptor of the file of which this is a private mapping, duplicated; it shows through where the process
+            has no page of its own.
+        offset: where the block starts in that file, bytes.
+        tells_holes: False where the file has to be taken for data everywhere.
+    """
+
+    def __init__(
+        self,
+        pid: int,
+        address: int,
+        length: int,
+        *,
+        file: int | None = None,
+        offset: int = 0,
+        tells_holes: bool = True,
+    ) -> None:
+        super().__init__(page_size=mmap.PAGESIZE)
+        self.tells_holes = tells_holes
+        self._pid = pid
+        self._address = address
+        self._pages_in_all = length // mmap.PAGESIZE
+        self._file = -1 if file is None else os.dup(file)
+        self._offset = offset
+        self._swapped: SwappedPages | None = None
+
+    def open(self) -> None:
+        """Ask for the right to read, which a fork may have lost (PageSource.open)."""
+        check_rights(self._pid)
+        if self._swapped is None and has_swap():
+            self._swapped = SwappedPages(self._pid)
+
+    def _read(self, position: int, into: memoryview) -> int:
+        """What was in swap goes back there, so that reading costs the process no memory."""
+        address = self._address + position
+        if self._swapped is None or not len(self._swapped.within(address, into.nbytes)):
+            return self._copy(address, into)
+        step = into[:STEP_BYTES]
+        swapped = self._swapped.within(address, step.nbytes)
+        self._swapped.bring_in(swapped)
+        got = self._copy(address, step)
+        self._swapped.give_back(swapped)
+        return got
+
+    def _copy(self, address: int, into: memoryview) -> int:
+        try:
+            got = linux.process_vm_readv(self._pid, address, into)
+        except OSError as error:
+            raise refusal(self._pid, error, f"cannot read memory of process {self._pid} at {address:#x}") from error
+        if got == 0:
+            raise HostError(f"cannot read memory of process {self._pid} at {address:#x}: nothing came")
+        return got
+
+    def data_ranges(self, within: PageRange) -> list[PageRange]:
+        """Pages the process has written, in memory or swapped, and data of the file below (PageSource.data_ranges)."""
+        if not within.count:
+            return []
+        if not self.tells_holes:
+            return [within]
+        return [PageRange(within.first + each.first, each.count) for each in self._occupied(within).ranges()]
+
+    def grown(self, data: PageBitmap) -> list[PageRange]:
+        """One look at the page tables of the whole block (PageSource.grown)."""
+        if not self.tells_holes or data.count() == data.pages:
+            return grown_by_asking(self, data)
+        found = self._occupied(PageRange(0, self._pages_in_all))
+        found.words &= ~data.words
+        return found.ranges()
+
+    def close(self) -> None:
+        """Drop the buffer and the descriptor (PageSource.close)."""
+        super().close()
+        if self._swapped is not None:
+            self._swapped.close()
+            self._swapped = None
+        if self._file >= 0:
+            linux.close(self._file)
+            self._file = -1
+
+    def _occupied(self, within: PageRange) -> PageBitmap:
+        start = within.first * mmap.PAGESIZE
+        try:
+            found = pagemap.occupied(self._pid, self._address + start, within.count)
+        except OSError as error:
+            raise refusal(self._pid, error, f"cannot read the page tables of process {self._pid}") from error
+        if self._file >= 0:
+            first = self._offset + start
+            for data, hole in data_extents(self._file, first, first + within.count * mmap.PAGESIZE):
+                page = (data - first) // mmap.PAGESIZE
+                found.set_range(PageRange(page, -(-(hole - first) // mmap.PAGESIZE) - page))
+        return found
+
+
+def open_process_memory(pid: int, address: int, length: int) -> ProcessMemory:
+    """Open a piece of another process's memory for reading; everything that takes a right is tried here.
+
+    Args:
+        pid: the process.
+        address: first address, a multiple of the host's page size.
+        length: bytes, a multiple of the host's page size.
+
+    Raises:
+        MachineError: the process has ended.
+        HostError: nothing, or not one thing, is mapped there; a right is missing.
+    """
+    parts = mapped_parts(pid, address, length)
+    first = parts[0]
+    offset = first.offset + address - first.start
+    if first.shared:
+        fd = open_mapped_file(pid, first)
+        try:
+            return _shared(fd, offset, length, first.path)
+        finally:
+            linux.close(fd)
+    check_rights(pid)
+    check_room(pid)
+    return _private(pid, address, length, first, offset)
+
+
+def _shared(fd: int, offset: int, length: int, path: str) -> ProcessMemory:
+    try:
+        huge = linux.is_hugetlbfs(fd)
+        source = CopiedSource(fd, offset=offset) if huge else MappedSource(fd, offset=offset, length=length)
+        return ProcessMemory(
+            source=source,
+            kind=MemoryKind.HUGE if huge else MemoryKind.SHARED,
+            path=path,
+            host_page_size=os.fstat(fd).st_blksize if huge else mmap.PAGESIZE,
+        )
+    except OSError as error:
+        raise HostError.from_os(f"cannot look at guest RAM {path!r}", error) from error
+
+
+def _private(pid: int, address: int, length: int, mapping: Mapping, offset: int) -> ProcessMemory:
+    fd, host_page_size, tells_holes = None, mmap.PAGESIZE, True
+    try:
+        if mapping.inode:
+            try:
+                fd = open_mapped_file(pid, mapping)
+            except HostError:
+                tells_holes = False
+        if fd is not None and linux.is_hugetlbfs(fd):
+            host_page_size = os.fstat(fd).st_blksize
+            tells_holes = os.fstat(fd).st_blocks == 0  # it cannot tell where its data is, only that there is none
+        source = ProcessSource(
+            pid,
+            address,
+            length,
+            file=fd if host_page_size == mmap.PAGESIZE else None,
+            offset=offset,
+            tells_holes=tells_holes,
+        )
+    except OSError as error:
+        raise HostError.from_os(f"cannot look at guest RAM {mapping.path!r}", error) from error
+    finally:
+        if fd is not None:
+            linux.close(fd)
+    return ProcessMemory(source=source, kind=MemoryKind.PRIVATE, path=mapping.path, host_page_size=host_page_size)

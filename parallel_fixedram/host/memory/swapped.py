@@ -1,0 +1,151 @@
+"""Private memory of another process that is in swap: seen before it is read, and given back afterwards.
+
+Reading brings it in, at the cost of whoever's memory it is: a process that is held to less memory than it has, with the
+rest in swap, is killed when somebody reads all of it. So it is read in steps, and what was in swap before a step is
+paged out after it. That writes nothing: a page that came from swap and was only read still has its place there. It
+takes CAP_SYS_NICE; whoever has it not, and would read more than there is room for, is refused.
+"""
+
+from __future__ import annotations
+
+import errno
+import logging
+import mmap
+import os
+
+import numpy as np
+from numpy.typing import NDArray
+
+from parallel_fixedram.core.errors import HostError
+from parallel_fixedram.core.units import format_size
+from parallel_fixedram.host import linux
+from parallel_fixedram.host.memory.memory_limit import memory_room, swapped_bytes
+from parallel_fixedram.host.memory.process_maps import refusal
+
+logger = logging.getLogger(__name__)
+
+STEP_BYTES = 1 << 20
+"""How much is brought in at a time: little beside what a process that is held to anything has."""
+
+_MOST_RANGES = 512
+"""Of one call; UIO_MAXIOV is twice that."""
+
+_SWAPPED_BIT = np.uint64(62)
+"""Of an entry of /proc/PID/pagemap (Linux: Documentation/admin-guide/mm/pagemap.rst)."""
+
+_Ranges = NDArray[np.uint64]
+
+
+class SwappedPages:
+    """Which pages of a process are in swap; for one process of ours, to be closed.
+
+    Args:
+        pid: the process.
+
+    Raises:
+        MachineError: the process has ended.
+        HostError: no right to look.
+    """
+
+    def __init__(self, pid: int) -> None:
+        self._pid = pid
+        self._regions = np.empty((_MOST_RANGES, 3), np.uint64)
+        self._may_advise = True
+        self._pidfd = self._pagemap = -1
+        try:
+            self._pidfd = os.pidfd_open(pid)
+            self._pagemap = os.open(f"/proc/{pid}/pagemap", os.O_RDONLY | os.O_CLOEXEC)
+        except OSError as error:
+            self.close()
+            raise refusal(pid, error, f"cannot read the page tables of process {pid}") from error
+
+    def within(self, address: int, length: int) -> _Ranges:
+        """The parts of a piece of its memory that are in swap; the first 512 of them.
+
+        Args:
+            address: a multiple of the host's page size.
+            length: bytes, a multiple of that, too.
+
+        Returns:
+            First address and bytes of each, shape (ranges, 2), ascending.
+        """
+        try:
+            try:
+                found = self._scanned(address, length)
+            except OSError as error:
+                if error.errno != errno.ENOTTY:
+                    raise
+                found = self._listed(address, length)
+        except OSError as error:
+            raise refusal(self._pid, error, f"cannot read the page tables of process {self._pid}") from error
+        return found
+
+    def _scanned(self, address: int, length: int) -> _Ranges:
+        got = linux.pagemap_scan(self._pagemap, address, address + length, self._regions, linux.PAGE_IS_SWAPPED)
+        found = self._regions[:got, :2].copy()
+        found[:, 1] -= found[:, 0]
+        return found
+
+    def _listed(self, address: int, length: int) -> _Ranges:
+        data = os.pread(self._pagemap, length // mmap.PAGESIZE * 8, address // mmap.PAGESIZE * 8)
+        pages = np.flatnonzero(np.frombuffer(data, np.uint64) >> _SWAPPED_BIT & np.uint64(1))
+        starts = (address + pages[:_MOST_RANGES] * mmap.PAGESIZE).astype(np.uint64)
+        return np.stack((starts, np.full_like(starts, mmap.PAGESIZE)), axis=1)
+
+    def bring_in(self, ranges: _Ranges) -> None:
+        """Begin to read these, all at once: page by page as they are looked at takes many times longer."""
+        self._advise(ranges, linux.MADV_WILLNEED)
+
+    def give_back(self, ranges: _Ranges) -> None:
+        """Page these out again."""
+        self._advise(ranges, linux.MADV_PAGEOUT)
+
+    def _advise(self, ranges: _Ranges, advice: int) -> None:
+        if self._may_advise and len(ranges):
+            try:
+                linux.process_madvise(self._pidfd, ranges, advice)
+            except OSError as error:  # mostly a right that is missing; that there is room was seen to at the beginning
+                logger.debug("process %d: %s", self._pid, error)
+                self._may_advise = False
+
+    def close(self) -> None:
+        """Close what it holds; more than once does no harm."""
+        for fd in (self._pidfd, self._pagemap):
+            if fd >= 0:
+                linux.close(fd)
+        self._pidfd = self._pagemap = -1
+
+
+def check_room(pid: int) -> None:
+    """Refuse to read a process that would not survive it.
+
+    Raises:
+        MachineError: it has ended.
+        HostError: more of it is in swap than it may have in memory, and nothing could be given back.
+    """
+    swapped, room = swapped_bytes(pid), memory_room(pid)
+    if room is None or swapped <= room:
+        return
+    try:
+        pidfd = os.pidfd_open(pid)
+        try:
+            linux.process_madvise(pidfd, np.empty((0, 2), np.uint64), linux.MADV_PAGEOUT)
+        finally:
+            linux.close(pidfd)
+    except OSError as error:
+        if error.errno not in (errno.EPERM, errno.ENOSYS):
+            raise refusal(pid, error, f"cannot page out memory of process {pid}") from error
+        what = (
+            f"process {pid} has {format_size(swapped)} in swap, and its control group has room for {format_size(room)}"
+        )
+        hint = "reading would bring it in, and have the process killed; to page it out again takes CAP_SYS_NICE"
+        raise HostError.from_os(what, error, hint=hint) from error
+
+
+def has_swap() -> bool:
+    """Whether this host has any swap; True where it does not say."""
+    try:
+        with open("/proc/swaps", encoding="utf-8", errors="replace") as file:
+            return len(file.readlines()) > 1
+    except OSError:
+        return True

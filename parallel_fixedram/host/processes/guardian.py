@@ -1,0 +1,119 @@
+"""Guardian: a small process that does one thing if we die before we could do it ourselves, by SIGKILL too.
+
+::
+
+    us ------ armed: a byte in shared memory ------> guardian, asleep on our pidfd
+     |                                                 |
+     +-- dies, or lets go of it ---------------------->+-- armed: acts, ends;   not armed: ends
+
+It ignores the signals that a terminal or a service manager sends to us, and holds no descriptor but those it needs.
+"""
+
+from __future__ import annotations
+
+import mmap
+import os
+import select
+import signal
+from collections.abc import Callable, Collection
+from types import TracebackType
+from typing import NoReturn, Self
+
+from parallel_fixedram.core.errors import HostError
+from parallel_fixedram.host.files.channel import anonymous_memory
+from parallel_fixedram.host.processes import forked, signals
+
+_LET_GO_SECONDS = 1.0
+
+_IGNORED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT, signal.SIGPIPE)
+
+
+class Guardian:
+    """Context manager around the process; it is told to act, or not to, with ``arm`` and ``disarm``.
+
+    Args:
+        act: what to do; runs in the guardian's process, so it uses no thread, no lock and no event loop of ours.
+        descriptors: what ``act`` needs open.
+
+    Raises:
+        HostError: no process could be started.
+    """
+
+    def __init__(self, act: Callable[[], None], descriptors: Collection[int] = ()) -> None:
+        self._act = act
+        self._descriptors = set(descriptors)
+        self._pid = 0
+        self._go = -1
+
+    def __enter__(self) -> Self:
+        self._armed = anonymous_memory(mmap.PAGESIZE, shared=True)
+        forked.reap_left()
+        try:
+            us = os.pidfd_open(os.getpid())  # before the fork, so that it cannot come to mean another process
+            try:
+                with signals.held():
+                    self._go = os.eventfd(0, os.EFD_CLOEXEC)
+                    pid = os.fork()
+                    if pid == 0:
+                        self._watch(us)
+                    self._pid = pid
+            finally:
+                os.close(us)
+        except OSError as error:
+            self._forget()
+            raise HostError.from_os("cannot start the process that looks after the guest", error) from error
+        except BaseException:  # a signal that was held back
+            self.close()
+            raise
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def arm(self) -> None:
+        """From now on it acts when we die."""
+        self._armed[0] = 1
+
+    def disarm(self) -> None:
+        """From now on it does not."""
+        self._armed[0] = 0
+
+    def close(self) -> None:
+        """End the process; more than once does no harm."""
+        if self._pid:
+            forked.kill(self._pid)
+            forked.reap(self._pid)
+            self._forget()
+
+    def let_go(self) -> None:
+        """Have it act now if it is armed, as if we had died; it is waited for, but no longer than a second."""
+        if not self._pid:
+            return
+        pid = self._pid
+        os.eventfd_write(self._go, 1)
+        self._forget()
+        forked.leave(pid, _LET_GO_SECONDS)
+
+    def _forget(self) -> None:
+        self._pid = 0
+        if self._go >= 0:
+            os.close(self._go)
+            self._go = -1
+
+    def _watch(self, us: int) -> NoReturn:
+        try:
+            for signum in _IGNORED:
+                signal.signal(signum, signal.SIG_IGN)
+            signal.set_wakeup_fd(-1)
+            os.setsid()
+            forked.keep_only({us, self._go, *self._descriptors})
+            poll = select.poll()
+            poll.register(us, select.POLLIN)
+            poll.register(self._go, select.POLLIN)
+            poll.poll()
+            if self._armed[0]:
+                self._act()
+        finally:
+            os._exit(0)

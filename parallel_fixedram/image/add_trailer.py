@@ -1,0 +1,88 @@
+"""Add our trailer to a mapped-ram file by QEMU, in place: digests of everything, and a clone stream.
+
+Nothing before the end of the stream changes, and QEMU loads the file as before. The footer comes last: without it there
+is no trailer.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Collection
+
+from parallel_fixedram.core.errors import HostError, RequestError
+from parallel_fixedram.core.shards import plan_shards
+from parallel_fixedram.engine.pages.bitmaps import shared_words
+from parallel_fixedram.engine.pages.digest import DigestJob, write_trailer
+from parallel_fixedram.engine.workers.pool import WorkerPool
+from parallel_fixedram.engine.workers.progress import Progress, run_job
+from parallel_fixedram.format.trailer import TrailerLayout
+from parallel_fixedram.host import linux
+from parallel_fixedram.host.files.channel import FileChannel
+from parallel_fixedram.host.processes import signals
+from parallel_fixedram.image.clone_stream import clone_stream_of
+from parallel_fixedram.image.image import Image
+from parallel_fixedram.image.stale import refuse_stale_pages, reopen_writable
+
+
+def add_trailer(image: Image, main: Collection[str], *, channels: int, progress: Progress | None = None) -> None:
+    """Add a trailer; the image has to be opened anew to see it.
+
+    Args:
+        image: a file that has none.
+        main: names of the blocks that are main memory.
+        channels: number of workers.
+        progress: called as shards are acknowledged.
+
+    Raises:
+        RequestError: it has one already, or cannot have one.
+        HostError: I/O; the file is as it was.
+    """
+    if image.file.trailer is not None:
+        raise RequestError(f"{image.path!r} has a trailer already")
+    if len(image.blocks) < len(image.file.blocks):
+        raise RequestError(f"{image.path!r} does not hold all of its RAMBlocks")
+    for saved in image.blocks:
+        if max(saved.bitmap_end, saved.pages_end) > image.file.stream_end:
+            raise RequestError(f"{image.path!r} has block {saved.block.idstr!r} behind the end of its stream")
+    refuse_stale_pages(image, image.blocks, channels=channels)
+    clone = clone_stream_of(image, main)
+    trailer = TrailerLayout.plan(
+        base=image.file.base,
+        stream_end=image.file.stream_end,
+        blocks=[saved.block for saved in image.blocks],
+        clone_end=clone.end,
+    )
+    present = [image.bitmap(saved.block.idstr) for saved in image.blocks]
+    tables = shared_words(len(image.blocks))
+    tables[:] = trailer.tables
+    fd = reopen_writable(image)
+    try:
+        channel, resized = FileChannel(fd, image.path), False
+        try:
+            with signals.held():
+                _resize(channel, trailer.file_length)
+                resized = True
+            job = DigestJob(image.blocks, present, tables, pages=channel, digests=channel)
+            with WorkerPool([job], channels) as pool:
+                size = image.file.page_size
+                run_job(
+                    pool, 0, plan_shards(present, workers=channels), phase="digest", page_size=size, progress=progress
+                )
+            clone.write(channel, channel, trailer.clone_offset)
+            write_trailer(channel, trailer, image.blocks)
+            channel.sync()
+        except BaseException:
+            with signals.held():
+                if resized:
+                    _resize(channel, image.file.stream_end)  # padding may have been overwritten, and is zeros again
+                    _resize(channel, image.file.size)
+            raise
+    finally:
+        linux.close(fd)
+
+
+def _resize(channel: FileChannel, size: int) -> None:
+    try:
+        os.ftruncate(channel.fd, size)
+    except OSError as error:
+        raise HostError.from_os(f"cannot size {channel.name!r} to {size} bytes", error) from error

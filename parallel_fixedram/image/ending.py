@@ -1,0 +1,81 @@
+"""Ending: what a file has besides its pages, written when all of them are there.
+
+::
+
+    heads and file bitmaps | pages | device sections, end mark | trailer with page digests | clone stream
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from parallel_fixedram.core.bitmap import PageBitmap
+from parallel_fixedram.core.errors import FormatError, MachineError
+from parallel_fixedram.core.protocols import GuestBlock
+from parallel_fixedram.engine.pages.digest import write_trailer
+from parallel_fixedram.format.layout import FileLayout
+from parallel_fixedram.format.trailer import TrailerLayout
+from parallel_fixedram.host.files.channel import FileChannel
+from parallel_fixedram.image.clone_stream import CloneStream
+
+
+class Ending:
+    """Everything that can be laid out once the device state is known, and written once the pages are.
+
+    Args:
+        layout: where everything goes.
+        guest_blocks: the machine's blocks, in the same order.
+        present: which pages are in the file, one bitmap a block; filled until ``write``.
+
+    Raises:
+        MachineError: the device state is not what QEMU writes.
+    """
+
+    def __init__(
+        self, layout: FileLayout, guest_blocks: Sequence[GuestBlock], present: Sequence[PageBitmap], state: bytes
+    ) -> None:
+        try:
+            self._tail = layout.tail(state)
+        except FormatError as error:
+            raise MachineError(f"the device state is not what QEMU writes: {error.message}") from error
+        self._layout = layout
+        self._present = present
+        self._clone: CloneStream | None = None
+        small = [number for number, each in enumerate(guest_blocks) if not each.main]
+        if state and small:
+            self._clone = CloneStream(
+                machine=layout.machine,
+                page_bits=layout.page_bits,
+                blocks=[layout.blocks[number] for number in small],
+                present=[present[number] for number in small],
+                device_sections=state,
+            )
+        self._trailer = TrailerLayout.plan(
+            base=layout.base,
+            stream_end=layout.ram_end + len(self._tail),
+            blocks=[saved.block for saved in layout.blocks],
+            clone_end=self._clone.end if self._clone else None,
+        )
+
+    @property
+    def file_length(self) -> int:
+        """Bytes of the whole file."""
+        return self._trailer.file_length
+
+    def tell_tables(self, into: NDArray[np.uint64]) -> None:
+        """Where the page digests of each block go: file offset of the digest of page 0."""
+        into[:] = self._trailer.tables
+
+    def write(self, channel: FileChannel) -> None:
+        """Heads, bitmaps, tail, clone stream and trailer; pages and their digests are there already."""
+        for offset, data in self._layout.head_pieces():
+            channel.write(offset, memoryview(data))
+        for saved, present in zip(self._layout.blocks, self._present, strict=True):
+            channel.write(saved.header.bitmap_offset, memoryview(present.to_bytes()))
+        channel.write(self._layout.ram_end, memoryview(self._tail))
+        if self._clone:
+            self._clone.write(channel, channel, self._trailer.clone_offset)
+        write_trailer(channel, self._trailer, self._layout.blocks)

@@ -1,0 +1,285 @@
+"""Image: a mapped-ram file opened for reading, whoever wrote it.
+
+Nothing of the file is trusted: it is read with ``pread``, never mapped, and every place a header names has been held
+against the file's length before it is used.
+"""
+
+from __future__ import annotations
+
+import mmap
+import os
+import uuid
+from collections.abc import Collection, Sequence
+from dataclasses import asdict
+from types import TracebackType
+from typing import Any
+
+import numpy as np
+
+from parallel_fixedram.core.bitmap import WORD_BYTES, WORD_PAGES, PageBitmap, tail_mask, words_for
+from parallel_fixedram.core.errors import FormatError, RequestError
+from parallel_fixedram.core.ramblock import PageRange
+from parallel_fixedram.core.report import BlockReport
+from parallel_fixedram.core.schemas import stamped
+from parallel_fixedram.core.uri import parse_uri
+from parallel_fixedram.engine.pages.bitmaps import shared_words
+from parallel_fixedram.engine.pages.digest import DigestTable
+from parallel_fixedram.format.mapped_ram import SavedBlock
+from parallel_fixedram.format.migration_file import MigrationFile, parse, read_clone_blocks
+from parallel_fixedram.host import linux
+from parallel_fixedram.host.files.channel import FileChannel, anonymous_memory, data_end, data_extents, open_readable
+from parallel_fixedram.host.files.page_cache import is_cold
+
+CACHE_SAMPLES = 64
+"""Pages of a block that are looked at to tell whether it is in the page cache."""
+
+
+class Image:
+    """Context manager around an open file.
+
+    Attributes:
+        path: the file's path.
+        file: what the file says of itself.
+        blocks: its RAMBlocks that are stored, with their places.
+        channel: for reading.
+    """
+
+    def __init__(self, path: str, *, offset: int = 0) -> None:
+        self.path = path
+        self._fd = open_readable(path, or_device=True)
+        try:
+            self.channel = FileChannel(self._fd, path)
+            size = self.channel.size()
+            self.file: MigrationFile = parse(self.channel.bytes_at, size, offset, data_end(self._fd, size))
+        except FormatError as error:
+            linux.close(self._fd)
+            raise error.in_file(path) from error
+        except BaseException:
+            linux.close(self._fd)
+            raise
+        self.blocks = [saved for saved in self.file.blocks if not saved.absent]
+        self._bitmaps: dict[str, PageBitmap] = {}
+        self._direct_fd = -1
+
+    def __enter__(self) -> Image:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close the file; more than once does no harm."""
+        for fd in (self._fd, self._direct_fd):
+            if fd >= 0:
+                linux.close(fd)
+        self._fd = self._direct_fd = -1
+
+    def block(self, idstr: str) -> SavedBlock:
+        """The stored block of that name.
+
+        Raises:
+            RequestError: the file has none.
+        """
+        for saved in self.blocks:
+            if saved.block.idstr == idstr:
+                return saved
+        self.refuse_absent([idstr])
+        names = ", ".join(repr(saved.block.idstr) for saved in self.blocks)
+        raise RequestError(f"{self.path!r} has no block {idstr!r}; it has {names}")
+
+    def refuse_absent(self, wanted: Collection[str] | None = None) -> None:
+        """Refuse blocks of which the file has the name and not the pages.
+
+        Args:
+            wanted: names of blocks; None for all.
+
+        Raises:
+            RequestError: names the first.
+        """
+        for saved in self.file.blocks:
+            if saved.absent and (wanted is None or saved.block.idstr in wanted):
+                raise RequestError(
+                    f"{self.path!r} does not hold block {saved.block.idstr!r}, only its name: it was saved with "
+                    "x-ignore-shared, so that memory stayed where it was",
+                    hint="a stock QEMU on that very memory (share=on) loads it, with x-ignore-shared and mapped-ram on",
+                )
+
+    def bitmap(self, idstr: str) -> PageBitmap:
+        """The file bitmap of a block, in memory that later forks share.
+
+        Raises:
+            FormatError: bits are set that stand for no page.
+        """
+        if idstr not in self._bitmaps:
+            self._bitmaps[idstr] = self._read_bitmap(self.block(idstr))
+        return self._bitmaps[idstr]
+
+    def slot_data(self, saved: SavedBlock) -> PageBitmap:
+        """Pages whose place in the file is not a hole, whatever their bit says."""
+        bitmap = PageBitmap(saved.block.pages, shared_words(words_for(saved.block.pages)))
+        for start, end in data_extents(self._fd, saved.header.pages_offset, saved.pages_end):
+            first, last = saved.page_at(start), saved.page_at(end - 1)
+            bitmap.set_range(PageRange(first, last + 1 - first))
+        return bitmap
+
+    def digest_table(self, saved: SavedBlock) -> DigestTable | None:
+        """The page digests of a block, or None where the file carries none."""
+        if self.file.trailer is None:
+            return None
+        return DigestTable(self.channel, self.file.trailer.tables[self.file.blocks.index(saved)])
+
+    def clone_blocks(self) -> frozenset[str]:
+        """Names of the blocks in the file's clone stream; empty where it carries none."""
+        if self.file.trailer is None:
+            return frozenset()
+        try:
+            found = read_clone_blocks(self.channel.bytes_at, self.file.trailer)
+        except FormatError as error:
+            raise error.in_file(self.path) from error
+        return frozenset(saved.block.idstr for saved in found)
+
+    def open_direct(self, blocks: Sequence[SavedBlock]) -> FileChannel | None:
+        """A channel past the page cache for the pages of these blocks; None where the file system or a place refuses.
+
+        Valid until the image is closed.
+        """
+        if any((saved.header.pages_offset | saved.block.page_size) % mmap.PAGESIZE for saved in blocks):
+            return None
+        if self._direct_fd < 0:
+            fd = -1
+            try:
+                # not by its path: another file may have that name by now
+                fd = os.open(f"/proc/self/fd/{self._fd}", os.O_RDONLY | os.O_DIRECT | os.O_CLOEXEC)
+                # some take it when opened and not when read
+                os.preadv(fd, [anonymous_memory(mmap.PAGESIZE)], blocks[0].header.pages_offset)
+            except OSError:
+                if fd >= 0:
+                    linux.close(fd)
+                return None
+            self._direct_fd = fd
+        return FileChannel(self._direct_fd, self.path)
+
+    def is_cold(self, blocks: Sequence[SavedBlock]) -> bool:
+        """Whether most pages of these blocks would have to come from the device."""
+        offsets: list[int] = []
+        for saved in blocks:
+            bitmap = self.bitmap(saved.block.idstr)
+            words = np.flatnonzero(bitmap.words)
+            chosen = words[np.linspace(0, len(words) - 1, min(CACHE_SAMPLES, len(words)), dtype=int)]
+            for word in chosen.tolist():
+                first = word * WORD_PAGES
+                offsets.append(saved.page_offset(first + int(bitmap.page_bits(first, WORD_PAGES).argmax())))
+        return is_cold(self._fd, offsets)
+
+    def read_pages(self, idstr: str, first: int, count: int) -> bytes:
+        """The contents of pages ``first`` to ``first + count`` of a block, zeros for zero pages.
+
+        Raises:
+            RequestError: no such block or page.
+        """
+        saved, bitmap = self.block(idstr), self.bitmap(idstr)
+        if not 0 <= first <= first + count <= saved.block.pages:
+            raise RequestError(f"block {idstr!r} has {saved.block.pages} pages, asked for {first} to {first + count}")
+        size = saved.block.page_size
+        pages = bytearray(count * size)
+        for page in range(first, first + count):
+            if bitmap.test(page):
+                self.channel.read(
+                    saved.page_offset(page), memoryview(pages)[(page - first) * size : (page - first + 1) * size]
+                )
+        return bytes(pages)
+
+    def check_complete(self) -> None:
+        """Refuse a file whose save never came to write its bitmaps: by them, all of its RAM would be zero.
+
+        Raises:
+            FormatError: there is no RAM END section, no bit is set, and yet there are pages.
+        """
+        if self.file.ram_ended or any(self.bitmap(saved.block.idstr).count() for saved in self.blocks):
+            return
+        for saved in self.blocks:
+            if self.slot_data(saved).count():
+                raise FormatError(
+                    f"block {saved.block.idstr!r} has pages but an empty bitmap, and there is no RAM END section",
+                    offset=saved.header.bitmap_offset,
+                    hint="the save was interrupted, or was a background snapshot, which loses the bitmaps",
+                ).in_file(self.path)
+
+    def report(self) -> tuple[BlockReport, ...]:
+        """The stored blocks with their page counts."""
+        return tuple(block_report(saved, self.bitmap(saved.block.idstr).count()) for saved in self.blocks)
+
+    def describe(self) -> dict[str, Any]:
+        """What the file says, as a JSON object; offsets are absolute, in bytes."""
+        file, configuration = self.file, self.file.configuration
+        return stamped(
+            "inspect",
+            {
+                "verb": "inspect",
+                "file": self.path,
+                "size": file.size,
+                "offset": file.base,
+                "stream_end": file.stream_end,
+                "machine": configuration.machine,
+                "target": file.target or None,
+                "capabilities": list(configuration.capabilities),
+                "uuid": str(uuid.UUID(bytes=configuration.uuid)) if configuration.uuid else None,
+                "page_size": file.page_size,
+                "ram_ended": file.ram_ended,
+                "vm_description": file.has_vmdesc,
+                "digests": file.trailer is not None,
+                "clone_offset": file.trailer.clone_offset if file.trailer else 0,
+                "blocks": [self._describe_block(saved) for saved in file.blocks],
+                "devices": [asdict(device) for device in file.devices],
+                "warnings": list(file.warnings),
+            },
+        )
+
+    def _describe_block(self, saved: SavedBlock) -> dict[str, Any]:
+        place = {"absent": saved.absent, "record_offset": saved.record_offset, "address": saved.address}
+        data_pages = 0 if saved.absent else self.bitmap(saved.block.idstr).count()
+        return {**asdict(block_report(saved, data_pages)), **place}
+
+    def _read_bitmap(self, saved: SavedBlock) -> PageBitmap:
+        words = shared_words(words_for(saved.block.pages))
+        start = saved.header.bitmap_offset
+        # holes of a bitmap are left untouched, so that a file full of nothing costs nothing to read
+        for first, end in data_extents(self._fd, start, saved.bitmap_end):
+            self.channel.read(first, words.view(np.uint8)[first - start : end - start].data)
+        if len(words) and int(words[-1]) & ~tail_mask(saved.block.pages):
+            raise FormatError(
+                f"block {saved.block.idstr!r}: its bitmap has bits after the last page",
+                offset=saved.bitmap_end - WORD_BYTES,
+            ).in_file(self.path)
+        return PageBitmap(saved.block.pages, words)
+
+
+def open_image(uri: str) -> Image:
+    """Open a mapped-ram file for reading, as a context manager.
+
+    Args:
+        uri: a path, or ``file:PATH[,offset=SIZE]`` where the stream does not start at the beginning of the file.
+
+    Raises:
+        RequestError: not a file, or a URI that is not seekable.
+        HostError: the file cannot be opened or read.
+        FormatError: it is not a complete mapped-ram file.
+    """
+    target = parse_uri(uri)
+    return Image(target.path, offset=target.offset)
+
+
+def block_report(saved: SavedBlock, data_pages: int) -> BlockReport:
+    """A block as reports show it."""
+    return BlockReport(
+        idstr=saved.block.idstr,
+        used_length=saved.block.used_length,
+        page_size=saved.block.page_size,
+        pages=saved.block.pages,
+        data_pages=data_pages,
+        zero_pages=saved.block.pages - data_pages,
+        bitmap_offset=saved.header.bitmap_offset,
+        pages_offset=saved.header.pages_offset,
+    )

@@ -1,0 +1,280 @@
+"""Restore: from a mapped-ram file into guest RAM, which then is what the file says, whatever it held before.
+
+::
+
+    headers, lengths and bitmaps accepted, every destination open -> workers:
+        present page                        pread from the file, pwrite into the destination
+        zero page, destination has data     made zero (punched, or written along with its neighbours)
+        zero page, destination has a hole   left alone: never-touched memory stays untouched
+
+``pwrite`` into shared memory fills pages without a fault for each. A file that is not in the page cache is read past
+it, ahead of the writing (``read_ahead``). No destination is touched before the file is accepted; one that is made has
+its name only when it is complete.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+
+import numpy as np
+
+from parallel_fixedram.core.bitmap import PageBitmap, runs_of_ones, words_for
+from parallel_fixedram.core.errors import ContentsDiffer, RequestError
+from parallel_fixedram.core.protocols import Channel
+from parallel_fixedram.core.report import Difference, RestoredBlock, RestoreReport, RestoreSeconds
+from parallel_fixedram.core.shards import Shard, plan_shards
+from parallel_fixedram.core.units import format_count
+from parallel_fixedram.engine.pages.bitmaps import shared_words
+from parallel_fixedram.engine.pages.digest import DigestTable
+from parallel_fixedram.engine.pages.read_ahead import ReadAhead
+from parallel_fixedram.engine.pages.window import (
+    DIRECT_READ_PAGES,
+    WINDOW_PAGES,
+    Window,
+    WindowReader,
+    merge_runs,
+    windows,
+)
+from parallel_fixedram.engine.workers.messages import Tally
+from parallel_fixedram.engine.workers.pool import STALL_SECONDS, WorkerPool
+from parallel_fixedram.engine.workers.progress import Progress, run_job
+from parallel_fixedram.format.mapped_ram import SavedBlock
+from parallel_fixedram.host.files.channel import FileChannel
+from parallel_fixedram.host.memory.ram_target import RamTarget
+from parallel_fixedram.image.image import Image
+from parallel_fixedram.image.verify import check_ranges
+
+JOIN_ZERO_PAGES = 16
+"""Zero pages between two present ones that are written along rather than punched."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Destination:
+    """Where a block is restored to."""
+
+    path: str
+    """A file in shared memory, of exactly the block's size from ``offset`` on; made if there is none."""
+    offset: int = 0
+    """Where the block starts in the file, bytes."""
+    length: int | None = None
+    """Bytes of the block there, if not the rest of the file; anything but the block's size is refused."""
+
+
+@dataclass(slots=True, kw_only=True)
+class _Part:
+    """One block on its way from the file into a destination."""
+
+    saved: SavedBlock
+    present: PageBitmap
+    filled: PageBitmap
+    """Pages of the destination that may hold something now."""
+    work: PageBitmap
+    """Pages to handle: present, or to be made zero."""
+    channel: FileChannel
+    offset: int
+    digests: DigestTable | None
+
+
+class RestoreJob:
+    """Fills the destinations with the pages of a shard."""
+
+    def __init__(self, image: Image, parts: Sequence[_Part], direct: Channel | None) -> None:
+        self._image = image
+        self._parts = parts
+        self._direct = direct
+
+    def open(self) -> None:
+        """Allocate the read buffers (Job.open)."""
+        page_size = max(part.saved.block.page_size for part in self._parts)
+        self._reader: WindowReader | ReadAhead
+        if self._direct:
+            self._reader, self._window_pages = ReadAhead(self._direct, page_size, DIRECT_READ_PAGES), DIRECT_READ_PAGES
+        else:
+            self._reader, self._window_pages = WindowReader(self._image.channel, page_size), WINDOW_PAGES
+
+    def run(self, shard: Shard) -> Tally:
+        """Restore one shard (Job.run)."""
+        part, tally = self._parts[shard.block], Tally()
+        wanted = (
+            Window(work.first, part.present.page_bits(work.first, len(work.bits)))
+            for work in windows(part.work, shard, self._window_pages)
+        )
+        for window, pages in self._reader.each(part.saved, wanted, tally):
+            first, count, present = window.first, len(window.bits), window.bits
+            if part.digests:
+                tally.found_bad(shard.block, first, part.digests.mismatches(first, pages, present))
+            started = time.perf_counter()
+            filled = part.filled.page_bits(first, count)
+            size, view = part.saved.block.page_size, pages.data.cast("B")
+            runs = merge_runs(runs_of_ones(present), JOIN_ZERO_PAGES, only=filled)
+            leftover = filled & (present ^ 1)
+            for start, length in runs.tolist():
+                data = view[start * size : (start + length) * size]
+                part.channel.write(part.offset + (first + start) * size, data)
+                leftover[start : start + length] = 0
+            for start, length in runs_of_ones(leftover).tolist():
+                part.channel.punch(part.offset + (first + start) * size, length * size)
+            tally.written_pages += int(np.count_nonzero(present))
+            tally.write_seconds += time.perf_counter() - started
+        return tally
+
+
+def restore(
+    image: Image,
+    destinations: Mapping[str, Destination],
+    *,
+    channels: int = 1,
+    check_digests: bool = False,
+    progress: Progress | None = None,
+    stall_seconds: float = STALL_SECONDS,
+) -> RestoreReport:
+    """Fill guest RAM from a file.
+
+    Args:
+        image: the open file.
+        destinations: by block name; blocks of the file that are not named are left out, and the report says so.
+        channels: number of workers.
+        check_digests: hold every page against its digest as it passes; heads and bitmaps are checked in any case.
+        progress: called as shards are acknowledged.
+        stall_seconds: how long a worker may move no byte.
+
+    Raises:
+        RequestError: a destination for a block that the file has not, of another size, or twice the same; or digests
+            asked of a file that has none. No destination was touched.
+        FormatError: the save of the file never came to its end. No destination was touched.
+        ContentsDiffer: heads or bitmaps do not match their digests, and no destination was touched; or pages do not,
+            and a destination that existed is filled, but not to be used.
+        HostError: a destination cannot be written; what one holds that existed is undefined.
+    """
+    started = time.perf_counter()
+    for idstr in destinations:
+        image.bitmap(idstr)
+    if not destinations:
+        raise RequestError("no block was given a destination")
+    image.check_complete()
+    if check_digests and image.file.trailer is None:
+        raise RequestError(f"{image.path!r} carries no digests to check")
+    check_head(image, tables=check_digests)
+    with ExitStack() as stack:
+        parts: list[_Part] = []
+        targets: list[RamTarget] = []
+        for saved in image.blocks:
+            if (wanted := destinations.get(saved.block.idstr)) is not None:
+                _check_new(saved.block.idstr, wanted.path, targets)
+                target = RamTarget(saved.block, wanted.path, offset=wanted.offset, length=wanted.length)
+                stack.push(target)  # before it is entered: from the moment it makes a file, it is known here
+                target.__enter__()
+                _check_apart(image, target, targets)
+                targets.append(target)
+                parts.append(_part(image, saved, target, check_digests))
+        direct = _cold_channel(image, [part.saved for part in parts])
+        with WorkerPool([RestoreJob(image, parts, direct)], channels, stall_seconds=stall_seconds) as pool:
+            shards = plan_shards([part.work for part in parts], workers=channels)
+            size = image.file.page_size
+            tally = run_job(pool, 0, shards, phase="restore", page_size=size, progress=progress)
+        _check(image, parts, tally, [target.path for target in targets if not target.is_new])
+        for target in targets:
+            target.keep()
+    return RestoreReport(
+        file=image.path,
+        channels=channels,
+        direct_io=direct is not None,
+        blocks=tuple(_restored(part, destinations[part.saved.block.idstr]) for part in parts),
+        left_out=tuple(s.block.idstr for s in image.file.blocks if s.block.idstr not in destinations),
+        verified=check_digests,
+        seconds=RestoreSeconds(
+            total=time.perf_counter() - started,
+            read=tally.read_seconds / channels,
+            write=tally.write_seconds / channels,
+        ),
+        bytes=tally.bytes,
+    )
+
+
+def _cold_channel(image: Image, blocks: Sequence[SavedBlock]) -> Channel | None:
+    """Past the page cache, where pages would have to come from the device anyway; None for through it.
+
+    What is cached comes from there at the speed of memory. What is not would be copied once more on its way, and push
+    out what others have cached.
+    """
+    return image.open_direct(blocks) if image.is_cold(blocks) else None
+
+
+def check_head(image: Image, *, tables: bool = True) -> None:
+    """Hold heads and bitmaps against their digests, where there are any: they say which page goes where.
+
+    Args:
+        image: the open file.
+        tables: also the page digests themselves, where they will be used.
+
+    Raises:
+        ContentsDiffer: they do not match.
+    """
+    for difference in check_ranges(image, image.file.trailer, tables=tables) if image.file.trailer else ():
+        raise ContentsDiffer(f"{image.path!r}: {difference}")
+
+
+def _check_new(idstr: str, path: str, others: Sequence[RamTarget]) -> None:
+    """Refuse a destination that is just being made for another block, and has not got its name yet."""
+    for other in others:
+        if other.is_new and os.path.realpath(other.path) == os.path.realpath(path):
+            raise RequestError(f"blocks {other.block.idstr!r} and {idstr!r} share {path!r}")
+
+
+def _check_apart(image: Image, target: RamTarget, others: Sequence[RamTarget]) -> None:
+    """Refuse a destination that is the file itself, or shares bytes with another destination."""
+    status = target.channel().stat()
+    if os.path.samestat(status, image.channel.stat()):
+        raise RequestError(f"destination {target.path!r} is the file that is to be restored")
+    for other in others:
+        apart = target.end <= other.offset or other.end <= target.offset
+        if not apart and os.path.samestat(status, other.channel().stat()):
+            raise RequestError(f"blocks {other.block.idstr!r} and {target.block.idstr!r} share {target.path!r}")
+
+
+def _part(image: Image, saved: SavedBlock, target: RamTarget, check_digests: bool) -> _Part:
+    pages = saved.block.pages
+    present = image.bitmap(saved.block.idstr)
+    filled = PageBitmap(pages, shared_words(words_for(pages)))
+    for found in target.data_ranges():
+        filled.set_range(found)
+    return _Part(
+        saved=saved,
+        present=present,
+        filled=filled,
+        work=PageBitmap(pages, present.words | filled.words),
+        channel=target.channel(),
+        offset=target.offset,
+        digests=image.digest_table(saved) if check_digests else None,
+    )
+
+
+def _check(image: Image, parts: Sequence[_Part], tally: Tally, spoilt: Sequence[str]) -> None:
+    """Refuse what does not match its digest; ``spoilt`` are the files that hold it now."""
+    if tally.bad_pages:
+        block, first, pages = min(tally.findings)
+        saved = parts[block].saved
+        what = Difference(
+            what="does not match its digest",
+            idstr=saved.block.idstr,
+            first_page=first,
+            pages=pages,
+            offset=saved.page_offset(first),
+        )
+        advice = f"do not use {', '.join(map(repr, spoilt))}" if spoilt else "nothing was restored"
+        raise ContentsDiffer(f"{image.path!r}: {what}", hint=f"{format_count(tally.bad_pages, 'bad page')}; {advice}")
+
+
+def _restored(part: _Part, destination: Destination) -> RestoredBlock:
+    data_pages = part.present.count()
+    return RestoredBlock(
+        idstr=part.saved.block.idstr,
+        path=destination.path,
+        used_length=part.saved.block.used_length,
+        data_pages=data_pages,
+        zero_pages=part.saved.block.pages - data_pages,
+    )

@@ -1,0 +1,150 @@
+"""What happens in the guest's own process: boot, then do as the socket says.
+
+::
+
+    GO n      run until n steps are done in all, then idle       answered at once
+    HALT n    run until n steps are done in all, if fewer are,   answered when nothing moves any more
+              then stand still
+
+While it boots it says how far it is (FILLED). An answer repeats the command's sequence number and says how many steps
+are done; the first one, number 0, says that the guest has booted and stands still. Between two steps the socket is
+looked at without waiting; a guest with nothing to do sleeps in ``poll``. When the other end is closed the process ends.
+"""
+
+from __future__ import annotations
+
+import gc
+import mmap
+import os
+import select
+import socket
+import struct
+import time
+from contextlib import suppress
+from typing import NoReturn
+
+import numpy as np
+
+from parallel_fixedram.core.errors import FixedRamError, HostError
+from parallel_fixedram.core.protocols import Pages
+from parallel_fixedram.core.ramblock import TARGET_PAGE_SIZE
+from parallel_fixedram.host.files.channel import FileChannel
+from parallel_fixedram.host.processes import forked
+from parallel_fixedram.machines.builtin.dirty_log import DirtyLog
+from parallel_fixedram.machines.builtin.spec import GuestSpec
+from parallel_fixedram.machines.builtin.workload import BATCH_PAGES, PAGE_WORDS, Indices, Program
+
+COMMAND = struct.Struct("<cQQ")
+"""GO or HALT, sequence number, number of steps."""
+ANSWER = struct.Struct("<cQQ")
+"""DONE, sequence number of the command, steps done."""
+FAILURE = struct.Struct("<cH")
+"""FAILED, or HOST_FAILED where the host is to blame, and an error number or 0; a line of text follows."""
+GO, HALT, DONE, FAILED, HOST_FAILED, FILLED = b"G", b"H", b"D", b"F", b"O", b"P"
+MESSAGE_BYTES = 512
+"""No message is longer."""
+FILLED_PAGES = 8192
+"""While it boots it says after so many pages how many it has written: FILLED, 0, pages."""
+
+
+def live(spec: GuestSpec, ram_fd: int, log: DirtyLog, sock: socket.socket, parent: int) -> NoReturn:
+    """Be the guest; called in a process just forked, and never returns.
+
+    Args:
+        spec: the guest.
+        ram_fd: descriptor of its RAM.
+        log: its dirty log.
+        sock: this end of a SOCK_SEQPACKET pair.
+        parent: process id of the parent.
+    """
+    status = 1
+    try:
+        _detach(parent, {sock.fileno(), ram_fd})
+        ram = np.frombuffer(mmap.mmap(ram_fd, spec.size), np.uint64).reshape(-1, PAGE_WORDS)
+        program = Program(spec)
+        channel = FileChannel(ram_fd, "guest RAM")
+        written = 0
+        for pages, contents in program.boot():
+            _fill(channel, pages, contents)
+            log.mark(pages)
+            before, written = written, written + len(pages)
+            if before // FILLED_PAGES < written // FILLED_PAGES:
+                sock.send(ANSWER.pack(FILLED, 0, written))
+        _serve(spec, program, ram, log, sock)
+        status = 0
+    except BaseException as error:
+        with suppress(OSError):
+            sock.send(_failure(error)[:MESSAGE_BYTES])
+    finally:
+        os._exit(status)  # not a word to the parent's exit handlers, buffers and destructors
+
+
+def _detach(parent: int, keep: set[int]) -> None:
+    """Leave behind what a forked process inherits but has no use for."""
+    forked.settle_in(parent)
+    gc.freeze()  # objects of the parent are not ours to destroy
+    # Locks, pipes and memory files of the parent would otherwise live as long as the guest does.
+    forked.close_others({0, 1, 2, *keep})
+
+
+def _failure(error: BaseException) -> bytes:
+    """The message that says why the guest ends."""
+    by_host = isinstance(error, (HostError, OSError, MemoryError))
+    told = error if isinstance(error, FixedRamError) else HostError.from_any("", error)
+    number = told.errno if isinstance(told, HostError) else 0
+    return FAILURE.pack(HOST_FAILED if by_host else FAILED, number) + told.message.removeprefix(": ").encode(
+        "utf-8", "replace"
+    )
+
+
+def _fill(ram: FileChannel, pages: Indices, contents: Pages) -> None:
+    """Write pages that were never touched: through the mapping each would take a fault, and twice as long."""
+    ends = [*(np.flatnonzero(np.diff(pages) != 1) + 1).tolist(), len(pages)]
+    start = 0
+    for end in ends:
+        ram.write(int(pages[start]) * TARGET_PAGE_SIZE, contents[start:end].data.cast("B"))
+        start = end
+
+
+def _serve(spec: GuestSpec, program: Program, ram: Pages, log: DirtyLog, sock: socket.socket) -> None:
+    poller = select.poll()
+    poller.register(sock, select.POLLIN)
+    pace = _Pace(spec.rate)
+    done = until = sequence = 0
+    owed = True  # an answer
+    while True:
+        if owed and done >= until:
+            sock.send(ANSWER.pack(DONE, sequence, done))
+            owed = False
+        if poller.poll(pace.wait_ms(done) if done < until else None):
+            message = sock.recv(MESSAGE_BYTES)
+            if not message:
+                return
+            command, sequence, number = COMMAND.unpack(message)
+            if command == GO:
+                sock.send(ANSWER.pack(DONE, sequence, done))
+                until = number
+            else:
+                until = max(number, done)
+            owed = command == HALT
+            pace.restart(done)
+        elif done < until:
+            log.mark(program.step(ram, done + 1))
+            done += 1
+
+
+class _Pace:
+    """Spreads steps over time so that ``rate`` bytes are written per second; 0 for no limit."""
+
+    def __init__(self, rate: int) -> None:
+        self._step_seconds = BATCH_PAGES * TARGET_PAGE_SIZE / rate if rate else 0.0
+        self.restart(0)
+
+    def restart(self, done: int) -> None:
+        self._origin = time.monotonic() - done * self._step_seconds
+
+    def wait_ms(self, done: int) -> float:
+        """Milliseconds until the step after ``done`` steps is due."""
+        if not self._step_seconds:
+            return 0
+        return max(0.0, (self._origin + (done + 1) * self._step_seconds - time.monotonic()) * 1000)

@@ -1,0 +1,97 @@
+"""Device state of a stopped QEMU, without a migration.
+
+``xen-save-devices-state`` (stable, in every build, no Xen needed) writes ``QEVM``, version 3, the FULL sections of all
+devices and an end mark, in a millisecond or two. It goes into anonymous memory that QEMU is handed as a descriptor: no
+file, no name, nothing to clean up. ``live: false`` is essential: QEMU would hand its disks over otherwise.
+Source: QEMU migration/savevm.c (qmp_xen_save_devices_state, qemu_save_device_state).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import struct
+from types import TracebackType
+from typing import Self
+
+from parallel_fixedram.core.errors import FixedRamError, FormatError, HostError, MachineError
+from parallel_fixedram.format.globalstate import with_run_state
+from parallel_fixedram.format.stream import QEMU_VM_EOF, QEMU_VM_FILE_MAGIC, QEMU_VM_FILE_VERSION
+from parallel_fixedram.host import linux
+from parallel_fixedram.host.files.channel import FileChannel
+from parallel_fixedram.machines.qemu.monitor import Monitor
+
+_HEAD = struct.pack(">II", QEMU_VM_FILE_MAGIC, QEMU_VM_FILE_VERSION)
+_GOODBYE_SECONDS = 1.0
+
+
+class DeviceState:
+    """Context manager around memory that QEMU can write its device state to, as often as it is asked.
+
+    Args:
+        monitor: of the QEMU.
+
+    Raises:
+        MachineError: QEMU does not take the descriptor.
+        HostError: no memory.
+    """
+
+    def __init__(self, monitor: Monitor) -> None:
+        self._monitor = monitor
+        self.fd = self._fdset = -1
+
+    def __enter__(self) -> Self:
+        try:
+            self.fd = os.memfd_create("device-state", os.MFD_CLOEXEC)
+            # QEMU takes only a descriptor that is open in just the way it wants to use it
+            writable = os.open(f"/proc/self/fd/{self.fd}", os.O_WRONLY | os.O_CLOEXEC)
+        except OSError as error:
+            self.close()
+            raise HostError.from_os("cannot get memory for the device state", error) from error
+        try:
+            self._fdset = self._monitor.add_fd(writable, opaque="parallel-fixedram")
+        except BaseException:
+            self.close()
+            raise
+        finally:
+            os.close(writable)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        fdset, self._fdset = self._fdset, -1
+        try:
+            if fdset >= 0:
+                # a courtesy, not worth a long wait, nor an error in the place of the one that brought us here
+                with contextlib.suppress(FixedRamError):
+                    self._monitor.remove_fd(fdset, timeout=_GOODBYE_SECONDS)
+        finally:
+            self.close()
+
+    def close(self) -> None:
+        """Let go of the memory; QEMU lets go of it when the monitor's connection ends, if not before."""
+        if self.fd >= 0:
+            linux.close(self.fd)
+            self.fd = -1
+
+    def save(self, run_state: str) -> bytes:
+        """The sections of all devices, head to footer, without an end mark; QEMU has to be stopped.
+
+        Args:
+            run_state: what they shall say that the guest was doing.
+
+        Raises:
+            MachineError: QEMU cannot save a device, or writes something else.
+        """
+        channel = FileChannel(self.fd, "device state")
+        start = channel.stat().st_size  # QEMU goes on behind what it wrote the last time
+        arguments = {"filename": f"/dev/fdset/{self._fdset}", "live": False}
+        self._monitor.execute("xen-save-devices-state", arguments)
+        data = channel.bytes_at(start, channel.stat().st_size - start)
+        if not data.startswith(_HEAD) or data[-1] != QEMU_VM_EOF or len(data) <= len(_HEAD) + 1:
+            raise MachineError(f"QEMU wrote {len(data)} bytes that are no device state")
+        try:
+            return with_run_state(data[len(_HEAD) : -1], run_state)
+        except FormatError as error:
+            raise MachineError(f"the device state is not what QEMU writes: {error.message}") from error

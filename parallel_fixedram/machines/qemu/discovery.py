@@ -1,0 +1,280 @@
+"""What a running QEMU is made of, asked before anything is touched: machine, RAMBlocks, process, what is in the way."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import chain
+from typing import TYPE_CHECKING, Any
+
+from parallel_fixedram.core.errors import MachineError, RequestError
+from parallel_fixedram.core.ramblock import RAMBlock, check_unique
+from parallel_fixedram.core.units import GIB, KIB, MIB
+from parallel_fixedram.format.stream import MAX_MACHINE_NAME
+from parallel_fixedram.host.processes.forked import is_gone
+from parallel_fixedram.host.processes.unseen import why_proc_is_wrong, why_unseen
+from parallel_fixedram.machines.qemu.session import shown
+
+if TYPE_CHECKING:
+    from parallel_fixedram.machines.qemu.monitor import Monitor
+
+_RAMBLOCK = re.compile(
+    r" *(?P<name>.*?) +(?P<size>[1-9]\d{0,8}) (?P<unit>[KMG])iB +0x[0-9a-f]+ 0x(?P<used>[0-9a-f]{1,16})"
+    r" 0x(?P<total>[0-9a-f]{1,16}) 0x(?P<address>[0-9a-f]{1,16})(?: +(?P<access>r[ow]))?( .*)?"
+)
+_UNITS = {"K": KIB, "M": MIB, "G": GIB}
+
+RUNNING = ("running", "suspended")
+"""Run states in which the guest, or its wake-up, changes memory."""
+
+BUSY = ("inmigrate", "finish-migrate", "restore-vm", "save-vm", "colo")
+"""Run states in which there is no guest yet, or it belongs to somebody else's operation."""
+
+_REFUSED_DEVICES = {
+    "vfio-": "VFIO devices save their state in steps, beside the device sections",
+    "vhost-user-": "a vhost-user back-end holds state, and writes to guest memory, in a process of its own",
+    "vhost-vdpa-": "a vDPA device holds state, and writes to guest memory, beside QEMU",
+    "virtio-mem": "virtio-mem has to be set up before RAM is loaded",
+}
+"""By the beginning of a device's type: why its guest cannot be saved from outside."""
+
+_MAY_LOOK = "reading guest memory takes the rights of a debugger: run as the user of QEMU, or as root"
+
+# passt speaks vhost-user too, where it was told to (QEMU 10.1, net/passt.c)
+_REFUSED_NETDEV = re.compile(r"^ *\\? *(\S+): .*\btype=(?:passt,)?(vhost-user|vhost-vdpa)\b", re.MULTILINE)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class QemuBlock:
+    """One RAMBlock as QEMU lists it."""
+
+    idstr: str
+    host_page_size: int
+    """Page size of the memory behind it, bytes."""
+    used_length: int
+    max_length: int
+    address: int
+    """Where it lies in QEMU's address space (HVA)."""
+    main: bool
+    """Whether a memory backend is behind it, rather than firmware or a device."""
+    read_only: bool
+    """Whether that backend lets nobody write; of firmware, QEMU itself still can."""
+
+    def ramblock(self) -> RAMBlock:
+        """What of it stands in a file.
+
+        Raises:
+            RequestError: a name or a length that no RAMBlock has.
+        """
+        return RAMBlock(
+            idstr=self.idstr,
+            used_length=self.used_length,
+            max_length=self.max_length,
+            host_page_size=self.host_page_size,
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Makeup:
+    """What a machine is made of, as far as a file of it depends on that; it may change under a guest that runs."""
+
+    blocks: tuple[QemuBlock, ...]
+    devices: tuple[tuple[str, str], ...]
+    """Name and type of every device that was added to the machine."""
+
+
+def makeup(monitor: Monitor) -> Makeup:
+    """What the machine is made of now.
+
+    Raises:
+        MachineError: QEMU does not say, or lists what cannot be.
+    """
+    return Makeup(blocks=tuple(ramblocks(monitor)), devices=tuple(_devices(monitor)))
+
+
+def run_state(monitor: Monitor) -> str:
+    """QEMU's run state, such as ``running``.
+
+    Raises:
+        MachineError: QEMU does not say.
+    """
+    answer = monitor.execute("query-status")
+    if not isinstance(answer, dict) or not isinstance(status := answer.get("status"), str):
+        raise _malformed(monitor, "query-status", answer)
+    return status
+
+
+def machine_type(monitor: Monitor) -> str:
+    """Machine type as it stands in a stream, such as ``pc-q35-10.0``.
+
+    Raises:
+        MachineError: QEMU does not say.
+    """
+    answer = monitor.execute("qom-get", {"path": "/machine", "property": "type"})
+    if not (isinstance(answer, str) and answer.isascii() and answer.isprintable() and len(answer) <= MAX_MACHINE_NAME):
+        raise _malformed(monitor, "qom-get", answer)
+    return answer.removesuffix("-machine")
+
+
+def machine_types(monitor: Monitor) -> set[str]:
+    """Names of all machine types that a QEMU has, without aliases.
+
+    Raises:
+        MachineError: QEMU lists none.
+    """
+    return {str(each.get("name")) for each in _listed(monitor, "query-machines")}
+
+
+def ramblocks(monitor: Monitor) -> list[QemuBlock]:
+    """Every RAMBlock that a migration would carry, in QEMU's order: longest first.
+
+    Source: QEMU softmmu/physmem.c (ram_block_format). Blocks without a name are not migrated (qemu_ram_is_migratable).
+
+    Raises:
+        MachineError: QEMU lists none, or what cannot be any.
+    """
+    backends = {str(each.get("id")) for each in _listed(monitor, "query-memdev")}
+    head, *lines = monitor.hmp("info ramblock").splitlines() or [""]
+    matches = [_RAMBLOCK.fullmatch(line) for line in lines]
+    if "Block Name" not in head or None in matches:  # a block that is overlooked would be missing in the file
+        unclear = lines[matches.index(None)] if None in matches else head
+        raise MachineError(
+            f"QMP socket {monitor.name!r}: QEMU lists no RAMBlocks: {shown(unclear)!r} is not understood"
+        )
+    found = [
+        QemuBlock(
+            idstr=match["name"],
+            host_page_size=int(match["size"]) * _UNITS[match["unit"]],
+            used_length=int(match["used"], 16),
+            max_length=int(match["total"], 16),
+            address=int(match["address"], 16),
+            main=(main := match["name"].removeprefix("/objects/") in backends),
+            read_only=main and match["access"] == "ro",
+        )
+        for match in matches
+        if match and match["name"]
+    ]
+    if not any(block.main for block in found):
+        raise MachineError(f"QMP socket {monitor.name!r}: QEMU lists no RAMBlock of main memory")
+    try:
+        check_unique([block.ramblock() for block in found])
+    except RequestError as error:
+        what = "QEMU lists RAMBlocks that cannot be"
+        raise MachineError(f"QMP socket {monitor.name!r}: {what}: {error.message}") from error
+    return found
+
+
+def refuse_what_cannot_be_saved(monitor: Monitor) -> None:
+    """Refuse a guest whose state is not all in RAM and device sections.
+
+    Raises:
+        MachineError: names the device, or gives QEMU's own reason.
+    """
+    for name, kind in _devices(monitor):
+        for start, reason in _REFUSED_DEVICES.items():
+            if kind.startswith(start):
+                raise MachineError(f"device {name!r} is a {kind}: {reason}")
+    if match := _REFUSED_NETDEV.search(monitor.hmp("info network")):
+        raise MachineError(f"netdev {match[1]!r} is {match[2]}: {_REFUSED_DEVICES[f'{match[2]}-']}")
+    refuse_what_cannot_be_migrated(monitor)
+
+
+def refuse_what_cannot_be_migrated(monitor: Monitor) -> None:
+    """Refuse a guest that QEMU itself would not migrate, or is migrating.
+
+    A QEMU that is asked for its device state all the same ends, with its guest (seen with nvme); and one that could
+    be migrated a moment ago may have got a device since.
+
+    Raises:
+        MachineError: gives QEMU's own reason.
+    """
+    migration = monitor.execute("query-migrate")
+    if not isinstance(migration, dict) or not isinstance(reasons := migration.get("blocked-reasons", []), list):
+        raise _malformed(monitor, "query-migrate", migration)
+    if reasons:
+        raise MachineError(f"QEMU says that this guest cannot be migrated: {shown(str(reasons[0]))}")
+    if migration.get("status") in ("setup", "active", "pre-switchover", "device", "postcopy-active", "cancelling"):
+        raise MachineError("a migration of this guest is under way")
+
+
+def _devices(monitor: Monitor) -> Iterator[tuple[str, str]]:
+    """Name and type of every device that the user added."""
+    for path in ("/machine/peripheral", "/machine/peripheral-anon"):
+        yield from children(monitor, path)
+
+
+def children(monitor: Monitor, path: str, of_type: str = "") -> Iterator[tuple[str, str]]:
+    """Name and type of every object below another one, or of its properties of a type.
+
+    Raises:
+        MachineError: QEMU does not say.
+    """
+    for child in _listed(monitor, "qom-list", {"path": path}):
+        kind = str(child.get("type", ""))
+        if kind == of_type or (not of_type and kind.startswith("child<")):
+            yield str(child.get("name")), kind.removeprefix("child<").removesuffix(">")
+
+
+def _listed(monitor: Monitor, command: str, arguments: dict[str, Any] | None = None) -> list[dict[str, Any]]:
+    """The objects that a command returns."""
+    answer = monitor.execute(command, arguments)
+    if not isinstance(answer, list) or not all(isinstance(each, dict) for each in answer):
+        raise _malformed(monitor, command, answer)
+    return answer
+
+
+def _malformed(monitor: Monitor, command: str, answer: object) -> MachineError:
+    text = shown(str(answer))
+    return MachineError(f"QMP socket {monitor.name!r}: QEMU's answer to {command!r} is malformed: {text}")
+
+
+def find_process(monitor: Monitor, fd: int, pid: int | None = None, *, likely: int = 0) -> int:
+    """The process behind a monitor: the one that holds a descriptor which the monitor has been sent.
+
+    The peer of the socket is only a guess: somebody else may have made the socket and handed it over, or QEMU may have
+    forked since. Reading the memory of a wrong process would give a file that looks right.
+
+    Args:
+        monitor: has been given ``fd``.
+        fd: a descriptor of a file that nobody else has open.
+        pid: what the user says.
+        likely: where to look first, instead of at the socket's peer.
+
+    Raises:
+        MachineError: it cannot be found, or is another one than the user says.
+    """
+    peer, wrong = likely or monitor.peer_pid, why_proc_is_wrong()
+    if not wrong:
+        name, inode = os.readlink(f"/proc/self/fd/{fd}"), os.fstat(fd)
+        others = (int(each) for each in os.listdir("/proc") if each.isdecimal())
+        for each in chain([peer], others) if pid is None else [pid]:
+            if _holds(each, name, inode):
+                return each
+    what = f"the process behind {monitor.name!r} cannot be found"
+    if pid is not None:
+        what = f"process {pid} is not the QEMU behind {monitor.name!r}"
+    gone = ("there is no such process, or it has ended", "") if pid is not None and is_gone(pid) else None
+    reason, hint = wrong or gone or why_unseen(peer and (pid or peer)) or ("", _MAY_LOOK)
+    raise MachineError(f"{what}: {reason}" if reason else f"{what}, or may not be looked at", hint=hint)
+
+
+def _holds(pid: int, name: str, wanted: os.stat_result) -> bool:
+    """Whether another process has a file open, as far as we may know; that we have it ourselves says nothing.
+
+    Of what is called otherwise only the name is asked: the server of a file may hang, and with it whoever looks.
+    """
+    if pid == os.getpid():
+        return False
+    try:
+        with os.scandir(f"/proc/{pid}/fd") as entries:
+            for entry in entries:
+                try:
+                    if os.readlink(entry.path) == name and os.path.samestat(entry.stat(), wanted):
+                        return True
+                except OSError:
+                    continue  # closed meanwhile
+    except OSError:
+        pass
+    return False

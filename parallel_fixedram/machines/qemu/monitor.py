@@ -1,0 +1,279 @@
+"""Monitor: what can be asked of a QEMU through its QMP socket, one blocking call at a time."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import pwd
+import socket
+import struct
+from collections.abc import Collection, Iterator, Mapping
+from types import TracebackType
+from typing import Any, Self
+
+from parallel_fixedram.core.errors import MachineError, os_message
+from parallel_fixedram.host.processes import signals
+from parallel_fixedram.machines.qemu.session import Collector, Session, TimedOut, no_answer, shown
+
+TIMEOUT_SECONDS = 30.0
+"""How long QEMU may take for an answer, if the caller does not say."""
+
+_PEER = struct.Struct("3i")  # struct ucred: pid, uid, gid
+
+_log = logging.getLogger(__name__)
+
+
+class Monitor:
+    """A QMP session; use it as a context manager, or ``close`` it.
+
+    Calls may come from any thread, but never two at once, and not from inside a running event loop. After an error
+    answer, a time-out or an exception out of a signal handler the session goes on (an answer that comes late is
+    dropped); once it is lost, every call says so.
+
+    Args:
+        path: QEMU's QMP socket.
+        timeout: seconds for every call that is not given its own.
+        greeting_timeout: seconds for the greeting, which does not come while another client is attached; None for
+            ``timeout``.
+        pidfd: descriptor of QEMU's process; its end ends every call. Stays the caller's to close, after the session.
+
+    Attributes:
+        name: the path, for messages.
+        version: QEMU's, as major, minor, micro.
+
+    Raises:
+        MachineError: nobody listens there, or it does not speak QMP, or not with us now.
+    """
+
+    def __init__(
+        self,
+        path: str,
+        *,
+        timeout: float = TIMEOUT_SECONDS,
+        greeting_timeout: float | None = None,
+        pidfd: int | None = None,
+    ) -> None:
+        self.name = path
+        self._greeting_timeout = greeting_timeout
+        with contextlib.ExitStack() as stack:
+            with signals.held():
+                sock = stack.enter_context(_connect(path))
+                self._session = stack.enter_context(Session(sock, path, timeout, pidfd))
+            self.version = self._greet()
+            _log.debug("QMP socket %r: QEMU %d.%d.%d, process %d", self.name, *self.version, self.peer_pid)
+            stack.pop_all()
+
+    @property
+    def sock(self) -> socket.socket:
+        """The connected socket, non-blocking; closed with the session."""
+        return self._session.sock
+
+    @property
+    def pidfd(self) -> int | None:
+        """As given; may be set later, when ``peer_pid`` has told whose to open."""
+        return self._session.pidfd
+
+    @pidfd.setter
+    def pidfd(self, fd: int | None) -> None:
+        self._session.pidfd = fd
+
+    @property
+    def peer_pid(self) -> int:
+        """Process that made the listening socket, as of then; 0 if it is not visible from here."""
+        pid: int = _PEER.unpack(self.sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _PEER.size))[0]
+        return pid
+
+    def execute(self, command: str, arguments: Mapping[str, Any] | None = None, *, timeout: float | None = None) -> Any:
+        """Have a command carried out, and return what it returns.
+
+        Args:
+            command: name of the command.
+            arguments: under QMP's own names; what JSON can say.
+            timeout: seconds; None for the session's.
+
+        Raises:
+            MachineError: QEMU refuses, ends, does not answer in time or not in QMP. Only after a refusal it is
+                certain that the command was not carried out.
+        """
+        return self._session.run(
+            no_answer(command), timeout, lambda: self._session.client.execute(command, arguments), command
+        )
+
+    def hmp(self, line: str) -> str:
+        """Have a command of the human monitor carried out, and return what it prints; errors are printed, too.
+
+        Raises:
+            MachineError: as for ``execute``.
+        """
+        printed = self.execute("human-monitor-command", {"command-line": line})
+        if not isinstance(printed, str):
+            raise self._malformed("human-monitor-command", printed)
+        return printed
+
+    def add_fd(self, fd: int, *, opaque: str = "", fdset: int | None = None) -> int:
+        """Give QEMU a copy of a descriptor, which it then knows as ``/dev/fdset/N``.
+
+        QEMU closes it when ``remove_fd`` or the end of the last session has come and nothing uses it any more.
+
+        Args:
+            fd: stays open here.
+            opaque: a note for whoever lists the descriptors.
+            fdset: N of an earlier one that this is another way to open; None for a new one.
+
+        Returns:
+            N.
+
+        Raises:
+            MachineError: as for ``execute``.
+        """
+
+        async def send() -> object:
+            self._session.client.send_fd_scm(fd)  # QEMU keeps it for the next command
+            which = {} if fdset is None else {"fdset-id": fdset}
+            return await self._session.client.execute("add-fd", {"opaque": opaque, **which})
+
+        answer = self._session.run(no_answer("add-fd"), None, send, "add-fd")
+        if not isinstance(answer, dict) or not isinstance(answer.get("fdset-id"), int):
+            raise self._malformed("add-fd", answer)
+        return int(answer["fdset-id"])
+
+    def remove_fd(self, fdset: int, *, timeout: float | None = None) -> None:
+        """Take back what ``add_fd`` gave.
+
+        Args:
+            fdset: what ``add_fd`` returned.
+            timeout: seconds; None for the session's.
+
+        Raises:
+            MachineError: as for ``execute``.
+        """
+        self.execute("remove-fd", {"fdset-id": fdset}, timeout=timeout)
+
+    @contextlib.contextmanager
+    def listen(self, *names: str, ignored: Collection[str] = ()) -> Iterator[Events]:
+        """Keep events from now on until the block is left: none is lost between command and wait.
+
+        Args:
+            names: of the events; all of them without any.
+            ignored: names of events that are not kept.
+
+        Raises:
+            MachineError: the session is lost.
+        """
+        with self._session.collect(names, ignored) as collector:
+            yield Events(self._session, collector)
+
+    def close(self) -> None:
+        """End the session, whatever state it is in, within seconds; more than once does no harm."""
+        self._session.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _greet(self) -> tuple[int, int, int]:
+        """Wait for the greeting and answer it; returns QEMU's version."""
+        client = self._session.client
+        try:
+            self._session.run("no greeting", self._greeting_timeout, lambda: client.connect(self.sock))
+        except TimedOut as error:
+            hint = "another client is attached to this socket, or it is not a QMP socket"
+            raise MachineError(error.message, hint=hint) from None
+        except MachineError as error:
+            raise MachineError(error.message, hint=_hint(error.message)) from error.__cause__
+        self.execute("qmp_capabilities")
+        found = client.greeting.QMP.version.get("qemu") if client.greeting else None
+        numbers = [found.get(name) for name in ("major", "minor", "micro")] if isinstance(found, dict) else []
+        match numbers:
+            case [int(major), int(minor), int(micro)]:
+                return major, minor, micro
+        raise self._session.error(f"the greeting has no version of QEMU: {shown(str(found))}")
+
+    def _malformed(self, command: str, answer: object) -> MachineError:
+        return self._session.error(f"QEMU's answer to {command!r} is malformed: {shown(str(answer))}")
+
+
+class Events:
+    """Events since ``Monitor.listen``; the newest 1000, should nobody take them."""
+
+    def __init__(self, session: Session, collector: Collector) -> None:
+        self._session = session
+        self._collector = collector
+
+    def clear(self) -> None:
+        """Forget those that have arrived, also unread ones.
+
+        Raises:
+            MachineError: the session is lost.
+        """
+        self._session.take_in()
+        self._collector.clear()
+
+    def take(self) -> tuple[list[dict[str, Any]], bool]:
+        """Those that have arrived, and whether that is all; those that QEMU sent before its last answer have."""
+        complete = not self._collector.lost
+        return [dict(event) for event in self._collector.clear()], complete
+
+    def wait(self, timeout: float | None = None) -> dict[str, Any]:
+        """The next event, as QEMU sent it: ``event``, ``timestamp``, mostly ``data``.
+
+        Args:
+            timeout: seconds; None for the session's.
+
+        Raises:
+            MachineError: it does not come in time, or cannot come any more.
+        """
+        late = f"no event {' or '.join(sorted(self._collector.names))}"
+        return dict(self._session.run(late, timeout, lambda: self._session.next_event(self._collector)))
+
+
+def _hint(message: str) -> str:
+    """What to do where something else than a greeting came."""
+    if "pretty=on" in message:
+        return "give QEMU a monitor without it: -qmp unix:PATH,server=on,wait=off"
+    if "what came instead is not JSON" in message:
+        return "this is not a QMP socket, but a human monitor, a serial line or something else: it takes that of -qmp"
+    return ""
+
+
+def _owner(path: str) -> str:
+    """Whose a socket is, to stand behind a reason; or its folder, where that hides it."""
+    while True:
+        try:
+            uid = os.stat(path).st_uid
+            break
+        except OSError:
+            path = os.path.dirname(os.path.abspath(path))
+    try:
+        name = repr(pwd.getpwuid(uid).pw_name)
+    except KeyError:
+        name = str(uid)
+    return f" ({path!r} belongs to user {name})"
+
+
+def _connect(path: str) -> socket.socket:
+    """Connect to a socket without waiting for anyone.
+
+    Raises:
+        MachineError: it cannot be.
+    """
+    sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    try:
+        sock.setblocking(False)
+        sock.connect(path)
+    except OSError as error:
+        sock.close()
+        reason = os_message(error.errno) if error.errno else shown(str(error))
+        hint = "give the PATH of a QEMU that runs with -qmp unix:PATH,server=on,wait=off"
+        if isinstance(error, PermissionError):
+            reason += _owner(path)
+            hint = "run as that user, or as root"
+        if isinstance(error, BlockingIOError):
+            hint = "other clients are waiting for this socket"
+        raise MachineError(f"cannot connect to QMP socket {path!r}: {reason}", hint=hint) from error
+    return sock

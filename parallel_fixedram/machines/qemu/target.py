@@ -1,0 +1,48 @@
+"""What a QEMU emulates, and whether its streams look as streams do by default.
+
+Source: QEMU qapi/machine-target.json (query-target), migration/migration-hmp-cmds.c (hmp_info_migrate).
+"""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING
+
+from parallel_fixedram.core.errors import MachineError
+from parallel_fixedram.machines.qemu.session import shown
+
+if TYPE_CHECKING:
+    from parallel_fixedram.machines.qemu.monitor import Monitor
+
+_OFF = re.compile(r"^ *(send-configuration|send-section-footer): off\r?$", re.MULTILINE)
+"""Settings of TYPE_MIGRATION that change a stream's grammar, for saving and for loading."""
+
+
+def read_target(monitor: Monitor) -> str:
+    """The architecture that a QEMU emulates, such as ``x86_64``.
+
+    Raises:
+        MachineError: QEMU does not say.
+    """
+    answer = monitor.execute("query-target")
+    if isinstance(answer, dict) and isinstance(arch := answer.get("arch"), str):
+        return arch
+    raise MachineError(
+        f"QMP socket {monitor.name!r}: QEMU's answer to 'query-target' is malformed: {shown(str(answer))}"
+    )
+
+
+def check_settings(monitor: Monitor) -> None:
+    """Refuse a QEMU that was told, with ``-global migration.…=off``, to leave out what every stream of ours has.
+
+    Raises:
+        MachineError: names the setting.
+    """
+    settings = monitor.hmp("info migrate")
+    if "send-configuration" not in settings:  # QEMU 10.1 shows them only when asked for all
+        settings = monitor.hmp("info migrate -a")
+    if match := _OFF.search(settings):
+        raise MachineError(
+            f"QEMU runs with migration.{match[1]}=off and neither writes nor loads streams as they are by default",
+            hint=f"leave out -global migration.{match[1]}=off",
+        )

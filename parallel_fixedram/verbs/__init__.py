@@ -1,0 +1,1 @@
+"""One module a verb: its jobs, and the part of the coordinator."""
