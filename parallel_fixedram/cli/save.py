@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from parallel_fixedram.cli import common, output
 from parallel_fixedram.cli.progress import ProgressBar
 from parallel_fixedram.core.errors import HostError, RequestError
+from parallel_fixedram.core.layout import RAM_ONLY_MACHINE
 from parallel_fixedram.core.units import format_count, format_rate, format_size
 from parallel_fixedram.core.uri import parse_uri
 
@@ -141,6 +142,8 @@ def _print(report: SaveReport) -> None:
     print(f"  file      {format_size(size.file)} long, {format_size(size.allocated)} on disk{cached}")
     moved = sum(each.seconds for each in report.rounds)
     rounds = format_count(len(report.rounds), "round")
+    if report.machine != RAM_ONLY_MACHINE:  # a name without a version means another machine in another QEMU
+        print(f"  machine   {report.machine}: a QEMU that loads the file is started with -M {report.machine}")
     print(f"  written   {format_size(size.written)} in {rounds}, {format_rate(size.written, moved)}")
     print(f"  save      {seconds.total:.3f} s, {seconds.sync + seconds.publish:.3f} s of it to sync and publish")
     if seconds.sync_disks >= _WORTH_A_LINE_SECONDS:

@@ -85,6 +85,7 @@ SAVE = {
     "version": int,
     "verb": str,
     "file": str,
+    "machine": str,
     "channels": int,
     "direct_io": bool,
     "capabilities": {"fixed-ram": bool, "multifd": bool},
