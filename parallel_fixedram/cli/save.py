@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any
 from parallel_fixedram.cli import common, output
 from parallel_fixedram.cli.progress import ProgressBar
 from parallel_fixedram.core.errors import HostError, RequestError
-from parallel_fixedram.core.layout import RAM_ONLY_MACHINE
 from parallel_fixedram.core.units import format_count, format_rate, format_size
 from parallel_fixedram.core.uri import parse_uri
 
@@ -128,6 +127,8 @@ def _write_trace(path: str, shards: Sequence[ShardTrace]) -> None:
 
 
 def _print(report: SaveReport) -> None:
+    from parallel_fixedram.core.layout import RAM_ONLY_MACHINE
+
     seconds, size = report.seconds, report.bytes
     data = sum(block.data_pages for block in report.blocks)
     zero = sum(block.zero_pages for block in report.blocks)
