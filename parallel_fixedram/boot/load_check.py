@@ -74,6 +74,8 @@ def verify_by_loading(
         boot = loaded_by_qemu(image, line, 1)
         fleet = stack.enter_context(Fleet(boot.commands, folder))
         fleet.connect(image.file)
+        if progress:
+            progress("load", 0, 0)
         fleet.load(replace(boot.source, aside=True))
         _require_standstill(fleet)
         report = verify(

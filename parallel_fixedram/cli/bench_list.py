@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from parallel_fixedram.cli import common, output
 from parallel_fixedram.cli.bench_progress import duration
+from parallel_fixedram.cli.folding import print_hanging
 from parallel_fixedram.core.schemas import stamped
 from parallel_fixedram.core.units import format_count
 
@@ -41,8 +42,8 @@ def run(args: argparse.Namespace) -> int:
         return 0
     width = max(len(each["name"]) for each in found)
     for each in found:
-        print(f"{each['name']:<{width}}  {each['question']}")
-        print(f"{'':<{width}}  about {duration(each['rough_seconds'])}; {_needs_text(each['needs'])}")
+        print_hanging(f"{each['name']:<{width}}  ", each["question"])
+        print_hanging(" " * (width + 2), f"about {duration(each['rough_seconds'])}; {_needs_text(each['needs'])}")
     return 0
 
 

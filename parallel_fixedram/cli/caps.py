@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from parallel_fixedram.cli import common, output
+from parallel_fixedram.cli.folding import print_hanging
 from parallel_fixedram.core.capabilities import Capabilities
 from parallel_fixedram.core.errors import CapabilityError
 from parallel_fixedram.core.profiles import FIXED_RAM, MAPPED_RAM, TABLES, Profile, Rule
@@ -116,13 +117,15 @@ def _table_json(profile: Profile) -> dict[str, object]:
 def _print_table(profile: Profile) -> None:
     table = TABLES[profile]
     other = MAPPED_RAM if table.fixed_ram == FIXED_RAM else FIXED_RAM
-    print(f"capabilities of profile {profile} ({other} is accepted as another name of {table.fixed_ram}):\n")
-    print(f"  {'name':<24}{'since':<7}{'property':<23}meaning")
+    print_hanging("", f"capabilities of profile {profile} ({other} is accepted as another name of {table.fixed_ram}):")
+    print()
+    print_hanging(f"  {'name':<24}{'since':<7}{'property':<23}", "meaning")
     for entry in table.capabilities:
-        print(f"  {entry.name:<24}{entry.since:<7}{entry.property or '-':<23}{entry.doc}")
+        print_hanging(f"  {entry.name:<24}{entry.since:<7}{entry.property or '-':<23}", entry.doc)
     print("\nrules, the first that refuses wins:\n")
     for rule in table.rules:
-        print(f"  {_condition(rule)}\n      {rule.message}")
+        print_hanging("  ", _condition(rule))
+        print_hanging("      ", rule.message)
 
 
 def _condition(rule: Rule) -> str:

@@ -21,15 +21,24 @@ class HelpFormatter(argparse.HelpFormatter):
 
     def _fill_text(self, text: str, width: int, indent: str) -> str:
         lines: list[str] = []
-        for kind, group in groupby(text.splitlines(), _kind):
-            some = list(group)
+        for kind, group in groupby(_with_kinds(text.splitlines()), lambda pair: pair[0]):
+            some = [line for _, line in group]
             if kind == "paragraph":
                 some = textwrap.wrap(" ".join(some), width, break_on_hyphens=False, break_long_words=False)
             lines += some
         return "".join(f"{indent}{line}\n" for line in lines)
 
 
-def _kind(line: str) -> str:
-    if not line.strip():
-        return "blank"
-    return "as it is" if line.startswith("  ") or line.endswith(":") else "paragraph"
+def _with_kinds(lines: list[str]) -> list[tuple[str, str]]:
+    """What each line is part of: an indented line, and a head above one, stay as they are."""
+    found: list[tuple[str, str]] = []
+    below = ""
+    for line in reversed(lines):
+        if not line.strip():
+            below = "blank"
+        elif not (line.startswith("  ") or (line.endswith(":") and below == "as it is")):
+            below = "paragraph"
+        else:
+            below = "as it is"
+        found.append((below, line))
+    return found[::-1]

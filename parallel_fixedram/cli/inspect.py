@@ -6,6 +6,7 @@ import argparse
 from typing import Any
 
 from parallel_fixedram.cli import common, output
+from parallel_fixedram.cli.folding import print_hanging, print_table
 from parallel_fixedram.core.errors import RequestError
 from parallel_fixedram.core.units import format_size
 
@@ -59,30 +60,40 @@ def _print(description: dict[str, Any]) -> None:
     size = description["size"]
     print(f"{description['file']}: mapped-ram file of {format_size(size)} ({size} bytes)")
     print(f"machine       {_machine(description)}")
-    print(f"capabilities  {', '.join(description['capabilities'])}")
+    print_hanging("capabilities  ", ", ".join(description["capabilities"]))
     if description["uuid"]:
         print(f"uuid          {description['uuid']}")
     print(f"stream        {description['offset']:#x} to {description['stream_end']:#x}")
     print(f"digests       {'one a page, XXH3-64' if description['digests'] else 'none'}")
     print(f"clone stream  {'at ' + hex(description['clone_offset']) if description['clone_offset'] else 'none'}")
-    print(
-        f"{'RAMBlock':<28} {'used_length':>14} {'present':>9} {'pages':>9} {'bitmap_offset':>15} {'pages_offset':>15}"
+    print_table(
+        "{:<28} {:>14} {:>9} {:>9} {:>15} {:>15}",
+        ("RAMBlock", "used_length", "present", "pages", "bitmap_offset", "pages_offset"),
+        [_block_cells(block) for block in description["blocks"]],
     )
-    for block in description["blocks"]:
-        if block["absent"]:
-            print(f"{block['idstr']:<28} {block['used_length']:>#14x} not stored (shared RAM)")
-            continue
-        print(
-            f"{block['idstr']:<28} {block['used_length']:>#14x} {block['data_pages']:>9} {block['pages']:>9} "
-            f"{block['bitmap_offset']:>#15x} {block['pages_offset']:>#15x}"
-        )
     if description["devices"]:
-        print(f"{'device section':<44} {'instance':>9} {'version':>8} {'offset':>14} {'length':>8}")
-    for device in description["devices"]:
-        print(
-            f"{device['name']:<44} {device['instance_id']:>9} {device['version_id']:>8} "
-            f"{device['offset']:>#14x} {device['length']:>8}"
+        print_table(
+            "{:<44} {:>9} {:>8} {:>14} {:>8}",
+            ("device section", "instance", "version", "offset", "length"),
+            [
+                (
+                    device["name"],
+                    str(device["instance_id"]),
+                    str(device["version_id"]),
+                    f"{device['offset']:#x}",
+                    str(device["length"]),
+                )
+                for device in description["devices"]
+            ],
         )
+
+
+def _block_cells(block: dict[str, Any]) -> tuple[str, ...]:
+    length = f"{block['used_length']:#x}"
+    if block["absent"]:
+        return block["idstr"], length, "not stored (shared RAM)", "", "", ""
+    counts = str(block["data_pages"]), str(block["pages"])
+    return block["idstr"], length, *counts, f"{block['bitmap_offset']:#x}", f"{block['pages_offset']:#x}"
 
 
 def _machine(described: dict[str, Any]) -> str:
@@ -92,10 +103,18 @@ def _machine(described: dict[str, Any]) -> str:
 def _print_guest(guest: dict[str, Any]) -> None:
     print(f"{guest['qmp']}: QEMU {guest['qemu_version']}, process {guest['pid']}, {guest['status']}")
     print(f"machine       {_machine(guest)}")
-    print(f"{'RAMBlock':<28} {'used_length':>14} {'host page':>10} {'touched':>9} {'pages':>9}  memory")
-    for block in guest["blocks"]:
-        path = f", {block['path']}" if block["path"] else ""
-        print(
-            f"{block['idstr']:<28} {block['used_length']:>#14x} {format_size(block['host_page_size']):>10} "
-            f"{block['data_pages']:>9} {block['pages']:>9}  {block['memory']}{path}"
-        )
+    print_table(
+        "{:<28} {:>14} {:>10} {:>9} {:>9}  {}",
+        ("RAMBlock", "used_length", "host page", "touched", "pages", "memory"),
+        [
+            (
+                block["idstr"],
+                f"{block['used_length']:#x}",
+                format_size(block["host_page_size"]),
+                str(block["data_pages"]),
+                str(block["pages"]),
+                ", ".join(filter(None, (block["memory"], block["path"]))),
+            )
+            for block in guest["blocks"]
+        ],
+    )

@@ -79,6 +79,8 @@ class ProgressBar:
             if phase != self._shown_phase or self._task is None:
                 if self._task is not None:
                     self._progress.stop_task(self._task)  # its line stays
+                    if self._progress.tasks[-1].total is None:
+                        self._progress.update(self._task, total=0)  # a full bar, which moves no more
                 self._task, self._shown_phase = self._progress.add_task(phase, total=total or None), phase
             self._progress.update(self._task, completed=done, total=total or None)
         except OSError:

@@ -127,6 +127,8 @@ def _write_trace(path: str, shards: Sequence[ShardTrace]) -> None:
 
 
 def _print(report: SaveReport) -> None:
+    from parallel_fixedram.core.layout import RAM_ONLY_MACHINE
+
     seconds, size = report.seconds, report.bytes
     data = sum(block.data_pages for block in report.blocks)
     zero = sum(block.zero_pages for block in report.blocks)
@@ -141,6 +143,8 @@ def _print(report: SaveReport) -> None:
     print(f"  file      {format_size(size.file)} long, {format_size(size.allocated)} on disk{cached}")
     moved = sum(each.seconds for each in report.rounds)
     rounds = format_count(len(report.rounds), "round")
+    if report.machine != RAM_ONLY_MACHINE:  # a name without a version means another machine in another QEMU
+        print(f"  machine   {report.machine}: a QEMU that loads the file is started with -M {report.machine}")
     print(f"  written   {format_size(size.written)} in {rounds}, {format_rate(size.written, moved)}")
     print(f"  save      {seconds.total:.3f} s, {seconds.sync + seconds.publish:.3f} s of it to sync and publish")
     if seconds.sync_disks >= _WORTH_A_LINE_SECONDS:

@@ -159,7 +159,7 @@ def validate_recorded(names: Sequence[str], local: Collection[str], profile: Pro
         if (name in here) != (name in received)
     ]
     if differences:
-        missing = [f"--cap {name}" for name in received if name not in here]
+        missing = [f"--cap {table.canonical(name)}" for name in received if name not in here]
         raise CapabilityError("; ".join(differences), hint=f"{' '.join(missing)} switches it on" if missing else "")
 
 

@@ -180,6 +180,8 @@ class SaveReport:
     schema: ClassVar[str] = "save"
 
     file: str
+    machine: str
+    """Machine type, by the name with a version that a QEMU needs (``-M``) to load the file."""
     channels: int
     direct_io: bool
     capabilities: Mapping[str, bool]

@@ -32,6 +32,16 @@ _FILE_SYSTEMS = {
 """linux/magic.h and the file systems' own sources."""
 
 
+_OPTIONS = (
+    (os.ST_NOSUID, "nosuid"),
+    (os.ST_NODEV, "nodev"),
+    (os.ST_NOEXEC, "noexec"),
+    (os.ST_SYNCHRONOUS, "sync"),
+    (os.ST_NOATIME, "noatime"),
+    (os.ST_RELATIME, "relatime"),
+)
+
+
 class _Mount(NamedTuple):
     """A line of /proc/self/mounts."""
 
@@ -55,7 +65,7 @@ def host_facts(path: str) -> dict[str, Any]:
         "python": platform.python_version(),
         "numpy": np.__version__,
         "file_system": mount.file_system if mount else _or_none(lambda: _file_system_by_number(path)),
-        "mount_options": mount.options if mount else None,
+        "mount_options": mount.options if mount else _or_none(lambda: _options_by_flags(path)),
     }
 
 
@@ -97,6 +107,12 @@ def _file_system_by_number(path: str) -> str:
     finally:
         os.close(fd)
     return _FILE_SYSTEMS.get(number, f"{number:#x}")
+
+
+def _options_by_flags(path: str) -> str:
+    """What statvfs(3) tells of the mount options of ``path``: those that all file systems have."""
+    flags = os.statvfs(os.path.dirname(os.path.abspath(path))).f_flag
+    return ",".join(["ro" if flags & os.ST_RDONLY else "rw", *(name for bit, name in _OPTIONS if flags & bit)])
 
 
 def _unescaped(field: str) -> str:

@@ -253,6 +253,7 @@ class _Save:
         channels, waited = self.choice.channels, self.pause.was_running
         return SaveReport(
             file=self.pending.path,
+            machine=self.machine.name,
             channels=channels,
             direct_io=self.direct,
             capabilities=dict(self.options.capabilities),

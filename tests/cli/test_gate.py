@@ -218,7 +218,12 @@ def test_a_restore_with_other_capabilities_than_recorded_touches_nothing(saved, 
 def test_the_real_command_validates_what_the_file_records(saved):
     with untouched(saved):
         result = run("restore", saved / "ours.mr", "--ram", f"ram={saved / 'new'}", "--cap", "fixed-ram=off")
-        refused(result, 2, "error: Capability fixed-ram is off, but received capability is on\n", "")
+        refused(
+            result,
+            2,
+            "error: Capability fixed-ram is off, but received capability is on\n",
+            "--cap fixed-ram switches it on\n",
+        )
 
 
 @pytest.mark.parametrize("argv", [["--cap", "events"], ["--profile", "qemu-10.0"], ["--cap", "mapped-ram=on"]])

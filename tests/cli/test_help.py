@@ -1,5 +1,6 @@
 """``--help`` of every verb, and that the examples in it work."""
 
+import argparse
 import shlex
 import tempfile
 
@@ -7,6 +8,7 @@ import pytest
 from support.cli import call, done, run
 
 from parallel_fixedram.cli.bench import COMMANDS
+from parallel_fixedram.cli.help_text import HelpFormatter
 from parallel_fixedram.cli.main import VERBS
 from parallel_fixedram.machines.builtin.spec import Workload
 
@@ -60,6 +62,23 @@ def test_a_help_text_keeps_to_the_width_of_the_terminal_but_for_commands_to_copy
     ]
     assert max(len(line) for line in lines if line not in commands) <= min(columns, 100)
     assert max(map(len, lines)) <= max(columns, 80)
+
+
+def test_a_paragraph_is_filled_wherever_its_lines_end_and_heads_of_indented_lines_stay(monkeypatch):
+    monkeypatch.setenv("COLUMNS", "30")
+    text = "A line that is too long ends:\nthe paragraph does not.\n\nhead:\nanother head:\n  as  it  is\nhead:\n  more"
+    parser = argparse.ArgumentParser(description=text, formatter_class=HelpFormatter, add_help=False, usage="u")
+    assert parser.format_help().splitlines()[2:] == [
+        "A line that is too long",
+        "ends: the paragraph does",
+        "not.",
+        "",
+        "head:",
+        "another head:",
+        "  as  it  is",
+        "head:",
+        "  more",
+    ]
 
 
 def test_the_help_text_names_every_workload_of_the_built_in_guest():

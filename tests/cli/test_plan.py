@@ -113,7 +113,7 @@ def test_a_plan_that_cannot_be_made_ends_as_the_save_would(tmp_path):
         refused(call("plan", tmp_path / "fifo", *GUEST), 2, "Migration requires seekable transport")
         refused(call("plan", tmp_path, *GUEST), 2, "is a folder\n")
         refused(call("plan", tmp_path / "new.mr"), 2, "exactly one source is needed")
-        refused(call("plan", tmp_path / "new.mr", "--ram", "a=nowhere"), 5, "cannot open guest RAM 'nowhere'")
+        refused(call("plan", tmp_path / "new.mr", "--ram", "a=nowhere"), 2, "cannot open guest RAM 'nowhere'")
         refused(call("plan", tmp_path / "new.mr", "--guest", "busy"), 2, "unknown guest workload 'busy'")
         refused(call("plan", tmp_path / "new.mr", "--qmp", tmp_path / "no"), 4, "cannot connect to QMP socket")
         refused(call("plan", tmp_path / "new.mr", *GUEST, "--channels", "2"), 2, "incompatible with multifd\n")

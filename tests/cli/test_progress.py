@@ -62,6 +62,22 @@ def test_every_phase_has_a_line_of_its_own_and_one_without_an_end_no_bytes(monke
     assert "of 1 B" not in terminal.getvalue()
 
 
+def bar_of_first_line(progress):
+    """The bar as a terminal would show it, colours included."""
+    console = progress._progress.console
+    line = console.render_lines(progress._progress.get_renderable(), console.options)[0]
+    return [segment for segment in line if "\N{BOX DRAWINGS HEAVY HORIZONTAL}" in segment.text]
+
+
+def test_the_bar_of_a_phase_without_an_end_is_full_and_still_when_the_next_begins(monkeypatch):
+    on_a_terminal(monkeypatch)
+    with command_progress.ProgressBar() as progress:
+        progress("decide", 0, 0)
+        assert len(bar_of_first_line(progress)) > 1  # it has a bright part, which moves
+        progress("write", 0, 1 << 20)
+        assert len(bar_of_first_line(progress)) == 1
+
+
 @pytest.mark.parametrize("columns", [60, 80, 120])
 def test_a_line_keeps_to_the_width_of_the_terminal(monkeypatch, columns):
     on_a_terminal(monkeypatch)

@@ -51,6 +51,7 @@ def test_what_the_system_does_not_tell_is_none(monkeypatch: pytest.MonkeyPatch) 
         raise PermissionError("no")
 
     monkeypatch.setattr(facts, "open", refuse, raising=False)
+    monkeypatch.setattr(os, "statvfs", refuse)
     found = host_facts("/")
     assert (found["memory"], found["mount_options"]) == (None, None)
     assert memory_bytes("MemAvailable") is None
@@ -62,6 +63,7 @@ def test_where_no_mount_point_is_above_a_file_its_file_system_tells_by_number(mo
     monkeypatch.setattr(facts, "open", lambda *_, **__: io.StringIO(mounts), raising=False)
     assert host_facts("/dev/shm/FILE")["file_system"] == "tmpfs"
     assert host_facts("/proc/FILE")["file_system"] == "0x9fa0"
+    assert host_facts("/proc/FILE")["mount_options"].split(",")[0] in ("rw", "ro")
 
 
 def test_a_figure_of_memory_that_there_is_not_is_none() -> None:

@@ -128,8 +128,10 @@ def test_what_people_read_names_guest_and_socket(saved: tuple[Path, int], linux:
     (folder,) = runtime.iterdir()
     assert stat.S_IMODE(folder.stat().st_mode) == 0o700
     (pid,) = short.qemus()
-    first, second = result.out.splitlines()
+    first, end, second = result.out.splitlines()
     assert first == f"guest 0: paused, pid {pid}, QMP socket {folder}/0/qmp"
+    assert end.startswith("to end it: parallel-fixedram guests stop ")
+    assert end.endswith("; guests lists all there are")
     assert second.startswith("private memory, loaded by QEMU: ")
     assert "fill" not in second
     assert result.err == ""

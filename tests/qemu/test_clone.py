@@ -98,7 +98,8 @@ def test_what_people_read_names_guests_and_what_was_replaced(
 ) -> None:
     line = boot.line(*linux.args(), ram=RAM, clones=2)
     result = done(run("clone", saved[0], "--count", 2, "--run-dir", boot.run_dir, "--", *line))
-    *guests, how = result.out.splitlines()
+    *guests, end, how = result.out.splitlines()
+    assert end.startswith("to end them: parallel-fixedram guests stop ")
     pids = []
     for number, text in enumerate(guests):
         found = re.fullmatch(r"guest (\d): running, pid (\d+), QMP socket (.*)", text)

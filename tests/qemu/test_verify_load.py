@@ -16,6 +16,8 @@ from support.qemu import QemuProcess
 from support.qemu_boot import BootFolder, HeldBoot, children, ends, sha256
 from support.qemu_files import SavedGuest
 
+from parallel_fixedram.boot import verify_by_loading
+
 MIB = 1 << 20
 
 
@@ -76,6 +78,21 @@ def test_a_file_of_ours_is_loaded_next_to_the_guest_that_runs_on_with_its_disk(
         source.wait_serial("[A-Z]{10}")
         result = boot.attempt("restore", saved.path, line=boot.line_of(saved))
         refused(result, 4, 'Failed to get "write" lock')
+
+
+def test_progress_tells_when_qemu_loads_and_when_pages_are_compared(
+    qemu_files: dict[str, SavedGuest], boot: BootFolder
+) -> None:
+    saved = qemu_files["plain"]
+    phases: list[str] = []
+    verify_by_loading(
+        saved.uri,
+        boot.line_of(saved),
+        quick=True,
+        folder=str(boot.run_dir),
+        progress=lambda phase, *_: phases.append(phase),
+    )
+    assert list(dict.fromkeys(phases)) == ["load", "loaded RAM"]
 
 
 def cleared(saved: SavedGuest, folder: Path, idstr: str, page: int) -> SavedGuest:

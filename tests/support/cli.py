@@ -55,7 +55,8 @@ class Running:
     Args:
         argv: verb and arguments.
         python: arguments of the interpreter in the place of ``-m parallel_fixedram``.
-        options: for Popen; stdout and stderr are pipes unless told otherwise.
+        options: for Popen; stdout and stderr are pipes unless told otherwise. Bytes that are not UTF-8 are as in
+            ``os.fsdecode``.
     """
 
     def __init__(self, *argv: str | Path, python: Sequence[str] = ("-m", "parallel_fixedram"), **options: Any) -> None:
@@ -63,7 +64,12 @@ class Running:
         env |= options.pop("env", {})
         options = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE} | options
         self.process = subprocess.Popen(
-            [sys.executable, *python, *map(str, argv)], env=env, text=True, start_new_session=True, **options
+            [sys.executable, *python, *map(str, argv)],
+            env=env,
+            text=True,
+            errors="surrogateescape",
+            start_new_session=True,
+            **options,
         )
         self.pid = self.process.pid
         self._pidfd = os.pidfd_open(self.pid)

@@ -16,6 +16,8 @@ def report(*arguments: object, code: int = 0, by: Callable[..., Result] = call) 
         code: expected exit code.
         by: ``support.cli.call``, or ``support.cli.run`` for a process of its own.
     """
-    result = by(*map(str, arguments), "--json")
+    words = [*map(str, arguments)]
+    words.insert(words.index("--") if "--" in words else len(words), "--json")
+    result = by(*words)
     assert result.code == code, result
     return result.json

@@ -19,6 +19,7 @@ from types import FrameType
 from typing import Any
 
 import pytest
+from qemu.qmp import QMPClient, Runstate
 from support.fake_qmp import (
     GREETING,
     MIB,
@@ -224,6 +225,22 @@ class TestNoQmpThere:
     def test_what_is_no_greeting(self, serve: Callable[..., FakeQmp], greeting: Answer, said: str) -> None:
         server = serve(greeting=greeting)
         assert said in failure(server.path, timeout=ENOUGH).message
+
+    def test_the_end_right_behind_a_greeting_is_the_end(
+        self, serve: Callable[..., FakeQmp], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """The library asserts that the session still runs when it has been greeted."""
+        real = QMPClient.connect
+
+        async def late(client: QMPClient, address: Any) -> None:
+            await real(client, address)
+            while client.runstate is Runstate.RUNNING:
+                await client.runstate_changed()
+            assert client.runstate is Runstate.RUNNING
+
+        monkeypatch.setattr(QMPClient, "connect", late)
+        server = serve(greeting=chain(sends(GREETING), closes))
+        assert failure(server.path, timeout=ENOUGH).message.endswith("no greeting: the connection was closed")
 
     def test_an_object_over_several_lines_is_put_down_to_pretty(self, serve: Callable[..., FakeQmp]) -> None:
         error = failure(serve(greeting=sends(b'{\r\n    "QMP": {\r\n')).path, timeout=ENOUGH)

@@ -180,7 +180,7 @@ class Monitor:
         """Wait for the greeting and answer it; returns QEMU's version."""
         client = self._session.client
         try:
-            self._session.run("no greeting", self._greeting_timeout, lambda: client.connect(self.sock))
+            self._session.run("no greeting", self._greeting_timeout, self._session.connect)
         except TimedOut as error:
             hint = "another client is attached to this socket, or it is not a QMP socket"
             raise MachineError(error.message, hint=hint) from None

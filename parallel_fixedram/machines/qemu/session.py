@@ -141,6 +141,17 @@ class Session:
         """
         self.run("QEMU cannot be listened to", None, self._take_in)
 
+    async def connect(self) -> None:
+        """Have the library greet and be greeted.
+
+        Raises:
+            QMPError: that fails, or whoever answered has gone already.
+        """
+        try:
+            await self.client.connect(self.sock)
+        except AssertionError as error:  # the library takes for granted that nobody ends right behind a greeting
+            raise ExecInterruptedError from error
+
     async def _take_in(self) -> None:
         for _ in range(3):  # the socket is read, the reader wakes up, the reader is through
             await asyncio.sleep(0)

@@ -1,0 +1,59 @@
+"""Tables and long lines that fold where the terminal is narrower; what goes into a file or a pipe is never folded."""
+
+from __future__ import annotations
+
+import shutil
+import sys
+import textwrap
+from collections.abc import Sequence
+
+_LEAST_COLUMNS = 40
+"""A text that would get less room beside what stands before it goes below."""
+_INDENT = " " * 6
+
+
+def _columns() -> int | None:
+    """Of the terminal that stdout is; None if it is none."""
+    return shutil.get_terminal_size().columns if sys.stdout.isatty() else None
+
+
+def print_hanging(head: str, text: str) -> None:
+    """A line of ``head`` and ``text``; where it is too long the text goes on below its own beginning.
+
+    Args:
+        head: spaces at its end are the distance to the text.
+        text: is divided between words.
+    """
+    room = _columns()
+    if room is None or len(head + text) <= room:
+        print(head + text)
+        return
+    if room - len(head) < _LEAST_COLUMNS:
+        print(head.rstrip())
+        head = _INDENT
+    print(_filled(text, room, head, " " * len(head)))
+
+
+def print_table(template: str, heads: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    """A line a row; where one is too long every row is its first cell and below it what the others are, by name.
+
+    Args:
+        template: ``str.format`` makes a line of it, from the cells of a row or from ``heads``.
+        heads: names of the columns.
+        rows: as many cells each; an empty one is not named.
+    """
+    lines = [template.format(*cells).rstrip() for cells in (heads, *rows)]
+    room = _columns()
+    if room is None or max(map(len, lines)) <= room:
+        print("\n".join(lines))
+        return
+    for row in rows:
+        print(f"{heads[0]} {row[0]}")
+        named = ", ".join(f"{head}={cell}" for head, cell in zip(heads[1:], row[1:], strict=True) if cell)
+        print(_filled(named, room, "  ", "  "))
+
+
+def _filled(text: str, room: int, first: str, others: str) -> str:
+    return textwrap.fill(
+        text, room, initial_indent=first, subsequent_indent=others, break_on_hyphens=False, break_long_words=False
+    )
