@@ -23,12 +23,12 @@ from parallel_fixedram.core.profiles import TABLES, Profile
 from parallel_fixedram.core.protocols import GuestBlock, Machine
 from parallel_fixedram.core.qmp_address import qmp_socket
 from parallel_fixedram.core.report import DiffReport, PlanReport, RestoreReport, SaveReport, VerifyReport
+from parallel_fixedram.core.targets import RAM_ONLY_MACHINE
 from parallel_fixedram.core.uri import parse_uri
 from parallel_fixedram.core.words import choice
 from parallel_fixedram.engine.tuning.save_options import Cache, Durability, SaveOptions
 from parallel_fixedram.engine.workers.pool import readers
 from parallel_fixedram.engine.workers.progress import Progress, Trace
-from parallel_fixedram.format.layout import RAM_ONLY_MACHINE
 from parallel_fixedram.host.files.direct_channel import DEPTH
 from parallel_fixedram.host.files.publish import check_target
 from parallel_fixedram.image import compare as _compare

@@ -127,7 +127,7 @@ def _write_trace(path: str, shards: Sequence[ShardTrace]) -> None:
 
 
 def _print(report: SaveReport) -> None:
-    from parallel_fixedram.core.layout import RAM_ONLY_MACHINE
+    from parallel_fixedram.core.targets import RAM_ONLY_MACHINE
 
     seconds, size = report.seconds, report.bytes
     data = sum(block.data_pages for block in report.blocks)

@@ -12,6 +12,9 @@ from collections.abc import Mapping
 
 from parallel_fixedram.core.errors import MachineError
 
+RAM_ONLY_MACHINE = "parallel-fixedram"
+"""Machine name of files that hold RAM and no device sections."""
+
 _PAGE_BITS: Mapping[str, int | None] = {"x86_64": None, "i386": None, "aarch64": 12, "arm": 12}
 """By target, what a stream records: the page bits where they vary, nothing where they do not."""
 

@@ -25,9 +25,6 @@ from parallel_fixedram.format import mapped_ram, stream, vmdesc
 from parallel_fixedram.format.mapped_ram import MappedRamHeader, SavedBlock
 from parallel_fixedram.format.migration_file import RAM_SECTION_ID, TRAILER_KEY, read_device_sections
 
-RAM_ONLY_MACHINE = "parallel-fixedram"
-"""Machine name of files that hold RAM and no device sections."""
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FileLayout:

@@ -6,7 +6,7 @@ import pytest
 from support.cli import done, run
 
 SLOW = {"asyncio", "concurrent", "multiprocessing", "numpy", "psutil", "qemu", "rich", "subprocess", "xxhash"}
-NOT_WITHOUT_A_QEMU = {"asyncio", "parallel_fixedram.boot", "parallel_fixedram.qemu", "qemu", "subprocess"}
+NOT_WITHOUT_A_QEMU = {"asyncio", "parallel_fixedram.boot", "parallel_fixedram.machines.qemu", "qemu", "subprocess"}
 NOT_FOR_PAGES = {"multiprocessing", "numpy.ma", "numpy.random", "psutil", "rich", "tempfile"}
 
 _WATCHED = """

@@ -28,7 +28,7 @@ from support.pictures import content, draw
 from parallel_fixedram import app
 from parallel_fixedram.cli.main import main
 from parallel_fixedram.core.errors import DurabilityError, FixedRamError, HostError, WorkerError
-from parallel_fixedram.format.layout import RAM_ONLY_MACHINE
+from parallel_fixedram.core.targets import RAM_ONLY_MACHINE
 from parallel_fixedram.machines.ram_files import RamFile, RamFiles
 
 REASON = faults.why_not()

@@ -7,8 +7,9 @@ from support.streamwriter import DEVICES, Sparse, device_bytes, our_vmdesc
 
 from parallel_fixedram.core.errors import RequestError
 from parallel_fixedram.core.ramblock import RAMBlock
+from parallel_fixedram.core.targets import RAM_ONLY_MACHINE
 from parallel_fixedram.format import mapped_ram
-from parallel_fixedram.format.layout import RAM_ONLY_MACHINE, FileLayout
+from parallel_fixedram.format.layout import FileLayout
 from parallel_fixedram.format.mapped_ram import MappedRamHeader, pack_record, pack_word
 from parallel_fixedram.format.migration_file import parse
 from parallel_fixedram.format.stream import pack_footer, pack_head, pack_section_head

@@ -30,8 +30,9 @@ from support.streamwriter import (
 from parallel_fixedram.core.bitmap import PageBitmap
 from parallel_fixedram.core.errors import FormatError
 from parallel_fixedram.core.ramblock import RAMBlock
+from parallel_fixedram.core.targets import RAM_ONLY_MACHINE
 from parallel_fixedram.format import mapped_ram
-from parallel_fixedram.format.layout import RAM_ONLY_MACHINE, FileLayout
+from parallel_fixedram.format.layout import FileLayout
 from parallel_fixedram.format.migration_file import parse
 from parallel_fixedram.format.trailer import (
     DIGEST_BYTES,

@@ -62,7 +62,7 @@ def nothing_is_left_behind(caplog: pytest.LogCaptureFixture) -> Iterator[None]:
     """No descriptor, no thread, no task; the event loop complains of tasks in the log."""
     gc.collect()
     before, threads = len(os.listdir("/proc/self/fd")), threading.active_count()
-    with caplog.at_level(logging.DEBUG, "parallel_fixedram.qemu"):
+    with caplog.at_level(logging.DEBUG, "parallel_fixedram.machines.qemu"):
         yield
     gc.collect()
     assert (len(os.listdir("/proc/self/fd")), threading.active_count()) == (before, threads)

@@ -41,8 +41,8 @@ from support.pictures import content, draw
 from support.streamwriter import DEVICES, device_bytes
 
 from parallel_fixedram import app
+from parallel_fixedram.machines.qemu import machine  # noqa: F401 - so that the command has it already
 from parallel_fixedram.machines.qemu.session import Session
-from parallel_fixedram.qemu import machine  # noqa: F401 - so that the command has it already
 
 PICTURE = "AB0-" * 40
 STATE = b"QEVM\0\0\0\3" + device_bytes(DEVICES) + b"\0"
