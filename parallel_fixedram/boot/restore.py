@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import replace
 from typing import NamedTuple
 
@@ -105,9 +105,7 @@ def restore_guest(
             progress("load", 0, 0)
         fleet.load(boot.source)
         guests = fleet.go_on(run=not line.paused)
-        with signals.held():  # guests and their memory stay together
-            if memory:
-                memory.keep()
+        with signals.held(), memory.keep() if memory else nullcontext():  # guests and their memory stay together
             fleet.let_go(image.path)
     return BootReport(
         verb="restore",

@@ -148,6 +148,7 @@ def test_planning_a_tebibyte_with_one_percent_dirty_takes_less_than_256_mib():
     assert peak < 256 * MIB
 
 
+@pytest.mark.slow
 def test_planning_a_whole_tebibyte_takes_less_than_256_mib():
     bitmap = PageBitmap((1 << 40) // 4096)
     bitmap.set_all()

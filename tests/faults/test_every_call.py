@@ -1,22 +1,23 @@
 """System calls that a save, a restore, a verify or a diff makes on its files fail in turn: once, or from then on.
 
-Every call does, but for those that one line of code makes again and again: of these the first two for each file do.
+Every call on every file fails, at every site of our code that makes it, but not again when the same site makes it for
+another page. From then on, killed and interrupted, each call on each file is tried once. What one way to save has shown
+is not tried again in the next.
 
-Which call is the k-th depends on how the workers take turns, so what is asserted holds for every k: a fault ends in a
-typed error that keeps its errno, or does no harm; and whatever has the final name is complete.
+How the workers take turns is not decided here, so what is asserted holds for every order: a fault ends in a typed error
+that keeps its errno, or does no harm; and whatever has the final name is complete.
 """
 
 from __future__ import annotations
 
 import errno
-import itertools
 import os
 import shutil
 import signal
 import tempfile
-from collections import Counter
 from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +33,7 @@ from parallel_fixedram.core.targets import RAM_ONLY_MACHINE
 from parallel_fixedram.machines.ram_files import RamFile, RamFiles
 
 REASON = faults.why_not()
-pytestmark = pytest.mark.skipif(bool(REASON), reason=REASON)
+pytestmark = [pytest.mark.slow, pytest.mark.skipif(bool(REASON), reason=REASON)]
 
 RAM = {"pc.ram": "A" * 250 + "0b-" * 3 + "-" * 150 + "C" * 300 + "0" * 40 + "D" * 30 + "-", "vga.vram": "z"}
 """Three shards and one more: data, zero pages, holes, a half-used last bitmap word, a block of one page."""
@@ -42,10 +43,6 @@ WRITING = {"openat", "ftruncate", "fallocate", "pwrite64", "pwritev", "fsync", "
 RETRIED = {"openat", "ftruncate", "fchmod", "flock", "fallocate", "pread64", "preadv2", "pwrite64", "fsync"}
 """Calls that a signal can interrupt: whoever makes them has to try again."""
 UNLINKS = ("unlink", "unlinkat")
-AGAIN = {"lseek", "newfstatat", "fstatfs"}
-"""Calls that the coordinator makes in a loop, such as the one over holes; workers make all of theirs so."""
-
-STRIDES = [pytest.param(1, id="all", marks=pytest.mark.slow)]
 
 
 DEAD = b"what a dead writer left"
@@ -73,8 +70,8 @@ class Way:
 
 
 WAYS = {
-    "a new file": Way(),
     "over an old file, direct": Way(options={"overwrite": True, "direct_io": "auto"}, old=b"old" * 9999),
+    "a new file": Way(),
     "running, behind a prefix": Way(
         machine=Running, options={"overwrite": True, "direct_io": "off"}, offset=8192, old=b"old" * 9999, part=DEAD
     ),
@@ -117,6 +114,7 @@ class Stage:
         """Remove what was restored; with a letter, make files full of it."""
         for idstr, path in self.restored.items():
             Path(path).unlink(missing_ok=True)
+            Path(path).with_name(f".restored-{idstr}.part").unlink(missing_ok=True)
             if picture:
                 fill(path, picture * len(RAM[idstr]))
 
@@ -153,6 +151,11 @@ class Stage:
         for idstr, path in self.restored.items():
             assert Path(path).read_bytes() == content(RAM[idstr])
 
+    def check_not_restored(self, *, kept: bool) -> None:
+        """Of what was made nothing is left, and what was there still is."""
+        found = {name for name in os.listdir(self.folder) if "restored-" in name}
+        assert found == ({f"restored-{idstr}" for idstr in RAM} if kept else set())
+
 
 def fill(path: str, picture: str) -> None:
     fd = os.open(path, os.O_RDWR | os.O_CREAT)
@@ -179,7 +182,8 @@ def in_turn(
     names: Collection[str] = (),
     by_worker: bool | None = None,
     for_good: bool = False,
-    stride: int = 1,
+    every_site: bool = False,
+    tried: set[tuple[object, ...]] | None = None,
 ) -> int:
     """Attempt with a fault at the first matching call that is new, and so on until there is none; returns how many.
 
@@ -189,32 +193,27 @@ def in_turn(
         names: calls that match; all if empty.
         by_worker: whether only calls of workers match, or only those of the coordinator.
         for_good: whether all later matching calls get the answer too.
-        stride: 1 for every call, more for a sample.
+        every_site: whether a call on a file is new at each site of our code, or once for all.
+        tried: what is not new, and what was tried is added.
     """
-    for done in itertools.count():
-        new, known = itertools.count(), Counter[tuple[bool, str, str]]()
+    tried, count = set() if tried is None else tried, 0
+    while True:
 
-        def decide(
-            call: Call,
-            run: Run,
-            target: int = done * stride,
-            new: Iterator[int] = new,
-            known: Counter[tuple[bool, str, str]] = known,
-        ) -> Fail | Shorten | Kill | None:
+        def decide(call: Call, run: Run) -> Fail | Shorten | Kill | None:
             if (names and call.name not in names) or by_worker not in (None, call.by_worker):
                 return None
-            if for_good and run.faults:
-                return answer(call, run)
-            if call.by_worker or call.name in AGAIN:
-                known[call.by_worker, call.name, call.path] += 1
-                if known[call.by_worker, call.name, call.path] > 2:
-                    return None
-            return answer(call, run) if next(new) == target else None
+            if run.faults:
+                return answer(call, run) if for_good else None
+            kind = (call.by_worker, call.name, call.path, call.site if every_site else None)
+            if kind in tried:
+                return None
+            tried.add(kind)
+            return answer(call, run)
 
         if not attempt(decide).faults:
-            assert done, "no call matched"
-            return done
-    raise AssertionError
+            assert tried, "no call matched"
+            return count
+        count += 1
 
 
 def note(record: Callable[[str, object], None], what: str, count: int) -> None:
@@ -230,14 +229,10 @@ FAULTS = [
 ]
 
 
-@pytest.mark.parametrize("stride", STRIDES)
 @pytest.mark.parametrize(("number", "names", "for_good"), FAULTS)
-@pytest.mark.parametrize("way", WAYS)
 def test_a_save_with_a_failing_call_leaves_the_old_file_or_the_new_one_and_says_which(
-    folder: str, way: str, number: int, names: Collection[str], for_good: bool, stride: int, record_property: Any
+    folder: str, number: int, names: Collection[str], for_good: bool, record_property: Any
 ) -> None:
-    stage = Stage(folder, WAYS[way])
-
     def attempt(decide: Decide) -> Run:
         stage.before_save()
         run = stage.run(stage.save, decide)
@@ -249,15 +244,21 @@ def test_a_save_with_a_failing_call_leaves_the_old_file_or_the_new_one_and_says_
             stage.check_next_save()
         return run
 
-    stride *= (2 if for_good else 1) * (2 if way != "a new file" and (for_good or number == errno.ENOSPC) else 1)
-    done = in_turn(attempt, lambda call, run: Fail(number), names=names, for_good=for_good, stride=stride)
-    note(record_property, f"save, {way}", done)
+    tried: set[tuple[object, ...]] = set()
+    for way in WAYS:
+        stage = Stage(folder, WAYS[way])
+        done = in_turn(
+            attempt,
+            lambda call, run: Fail(number),
+            names=names,
+            for_good=for_good,
+            every_site=not for_good,
+            tried=tried,
+        )
+        note(record_property, f"save, {way}", done)
 
 
-@pytest.mark.parametrize("way", WAYS)
-def test_a_save_goes_on_after_a_signal_interrupted_a_call(folder: str, way: str, record_property: Any) -> None:
-    stage = Stage(folder, WAYS[way])
-
+def test_a_save_goes_on_after_a_signal_interrupted_a_call(folder: str, record_property: Any) -> None:
     def attempt(decide: Decide) -> Run:
         stage.before_save()
         run = stage.run(stage.save, decide)
@@ -265,8 +266,11 @@ def test_a_save_goes_on_after_a_signal_interrupted_a_call(folder: str, way: str,
         stage.check_saved(run, published=True)
         return run
 
-    done = in_turn(attempt, lambda call, run: Fail(errno.EINTR), names=RETRIED, stride=3)
-    note(record_property, f"save interrupted, {way}", done)
+    tried: set[tuple[object, ...]] = set()
+    for way in WAYS:
+        stage = Stage(folder, WAYS[way])
+        done = in_turn(attempt, lambda call, run: Fail(errno.EINTR), names=RETRIED, tried=tried)
+        note(record_property, f"save interrupted, {way}", done)
 
 
 @pytest.mark.parametrize(("number", "name"), [(errno.EINVAL, "lseek"), (errno.ENOSYS, "sync_file_range")])
@@ -347,7 +351,7 @@ def test_the_command_reports_a_fault_in_one_line_and_an_exit_code(
 
     stage.before_save()
     assert main(argv) == 0  # imports whatever the command imports late
-    done = in_turn(attempt, lambda call, run: Fail(errno.EIO), stride=5)
+    done = in_turn(attempt, lambda call, run: Fail(errno.EIO))
     capfd.readouterr()
     note(record_property, "save, by command", done)
 
@@ -367,18 +371,12 @@ def test_short_writes_end_in_the_whole_file_or_in_an_error(
         stage.check_saved(run, published=run.error is None)
         return run
 
-    done = in_turn(attempt, lambda call, run: Shorten(length), names={"pwrite64"}, stride=5)
-    done += in_turn(attempt, lambda call, run: Shorten(max(length, 4096)), names={"pwrite64"}, for_good=True, stride=9)
+    done = in_turn(attempt, lambda call, run: Shorten(length), names={"pwrite64"})
+    done += in_turn(attempt, lambda call, run: Shorten(max(length, 4096)), names={"pwrite64"}, for_good=True)
     note(record_property, f"short writes, {way}", done)
 
 
-@pytest.mark.parametrize("stride", STRIDES)
-@pytest.mark.parametrize("way", WAYS)
-def test_a_save_survives_the_death_of_a_worker_at_any_call(
-    folder: str, way: str, stride: int, record_property: Any
-) -> None:
-    stage = Stage(folder, WAYS[way])
-
+def test_a_save_survives_the_death_of_a_worker_at_any_call(folder: str, record_property: Any) -> None:
     def attempt(decide: Decide) -> Run:
         stage.before_save()
         run = stage.run(stage.save, decide)
@@ -386,8 +384,11 @@ def test_a_save_survives_the_death_of_a_worker_at_any_call(
         stage.check_saved(run, published=True)
         return run
 
-    done = in_turn(attempt, lambda call, run: Kill([call.pid]), by_worker=True, stride=stride)
-    note(record_property, f"workers killed in a save, {way}", done)
+    tried: set[tuple[object, ...]] = set()
+    for way in WAYS:
+        stage = Stage(folder, WAYS[way])
+        done = in_turn(attempt, lambda call, run: Kill([call.pid]), by_worker=True, every_site=True, tried=tried)
+        note(record_property, f"workers killed in a save, {way}", done)
 
 
 @pytest.mark.parametrize("way", WAYS)
@@ -406,13 +407,9 @@ def test_a_save_that_loses_all_workers_fails_and_leaves_nothing(folder: str, way
     note(record_property, f"all workers killed in a save, {way}", done)
 
 
-@pytest.mark.parametrize("stride", STRIDES)
-@pytest.mark.parametrize("way", WAYS)
 def test_the_death_of_the_coordinator_at_any_call_leaves_a_complete_file_or_none_and_no_worker(
-    folder: str, way: str, stride: int, record_property: Any
+    folder: str, record_property: Any
 ) -> None:
-    stage = Stage(folder, WAYS[way])
-
     def attempt(decide: Decide) -> Run:
         stage.before_save()
         run = stage.run(stage.save, decide)  # which checks that no worker is left
@@ -422,19 +419,19 @@ def test_the_death_of_the_coordinator_at_any_call_leaves_a_complete_file_or_none
         stage.check_next_save()
         return run
 
-    stride *= 9 if way != "a new file" else 4
-    done = in_turn(attempt, lambda call, run: Kill([run.root]), stride=stride)
-    note(record_property, f"coordinators killed in a save, {way}", done)
+    tried: set[tuple[object, ...]] = set()
+    for way in WAYS:
+        stage = Stage(folder, WAYS[way])
+        done = in_turn(attempt, lambda call, run: Kill([run.root]), tried=tried)
+        note(record_property, f"coordinators killed in a save, {way}", done)
 
 
-@pytest.mark.parametrize("stride", STRIDES)
 @pytest.mark.parametrize("for_good", [False, True], ids=["once", "for good"])
-@pytest.mark.parametrize("picture", ["", "X"], ids=["new files", "files full of something else"])
 @pytest.mark.parametrize("number", [errno.EIO, errno.ENOSPC], ids=["EIO", "ENOSPC"])
 def test_a_restore_with_a_failing_call_fills_all_ram_or_fails_and_removes_what_it_made(
-    stage: Stage, number: int, picture: str, for_good: bool, stride: int, record_property: Any
+    stage: Stage, number: int, for_good: bool, record_property: Any
 ) -> None:
-    def attempt(decide: Decide) -> Run:
+    def attempt(picture: str, decide: Decide) -> Run:
         stage.before_restore(picture)
         run = stage.run(stage.restore, decide)
         if run.error is None:
@@ -442,31 +439,34 @@ def test_a_restore_with_a_failing_call_fills_all_ram_or_fails_and_removes_what_i
             return run
         assert isinstance(run.error, HostError), (run.faults, run.error)
         assert run.error.errno == number, (run.faults, run.error)
-        if not run.hit(*UNLINKS):
-            assert all(os.path.exists(path) == bool(picture) for path in stage.restored.values()), run.faults
+        cannot_remove = run.hit(*UNLINKS) or any(call.name == "newfstatat" for call in run.faults[1:])
+        if not cannot_remove:
+            stage.check_not_restored(kept=bool(picture))
         return run
 
     names = WRITING if number == errno.ENOSPC else ()
-    stride *= 3 if for_good else 1
-    done = in_turn(attempt, lambda call, run: Fail(number), names=names, for_good=for_good, stride=stride)
-    note(record_property, "restore", done)
+    options = {"names": names, "for_good": for_good, "every_site": not for_good, "tried": set()}
+    for picture in ("", "X"):  # new files, and files full of something else
+        done = in_turn(partial(attempt, picture), lambda call, run: Fail(number), **options)
+        note(record_property, "restore", done)
 
 
-@pytest.mark.parametrize("picture", ["", "X"], ids=["new files", "files full of something else"])
-def test_a_restore_goes_on_after_signals_short_writes_and_dead_workers(
-    stage: Stage, picture: str, record_property: Any
-) -> None:
-    def attempt(decide: Decide) -> Run:
+def test_a_restore_goes_on_after_signals_short_writes_and_dead_workers(stage: Stage, record_property: Any) -> None:
+    def attempt(picture: str, decide: Decide) -> Run:
         stage.before_restore(picture)
         run = stage.run(stage.restore, decide)
         assert run.error is None, (run.faults, run.error)
         stage.check_restored()
         return run
 
-    done = in_turn(attempt, lambda call, run: Fail(errno.EINTR), names=RETRIED, stride=3)
-    done += in_turn(attempt, lambda call, run: Shorten(5000), names={"pwrite64"})
-    done += in_turn(attempt, lambda call, run: Kill([call.pid]), by_worker=True)
-    note(record_property, "restore that goes on", done)
+    interrupted: set[tuple[object, ...]] = set()
+    killed: set[tuple[object, ...]] = set()
+    for picture in ("", "X"):  # new files, and files full of something else
+        onto = partial(attempt, picture)
+        done = in_turn(onto, lambda call, run: Fail(errno.EINTR), names=RETRIED, tried=interrupted)
+        done += in_turn(onto, lambda call, run: Shorten(5000), names={"pwrite64"}, every_site=True)
+        done += in_turn(onto, lambda call, run: Kill([call.pid]), by_worker=True, every_site=True, tried=killed)
+        note(record_property, "restore that goes on", done)
 
 
 def test_a_restore_that_loses_all_workers_fails_and_removes_what_it_made(stage: Stage, record_property: Any) -> None:
@@ -475,7 +475,7 @@ def test_a_restore_that_loses_all_workers_fails_and_removes_what_it_made(stage: 
         run = stage.run(stage.restore, decide)
         if run.faults:
             assert isinstance(run.error, WorkerError), (run.faults, run.error)
-            assert not any(os.path.exists(path) for path in stage.restored.values()), run.faults
+            stage.check_not_restored(kept=False)
         return run
 
     done = in_turn(attempt, lambda call, run: Kill(run.workers()), names={"pwrite64", "preadv2"}, by_worker=True)
@@ -491,7 +491,7 @@ def test_a_restore_whose_coordinator_dies_leaves_no_worker(stage: Stage, record_
         stage.check_restored()
         return run
 
-    done = in_turn(attempt, lambda call, run: Kill([run.root]), stride=4)
+    done = in_turn(attempt, lambda call, run: Kill([run.root]))
     note(record_property, "coordinators killed in a restore", done)
 
 
@@ -503,7 +503,6 @@ def diff(stage: Stage) -> bool:
     return app.diff(str(stage.file), f"{stage.folder}/copy.mr", channels=2).equal
 
 
-@pytest.mark.parametrize("stride", STRIDES)
 @pytest.mark.parametrize(
     ("sound", "for_good"),
     [(True, False), (True, True), (False, False)],
@@ -511,7 +510,7 @@ def diff(stage: Stage) -> bool:
 )
 @pytest.mark.parametrize("look", [verify, diff])
 def test_a_look_at_a_file_with_a_failing_call_is_never_wrong(
-    stage: Stage, look: Callable[[Stage], bool], sound: bool, for_good: bool, stride: int, record_property: Any
+    stage: Stage, look: Callable[[Stage], bool], sound: bool, for_good: bool, record_property: Any
 ) -> None:
     shutil.copy(stage.file, f"{stage.folder}/copy.mr")
     if not sound:
@@ -529,8 +528,7 @@ def test_a_look_at_a_file_with_a_failing_call_is_never_wrong(
             assert run.error.errno == errno.EIO, (run.faults, run.error)
         return run
 
-    stride *= 3 if for_good else 1
-    done = in_turn(attempt, lambda call, run: Fail(errno.EIO), for_good=for_good, stride=stride)
+    done = in_turn(attempt, lambda call, run: Fail(errno.EIO), for_good=for_good, every_site=sound and not for_good)
     note(record_property, look.__name__, done)
 
 
@@ -546,6 +544,6 @@ def test_a_look_at_a_file_survives_signals_and_the_death_of_a_worker(
         assert run.value is True
         return run
 
-    done = in_turn(attempt, lambda call, run: Fail(errno.EINTR), names=RETRIED, stride=3)
-    done += in_turn(attempt, lambda call, run: Kill([call.pid]), by_worker=True)
+    done = in_turn(attempt, lambda call, run: Fail(errno.EINTR), names=RETRIED)
+    done += in_turn(attempt, lambda call, run: Kill([call.pid]), by_worker=True, every_site=True)
     note(record_property, f"{look.__name__} that goes on", done)

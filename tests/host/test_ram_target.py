@@ -1,3 +1,4 @@
+import errno
 import os
 from pathlib import Path
 
@@ -31,6 +32,39 @@ def test_a_destination_that_is_made_is_private_whatever_the_umask_and_goes_away_
     with RamTarget(BLOCK, str(path)) as target:
         target.keep()
     assert path.stat().st_blocks == 0
+
+
+def test_an_error_takes_back_what_was_kept_but_not_what_others_have_put_there(tmp_path: Path) -> None:
+    def fail(kept: Path, replaced: bytes) -> None:
+        with RamTarget(BLOCK, str(kept)) as target:
+            target.keep()
+            if replaced:
+                (tmp_path / "theirs").write_bytes(replaced)
+                (tmp_path / "theirs").rename(kept)
+            (tmp_path / f".{kept.name}.part").write_bytes(b"of another writer")
+            raise HostError("something else cannot be kept")
+
+    for replaced in (b"", b"theirs"):
+        with pytest.raises(HostError, match="something else"):
+            fail(tmp_path / "ram", replaced)
+        assert (tmp_path / ".ram.part").read_bytes() == b"of another writer"
+        (tmp_path / ".ram.part").unlink()
+        assert [path.read_bytes() for path in tmp_path.iterdir()] == [replaced] * bool(replaced)
+
+
+def test_a_name_that_cannot_be_looked_at_is_not_taken_for_a_free_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object) -> None:
+        raise OSError(errno.EIO, "no")
+
+    (tmp_path / "ram").write_bytes(b"x" * 4 * PAGE)
+    monkeypatch.setattr(os, "lstat", refuse)
+    with pytest.raises(HostError, match=r"cannot look at .*: input/output error"):
+        enter(RamTarget(BLOCK, str(tmp_path / "ram")))
+    with pytest.raises(HostError, match=r"cannot look at .*: input/output error"):
+        enter(RamTarget(BLOCK, str(tmp_path / "new")))
+    assert os.listdir(tmp_path) == ["ram"]
 
 
 def test_a_destination_that_goes_away_by_itself_is_gone(tmp_path: Path) -> None:

@@ -17,6 +17,10 @@ def _no_descriptor_is_left() -> Iterator[None]:
     assert set(os.listdir("/proc/self/fd")) == before
 
 
+def refused(*_: object) -> None:
+    raise OSError(errno.EIO, "no")
+
+
 @pytest.mark.parametrize("umask", [0, 0o022, 0o077, 0o277, 0o777])
 def test_a_file_is_for_its_owner_alone_whatever_the_umask(tmp_path: Path, umask: int) -> None:
     path = tmp_path / "ram"
@@ -45,8 +49,8 @@ def test_files_that_were_made_have_their_names_once_they_are_kept(tmp_path: Path
         assert sorted(os.listdir(tmp_path)) == [".a.part", ".b.part"]
         assert sorted(memory.paths.values()) == [str(tmp_path / ".a.part"), str(tmp_path / ".b.part")]
     assert os.listdir(tmp_path) == []
-    with SharedMemory({"a": 1, "b": 2}, paths) as memory:
-        memory.keep()
+    with SharedMemory({"a": 1, "b": 2}, paths) as memory, memory.keep():
+        pass
     assert [os.stat(path).st_size for path in paths.values()] == [1, 2]
 
 
@@ -56,12 +60,39 @@ def test_one_that_somebody_else_removed_is_not_missed(tmp_path: Path) -> None:
 
 
 def test_a_name_that_somebody_else_takes_meanwhile_stays_theirs(tmp_path: Path) -> None:
-    with SharedMemory({"m": 1}, {"m": str(tmp_path / "ram")}) as memory:
-        (tmp_path / "ram").write_bytes(b"theirs")
-        with pytest.raises(RequestError, match="somebody else has made it meanwhile"):
-            memory.keep()
-    assert os.listdir(tmp_path) == ["ram"]
-    assert (tmp_path / "ram").read_bytes() == b"theirs"
+    paths = {name: str(tmp_path / name) for name in ("a", "b", "c")}
+
+    def keep() -> None:
+        with SharedMemory(dict.fromkeys(paths, 1), paths) as memory:
+            (tmp_path / "b").write_bytes(b"theirs")
+            with memory.keep():
+                raise AssertionError
+
+    with pytest.raises(RequestError, match="somebody else has made it meanwhile"):
+        keep()
+    assert os.listdir(tmp_path) == ["b"]
+    assert (tmp_path / "b").read_bytes() == b"theirs"
+
+
+def test_files_lose_their_names_again_where_nobody_comes_to_live_in_them(tmp_path: Path) -> None:
+    paths = {name: str(tmp_path / name) for name in ("a", "b")}
+
+    def keep() -> None:
+        with SharedMemory({"a": 1, "b": 2}, paths) as memory, memory.keep():
+            raise HostError("no guest was let go")
+
+    with pytest.raises(HostError, match="no guest was let go"):
+        keep()
+    assert os.listdir(tmp_path) == []
+
+
+def test_a_name_that_cannot_be_looked_at_is_not_taken_for_a_free_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(os, "lstat", refused)
+    with pytest.raises(HostError, match=r"cannot look at .*: input/output error"):
+        SharedMemory({"m": 1}, {"m": str(tmp_path / "ram")}).__enter__()
+    assert os.listdir(tmp_path) == []
 
 
 def test_other_memory_is_anonymous_and_gone_at_the_end() -> None:
@@ -70,7 +101,8 @@ def test_other_memory_is_anonymous_and_gone_at_the_end() -> None:
         assert [os.fstat(fd).st_size for fd in (first, second)] == [8192, 4096]
         assert paths == [f"/proc/self/fd/{fd}" for fd in (first, second)]
         assert not os.get_inheritable(first)
-        memory.keep()
+        with memory.keep():
+            pass
     assert memory.descriptors == set()
 
 

@@ -8,8 +8,8 @@
           +---- answer: go on, fail with an errno, write less, or SIGKILL somebody
 
 Calls are counted over the whole tree in the order in which they arrive; only those that concern files below ``under``
-count. What the action returns or raises comes back in the Outcome, together with what the tree wrote to stderr and
-whether anything of it outlived the root. Linux on x86-64, 5.9 or later.
+count, and each says where in our code it was made. What the action returns or raises comes back in the Outcome, with
+what the tree wrote to stderr and whether anything of it outlived the root. Linux on x86-64, 5.9 or later.
 
 ``Forked`` is for moments that are no system call on a file: the command in a fork of this process, with something done
 right before or behind a call of one of its own functions.
@@ -35,12 +35,14 @@ import sys
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
-from types import TracebackType
+from types import BuiltinFunctionType, FunctionType, TracebackType
 from typing import Any, NamedTuple, NoReturn, Self
 
 from support.cli import SECONDS, Result
 
+from parallel_fixedram import app
 from parallel_fixedram.cli.main import main
+from parallel_fixedram.host import linux
 
 GONE_SECONDS = 2.0
 """How long the workers of a dead coordinator may take to go; the promise is 0.1 s, a busy test machine gets more."""
@@ -72,6 +74,8 @@ _FLAG_CONTINUE = 1  # SECCOMP_USER_NOTIF_FLAG_CONTINUE
 _SECCOMP, _SET_MODE_FILTER, _NEW_LISTENER = 317, 1, 8
 _PR_SET_NO_NEW_PRIVS = 38
 _AT_FDCWD = -100
+_SITE, _PID_BITS = struct.Struct("q"), 12
+_OURS = os.path.dirname(app.__file__)
 _libc = ctypes.CDLL(None, use_errno=True)
 
 
@@ -85,6 +89,8 @@ class Call(NamedTuple):
     by_worker: bool
     args: list[int]
     path: str
+    site: int
+    """Where in our code it was made: the same for the same stack of our own frames."""
 
 
 class Fail(NamedTuple):
@@ -110,6 +116,8 @@ class Run:
     """A process tree under the filter, and in the end what became of it."""
 
     root: int
+    sites: mmap.mmap = field(repr=False)
+    """Of every process, where in our code it last called the system."""
     pidfds: dict[int, int] = field(default_factory=dict)
     """Of every process seen; opened while it waits for us, so that none names another process."""
     calls: list[Call] = field(default_factory=list)
@@ -141,6 +149,10 @@ class Run:
             with contextlib.suppress(ProcessLookupError):
                 signal.pidfd_send_signal(self.pidfds[pid], signal.SIGKILL)
 
+    def site(self, pid: int) -> int:
+        """Where in our code that process last called the system."""
+        return int(_SITE.unpack_from(self.sites, _place_of(pid))[0])
+
 
 Decide = Callable[[Call, Run], Fail | Shorten | Kill | None]
 
@@ -149,11 +161,12 @@ def run(action: Callable[[], Any], *, under: str, decide: Decide, seconds: float
     """Run ``action`` in a fork of this process; ``decide`` answers every call that concerns files below ``under``."""
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
     result, stderr = os.memfd_create("result"), os.memfd_create("stderr")
+    sites = mmap.mmap(-1, 8 << _PID_BITS)
     root = os.fork()
     if root == 0:
-        _be_root(action, theirs, result, stderr)
+        _be_root(action, theirs, result, stderr, sites)
     theirs.close()
-    tree = Run(root, {root: os.pidfd_open(root)})
+    tree = Run(root, sites, {root: os.pidfd_open(root)})
     received: list[int] = []
     try:
         _, received, _, _ = socket.recv_fds(ours, 1, 1)
@@ -166,6 +179,7 @@ def run(action: Callable[[], Any], *, under: str, decide: Decide, seconds: float
         tree.kill(tree.pidfds)
         tree.exit_code = os.waitstatus_to_exitcode(os.waitpid(root, 0)[1])
         pickled, text = (os.pread(fd, os.fstat(fd).st_size, 0) for fd in (result, stderr))
+        sites.close()
         for fd in (ours.detach(), result, stderr, *received, *tree.pidfds.values()):
             os.close(fd)
     tree.stderr = text.decode()
@@ -216,7 +230,7 @@ def _answer_next(listener: int, tree: Run, under: str, decide: Decide) -> None:
         return  # it was killed while it waited
     value, error, flags = 0, 0, _FLAG_CONTINUE
     if path == under or path.startswith(under.rstrip("/") + "/"):
-        call = Call(len(tree.calls), _NAMES[number], pid, pid != tree.root, args, path)
+        call = Call(len(tree.calls), _NAMES[number], pid, pid != tree.root, args, path, tree.site(pid))
         tree.calls.append(call)
         if (fault := decide(call, tree)) is not None:
             tree.faults.append(call)
@@ -254,8 +268,9 @@ def _write_less(call: Call, count: int) -> int:
         return os.pwrite(file.fileno(), _memory(call.pid, call.args[1], min(count, call.args[2])), call.args[3])
 
 
-def _be_root(action: Callable[[], Any], sock: socket.socket, result: int, stderr: int) -> NoReturn:
+def _be_root(action: Callable[[], Any], sock: socket.socket, result: int, stderr: int, sites: mmap.mmap) -> NoReturn:
     try:
+        _note_sites(sites)
         gc.disable()  # a collection would touch, and so copy, all memory that is shared with the supervisor
         os.dup2(stderr, 2)
         sys.stderr = open(2, "w", closefd=False)  # noqa: SIM115 - pytest's own would keep what is written
@@ -270,6 +285,32 @@ def _be_root(action: Callable[[], Any], sock: socket.socket, result: int, stderr
         os._exit(0)
     finally:
         os._exit(70)
+
+
+def _note_sites(sites: mmap.mmap) -> None:
+    """Have this process and its workers note where they are before every function that makes system calls."""
+    getpid, getframe = os.getpid, sys._getframe
+
+    def noting(function: Callable[..., object]) -> Callable[..., object]:
+        def noted(*args: object, **options: object) -> object:
+            site, frame = 0, getframe(1)
+            while frame is not None:
+                if _OURS in frame.f_code.co_filename:
+                    site = hash((site, frame.f_code.co_filename, frame.f_code.co_firstlineno, frame.f_lasti))
+                frame = frame.f_back
+            _SITE.pack_into(sites, _place_of(getpid()), site)
+            return function(*args, **options)
+
+        return noted
+
+    for module, kind in ((os, BuiltinFunctionType), (fcntl, BuiltinFunctionType), (linux, FunctionType)):
+        for name, function in [*vars(module).items()]:
+            if isinstance(function, kind) and not name.startswith("_"):
+                setattr(module, name, noting(function))
+
+
+def _place_of(pid: int) -> int:
+    return _SITE.size * (pid & ((1 << _PID_BITS) - 1))
 
 
 def _install_filter() -> int:

@@ -44,6 +44,7 @@ from parallel_fixedram import app
 from parallel_fixedram.machines.qemu import machine  # noqa: F401 - so that the command has it already
 from parallel_fixedram.machines.qemu.session import Session
 
+pytestmark = pytest.mark.slow  # whole commands
 PICTURE = "AB0-" * 40
 STATE = b"QEVM\0\0\0\3" + device_bytes(DEVICES) + b"\0"
 HEAD = f"{'Block Name':>24} {'PSize':>8}  {'Offset':>18} {'Used':>18} {'Total':>18} {'HVA':>18}  RO\r\n"

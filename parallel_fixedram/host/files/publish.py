@@ -87,11 +87,7 @@ class PendingFile:
     ) -> None:
         try:
             if self.fd >= 0 and not self.published:
-                os.unlink(self._part, dir_fd=self._folder)
-        except FileNotFoundError:
-            pass
-        except OSError as failure:  # the next writer of that name removes it; why this one failed matters more
-            logger.warning("cannot remove %r: %s", self._part, os_message(failure.errno or 0))
+                self._remove(self._part)
         finally:
             for fd in (self.fd, self._direct_fd, self._folder):
                 if fd >= 0:
@@ -193,6 +189,32 @@ class PendingFile:
                 ) from error
             raise HostError.from_os(f"cannot give {self.path!r} its name", error) from error
 
+    def withdraw(self) -> None:
+        """Take back what was published, if it still has its name: of several files all are there, or none."""
+        if self.published:
+            for name in (self._name, self._part):
+                if self._is_called(name):
+                    self._remove(name)
+
+    def _is_called(self, name: str) -> bool:
+        """Whether that name leads to this file, and not to one that somebody else has put there."""
+        try:
+            return os.path.samestat(os.fstat(self.fd), os.stat(name, dir_fd=self._folder, follow_symlinks=False))
+        except FileNotFoundError:
+            return False
+        except OSError as failure:
+            logger.warning("cannot remove %r: %s", name, os_message(failure.errno or 0))
+            return False
+
+    def _remove(self, name: str) -> None:
+        """Remove a name; what fails is said, but why the file is to go matters more."""
+        try:
+            os.unlink(name, dir_fd=self._folder)
+        except FileNotFoundError:
+            pass
+        except OSError as failure:  # of a .part: the next writer of that name removes it
+            logger.warning("cannot remove %r: %s", name, os_message(failure.errno or 0))
+
     def _keep_replaced(self) -> None:
         """Open what is about to lose its name; what cannot be opened is freed when its name goes."""
         if self.overwrite:
@@ -265,6 +287,22 @@ class PendingFile:
             raise HostError.from_os(f"cannot replace {self._part!r}", error) from error
         finally:
             linux.close(fd)
+
+
+def exists(path: str) -> bool:
+    """Whether there is something of that name, even a link that leads nowhere; what cannot be looked at may be there.
+
+    Raises:
+        NoFileError: there can be no such name.
+        HostError: it cannot be looked at.
+    """
+    try:
+        os.lstat(path)
+    except FileNotFoundError:
+        return False
+    except OSError as error:
+        raise unopened(f"cannot look at {path!r}", error) from error
+    return True
 
 
 def check_target(path: str, *, overwrite: bool) -> None:

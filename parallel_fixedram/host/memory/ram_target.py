@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import mmap
-import os
 from types import TracebackType
 from typing import Self
 
@@ -12,12 +11,14 @@ from parallel_fixedram.core.errors import HostError, RequestError
 from parallel_fixedram.core.ramblock import PageRange, RAMBlock
 from parallel_fixedram.host import linux
 from parallel_fixedram.host.files.channel import FileChannel, data_extents, open_writable
-from parallel_fixedram.host.files.publish import PendingFile
+from parallel_fixedram.host.files.publish import PendingFile, exists
 from parallel_fixedram.host.processes import signals
 
 
 class RamTarget:
     """Context manager around the file a block is restored into; one made for it has its name only from ``keep`` on.
+
+    Left with an error it takes back what it made, also after ``keep``: of a guest's RAM all is there, or nothing.
 
     Args:
         block: what will be restored; the file, or the rest of it from ``offset`` on, has to be exactly as long.
@@ -58,6 +59,8 @@ class RamTarget:
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         if self._pending:
+            if kind is not None:
+                self._pending.withdraw()
             self._pending.__exit__(kind, error, traceback)
         elif self.fd >= 0:
             linux.close(self.fd)
@@ -107,7 +110,7 @@ class RamTarget:
             raise RequestError(f"offset {self.offset} of {self.path!r} is not a multiple of {self.block.page_size}")
 
     def _open(self) -> None:
-        if os.path.lexists(self.path):
+        if exists(self.path):
             self.fd = open_writable(self.path)
             return
         pending = PendingFile(self.path)

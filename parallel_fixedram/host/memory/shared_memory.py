@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from types import TracebackType
 from typing import Self
 
 from parallel_fixedram.core.errors import HostError
 from parallel_fixedram.host import linux
-from parallel_fixedram.host.files.publish import PendingFile
+from parallel_fixedram.host.files.publish import PendingFile, exists
 from parallel_fixedram.host.processes import signals
 
 
@@ -59,15 +60,22 @@ class SharedMemory:
             file.__exit__(kind, error, traceback)
         self.descriptors, self._made = set(), []
 
-    def keep(self) -> None:
-        """Somebody lives in it, and it is complete: files stay, and get their names.
+    @contextlib.contextmanager
+    def keep(self) -> Iterator[None]:
+        """Files get their names, all or none of them, and lose them again if the block fails: nobody lives in them.
 
         Raises:
             RequestError: somebody else has taken a name meanwhile.
             HostError: a name cannot be given.
         """
-        for file in self._made:
-            file.publish()
+        try:
+            for file in self._made:
+                file.publish()
+            yield
+        except BaseException:
+            for file in self._made:
+                file.withdraw()
+            raise
 
     def _anonymous(self, name: str, length: int) -> str:
         try:
@@ -79,7 +87,7 @@ class SharedMemory:
         return f"/proc/self/fd/{fd}"
 
     def _file(self, path: str, length: int) -> str:
-        if os.path.lexists(path):
+        if exists(path):
             return path
         file = PendingFile(path)
         file.__enter__()
