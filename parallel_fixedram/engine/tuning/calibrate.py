@@ -1,4 +1,4 @@
-"""Calibration: what writes cost in a folder, measured in about a second.
+"""Calibration: what writes cost in a folder, measured in one to three seconds.
 
 Workers of the same kind as a save's write runs of one page, and then whole windows, into an unnamed file there: past
 the page cache and into it, with one, two and four channels. After each the file is synced, and that is timed by itself:
