@@ -117,6 +117,14 @@ def test_a_finished_set_is_not_run_again_but_more_samples_can_be_added(tmp_path)
     assert more.cases[0].samples[0] == first.cases[0].samples[0]
 
 
+def test_a_new_ext4_has_a_folder_of_its_own_and_that_is_left_alone(tmp_path):
+    found = scenario('way = "sequential"\nguest = "random,size=1MiB"\nfile_system = "ext4"', repeats=1, warm_up=0)
+    run_set = carry_out(found, tmp_path)
+    if run_set.missing:
+        pytest.skip(run_set.missing[0].why)
+    assert [len(case.samples) for case in run_set.cases] == [1]
+
+
 def test_what_is_not_installed_is_named_and_never_a_number(tmp_path, monkeypatch):
     monkeypatch.setenv("PATH", "")
     found = scenario(
