@@ -19,6 +19,7 @@ import shutil
 import sys
 import tempfile
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from typing import Any, ClassVar
 
@@ -40,7 +41,7 @@ _SAVED = ".saved"
 _GONE_SECONDS = 10.0
 
 
-class _Boots:
+class _Boots(ABC):
     """What these ways have in common (Way)."""
 
     _checked: str
@@ -68,8 +69,9 @@ class _Boots:
         """All guests run, and once a case their RAM is what the file says (Way.verify)."""
         return self._checked
 
+    @abstractmethod
     def _start(self, run: Run, file: str) -> Seconds:
-        raise NotImplementedError
+        """Start the guests, have them looked at, and end them."""
 
     def _look(self, run: Run, file: str, guests: Sequence[tuple[str, int]]) -> None:
         """Note how these guests were checked: path of a QMP socket and process of each.
@@ -93,8 +95,9 @@ class _Command(_Boots):
 
     verb: ClassVar[str]
 
+    @abstractmethod
     def _options(self, run: Run) -> list[str]:
-        raise NotImplementedError
+        """What the command is told besides file and QEMU."""
 
     def _start(self, run: Run, file: str) -> Seconds:
         assert run.source.qemu is not None, "the scenario's check comes first"
