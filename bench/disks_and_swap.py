@@ -30,6 +30,7 @@ from support.qemu import QemuProcess, Ram, boot_from
 from support.qemu_saved import migrate
 from support.tight_memory import group, swap
 
+import parallel_fixedram as api
 from parallel_fixedram import app
 from parallel_fixedram.core.errors import FixedRamError
 from parallel_fixedram.core.report import SaveReport
@@ -47,7 +48,7 @@ def save(guest: QemuProcess, path: Path) -> SaveReport:
     """Ours, with two channels, into a new file."""
     path.unlink(missing_ok=True)
     machine = functools.partial(app.open_qemu, str(guest.monitor_path))
-    return app.save(machine, str(path), channels=2, experimental_multifd=True)
+    return api.save(machine, str(path), gate=api.Gate(channels=2, experimental_multifd=True))
 
 
 def dirty(guest: QemuProcess, disk: Path, size: int) -> None:

@@ -16,8 +16,8 @@ from parallel_fixedram.core.cost import Work
 from parallel_fixedram.core.ramblock import RAMBlock
 from parallel_fixedram.core.shards import plan_shards
 from parallel_fixedram.core.units import GIB, KIB, MIB
+from parallel_fixedram.engine.pages.changes import Hashes
 from parallel_fixedram.engine.pages.digest import page_digests
-from parallel_fixedram.engine.pages.precopy import KnownPages
 from parallel_fixedram.engine.pages.window import WINDOW_PAGES, merge_runs, nonzero_pages
 from parallel_fixedram.format.layout import FileLayout
 from parallel_fixedram.host.files.channel import FileChannel, anonymous_memory
@@ -53,8 +53,8 @@ def test_digests_of_16_mib(benchmark: Benchmark, zero_pages: np.ndarray) -> None
 
 
 def test_hashes_of_16_mib(benchmark: Benchmark, zero_pages: np.ndarray) -> None:
-    known, every = KnownPages([]), np.arange(WINDOW_PAGES)
-    benchmark(lambda: [known.hashes_of(window, every) for window in windows(zero_pages)])
+    hashes, every = Hashes([]), np.arange(WINDOW_PAGES)
+    benchmark(lambda: [hashes.hashes_of(window, every) for window in windows(zero_pages)])
 
 
 def test_unpacking_and_packing_the_bits_of_1_gib(benchmark: Benchmark) -> None:

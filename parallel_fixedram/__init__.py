@@ -2,10 +2,10 @@
 
 ::
 
-    from parallel_fixedram import open_guest, save, verify
+    from parallel_fixedram import Gate, open_guest, save, verify
 
     with open_guest("dense,size=256MiB") as guest:
-        report = save(guest, "/tmp/guest.mapped-ram", channels=2, experimental_multifd=True)
+        report = save(guest, "/tmp/guest.mapped-ram", gate=Gate(channels=2, experimental_multifd=True))
     print(report.seconds.write, verify("/tmp/guest.mapped-ram").ok)
 """
 
@@ -15,8 +15,6 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from parallel_fixedram.app import (
         Destination,
-        DirectIO,
-        Durability,
         GuestSpec,
         Image,
         RamFile,
@@ -25,9 +23,7 @@ if TYPE_CHECKING:
         open_image,
         open_qemu,
         open_ram,
-        plan,
         restore,
-        save,
         verify,
     )
     from parallel_fixedram.boot import clone_guests, list_guests, restore_guest, stop_guests, verify_by_loading
@@ -42,6 +38,7 @@ if TYPE_CHECKING:
         RequestError,
         WorkerError,
     )
+    from parallel_fixedram.core.observer import Observer
     from parallel_fixedram.core.profiles import Profile
     from parallel_fixedram.core.protocols import Channel, DirtySource, GuestBlock, Machine, PageSource
     from parallel_fixedram.core.ramblock import PageRange, RAMBlock
@@ -56,10 +53,25 @@ if TYPE_CHECKING:
         from_json,
         to_json,
     )
+    from parallel_fixedram.core.save_options import (
+        Cache,
+        CaptureMode,
+        Capturing,
+        DirectIO,
+        Durability,
+        Gate,
+        Publishing,
+        Writing,
+    )
+    from parallel_fixedram.verbs.plan import plan
+    from parallel_fixedram.verbs.save import save
 
 __all__ = [
     "BootReport",
+    "Cache",
     "CapabilityError",
+    "CaptureMode",
+    "Capturing",
     "Channel",
     "ContentsDiffer",
     "Destination",
@@ -70,6 +82,7 @@ __all__ = [
     "DurabilityError",
     "FixedRamError",
     "FormatError",
+    "Gate",
     "GuestBlock",
     "GuestSpec",
     "GuestsReport",
@@ -77,10 +90,12 @@ __all__ = [
     "Image",
     "Machine",
     "MachineError",
+    "Observer",
     "PageRange",
     "PageSource",
     "PlanReport",
     "Profile",
+    "Publishing",
     "RAMBlock",
     "RamFile",
     "RequestError",
@@ -88,6 +103,7 @@ __all__ = [
     "SaveReport",
     "VerifyReport",
     "WorkerError",
+    "Writing",
     "clone_guests",
     "diff",
     "from_json",
@@ -109,8 +125,6 @@ __all__ = [
 _HOMES = {
     "app": (
         "Destination",
-        "DirectIO",
-        "Durability",
         "GuestSpec",
         "Image",
         "RamFile",
@@ -119,9 +133,7 @@ _HOMES = {
         "open_image",
         "open_qemu",
         "open_ram",
-        "plan",
         "restore",
-        "save",
         "verify",
     ),
     "boot": ("clone_guests", "list_guests", "restore_guest", "stop_guests", "verify_by_loading"),
@@ -137,6 +149,7 @@ _HOMES = {
         "RequestError",
         "WorkerError",
     ),
+    "core.observer": ("Observer",),
     "core.protocols": ("Channel", "DirtySource", "GuestBlock", "Machine", "PageSource"),
     "core.ramblock": ("PageRange", "RAMBlock"),
     "core.report": (
@@ -150,6 +163,18 @@ _HOMES = {
         "from_json",
         "to_json",
     ),
+    "core.save_options": (
+        "Cache",
+        "CaptureMode",
+        "Capturing",
+        "DirectIO",
+        "Durability",
+        "Gate",
+        "Publishing",
+        "Writing",
+    ),
+    "verbs.plan": ("plan",),
+    "verbs.save": ("save",),
 }
 
 

@@ -22,6 +22,10 @@ if TYPE_CHECKING:
     from parallel_fixedram.app import Progress, RamFile
     from parallel_fixedram.core.protocols import Machine
     from parallel_fixedram.core.report import ChoiceReport
+    from parallel_fixedram.core.save_options import Capturing, Gate, Writing
+
+MAX_ROUNDS = 16
+"""Of ``core.save_options``, which is not imported for ``--help``."""
 
 _RAM_OPTION = re.compile(r",(offset|size)=([^,]*)$")
 
@@ -91,20 +95,20 @@ def auto_or_number(text: str) -> int | None:
         raise argparse.ArgumentTypeError(f"{text!r}: expected a number or auto") from None
 
 
-def add_choice_options(parser: Any) -> None:
+def add_writing_options(parser: Any) -> None:
     """How to write: what is not given is chosen."""
     group = parser.add_argument_group("how to write", "what is not given follows from what writes cost there")
     group.add_argument(
         "--direct-io",
         choices=("auto", "on", "off"),
         default="auto",
-        help="whether to write past the page cache (default auto)",
+        help="whether to bypass the page cache (default auto)",
     )
     group.add_argument(
         "--gap-pages",
         type=auto_or_number,
         metavar="N",
-        help="write up to N unchanged pages between two others along, if one write is cheaper than two (default auto)",
+        help="bridge gaps of up to N unchanged pages, where one write is cheaper than two (default auto)",
     )
     group.add_argument(
         "--shard-pages",
@@ -117,16 +121,59 @@ def add_choice_options(parser: Any) -> None:
     )
 
 
-def choice_arguments(args: argparse.Namespace) -> dict[str, Any]:
-    """The options of ``add_choice_options`` as keyword arguments of ``app.save`` and ``app.plan``."""
-    return {name: getattr(args, name) for name in ("direct_io", "gap_pages", "shard_pages", "calibrate")}
+def writing(args: argparse.Namespace) -> Writing:
+    """What the options of ``add_writing_options`` ask for.
+
+    Raises:
+        RequestError: a number out of its range.
+    """
+    from parallel_fixedram.core.save_options import DirectIO, Writing
+
+    return Writing(
+        direct_io=DirectIO(args.direct_io),
+        gap_pages=args.gap_pages,
+        shard_pages=args.shard_pages,
+        calibrate=args.calibrate,
+    )
+
+
+def add_capture_options(parser: Any) -> None:
+    """How the file comes to hold one instant of a guest that runs."""
+    group = parser.add_argument_group("a guest that runs meanwhile")
+    group.add_argument(
+        "--capture",
+        choices=("auto", "compare", "rounds", "stopped"),
+        default="auto",
+        help="how the file comes to hold one instant. compare: all pages while the guest runs, then, while it stands "
+        "still, those whose hash is another one; rounds: what a dirty log names, again and again, the last time while "
+        "it stands still (built-in guest only); stopped: all pages while it stands still; "
+        "auto (default): the one of them that makes the shortest pause, without a dirty log",
+    )
+    group.add_argument(
+        "--max-rounds", type=int, metavar="N", help=f"most rounds of --capture rounds (default {MAX_ROUNDS})"
+    )
+
+
+def capturing(args: argparse.Namespace) -> Capturing:
+    """What the options of ``add_capture_options`` ask for.
+
+    Raises:
+        RequestError: they do not go together, or a number is out of its range.
+    """
+    from parallel_fixedram.core.save_options import CaptureMode, Capturing
+
+    mode = CaptureMode(args.capture)
+    if args.max_rounds is None:
+        return Capturing(mode=mode)
+    if mode is not CaptureMode.ROUNDS:
+        raise RequestError("--max-rounds is for --capture rounds")
+    return Capturing(mode=mode, max_rounds=args.max_rounds)
 
 
 def choice_lines(choice: ChoiceReport) -> list[str]:
     """A choice and its reasons for people."""
     how = "direct I/O" if choice.direct_io else "page cache"
-    if choice.precopy:
-        how += " while the guest runs, then what changed"
+    how += {"compare": " while the guest runs, then what changed", "rounds": " in rounds"}.get(choice.capture, "")
     head = f"{format_count(choice.channels, 'channel')}, {how}, shards of {format_count(choice.shard_pages, 'page')}"
     return [head, *choice.why]
 
@@ -158,8 +205,20 @@ def add_gate_options(parser: Any, *, auto: bool = False) -> None:
     add_rule_options(group)
 
 
+def gate(args: argparse.Namespace) -> Gate:
+    """What the options of ``add_gate_options`` ask for."""
+    from parallel_fixedram.core.save_options import Gate
+
+    return Gate(
+        channels=args.channels,
+        experimental_multifd=args.experimental_multifd,
+        capabilities=dict(args.cap),
+        profile=Profile(args.profile),
+    )
+
+
 def gate_arguments(args: argparse.Namespace) -> dict[str, Any]:
-    """The options of ``add_gate_options`` as keyword arguments of ``app.save`` and ``app.restore``."""
+    """The options of ``add_gate_options`` as keyword arguments of ``app.restore``."""
     return {
         "channels": args.channels,
         "experimental_multifd": args.experimental_multifd,

@@ -111,10 +111,11 @@ def _temporary_folder(where: str | None) -> tempfile.TemporaryDirectory[str]:
 
 def _refusal(path: str) -> str:
     """What the gate says to two channels without the flag."""
-    from parallel_fixedram import app
+    from parallel_fixedram.core.save_options import Gate
+    from parallel_fixedram.verbs.save import save
 
     try:
-        app.save(_no_machine, path, channels=2)
+        save(_no_machine, path, gate=Gate(channels=2))
     except CapabilityError as error:
         return error.message
     raise AssertionError("the gate let two channels pass")
@@ -127,9 +128,12 @@ def _no_machine() -> GuestProcess:
 def _save_and_restore(guest: GuestProcess, folder: str, channels: int) -> SaveReport:
     """Save, restore, verify, and compare both RAMs with the file; returns what the save reported."""
     from parallel_fixedram import app
+    from parallel_fixedram.core.save_options import Gate, Publishing
+    from parallel_fixedram.verbs.save import save
 
     path = os.path.join(folder, "guest.mr")
-    report = app.save(guest, path, channels=channels, experimental_multifd=True, overwrite=True)
+    gate = Gate(channels=channels, experimental_multifd=True)
+    report = save(guest, path, gate=gate, publishing=Publishing(overwrite=True))
     block = report.blocks[0]
     with _memory(block.used_length) as copy:
         app.restore(path, {block.idstr: copy}, channels=channels, experimental_multifd=True)
@@ -168,10 +172,17 @@ def _check_room(folder: str, size: int) -> None:
 def _save_live(guest: GuestProcess, folder: str) -> SaveReport:
     """Save while the guest goes on dirtying its RAM."""
     from parallel_fixedram import app
+    from parallel_fixedram.core.save_options import CaptureMode, Capturing, Gate
+    from parallel_fixedram.verbs.save import save
 
     guest.start()
     path = os.path.join(folder, "live.mr")
-    report = app.save(guest, path, channels=2, experimental_multifd=True, live=True, max_rounds=LIVE_ROUNDS)
+    report = save(
+        guest,
+        path,
+        gate=Gate(channels=2, experimental_multifd=True),
+        capture=Capturing(mode=CaptureMode.ROUNDS, max_rounds=LIVE_ROUNDS),
+    )
     guest.pause()
     if not app.verify(path).ok:
         raise ContentsDiffer(f"{path!r} is not what it says it is")

@@ -23,8 +23,8 @@ def register(subparsers: common.Subparsers[Any]) -> None:
         subparsers,
         "plan",
         summary="how a save would write, why, and how long that would take; nothing is written",
-        about="Say how the same command with save would write: channels, page cache or not, which gaps are written\n"
-        "along; what writes into FILE's folder cost; and the time that follows. The guest is not stopped, no file\n"
+        about="Say how the same command with save would write: channels, page cache or not, which gaps are\n"
+        "bridged; what writes into FILE's folder cost; and the time that follows. The guest is not stopped, no file\n"
         "is made, but where nobody knows yet what writes cost there, it is measured in a file without a name.",
         examples=_EXAMPLES,
     )
@@ -32,18 +32,25 @@ def register(subparsers: common.Subparsers[Any]) -> None:
     parser.usage = common.SOURCE_USAGE
     common.add_source_options(parser)
     common.add_gate_options(parser, auto=True)
-    common.add_choice_options(parser)
+    common.add_writing_options(parser)
+    common.add_capture_options(parser)
     parser.set_defaults(run=run)
 
 
 def run(args: argparse.Namespace) -> int:
     """Carry out the verb; returns the exit code."""
-    from parallel_fixedram import app
     from parallel_fixedram.core.report import to_json
+    from parallel_fixedram.verbs.plan import plan
 
     with ProgressBar() as progress:
-        machine = common.source(args, progress=progress)
-        report = app.plan(machine, args.file, **common.gate_arguments(args), **common.choice_arguments(args))
+        machine = common.source(args, running=args.capture != "auto", progress=progress)
+        report = plan(
+            machine,
+            args.file,
+            gate=common.gate(args),
+            writing=common.writing(args),
+            capture=common.capturing(args),
+        )
     if args.json:
         output.print_json(to_json(report))
     else:

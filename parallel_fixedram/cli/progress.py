@@ -14,6 +14,7 @@ import time
 from typing import TYPE_CHECKING, Self
 
 from parallel_fixedram.cli.output import MANNER
+from parallel_fixedram.core.observer import Observer
 from parallel_fixedram.core.units import format_size
 
 if TYPE_CHECKING:
@@ -28,7 +29,7 @@ _BESIDES_COLUMNS = 48
 """Columns of all but the bar."""
 
 
-class ProgressBar:
+class ProgressBar(Observer):
     """Context manager and progress function."""
 
     def __init__(self) -> None:
@@ -51,6 +52,15 @@ class ProgressBar:
         if self._progress is not None:
             with contextlib.suppress(OSError):  # a terminal that went away is no reason to fail
                 self._progress.stop()
+
+    def phase(self, name: str, total: int = 0) -> None:
+        """Begin a line (Observer.phase)."""
+        self(name, 0, total)
+
+    def advanced(self, size: int) -> None:
+        """Show that more is done (Observer.advanced)."""
+        phase, done, total = self._now
+        self(phase, done + size, total)
 
     def __call__(self, phase: str, done: int, total: int) -> None:
         """Show that ``done`` of ``total`` bytes of a phase are through; a total of 0 is one that nobody knows."""

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from parallel_fixedram.cli import common, output
 from parallel_fixedram.cli.progress import ProgressBar
 from parallel_fixedram.core.errors import HostError, RequestError
+from parallel_fixedram.core.observer import Observer
 from parallel_fixedram.core.units import format_count, format_rate, format_size
 from parallel_fixedram.core.uri import parse_uri
 
@@ -17,14 +18,13 @@ if TYPE_CHECKING:
 
     from parallel_fixedram.core.report import SaveReport, ShardTrace
 
-MAX_ROUNDS = 16
 _WORTH_A_LINE_SECONDS = 0.05
 
 _EXAMPLES = """  parallel-fixedram save /tmp/guest.mr --guest dense,size=256MiB --overwrite
   parallel-fixedram save /tmp/guest.mr --guest text,size=256MiB --overwrite \\
       --channels 2 --experimental-multifd
-  parallel-fixedram save /tmp/guest.mr --guest hot,size=256MiB --live \\
-      --overwrite
+  parallel-fixedram save /tmp/guest.mr --guest hot,size=256MiB \\
+      --capture rounds --overwrite
 a running QEMU that was started with -qmp unix:/tmp/qmp,server=on,wait=off:
   parallel-fixedram save /tmp/vm.mr --qmp /tmp/qmp \\
       --channels 2 --experimental-multifd
@@ -47,13 +47,9 @@ def register(subparsers: common.Subparsers[Any]) -> None:
     parser.add_argument("file", metavar="FILE", help="the file to write; an existing one is an error")
     common.add_source_options(parser)
     common.add_gate_options(parser, auto=True)
-    common.add_choice_options(parser)
+    common.add_writing_options(parser)
+    common.add_capture_options(parser)
     parser.usage = common.SOURCE_USAGE
-    rounds = parser.add_argument_group("rounds", "for a built-in guest that runs meanwhile")
-    rounds.add_argument("--live", action="store_true", help="let the guest run while rounds of dirty pages are saved")
-    rounds.add_argument(
-        "--max-rounds", type=int, metavar="N", help=f"most rounds of a live save (default {MAX_ROUNDS})"
-    )
     result = parser.add_argument_group("the file")
     result.add_argument("--overwrite", action="store_true", help="replace FILE once the new one is complete")
     result.add_argument(
@@ -79,30 +75,29 @@ def register(subparsers: common.Subparsers[Any]) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Carry out the verb; returns the exit code."""
-    from parallel_fixedram import app
     from parallel_fixedram.core.report import to_json
+    from parallel_fixedram.core.save_options import Cache, Durability, Publishing
+    from parallel_fixedram.verbs.save import save
 
     progress = ProgressBar()
-    machine = common.source(args, running=args.live, progress=progress)
-    if args.max_rounds is not None and not args.live:
-        raise RequestError("--max-rounds is for --live")
+    capture = common.capturing(args)
+    # only what is asked for by name lets a built-in guest run: what is measured is the same each time
+    machine = common.source(args, running=args.capture != "auto", progress=progress)
     if args.trace and os.path.realpath(args.trace) == os.path.realpath(parse_uri(args.file).path):
         raise RequestError(f"--trace {args.trace!r} would replace the file that is saved")
 
     shards: list[ShardTrace] = []
     with progress:
-        report = app.save(
+        report = save(
             machine,
             args.file,
-            **common.gate_arguments(args),
-            **common.choice_arguments(args),
-            live=args.live,
-            max_rounds=MAX_ROUNDS if args.max_rounds is None else args.max_rounds,
-            overwrite=args.overwrite,
-            durability=args.durability,
-            cache=args.cache,
-            progress=progress,
-            trace=shards.append if args.trace else None,
+            gate=common.gate(args),
+            writing=common.writing(args),
+            capture=capture,
+            publishing=Publishing(
+                overwrite=args.overwrite, durability=Durability(args.durability), cache=Cache(args.cache)
+            ),
+            observer=_Traced(progress, shards) if args.trace else progress,
         )
     if args.trace:
         _write_trace(args.trace, shards)
@@ -113,6 +108,31 @@ def run(args: argparse.Namespace) -> int:
     else:
         _print(report)
     return 0
+
+
+class _Traced(Observer):
+    """Keeps who wrote which part of the file when, and shows what another observer shows."""
+
+    def __init__(self, shown: Observer, shards: list[ShardTrace]) -> None:
+        self._shown = shown
+        self._shards = shards
+
+    def phase(self, name: str, total: int = 0) -> None:
+        """Show it (Observer.phase)."""
+        self._shown.phase(name, total)
+
+    def advanced(self, size: int) -> None:
+        """Show it (Observer.advanced)."""
+        self._shown.advanced(size)
+
+    def note(self, text: str) -> None:
+        """Show it (Observer.note)."""
+        self._shown.note(text)
+
+    def shard(self, trace: ShardTrace) -> None:
+        """Keep it (Observer.shard)."""
+        self._shards.append(trace)
+        self._shown.shard(trace)
 
 
 def _write_trace(path: str, shards: Sequence[ShardTrace]) -> None:

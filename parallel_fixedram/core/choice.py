@@ -5,21 +5,21 @@
     Work (what there is to write) + DeviceModel (what it costs) + Situation (who waits) --choose--> Choice, and why
 
 What was asked for is taken as it is; what was left open is whatever is predicted to be fastest: until the last page is
-written in a live save, until a guest that is pre-copied goes on, else until everything is on stable storage.
+written where a guest runs meanwhile or waits, else until everything is on stable storage.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from enum import StrEnum
 
 from parallel_fixedram.core.cost import WORK_WINDOW_PAGES, CallCost, DeviceModel, Work
+from parallel_fixedram.core.save_options import MOST_CHANNELS, CaptureMode, DirectIO, SaveOptions
 from parallel_fixedram.core.shards import MIN_SHARD_PAGES
 from parallel_fixedram.core.units import format_count, format_size
 
-CANDIDATES = (1, 2, 4)
-"""Numbers of channels that are considered: past four the device decides (measured, and published for QEMU)."""
+CANDIDATES = (1, 2, MOST_CHANNELS)
+"""Numbers of channels that are considered."""
 
 WORTH = 0.95
 """More channels have to be predicted to take at most this share of the time, or they are not worth their processes."""
@@ -39,38 +39,12 @@ SHARDS_PER_WORKER = 16
 MAX_SHARD_PAGES = 16384
 
 
-class DirectIO(StrEnum):
-    """Whether pages bypass the page cache."""
-
-    ON = "on"
-    """Always; an error where the file system refuses."""
-    OFF = "off"
-    AUTO = "auto"
-    """Whatever is predicted to be faster; the page cache for a live save, whose last round is small."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Wishes:
-    """What was asked for; None for what is to be chosen."""
-
-    channels: int | None = 1
-    most_channels: int = 1
-    """Most that may be chosen."""
-    why_most: str = ""
-    """What forbids more."""
-    direct_io: DirectIO = DirectIO.AUTO
-    gap_pages: int | None = None
-    shard_pages: int | None = None
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Situation:
     """What matters besides the amount of work."""
 
     waits: bool
     """Whether a guest runs, and will stand still while the last pages are written."""
-    live: bool
-    """Whether it runs while rounds of dirty pages are saved."""
     room: int
     """Bytes the page cache takes before the kernel slows writers down."""
     processors: int
@@ -86,13 +60,13 @@ class Choice:
     channels: int
     direct: bool
     gap_pages: int
-    """Gaps of up to so many pages are written along."""
+    """Gaps of up to so many pages are bridged."""
     shard_pages: int
     """Pages of a shard, about."""
-    precopy: bool
-    """Whether pages are written while the guest runs, and those that changed again while it waits."""
+    capture: CaptureMode
+    """How the file comes to hold one instant; never ``auto``."""
     write_seconds: float
-    """Predicted: what writing the pages takes; with ``precopy``, from the moment the guest stands still."""
+    """Predicted: what writing the pages takes; with ``compare``, from the moment the guest stands still."""
     stable_seconds: float
     """Predicted: until the file is on stable storage, or complete where it is not synced; digests included."""
     why: tuple[str, ...] = ()
@@ -104,49 +78,69 @@ class Choice:
         return WINDOW_PAGES_DIRECT if self.direct else WINDOW_PAGES_BUFFERED
 
 
-def choose(wishes: Wishes, work: Work, model: DeviceModel, situation: Situation) -> Choice:
+def choose(options: SaveOptions, work: Work, model: DeviceModel, situation: Situation) -> Choice:
     """The fastest of what is left open, as the model predicts.
 
     Whether the file system takes direct I/O is in the model; one that is asked for has to be in it.
+
+    Raises:
+        CapabilityError: the gate refuses.
     """
-    channels = [wishes.channels] if wishes.channels else [c for c in CANDIDATES if c <= wishes.most_channels]
-    modes, reason = _modes(wishes, work, model, situation)
-    ways = {(c, direct): _predict(c, direct, wishes, work, model, situation) for direct in modes for c in channels}
+    asked, writing = options.gate.channels, options.writing
+    most, why_most = options.gate.most_channels()
+    channels = [asked] if asked else [c for c in CANDIDATES if c <= most]
+    capture, why = _capture(options.capture.mode, situation)
+    modes, reason = _modes(writing.direct_io, capture, work, model, situation)
+    ways = {
+        (c, direct): _predict(c, direct, writing.gap_pages, capture, work, model, situation)
+        for direct in modes
+        for c in channels
+    }
     best = {direct: _fewest([ways[c, direct] for c in channels], situation) for direct in modes}
-    # where a guest is pre-copied it waits equally long for either
+    # a guest whose pages are compared waits equally long for either
     chosen = min(best.values(), key=lambda way: (_goal(way, situation), way.stable_seconds))
-    why = []
-    if wishes.direct_io is DirectIO.AUTO:
+    if writing.direct_io is DirectIO.AUTO:
         why.append(reason or _compared(chosen, best[not chosen.direct]))
-    if wishes.channels is None:
-        why.append(_why_channels(chosen, [ways[c, chosen.direct] for c in channels], wishes, situation))
-    if wishes.gap_pages is None:
-        cost = _cost(chosen.direct, chosen.channels, model, situation)
+    if asked is None:
+        why.append(_why_channels(chosen, [ways[c, chosen.direct] for c in channels], why_most, situation))
+    if writing.gap_pages is None:
+        cost = _cost(chosen.direct, chosen.channels, capture, model, situation)
         worth = format_size(round(cost.call / cost.byte))
         why.append(
-            f"gaps of up to {format_count(chosen.gap_pages, 'page')} are written along: "
+            f"gaps of up to {format_count(chosen.gap_pages, 'page')} are bridged: "
             f"a call costs as much as {worth} ({model.source})"
         )
     return Choice(
         channels=chosen.channels,
         direct=chosen.direct,
         gap_pages=chosen.gap_pages,
-        shard_pages=wishes.shard_pages or _shard_pages(chosen, work),
-        precopy=chosen.precopy,
+        shard_pages=writing.shard_pages or _shard_pages(chosen, work),
+        capture=capture,
         write_seconds=chosen.write_seconds,
         stable_seconds=chosen.stable_seconds,
         why=tuple(why),
     )
 
 
-def _modes(wishes: Wishes, work: Work, model: DeviceModel, situation: Situation) -> tuple[Sequence[bool], str]:
+def _capture(mode: CaptureMode, situation: Situation) -> tuple[CaptureMode, list[str]]:
+    """Which way it is, and why it is another one than was asked for."""
+    if mode is CaptureMode.AUTO:
+        return (CaptureMode.COMPARE if situation.waits else CaptureMode.STOPPED), []
+    if mode is CaptureMode.COMPARE and not situation.waits:
+        return CaptureMode.STOPPED, ["stopped: the guest stands still already, there is nothing to compare"]
+    return mode, []
+
+
+def _modes(
+    wanted: DirectIO, capture: CaptureMode, work: Work, model: DeviceModel, situation: Situation
+) -> tuple[Sequence[bool], str]:
     """Direct or not, and why there is no choice where there is none."""
-    if wishes.direct_io is not DirectIO.AUTO:
-        return (wishes.direct_io is DirectIO.ON,), ""
+    if wanted is not DirectIO.AUTO:
+        return (wanted is DirectIO.ON,), ""
     if not model.direct:
         return (False,), "page cache: the file system refuses direct I/O"
-    if situation.live:
-        return (False,), "page cache: the last round of a live save is small"
+    if capture is CaptureMode.ROUNDS:
+        return (False,), "page cache: the last one of several rounds is small"
     room = round(ROOM_SHARE * situation.room)
     if situation.waits and work.size > room:
         return (
@@ -156,17 +150,24 @@ def _modes(wishes: Wishes, work: Work, model: DeviceModel, situation: Situation)
 
 
 def _predict(
-    channels: int, direct: bool, wishes: Wishes, work: Work, model: DeviceModel, situation: Situation
+    channels: int,
+    direct: bool,
+    gap_pages: int | None,
+    capture: CaptureMode,
+    work: Work,
+    model: DeviceModel,
+    situation: Situation,
 ) -> Choice:
-    cost = _cost(direct, channels, model, situation)
-    gap = cost.gap_pages(work.page_size) if wishes.gap_pages is None else wishes.gap_pages
+    gap = gap_pages
+    if gap is None:
+        gap = _cost(direct, channels, capture, model, situation).gap_pages(work.page_size)
     window_pages = WINDOW_PAGES_DIRECT if direct else WINDOW_PAGES_BUFFERED
     merged = work.merged(gap, window_pages)
     workers = min(channels, situation.processors)
-    precopy = situation.waits and not situation.live
+    compares = capture is CaptureMode.COMPARE
     windows = work.windows * WORK_WINDOW_PAGES / window_pages
     look = (windows * model.window + work.size * model.scan_byte) / workers
-    compare = work.pages * model.hash_page / workers if precopy else 0.0
+    compare = work.pages * model.hash_page / workers if compares else 0.0
     computing = look + compare + work.pages * model.digest_page / workers
     if direct:
         device = _of(model.direct, channels).seconds(*merged) + windows * model.direct_window / workers
@@ -180,7 +181,7 @@ def _predict(
     stable = model.start + before + write
     if situation.durable:
         stable += after + 2 * model.sync  # of the file, and of its folder
-    if precopy:
+    if compares:
         write = look + compare
         stable += write
     return Choice(
@@ -188,22 +189,24 @@ def _predict(
         direct=direct,
         gap_pages=gap,
         shard_pages=0,
-        precopy=precopy,
+        capture=capture,
         write_seconds=write,
         stable_seconds=stable,
     )
 
 
-def _cost(direct: bool, channels: int, model: DeviceModel, situation: Situation) -> CallCost:
-    """What decides which gaps are written along."""
+def _cost(direct: bool, channels: int, capture: CaptureMode, model: DeviceModel, situation: Situation) -> CallCost:
+    """What decides which gaps are bridged."""
+    rounds = capture is CaptureMode.ROUNDS
     if direct:
         cost = _of(model.direct, channels)
-        if situation.live:  # space is reserved before the rounds, and what counts for them is the write alone
+        if rounds:  # space is reserved before the rounds, and what counts for them is the write alone
             return cost
         if situation.durable:
             cost += model.flush
         return replace(cost, call=cost.call + model.reserve)
-    return _of(model.buffered, channels) if situation.waits or situation.live or not situation.durable else model.stable
+    into_cache = situation.waits or rounds or not situation.durable
+    return _of(model.buffered, channels) if into_cache else model.stable
 
 
 def _of(costs: Mapping[int, CallCost], channels: int) -> CallCost:
@@ -213,7 +216,8 @@ def _of(costs: Mapping[int, CallCost], channels: int) -> CallCost:
 
 def _goal(way: Choice, situation: Situation) -> float:
     """What is to be short."""
-    return way.write_seconds if situation.waits or situation.live else way.stable_seconds
+    rounds = way.capture is CaptureMode.ROUNDS
+    return way.write_seconds if situation.waits or rounds else way.stable_seconds
 
 
 def _fewest(ways: Sequence[Choice], situation: Situation) -> Choice:
@@ -233,11 +237,11 @@ def _compared(chosen: Choice, other: Choice) -> str:
     )
 
 
-def _why_channels(chosen: Choice, ways: Sequence[Choice], wishes: Wishes, situation: Situation) -> str:
+def _why_channels(chosen: Choice, ways: Sequence[Choice], why_most: str, situation: Situation) -> str:
     head = format_count(chosen.channels, "channel")
     others = [way for way in ways if way.channels != chosen.channels]
     if not others:
-        return f"{head}: {wishes.why_most}"
+        return f"{head}: {why_most}"
     listed = ", ".join(f"{_goal(way, situation):.3f} s with {way.channels}" for way in others)
     return f"{head}: {_goal(chosen, situation):.3f} s predicted, {listed}"
 

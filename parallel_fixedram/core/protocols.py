@@ -37,7 +37,7 @@ class PageSource(Protocol):
 
     tells_holes: bool
     """Whether ``data_ranges`` leaves out what was never touched; otherwise everything counts as data."""
-    lasting: bool
+    views_stay_valid: bool
     """Whether what ``pages`` gave stays valid after the next call."""
 
     def open(self) -> None:
@@ -64,7 +64,7 @@ class PageSource(Protocol):
         Costs no guest memory and may be called in any process, before ``open`` too.
         """
 
-    def grown(self, data: PageBitmap) -> list[PageRange]:
+    def newly_touched(self, data: PageBitmap) -> list[PageRange]:
         """Pages outside ``data`` that may hold something else than zeros by now, ascending and disjoint.
 
         Asked while the guest stands still, so it is quick: a page of ``data`` may be among them where that is quicker.
@@ -173,11 +173,22 @@ class Machine(Protocol):
     def guest_blocks(self) -> Sequence[GuestBlock]:
         """Every RAMBlock that has to be saved, in the order in which the file shall list them."""
 
-    def prepare(self) -> bool:
-        """Do what ``pause`` would have to wait for otherwise; called before it, more than once does no harm.
+    def holds(self, path: str) -> bool:
+        """Whether ``path`` is what its memory lies in, and must not be written.
 
-        Returns:
-            Whether it runs now, and so will have to wait while its last pages are saved.
+        Raises:
+            HostError: that cannot be found out.
+        """
+
+    def is_running(self) -> bool:
+        """Whether it runs now, and so will have to wait while its last pages are saved.
+
+        Raises:
+            MachineError: it is gone.
+        """
+
+    def get_ready(self) -> None:
+        """Do what ``pause`` would have to wait for otherwise; called before it, more than once does no harm.
 
         Raises:
             MachineError: it cannot be stopped.
@@ -186,7 +197,7 @@ class Machine(Protocol):
     def sync_disks(self) -> Sequence[str]:
         """Have on stable storage what a running machine would write there, and be waited for, when it is stopped.
 
-        Called after ``prepare``, shortly before ``pause``; takes as long as the disks take.
+        Called after ``get_ready``, shortly before ``pause``; takes as long as the disks take.
 
         Returns:
             What could not be synced, and why: a sentence for each.

@@ -38,8 +38,20 @@ class RoundReport:
     written_pages: int
     """Pages written because they hold data."""
     gap_pages: int
-    """Pages written along because one call is cheaper than two."""
+    """Pages of gaps that were bridged because one call is cheaper than two."""
     zero_pages: int
+    while_running: bool
+    """Whether the guest ran meanwhile."""
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PhaseReport:
+    """One of the phases of a save, which follow each other."""
+
+    name: str
+    started: float
+    """Since the save began."""
     seconds: float
 
 
@@ -103,15 +115,15 @@ class ChoiceReport:
     channels: int
     direct_io: bool
     gap_pages: int
-    """Gaps of up to so many pages are written along."""
+    """Gaps of up to so many pages are bridged."""
     shard_pages: int
     """About how many pages a shard has."""
-    precopy: bool
-    """Whether pages are written while the guest runs, and those that changed again while it stands still."""
+    capture: str
+    """How the file comes to hold one instant: ``compare``, ``rounds`` or ``stopped``."""
     why: tuple[str, ...]
     """A sentence for everything that was left open."""
     predicted_write_seconds: float
-    """What writing the pages takes, if no page that may hold something is zero; with ``precopy`` from the moment the
+    """What writing the pages takes, if no page that may hold something is zero; with ``compare`` from the moment the
     guest stands still."""
     predicted_stable_seconds: float
     """Until the file is on stable storage, or complete where it is not synced; digests included."""
@@ -187,6 +199,7 @@ class SaveReport:
     capabilities: Mapping[str, bool]
     blocks: tuple[BlockReport, ...]
     rounds: tuple[RoundReport, ...]
+    phases: tuple[PhaseReport, ...]
     seconds: SaveSeconds
     bytes: SaveBytes
     choice: ChoiceReport

@@ -11,8 +11,8 @@ from collections.abc import Collection
 
 from parallel_fixedram.core.errors import HostError, RequestError
 from parallel_fixedram.core.shards import plan_shards
-from parallel_fixedram.engine.pages.bitmaps import shared_words
-from parallel_fixedram.engine.pages.digest import DigestJob, write_trailer
+from parallel_fixedram.engine.pages.digest import DigestJob, write_digests, write_trailer
+from parallel_fixedram.engine.pages.ledger import shared_words
 from parallel_fixedram.engine.workers.pool import WorkerPool
 from parallel_fixedram.engine.workers.progress import Progress, run_job
 from parallel_fixedram.format.trailer import TrailerLayout
@@ -53,8 +53,7 @@ def add_trailer(image: Image, main: Collection[str], *, channels: int, progress:
         clone_end=clone.end,
     )
     present = [image.bitmap(saved.block.idstr) for saved in image.blocks]
-    tables = shared_words(len(image.blocks))
-    tables[:] = trailer.tables
+    digests = [shared_words(saved.block.pages) for saved in image.blocks]
     fd = reopen_writable(image)
     try:
         channel, resized = FileChannel(fd, image.path), False
@@ -62,12 +61,13 @@ def add_trailer(image: Image, main: Collection[str], *, channels: int, progress:
             with signals.held():
                 _resize(channel, trailer.file_length)
                 resized = True
-            job = DigestJob(image.blocks, present, tables, pages=channel, digests=channel)
+            job = DigestJob(image.blocks, present, digests, channel)
             with WorkerPool([job], channels) as pool:
                 size = image.file.page_size
                 run_job(
                     pool, 0, plan_shards(present, workers=channels), phase="digest", page_size=size, progress=progress
                 )
+            write_digests(channel, trailer.tables, digests, present)
             clone.write(channel, channel, trailer.clone_offset)
             write_trailer(channel, trailer, image.blocks)
             channel.sync()

@@ -13,7 +13,7 @@ from parallel_fixedram.core.protocols import Pages, PageSource
 from parallel_fixedram.core.ramblock import PageRange
 from parallel_fixedram.core.report import Difference, DiffReport, NotCompared
 from parallel_fixedram.core.shards import Shard, plan_shards
-from parallel_fixedram.engine.pages.bitmaps import shared_words
+from parallel_fixedram.engine.pages.ledger import shared_words
 from parallel_fixedram.engine.pages.window import WINDOW_PAGES, Window, WindowReader, windows
 from parallel_fixedram.engine.workers.messages import Finding, Tally
 from parallel_fixedram.engine.workers.pool import WorkerPool

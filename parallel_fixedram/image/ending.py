@@ -1,4 +1,4 @@
-"""Ending: what a file has besides its pages, written when all of them are there.
+"""Ending: what a file has besides its pages, laid out and written when all of them are there.
 
 ::
 
@@ -9,13 +9,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import numpy as np
-from numpy.typing import NDArray
-
-from parallel_fixedram.core.bitmap import PageBitmap
 from parallel_fixedram.core.errors import FormatError, MachineError
 from parallel_fixedram.core.protocols import GuestBlock
-from parallel_fixedram.engine.pages.digest import write_trailer
+from parallel_fixedram.engine.pages.digest import write_digests, write_trailer
+from parallel_fixedram.engine.pages.ledger import Ledger
 from parallel_fixedram.format.layout import FileLayout
 from parallel_fixedram.format.trailer import TrailerLayout
 from parallel_fixedram.host.files.channel import FileChannel
@@ -23,26 +20,25 @@ from parallel_fixedram.image.clone_stream import CloneStream
 
 
 class Ending:
-    """Everything that can be laid out once the device state is known, and written once the pages are.
+    """Everything but the pages.
 
     Args:
         layout: where everything goes.
         guest_blocks: the machine's blocks, in the same order.
-        present: which pages are in the file, one bitmap a block; filled until ``write``.
+        ledger: which pages are in the file, and their digests.
+        state: device sections; empty where there are none.
 
     Raises:
         MachineError: the device state is not what QEMU writes.
     """
 
-    def __init__(
-        self, layout: FileLayout, guest_blocks: Sequence[GuestBlock], present: Sequence[PageBitmap], state: bytes
-    ) -> None:
+    def __init__(self, layout: FileLayout, guest_blocks: Sequence[GuestBlock], ledger: Ledger, state: bytes) -> None:
         try:
             self._tail = layout.tail(state)
         except FormatError as error:
             raise MachineError(f"the device state is not what QEMU writes: {error.message}") from error
         self._layout = layout
-        self._present = present
+        self._ledger = ledger
         self._clone: CloneStream | None = None
         small = [number for number, each in enumerate(guest_blocks) if not each.main]
         if state and small:
@@ -50,7 +46,7 @@ class Ending:
                 machine=layout.machine,
                 page_bits=layout.page_bits,
                 blocks=[layout.blocks[number] for number in small],
-                present=[present[number] for number in small],
+                present=[ledger.present[number] for number in small],
                 device_sections=state,
             )
         self._trailer = TrailerLayout.plan(
@@ -65,16 +61,13 @@ class Ending:
         """Bytes of the whole file."""
         return self._trailer.file_length
 
-    def tell_tables(self, into: NDArray[np.uint64]) -> None:
-        """Where the page digests of each block go: file offset of the digest of page 0."""
-        into[:] = self._trailer.tables
-
     def write(self, channel: FileChannel) -> None:
-        """Heads, bitmaps, tail, clone stream and trailer; pages and their digests are there already."""
+        """Heads, bitmaps, digests, tail, clone stream and trailer; the pages are there already."""
         for offset, data in self._layout.head_pieces():
             channel.write(offset, memoryview(data))
-        for saved, present in zip(self._layout.blocks, self._present, strict=True):
+        for saved, present in zip(self._layout.blocks, self._ledger.present, strict=True):
             channel.write(saved.header.bitmap_offset, memoryview(present.to_bytes()))
+        write_digests(channel, self._trailer.tables, self._ledger.digests, self._ledger.present)
         channel.write(self._layout.ram_end, memoryview(self._tail))
         if self._clone:
             self._clone.write(channel, channel, self._trailer.clone_offset)

@@ -22,8 +22,8 @@ from parallel_fixedram.core.ramblock import PageRange
 from parallel_fixedram.core.report import BlockReport
 from parallel_fixedram.core.schemas import stamped
 from parallel_fixedram.core.uri import parse_uri
-from parallel_fixedram.engine.pages.bitmaps import shared_words
 from parallel_fixedram.engine.pages.digest import DigestTable
+from parallel_fixedram.engine.pages.ledger import shared_words
 from parallel_fixedram.format.mapped_ram import SavedBlock
 from parallel_fixedram.format.migration_file import MigrationFile, parse, read_clone_blocks
 from parallel_fixedram.host import linux

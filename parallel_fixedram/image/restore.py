@@ -26,10 +26,11 @@ from parallel_fixedram.core.bitmap import PageBitmap, runs_of_ones, words_for
 from parallel_fixedram.core.errors import ContentsDiffer, RequestError
 from parallel_fixedram.core.protocols import Channel
 from parallel_fixedram.core.report import Difference, RestoredBlock, RestoreReport, RestoreSeconds
+from parallel_fixedram.core.save_options import STALL_SECONDS
 from parallel_fixedram.core.shards import Shard, plan_shards
 from parallel_fixedram.core.units import format_count
-from parallel_fixedram.engine.pages.bitmaps import shared_words
 from parallel_fixedram.engine.pages.digest import DigestTable
+from parallel_fixedram.engine.pages.ledger import shared_words
 from parallel_fixedram.engine.pages.read_ahead import ReadAhead
 from parallel_fixedram.engine.pages.window import (
     DIRECT_READ_PAGES,
@@ -40,7 +41,7 @@ from parallel_fixedram.engine.pages.window import (
     windows,
 )
 from parallel_fixedram.engine.workers.messages import Tally
-from parallel_fixedram.engine.workers.pool import STALL_SECONDS, WorkerPool
+from parallel_fixedram.engine.workers.pool import WorkerPool
 from parallel_fixedram.engine.workers.progress import Progress, run_job
 from parallel_fixedram.format.mapped_ram import SavedBlock
 from parallel_fixedram.host.files.channel import FileChannel

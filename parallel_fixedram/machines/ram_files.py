@@ -10,7 +10,7 @@ from types import TracebackType
 from typing import Self
 
 from parallel_fixedram.core.errors import HostError
-from parallel_fixedram.core.protocols import GuestBlock
+from parallel_fixedram.core.protocols import DirtySource, GuestBlock
 from parallel_fixedram.core.ramblock import RAMBlock, check_idstr, check_unique
 from parallel_fixedram.host.memory.page_source import open_ram_file
 
@@ -66,8 +66,8 @@ class RamFiles:
     ) -> None:
         self.close()
 
-    def is_memory(self, path: str) -> bool:
-        """Whether ``path`` is one of the files."""
+    def holds(self, path: str) -> bool:
+        """Whether ``path`` is one of the files (Machine.holds)."""
         try:
             return any(os.path.samefile(path, each.path) for each in self._files)
         except FileNotFoundError:
@@ -79,9 +79,12 @@ class RamFiles:
         """The blocks as given (Machine.guest_blocks)."""
         return self._blocks
 
-    def prepare(self) -> bool:
-        """Nothing runs here (Machine.prepare)."""
+    def is_running(self) -> bool:
+        """Nothing runs here (Machine.is_running)."""
         return False
+
+    def get_ready(self) -> None:
+        """Nothing runs here (Machine.get_ready)."""
 
     def sync_disks(self) -> Sequence[str]:
         """There are no disks (Machine.sync_disks)."""
@@ -102,8 +105,9 @@ class RamFiles:
         """There are no devices (Machine.device_state)."""
         return b""
 
-    def dirty_source(self) -> None:
+    def dirty_source(self) -> DirtySource | None:
         """Nobody keeps track of writes (Machine.dirty_source)."""
+        return None
 
     def close(self) -> None:
         """Close the files (Machine.close)."""

@@ -12,7 +12,7 @@ from parallel_fixedram.core.protocols import Channel
 from parallel_fixedram.engine.tuning import calibrate
 from parallel_fixedram.host.files.channel import FileChannel
 from parallel_fixedram.host.files.publish import PendingFile
-from parallel_fixedram.verbs import save as save_module
+from parallel_fixedram.image import draft
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -54,6 +54,6 @@ def through(monkeypatch: pytest.MonkeyPatch) -> Callable[[Callable[[FileChannel]
             def open_direct(self, *_: object) -> FileChannel:
                 return wrap(self.channel)
 
-        monkeypatch.setattr(save_module, "PendingFile", Pending)
+        monkeypatch.setattr(draft, "PendingFile", Pending)
 
     return install

@@ -9,23 +9,22 @@ import pytest
 from support.channels import MemoryChannel
 from support.examples import some_of
 from support.pictures import PAGE, content, read_all
+from support.saving import save, several
 from support.sources import ScriptedGuest
 from support.streamwriter import DEVICES, Block, Section, Stream, device_bytes, our_file, stream
 
-from parallel_fixedram.core.choice import DirectIO
 from parallel_fixedram.core.errors import FormatError, RequestError
+from parallel_fixedram.core.save_options import DirectIO
 from parallel_fixedram.core.units import MIB
-from parallel_fixedram.engine.tuning.save_options import SaveOptions
+from parallel_fixedram.engine.capture import rounds
 from parallel_fixedram.format.migration_file import parse
 from parallel_fixedram.image.clone_stream import CloneStream, clone_stream_of
 from parallel_fixedram.image.compare import diff
 from parallel_fixedram.image.image import Image
 from parallel_fixedram.image.restore import Destination, restore
 from parallel_fixedram.image.verify import verify
-from parallel_fixedram.verbs import save as save_module
-from parallel_fixedram.verbs.save import save
 
-BUFFERED = SaveOptions(direct_io=DirectIO.OFF, overwrite=True)
+BUFFERED = several(direct_io=DirectIO.OFF, overwrite=True)
 STATE = device_bytes(DEVICES)
 FIRMWARE = 8 * MIB // PAGE
 """Blocks of this many pages and more are saved like main memory."""
@@ -106,7 +105,7 @@ def test_all_bits_of_small_firmware_are_set_and_its_zero_pages_have_digests(
 
 
 def test_live_rounds_keep_all_pages_of_firmware(target: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(save_module, "SMALL_ROUND_PAGES", 1)
+    monkeypatch.setattr(rounds, "SMALL_ROUND_PAGES", 1)
     with ScriptedGuest({"bios": "FFF-", "ram": "A" * 70}, ["....", "0..X", ".0.."], small=["bios"]) as guest:
         save(guest, target, replace(BUFFERED, max_rounds=3), dirty=guest)
         ram = read_all(guest.fds["bios"])

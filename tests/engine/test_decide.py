@@ -5,16 +5,17 @@ from dataclasses import replace
 
 import pytest
 from support.models import CALLS_COST, model
+from support.saving import several
 
 from parallel_fixedram.core.bitmap import PageBitmap
-from parallel_fixedram.core.choice import DirectIO, Situation, Wishes, choose
+from parallel_fixedram.core.choice import Situation, choose
 from parallel_fixedram.core.cost import ASSUMED, DeviceModel, Work
 from parallel_fixedram.core.ramblock import PageRange
 from parallel_fixedram.core.report import ChoiceReport
+from parallel_fixedram.core.save_options import DirectIO, Durability
 from parallel_fixedram.engine.tuning import calibrate
 from parallel_fixedram.engine.tuning import decide as decide_module
 from parallel_fixedram.engine.tuning.decide import Decision, decide
-from parallel_fixedram.engine.tuning.save_options import Durability, SaveOptions
 
 PAGE = 4096
 REFUSES = replace(CALLS_COST, direct={})
@@ -53,8 +54,8 @@ def decided(options: SaveOptions, *data: PageBitmap, waits: bool = False, takes_
 
 
 def test_the_model_is_asked_for_the_folder_and_the_bytes_that_may_hold_something(asked: Asked) -> None:
-    decided(SaveOptions(), runs(10, 3), runs(1, 5))
-    decided(SaveOptions(calibrate=True), runs(0, 0))
+    decided(several(), runs(10, 3), runs(1, 5))
+    decided(several(calibrate=True), runs(0, 0))
     assert asked == [("FOLDER", 35 * PAGE, False), ("FOLDER", 0, True)]
 
 
@@ -64,7 +65,7 @@ def test_the_model_is_asked_for_the_folder_and_the_bytes_that_may_hold_something
 @pytest.mark.usefixtures("asked")
 def test_the_choice_is_that_of_the_rules(waits: bool, rounds: int, takes_direct: bool | None) -> None:
     data = [runs(100, 3), runs(1, 5000)]
-    options = SaveOptions(channels=None, most_channels=4, max_rounds=rounds, gap_pages=3)
+    options = several(channels=None, most_channels=4, max_rounds=rounds, gap_pages=3)
     situation = Situation(waits=waits, live=rounds > 1, room=1_000_000 * PAGE, processors=len(os.sched_getaffinity(0)))
     wishes = Wishes(channels=None, most_channels=4, gap_pages=3)
     found = decided(options, *data, waits=waits, takes_direct=takes_direct)
@@ -75,31 +76,31 @@ def test_the_choice_is_that_of_the_rules(waits: bool, rounds: int, takes_direct:
 @pytest.mark.usefixtures("asked")
 def test_auto_is_direct_for_stretches_and_not_for_scattered_pages() -> None:
     """A call past the page cache costs 100 microseconds, and as much as 250 pages."""
-    assert decided(SaveOptions(), runs(1, 10000)).choice.direct
-    assert not decided(SaveOptions(), runs(1000, 1, gap=400)).choice.direct
-    assert decided(SaveOptions(), runs(1000, 1, gap=400), runs(1, 200_000)).choice.direct
+    assert decided(several(), runs(1, 10000)).choice.direct
+    assert not decided(several(), runs(1000, 1, gap=400)).choice.direct
+    assert decided(several(), runs(1000, 1, gap=400), runs(1, 200_000)).choice.direct
     for data in (runs(1, 10000), runs(1000, 1, gap=400)):
-        assert decided(SaveOptions(direct_io=DirectIO.ON), data).choice.direct
-        assert not decided(SaveOptions(direct_io=DirectIO.OFF), data, takes_direct=None).choice.direct
+        assert decided(several(direct_io=DirectIO.ON), data).choice.direct
+        assert not decided(several(direct_io=DirectIO.OFF), data, takes_direct=None).choice.direct
 
 
 @pytest.mark.usefixtures("asked")
 def test_auto_is_the_page_cache_for_a_live_save_and_direct_can_be_asked_for() -> None:
-    assert not decided(SaveOptions(max_rounds=2), runs(1, 10000)).choice.direct
-    assert decided(SaveOptions(max_rounds=2, direct_io=DirectIO.ON), runs(1, 10000)).choice.direct
+    assert not decided(several(max_rounds=2), runs(1, 10000)).choice.direct
+    assert decided(several(max_rounds=2, direct_io=DirectIO.ON), runs(1, 10000)).choice.direct
 
 
 def test_auto_is_the_page_cache_where_a_guest_waits_as_long_as_that_has_room(monkeypatch: pytest.MonkeyPatch) -> None:
     tell(monkeypatch, model(direct={1: (100, 100)}, buffered={1: (0, 0.001)}, compare=1))
     monkeypatch.setattr(decide_module, "dirty_room", lambda: 100 * PAGE)
-    assert not decided(SaveOptions(), runs(1, 80), waits=True).choice.direct
-    assert decided(SaveOptions(), runs(1, 81), waits=True).choice.direct
-    assert not decided(SaveOptions(), runs(1, 81)).choice.direct
+    assert not decided(several(), runs(1, 80), waits=True).choice.direct
+    assert decided(several(), runs(1, 81), waits=True).choice.direct
+    assert not decided(several(), runs(1, 81)).choice.direct
 
 
 @pytest.mark.usefixtures("asked")
 def test_a_file_that_cannot_be_opened_for_direct_io_goes_through_the_page_cache_whatever_was_measured() -> None:
-    found = decided(SaveOptions(), runs(1, 10000), takes_direct=False)
+    found = decided(several(), runs(1, 10000), takes_direct=False)
     assert not found.choice.direct
     assert found.choice.why[0] == "page cache: the file system refuses direct I/O"
     assert found.model.direct == {}
@@ -109,7 +110,7 @@ def test_a_file_that_can_be_opened_for_direct_io_is_assumed_about_where_that_was
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     tell(monkeypatch, REFUSES)
-    found = decided(SaveOptions(direct_io=DirectIO.ON), runs(1, 10000), takes_direct=True)
+    found = decided(several(direct_io=DirectIO.ON), runs(1, 10000), takes_direct=True)
     assert found.choice.direct
     assert found.model.direct == ASSUMED.direct
     assert found.model.buffered == REFUSES.buffered
@@ -121,18 +122,18 @@ def test_a_plan_for_direct_io_where_it_was_refused_is_assumed_about(
 ) -> None:
     """Nothing was tried; the save itself would say no."""
     tell(monkeypatch, REFUSES)
-    assert decided(SaveOptions(direct_io=wanted), runs(1, 100), takes_direct=None).choice.direct is direct
+    assert decided(several(direct_io=wanted), runs(1, 100), takes_direct=None).choice.direct is direct
 
 
 @pytest.mark.usefixtures("asked")
 def test_nothing_to_save_can_be_decided_about() -> None:
     for data in ((), (runs(0, 0),), (PageBitmap(65), PageBitmap(1))):
-        assert decided(SaveOptions(channels=None, most_channels=4), *data).choice.channels == 1
+        assert decided(several(channels=None, most_channels=4), *data).choice.channels == 1
 
 
 @pytest.mark.usefixtures("asked")
 def test_what_was_predicted_to_take_no_time_has_no_ratio() -> None:
-    found = decided(SaveOptions(durability=Durability.NONE), runs(0, 0))
+    found = decided(several(durability=Durability.NONE), runs(0, 0))
     assert found.choice.stable_seconds == 0.0
     assert found.report(0.0, 1.0).measured_by_predicted is None
 
@@ -141,13 +142,13 @@ def test_what_was_predicted_to_take_no_time_has_no_ratio() -> None:
 @pytest.mark.parametrize("durability", Durability)
 def test_a_sync_that_is_not_wanted_is_not_predicted(durability: Durability, monkeypatch: pytest.MonkeyPatch) -> None:
     tell(monkeypatch, replace(CALLS_COST, sync=1.0))
-    found = decided(SaveOptions(durability=durability), runs(1, 10))
+    found = decided(several(durability=durability), runs(1, 10))
     assert (found.choice.stable_seconds >= 2.0) is (durability is Durability.FULL)
 
 
 @pytest.mark.usefixtures("asked")
 def test_the_report_has_the_choice_its_reasons_and_the_model() -> None:
-    found = decided(SaveOptions(channels=None, why_most="of a rule"), runs(10, 3))
+    found = decided(several(channels=None, why_most="of a rule"), runs(10, 3))
     chosen = found.choice
     assert found.report() == ChoiceReport(
         channels=1,

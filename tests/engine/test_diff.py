@@ -4,17 +4,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from support.examples import at_most, letters
+from support.saving import save, several
 from support.sources import ScriptedGuest
 from support.streamwriter import Block, stream
 
-from parallel_fixedram.core.choice import DirectIO
 from parallel_fixedram.core.report import DiffReport, NotCompared, from_json, to_json
-from parallel_fixedram.engine.tuning.save_options import SaveOptions
+from parallel_fixedram.core.save_options import DirectIO
 from parallel_fixedram.engine.workers import messages
 from parallel_fixedram.engine.workers.messages import Finding
 from parallel_fixedram.image.compare import diff, join_findings
 from parallel_fixedram.image.image import Image
-from parallel_fixedram.verbs.save import save
 
 
 class Files:
@@ -26,7 +25,7 @@ class Files:
     def save(self, name: str, ram: dict[str, str]) -> str:
         path = str(self._folder / name)
         with ScriptedGuest(ram, running=False) as guest:
-            save(guest, path, SaveOptions(direct_io=DirectIO.OFF, overwrite=True))
+            save(guest, path, several(direct_io=DirectIO.OFF, overwrite=True))
         return path
 
     def diff(self, a: dict[str, str], b: dict[str, str], channels: int = 1) -> DiffReport:

@@ -9,25 +9,25 @@ from hypothesis import strategies as st
 from support.channels import DeadlyChannel, FailingChannel, HookChannel, LateChannel, RecordingChannel
 from support.examples import at_most, letters, some_of
 from support.pictures import PAGE, allocated_pages, content, marked, picture_of, read_all, saved_picture
+from support.saving import save, several
 from support.sources import AllDirty, ScriptedGuest
 
 from parallel_fixedram.core.bitmap import PageBitmap
-from parallel_fixedram.core.choice import DirectIO
 from parallel_fixedram.core.errors import HostError
 from parallel_fixedram.core.protocols import Channel
 from parallel_fixedram.core.report import SaveReport
+from parallel_fixedram.core.save_options import DirectIO
 from parallel_fixedram.core.units import MIB
-from parallel_fixedram.engine.pages.bitmaps import SharedBitmaps
-from parallel_fixedram.engine.tuning.save_options import SaveOptions
+from parallel_fixedram.engine.capture import rounds
+from parallel_fixedram.engine.pages.ledger import Ledger
 from parallel_fixedram.host.files.channel import FileChannel
 from parallel_fixedram.host.files.publish import PendingFile
+from parallel_fixedram.image import draft
 from parallel_fixedram.image.image import Image
 from parallel_fixedram.image.verify import verify
 from parallel_fixedram.machines.builtin.process import GuestProcess
 from parallel_fixedram.machines.builtin.spec import GuestSpec
 from parallel_fixedram.machines.builtin.workload import render
-from parallel_fixedram.verbs import save as save_module
-from parallel_fixedram.verbs.save import save
 
 FIRST = MIB
 """Where the page area begins in the files of this module."""
@@ -37,7 +37,7 @@ Through = Callable[[Callable[[FileChannel], Channel]], list[Channel]]
 
 @pytest.fixture(autouse=True)
 def _every_round_counts(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(save_module, "SMALL_ROUND_PAGES", 1)
+    monkeypatch.setattr(rounds, "SMALL_ROUND_PAGES", 1)
 
 
 @pytest.fixture
@@ -51,7 +51,7 @@ def through(monkeypatch: pytest.MonkeyPatch) -> Iterator[Through]:
                 made.append(wrap(self.channel))
                 return made[-1]
 
-        monkeypatch.setattr(save_module, "PendingFile", Pending)
+        monkeypatch.setattr(draft, "PendingFile", Pending)
         return made
 
     yield install
@@ -62,7 +62,7 @@ def through(monkeypatch: pytest.MonkeyPatch) -> Iterator[Through]:
 
 def save_live(guest: ScriptedGuest, target: str, *, gap: int = 0, channels: int = 2) -> SaveReport:
     """Save in as many rounds as its script has parts."""
-    options = SaveOptions(
+    options = several(
         channels=channels,
         direct_io=DirectIO.ON,
         max_rounds=len(guest.script),
@@ -189,14 +189,14 @@ def test_no_dirty_page_is_lost_when_a_worker_dies_in_any_round(
 
 def test_the_pages_of_a_failed_shard_stay_dirty(target: str, through: Through, monkeypatch: pytest.MonkeyPatch) -> None:
     """Invariant 3: only what was acknowledged is clean."""
-    kept: list[SharedBitmaps] = []
+    kept: list[Ledger] = []
 
-    class Kept(SharedBitmaps):
+    class Kept(Ledger):
         def __init__(self, blocks: list[object]) -> None:
             super().__init__(blocks)
             kept.append(self)
 
-    monkeypatch.setattr(save_module, "SharedBitmaps", Kept)
+    monkeypatch.setattr(save_module, "Ledger", Kept)
     ram = "A" * 1024
     with ScriptedGuest({"ram": ram}, ["", ""]) as guest:
         through(lambda inner: FailingChannel(inner, errno=5, successes=2))
@@ -210,7 +210,7 @@ def test_the_pages_of_a_failed_shard_stay_dirty(target: str, through: Through, m
 def test_a_source_that_says_everything_is_dirty_is_believed_but_no_hole_is_read(target: str) -> None:
     with ScriptedGuest({"ram": "A-0-B---", "other": "-" * 65}) as guest:
         before = [allocated_pages(fd) for fd in guest.fds.values()]
-        options = SaveOptions(direct_io=DirectIO.OFF, max_rounds=3, gap_pages=16)
+        options = several(direct_io=DirectIO.OFF, max_rounds=3, gap_pages=16)
         save(guest, target, options, dirty=AllDirty())
         assert [allocated_pages(fd) for fd in guest.fds.values()] == before
     assert saved_picture(target) == "A---B---"
@@ -274,7 +274,7 @@ def test_a_guest_that_really_runs_is_saved_as_it_was_when_it_was_paused(target: 
             return was_running
 
         guest.pause = noting_pause
-        options = SaveOptions(channels=3, direct_io=DirectIO.OFF, max_rounds=10)
+        options = several(channels=3, direct_io=DirectIO.OFF, max_rounds=10)
         save(guest, target, options, dirty=guest.log)
         with Image(target) as image:
             assert verify(image).ok

@@ -11,18 +11,17 @@ from types import FrameType
 from typing import Any
 
 import pytest
+from parallel_fixedram.engine.pages.write import WriteJob
+from support.saving import save, several
 from support.sources import ScriptedGuest
 
-from parallel_fixedram.core.choice import DirectIO
 from parallel_fixedram.core.errors import HostError, MachineError
+from parallel_fixedram.core.save_options import DirectIO
 from parallel_fixedram.core.shards import Shard
 from parallel_fixedram.engine.capture import pause as pause_module
 from parallel_fixedram.engine.capture.pause import Pause
-from parallel_fixedram.engine.pages.write import WriteJob
-from parallel_fixedram.engine.tuning.save_options import SaveOptions
 from parallel_fixedram.engine.workers.messages import Tally
 from parallel_fixedram.host.processes import signals
-from parallel_fixedram.verbs.save import save
 
 PATIENCE_SECONDS = 60
 
@@ -219,7 +218,7 @@ def test_garbage_is_collected_again_afterwards_and_not_meanwhile(what: str) -> N
 def test_a_save_whose_machine_fails_leaves_it_running_and_no_file(target: str, what: str) -> None:
     with Broken(what, MachineError("no answer")) as guest:
         with pytest.raises(MachineError, match="no answer"):
-            save(guest, target, SaveOptions(direct_io=DirectIO.OFF))
+            save(guest, target, several(direct_io=DirectIO.OFF))
         assert guest.running
         assert guest.calls[-1] == "resume"
     assert os.listdir(os.path.dirname(target)) == []
@@ -228,7 +227,7 @@ def test_a_save_whose_machine_fails_leaves_it_running_and_no_file(target: str, w
 def test_device_state_that_is_none_is_refused_and_leaves_the_machine_running(target: str) -> None:
     with ScriptedGuest({"ram": "A"}, device_state=b"no sections") as guest:
         with pytest.raises(MachineError, match="the device state is not what QEMU writes: at 0x0: not whole"):
-            save(guest, target, SaveOptions(direct_io=DirectIO.OFF))
+            save(guest, target, several(direct_io=DirectIO.OFF))
         assert guest.running
     assert os.listdir(os.path.dirname(target)) == []
 
@@ -265,7 +264,7 @@ def test_device_state_is_asked_for_while_the_last_round_is_written(
 
     monkeypatch.setattr(WriteJob, "run", last_round)
     with ScriptedGuest({"ram": "ABC"}, device_state=state) as guest:
-        save(guest, target, SaveOptions())
+        save(guest, target, several())
         assert guest.calls == ["pause", "device_state", "resume"]
     assert met == [True]
     meeting.close()

@@ -13,20 +13,19 @@ import psutil
 import pytest
 from support.channels import DeadlyChannel, HookChannel, SharedCounter
 from support.pictures import PAGE, saved_picture
+from support.saving import save, several
 from support.sources import ScriptedGuest
 
-from parallel_fixedram.core.choice import DirectIO
 from parallel_fixedram.core.errors import FormatError, HostError, WorkerError
 from parallel_fixedram.core.protocols import Channel
+from parallel_fixedram.core.save_options import DirectIO
 from parallel_fixedram.core.shards import Shard
-from parallel_fixedram.engine.pages.bitmaps import shared_words
-from parallel_fixedram.engine.tuning.save_options import SaveOptions
+from parallel_fixedram.engine.pages.ledger import shared_words
 from parallel_fixedram.engine.workers.messages import Finding, ShardDone, Tally
 from parallel_fixedram.engine.workers.pool import Parts, WorkerPool
 from parallel_fixedram.host.files.channel import FileChannel
 from parallel_fixedram.image.image import Image
 from parallel_fixedram.image.verify import verify
-from parallel_fixedram.verbs.save import save
 
 SHARDS = [Shard(0, index, 1, 64) for index in range(20)]
 
@@ -324,7 +323,7 @@ MIDDLE = (1 << 20) + 700 * PAGE
 
 
 def options(channels: int, stall_seconds: float = 30.0) -> SaveOptions:
-    return SaveOptions(channels=channels, direct_io=DirectIO.ON, stall_seconds=stall_seconds)
+    return several(channels=channels, direct_io=DirectIO.ON, stall_seconds=stall_seconds)
 
 
 @pytest.mark.parametrize("running", [False, True])

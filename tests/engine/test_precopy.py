@@ -13,6 +13,8 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from parallel_fixedram.engine.pages.precopy import KnownPages
+from parallel_fixedram.engine.pages.write import HOLE_PAGES
 from support.channels import (
     DeadlyChannel,
     FailingChannel,
@@ -24,31 +26,28 @@ from support.channels import (
 from support.examples import at_most, some_of
 from support.models import model
 from support.pictures import PAGE, allocated_pages, content, saved_picture
+from support.saving import save, several
 from support.sources import ScriptedGuest
 
 from parallel_fixedram.core.bitmap import Bits
-from parallel_fixedram.core.choice import DirectIO
 from parallel_fixedram.core.cost import DeviceModel
 from parallel_fixedram.core.errors import HostError, WorkerError
 from parallel_fixedram.core.protocols import Channel, GuestBlock, Pages
 from parallel_fixedram.core.ramblock import RAMBlock
 from parallel_fixedram.core.report import SaveReport
+from parallel_fixedram.core.save_options import DirectIO
 from parallel_fixedram.core.units import MIB
 from parallel_fixedram.engine.pages.early_writeback import SHARE_OF_ROOM, EarlyWriteback
-from parallel_fixedram.engine.pages.precopy import KnownPages
-from parallel_fixedram.engine.pages.write import HOLE_PAGES
-from parallel_fixedram.engine.tuning.save_options import SaveOptions
 from parallel_fixedram.format.layout import FileLayout
 from parallel_fixedram.host import linux
 from parallel_fixedram.host.files.channel import FileChannel
 from parallel_fixedram.host.files.publish import PendingFile
 from parallel_fixedram.host.memory.page_source import CopiedSource
+from parallel_fixedram.image import draft
 from parallel_fixedram.image.image import Image
 from parallel_fixedram.image.verify import verify
-from parallel_fixedram.verbs import save as save_module
-from parallel_fixedram.verbs.save import save
 
-DIRECT = SaveOptions(channels=2, direct_io=DirectIO.ON, gap_pages=4)
+DIRECT = several(channels=2, direct_io=DirectIO.ON, gap_pages=4)
 Ram = Mapping[str, str]
 """Pictures by block name."""
 Wrap = Callable[[FileChannel], Channel]
@@ -83,11 +82,10 @@ class ChangingGuest(ScriptedGuest):
                 each.source.close()
                 self._blocks[number] = replace(each, source=CopiedSource(fd))
 
-    def prepare(self) -> bool:
+    def get_ready(self) -> None:
         self._prepared += 1
-        if self._prepared == 2:  # the first time is before the pre-copy
+        if self._prepared == 2:  # the first time is before the first pass
             self.become(self._rehearsed)
-        return super().prepare()
 
     def become(self, ram: Ram) -> None:
         """Write whatever differs from these pictures."""
@@ -123,7 +121,7 @@ def ways(monkeypatch: pytest.MonkeyPatch) -> Iterator[Ways]:
                 made.append(direct(self._plain))
                 return made[-1]
 
-        monkeypatch.setattr(save_module, "PendingFile", Pending)
+        monkeypatch.setattr(draft, "PendingFile", Pending)
 
     yield install
     for each in made:
@@ -283,12 +281,12 @@ def test_whatever_the_guest_does_meanwhile_the_file_is_its_ram_at_the_pause(
 
     target = str(tmp_path_factory.mktemp("life") / "FILE")
     copied, rehearsed, stopped = states
-    options = SaveOptions(channels=channels, direct_io=DirectIO.ON, gap_pages=gap)
+    options = several(channels=channels, direct_io=DirectIO.ON, gap_pages=gap)
     with (
         pytest.MonkeyPatch.context() as patch,
         ChangingGuest(copied, rehearsed=rehearsed, stopped=stopped, copying=copying, small={"bios"}) as guest,
     ):
-        patch.setattr(save_module, "PendingFile", Pending)
+        patch.setattr(draft, "PendingFile", Pending)
         report = saved(guest, target, options)
         check(target, guest, stopped, {"bios"})
     main = [(a, b) for name in ("ram", "second") for a, b in zip(copied[name], stopped[name], strict=True)]
@@ -564,7 +562,7 @@ def test_whether_there_is_a_pre_copy_is_chosen_and_reported(
 ) -> None:
     ways(direct=plain)
     told(model(direct={1: (1, 0.1)}, buffered={1: (10, 1)}, stable=(10, 1), compare=0.1))
-    options = SaveOptions()
+    options = several()
     for running, rounds, direct_io, wanted in (
         (True, 1, DirectIO.AUTO, True),
         (True, 1, DirectIO.ON, True),

@@ -8,16 +8,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 from support.channels import WrappedChannel
 from support.examples import at_most
+from support.saving import save, several
 from support.sources import ScriptedGuest
 
 from parallel_fixedram.core.errors import HostError
 from parallel_fixedram.core.shards import Shard
 from parallel_fixedram.engine.pages.read_ahead import ReadAhead
 from parallel_fixedram.engine.pages.window import Window, WindowReader, windows
-from parallel_fixedram.engine.tuning.save_options import SaveOptions
 from parallel_fixedram.engine.workers.messages import Tally
 from parallel_fixedram.image.image import Image
-from parallel_fixedram.verbs.save import save
 
 SIZES = (1, 64, 512)
 RAM = "A-" + "B" * 700 + "-" * 600 + "0C" * 100 + "-D" * 5
@@ -25,7 +24,7 @@ RAM = "A-" + "B" * 700 + "-" * 600 + "0C" * 100 + "-D" * 5
 
 def image_of(folder: Path, ram: str) -> Image:
     with ScriptedGuest({"ram": ram}, running=False) as guest:
-        save(guest, str(folder / "FILE"), SaveOptions(overwrite=True))
+        save(guest, str(folder / "FILE"), several(overwrite=True))
     return Image(str(folder / "FILE"))
 
 

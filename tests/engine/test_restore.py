@@ -10,20 +10,19 @@ from hypothesis import strategies as st
 from support.channels import DeadlyChannel, FailingChannel
 from support.examples import at_most, letters, some_of
 from support.pictures import PAGE, allocated_pages, content, draw, memfd, picture_of, read_all
+from support.saving import save, several
 from support.sources import ScriptedGuest, huge_file
 from support.streamwriter import Block, stream
 
-from parallel_fixedram.core.choice import DirectIO
 from parallel_fixedram.core.errors import ContentsDiffer, FormatError, HostError, RequestError
 from parallel_fixedram.core.report import RestoreReport, from_json, to_json
-from parallel_fixedram.engine.tuning.save_options import SaveOptions
+from parallel_fixedram.core.save_options import DirectIO
 from parallel_fixedram.host.files.channel import FileChannel
 from parallel_fixedram.host.files.page_cache import cached_bytes, drop_from_cache, takes_direct_io
 from parallel_fixedram.host.memory.ram_target import RamTarget
 from parallel_fixedram.image import image as image_module
 from parallel_fixedram.image.image import Image
 from parallel_fixedram.image.restore import Destination, restore
-from parallel_fixedram.verbs.save import save
 
 RAM = "A0-b" + "C" * 300 + "-" * 60 + "D0E" * 30 + "-" * 40
 
@@ -41,7 +40,7 @@ class Folder:
         """A file of this RAM."""
         file = self / "FILE"
         with ScriptedGuest(ram, running=False) as guest:
-            save(guest, file, SaveOptions(direct_io=DirectIO.OFF, overwrite=True))
+            save(guest, file, several(direct_io=DirectIO.OFF, overwrite=True))
         return file
 
     def names(self) -> list[str]:

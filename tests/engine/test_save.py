@@ -13,31 +13,31 @@ from support.channels import FailingChannel, RecordingChannel
 from support.examples import some_of
 from support.models import model
 from support.pictures import PAGE, allocated_pages, content, draw, read_all, saved_picture
+from support.saving import save, several
 from support.sources import ScriptedGuest, huge_file
 
-from parallel_fixedram.core.choice import WINDOW_PAGES_DIRECT, DirectIO
+from parallel_fixedram.core.choice import WINDOW_PAGES_DIRECT
 from parallel_fixedram.core.cost import DeviceModel
 from parallel_fixedram.core.errors import CapabilityError, DurabilityError, FixedRamError, HostError, RequestError
 from parallel_fixedram.core.protocols import Channel
 from parallel_fixedram.core.report import SaveReport, from_json, to_json
+from parallel_fixedram.core.save_options import Cache, DirectIO, Durability
 from parallel_fixedram.core.units import GIB, MIB
 from parallel_fixedram.engine.pages.reserve import dense_runs
 from parallel_fixedram.engine.tuning import decide as decide_module
-from parallel_fixedram.engine.tuning.save_options import Cache, Durability, SaveOptions
 from parallel_fixedram.host import linux
 from parallel_fixedram.host.files import aio
 from parallel_fixedram.host.files.channel import FileChannel
 from parallel_fixedram.host.files.publish import PendingFile
+from parallel_fixedram.image import draft
 from parallel_fixedram.image.image import Image
 from parallel_fixedram.image.restore import Destination, restore
 from parallel_fixedram.image.verify import verify
 from parallel_fixedram.machines.builtin.process import GuestProcess
 from parallel_fixedram.machines.builtin.spec import GuestSpec
 from parallel_fixedram.machines.ram_files import RamFile, RamFiles
-from parallel_fixedram.verbs import save as save_module
-from parallel_fixedram.verbs.save import save
 
-BUFFERED = SaveOptions(direct_io=DirectIO.OFF)
+BUFFERED = several(direct_io=DirectIO.OFF)
 PAST_THE_CACHE = model(direct={1: (1, 0.1)}, buffered={1: (10, 1)}, stable=(10, 1))
 THROUGH_THE_CACHE = model(direct={1: (10, 1)}, buffered={1: (1, 0.1)}, stable=(1, 0.1), compare=10, overlap=0.0)
 PICTURE = "A0-b" + "-" * 70 + "C" * 300 + "0" * 20 + "-" * 5 + "D" + "-" * 62
@@ -60,7 +60,7 @@ def test_the_file_holds_what_ram_holds_at_its_fixed_places(
     target: str, channels: int, gap: int, direct_io: DirectIO
 ) -> None:
     with ScriptedGuest({"ram": PICTURE}, running=False) as guest:
-        save(guest, target, SaveOptions(channels=channels, direct_io=direct_io, gap_pages=gap))
+        save(guest, target, several(channels=channels, direct_io=direct_io, gap_pages=gap))
     assert saved_picture(target) == saved(PICTURE)
     with Image(target) as image:
         assert verify(image).ok
@@ -201,7 +201,7 @@ def test_no_worker_writes_what_another_one_writes(
     through(recording)
     picture = ("A0B-" + "C" * 61) * 100
     with ScriptedGuest({"ram": picture, "second": picture}, running=False) as guest:
-        save(guest, target, SaveOptions(channels=4, direct_io=DirectIO.ON, gap_pages=16))
+        save(guest, target, several(channels=4, direct_io=DirectIO.ON, gap_pages=16))
     events = channels[0].events()
     assert not [event for event in events if event.kind == "!"]
     assert len({event.pid for event in events}) > 1
@@ -229,7 +229,7 @@ def test_direct_and_buffered_saves_are_the_same_bytes(target: str) -> None:
     with ScriptedGuest({"ram": PICTURE, "odd": "AB-"}, running=False, device_state=b"") as guest:
         save(guest, target, BUFFERED)
         try:
-            report = save(guest, target + "2", SaveOptions(direct_io=DirectIO.ON, channels=2))
+            report = save(guest, target + "2", several(direct_io=DirectIO.ON, channels=2))
         except HostError as error:
             pytest.skip(str(error))
     assert report.direct_io
@@ -264,11 +264,11 @@ def test_where_direct_io_is_refused_on_is_an_error_and_auto_says_what_it_did(
     monkeypatch.setattr(decide_module, "dirty_room", lambda: 0)  # the page cache is full
     with ScriptedGuest({"ram": "AB"}) as guest:
         with pytest.raises(HostError, match="refuses direct I/O") as caught:
-            save(guest, target, SaveOptions(direct_io=DirectIO.ON))
+            save(guest, target, several(direct_io=DirectIO.ON))
         assert "auto" in caught.value.hint
         assert folder(target) == []
         assert guest.calls == []
-        report = save(guest, target, SaveOptions(direct_io=DirectIO.AUTO))
+        report = save(guest, target, several(direct_io=DirectIO.AUTO))
     assert not report.direct_io
     assert report.choice.why[0] == "page cache: the file system refuses direct I/O"
     assert report.choice.model["direct"] == {}
@@ -283,7 +283,7 @@ def test_pages_go_the_way_that_is_predicted_to_be_faster(
 ) -> None:
     told(PAST_THE_CACHE if device == "past" else THROUGH_THE_CACHE)
     with ScriptedGuest({"ram": PICTURE}, running=running) as guest:
-        report = save(guest, target, SaveOptions())
+        report = save(guest, target, several())
     assert report.direct_io == report.choice.direct_io == direct
     assert report.choice.precopy == running
     assert report.choice.why[0].startswith("direct: " if direct else "page cache: ")
@@ -305,7 +305,7 @@ def test_workers_have_as_many_writes_in_flight_as_asked_for(
     monkeypatch.setattr(aio, "Queue", queue)
     told(PAST_THE_CACHE)
     with ScriptedGuest({"ram": PICTURE}, running=False) as guest:
-        report = save(guest, target, SaveOptions(direct_io=DirectIO.ON, channels=1, queue_depth=depth))
+        report = save(guest, target, several(direct_io=DirectIO.ON, channels=1, queue_depth=depth))
     assert report.notes == ()
     assert [each % depth for each in asked] == [0] if depth else asked == []
     assert saved_picture(target) == saved(PICTURE)
@@ -326,7 +326,7 @@ def test_where_there_is_no_asynchronous_io_direct_writes_go_one_by_one_and_the_r
     told(PAST_THE_CACHE)
     monkeypatch.setattr(aio, "_call", refuse)
     with ScriptedGuest({"ram": PICTURE, "odd": "AB-"}, running=False) as guest:
-        report = save(guest, target, SaveOptions(direct_io=direct_io, channels=2))
+        report = save(guest, target, several(direct_io=direct_io, channels=2))
     notes = ("the kernel allows no asynchronous I/O: direct writes go one by one",)
     assert report.notes == (notes if report.direct_io else ())
     assert report.direct_io is (direct_io is not DirectIO.OFF)
@@ -340,7 +340,7 @@ def test_a_file_can_be_left_in_the_page_cache_or_taken_out_of_it(target: str, di
     left: dict[Cache, int | None] = {}
     with ScriptedGuest({"ram": "A" * 1000}, running=False) as guest:
         for cache in Cache:
-            options = SaveOptions(direct_io=direct_io, cache=cache, overwrite=True)
+            options = several(direct_io=direct_io, cache=cache, overwrite=True)
             left[cache] = save(guest, target, options).bytes.cached
             fd = os.open(target, os.O_RDONLY)
             if linux.is_tmpfs(fd) or left[cache] is None:
@@ -422,7 +422,7 @@ def test_bitmaps_follow_the_last_page_the_sync_follows_all_and_the_name_comes_la
             self.channel = made[-1]
             return self
 
-    monkeypatch.setattr(save_module, "PendingFile", Pending)
+    monkeypatch.setattr(draft, "PendingFile", Pending)
     with ScriptedGuest({"ram": "AB-C" * 300}) as guest:
         save(guest, target, replace(BUFFERED, channels=3))
     with Image(target) as image:
@@ -480,7 +480,7 @@ def test_each_failing_write_of_a_page_fails_the_save_and_leaves_nothing(
     through(wrap)
     with ScriptedGuest({"ram": "A-" * 10}, running=running) as guest:
         with pytest.raises(HostError, match="cannot write: input/output error"):
-            save(guest, target, SaveOptions(channels=2, direct_io=DirectIO.ON, gap_pages=0))
+            save(guest, target, several(channels=2, direct_io=DirectIO.ON, gap_pages=0))
         assert guest.running == running
         assert guest.calls == ([] if running else ["pause", "device_state", "resume"])
     assert folder(target) == []
@@ -537,7 +537,7 @@ def test_a_full_file_system_fails_the_save_and_gets_its_space_back(
         monkeypatch.setattr(PendingFile, "reserve", lambda *_: None)
     with ScriptedGuest({"ram": "A" * 1024}) as guest:
         with pytest.raises(HostError) as caught:
-            save(guest, str(small_tmpfs / "FILE"), SaveOptions(channels=2, durability=durability))
+            save(guest, str(small_tmpfs / "FILE"), several(channels=2, durability=durability))
         assert caught.value.errno == errno.ENOSPC
         assert guest.running
     assert os.listdir(small_tmpfs) == []
@@ -627,7 +627,7 @@ def test_scattered_pages_take_the_space_of_what_is_there(tmp_path: Path, direct_
         os.pwrite(fd, b"x", page * PAGE)
     machine = RamFiles([RamFile(idstr="ram", path=f"/proc/self/fd/{fd}")], name="test")
     with machine:
-        save(machine, str(tmp_path / "FILE"), SaveOptions(direct_io=direct_io))
+        save(machine, str(tmp_path / "FILE"), several(direct_io=direct_io))
     os.close(fd)
     assert allocated_bytes(str(tmp_path / "FILE")) < 16384 // 250 * 4 * PAGE + 100 * PAGE
 
@@ -649,7 +649,7 @@ def test_pages_scattered_at_random_are_written_as_the_device_makes_it_worthwhile
     """Half of the pages, in runs of two on average: every fourth gap or so is longer than two pages."""
     told(device)
     with GuestProcess(GuestSpec.parse("random,size=64MiB,fraction=0.5")) as guest:
-        report = save(guest, str(tmp_path / "FILE"), SaveOptions())
+        report = save(guest, str(tmp_path / "FILE"), several())
     (only,) = report.rounds
     assert (report.direct_io, report.choice.gap_pages) == (direct, gap)
     assert report.bytes.written == (only.written_pages + only.gap_pages) * PAGE
@@ -664,7 +664,7 @@ def test_touched_pages_that_are_zero_take_no_space(tmp_path: Path) -> None:
     os.pwrite(fd, bytes(4096 * PAGE), 0)
     machine = RamFiles([RamFile(idstr="ram", path=f"/proc/self/fd/{fd}")], name="test")
     with machine:
-        save(machine, str(tmp_path / "FILE"), SaveOptions())
+        save(machine, str(tmp_path / "FILE"), several())
     os.close(fd)
     assert allocated_bytes(str(tmp_path / "FILE")) < 100 * PAGE
 

@@ -4,20 +4,20 @@ import os
 from typing import Any
 
 import pytest
+from parallel_fixedram.engine.pages.write import WriteJob
 from support.examples import some_of
 from support.pictures import PAGE, content, saved_picture
+from support.saving import save, several
 from support.sources import ScriptedGuest
 from support.streamwriter import DEVICES, device_bytes
 
-from parallel_fixedram.core.choice import DirectIO
 from parallel_fixedram.core.errors import HostError, MachineChanged, MachineError
-from parallel_fixedram.engine.pages.write import WriteJob
-from parallel_fixedram.engine.tuning.save_options import SaveOptions
+from parallel_fixedram.core.save_options import DirectIO
 from parallel_fixedram.host.files.channel import FileChannel
 from parallel_fixedram.image.image import open_image
 from parallel_fixedram.image.verify import verify
 from parallel_fixedram.verbs import save as save_module
-from parallel_fixedram.verbs.save import MOST_INSTANTS, MOST_SAVES, save
+from parallel_fixedram.verbs.save import MOST_INSTANTS, MOST_SAVES
 
 BEFORE = {"m": "AB0-CD0A" * 40, "rom": "Z0-Z"}
 TORN = {"m": "A00-BD0C" * 40, "rom": "Y0-Z"}
@@ -63,7 +63,7 @@ def test_a_torn_instant_is_taken_again_and_the_file_is_the_second(
     """The second device state has another length, so that all that follows the pages moves."""
     states = [device_bytes(DEVICES), device_bytes(DEVICES[:1])]
     with guest(running=running, states=states) as machine:
-        report = save(machine, target, SaveOptions(channels=channels, direct_io=direct))
+        report = save(machine, target, several(channels=channels, direct_io=direct))
         assert machine.calls.count("pause") == machine.calls.count("resume") == 2
         assert machine.running is running
     assert len(report.notes) == 1
@@ -101,7 +101,7 @@ def test_a_page_that_comes_and_goes_while_it_is_written_leaves_nothing_behind_a_
     monkeypatch.setattr(WriteJob, "_write_window", before_the_test)
     monkeypatch.setattr(FileChannel, "write_runs", before_the_write)
     with machine:
-        save(machine, target, SaveOptions(channels=1, direct_io=DirectIO.OFF))
+        save(machine, target, several(channels=1, direct_io=DirectIO.OFF))
     with open_image(target) as image:
         assert verify(image, channels=1).ok
     assert saved_picture(target, "m") == "-" * 32
@@ -110,7 +110,7 @@ def test_a_page_that_comes_and_goes_while_it_is_written_leaves_nothing_behind_a_
 def test_one_that_is_torn_every_time_leaves_no_file_and_goes_on(target: str) -> None:
     with guest(running=True, torn=10) as machine:
         with pytest.raises(MachineError, match=f"{LETTER} while it was saved, at each of {MOST_INSTANTS} tries"):
-            save(machine, target, SaveOptions(channels=1))
+            save(machine, target, several(channels=1))
         assert machine.calls.count("pause") == MOST_INSTANTS
         assert machine.running
     assert os.listdir(os.path.dirname(target)) == []
@@ -119,7 +119,7 @@ def test_one_that_is_torn_every_time_leaves_no_file_and_goes_on(target: str) -> 
 def test_a_machine_that_changed_is_saved_from_the_beginning(target: str) -> None:
     with ScriptedGuest({"m": "AB0-"}) as machine:
         machine.changed = [True]
-        report = save(machine, target, SaveOptions(channels=1))
+        report = save(machine, target, several(channels=1))
         assert machine.calls.count("pause") == 2
     assert [note.endswith("the save began again") for note in report.notes] == [True]
     assert saved_picture(target, "m") == "AB--"
@@ -129,7 +129,7 @@ def test_one_that_changes_every_time_leaves_no_file(target: str) -> None:
     with ScriptedGuest({"m": "AB0-"}) as machine:
         machine.changed = [True] * 10
         with pytest.raises(MachineChanged, match=f"plugged in or out .* {MOST_SAVES} times"):
-            save(machine, target, SaveOptions(channels=1))
+            save(machine, target, several(channels=1))
         assert machine.calls.count("pause") == MOST_SAVES
     assert os.listdir(os.path.dirname(target)) == []
 
@@ -151,8 +151,8 @@ def test_memory_that_cannot_be_read_is_an_error_unless_it_was_unplugged(
         machine.changed = list(changed)
         if saves == 1:
             with pytest.raises(HostError, match="cannot read guest memory"):
-                save(machine, target, SaveOptions(channels=1))
+                save(machine, target, several(channels=1))
             assert os.listdir(os.path.dirname(target)) == []
         else:
-            save(machine, target, SaveOptions(channels=1))
+            save(machine, target, several(channels=1))
             assert saved_picture(target, "m") == "AB--"

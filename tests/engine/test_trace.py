@@ -6,17 +6,16 @@ from pathlib import Path
 
 import pytest
 from support.pictures import PAGE, saved_picture
+from support.saving import save, several
 from support.sources import ScriptedGuest
 
-from parallel_fixedram.core.choice import DirectIO
 from parallel_fixedram.core.report import SaveReport, ShardTrace
-from parallel_fixedram.engine.tuning.save_options import SaveOptions
+from parallel_fixedram.core.save_options import DirectIO
+from parallel_fixedram.engine.capture import rounds
 from parallel_fixedram.image.image import Image
-from parallel_fixedram.verbs import save as save_module
-from parallel_fixedram.verbs.save import save
 
 PICTURES = {"ram": ("A0B-" + "C" * 61) * 100, "empty": "-" * 130, "small": "AB-C", "last": "D" * 1000}
-OPTIONS = SaveOptions(channels=3, direct_io=DirectIO.OFF, shard_pages=300)
+OPTIONS = several(channels=3, direct_io=DirectIO.OFF, shard_pages=300)
 
 
 def traced(guest: ScriptedGuest, target: str, options: SaveOptions) -> tuple[SaveReport, list[ShardTrace]]:
@@ -91,7 +90,7 @@ def test_shards_are_about_as_large_as_asked_for(target: str, wanted: int, fewest
 
 
 def test_each_round_of_a_live_save_has_its_pages_once(target: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(save_module, "SMALL_ROUND_PAGES", 1)
+    monkeypatch.setattr(rounds, "SMALL_ROUND_PAGES", 1)
     ram = "ABCDEFGH" * 100
     script = ["", ("X.0." + "." * 36) * 20, ("Y" + "." * 399) * 2]
     with ScriptedGuest({"ram": ram}, script) as guest:

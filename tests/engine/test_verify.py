@@ -4,17 +4,16 @@ from pathlib import Path
 
 import pytest
 from support.pictures import PAGE, allocated_pages
+from support.saving import save, several
 from support.sources import ScriptedGuest
 from support.streamwriter import Block, stream
 
-from parallel_fixedram.core.choice import DirectIO
 from parallel_fixedram.core.errors import FormatError, RequestError
 from parallel_fixedram.core.report import Difference, VerifyReport, from_json, to_json
-from parallel_fixedram.engine.tuning.save_options import SaveOptions
+from parallel_fixedram.core.save_options import DirectIO
 from parallel_fixedram.format.trailer import FOOTER_BYTES
 from parallel_fixedram.image.image import Image
 from parallel_fixedram.image.verify import MAX_DIFFERENCES, verify
-from parallel_fixedram.verbs.save import save
 
 RAM = "A0-b" + "C" * 200 + "-" * 60 + "D"
 
@@ -23,7 +22,7 @@ RAM = "A0-b" + "C" * 200 + "-" * 60 + "D"
 def file(tmp_path: Path) -> str:
     path = str(tmp_path / "FILE")
     with ScriptedGuest({"ram": RAM, "second": "Z-Y"}, running=False) as guest:
-        save(guest, path, SaveOptions(direct_io=DirectIO.OFF))
+        save(guest, path, several(direct_io=DirectIO.OFF))
     return path
 
 
@@ -206,7 +205,7 @@ def test_a_file_that_was_cut_off_is_refused(file: str, cut: int) -> None:
 def test_more_bad_pages_than_can_be_named_are_counted(tmp_path: Path) -> None:
     path, pages = str(tmp_path / "FILE"), 4 * MAX_DIFFERENCES
     with ScriptedGuest({"ram": "A" * pages}, running=False) as guest:
-        save(guest, path, SaveOptions(direct_io=DirectIO.OFF))
+        save(guest, path, several(direct_io=DirectIO.OFF))
     start = place(path, lambda image: image.block("ram").header.pages_offset)
     with open(path, "r+b") as opened:
         for page in range(0, pages, 2):

@@ -8,6 +8,7 @@ import pytest
 import xxhash
 from hypothesis import given
 from hypothesis import strategies as st
+from parallel_fixedram.engine.pages.write import WriteJob
 from support.channels import Event, LateChannel, MemoryChannel, RecordingChannel
 from support.examples import at_most
 from support.pictures import PAGE, allocated_pages, bits, content, mark, marked, memfd, picture_of
@@ -15,9 +16,8 @@ from support.sources import WatchedSource
 
 from parallel_fixedram.core.ramblock import RAMBlock
 from parallel_fixedram.core.shards import Shard, plan_shards
-from parallel_fixedram.engine.pages.bitmaps import SharedBitmaps, shared_words
+from parallel_fixedram.engine.pages.ledger import Ledger, shared_words
 from parallel_fixedram.engine.pages.window import WINDOW_PAGES, merge_runs
-from parallel_fixedram.engine.pages.write import WriteJob
 from parallel_fixedram.engine.workers.messages import Tally
 from parallel_fixedram.format.layout import FileLayout
 from parallel_fixedram.host.memory.page_source import CopiedSource, MappedSource
@@ -73,7 +73,7 @@ def run_job(
     latecomer = LateChannel(channel)
     inner = CopiedSource(fd) if copied else MappedSource(fd, length=block.used_length)
     source = WatchedSource(inner, bits(ram))
-    bitmaps = SharedBitmaps([block])
+    bitmaps = Ledger([block])
     mark(bitmaps.dirty[0], dirty)
     mark(bitmaps.data[0], ram)
     mark(bitmaps.file[0], before.replace("!", "-"))
@@ -301,7 +301,7 @@ def test_a_shard_writes_only_its_own_pages(workers: int) -> None:
 def test_shards_hold_every_dirty_page_once_and_share_no_word(dirty: list[str], workers: int) -> None:
     """Invariant 1, and why no bitmap needs a lock."""
     blocks = [RAMBlock(idstr=f"b{i}", used_length=len(each) * PAGE) for i, each in enumerate(dirty)]
-    bitmaps = SharedBitmaps(blocks).dirty
+    bitmaps = Ledger(blocks).dirty
     for bitmap, picture in zip(bitmaps, dirty, strict=True):
         mark(bitmap, picture)
     shards = plan_shards(bitmaps, workers=workers, round_number=5)

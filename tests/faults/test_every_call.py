@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from support import faults
+from support import faults, saving
 from support.faults import Call, Decide, Fail, Kill, Run, Shorten
 from support.pictures import content, draw
 
@@ -51,7 +51,7 @@ DEAD = b"what a dead writer left"
 class Running(RamFiles):
     """RAM of a machine that says it was running, so that digests are made from what was written, after the pause."""
 
-    def prepare(self) -> bool:
+    def is_running(self) -> bool:
         return False
 
     def pause(self) -> bool:
@@ -108,7 +108,7 @@ class Stage:
     def save(self) -> None:
         files = [RamFile(idstr=idstr, path=path) for idstr, path in self.ram.items()]
         on = {"channels": 2, "experimental_multifd": True, **self.way.options}
-        app.save(lambda: self.way.machine(files, name=RAM_ONLY_MACHINE), self.uri, **on)
+        saving.save(lambda: self.way.machine(files, name=RAM_ONLY_MACHINE), self.uri, **on)
 
     def before_restore(self, picture: str = "") -> None:
         """Remove what was restored; with a letter, make files full of it."""
@@ -139,7 +139,7 @@ class Stage:
             assert self.part.read_bytes() == DEAD, (run.faults, run.error)
 
     def save_next(self) -> None:
-        app.save(lambda: app.open_ram(self.ram), str(self.file), overwrite=True)
+        saving.save(lambda: app.open_ram(self.ram), str(self.file), overwrite=True)
 
     def check_next_save(self) -> None:
         """The next save of that name clears up what the last one could not."""

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from support import saving
 from support.pictures import content, draw
 
 from parallel_fixedram import app
@@ -43,7 +44,7 @@ def ram(tmp_path: Path) -> dict[str, str]:
 
 
 def save(ram: dict[str, str], path: Path) -> None:
-    app.save(lambda: app.open_ram(ram), str(path), channels=2, experimental_multifd=True, overwrite=True)
+    saving.save(lambda: app.open_ram(ram), str(path), channels=2, experimental_multifd=True, overwrite=True)
 
 
 def test_a_save_notices_before_it_writes_that_the_file_system_is_too_small(full: Path, ram: dict[str, str]) -> None:

@@ -160,8 +160,14 @@ class Standing:
     target = ""
     stands = False
 
-    def prepare(self) -> bool:
+    def holds(self, path: str) -> bool:
+        return False
+
+    def is_running(self) -> bool:
         return not self.stands
+
+    def get_ready(self) -> None:
+        pass
 
     def sync_disks(self) -> tuple[str, ...]:
         return ()

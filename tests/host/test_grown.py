@@ -64,12 +64,12 @@ def test_short_gaps_are_not_asked_for_one_by_one(
     fd, source, data = scattered
     touch(fd, [1, 4000, 4095])
     monkeypatch.setattr(page_source, "data_extents", no_lseek)
-    assert covered(source.grown(data)) == [1, *([] if data.test(4000) else [4000]), *range(4095, 2 * CHUNK + 1)]
+    assert covered(source.newly_touched(data)) == [1, *([] if data.test(4000) else [4000]), *range(4095, 2 * CHUNK + 1)]
 
 
 def test_nothing_is_allocated_by_asking(scattered: tuple[int, MappedSource, PageBitmap]) -> None:
     fd, source, data = scattered
-    assert source.grown(data) == []
+    assert source.newly_touched(data) == []
     assert allocated_pages(fd) == CHUNK // 2
 
 
@@ -79,11 +79,11 @@ def test_what_went_to_swap_meanwhile_is_asked_of_the_file(
     fd, source, data = scattered
     touch(fd, [1, 3, 5000])
     monkeypatch.setattr(linux, "mincore", lambda address, length, into: into.fill(0))  # as if in swap all of it
-    assert covered(source.grown(data)) == [5000]
+    assert covered(source.newly_touched(data)) == [5000]
     before = page_source.swapped_out()
     assert before is not None
     monkeypatch.setattr(page_source, "swapped_out", lambda: before + 1)
-    assert covered(source.grown(data)) == [1, 3, 5000]
+    assert covered(source.newly_touched(data)) == [1, 3, 5000]
 
 
 def test_a_part_that_is_asked_again_does_not_make_older_parts_of_the_map_younger(
@@ -96,9 +96,9 @@ def test_a_part_that_is_asked_again_does_not_make_older_parts_of_the_map_younger
     source.data_ranges(PageRange(0, CHUNK))
     touch(fd, [1])
     monkeypatch.setattr(linux, "mincore", lambda address, length, into: into.fill(0))
-    assert covered(source.grown(data)) == [1]
+    assert covered(source.newly_touched(data)) == [1]
     source.data_ranges(PageRange(0, data.pages))
-    assert source.grown(data) == []
+    assert source.newly_touched(data) == []
 
 
 @pytest.mark.parametrize("why", ["swap is not counted", "no map was asked", "the cache may not be asked"])
@@ -115,7 +115,7 @@ def test_where_the_page_cache_cannot_be_trusted_the_file_is_asked(
         source = MappedSource(fd, length=data.pages * PAGE)
     else:
         monkeypatch.setattr(os, "access", lambda *_, **__: False)
-    assert covered(source.grown(data)) == [1]
+    assert covered(source.newly_touched(data)) == [1]
 
 
 def test_the_page_cache_of_an_ordinary_file_is_not_asked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -126,7 +126,7 @@ def test_the_page_cache_of_an_ordinary_file_is_not_asked(tmp_path: Path, monkeyp
         touch(file.fileno(), range(0, 512, 2))
         data = data_of(source, 512)
         touch(file.fileno(), [1])
-        assert {1} <= set(covered(source.grown(data)))
+        assert {1} <= set(covered(source.newly_touched(data)))
         source.close()
 
 
@@ -134,7 +134,7 @@ def test_a_file_that_became_shorter_is_noticed(scattered: tuple[int, MappedSourc
     fd, source, data = scattered
     os.ftruncate(fd, PAGE)
     with pytest.raises(HostError, match="its file became shorter"):
-        source.grown(data)
+        source.newly_touched(data)
 
 
 def test_a_copying_source_reports_what_is_missing_from_the_map() -> None:
@@ -142,7 +142,7 @@ def test_a_copying_source_reports_what_is_missing_from_the_map() -> None:
         source = CopiedSource(file.fileno())
         data = PageBitmap(130)
         data.set_range(PageRange(1, 63))
-        assert source.grown(data) == [PageRange(0, 1), PageRange(64, 66)]
+        assert source.newly_touched(data) == [PageRange(0, 1), PageRange(64, 66)]
         source.close()
 
 
@@ -161,7 +161,7 @@ def test_both_ways_find_the_same(pages: int, before: int, after: int, seed: int,
     data = data_of(source, pages)
     touch(fd, np.flatnonzero(random.integers(0, after, pages) == 0) + offset // PAGE)
     touch(fd, range(pages + offset // PAGE - 1, pages + offset // PAGE))
-    assert covered(source.grown(data)) == covered(grown_by_asking(source, data))
+    assert covered(source.newly_touched(data)) == covered(grown_by_asking(source, data))
     source.close()
     os.close(fd)
 

@@ -234,7 +234,7 @@ def test_asking_and_reading_data_takes_nothing_from_the_process_and_from_a_file_
             source = open_process_memory(child.pid, child.address, 64 * PAGE).source
             for each in source.data_ranges(PageRange(0, 64)):
                 source.pages(each.first, each.count)
-            assert covered(source.grown(PageBitmap(64))) == [0, 1, 4, 5, 8]
+            assert covered(source.newly_touched(PageBitmap(64))) == [0, 1, 4, 5, 8]
             assert (child.memory_pages(), allocated_pages(file.fileno())) == before
             source.close()
 
@@ -250,7 +250,7 @@ def test_a_file_that_may_not_be_opened_counts_as_data_below_a_private_mapping(
             monkeypatch.undo()
             assert not source.tells_holes
             assert source.data_ranges(PageRange(1, 3)) == [PageRange(1, 3)]
-            assert source.grown(PageBitmap(4)) == [PageRange(0, 4)]
+            assert source.newly_touched(PageBitmap(4)) == [PageRange(0, 4)]
             assert picture_of(source.pages(0, 4).tobytes()) == "AC00"
 
 
@@ -425,7 +425,7 @@ def test_a_process_that_is_gone_is_said_to_be_gone(reaped: bool) -> None:
         with pytest.raises(MachineError, match=gone):
             source.data_ranges(PageRange(0, 4))
         with pytest.raises(MachineError, match=gone):
-            source.grown(PageBitmap(4))
+            source.newly_touched(PageBitmap(4))
         with pytest.raises(MachineError, match=gone):
             open_process_memory(child.pid, child.address, 4 * PAGE)
 
@@ -490,7 +490,7 @@ def test_a_process_that_has_ended_and_was_not_reaped_has_ended_for_those_too_who
             (other, private.open),
             (other, lambda: private.pages(0, 1)),
             (other, lambda: private.data_ranges(PageRange(0, 4))),
-            (other, lambda: private.grown(PageBitmap(4))),
+            (other, lambda: private.newly_touched(PageBitmap(4))),
         ]
         assert [said_by_nobody(ask) for _, ask in asked] == [
             repr(MachineError(f"process {each.pid} has ended")) for each, _ in asked
@@ -566,7 +566,7 @@ def test_what_grew_is_what_the_map_did_not_have(before: int, after: int, seed: i
         for index in np.flatnonzero(random.integers(0, after, pages) == 0).tolist():
             os.pwrite(child.mem, b"x", child.address + index * PAGE)
         now = set(covered(source.data_ranges(PageRange(0, pages))))
-        assert covered(source.grown(data)) == sorted(now - set(covered(data.ranges())))
+        assert covered(source.newly_touched(data)) == sorted(now - set(covered(data.ranges())))
 
 
 def test_more_regions_than_the_kernel_passes_on_at_once_are_each_counted_once() -> None:
@@ -590,7 +590,7 @@ def test_opening_and_closing_leaves_no_descriptor() -> None:
             source = open_process_memory(child.pid, child.address, 2 * PAGE).source
             source.open()
             source.data_ranges(PageRange(0, 2))
-            source.grown(PageBitmap(2))
+            source.newly_touched(PageBitmap(2))
             source.close()
             source.close()
         assert set(os.listdir("/proc/self/fd")) == before

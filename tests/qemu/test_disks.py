@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from support import saving
 from support.disks import on_disk
 from support.qemu import QemuProcess, require_tool
 from support.qemu_saved import in_turn
@@ -66,7 +67,7 @@ def folder(tmp_path: Path) -> Iterator[Path]:
 
 
 def save(guest: QemuProcess, path: Path) -> SaveReport:
-    return app.save(lambda: app.open_qemu(os.fspath(guest.monitor_path)), os.fspath(path))
+    return saving.save(lambda: app.open_qemu(os.fspath(guest.monitor_path)), os.fspath(path))
 
 
 def image(path: Path, size: int = 64 * MIB) -> Path:

@@ -12,6 +12,8 @@ from pathlib import Path
 from typing import Literal
 
 import pytest
+from parallel_fixedram.engine.pages.write import WriteJob
+from support import saving
 from support.cli import SECONDS, refused
 from support.faults import Forked, Moment, before, behind
 from support.qemu import QemuProcess, Ram, boot_from
@@ -19,7 +21,6 @@ from support.qemu import QemuProcess, Ram, boot_from
 from parallel_fixedram import app
 from parallel_fixedram.core.errors import MachineError
 from parallel_fixedram.engine.capture.pause import Pause
-from parallel_fixedram.engine.pages.write import WriteJob
 from parallel_fixedram.experiments.boot_sector import boot_image
 from parallel_fixedram.host.files.publish import PendingFile
 from parallel_fixedram.host.processes.guardian import Guardian
@@ -119,7 +120,7 @@ def test_a_qemu_that_hangs_ends_the_save_and_goes_on_when_it_wakes_up(
         guest.wait_event("RESUME")
     guest.take_serial()
     guest.wait_serial("[A-Z]")
-    app.save(lambda: app.open_qemu(str(guest.monitor_path)), str(tmp_path / "vm.mr"))
+    saving.save(lambda: app.open_qemu(str(guest.monitor_path)), str(tmp_path / "vm.mr"))
 
 
 def test_a_guest_whose_qemu_hangs_when_we_are_killed_goes_on_however_late_it_wakes_up(
@@ -155,7 +156,7 @@ def test_a_program_that_lives_on_after_it_could_not_let_the_guest_go_on_is_no_re
     guest: QemuProcess,
 ) -> None:
     with QemuMachine(str(guest.monitor_path), timeout=SHORT) as machine:
-        machine.prepare()
+        machine.get_ready()
         assert machine.pause()
         os.kill(guest.pid, signal.SIGSTOP)
         try:
@@ -173,7 +174,7 @@ def test_a_program_that_lives_on_after_it_could_not_let_the_guest_go_on_is_no_re
 def test_a_guest_that_stands_still_is_not_saved_if_its_qemu_ends_meanwhile(image: list[str]) -> None:
     """Its memory may be another process's by then, and nobody is told to go on who would notice."""
     with QemuProcess(*image, ram=Ram(32 * MIB), paused=True) as own, QemuMachine(str(own.monitor_path)) as machine:
-        machine.prepare()
+        machine.get_ready()
         assert not machine.pause()
         assert machine.device_state()
         own.kill()
@@ -183,7 +184,7 @@ def test_a_guest_that_stands_still_is_not_saved_if_its_qemu_ends_meanwhile(image
 
 def test_a_guest_that_somebody_else_stops_just_before_us_stays_stopped(guest: QemuProcess) -> None:
     with QemuMachine(str(guest.monitor_path)) as machine:
-        assert machine.prepare()
+        assert machine.is_running()
         guest.stop()
         assert not machine.pause()
         machine.resume()

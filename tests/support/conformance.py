@@ -114,20 +114,20 @@ class PageSourceConformance:
         data = data_map(drawn)
         assert drawn.exact or data.count() == data.pages
         if drawn.exact:
-            assert set(covered(drawn.source.grown(data))) <= set(covered(data.ranges()))
+            assert set(covered(drawn.source.newly_touched(data))) <= set(covered(data.ranges()))
             for index in (1, 3, 6, 100, 256):
                 os.pwrite(drawn.fd, b"x", drawn.offset + index * PAGE)
-            found = set(covered(drawn.source.grown(data)))
+            found = set(covered(drawn.source.newly_touched(data)))
             assert found - set(covered(data.ranges())) == {1, 6, 100, 256} - set(covered(data.ranges()))
         data.set_all()
-        assert drawn.source.grown(data) == []
+        assert drawn.source.newly_touched(data) == []
 
     def test_asking_and_reading_data_takes_no_memory(self, drawn: Drawn) -> None:
         before = allocated_pages(drawn.fd)
         drawn.source.open()
         for each in drawn.source.data_ranges(PageRange(0, len(drawn.picture))):
             drawn.source.pages(each.first, each.count).sum()
-        drawn.source.grown(data_map(drawn))
+        drawn.source.newly_touched(data_map(drawn))
         assert allocated_pages(drawn.fd) == before
 
     def test_it_reads_memory_as_it_is_now(self, drawn: Drawn) -> None:
@@ -152,7 +152,7 @@ class PageSourceConformance:
         for index in wanted:
             if DRAWN[index] != "-":
                 assert pages[index].tobytes() == content(DRAWN[index])
-        assert copied == ([] if drawn.source.lasting else wanted)
+        assert copied == ([] if drawn.source.views_stay_valid else wanted)
         assert allocated_pages(drawn.fd) == before
 
     def test_pages_in_the_middle_are_wanted_by_their_place_in_what_is_asked_for(
@@ -162,13 +162,13 @@ class PageSourceConformance:
         copied = noting_copies(drawn.source, monkeypatch)
         pages = drawn.source.pages(2, 6, np.array([0, 1, 0, 0, 0, 1], np.uint8))
         assert picture_of(pages[1].tobytes()) + picture_of(pages[5].tobytes()) == "BC"
-        assert copied == ([] if drawn.source.lasting else [3, 7])
+        assert copied == ([] if drawn.source.views_stay_valid else [3, 7])
 
     def test_what_lasts_is_the_same_after_the_next_call(self, drawn: Drawn) -> None:
         drawn.source.open()
         first = drawn.source.pages(0, 1)
         drawn.source.pages(3, 1)
-        assert picture_of(first.tobytes()) == ("A" if drawn.source.lasting else "B")
+        assert picture_of(first.tobytes()) == ("A" if drawn.source.views_stay_valid else "B")
 
     def test_a_fork_opens_it_for_itself(self, drawn: Drawn) -> None:
         pid = os.fork()
@@ -453,7 +453,7 @@ class MachineConformance:
         machine.resume()
 
     def test_left_alone_it_is_one_instant_of_the_same_machine(self, machine: Machine) -> None:
-        machine.prepare()
+        machine.get_ready()
         machine.pause()
         assert machine.resume() is None
         assert machine.look_again() is False

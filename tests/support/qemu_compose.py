@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
+from support import saving
 from support.qemu_files import SavedGuest
 
 from parallel_fixedram import app
@@ -29,5 +30,5 @@ class SavedMachine(RamFiles):
 def compose(saved: SavedGuest, path: Path) -> SavedGuest:
     """The same guest in a file by our writer."""
     with SavedMachine(saved) as machine:
-        app.save(machine, str(path), channels=4, experimental_multifd=True)
+        saving.save(machine, str(path), channels=4, experimental_multifd=True)
     return replace(saved, path=path, offset=0, capabilities=("mapped-ram",))

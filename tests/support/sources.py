@@ -41,7 +41,7 @@ class WatchedSource:
     def __init__(self, inner: PageSource, allowed: Sequence[int]) -> None:
         self._inner = inner
         self._allowed = allowed
-        self.tells_holes, self.lasting = inner.tells_holes, inner.lasting
+        self.tells_holes, self.views_stay_valid = inner.tells_holes, inner.views_stay_valid
         self.wrong: list[PageRange] = []
 
     def open(self) -> None:
@@ -56,8 +56,8 @@ class WatchedSource:
     def data_ranges(self, within: PageRange) -> list[PageRange]:
         return self._inner.data_ranges(within)
 
-    def grown(self, data: PageBitmap) -> list[PageRange]:
-        return self._inner.grown(data)
+    def newly_touched(self, data: PageBitmap) -> list[PageRange]:
+        return self._inner.newly_touched(data)
 
     def close(self) -> None:
         self._inner.close()
@@ -130,8 +130,14 @@ class ScriptedGuest:
             self._act()
         return sum(log.sync([bitmap]) for log, bitmap in zip(self.logs, into, strict=True))
 
-    def prepare(self) -> bool:
+    def holds(self, path: str) -> bool:
+        return False
+
+    def is_running(self) -> bool:
         return self.running
+
+    def get_ready(self) -> None:
+        pass
 
     def sync_disks(self) -> Sequence[str]:
         return ()

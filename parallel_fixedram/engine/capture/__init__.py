@@ -1,1 +1,1 @@
-"""A machine at one instant: the time it stands still, and the jobs that a save does before and in it."""
+"""Ways to make a file hold what RAM was at one instant, a module each, and the time a machine stands still."""

@@ -37,6 +37,7 @@ class Pause:
         sync_disks_seconds: how long its disks took, before.
         seconds: from the request to stop to the moment it may go on.
         stop_seconds: of that, until it stood still.
+        ram_seconds: of that, until its RAM needed it no longer; told by whoever read that.
         state_seconds: how long its device state took, beside everything else.
         cont_seconds: of ``seconds``, to let it go on.
     """
@@ -50,17 +51,18 @@ class Pause:
         self.torn: str | None = None
         self._notes: list[str] = []
         self.sync_disks_seconds = 0.0
-        self.seconds = self.stop_seconds = self.state_seconds = self.cont_seconds = 0.0
+        self.seconds = self.stop_seconds = self.ram_seconds = 0.0
+        self.state_seconds = self.cont_seconds = 0.0
 
     def prepare(self) -> None:
-        """Get ready while nobody waits (Machine.prepare, Machine.sync_disks)."""
+        """Get ready while nobody waits (Machine.get_ready, Machine.sync_disks)."""
         self._thread.submit(lambda: None).result()  # starts it
         started = time.perf_counter()
         for note in self._machine.sync_disks():
             if note not in self._notes:
                 self._notes.append(note)
         self.sync_disks_seconds += time.perf_counter() - started
-        self._machine.prepare()
+        self._machine.get_ready()
 
     @property
     def notes(self) -> list[str]:

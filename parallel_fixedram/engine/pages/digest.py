@@ -1,8 +1,6 @@
-"""Page digests, and where they come from.
+"""Digests: of pages, as they are written or read, and of everything else in a file.
 
-RAM that stands still is hashed by whoever writes it, page by page, and a pre-copy knows its pages already. After a
-live save the guest goes on before everything is hashed, so its pages are read back from the file: RAM would be a
-moving original.
+The digests of a save are noted by whoever writes a page, of the same bytes, and put down when all pages are there.
 """
 
 from __future__ import annotations
@@ -24,6 +22,8 @@ from parallel_fixedram.format.trailer import DIGEST_BYTES, Extent, TrailerLayout
 from parallel_fixedram.host.files.channel import FileChannel, data_extents
 
 _RANGE_PIECE = 1 << 20
+_STEP_WORDS = 1 << 14
+"""Words of a bitmap that are unpacked at a time."""
 
 
 def page_digests(pages: Pages, bits: Bits) -> NDArray[np.uint64]:
@@ -35,22 +35,29 @@ def page_digests(pages: Pages, bits: Bits) -> NDArray[np.uint64]:
     return found
 
 
-def write_digests(channel: Channel, table: int, first: int, digests: NDArray[np.uint64], present: Bits) -> None:
-    """Write digests to their places in a table.
-
-    One call for every stretch with digests in it: a buffered write keeps direct ones of other workers waiting.
+def write_digests(
+    channel: Channel,
+    tables: Sequence[int],
+    digests: Sequence[NDArray[np.uint64]],
+    present: Sequence[PageBitmap],
+) -> None:
+    """Write the digests of all pages that are in the file to their places.
 
     Args:
         channel: the file.
-        table: file offset of the digest of page 0.
-        first: the page that ``digests`` begin with.
-        digests: shape (pages,), 0 for pages that are not in the file.
-        present: 1 for every page that is; memory of digests far from those is not touched.
+        tables: file offset of the digest of page 0 of each block.
+        digests: shape (pages,) for each block; where no page is near it is not looked at.
+        present: which pages are in the file; the digest of any other is 0.
     """
-    stored = digests.astype("<u8", copy=False)
-    used = np.add.reduceat(present, np.arange(0, len(present), WINDOW_PAGES), dtype=np.int64)
-    for start, count in (runs_of_ones(used) * WINDOW_PAGES).tolist():
-        channel.write(table + (first + start) * DIGEST_BYTES, stored[start : start + count].data.cast("B"))
+    for table, values, bitmap in zip(tables, digests, present, strict=True):
+        for word in range(0, len(bitmap.words), _STEP_WORDS):
+            bits, first = bitmap.bits(word, _STEP_WORDS), word * WORD_PAGES
+            # stretches with pages in them: a table of a large, nearly empty block stays a hole
+            used = np.add.reduceat(bits, np.arange(0, len(bits), WINDOW_PAGES), dtype=np.int64)
+            for start, count in (runs_of_ones(used) * WINDOW_PAGES).tolist():
+                some = bits[start : start + count]
+                stored = np.where(some, values[first + start : first + start + len(some)], 0).astype("<u8", copy=False)
+                channel.write(table + (first + start) * DIGEST_BYTES, stored.data.cast("B"))
 
 
 class DigestTable:
@@ -122,48 +129,38 @@ def _digest_zeros(digest: xxhash.xxh3_64, count: int) -> None:
 
 
 class DigestJob:
-    """Fills the table of page digests for the pages of a shard.
+    """Reads the pages of a shard back and notes their digests.
 
     Args:
         blocks: where the pages lie.
         present: which pages are in the file, one bitmap a block.
-        tables: where the digest of page 0 of each block goes, in shared memory: known after the fork only, because the
-            trailer follows the device sections.
-        pages: the channel pages are read from.
-        digests: the channel digests are written to; their places are not aligned.
+        digests: gets them: shape (pages,) for each block, in shared memory.
+        channel: the file.
     """
 
     def __init__(
         self,
         blocks: Sequence[SavedBlock],
         present: Sequence[PageBitmap],
-        tables: NDArray[np.uint64],
-        *,
-        pages: Channel,
-        digests: Channel,
+        digests: Sequence[NDArray[np.uint64]],
+        channel: Channel,
     ) -> None:
         self._blocks = blocks
         self._present = present
-        self._tables = tables
-        self._pages = pages
         self._digests = digests
+        self._channel = channel
 
     def open(self) -> None:
         """Allocate the read buffer (Job.open)."""
-        self._reader = WindowReader(self._pages, max(saved.block.page_size for saved in self._blocks))
+        self._reader = WindowReader(self._channel, max(saved.block.page_size for saved in self._blocks))
 
     def run(self, shard: Shard) -> Tally:
         """Digest one shard (Job.run)."""
-        tally = Tally()
-        saved = self._blocks[shard.block]
-        first_page = shard.first_word * WORD_PAGES
-        digests = np.zeros(min(shard.words * WORD_PAGES, saved.block.pages - first_page), np.uint64)
+        tally, saved = Tally(), self._blocks[shard.block]
         for window in windows(self._present[shard.block], shard):
             pages = self._reader.read(saved, window, tally)
             started = time.perf_counter()
-            place = window.first - first_page
-            digests[place : place + len(window.bits)] = page_digests(pages, window.bits)
+            place = slice(window.first, window.first + len(window.bits))
+            self._digests[shard.block][place] = page_digests(pages, window.bits)
             tally.digest_seconds += time.perf_counter() - started
-        present = self._present[shard.block].bits(shard.first_word, shard.words)
-        write_digests(self._digests, int(self._tables[shard.block]), first_page, digests, present)
         return tally

@@ -12,13 +12,14 @@ import numpy as np
 
 from parallel_fixedram.core.bitmap import WORD_PAGES, Bits, Runs
 from parallel_fixedram.core.cost import WORK_WINDOW_PAGES
-from parallel_fixedram.core.protocols import Pages
+from parallel_fixedram.core.protocols import GuestBlock, Pages
 from parallel_fixedram.core.ramblock import TARGET_PAGE_SIZE, RAMBlock
 from parallel_fixedram.core.shards import Shard
-from parallel_fixedram.engine.pages.bitmaps import SharedBitmaps, shared_words
+from parallel_fixedram.engine.pages.changes import Hashes
 from parallel_fixedram.engine.pages.digest import page_digests
-from parallel_fixedram.engine.pages.precopy import KnownPages
-from parallel_fixedram.engine.pages.write import WriteJob
+from parallel_fixedram.engine.pages.ledger import Ledger
+from parallel_fixedram.engine.pages.round_job import RoundJob
+from parallel_fixedram.engine.pages.writer import PageWriter
 from parallel_fixedram.format.layout import FileLayout
 from parallel_fixedram.host.files.channel import FileChannel
 from parallel_fixedram.host.memory.page_source import MappedSource
@@ -58,12 +59,12 @@ def measure_computing(pages: Pages) -> Computing:
     # two unknowns, two measurements: dense = 8 windows + 8 MiB, sparse = 64 windows + 1 MiB
     ratio = _SPARSE_WINDOWS / _DENSE_WINDOWS
     scan_byte = max((ratio * dense - sparse) / (ratio * dense_bytes - sparse_bytes), 1e-12)
-    known = KnownPages([])
+    hashes = Hashes([])
     return Computing(
         window=max((sparse - scan_byte * sparse_bytes) / _SPARSE_WINDOWS, 0.0),
         scan_byte=scan_byte,
         digest_page=_page(pages, lambda bits: page_digests(pages, bits)),
-        hash_page=_page(pages, lambda bits: known.hashes_of(pages, np.flatnonzero(bits))),
+        hash_page=_page(pages, lambda bits: hashes.hashes_of(pages, np.flatnonzero(bits))),
     )
 
 
@@ -80,25 +81,19 @@ def _look(windows: int, pages: int) -> float:
     fd = os.memfd_create(block.idstr, os.MFD_CLOEXEC)
     try:
         os.ftruncate(fd, block.used_length)
-        bitmaps, step = SharedBitmaps([block]), WORK_WINDOW_PAGES // pages
+        ledger, step = Ledger([block]), WORK_WINDOW_PAGES // pages
         for page in range(0, block.pages, step):
             os.pwrite(fd, b"\1" * TARGET_PAGE_SIZE, page * TARGET_PAGE_SIZE)
-        bitmaps.data[0].set_pages(np.arange(0, block.pages, step, dtype=np.int64))
-        bitmaps.dirty[0].words |= bitmaps.data[0].words
-        source, nowhere = MappedSource(fd, length=block.used_length), _Nowhere(-1, "nowhere")
-        job = WriteJob(
-            FileLayout.plan("none", [block]).blocks,
-            [source],
-            bitmaps,
-            nowhere,
-            digests=nowhere,
-            tables=shared_words(1),
-            max_gap_pages=0,
-        )
+        ledger.data[0].set_pages(np.arange(0, block.pages, step, dtype=np.int64))
+        ledger.dirty[0].words |= ledger.data[0].words
+        source = MappedSource(fd, length=block.used_length)
+        blocks, nowhere = FileLayout.plan("none", [block]).blocks, _Nowhere(-1, "nowhere")
+        writer = PageWriter([GuestBlock(block=block, source=source)], blocks, ledger, nowhere, max_gap_pages=0)
+        job = RoundJob(ledger, writer, window_pages=WORK_WINDOW_PAGES)
         job.open()
         started = time.perf_counter()
-        job.run(Shard(0, 0, block.pages // WORD_PAGES, 0))
-        seconds = time.perf_counter() - started
+        tally = job.run(Shard(0, 0, block.pages // WORD_PAGES, 0))
+        seconds = time.perf_counter() - started - tally.digest_seconds
         source.close()
         return seconds
     finally:

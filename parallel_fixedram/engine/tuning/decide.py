@@ -7,15 +7,12 @@ import os
 from collections.abc import Sequence
 
 from parallel_fixedram.core.bitmap import PageBitmap
-from parallel_fixedram.core.choice import Choice, DirectIO, Situation, choose
+from parallel_fixedram.core.choice import Choice, Situation, choose
 from parallel_fixedram.core.cost import ASSUMED, DeviceModel, Work
-from parallel_fixedram.core.errors import HostError
 from parallel_fixedram.core.report import ChoiceReport
+from parallel_fixedram.core.save_options import DirectIO, SaveOptions
 from parallel_fixedram.engine.tuning import calibrate
-from parallel_fixedram.engine.tuning.save_options import Durability, SaveOptions
-from parallel_fixedram.host.files.direct_channel import DirectChannel
 from parallel_fixedram.host.files.page_cache import dirty_room
-from parallel_fixedram.host.files.publish import PendingFile
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -40,7 +37,7 @@ class Decision:
             direct_io=chosen.direct,
             gap_pages=chosen.gap_pages,
             shard_pages=chosen.shard_pages,
-            precopy=chosen.precopy,
+            capture=chosen.capture,
             why=chosen.why,
             predicted_write_seconds=chosen.write_seconds,
             predicted_stable_seconds=chosen.stable_seconds,
@@ -49,23 +46,6 @@ class Decision:
             measured_by_predicted=ratio,
             model=self.model.to_json(),
         )
-
-
-def open_direct(pending: PendingFile, options: SaveOptions) -> DirectChannel | None:
-    """The file past the page cache, where that is wanted and possible.
-
-    Raises:
-        HostError: it is asked for, and the file system refuses.
-    """
-    if options.direct_io is DirectIO.OFF:
-        return None
-    channel = pending.open_direct(options.queue_depth)
-    if channel is None and options.direct_io is DirectIO.ON:
-        raise HostError(
-            f"the file system of {pending.path!r} refuses direct I/O",
-            hint="--direct-io auto falls back to buffered writes",
-        )
-    return channel
 
 
 def decide(
@@ -86,22 +66,23 @@ def decide(
         folder: where the file will be.
         waits: whether a guest runs until then and stands still meanwhile.
         takes_direct: whether the file can be opened for direct I/O; None if the measurement has to tell.
+
+    Raises:
+        CapabilityError: the gate refuses.
     """
     work = Work.of(data, page_size)
-    model = calibrate.device_model(folder, work.size, fresh=options.calibrate)
+    model = calibrate.device_model(folder, work.size, fresh=options.writing.calibrate)
     if takes_direct is False:
         model = dataclasses.replace(model, direct={})
     elif takes_direct and not model.direct:
         model = dataclasses.replace(model, direct=ASSUMED.direct)
     situation = Situation(
         waits=waits,
-        live=options.max_rounds > 1,
         room=dirty_room(),
         processors=len(os.sched_getaffinity(0)),
-        durable=options.durability is Durability.FULL,
+        durable=options.publishing.durable,
     )
-    wishes = options.wishes()
-    if not model.direct and wishes.direct_io is DirectIO.ON:  # a plan; a save has found out by trying
+    if not model.direct and options.writing.direct_io is DirectIO.ON:  # a plan; a save has found out by trying
         model = dataclasses.replace(model, direct=ASSUMED.direct)
-    choice = choose(wishes, work, model, situation)
+    choice = choose(options, work, model, situation)
     return Decision(choice=choice, model=model)

@@ -25,15 +25,13 @@ from itertools import accumulate
 from types import TracebackType
 
 from parallel_fixedram.core.errors import HostError, RequestError, WorkerError
+from parallel_fixedram.core.save_options import STALL_SECONDS
 from parallel_fixedram.core.shards import Shard
 from parallel_fixedram.engine.workers.messages import Order, Ready, ShardDone, ShardFailed, Tally, receive, send
 from parallel_fixedram.engine.workers.worker import Job, work
 from parallel_fixedram.host.processes import forked, signals
 
 logger = logging.getLogger(__name__)
-
-STALL_SECONDS = 30.0
-"""How long a worker may neither move nor map a byte before it counts as stalled; noticed within twice this time."""
 
 MAX_READERS = 4
 """Most workers that only read, unless more are asked for: no capability limits them, but more do not help."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 from parallel_fixedram.core.bitmap import WORD_PAGES
+from parallel_fixedram.core.observer import SILENT, Observer
 from parallel_fixedram.core.report import ShardTrace
 from parallel_fixedram.core.shards import Shard
 from parallel_fixedram.engine.workers.messages import ShardDone, Tally
@@ -15,9 +16,6 @@ Progress = Callable[[str, int, int], None]
 """``progress(phase, done, total)``, in bytes; called when a phase begins and as shards are acknowledged. A total of 0
 is one that nobody knows, such as that of a sync."""
 
-Trace = Callable[[ShardTrace], None]
-"""Told who wrote which part of the file when, as shards are acknowledged."""
-
 
 def run_job(
     pool: WorkerPool,
@@ -26,7 +24,8 @@ def run_job(
     *,
     phase: str,
     page_size: int,
-    progress: Progress | None,
+    progress: Progress | None = None,
+    observer: Observer = SILENT,
     on_done: OnDone | None = None,
 ) -> Tally:
     """Have a pool do ``shards``.
@@ -38,6 +37,7 @@ def run_job(
         phase: what ``progress`` is told that this is.
         page_size: of the shards' pages, bytes.
         progress: hears of the beginning and of every shard.
+        observer: the same.
         on_done: called for every shard when it is acknowledged, before ``progress``.
 
     Raises:
@@ -50,9 +50,12 @@ def run_job(
         if on_done:
             on_done(message, worker)
         done += message.shard.pages * page_size
+        observer.advanced(message.shard.pages * page_size)
         if progress:
             progress(phase, done, total)
 
+    if total:
+        observer.phase(phase, total)
     if progress and total:
         progress(phase, 0, total)
     return pool.run(job, shards, acknowledged)

@@ -27,6 +27,7 @@ import psutil
 
 from parallel_fixedram import app
 from parallel_fixedram.core.errors import HostError, MachineError
+from parallel_fixedram.core.save_options import DirectIO, Writing
 from parallel_fixedram.experiments import tools
 from parallel_fixedram.experiments.qemu_guest import QemuGuest
 from parallel_fixedram.experiments.results import Bytes, Seconds
@@ -36,6 +37,7 @@ from parallel_fixedram.host.processes import signals
 from parallel_fixedram.host.processes.guardian import Guardian
 from parallel_fixedram.image.image import open_image
 from parallel_fixedram.image.verify import verify
+from parallel_fixedram.verbs.save import save
 
 _SAVED = ".saved"
 _GONE_SECONDS = 10.0
@@ -163,7 +165,7 @@ def _saved(run: Run) -> str:
     if not os.path.exists(path):
         guest = run.source.qemu
         assert guest is not None, "the scenario's check comes first"
-        app.save(lambda: app.open_qemu(guest.qmp, pid=guest.pid), path, direct_io="off")
+        save(lambda: app.open_qemu(guest.qmp, pid=guest.pid), path, writing=Writing(direct_io=DirectIO.OFF))
         sync_file(path)
     return path
 

@@ -12,12 +12,23 @@ import numpy as np
 from parallel_fixedram import app
 from parallel_fixedram.core.bitmap import PageBitmap
 from parallel_fixedram.core.errors import MachineError
-from parallel_fixedram.core.protocols import GuestBlock
+from parallel_fixedram.core.observer import Observer
 from parallel_fixedram.core.report import SaveReport, ShardTrace, to_json
+from parallel_fixedram.core.save_options import (
+    CaptureMode,
+    Capturing,
+    DirectIO,
+    Durability,
+    Gate,
+    Publishing,
+    Writing,
+)
 from parallel_fixedram.core.sequential import stream_bytes
+from parallel_fixedram.core.targets import RAM_ONLY_MACHINE
 from parallel_fixedram.engine.tuning import calibrate
 from parallel_fixedram.experiments.process import Answer, Order
-from parallel_fixedram.machines.ram_files import RamFiles
+from parallel_fixedram.machines.ram_files import RamFile, RamFiles
+from parallel_fixedram.verbs.save import save
 
 _TOTALS = ("total", "pause")
 
@@ -32,34 +43,29 @@ def measure(order: Order, name_bystander: Callable[[int], None]) -> Answer:
     Raises:
         FixedRamError: it failed.
     """
-    trace: list[tuple[int, float, float, int, int]] = []
-
-    def traced(shard: ShardTrace) -> None:
-        trace.append((shard.worker, shard.started, shard.ended, shard.offset, shard.bytes))
-
-    options: dict[str, Any] = {
-        "channels": order.channels,
-        "experimental_multifd": True,
-        "direct_io": order.direct_io,
-        "durability": order.durability,
+    timeline = _Timeline()
+    numbers = {
+        name: value for name in ("gap_pages", "shard_pages", "queue_depth") if (value := getattr(order, name)) != "auto"
     }
-    for name in ("gap_pages", "shard_pages", "queue_depth"):
-        if (value := getattr(order, name)) != "auto":
-            options[name] = value
+    options: dict[str, Any] = {
+        "gate": Gate(channels=order.channels, experimental_multifd=True),
+        "writing": Writing(direct_io=DirectIO(order.direct_io), **numbers),
+        "publishing": Publishing(durability=Durability(order.durability)),
+    }
     if order.calibrate:
         calibrate.device_model(os.path.dirname(order.path) or ".", 0, fresh=True)
     if order.trace:
-        options["trace"] = traced
+        options["observer"] = timeline
     growth: list[tuple[int, int]] | None = None
     if order.rounds is not None:
         report, growth = _save_running(order, options, name_bystander)
     elif order.qmp is not None:
-        report = app.save(lambda: app.open_qemu(order.qmp or "", pid=order.pid), order.path, **options)
+        report = save(lambda: app.open_qemu(order.qmp or "", pid=order.pid), order.path, **options)
     elif order.dirty is not None:
         report = _save_dirtied(order, order.dirty, options)
     else:
         with app.open_ram(order.ram) as machine:
-            report = app.save(machine, order.path, **options)
+            report = save(machine, order.path, **options)
     return Answer(
         seconds=_seconds(report, order),
         bytes={
@@ -72,7 +78,7 @@ def measure(order: Order, name_bystander: Callable[[int], None]) -> Answer:
         report={name: value for name, value in to_json(report).items() if name != "host"},
         growth=growth,
         sequential=list(enumerate(stream_bytes(report.rounds), 1)) if growth else None,
-        timeline=trace if order.trace else None,
+        timeline=timeline.shards if order.trace else None,
     )
 
 
@@ -98,27 +104,48 @@ def _save_running(
     part = os.path.join(folder, f".{name}.part")
     allocated: list[int] = []
 
-    def note(phase: str, done: int, total: int) -> None:
-        if phase == "write" and done == total:
-            with contextlib.suppress(FileNotFoundError):
-                allocated.append(os.stat(part).st_blocks * 512)
+    class Growth(Observer):
+        """Looks at the file at the end of each round."""
 
+        def phase(self, name: str, total: int = 0) -> None:
+            """Count anew (Observer.phase)."""
+            self.left = total
+
+        def advanced(self, size: int) -> None:
+            """Look when all is done (Observer.advanced)."""
+            self.left -= size
+            if not self.left:
+                with contextlib.suppress(FileNotFoundError):
+                    allocated.append(os.stat(part).st_blocks * 512)
+
+    rounds = Capturing(mode=CaptureMode.ROUNDS, max_rounds=order.rounds or 1)
     with app.open_guest(order.guest or "", running=True) as guest:
         name_bystander(guest.pid)
-        report = app.save(guest, order.path, live=True, max_rounds=order.rounds or 1, progress=note, **options)
+        report = save(guest, order.path, **{**options, "capture": rounds, "observer": Growth()})
     growth = list(enumerate(allocated[: len(report.rounds) - 1], 1))
     return report, [*growth, (len(report.rounds), report.bytes.allocated)]
 
 
 def _save_dirtied(order: Order, share: float, options: Mapping[str, Any]) -> SaveReport:
     """Save RAM that stands still in two rounds: all of it, then pages that are said to be dirty."""
-    with app.open_ram(order.ram) as ram:
-        dirty = DirtyOnce(share, order.seed)
-        report = app.save(Dirtied(ram, dirty), order.path, live=True, max_rounds=2, **options)
+    dirty, capture = DirtyOnce(share, order.seed), Capturing(mode=CaptureMode.ROUNDS, max_rounds=2)
+    with Dirtied(order.ram, dirty) as ram:
+        report = save(ram, order.path, capture=capture, **options)
     if len(report.rounds) != 2 or report.rounds[1].dirty_pages != dirty.marked:
         found = [each.dirty_pages for each in report.rounds]
         raise MachineError(f"rounds of {found} dirty pages, expected two, the second one of {dirty.marked}")
     return report
+
+
+class _Timeline(Observer):
+    """Keeps who wrote which part of the file when: worker, from when to when, offset and bytes."""
+
+    def __init__(self) -> None:
+        self.shards: list[tuple[int, float, float, int, int]] = []
+
+    def shard(self, trace: ShardTrace) -> None:
+        """Keep it (Observer.shard)."""
+        self.shards.append((trace.worker, trace.started, trace.ended, trace.offset, trace.bytes))
 
 
 class DirtyOnce:
@@ -149,50 +176,18 @@ class DirtyOnce:
         return self.marked
 
 
-class Dirtied:
-    """RAM that stands still as a Machine with a dirty log.
+class Dirtied(RamFiles):
+    """RAM that stands still, with a dirty log.
 
     Args:
-        ram: the RAM.
+        files: path by block name.
         dirty: the log.
     """
 
-    def __init__(self, ram: RamFiles, dirty: DirtyOnce) -> None:
-        self._ram = ram
+    def __init__(self, files: Mapping[str, str], dirty: DirtyOnce) -> None:
+        super().__init__([RamFile(idstr=idstr, path=path) for idstr, path in files.items()], name=RAM_ONLY_MACHINE)
         self._dirty = dirty
-        self.name = ram.name
-        self.target = ram.target
-
-    def guest_blocks(self) -> Sequence[GuestBlock]:
-        """Those of the RAM (Machine.guest_blocks)."""
-        return self._ram.guest_blocks()
-
-    def prepare(self) -> bool:
-        """Nothing runs (Machine.prepare)."""
-        return False
-
-    def sync_disks(self) -> Sequence[str]:
-        """There are no disks (Machine.sync_disks)."""
-        return ()
-
-    def pause(self) -> bool:
-        """Nothing runs (Machine.pause)."""
-        return False
-
-    def resume(self) -> None:
-        """Nothing runs (Machine.resume)."""
-
-    def look_again(self) -> bool:
-        """The RAM stays what it is (Machine.look_again)."""
-        return False
-
-    def device_state(self) -> bytes:
-        """There are no devices (Machine.device_state)."""
-        return b""
 
     def dirty_source(self) -> DirtyOnce:
         """The script (Machine.dirty_source)."""
         return self._dirty
-
-    def close(self) -> None:
-        """The RAM is closed by whoever opened it (Machine.close)."""

@@ -71,6 +71,14 @@ class FileChannel:
     def settle(self) -> None:
         """Nothing is in flight (Channel.settle)."""
 
+    def another(self) -> FileChannel:
+        """The same file, to be waited for by itself: here nothing ever is."""
+        return self
+
+    def has_queue(self, channels: int) -> bool:
+        """Whether so many of these may have as many writes in flight as they want: here none are."""
+        return True
+
     def _zeros(self, length: int) -> memoryview:
         """At least so many bytes of zeros, kept: to map and touch them costs more than a small write."""
         if len(self._zeroed) < length:

@@ -7,11 +7,9 @@ import numpy as np
 from parallel_fixedram.core.bitmap import Bits, Runs
 from parallel_fixedram.core.errors import HostError
 from parallel_fixedram.core.protocols import Pages
+from parallel_fixedram.core.save_options import QUEUE_DEPTH
 from parallel_fixedram.host.files import aio
 from parallel_fixedram.host.files.channel import FileChannel, segments
-
-DEPTH = 64
-"""Writes in flight of each process; past this a device takes no more small ones per second."""
 
 
 class DirectChannel(FileChannel):
@@ -28,7 +26,7 @@ class DirectChannel(FileChannel):
 
     _queue: aio.Queue | None = None
 
-    def __init__(self, fd: int, name: str, depth: int = DEPTH) -> None:
+    def __init__(self, fd: int, name: str, depth: int = QUEUE_DEPTH) -> None:
         super().__init__(fd, name)
         self._depth = depth
 

@@ -30,9 +30,10 @@ from parallel_fixedram.core.errors import (
     os_message,
     unopened,
 )
+from parallel_fixedram.core.save_options import QUEUE_DEPTH
 from parallel_fixedram.host import linux
 from parallel_fixedram.host.files.channel import FileChannel, open_readable
-from parallel_fixedram.host.files.direct_channel import DEPTH, DirectChannel
+from parallel_fixedram.host.files.direct_channel import DirectChannel
 from parallel_fixedram.host.files.last_close import close_unwaited
 from parallel_fixedram.host.processes import signals
 
@@ -105,7 +106,7 @@ class PendingFile:
         """Where the file is."""
         return self._folder_path
 
-    def open_direct(self, depth: int = DEPTH) -> DirectChannel | None:
+    def open_direct(self, depth: int = QUEUE_DEPTH) -> DirectChannel | None:
         """A second descriptor with O_DIRECT, for ``depth`` writes in flight; None where the file system refuses it."""
         flags = os.O_RDWR | os.O_DIRECT | os.O_NOFOLLOW | os.O_CLOEXEC
         try:
@@ -328,6 +329,15 @@ def check_target(path: str, *, overwrite: bool) -> None:
         raise RequestError(f"{path!r} is not a regular file")
     if not overwrite:
         raise _taken(path)
+
+
+def replaced_link(path: str) -> tuple[str, ...]:
+    """What has to be said of a final name that is a symbolic link, which is replaced itself: nothing, or a sentence."""
+    try:
+        leads = os.readlink(path)
+    except OSError:
+        return ()
+    return (f"{path!r} was a symbolic link to {leads!r}; it is the new file now, and what it led to is as it was",)
 
 
 def _can_seek(path: str) -> bool:

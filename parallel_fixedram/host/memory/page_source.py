@@ -60,7 +60,7 @@ class MappedSource:
     """
 
     tells_holes = True
-    lasting = True
+    views_stay_valid = True
 
     def __init__(self, fd: int, *, offset: int = 0, length: int, page_size: int = TARGET_PAGE_SIZE) -> None:
         self._fd = os.dup(fd)
@@ -181,7 +181,7 @@ class MappedSource:
         inside = np.flatnonzero(first < end)
         return [PageRange(*each) for each in zip(first[inside].tolist(), (end - first)[inside].tolist(), strict=True)]
 
-    def grown(self, data: PageBitmap) -> list[PageRange]:
+    def newly_touched(self, data: PageBitmap) -> list[PageRange]:
         """Asks the page cache where gaps are many, the file where they are few (PageSource.grown).
 
         ``lseek`` takes microseconds for each gap, however small; ``mincore`` takes less than a tenth of one for each
@@ -250,7 +250,7 @@ class CopyingSource(ABC):
         page_size: target page size in bytes.
     """
 
-    lasting = False
+    views_stay_valid = False
 
     def __init__(self, *, page_size: int) -> None:
         self._page_size = page_size
@@ -316,7 +316,7 @@ class CopiedSource(CopyingSource):
         """All of it: content decides (PageSource.data_ranges)."""
         return [within] if within.count else []
 
-    def grown(self, data: PageBitmap) -> list[PageRange]:
+    def newly_touched(self, data: PageBitmap) -> list[PageRange]:
         """What ``data`` leaves out, if anything (PageSource.grown)."""
         return grown_by_asking(self, data)
 

@@ -123,7 +123,7 @@ class ProcessSource(CopyingSource):
             return [within]
         return [PageRange(within.first + each.first, each.count) for each in self._occupied(within).ranges()]
 
-    def grown(self, data: PageBitmap) -> list[PageRange]:
+    def newly_touched(self, data: PageBitmap) -> list[PageRange]:
         """One look at the page tables of the whole block (PageSource.grown)."""
         if not self.tells_holes or data.count() == data.pages:
             return grown_by_asking(self, data)

@@ -149,9 +149,16 @@ class GuestProcess:
         self.steps = self._ask(child.HALT, self.steps + steps)
         return self.steps
 
-    def prepare(self) -> bool:
-        """Whether it runs (Machine.prepare)."""
+    def holds(self, path: str) -> bool:
+        """No: its memory has no name (Machine.holds)."""
+        return False
+
+    def is_running(self) -> bool:
+        """Whether it runs freely (Machine.is_running)."""
         return self._running
+
+    def get_ready(self) -> None:
+        """There is nothing to do (Machine.get_ready)."""
 
     def sync_disks(self) -> Sequence[str]:
         """It has none (Machine.sync_disks)."""

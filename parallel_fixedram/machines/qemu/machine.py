@@ -115,15 +115,22 @@ class QemuMachine:
             for each in self.blocks
         ]
 
-    def prepare(self) -> bool:
-        """Ask whether the guest runs, and listen to what happens to it (Machine.prepare)."""
+    def holds(self, path: str) -> bool:
+        """No: its memory may be a file, but one that is replaced stays what it is (Machine.holds)."""
+        return False
+
+    def is_running(self) -> bool:
+        """Ask QEMU (Machine.is_running)."""
+        return self._status() in discovery.RUNNING
+
+    def get_ready(self) -> None:
+        """Ask whether the guest runs, and listen to what happens to it (Machine.get_ready)."""
         if self._events is None:
             self._events = self._stack.enter_context(self._monitor.listen(ignored=HARMLESS))
         status = self._status()
         self._runs = status in discovery.RUNNING
         self._ran_as = status if self._runs else RUNNING
         self._events.clear()
-        return self._runs
 
     def sync_disks(self) -> Sequence[str]:
         """Sync the files behind its disks (Machine.sync_disks); not where the guest stands still already."""
@@ -133,9 +140,9 @@ class QemuMachine:
         """Stop the guest; from then on the guardian watches (Machine.pause).
 
         Whether this stopped anything QEMU tells by an event: somebody else may have started or stopped it since
-        ``prepare``. To a guest that stands still, ``stop`` does nothing (QEMU system/cpus.c, do_vm_stop).
+        ``get_ready``. To a guest that stands still, ``stop`` does nothing (QEMU system/cpus.c, do_vm_stop).
         """
-        assert self._events is not None, "prepare() comes first"
+        assert self._events is not None, "get_ready() comes first"
         self._events.clear()  # a stop that was reported already is somebody else's
         self._held = True
         if self._runs:
@@ -263,7 +270,7 @@ class QemuMachine:
 
     def _look_back(self) -> Held:
         """What became of the guest since ``pause``."""
-        assert self._events is not None, "prepare() comes first"
+        assert self._events is not None, "get_ready() comes first"
         status = self._status()
         events, complete = self._events.take()
         return look_back(events, status, ours=self._stopped, complete=complete)

@@ -1,0 +1,217 @@
+"""How to save: four groups of options, each a value that refuses what it cannot be.
+
+::
+
+    SaveOptions
+      gate        channels and capabilities, and whose rules say what goes together
+      writing     how pages get into the file; None for what is to be chosen
+      capture     how the file comes to hold RAM as it was at one instant
+      publishing  what becomes of the file
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
+
+from parallel_fixedram.core.capabilities import capabilities_for_save
+from parallel_fixedram.core.errors import RequestError
+from parallel_fixedram.core.profiles import TABLES, Profile
+from parallel_fixedram.core.words import choice
+
+MOST_CHANNELS = 4
+"""Most channels that are chosen: past four the device decides (measured, and published for QEMU)."""
+
+QUEUE_DEPTH = 64
+"""Direct writes in flight of each worker; past this a device takes no more small ones per second."""
+
+STALL_SECONDS = 30.0
+"""How long a worker may neither move nor map a byte before it counts as stalled; noticed within twice this time."""
+
+MAX_ROUNDS = 16
+
+
+class DirectIO(StrEnum):
+    """Whether pages bypass the page cache."""
+
+    ON = "on"
+    """Always; an error where the file system refuses."""
+    OFF = "off"
+    AUTO = "auto"
+    """Whatever is predicted to be faster; the page cache for rounds, the last of which is small."""
+
+
+class CaptureMode(StrEnum):
+    """How the file comes to hold RAM as it was at one instant."""
+
+    AUTO = "auto"
+    """What makes the shortest pause of what is possible: ``compare`` for a running guest, else ``stopped``."""
+    COMPARE = "compare"
+    """All pages while the guest runs, and those whose hash is another one by then while it stands still."""
+    ROUNDS = "rounds"
+    """Rounds of pages that a dirty log names while the guest runs; the last one while it stands still."""
+    STOPPED = "stopped"
+    """All pages while the guest stands still."""
+
+
+class Durability(StrEnum):
+    """What has to be on stable storage when a save returns."""
+
+    FULL = "full"
+    """The file and its name."""
+    NONE = "none"
+    """Nothing: a power cut may lose the file, as with QEMU's own."""
+
+
+class Cache(StrEnum):
+    """What becomes of the file in the page cache."""
+
+    KEEP = "keep"
+    """Whatever the kernel leaves there: a restore soon afterwards finds it."""
+    DROP = "drop"
+    """It is taken out once it is on stable storage: its memory is for others."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Gate:
+    """Channels and capabilities of a save or restore.
+
+    Attributes:
+        channels: number of worker processes; more than one is multifd. None to choose as many as pay, which is one
+            where the rules forbid more.
+        experimental_multifd: lift the rule against fixed-ram with multifd.
+        capabilities: further capabilities, on or off.
+        profile: whose rules say what goes together.
+
+    Raises:
+        RequestError: it is no profile.
+    """
+
+    channels: int | None = 1
+    experimental_multifd: bool = False
+    capabilities: Mapping[str, bool] = field(default_factory=dict)
+    profile: Profile = Profile.FIXED_RAM
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "profile", choice(Profile, self.profile, "profile"))
+
+    def decided(self, channels: int) -> dict[str, bool]:
+        """The capabilities of a save with so many channels.
+
+        Raises:
+            CapabilityError: they cannot be together.
+        """
+        on = capabilities_for_save(
+            channels=channels,
+            extra=self.capabilities,
+            profile=self.profile,
+            experimental=self.experimental_multifd,
+        )
+        asked = {TABLES[self.profile].canonical(name) or name: False for name in self.capabilities}
+        return {**asked, **dict.fromkeys(on, True)}
+
+    def most_channels(self) -> tuple[int, str]:
+        """Most channels that there may be, and what forbids more.
+
+        Raises:
+            CapabilityError: what was asked for cannot be.
+        """
+        if self.channels is not None:
+            self.decided(self.channels)
+            return self.channels, ""
+        self.decided(1)
+        try:
+            self.decided(2)
+        except RequestError as error:
+            return 1, f"more is multifd: {error.message}"
+        return MOST_CHANNELS, ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Writing:
+    """How pages get into the file.
+
+    Attributes:
+        direct_io: whether they bypass the page cache.
+        gap_pages: gaps of up to so many pages between two runs are bridged; None to choose it.
+        shard_pages: about how many pages a shard has; None to choose it.
+        queue_depth: direct writes that each worker has in flight; 0 for one by one.
+        calibrate: measure what writes cost in that folder, even if it is known from earlier.
+        stall_seconds: how long a worker may neither move nor map a byte.
+
+    Raises:
+        RequestError: a number out of its range.
+    """
+
+    direct_io: DirectIO = DirectIO.AUTO
+    gap_pages: int | None = None
+    shard_pages: int | None = None
+    queue_depth: int = QUEUE_DEPTH
+    calibrate: bool = False
+    stall_seconds: float = STALL_SECONDS
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "direct_io", choice(DirectIO, self.direct_io, "direct_io"))
+        _at_least(0, "gap pages", self.gap_pages)
+        _at_least(1, "shard pages", self.shard_pages)
+        _at_least(0, "writes in flight", self.queue_depth)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Capturing:
+    """How the file comes to hold RAM as it was at one instant.
+
+    Attributes:
+        mode: which way.
+        max_rounds: most rounds of ``rounds``, the stopped one included.
+
+    Raises:
+        RequestError: a number out of its range.
+    """
+
+    mode: CaptureMode = CaptureMode.AUTO
+    max_rounds: int = MAX_ROUNDS
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "mode", choice(CaptureMode, self.mode, "capture"))
+        _at_least(1, "rounds", self.max_rounds)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Publishing:
+    """What becomes of the file.
+
+    Attributes:
+        overwrite: replace an existing file, once the new one is complete.
+        durability: whether it has to survive a power cut when the save returns.
+        cache: whether it may stay in the page cache.
+    """
+
+    overwrite: bool = False
+    durability: Durability = Durability.FULL
+    cache: Cache = Cache.KEEP
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "durability", choice(Durability, self.durability, "durability"))
+        object.__setattr__(self, "cache", choice(Cache, self.cache, "cache"))
+
+    @property
+    def durable(self) -> bool:
+        """Whether the file is synced."""
+        return self.durability is Durability.FULL
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SaveOptions:
+    """How to save."""
+
+    gate: Gate = field(default_factory=Gate)
+    writing: Writing = field(default_factory=Writing)
+    capture: Capturing = field(default_factory=Capturing)
+    publishing: Publishing = field(default_factory=Publishing)
+
+
+def _at_least(least: int, what: str, number: int | None) -> None:
+    if number is not None and number < least:
+        raise RequestError(f"{number} {what}, at least {least} is needed")

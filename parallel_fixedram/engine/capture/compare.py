@@ -1,0 +1,83 @@
+"""Compare: all pages while the guest runs, and those whose hash is another one by then while it stands still.
+
+Needs no special rights and works with any guest; the pause grows with RAM, because all of it is looked at once more.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from parallel_fixedram.core.choice import WINDOW_PAGES_BUFFERED
+from parallel_fixedram.engine.capture.capture import Task
+from parallel_fixedram.engine.capture.coordinator import FIRST_PASS, Coordinator
+from parallel_fixedram.engine.capture.rehearsal import write_firmware
+from parallel_fixedram.engine.pages.changed_job import ChangedJob
+from parallel_fixedram.engine.pages.changes import Hashes
+from parallel_fixedram.engine.pages.round_job import RoundJob
+from parallel_fixedram.engine.pages.writer import PageWriter
+from parallel_fixedram.engine.workers.worker import Job
+from parallel_fixedram.host.files.page_cache import dirty_room
+
+
+class Compare:
+    """Two looks at everything.
+
+    Args:
+        task: what is to be saved, and how.
+    """
+
+    def __init__(self, task: Task) -> None:
+        self._task = task
+        self._hashes = Hashes([each.block for each in task.guest_blocks])
+        self.reserves = task.choice.direct  # through the page cache it is noticed before the guest is stopped anyway
+        first = PageWriter(
+            task.guest_blocks,
+            task.blocks,
+            task.ledger,
+            task.channel,
+            max_gap_pages=task.choice.gap_pages,
+            staging=task.staging(),
+            may_change=True,
+            hashes=self._hashes,
+        )
+        self._first = RoundJob(task.ledger, first, window_pages=task.choice.window_pages, hashes=self._hashes)
+        # what changed is little, and reaches the page cache sooner than the device
+        last = PageWriter(task.guest_blocks, task.blocks, task.ledger, task.buffered, max_gap_pages=0)
+        self._last = ChangedJob(task.guest_blocks, task.ledger, self._hashes, last, window_pages=WINDOW_PAGES_BUFFERED)
+
+    def jobs(self) -> Sequence[Job]:
+        """To write everything, and to write what changed (Capture.jobs)."""
+        return [self._first, self._last]
+
+    def before(self, run: Coordinator) -> None:
+        """Write every page; which of them change meanwhile is found out later (Capture.before)."""
+        task = self._task
+        task.ledger.all_dirty()
+        task.ledger.leave_out_holes()
+        tally = run.round(
+            self._first,
+            while_running=True,
+            cached=not task.choice.direct,
+            phase=FIRST_PASS,
+            shard_pages=task.choice.shard_pages,
+        )
+        if not task.choice.direct and tally.bytes > dirty_room():
+            task.buffered.sync()  # or the kernel would slow down the few writes that a guest waits for
+
+    def rehearse(self, run: Coordinator, *, torn: bool) -> None:
+        """All pages are suspects, again if need be (Capture.rehearse)."""
+        ledger = self._task.ledger
+        if torn:
+            self._hashes.distrust(ledger.data, ledger.present)
+        ledger.map_newly_touched(self._task.guest_blocks)
+        write_firmware(run, self._last, self._task)
+        ledger.all_dirty()
+
+    def stopped(self, run: Coordinator) -> None:
+        """Compare every page with what was written, and write those that changed (Capture.stopped)."""
+        self._task.ledger.map_newly_touched(self._task.guest_blocks)
+        shard_pages = self._task.options.writing.shard_pages
+        run.round(self._last, while_running=False, cached=True, shard_pages=shard_pages, finds_changes=True)
+
+    def after(self, run: Coordinator) -> None:
+        """Nothing (Capture.after)."""

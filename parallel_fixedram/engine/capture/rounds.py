@@ -1,0 +1,83 @@
+"""Rounds: what a dirty log names, again and again while the guest runs; the last time while it stands still."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from parallel_fixedram.core.errors import RequestError
+from parallel_fixedram.engine.capture.capture import Task
+from parallel_fixedram.engine.capture.coordinator import Coordinator
+from parallel_fixedram.engine.capture.rehearsal import write_firmware
+from parallel_fixedram.engine.pages.round_job import RoundJob
+from parallel_fixedram.engine.pages.writer import PageWriter
+from parallel_fixedram.engine.workers.worker import Job
+
+SMALL_ROUND_PAGES = 1024
+"""The guest is stopped when fewer pages than this are dirty: they take about a millisecond."""
+
+
+class DirtyRounds:
+    """As many rounds as make the last one shorter.
+
+    Args:
+        task: what is to be saved, and how.
+
+    Raises:
+        RequestError: nothing says which pages were written.
+    """
+
+    reserves = True
+
+    def __init__(self, task: Task) -> None:
+        if task.dirty is None:
+            raise RequestError("a save in rounds needs to know which pages were written, and this RAM has no dirty log")
+        self._task = task
+        self._dirty = task.dirty
+        writer = PageWriter(
+            task.guest_blocks,
+            task.blocks,
+            task.ledger,
+            task.channel,
+            max_gap_pages=task.choice.gap_pages,
+            staging=task.staging(),
+            may_change=True,
+        )
+        self._job = RoundJob(task.ledger, writer, window_pages=task.choice.window_pages)
+
+    def jobs(self) -> Sequence[Job]:
+        """To write what is dirty (Capture.jobs)."""
+        return [self._job]
+
+    def before(self, run: Coordinator) -> None:
+        """Rounds, until another one would not make the last one noticeably shorter (Capture.before)."""
+        ledger = self._task.ledger
+        ledger.all_dirty()
+        before = 2 * sum(bitmap.pages for bitmap in ledger.dirty)
+        for number in range(self._task.options.capture.max_rounds - 1):
+            ledger.add_dirty(self._dirty, self._task.guest_blocks)
+            now = sum(bitmap.count() for bitmap in ledger.dirty)
+            if now < SMALL_ROUND_PAGES or now > before // 2:
+                break
+            self._round(run, while_running=True, first=number == 0)
+            before = now
+
+    def rehearse(self, run: Coordinator, *, torn: bool) -> None:
+        """The dirty log knows what is left to do, after a torn instant as well (Capture.rehearse)."""
+        write_firmware(run, self._job, self._task)
+
+    def stopped(self, run: Coordinator) -> None:
+        """The last round (Capture.stopped)."""
+        self._task.ledger.add_dirty(self._dirty, self._task.guest_blocks)
+        self._round(run, while_running=False, first=not run.rounds)
+
+    def after(self, run: Coordinator) -> None:
+        """Nothing (Capture.after)."""
+
+    def _round(self, run: Coordinator, *, while_running: bool, first: bool) -> None:
+        choice, asked = self._task.choice, self._task.options.writing
+        run.round(
+            self._job,
+            while_running=while_running,
+            cached=not choice.direct,
+            shard_pages=choice.shard_pages if first else asked.shard_pages,
+        )

@@ -1,0 +1,58 @@
+"""Stopped: all pages while the machine stands still. The simplest way, and what the others are compared with."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from parallel_fixedram.engine.capture.capture import Task
+from parallel_fixedram.engine.capture.coordinator import Coordinator
+from parallel_fixedram.engine.capture.rehearsal import write_firmware
+from parallel_fixedram.engine.pages.round_job import RoundJob
+from parallel_fixedram.engine.pages.writer import PageWriter
+from parallel_fixedram.engine.workers.worker import Job
+
+
+class Stopped:
+    """One round over everything.
+
+    Args:
+        task: what is to be saved, and how.
+    """
+
+    reserves = True
+
+    def __init__(self, task: Task) -> None:
+        self._task = task
+        choice = task.choice
+        writer = PageWriter(
+            task.guest_blocks,
+            task.blocks,
+            task.ledger,
+            task.channel,
+            max_gap_pages=choice.gap_pages,
+            staging=task.staging() if choice.direct else None,
+        )
+        self._job = RoundJob(task.ledger, writer, window_pages=choice.window_pages)
+
+    def jobs(self) -> Sequence[Job]:
+        """To write what is dirty (Capture.jobs)."""
+        return [self._job]
+
+    def before(self, run: Coordinator) -> None:
+        """Nothing (Capture.before)."""
+
+    def rehearse(self, run: Coordinator, *, torn: bool) -> None:
+        """Everything is to be written (Capture.rehearse)."""
+        if run.waits:
+            self._task.ledger.map_newly_touched(self._task.guest_blocks)
+        write_firmware(run, self._job, self._task)
+        self._task.ledger.all_dirty()
+
+    def stopped(self, run: Coordinator) -> None:
+        """Write it (Capture.stopped)."""
+        task = self._task
+        task.ledger.map_newly_touched(task.guest_blocks)  # of what stood still, too: it may have stopped only now
+        run.round(self._job, while_running=False, cached=not task.choice.direct, shard_pages=task.choice.shard_pages)
+
+    def after(self, run: Coordinator) -> None:
+        """Nothing (Capture.after)."""

@@ -1,0 +1,60 @@
+"""RoundJob: the dirty pages of a shard."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from parallel_fixedram.core.bitmap import WORD_PAGES
+from parallel_fixedram.core.shards import Shard
+from parallel_fixedram.engine.pages.changes import Hashes
+from parallel_fixedram.engine.pages.ledger import Ledger
+from parallel_fixedram.engine.pages.writer import PageWriter
+from parallel_fixedram.engine.workers.messages import Tally
+
+
+class RoundJob:
+    """Writes what is dirty, all of which may hold something (Ledger.leave_out_holes).
+
+    From the second round on any dirty page may have been written before, by an earlier round or along with its
+    neighbours, so there the place of every zero page is emptied.
+
+    Args:
+        ledger: what to write, and what is in the file afterwards.
+        writer: how.
+        window_pages: how many pages are tested and then written at a time.
+        hashes: say what the file holds already in the first round, too: from a worker that died.
+    """
+
+    def __init__(self, ledger: Ledger, writer: PageWriter, *, window_pages: int, hashes: Hashes | None = None) -> None:
+        self._ledger = ledger
+        self._writer = writer
+        self._window_pages = window_pages
+        self._hashes = hashes
+
+    def open(self) -> None:
+        """Map guest RAM (Job.open)."""
+        self._writer.open()
+
+    def run(self, shard: Shard) -> Tally:
+        """Write one shard (Job.run)."""
+        tally, block, in_file = Tally(), shard.block, self._ledger.present[shard.block]
+        dirty = self._ledger.dirty[block].bits(shard.first_word, shard.words)
+        data = self._ledger.data[block].bits(shard.first_word, shard.words)
+        present = in_file.bits(shard.first_word, shard.words)
+        for start in range(0, len(dirty), self._window_pages):
+            window = slice(start, start + self._window_pages)
+            wanted = dirty[window]
+            if not wanted.any():
+                continue
+            first = shard.first_word * WORD_PAGES + start
+            if shard.round > 0:
+                stale = wanted
+            elif self._hashes:
+                stale = wanted & self._hashes.held(block, first, len(wanted))
+            else:
+                stale = np.zeros(len(wanted), np.uint8)
+            store = self._writer.write(block, first, wanted, data[window], stale, tally)
+            present[window] = np.where(wanted, store, present[window])
+        self._writer.settle(tally)
+        in_file.put_bits(shard.first_word, present)
+        return tally

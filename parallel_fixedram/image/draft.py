@@ -1,0 +1,161 @@
+"""Draft: a file of ours in the making, from its size to its name.
+
+::
+
+    sized, opened    reserve    pages, by workers    finish: everything else    publish: synced, named
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Self
+
+from parallel_fixedram.core.choice import Choice
+from parallel_fixedram.core.errors import HostError
+from parallel_fixedram.core.observer import Observer
+from parallel_fixedram.core.protocols import GuestBlock
+from parallel_fixedram.core.save_options import Cache, DirectIO, Publishing, Writing
+from parallel_fixedram.engine.pages.ledger import Ledger
+from parallel_fixedram.engine.pages.reserve import Reservation
+from parallel_fixedram.format.layout import FileLayout
+from parallel_fixedram.host.files.channel import FileChannel
+from parallel_fixedram.host.files.page_cache import cached_bytes, drop_from_cache
+from parallel_fixedram.host.files.publish import PendingFile
+from parallel_fixedram.image.ending import Ending
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Published:
+    """A file that has its name."""
+
+    file: int
+    """Its length in bytes."""
+    allocated: int
+    """What it takes on its file system."""
+    cached: int | None
+    """What of it was left in the page cache; None where the kernel does not tell."""
+    sync_seconds: float
+    publish_seconds: float
+
+
+class Draft:
+    """Context manager: a file without its name, and nothing at all if it does not get it.
+
+    Args:
+        path: its final name.
+        layout: where everything goes.
+        writing: says whether it has to be written past the page cache.
+        publishing: says what becomes of it.
+
+    Attributes:
+        buffered: the file, through the page cache.
+        direct: the file past it; None where that is not wanted or not possible.
+
+    Raises:
+        RequestError: there is such a file, and it may not be replaced.
+        HostError: it cannot be made, or not opened for direct I/O where that is asked for.
+    """
+
+    def __init__(self, path: str, layout: FileLayout, writing: Writing, publishing: Publishing) -> None:
+        self._layout = layout
+        self._writing = writing
+        self._publishing = publishing
+        self._pending = PendingFile(path, overwrite=publishing.overwrite)
+        self._space = Reservation(self._pending, layout.blocks)
+        self.direct: FileChannel | None = None
+
+    def __enter__(self) -> Self:
+        with ExitStack() as stack:
+            pending = stack.enter_context(self._pending)
+            self.buffered = pending.channel
+            if self._layout.base:
+                pending.copy_prefix(self._layout.base)
+            pending.set_size(self._layout.ram_end)
+            self.direct = self._open_direct()
+            stack.pop_all()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self._pending.__exit__(kind, error, traceback)
+
+    @property
+    def folder(self) -> str:
+        """Where the file is."""
+        return self._pending.folder
+
+    @property
+    def fd(self) -> int:
+        """Its descriptor."""
+        return self._pending.fd
+
+    def reserve(self, guest_blocks: Sequence[GuestBlock], ledger: Ledger, choice: Choice) -> None:
+        """Take space for the data; not where the source cannot tell data from holes, which may be nearly all.
+
+        Raises:
+            HostError: there is not enough.
+        """
+        for number, (each, data) in enumerate(zip(guest_blocks, ledger.data, strict=True)):
+            if each.source.tells_holes:
+                self._space.take(number, data, choice.gap_pages if choice.direct else None)
+
+    def finish(self, guest_blocks: Sequence[GuestBlock], ledger: Ledger, state: bytes, gap_pages: int) -> None:
+        """Write everything but the pages, which are there.
+
+        Args:
+            guest_blocks: the machine's blocks, in the file's order.
+            ledger: which pages are there, and their digests.
+            state: device sections.
+            gap_pages: gaps of up to so many pages were bridged.
+
+        Raises:
+            MachineError: the device state is not what QEMU writes.
+            HostError: I/O.
+        """
+        ending = Ending(self._layout, guest_blocks, ledger, state)
+        self._pending.set_size(ending.file_length)
+        self._space.give_back(ledger.present, gap_pages)
+        ending.write(self.buffered)
+
+    def publish(self, observer: Observer) -> Published:
+        """Sync the file, and give it its name.
+
+        Raises:
+            RequestError: the name was taken in the meantime, and may not be overwritten.
+            HostError: I/O, or the name cannot be given.
+            DurabilityError: the file has its name, but may not survive a power cut.
+        """
+        started = time.perf_counter()
+        if self._publishing.durable:
+            observer.phase("sync")
+            self.buffered.sync()
+        synced = time.perf_counter()
+        if self._publishing.cache is Cache.DROP:
+            drop_from_cache(self.fd)
+        cached, status = cached_bytes(self.fd), self.buffered.stat()
+        self._pending.publish()
+        if self._publishing.durable:
+            self._pending.sync_folder()
+        return Published(
+            file=status.st_size,
+            allocated=status.st_blocks * 512,
+            cached=cached,
+            sync_seconds=synced - started,
+            publish_seconds=time.perf_counter() - synced,
+        )
+
+    def _open_direct(self) -> FileChannel | None:
+        if self._writing.direct_io is DirectIO.OFF:
+            return None
+        channel = self._pending.open_direct(self._writing.queue_depth)
+        if channel is None and self._writing.direct_io is DirectIO.ON:
+            raise HostError(
+                f"the file system of {self._pending.path!r} refuses direct I/O",
+                hint="--direct-io auto falls back to buffered writes",
+            )
+        return channel

@@ -1,0 +1,72 @@
+"""Plan: what there is to write, how it would be written, and how long that would take; nothing is written."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable
+from contextlib import ExitStack
+
+from parallel_fixedram.core.cost import Work
+from parallel_fixedram.core.protocols import Machine
+from parallel_fixedram.core.report import PlanReport
+from parallel_fixedram.core.save_options import Capturing, Gate, Publishing, SaveOptions, Writing
+from parallel_fixedram.core.uri import parse_uri
+from parallel_fixedram.engine.pages.ledger import Ledger
+from parallel_fixedram.engine.tuning.decide import decide
+from parallel_fixedram.host.facts import host_facts
+from parallel_fixedram.host.files.publish import check_target
+
+
+def plan(
+    machine: Machine | Callable[[], Machine],
+    uri: str,
+    *,
+    gate: Gate | None = None,
+    writing: Writing | None = None,
+    capture: Capturing | None = None,
+    publishing: Publishing | None = None,
+) -> PlanReport:
+    """Say how ``save`` would write, and how long that would take, without stopping the machine or making a file.
+
+    Where nobody knows yet what writes cost in that folder, it is measured in a file without a name. Takes and raises
+    what ``save`` does; a file of that name may exist.
+    """
+    options = SaveOptions(
+        gate=gate or Gate(),
+        writing=writing or Writing(),
+        capture=capture or Capturing(),
+        publishing=publishing or Publishing(),
+    )
+    target = parse_uri(uri)
+    options.gate.most_channels()  # refuses what cannot be
+    check_target(target.path, overwrite=True)
+    with ExitStack() as stack:
+        if callable(machine):
+            machine = machine()
+            stack.callback(machine.close)
+        return _plan(machine, target.path, options)
+
+
+def _plan(machine: Machine, path: str, options: SaveOptions) -> PlanReport:
+    started = time.perf_counter()
+    guest_blocks = machine.guest_blocks()
+    ledger = Ledger([each.block for each in guest_blocks])
+    ledger.map_data(guest_blocks)
+    page_size, waits = guest_blocks[0].block.page_size, machine.is_running()
+    folder = os.path.dirname(path) or "."  # a link of that name would be replaced, not followed
+    decision = decide(options, ledger.data, page_size, folder, waits=waits)
+    work = Work.of(ledger.data, page_size)
+    calls, size = work.merged(decision.choice.gap_pages, decision.choice.window_pages)
+    return PlanReport(
+        file=path,
+        ram=sum(each.block.used_length for each in guest_blocks),
+        data_pages=work.pages,
+        runs=work.runs,
+        calls=calls,
+        bytes=size,
+        waits=waits,
+        choice=decision.report(),
+        host=host_facts(folder),
+        seconds=time.perf_counter() - started,
+    )

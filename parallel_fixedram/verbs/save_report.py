@@ -1,0 +1,79 @@
+"""The report of a save, from everything that took part in it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from parallel_fixedram.core.report import SaveBytes, SaveReport, SaveSeconds, WorkerReport
+from parallel_fixedram.core.save_options import SaveOptions
+from parallel_fixedram.engine.capture.coordinator import Coordinator
+from parallel_fixedram.engine.capture.pause import Pause
+from parallel_fixedram.engine.pages.ledger import Ledger
+from parallel_fixedram.engine.tuning.decide import Decision
+from parallel_fixedram.format.layout import FileLayout
+from parallel_fixedram.host.facts import host_facts
+from parallel_fixedram.image.draft import Published
+from parallel_fixedram.image.image import block_report
+from parallel_fixedram.verbs.phases import Phases
+
+
+def save_report(
+    path: str,
+    options: SaveOptions,
+    decision: Decision,
+    layout: FileLayout,
+    ledger: Ledger,
+    run: Coordinator,
+    pause: Pause,
+    clock: Phases,
+    published: Published,
+    notes: Sequence[str],
+) -> SaveReport:
+    """What happened."""
+    choice = decision.choice
+    return SaveReport(
+        file=path,
+        machine=layout.machine,
+        channels=choice.channels,
+        direct_io=choice.direct,
+        capabilities=options.gate.decided(choice.channels),
+        blocks=tuple(
+            block_report(saved, present.count()) for saved, present in zip(layout.blocks, ledger.present, strict=True)
+        ),
+        rounds=tuple(run.rounds),
+        phases=tuple(clock.done),
+        seconds=_seconds(run, pause, clock, published, choice.channels),
+        bytes=SaveBytes(
+            ram=sum(saved.block.used_length for saved in layout.blocks),
+            written=run.written.bytes,
+            file=published.file,
+            allocated=published.allocated,
+            cached=published.cached,
+        ),
+        choice=decision.report(pause.ram_seconds, clock.seconds - clock.started("reserve")),
+        workers=tuple(
+            WorkerReport(shards=each.shards, written_pages=each.tally.written_pages, seconds=each.seconds)
+            for each in run.workers
+        ),
+        host=host_facts(path),
+        notes=tuple(notes),
+    )
+
+
+def _seconds(run: Coordinator, pause: Pause, clock: Phases, published: Published, channels: int) -> SaveSeconds:
+    waited = pause.was_running
+    return SaveSeconds(
+        total=clock.seconds,
+        prepare=clock.started("pause"),
+        pause=pause.seconds if waited else 0.0,
+        sync_disks=pause.sync_disks_seconds,
+        stop=pause.stop_seconds if waited else 0.0,
+        device_state=pause.state_seconds,
+        ram=pause.ram_seconds,
+        cont=pause.cont_seconds if waited else 0.0,
+        scan=run.written.scan_seconds / channels,
+        write=run.written.write_seconds / channels,
+        digest=run.written.digest_seconds / channels,
+        sync=published.sync_seconds,
+        publish=published.publish_seconds,
+    )

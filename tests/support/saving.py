@@ -1,0 +1,112 @@
+"""Saves for tests: options without their groups, and dirty logs by script."""
+
+from collections.abc import Callable
+from typing import Any
+
+from parallel_fixedram.core.observer import SILENT, Observer
+from parallel_fixedram.core.protocols import DirtySource, Machine
+from parallel_fixedram.core.report import SaveReport, ShardTrace
+from parallel_fixedram.core.save_options import CaptureMode, Capturing, Gate, Publishing, SaveOptions, Writing
+from parallel_fixedram.verbs.save import save as _save
+
+GROUPS: dict[str, Any] = {"gate": Gate, "writing": Writing, "capture": Capturing, "publishing": Publishing}
+
+
+def how_to(*, live: bool = False, **given: Any) -> SaveOptions:
+    """Options by name, whatever their group; ``live`` saves in rounds."""
+    if live or "max_rounds" in given:
+        given.setdefault("mode", CaptureMode.ROUNDS)
+    groups = {
+        name: kind(**{field: given.pop(field) for field in kind.__dataclass_fields__ if field in given})
+        for name, kind in GROUPS.items()
+    }
+    assert not given, f"no options: {given}"
+    return SaveOptions(**groups)
+
+
+def save(
+    machine: Machine | Callable[[], Machine],
+    uri: str,
+    options: SaveOptions | None = None,
+    *,
+    dirty: DirtySource | None = None,
+    observer: Observer = SILENT,
+    **given: Any,
+) -> SaveReport:
+    """A save; with ``options`` as they are, with several channels if they say so, or with those that are given."""
+    if dirty is not None:
+        assert not callable(machine)
+        machine = Logged(machine, dirty)
+    how = options or how_to(**given)
+    return _save(
+        machine,
+        uri,
+        gate=how.gate,
+        writing=how.writing,
+        capture=how.capture,
+        publishing=how.publishing,
+        observer=observer,
+    )
+
+
+def several(**given: Any) -> SaveOptions:
+    """``how_to`` with the rule against several channels lifted."""
+    return how_to(experimental_multifd=True, **given)
+
+
+def altered(options: SaveOptions, **changes: Any) -> SaveOptions:
+    """The same but for some, whatever their group."""
+    flat = {
+        field: getattr(getattr(options, name), field)
+        for name, kind in GROUPS.items()
+        for field in kind.__dataclass_fields__
+        if field != "max_rounds" or options.capture.mode is CaptureMode.ROUNDS
+    }
+    if "max_rounds" in changes:
+        changes.setdefault("mode", CaptureMode.ROUNDS)
+    return how_to(**{**flat, **changes})
+
+
+class Logged:
+    """A machine with another dirty log."""
+
+    def __init__(self, machine: Machine, dirty: DirtySource) -> None:
+        self._machine = machine
+        self._dirty = dirty
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._machine, name)
+
+    def dirty_source(self) -> DirtySource:
+        return self._dirty
+
+
+class Heard(Observer):
+    """Keeps what it hears.
+
+    Attributes:
+        phases: name and bytes of each, as they began.
+        progress: phase, bytes done and in all, after each call.
+        shards: who wrote what.
+        notes: what was said.
+    """
+
+    def __init__(self) -> None:
+        self.phases: list[tuple[str, int]] = []
+        self.progress: list[tuple[str, int, int]] = []
+        self.shards: list[ShardTrace] = []
+        self.notes: list[str] = []
+
+    def phase(self, name: str, total: int = 0) -> None:
+        self.phases.append((name, total))
+        self.progress.append((name, 0, total))
+
+    def advanced(self, size: int) -> None:
+        name, done, total = self.progress[-1]
+        self.progress.append((name, done + size, total))
+
+    def shard(self, trace: ShardTrace) -> None:
+        self.shards.append(trace)
+
+    def note(self, text: str) -> None:
+        self.notes.append(text)
