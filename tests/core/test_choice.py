@@ -1,7 +1,7 @@
 """Which way a save is written: what was asked for stays, what is fastest is chosen, and the reasons say so."""
 
 import math
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pytest
@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from support.models import CALLS_COST, cost, model
 
+from parallel_fixedram.core import choice
 from parallel_fixedram.core.bitmap import PageBitmap
 from parallel_fixedram.core.choice import (
     CANDIDATES,
@@ -19,18 +20,53 @@ from parallel_fixedram.core.choice import (
     WINDOW_PAGES_BUFFERED,
     WINDOW_PAGES_DIRECT,
     WORTH,
-    DirectIO,
     Situation,
-    Wishes,
-    choose,
 )
 from parallel_fixedram.core.cost import MAX_GAP_PAGES, Work
+from parallel_fixedram.core.save_options import CaptureMode, Capturing, DirectIO, Gate, SaveOptions, Writing
 from parallel_fixedram.core.shards import MIN_SHARD_PAGES
 
 PAGE = 4096
-NOBODY_WAITS = Situation(waits=False, live=False, room=1 << 40, processors=4)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Wishes:
+    """What was asked for, and what the gate allows."""
+
+    channels: int | None = 1
+    most_channels: int = 1
+    why_most: str = ""
+    direct_io: DirectIO = DirectIO.AUTO
+    gap_pages: int | None = None
+    shard_pages: int | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Allows(Gate):
+    """A gate that says how many channels there may be."""
+
+    most: int
+    why: str
+
+    def most_channels(self):
+        return self.most, self.why
+
+
+class Rounds(Situation):
+    """It is saved in rounds."""
+
+
+def choose(wishes, work, device, situation):
+    writing = Writing(direct_io=wishes.direct_io, gap_pages=wishes.gap_pages, shard_pages=wishes.shard_pages)
+    gate = Allows(channels=wishes.channels, most=wishes.most_channels, why=wishes.why_most)
+    mode = CaptureMode.ROUNDS if isinstance(situation, Rounds) else CaptureMode.AUTO
+    options = SaveOptions(gate=gate, writing=writing, capture=Capturing(mode=mode))
+    return choice.choose(options, work, device, situation)
+
+
+NOBODY_WAITS = Situation(waits=False, room=1 << 40, processors=4)
 WAITS = replace(NOBODY_WAITS, waits=True)
-LIVE = replace(WAITS, live=True)
+LIVE = Rounds(waits=True, room=1 << 40, processors=4)
 OPEN = Wishes()
 FIXED = Wishes(channels=1, direct_io=DirectIO.OFF, gap_pages=0, shard_pages=1000)
 """Nothing is left open."""
@@ -88,7 +124,7 @@ def test_a_live_save_goes_through_the_page_cache_unless_told_otherwise():
     fast = model(direct={1: (0, 0.001)}, buffered={1: (100, 100)})
     found = choose(OPEN, stretch(100000), fast, LIVE)
     assert not found.direct
-    assert found.why[0] == "page cache: the last round of a live save is small"
+    assert found.why[0] == "page cache: the last one of several rounds is small"
     assert choose(replace(OPEN, direct_io=DirectIO.ON), stretch(100000), fast, LIVE).direct
 
 
@@ -125,13 +161,13 @@ def test_a_guest_that_waits_waits_for_a_comparison_whichever_way_its_pages_went_
         (PAST_IS_SLOW, False, "page cache: 0.047 s to stable storage predicted, 4.099 s direct"),
     ):
         found = choose(OPEN, stretch(10000), device, WAITS)
-        assert (found.direct, found.precopy, found.write_seconds) == (direct, True, pytest.approx(0.003))
+        assert (found.direct, found.capture, found.write_seconds) == (direct, "compare", pytest.approx(0.003))
         assert found.why[0] == why
     for direct_io in DirectIO:
         wishes = replace(OPEN, direct_io=direct_io)
-        assert choose(wishes, stretch(10000), PAST_IS_QUICK, WAITS).precopy
+        assert choose(wishes, stretch(10000), PAST_IS_QUICK, WAITS).capture == "compare"
         for situation in (NOBODY_WAITS, LIVE):
-            assert not choose(wishes, stretch(10000), PAST_IS_QUICK, situation).precopy
+            assert choose(wishes, stretch(10000), PAST_IS_QUICK, situation).capture != "compare"
 
 
 def test_a_live_save_minds_the_last_write_and_others_stable_storage():
@@ -348,7 +384,7 @@ def test_a_gap_is_judged_by_what_a_call_costs_for_what_matters(direct, situation
     found = choose(Wishes(direct_io=direct), scattered(10), device, situation)
     assert found.gap_pages == gap
     pages = f"{gap} page{'s' * (gap > 1)}"
-    assert found.why == (f"gaps of up to {pages} are written along: a call costs as much as {worth} (told)",)
+    assert found.why == (f"gaps of up to {pages} are bridged: a call costs as much as {worth} (told)",)
 
 
 def test_gaps_are_judged_by_the_cost_of_the_channels_that_are_chosen():
@@ -378,8 +414,8 @@ models = st.builds(
     compare=st.floats(0, 10),
 )
 works = st.integers(0, 10**8).map(stretch) | st.builds(scattered, st.integers(1, 5000), st.integers(1, 300))
-situations = st.builds(
-    Situation, waits=st.booleans(), live=st.booleans(), room=st.integers(0, 1 << 35), processors=st.integers(1, 64)
+situations = st.sampled_from((Situation, Rounds)).flatmap(
+    lambda kind: st.builds(kind, waits=st.booleans(), room=st.integers(0, 1 << 35), processors=st.integers(1, 64))
 )
 
 
@@ -389,8 +425,9 @@ def test_what_is_chosen_is_within_its_bounds(device, work, situation, most, gap,
     found = choose(wishes, work, device, situation)
     assert found.channels in CANDIDATES
     assert found.channels <= most
-    assert found.direct in ({True, False} if device.direct and not situation.live else {False})
-    assert found.precopy == (situation.waits and not situation.live)
+    assert found.direct in ({True, False} if device.direct and not isinstance(situation, Rounds) else {False})
+    wanted = "rounds" if isinstance(situation, Rounds) else "compare" if situation.waits else "stopped"
+    assert found.capture == wanted
     assert 0 <= found.gap_pages <= MAX_GAP_PAGES
     assert shard is None or found.shard_pages == shard
     assert shard or MIN_SHARD_PAGES <= found.shard_pages <= MAX_SHARD_PAGES
@@ -407,7 +444,7 @@ def test_nothing_that_could_have_been_chosen_is_predicted_to_be_much_faster(devi
     found = choose(wishes, work, device, situation)
 
     def goal(way):
-        return way.write_seconds if situation.waits or situation.live else way.stable_seconds
+        return way.write_seconds if situation.waits or isinstance(situation, Rounds) else way.stable_seconds
 
     both = device.direct and "predicted" in found.why[0]
     for direct in (True, False) if both else (found.direct,):

@@ -14,6 +14,7 @@ from parallel_fixedram.core.report import (
     DiffReport,
     GuestReport,
     NotCompared,
+    PhaseReport,
     PlanReport,
     RestoredBlock,
     RestoreReport,
@@ -46,7 +47,7 @@ def build(kind, **others):
 
 
 blocks = build(BlockReport, idstr=texts)
-rounds = build(RoundReport)
+rounds = build(RoundReport, while_running=st.booleans())
 all_seconds = dict.fromkeys(("total", "pause", "scan", "write", "digest", "sync", "publish", "read"), seconds)
 differences = build(
     Difference, what=texts, idstr=st.none() | texts, first_page=maybe, offset=maybe, pages=st.integers(0, 1 << 40)
@@ -55,7 +56,7 @@ costs = st.fixed_dictionaries({"call": seconds, "byte": seconds})
 choices = build(
     ChoiceReport,
     direct_io=st.booleans(),
-    precopy=st.booleans(),
+    capture=texts,
     why=tuples(texts),
     predicted_write_seconds=seconds,
     predicted_stable_seconds=seconds,
@@ -78,6 +79,7 @@ saves = build(
     capabilities=st.dictionaries(texts, st.booleans()),
     blocks=tuples(blocks),
     rounds=tuples(rounds),
+    phases=tuples(build(PhaseReport, name=texts, started=seconds)),
     seconds=build(SaveSeconds, **all_seconds),
     bytes=build(SaveBytes, cached=maybe),
     choice=choices,

@@ -5,7 +5,8 @@ from parallel_fixedram.core.sequential import stream_bytes
 
 
 def round_of(written, zero):
-    return RoundReport(dirty_pages=written + zero, written_pages=written, gap_pages=5, zero_pages=zero, seconds=1.0)
+    pages = {"dirty_pages": written + zero, "written_pages": written, "gap_pages": 5, "zero_pages": zero}
+    return RoundReport(**pages, while_running=True, seconds=1.0)
 
 
 def test_every_round_appends_its_pages_again():

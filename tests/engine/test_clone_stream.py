@@ -2,14 +2,13 @@
 
 import os
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from support.channels import MemoryChannel
 from support.examples import some_of
 from support.pictures import PAGE, content, read_all
-from support.saving import save, several
+from support.saving import altered, save, several
 from support.sources import ScriptedGuest
 from support.streamwriter import DEVICES, Block, Section, Stream, device_bytes, our_file, stream
 
@@ -58,7 +57,7 @@ def file(target: str) -> str:
 @pytest.mark.parametrize("direct_io", [DirectIO.OFF, DirectIO.AUTO])
 def test_a_saved_guest_has_the_bytes_that_its_description_says(target: str, running: bool, direct_io: DirectIO) -> None:
     with ScriptedGuest(RAM, device_state=STATE, small=SMALL, running=running) as guest:
-        save(guest, target, replace(BUFFERED, direct_io=direct_io, channels=2))
+        save(guest, target, altered(BUFFERED, direct_io=direct_io, channels=2))
     assert Path(target).read_bytes() == expected_file().data
 
 
@@ -93,7 +92,7 @@ def test_all_bits_of_small_firmware_are_set_and_its_zero_pages_have_digests(
     firmware, all_pages = pages <= FIRMWARE, (pages, 2 * pages)
     picture = "-" * (pages - 1) + "0"
     with ScriptedGuest({"bios": picture, "ram": picture * 2}, small=["bios"], running=running) as guest:
-        report = save(guest, target, replace(BUFFERED, channels=2))
+        report = save(guest, target, altered(BUFFERED, channels=2))
         assert [block.data_pages for block in report.blocks] == [pages if firmware else 0, 0]
     with Image(target) as image:
         assert verify(image, channels=2).ok
@@ -107,7 +106,7 @@ def test_all_bits_of_small_firmware_are_set_and_its_zero_pages_have_digests(
 def test_live_rounds_keep_all_pages_of_firmware(target: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(rounds, "SMALL_ROUND_PAGES", 1)
     with ScriptedGuest({"bios": "FFF-", "ram": "A" * 70}, ["....", "0..X", ".0.."], small=["bios"]) as guest:
-        save(guest, target, replace(BUFFERED, max_rounds=3), dirty=guest)
+        save(guest, target, altered(BUFFERED, max_rounds=3), dirty=guest)
         ram = read_all(guest.fds["bios"])
     with Image(target) as image:
         assert image.bitmap("bios").count() == 4

@@ -5,14 +5,14 @@ from dataclasses import replace
 
 import pytest
 from support.models import CALLS_COST, model
-from support.saving import several
+from support.saving import how_to, several
 
 from parallel_fixedram.core.bitmap import PageBitmap
 from parallel_fixedram.core.choice import Situation, choose
 from parallel_fixedram.core.cost import ASSUMED, DeviceModel, Work
 from parallel_fixedram.core.ramblock import PageRange
 from parallel_fixedram.core.report import ChoiceReport
-from parallel_fixedram.core.save_options import DirectIO, Durability
+from parallel_fixedram.core.save_options import DirectIO, Durability, SaveOptions
 from parallel_fixedram.engine.tuning import calibrate
 from parallel_fixedram.engine.tuning import decide as decide_module
 from parallel_fixedram.engine.tuning.decide import Decision, decide
@@ -65,11 +65,10 @@ def test_the_model_is_asked_for_the_folder_and_the_bytes_that_may_hold_something
 @pytest.mark.usefixtures("asked")
 def test_the_choice_is_that_of_the_rules(waits: bool, rounds: int, takes_direct: bool | None) -> None:
     data = [runs(100, 3), runs(1, 5000)]
-    options = several(channels=None, most_channels=4, max_rounds=rounds, gap_pages=3)
-    situation = Situation(waits=waits, live=rounds > 1, room=1_000_000 * PAGE, processors=len(os.sched_getaffinity(0)))
-    wishes = Wishes(channels=None, most_channels=4, gap_pages=3)
+    options = several(channels=None, max_rounds=rounds, gap_pages=3)
+    situation = Situation(waits=waits, room=1_000_000 * PAGE, processors=len(os.sched_getaffinity(0)))
     found = decided(options, *data, waits=waits, takes_direct=takes_direct)
-    assert found.choice == choose(wishes, Work.of(data, PAGE), CALLS_COST, situation)
+    assert found.choice == choose(options, Work.of(data, PAGE), CALLS_COST, situation)
     assert found.model == CALLS_COST
 
 
@@ -128,7 +127,7 @@ def test_a_plan_for_direct_io_where_it_was_refused_is_assumed_about(
 @pytest.mark.usefixtures("asked")
 def test_nothing_to_save_can_be_decided_about() -> None:
     for data in ((), (runs(0, 0),), (PageBitmap(65), PageBitmap(1))):
-        assert decided(several(channels=None, most_channels=4), *data).choice.channels == 1
+        assert decided(several(channels=None), *data).choice.channels == 1
 
 
 @pytest.mark.usefixtures("asked")
@@ -148,14 +147,14 @@ def test_a_sync_that_is_not_wanted_is_not_predicted(durability: Durability, monk
 
 @pytest.mark.usefixtures("asked")
 def test_the_report_has_the_choice_its_reasons_and_the_model() -> None:
-    found = decided(several(channels=None, why_most="of a rule"), runs(10, 3))
+    found = decided(how_to(channels=None), runs(10, 3))
     chosen = found.choice
     assert found.report() == ChoiceReport(
         channels=1,
         direct_io=chosen.direct,
         gap_pages=chosen.gap_pages,
         shard_pages=chosen.shard_pages,
-        precopy=False,
+        capture="stopped",
         why=chosen.why,
         predicted_write_seconds=chosen.write_seconds,
         predicted_stable_seconds=chosen.stable_seconds,
@@ -167,4 +166,4 @@ def test_the_report_has_the_choice_its_reasons_and_the_model() -> None:
     measured = found.report(0.5, 2.0)
     assert (measured.measured_write_seconds, measured.measured_stable_seconds) == (0.5, 2.0)
     assert measured.measured_by_predicted == pytest.approx(2.0 / chosen.stable_seconds)
-    assert chosen.why[1] == "1 channel: of a rule"
+    assert chosen.why[1] == "1 channel: more is multifd: Fixed-ram migration is incompatible with multifd"

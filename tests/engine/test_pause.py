@@ -11,7 +11,6 @@ from types import FrameType
 from typing import Any
 
 import pytest
-from parallel_fixedram.engine.pages.write import WriteJob
 from support.saving import save, several
 from support.sources import ScriptedGuest
 
@@ -20,6 +19,7 @@ from parallel_fixedram.core.save_options import DirectIO
 from parallel_fixedram.core.shards import Shard
 from parallel_fixedram.engine.capture import pause as pause_module
 from parallel_fixedram.engine.capture.pause import Pause
+from parallel_fixedram.engine.pages.changed_job import ChangedJob
 from parallel_fixedram.engine.workers.messages import Tally
 from parallel_fixedram.host.processes import signals
 
@@ -252,9 +252,9 @@ def test_device_state_is_asked_for_while_the_last_round_is_written(
     target: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Each of the two waits for the other one, so one after the other would never end."""
-    meeting, met, run = Rendezvous(), list[bool](), WriteJob.run
+    meeting, met, run = Rendezvous(), list[bool](), ChangedJob.run
 
-    def last_round(job: WriteJob, shard: Shard) -> Tally:
+    def last_round(job: ChangedJob, shard: Shard) -> Tally:
         assert meeting.meet(0)
         return run(job, shard)
 
@@ -262,7 +262,7 @@ def test_device_state_is_asked_for_while_the_last_round_is_written(
         met.append(meeting.meet(1))
         return b""
 
-    monkeypatch.setattr(WriteJob, "run", last_round)
+    monkeypatch.setattr(ChangedJob, "run", last_round)
     with ScriptedGuest({"ram": "ABC"}, device_state=state) as guest:
         save(guest, target, several())
         assert guest.calls == ["pause", "device_state", "resume"]

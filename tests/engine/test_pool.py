@@ -18,7 +18,7 @@ from support.sources import ScriptedGuest
 
 from parallel_fixedram.core.errors import FormatError, HostError, WorkerError
 from parallel_fixedram.core.protocols import Channel
-from parallel_fixedram.core.save_options import DirectIO
+from parallel_fixedram.core.save_options import DirectIO, SaveOptions
 from parallel_fixedram.core.shards import Shard
 from parallel_fixedram.engine.pages.ledger import shared_words
 from parallel_fixedram.engine.workers.messages import Finding, ShardDone, Tally

@@ -3,7 +3,6 @@ import os
 import shutil
 import subprocess
 from collections.abc import Callable, Iterator
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,12 +12,13 @@ from support.channels import FailingChannel, RecordingChannel
 from support.examples import some_of
 from support.models import model
 from support.pictures import PAGE, allocated_pages, content, draw, read_all, saved_picture
-from support.saving import save, several
+from support.saving import Heard, altered, save, several
 from support.sources import ScriptedGuest, huge_file
 
 from parallel_fixedram.core.choice import WINDOW_PAGES_DIRECT
 from parallel_fixedram.core.cost import DeviceModel
 from parallel_fixedram.core.errors import CapabilityError, DurabilityError, FixedRamError, HostError, RequestError
+from parallel_fixedram.core.observer import Observer
 from parallel_fixedram.core.protocols import Channel
 from parallel_fixedram.core.report import SaveReport, from_json, to_json
 from parallel_fixedram.core.save_options import Cache, DirectIO, Durability
@@ -72,7 +72,7 @@ def test_the_file_holds_what_ram_holds_at_its_fixed_places(
 def test_blocks_of_any_number_of_pages_are_saved(target: str, pages: int) -> None:
     picture = ("A0-b" * 65)[:pages]
     with ScriptedGuest({"ram": picture, "one": "Z", "none": "-"}, running=False) as guest:
-        save(guest, target, replace(BUFFERED, channels=3))
+        save(guest, target, altered(BUFFERED, channels=3))
     assert [saved_picture(target, name) for name in ("ram", "one", "none")] == [saved(picture), "Z", "-"]
     with Image(target) as image:
         assert verify(image).ok
@@ -81,7 +81,7 @@ def test_blocks_of_any_number_of_pages_are_saved(target: str, pages: int) -> Non
 def test_many_blocks_are_saved_in_their_order(target: str) -> None:
     ram = {f"block-{index}": LATIN[index % 26] * (index % 7 + 1) for index in range(40)}
     with ScriptedGuest(ram, running=False) as guest:
-        report = save(guest, target, replace(BUFFERED, channels=4))
+        report = save(guest, target, altered(BUFFERED, channels=4))
     assert [block.idstr for block in report.blocks] == list(ram)
     assert {name: saved_picture(target, name) for name in ram} == ram
 
@@ -99,7 +99,7 @@ def test_a_block_on_huge_pages_is_saved_and_none_is_taken(target: str) -> None:
         file.draw("A0" + "-" * 500 + "z")
         before = os.fstat(file.fd).st_blocks
         with RamFiles([RamFile(idstr="ram", path=file.path)], name="raw") as machine:
-            report = save(machine, target, replace(BUFFERED, channels=2))
+            report = save(machine, target, altered(BUFFERED, channels=2))
             assert report.blocks[0].data_pages == 2
             with Image(target) as image:
                 assert verify(image, ram={"ram": machine.guest_blocks()[0]}).ok
@@ -124,7 +124,7 @@ def test_saving_verifying_and_restoring_leave_memory_as_large_as_it_was(
     with ScriptedGuest({"ram": picture}, running=running) as guest:
         fd = guest.fds["ram"]
         before = allocated_pages(fd)
-        save(guest, target, replace(BUFFERED, channels=2, gap_pages=gap))
+        save(guest, target, altered(BUFFERED, channels=2, gap_pages=gap))
         assert allocated_pages(fd) == before
         with Image(target) as image:
             assert verify(image, ram={"ram": guest.guest_blocks()[0]}, channels=2).ok
@@ -139,7 +139,7 @@ def test_saving_verifying_and_restoring_leave_memory_as_large_as_it_was(
 def test_a_page_first_touched_after_the_data_map_was_asked_is_not_lost(target: str, running: bool) -> None:
     """Also when the machine has stopped by itself by the time it is paused, as a guest that shuts down does."""
     with ScriptedGuest({"ram": "A--0-" + "-" * 100}, ["..B.." + "." * 99 + "C"], running=running) as guest:
-        save(guest, target, replace(BUFFERED, gap_pages=16))
+        save(guest, target, altered(BUFFERED, gap_pages=16))
         before = allocated_pages(guest.fds["ram"])
         assert before == 4
     assert saved_picture(target) == "A-B--" + "-" * 99 + "C"
@@ -161,7 +161,7 @@ def test_time_counts_as_pause_only_for_a_machine_that_ran(target: str) -> None:
 
 def test_a_report_survives_its_way_through_json(target: str) -> None:
     with ScriptedGuest({"ram": PICTURE, "other": "AB"}) as guest:
-        report = save(guest, target, replace(BUFFERED, channels=2, gap_pages=0, capabilities={"fixed-ram": True}))
+        report = save(guest, target, altered(BUFFERED, channels=2, gap_pages=0, capabilities={"fixed-ram": True}))
     as_json = to_json(report)
     assert as_json["verb"] == "save"
     assert from_json(SaveReport, as_json) == report
@@ -178,11 +178,14 @@ def test_a_report_survives_its_way_through_json(target: str) -> None:
 @pytest.mark.parametrize("running", [False, True])
 def test_progress_goes_up_to_the_total(target: str, running: bool) -> None:
     seen: dict[str, list[tuple[int, int]]] = {}
+    heard = Heard()
     with ScriptedGuest({"ram": "A" * 3000}, running=running) as guest:
-        save(guest, target, BUFFERED, progress=lambda phase, *done: seen.setdefault(phase, []).append(done))
+        save(guest, target, BUFFERED, observer=heard)
+    for phase, *done in heard.progress:
+        seen.setdefault(phase, []).append((done[0], done[1]))
     for phase in ("decide", "prepare", "sync"):
         assert set(seen.pop(phase)) == {(0, 0)}
-    assert set(seen) == ({"precopy", "write"} if running else {"write"})
+    assert set(seen) == ({"first pass", "write"} if running else {"write"})
     for steps in seen.values():
         assert [done for done, _ in steps] == sorted(done for done, _ in steps)
         assert steps[-1] == (3000 * PAGE, 3000 * PAGE)
@@ -214,7 +217,7 @@ def test_the_bytes_before_the_stream_are_kept(target: str) -> None:
     head = os.urandom(5000)
     Path(target).write_bytes(head + b"rest")
     with ScriptedGuest({"ram": PICTURE}, running=False) as guest:
-        save(guest, target, replace(BUFFERED, overwrite=True, offset=5000))
+        save(guest, f"file:{target},offset=5000", altered(BUFFERED, overwrite=True))
     assert Path(target).read_bytes()[:5000] == head
     with Image(target, offset=5000) as image:
         assert verify(image).ok
@@ -240,7 +243,7 @@ def test_a_stopped_and_a_running_machine_give_the_same_bytes(target: str) -> Non
     """Digests written along with the pages, and digests read back, are the same."""
     for name, running in ((target, False), (target + "2", True)):
         with ScriptedGuest({"ram": PICTURE}, running=running) as guest:
-            save(guest, name, replace(BUFFERED, channels=2))
+            save(guest, name, altered(BUFFERED, channels=2))
     assert same_bytes(target, target + "2")
 
 
@@ -285,7 +288,7 @@ def test_pages_go_the_way_that_is_predicted_to_be_faster(
     with ScriptedGuest({"ram": PICTURE}, running=running) as guest:
         report = save(guest, target, several())
     assert report.direct_io == report.choice.direct_io == direct
-    assert report.choice.precopy == running
+    assert (report.choice.capture == "compare") == running
     assert report.choice.why[0].startswith("direct: " if direct else "page cache: ")
     assert saved_picture(target) == saved(PICTURE)
 
@@ -369,14 +372,14 @@ def test_a_pipe_is_refused_before_the_guest_is_touched(target: str) -> None:
     os.mkfifo(target)
     with ScriptedGuest({"ram": "A"}) as guest:
         with pytest.raises(CapabilityError):
-            save(guest, target, replace(BUFFERED, overwrite=True))
+            save(guest, target, altered(BUFFERED, overwrite=True))
         assert guest.calls == []
 
 
 def test_rounds_without_a_dirty_log_are_refused(target: str) -> None:
     with ScriptedGuest({"ram": "A"}) as guest:
         with pytest.raises(RequestError, match="no dirty log"):
-            save(guest, target, replace(BUFFERED, max_rounds=2))
+            save(guest, target, altered(BUFFERED, max_rounds=2))
         assert guest.calls == folder(target) == []
 
 
@@ -397,7 +400,7 @@ def test_a_file_that_cannot_be_synced_is_not_published(target: str, monkeypatch:
     Path(target).write_bytes(b"old")
     with ScriptedGuest({"ram": "A"}) as guest:
         with pytest.raises(HostError, match=r"cannot sync .*: input/output error") as caught:
-            save(guest, target, replace(BUFFERED, overwrite=True))
+            save(guest, target, altered(BUFFERED, overwrite=True))
         assert type(caught.value) is HostError
         assert guest.running
     assert (folder(target), Path(target).read_bytes()) == (["FILE"], b"old")
@@ -424,7 +427,7 @@ def test_bitmaps_follow_the_last_page_the_sync_follows_all_and_the_name_comes_la
 
     monkeypatch.setattr(draft, "PendingFile", Pending)
     with ScriptedGuest({"ram": "AB-C" * 300}) as guest:
-        save(guest, target, replace(BUFFERED, channels=3))
+        save(guest, target, altered(BUFFERED, channels=3))
     with Image(target) as image:
         block = image.block("ram")
     calls = [(event.kind, event.offset) for event in made[0].events("WS")]
@@ -449,7 +452,7 @@ def test_without_durability_nothing_is_synced(target: str, monkeypatch: pytest.M
 
     monkeypatch.setattr(os, "fsync", refuse)
     with ScriptedGuest({"ram": "AB"}) as guest:
-        save(guest, target, replace(BUFFERED, durability=Durability.NONE))
+        save(guest, target, altered(BUFFERED, durability=Durability.NONE))
     assert saved_picture(target) == "AB"
 
 
@@ -504,13 +507,14 @@ def test_a_machine_that_cannot_be_paused_is_told_to_go_on_and_nothing_is_left(ta
 
 
 def test_an_interrupt_while_the_guest_stands_still_lets_it_go_on_and_leaves_nothing(target: str) -> None:
-    def interrupt(phase: str, *_: object) -> None:
-        if phase == "write":
-            raise KeyboardInterrupt
+    class Interrupt(Observer):
+        def phase(self, name: str, total: int = 0) -> None:
+            if name == "write":
+                raise KeyboardInterrupt
 
     with ScriptedGuest({"ram": "A"}) as guest:
         with pytest.raises(KeyboardInterrupt):
-            save(guest, target, BUFFERED, progress=interrupt)
+            save(guest, target, BUFFERED, observer=Interrupt())
         assert guest.calls[-1] == "resume"
         assert guest.running
     assert folder(target) == []
@@ -576,7 +580,7 @@ def test_too_few_descriptors_are_an_error_that_leaves_nothing(target: str, monke
 def test_the_built_in_guest_is_saved_while_it_runs_and_goes_on(target: str) -> None:
     with GuestProcess(GuestSpec.parse("hot,size=8MiB,fraction=0.6,rate=64MiB")) as guest:
         guest.start()
-        report = save(guest, target, replace(BUFFERED, channels=2))
+        report = save(guest, target, altered(BUFFERED, channels=2))
         assert guest.pause()
     assert report.seconds.pause > 0
     with Image(target) as image:
@@ -600,9 +604,13 @@ def test_private_memory_does_not_grow_with_ram(target: str, tmp_path: Path, scat
         children = psutil.Process().children()
         most = max(most, sum(child.memory_full_info().uss for child in children))
 
+    class Sampling(Observer):
+        def advanced(self, size: int) -> None:
+            sample()
+
     before = allocated_pages(fd)
     with RamFiles([RamFile(idstr="ram", path=str(path))], name="raw") as machine:
-        save(machine, target, replace(BUFFERED, channels=4), progress=sample)
+        save(machine, target, altered(BUFFERED, channels=4), observer=Sampling())
         assert allocated_pages(fd) == before
         with Image(target) as image:
             assert verify(image, ram={"ram": machine.guest_blocks()[0]}, channels=4, progress=sample).ok

@@ -1,10 +1,10 @@
 """A save whose machine somebody acts on: what is torn is taken again, what changed begins again, or nothing is left."""
 
 import os
+from collections.abc import Sequence
 from typing import Any
 
 import pytest
-from parallel_fixedram.engine.pages.write import WriteJob
 from support.examples import some_of
 from support.pictures import PAGE, content, saved_picture
 from support.saving import save, several
@@ -12,11 +12,13 @@ from support.sources import ScriptedGuest
 from support.streamwriter import DEVICES, device_bytes
 
 from parallel_fixedram.core.errors import HostError, MachineChanged, MachineError
+from parallel_fixedram.core.protocols import GuestBlock
 from parallel_fixedram.core.save_options import DirectIO
+from parallel_fixedram.engine.pages.ledger import Ledger
+from parallel_fixedram.engine.pages.writer import PageWriter
 from parallel_fixedram.host.files.channel import FileChannel
 from parallel_fixedram.image.image import open_image
 from parallel_fixedram.image.verify import verify
-from parallel_fixedram.verbs import save as save_module
 from parallel_fixedram.verbs.save import MOST_INSTANTS, MOST_SAVES
 
 BEFORE = {"m": "AB0-CD0A" * 40, "rom": "Z0-Z"}
@@ -79,14 +81,14 @@ def test_a_page_that_comes_and_goes_while_it_is_written_leaves_nothing_behind_a_
 ) -> None:
     """Full when it is compared, empty when it is tested for zero, full when zeros are written from it, empty again."""
     moments = ["0", "C"]
-    write_window, write_runs = WriteJob._write_window, FileChannel.write_runs
+    write_window, write_runs = PageWriter.write, FileChannel.write_runs
     machine = ScriptedGuest({"m": "B" * 32}, [lambda: become("A")], running=True)
     machine.torn = [LETTER]
 
     def become(letter: str) -> None:
         os.pwrite(machine.fds["m"], content(letter * 32), 0)
 
-    def before_the_test(self: WriteJob, *arguments: Any) -> Any:
+    def before_the_test(self: PageWriter, *arguments: Any) -> Any:
         if moments == ["0", "C"]:
             become(moments.pop(0))
         return write_window(self, *arguments)
@@ -98,7 +100,7 @@ def test_a_page_that_comes_and_goes_while_it_is_written_leaves_nothing_behind_a_
         if not moments:
             become("0")
 
-    monkeypatch.setattr(WriteJob, "_write_window", before_the_test)
+    monkeypatch.setattr(PageWriter, "write", before_the_test)
     monkeypatch.setattr(FileChannel, "write_runs", before_the_write)
     with machine:
         save(machine, target, several(channels=1, direct_io=DirectIO.OFF))
@@ -139,14 +141,14 @@ def test_memory_that_cannot_be_read_is_an_error_unless_it_was_unplugged(
     target: str, monkeypatch: pytest.MonkeyPatch, changed: list[bool], saves: int
 ) -> None:
     failures = iter([HostError("cannot read guest memory", errno=14)])
-    map_data = save_module.map_data
+    map_data = Ledger.map_data
 
-    def fail_once(*arguments: object) -> None:
+    def fail_once(self: Ledger, blocks: Sequence[GuestBlock]) -> None:
         for error in failures:
             raise error
-        map_data(*arguments)  # type: ignore[arg-type]
+        map_data(self, blocks)
 
-    monkeypatch.setattr(save_module, "map_data", fail_once)
+    monkeypatch.setattr(Ledger, "map_data", fail_once)
     with ScriptedGuest({"m": "AB0-"}) as machine:
         machine.changed = list(changed)
         if saves == 1:

@@ -1,16 +1,15 @@
 """Who wrote which part of the file when."""
 
-from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 
 import pytest
 from support.pictures import PAGE, saved_picture
-from support.saving import save, several
+from support.saving import Heard, altered, save, several
 from support.sources import ScriptedGuest
 
 from parallel_fixedram.core.report import SaveReport, ShardTrace
-from parallel_fixedram.core.save_options import DirectIO
+from parallel_fixedram.core.save_options import CaptureMode, DirectIO, SaveOptions
 from parallel_fixedram.engine.capture import rounds
 from parallel_fixedram.image.image import Image
 
@@ -19,9 +18,8 @@ OPTIONS = several(channels=3, direct_io=DirectIO.OFF, shard_pages=300)
 
 
 def traced(guest: ScriptedGuest, target: str, options: SaveOptions) -> tuple[SaveReport, list[ShardTrace]]:
-    found: list[ShardTrace] = []
-    dirty = guest if options.max_rounds > 1 else None
-    return save(guest, target, options, dirty=dirty, trace=found.append), found
+    heard, rounds = Heard(), options.capture.mode is CaptureMode.ROUNDS
+    return save(guest, target, options, dirty=guest if rounds else None, observer=heard), heard.shards
 
 
 def spanned(shards: list[ShardTrace], number: int) -> list[tuple[int, int]]:
@@ -50,17 +48,17 @@ def check_times(shards: list[ShardTrace], report: SaveReport) -> None:
 @pytest.mark.parametrize("running", [False, True])
 def test_every_page_with_data_is_in_exactly_one_shard(target: str, direct_io: DirectIO, running: bool) -> None:
     with ScriptedGuest(PICTURES, running=running) as guest:
-        report, shards = traced(guest, target, replace(OPTIONS, direct_io=direct_io))
-    rounds = range(2 if report.choice.precopy else 1)
-    assert report.choice.precopy == running
+        report, shards = traced(guest, target, altered(OPTIONS, direct_io=direct_io))
+    numbers = range(2 if running else 1)
+    assert (report.choice.capture == "compare") == running
     data = {(block, page) for block, picture in enumerate(PICTURES.values()) for page, letter in enumerate(picture)
             if letter != "-"}  # fmt: skip
-    for number in rounds:
+    for number in numbers:
         pages = spanned(shards, number)
         assert len(pages) == len(set(pages))
         assert data <= set(pages)
         assert all(page < len(list(PICTURES.values())[block]) for block, page in pages)
-    assert {shard.round for shard in shards} == set(rounds)
+    assert {shard.round for shard in shards} == set(numbers)
     assert sum(shard.bytes for shard in shards if shard.round > 0) == 0
     check_times(shards, report)
 
@@ -83,7 +81,7 @@ def test_bytes_places_and_workers_are_those_of_the_report(target: str) -> None:
 @pytest.mark.parametrize(("wanted", "fewest"), [(64, 100), (300, 20), (10**6, 3)])
 def test_shards_are_about_as_large_as_asked_for(target: str, wanted: int, fewest: int) -> None:
     with ScriptedGuest(PICTURES, running=False) as guest:
-        report, shards = traced(guest, target, replace(OPTIONS, shard_pages=wanted, gap_pages=0))
+        report, shards = traced(guest, target, altered(OPTIONS, shard_pages=wanted, gap_pages=0))
     assert report.choice.shard_pages == wanted
     assert fewest <= len(shards) < 2 * fewest
     assert all(shard.bytes < (wanted + 64) * PAGE for shard in shards)
@@ -94,7 +92,7 @@ def test_each_round_of_a_live_save_has_its_pages_once(target: str, monkeypatch: 
     ram = "ABCDEFGH" * 100
     script = ["", ("X.0." + "." * 36) * 20, ("Y" + "." * 399) * 2]
     with ScriptedGuest({"ram": ram}, script) as guest:
-        report, shards = traced(guest, target, replace(OPTIONS, max_rounds=3, shard_pages=64))
+        report, shards = traced(guest, target, altered(OPTIONS, max_rounds=3, shard_pages=64))
         written = ["x" * 800, script[1].replace(".", "-"), script[2].replace(".", "-")]
         assert len(report.rounds) == 3
     for number, picture in enumerate(written):

@@ -8,16 +8,18 @@ import pytest
 import xxhash
 from hypothesis import given
 from hypothesis import strategies as st
-from parallel_fixedram.engine.pages.write import WriteJob
 from support.channels import Event, LateChannel, MemoryChannel, RecordingChannel
 from support.examples import at_most
 from support.pictures import PAGE, allocated_pages, bits, content, mark, marked, memfd, picture_of
 from support.sources import WatchedSource
 
+from parallel_fixedram.core.protocols import GuestBlock
 from parallel_fixedram.core.ramblock import RAMBlock
 from parallel_fixedram.core.shards import Shard, plan_shards
-from parallel_fixedram.engine.pages.ledger import Ledger, shared_words
+from parallel_fixedram.engine.pages.ledger import Ledger
+from parallel_fixedram.engine.pages.round_job import RoundJob
 from parallel_fixedram.engine.pages.window import WINDOW_PAGES, merge_runs
+from parallel_fixedram.engine.pages.writer import HOLE_PAGES, PageWriter
 from parallel_fixedram.engine.workers.messages import Tally
 from parallel_fixedram.format.layout import FileLayout
 from parallel_fixedram.host.memory.page_source import CopiedSource, MappedSource
@@ -25,7 +27,7 @@ from parallel_fixedram.host.memory.page_source import CopiedSource, MappedSource
 
 @dataclass
 class Outcome:
-    """What a WriteJob did to a file of one block."""
+    """What a RoundJob did to a file of one block."""
 
     pages: str
     """Picture of the page area."""
@@ -38,7 +40,7 @@ class Outcome:
     allocated: int
     """Pages of RAM that were allocated by it."""
     digests: list[int]
-    """One a page, 0 where there is none, if they were asked for."""
+    """One a page, 0 where there is none, ."""
     order: str
     """``W`` for each write and ``P`` for each punch, as they came."""
 
@@ -55,9 +57,8 @@ def run_job(
     late: bool = False,
     copied: bool = False,
     window: int = WINDOW_PAGES,
-    with_digests: bool = False,
 ) -> Outcome:
-    """Run WriteJob; ``before`` draws the file: ``-`` absent, ``!`` absent with stale bytes.
+    """Run RoundJob; ``before`` draws the file: ``-`` absent, ``!`` absent with stale bytes.
 
     ``late`` is a channel that looks at pages only when it has to settle, ``copied`` a source whose next pages take the
     place of these.
@@ -73,39 +74,34 @@ def run_job(
     latecomer = LateChannel(channel)
     inner = CopiedSource(fd) if copied else MappedSource(fd, length=block.used_length)
     source = WatchedSource(inner, bits(ram))
-    bitmaps = Ledger([block])
-    mark(bitmaps.dirty[0], dirty)
-    mark(bitmaps.data[0], ram)
-    mark(bitmaps.file[0], before.replace("!", "-"))
-    bitmaps.dirty[0].words &= bitmaps.data[0].words
+    ledger = Ledger([block])
+    mark(ledger.dirty[0], dirty)
+    mark(ledger.data[0], ram)
+    mark(ledger.present[0], before.replace("!", "-"))
+    ledger.dirty[0].words &= ledger.data[0].words
     taken = allocated_pages(fd)
-    tables = shared_words(1)
-    table = MemoryChannel(8 + len(ram) * 8)
-    tables[:] = [8 if with_digests else 0]
-    job = WriteJob(
+    writer = PageWriter(
+        [GuestBlock(block=block, source=source)],
         layout.blocks,
-        [source],
-        bitmaps,
+        ledger,
         latecomer if late else channel,
-        digests=table,
-        tables=tables,
         max_gap_pages=gap,
-        window_pages=window,
     )
+    job = RoundJob(ledger, writer, window_pages=window)
     job.open()
     tally = Tally()
-    for shard in plan_shards(bitmaps.dirty, workers=workers, round_number=round_number) if shards is None else shards:
+    for shard in plan_shards(ledger.dirty, workers=workers, round_number=round_number) if shards is None else shards:
         tally.add(job.run(shard))
         assert latecomer.begun == 0, "a shard is done when everything it has begun is written"
     events = channel.events()
     outcome = Outcome(
         picture_of(memory.memory[start:]),
-        marked(bitmaps.file[0]),
+        marked(ledger.present[0]),
         [place(event, start) for event in events if event.kind == "W"],
         [place(event, start) for event in events if event.kind == "P"],
         tally,
         allocated_pages(fd) - taken,
-        np.frombuffer(table.memory[8:], np.uint64).tolist() if with_digests else [],
+        np.where(ledger.present[0].bits(0, len(ram)), ledger.digests[0], 0).tolist(),
         "".join(event.kind for event in events),
     )
     assert not source.wrong, "RAM was read that was never touched"
@@ -241,12 +237,12 @@ def test_pages_that_do_not_last_are_written_before_the_next_ones_take_their_plac
 @pytest.mark.parametrize("copied", [False, True])
 def test_a_hole_is_punched_after_what_was_written_along_over_it(copied: bool) -> None:
     """Or a write that is still under way would come after the hole, and the page would take space for nothing."""
-    outcome = run_job(
-        "A0B" + "C" * 61, "xxx", before="ABB" + "C" * 61, gap=16, round_number=1, late=True, copied=copied
-    )
-    assert outcome.pages == "A0B" + "C" * 61
-    assert outcome.present == "x-x" + "x" * 61
-    assert (outcome.writes, outcome.punches) == ([(0, 3)], [(1, 1)])
+    ram = "A" + "0" * HOLE_PAGES + "B" + "C" * 62
+    dirty, before = "x" * (HOLE_PAGES + 2), "A" + "B" * HOLE_PAGES + "B" + "C" * 62
+    outcome = run_job(ram, dirty, before=before, gap=HOLE_PAGES, round_number=1, late=True, copied=copied)
+    assert outcome.pages == ram
+    assert outcome.present == "x" + "-" * HOLE_PAGES + "x" * 63
+    assert (outcome.writes, outcome.punches) == ([(0, HOLE_PAGES + 2)], [(1, HOLE_PAGES)])
     assert outcome.order == "WP"
 
 
@@ -254,7 +250,7 @@ def test_a_hole_is_punched_after_what_was_written_along_over_it(copied: bool) ->
 @pytest.mark.parametrize("copied", [False, True])
 def test_digests_are_those_of_the_pages_that_were_written(late: bool, copied: bool) -> None:
     ram = "A0B-" + "C" * 600 + "-" * 20 + "D"
-    outcome = run_job(ram, gap=16, late=late, copied=copied, with_digests=True)
+    outcome = run_job(ram, gap=16, late=late, copied=copied)
     expected = [xxhash.xxh3_64_intdigest(content(letter)) if letter in "ABCD" else 0 for letter in ram]
     assert outcome.digests == expected
 
@@ -268,10 +264,13 @@ def test_a_clean_page_is_left_alone_whatever_ram_holds() -> None:
     assert (outcome.pages, outcome.present, outcome.writes) == ("XBZ", "xxx", [(1, 1)])
 
 
-def test_a_page_that_became_zero_loses_its_bit_and_its_bytes() -> None:
-    """Invariant 5."""
-    outcome = run_job("A0B", "xxx", before="ABB", round_number=1)
-    assert (outcome.pages, outcome.present, outcome.punches) == ("A0B", "x-x", [(1, 1)])
+@pytest.mark.parametrize(("pages", "punched"), [(1, False), (HOLE_PAGES - 1, False), (HOLE_PAGES, True)])
+def test_pages_that_became_zero_lose_their_bits_and_their_bytes(pages: int, punched: bool) -> None:
+    """Invariant 5; zeros are written where that is quicker than a hole."""
+    ram = "A" + "0" * pages + "B"
+    outcome = run_job(ram, before="A" + "B" * (pages + 1), round_number=1)
+    assert (outcome.pages, outcome.present) == (ram, "x" + "-" * pages + "x")
+    assert outcome.punches == ([(1, pages)] if punched else [])
 
 
 def test_a_page_without_a_bit_but_with_bytes_from_a_lost_shard_is_emptied() -> None:

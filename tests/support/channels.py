@@ -33,6 +33,12 @@ class OneByOne:
     def settle(self) -> None:
         pass
 
+    def another(self) -> OneByOne:
+        return self
+
+    def has_queue(self, channels: int) -> bool:
+        return True
+
 
 class MemoryChannel(OneByOne):
     """Bytes in shared memory instead of a file."""

@@ -13,7 +13,9 @@ GROUPS: dict[str, Any] = {"gate": Gate, "writing": Writing, "capture": Capturing
 
 
 def how_to(*, live: bool = False, **given: Any) -> SaveOptions:
-    """Options by name, whatever their group; ``live`` saves in rounds."""
+    """Options by name, whatever their group; ``live``, or several rounds, saves in rounds."""
+    if given.get("max_rounds") == 1:
+        del given["max_rounds"]
     if live or "max_rounds" in given:
         given.setdefault("mode", CaptureMode.ROUNDS)
     groups = {
@@ -62,7 +64,7 @@ def altered(options: SaveOptions, **changes: Any) -> SaveOptions:
         for field in kind.__dataclass_fields__
         if field != "max_rounds" or options.capture.mode is CaptureMode.ROUNDS
     }
-    if "max_rounds" in changes:
+    if changes.get("max_rounds", 1) > 1:
         changes.setdefault("mode", CaptureMode.ROUNDS)
     return how_to(**{**flat, **changes})
 

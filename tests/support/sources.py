@@ -17,7 +17,7 @@ import pytest
 from support.pictures import PAGE, content, memfd, page
 
 from parallel_fixedram.core.bitmap import Bits, PageBitmap
-from parallel_fixedram.core.protocols import GuestBlock, Pages, PageSource
+from parallel_fixedram.core.protocols import DirtySource, GuestBlock, Pages, PageSource
 from parallel_fixedram.core.ramblock import PageRange, RAMBlock
 from parallel_fixedram.host.memory.page_source import MappedSource
 from parallel_fixedram.machines.builtin.dirty_log import DirtyLog
@@ -138,6 +138,9 @@ class ScriptedGuest:
 
     def get_ready(self) -> None:
         pass
+
+    def dirty_source(self) -> DirtySource | None:
+        return None
 
     def sync_disks(self) -> Sequence[str]:
         return ()

@@ -196,7 +196,7 @@ def test_the_pages_of_a_failed_shard_stay_dirty(target: str, through: Through, m
             super().__init__(blocks)
             kept.append(self)
 
-    monkeypatch.setattr(save_module, "Ledger", Kept)
+    monkeypatch.setattr("parallel_fixedram.verbs.save.Ledger", Kept)
     ram = "A" * 1024
     with ScriptedGuest({"ram": ram}, ["", ""]) as guest:
         through(lambda inner: FailingChannel(inner, errno=5, successes=2))

@@ -1,4 +1,4 @@
-"""Pre-copy: pages are written while the guest runs, and what it changes meanwhile is written when it stands still."""
+"""Compare: pages are written while the guest runs, and what it changes meanwhile is written when it stands still."""
 
 import errno
 import os
@@ -13,8 +13,6 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from parallel_fixedram.engine.pages.precopy import KnownPages
-from parallel_fixedram.engine.pages.write import HOLE_PAGES
 from support.channels import (
     DeadlyChannel,
     FailingChannel,
@@ -26,18 +24,21 @@ from support.channels import (
 from support.examples import at_most, some_of
 from support.models import model
 from support.pictures import PAGE, allocated_pages, content, saved_picture
-from support.saving import save, several
+from support.saving import Heard, altered, save, several
 from support.sources import ScriptedGuest
 
 from parallel_fixedram.core.bitmap import Bits
 from parallel_fixedram.core.cost import DeviceModel
 from parallel_fixedram.core.errors import HostError, WorkerError
+from parallel_fixedram.core.observer import Observer
 from parallel_fixedram.core.protocols import Channel, GuestBlock, Pages
 from parallel_fixedram.core.ramblock import RAMBlock
 from parallel_fixedram.core.report import SaveReport
-from parallel_fixedram.core.save_options import DirectIO
+from parallel_fixedram.core.save_options import DirectIO, SaveOptions
 from parallel_fixedram.core.units import MIB
+from parallel_fixedram.engine.pages.changes import Hashes
 from parallel_fixedram.engine.pages.early_writeback import SHARE_OF_ROOM, EarlyWriteback
+from parallel_fixedram.engine.pages.writer import HOLE_PAGES
 from parallel_fixedram.format.layout import FileLayout
 from parallel_fixedram.host import linux
 from parallel_fixedram.host.files.channel import FileChannel
@@ -141,7 +142,7 @@ def saved(guest: ScriptedGuest, target: str, options: SaveOptions = DIRECT, **mo
         if "refuses direct I/O" in str(error):
             pytest.skip(str(error))
         raise
-    assert report.choice.precopy
+    assert report.choice.capture == "compare"
     assert report.direct_io
     return report
 
@@ -191,7 +192,7 @@ def test_the_file_is_what_ram_was_at_the_pause(
     }
     ways(direct=direct)
     with ChangingGuest(before, stopped=after, copying=copying) as guest:
-        saved(guest, target, replace(DIRECT, gap_pages=gap))
+        saved(guest, target, altered(DIRECT, gap_pages=gap))
         check(target, guest, after)
         assert guest.calls == ["pause", "device_state", "resume"]
     assert folder(target) == ["FILE"]
@@ -316,7 +317,7 @@ def test_pages_that_did_not_change_are_written_once(target: str, ways: Ways) -> 
     after = "X0B-" + "C" * 300 + "Y" + "C" * 200 + "0" + "C" * 97 + "Z"
     with ChangingGuest({"ram": before}, stopped={"ram": after}) as guest:
         start, end = place_of(guest, 0), place_of(guest, len(before))
-        report = saved(guest, target, replace(DIRECT, gap_pages=0))
+        report = saved(guest, target, altered(DIRECT, gap_pages=0))
         check(target, guest, {"ram": after})
     first, last = report.rounds
     assert (first.dirty_pages, first.written_pages, first.zero_pages) == (603, 602, 1)
@@ -347,7 +348,7 @@ def test_a_page_that_became_zero_has_no_bit_no_bytes_and_no_digest(target: str, 
     """Invariant 5."""
     ways(direct=plain)
     with ChangingGuest({"ram": "A" * 70}, stopped={"ram": "A" * 33 + "0" + "A" * 36}) as guest:
-        saved(guest, target, replace(DIRECT, channels=1))
+        saved(guest, target, altered(DIRECT, channels=1))
     with Image(target) as image:
         block = image.block("ram")
         assert not image.bitmap("ram").test(33)
@@ -383,7 +384,7 @@ def test_gaps_over_pages_never_touched_leave_memory_as_large_as_it_was(
     before = "A-A--A" + "0-" * 40 + "-" * 300 + "B-0-B" * 60
     with ChangingGuest({"ram": before}, stopped={"ram": before.replace("A", "C")}) as guest:
         taken = allocated_pages(guest.fds["ram"])
-        report = saved(guest, target, replace(DIRECT, gap_pages=16))
+        report = saved(guest, target, altered(DIRECT, gap_pages=16))
         assert report.rounds[0].gap_pages > 0
         assert allocated_pages(guest.fds["ram"]) == taken
         check(target, guest, {"ram": before.replace("A", "C")})
@@ -438,7 +439,7 @@ def test_a_shard_that_was_written_and_lost_leaves_no_stale_bytes_and_digests(
     with ChangingGuest({"ram": LONG}, rehearsed=after) as guest:
         place = place_of(guest, 555)
         ways(direct=lambda inner: died(inner, place, lambda: guest.write(page, letter)))
-        report = saved(guest, target, replace(DIRECT, channels=4, gap_pages=gap, shard_pages=1024))
+        report = saved(guest, target, altered(DIRECT, channels=4, gap_pages=gap, shard_pages=1024))
         check(target, guest, after)
     assert report.rounds[1].written_pages == 0
 
@@ -502,7 +503,7 @@ def test_a_device_that_is_full_fails_the_save_and_the_guest_was_never_stopped(
     ways(direct=lambda inner: FailingChannel(inner, errno=errno.ENOSPC, successes=successes))
     with ChangingGuest({"ram": "A-" * 10}) as guest:
         with pytest.raises(HostError, match="no space left") as caught:
-            save(guest, target, replace(DIRECT, gap_pages=0))
+            save(guest, target, altered(DIRECT, gap_pages=0))
         assert caught.value.errno == errno.ENOSPC
         assert (guest.calls, guest.running) == ([], True)
     assert folder(target) == []
@@ -518,15 +519,16 @@ def test_a_failing_write_of_what_changed_fails_the_save_and_the_guest_goes_on(ta
 
 
 def test_an_interrupt_leaves_the_guest_running_and_nothing_behind(target: str, ways: Ways) -> None:
-    def interrupt(phase: str, *_: int) -> None:
-        if phase == "precopy":
-            raise KeyboardInterrupt
-        assert phase == "decide"
+    class Interrupt(Observer):
+        def phase(self, name: str, total: int = 0) -> None:
+            if name == "first pass":
+                raise KeyboardInterrupt
+            assert name == "decide"
 
     ways(direct=plain)
     with ChangingGuest({"ram": LONG}) as guest:
         with pytest.raises(KeyboardInterrupt):
-            save(guest, target, DIRECT, progress=interrupt)
+            save(guest, target, DIRECT, observer=Interrupt())
         assert (guest.calls, guest.running) == ([], True)
     assert folder(target) == []
 
@@ -537,17 +539,20 @@ def test_an_interrupt_leaves_the_guest_running_and_nothing_behind(target: str, w
 def test_the_pause_begins_when_everything_is_written_and_the_report_says_so(target: str, ways: Ways) -> None:
     ways(direct=plain)
     seen: list[tuple[str, tuple[str, ...]]] = []
-    shards: list[tuple[int, float]] = []
+
+    class Noting(Heard):
+        def phase(self, name: str, total: int = 0) -> None:
+            super().phase(name, total)
+            seen.append((name, tuple(guest.calls)))
+
+    heard = Noting()
     with ChangingGuest({"ram": LONG}, stopped={"ram": "B" + LONG[1:]}) as guest:
-        report = saved(
-            guest,
-            target,
-            progress=lambda phase, *_: seen.append((phase, tuple(guest.calls))),
-            trace=lambda shard: shards.append((shard.round, shard.ended)),
-        )
-    assert {calls for phase, calls in seen if phase == "precopy"} == {()}
+        report = saved(guest, target, observer=heard)
+    shards = [(shard.round, shard.ended) for shard in heard.shards]
+    assert {calls for phase, calls in seen if phase == "first pass"} == {()}
     assert {calls[:1] for phase, calls in seen if phase == "write"} == {("pause",)}
-    assert {phase for phase, _ in seen} == {"decide", "precopy", "prepare", "write", "sync"}
+    assert {phase for phase, _ in seen} == {"decide", "first pass", "prepare", "write", "sync"}
+    assert [each.while_running for each in report.rounds] == [True, False]
     first, last = report.rounds
     seconds = report.seconds
     assert all(ended <= seconds.prepare for number, ended in shards if number == 0)
@@ -557,7 +562,7 @@ def test_the_pause_begins_when_everything_is_written_and_the_report_says_so(targ
     assert {number for number, _ in shards} == {0, 1}
 
 
-def test_whether_there_is_a_pre_copy_is_chosen_and_reported(
+def test_which_capture_it_is_is_chosen_and_reported(
     target: str, ways: Ways, told: Callable[[DeviceModel], None]
 ) -> None:
     ways(direct=plain)
@@ -572,9 +577,11 @@ def test_whether_there_is_a_pre_copy_is_chosen_and_reported(
         (True, 3, DirectIO.AUTO, False),
     ):
         with ScriptedGuest({"ram": LONG}, running=running) as guest:
-            asked = replace(options, max_rounds=rounds, direct_io=direct_io, overwrite=True)
+            asked = altered(
+                options, **({"max_rounds": rounds} if rounds > 1 else {}), direct_io=direct_io, overwrite=True
+            )
             report = save(guest, target, asked, dirty=guest if rounds > 1 else None)
-        assert report.choice.precopy == wanted
+        assert (report.choice.capture == "compare") == wanted
         if wanted and direct_io is DirectIO.AUTO:
             assert report.choice.why[0].startswith("direct: ")
         assert saved_picture(target) == LONG
@@ -602,7 +609,7 @@ def test_pages_that_were_emptied_are_made_a_hole_or_written_whichever_is_quicker
     assert sum(first <= event.offset < end for event in made[0].events("P")) == punches + given_back
 
 
-# --- what is known of pages
+# --- what is hashes of pages
 
 BLOCKS = [RAMBlock(idstr="a", used_length=65 * PAGE), RAMBlock(idstr="b", used_length=3 * PAGE)]
 
@@ -618,56 +625,54 @@ def bits_of(drawn: str) -> Bits:
 def test_nobody_else_knows_the_hashes() -> None:
     """Two saves hash the same page differently, so that a guest cannot look for two pages with the same one."""
     every = np.arange(3)
-    one, other = (KnownPages(BLOCKS).hashes_of(ram_of("AB0"), every) for _ in range(2))
+    one, other = (Hashes(BLOCKS).hashes_of(ram_of("AB0"), every) for _ in range(2))
     assert one.shape == (3, 2)
     assert not (one == other).all(axis=1).any()
     assert one.any(axis=1).all()
 
 
 def test_pages_are_hashed_in_the_order_they_are_asked_for() -> None:
-    known = KnownPages(BLOCKS)
-    found = known.hashes_of(ram_of("ABA"), np.array([2, 1, 0]))
+    hashes = Hashes(BLOCKS)
+    found = hashes.hashes_of(ram_of("ABA"), np.array([2, 1, 0]))
     assert found[0].tolist() == found[2].tolist() != found[1].tolist()
-    assert known.hashes_of(ram_of("AAA"), np.empty(0, np.int64)).shape == (0, 2)
+    assert hashes.hashes_of(ram_of("AAA"), np.empty(0, np.int64)).shape == (0, 2)
 
 
 @given(st.data(), st.sampled_from(((0, 1), (0, 55), (64, 1))))
 def test_what_changed_is_what_a_comparison_finds(data: st.DataObject, place: tuple[int, int]) -> None:
     first, length = place
     before, after, forgotten, asked = (data.draw(picture(length)) for _ in range(4))
-    known = KnownPages(BLOCKS)
-    known.note(0, first, ram_of(before), bits_of(before))
-    known.forget(0, first, bits_of(forgotten))
+    hashes = Hashes(BLOCKS)
+    hashes.note(0, first, ram_of(before), bits_of(before))
+    hashes.forget(0, first, bits_of(forgotten))
     held = bits_of(before) & (bits_of(forgotten) ^ 1)
-    assert known.held(0, first, length).tolist() == held.tolist()
-    found = known.changed(0, first, ram_of(after), held & bits_of(asked))
+    assert hashes.held(0, first, length).tolist() == held.tolist()
+    found = hashes.changed(0, first, ram_of(after), held & bits_of(asked))
     naive = [
         bool(there) and letter != "-" and content(old) != content(new)
         for old, new, there, letter in zip(before, after, held, asked, strict=True)
     ]
     assert found.tolist() == [int(each) for each in naive]
-    assert known.held(0, 64 - first, 1).tolist() == known.held(1, 0, 1).tolist() == [0]
+    assert hashes.held(0, 64 - first, 1).tolist() == hashes.held(1, 0, 1).tolist() == [0]
 
 
 def test_what_is_noted_later_leaves_what_was_noted_before() -> None:
-    known = KnownPages(BLOCKS)
-    known.note(1, 0, ram_of("AAA"), bits_of("x--"))
-    known.note(1, 0, ram_of("BBB"), bits_of("-x-"))
-    assert known.held(1, 0, 3).tolist() == [1, 1, 0]
-    assert known.changed(1, 0, ram_of("AAA"), bits_of("xx-")).tolist() == [0, 1, 0]
+    hashes = Hashes(BLOCKS)
+    hashes.note(1, 0, ram_of("AAA"), bits_of("x--"))
+    hashes.note(1, 0, ram_of("BBB"), bits_of("-x-"))
+    assert hashes.held(1, 0, 3).tolist() == [1, 1, 0]
+    assert hashes.changed(1, 0, ram_of("AAA"), bits_of("xx-")).tolist() == [0, 1, 0]
 
 
 def test_what_is_known_is_shared_with_forks() -> None:
-    known = KnownPages(BLOCKS)
+    hashes = Hashes(BLOCKS)
     pid = os.fork()
     if pid == 0:
-        known.note(1, 0, ram_of("AAA"), bits_of("--x"))
-        known.digests[0][64] = 9
+        hashes.note(1, 0, ram_of("AAA"), bits_of("--x"))
         os._exit(0)
     os.waitpid(pid, 0)
-    assert known.held(1, 0, 3).tolist() == [0, 0, 1]
-    assert not known.changed(1, 0, ram_of("AAA"), bits_of("--x")).any()
-    assert known.digests[0][64] == 9
+    assert hashes.held(1, 0, 3).tolist() == [0, 0, 1]
+    assert not hashes.changed(1, 0, ram_of("AAA"), bits_of("--x")).any()
 
 
 # --- the device starts early
@@ -723,9 +728,9 @@ def test_only_what_went_through_the_page_cache_counts(
     ways(direct=plain)
     changed = "B" + LONG[1:]
     with ChangingGuest({"ram": LONG}, rehearsed={"ram": changed}) as guest:
-        options = replace(DIRECT, direct_io=direct_io, max_rounds=rounds)
+        options = altered(DIRECT, direct_io=direct_io, max_rounds=rounds)
         report = save(guest, target, options, dirty=guest if rounds > 1 else None)
-    assert report.choice.precopy == (rounds == 1)
+    assert (report.choice.capture == "compare") == (rounds == 1)
     through_the_cache = {(DirectIO.ON, 1): 1, (DirectIO.ON, 2): 0, (DirectIO.OFF, 1): 1001, (DirectIO.OFF, 2): 1000}
     assert sum(told) == through_the_cache[direct_io, rounds] * PAGE
     assert saved_picture(target) == changed
