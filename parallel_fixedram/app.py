@@ -19,6 +19,7 @@ from parallel_fixedram.core.capabilities import (
 )
 from parallel_fixedram.core.choice import CANDIDATES, DirectIO
 from parallel_fixedram.core.errors import RequestError
+from parallel_fixedram.core.observer import SILENT, Observer
 from parallel_fixedram.core.profiles import TABLES, Profile
 from parallel_fixedram.core.protocols import GuestBlock, Machine
 from parallel_fixedram.core.qmp_address import qmp_socket
@@ -46,13 +47,13 @@ if TYPE_CHECKING:
     from parallel_fixedram.machines.qemu.machine import QemuMachine
 
 
-def open_guest(spec: str | GuestSpec, *, running: bool = False, progress: Progress | None = None) -> GuestProcess:
+def open_guest(spec: str | GuestSpec, *, running: bool = False, observer: Observer = SILENT) -> GuestProcess:
     """Boot a built-in guest, which lives until it is closed.
 
     Args:
         spec: such as ``"dense,size=1GiB,seed=7"``; see ``GuestSpec.parse``.
         running: let it run freely; otherwise it does the steps that ``spec`` asks for, if any, and then stands still.
-        progress: ``progress(phase, done, total)`` in bytes, while its RAM is filled.
+        observer: hears of the phase ``fill``, while its RAM is filled.
 
     Raises:
         RequestError: the specification is wrong.
@@ -61,7 +62,7 @@ def open_guest(spec: str | GuestSpec, *, running: bool = False, progress: Progre
     """
     spec = GuestSpec.parse(spec) if isinstance(spec, str) else spec
     with ExitStack() as stack:
-        guest = stack.enter_context(GuestProcess(spec, progress))
+        guest = stack.enter_context(GuestProcess(spec, observer))
         if running:
             guest.start()
         elif spec.steps:
@@ -310,7 +311,7 @@ def restore(
     capabilities: Mapping[str, bool] | None = None,
     profile: Profile | str = Profile.FIXED_RAM,
     check_digests: bool = False,
-    progress: Progress | None = None,
+    observer: Observer = SILENT,
 ) -> RestoreReport:
     """Fill guest RAM from a mapped-ram file; afterwards it is what the file says, whatever it held before.
 
@@ -322,7 +323,7 @@ def restore(
         capabilities: further capabilities; those that the file records have to be on here.
         profile: whose rules the gate follows.
         check_digests: hold every page against its digest; heads and bitmaps are checked in any case.
-        progress: ``progress(phase, done, total)`` in bytes.
+        observer: hears how far it is.
 
     Raises:
         CapabilityError: the gate refuses, or the file records other capabilities than are on here.
@@ -339,7 +340,7 @@ def restore(
     with open_image(uri) as image:
         image.refuse_absent(destinations)  # no capability would help
         validate_recorded(image.file.configuration.capabilities, on, profile)
-        return _restore.restore(image, destinations, channels=channels, check_digests=check_digests, progress=progress)
+        return _restore.restore(image, destinations, channels=channels, check_digests=check_digests, observer=observer)
 
 
 def verify(
@@ -348,7 +349,7 @@ def verify(
     quick: bool = False,
     ram: Mapping[str, str] | Sequence[RamFile] = (),
     channels: int | None = None,
-    progress: Progress | None = None,
+    observer: Observer = SILENT,
 ) -> VerifyReport:
     """Check a mapped-ram file: its structure, its digests where it carries them, and live RAM on request.
 
@@ -357,7 +358,7 @@ def verify(
         quick: structure only: no page is read.
         ram: live RAM to compare with, as for ``open_ram``; it has to stand still meanwhile.
         channels: number of workers; None for one a processor, at most 4.
-        progress: ``progress(phase, done, total)`` in bytes.
+        observer: hears how far it is.
 
     Returns:
         What was found: ``ok`` is False when anything differs, and ``differences`` name it.
@@ -374,18 +375,18 @@ def verify(
             machine = stack.enter_context(open_ram(ram))
             blocks = {each.block.idstr: each for each in machine.guest_blocks()}
         return _verify.verify(
-            image, quick=quick, ram=blocks, channels=readers() if channels is None else channels, progress=progress
+            image, quick=quick, ram=blocks, channels=readers() if channels is None else channels, observer=observer
         )
 
 
-def diff(uri_a: str, uri_b: str, *, channels: int | None = None, progress: Progress | None = None) -> DiffReport:
+def diff(uri_a: str, uri_b: str, *, channels: int | None = None, observer: Observer = SILENT) -> DiffReport:
     """Find the pages that differ between two mapped-ram files, block by block.
 
     Args:
         uri_a: one file.
         uri_b: the other.
         channels: number of workers; None for one a processor, at most 4.
-        progress: ``progress(phase, done, total)`` in bytes.
+        observer: hears how far it is.
 
     Raises:
         FormatError: a file is not what it should be.
@@ -393,7 +394,7 @@ def diff(uri_a: str, uri_b: str, *, channels: int | None = None, progress: Progr
         HostError: a file cannot be read.
     """
     with open_image(uri_a) as a, open_image(uri_b) as b:
-        return _compare.diff(a, b, channels=readers() if channels is None else channels, progress=progress)
+        return _compare.diff(a, b, channels=readers() if channels is None else channels, observer=observer)
 
 
 __all__ = [

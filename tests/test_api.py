@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 from support.examples import some_of
 from support.models import model
+from support.observers import Heard
 
 import parallel_fixedram
 from parallel_fixedram import boot
@@ -150,16 +151,15 @@ def test_a_guest_is_opened_by_the_gate_and_closed_by_the_save(tmp_path):
     assert len(opened) == 1
 
 
-def test_a_progress_function_hears_of_every_byte(tmp_path):
-    heard = []
+def test_an_observer_hears_of_every_byte(tmp_path):
+    heard = Heard()
     image = str(tmp_path / "f.mr")
     with parallel_fixedram.open_guest("dense,size=4MiB") as guest:
-        parallel_fixedram.save(guest, image, progress=lambda *what: heard.append(what))
-    parallel_fixedram.verify(image, progress=lambda *what: heard.append(what))
-    for phase in ("write", "digests"):
-        steps = [(done, total) for name, done, total in heard if name == phase]
-        assert steps[-1] == (4 << 20, 4 << 20)
-        assert sorted(steps) == steps
+        parallel_fixedram.save(guest, image)
+    parallel_fixedram.verify(image, observer=heard)
+    parallel_fixedram.diff(image, image, observer=heard)
+    parallel_fixedram.restore(image, {"pc.ram": str(tmp_path / "ram")}, observer=heard)
+    assert heard.done == dict.fromkeys(("digests", "diff", "restore"), (4 << 20, 4 << 20))
 
 
 @pytest.mark.parametrize(

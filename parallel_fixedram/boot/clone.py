@@ -23,10 +23,10 @@ from parallel_fixedram.boot.plan import (
 )
 from parallel_fixedram.boot.taken import refuse_shared_sockets
 from parallel_fixedram.core.errors import RequestError
+from parallel_fixedram.core.observer import SILENT, Observer
 from parallel_fixedram.core.ramblock import TARGET_PAGE_SIZE
 from parallel_fixedram.core.report import BootReport, BootSeconds
 from parallel_fixedram.engine.workers.pool import readers
-from parallel_fixedram.engine.workers.progress import Progress
 from parallel_fixedram.format.mapped_ram import SavedBlock
 from parallel_fixedram.image.add_trailer import add_trailer
 from parallel_fixedram.image.image import Image, open_image
@@ -48,7 +48,7 @@ def clone_guests(
     paused: bool = False,
     check_digests: bool = False,
     folder: str | None = None,
-    progress: Progress | None = None,
+    observer: Observer = SILENT,
 ) -> BootReport:
     """Start guests copy-on-write, their RAM mapped from the page arrays of a file; the file's bytes do not change.
 
@@ -62,7 +62,7 @@ def clone_guests(
         paused: do not let the guests run.
         check_digests: hold every page against its digest first.
         folder: where each gets a folder for socket and log; must not exist. None for a new one.
-        progress: ``progress(phase, done, total)`` in bytes.
+        observer: hears how far it is.
 
     Raises:
         RequestError: the file has no device state, or stale pages, or does not fit the command line, or was changed or
@@ -75,21 +75,20 @@ def clone_guests(
     started = time.perf_counter()
     line = _line_for(command, count, paused=paused)
     if punch or add_clone_stream:
-        _prepare(uri, line, punch=punch, add_clone_stream=add_clone_stream, progress=progress)
+        _prepare(uri, line, punch=punch, add_clone_stream=add_clone_stream, observer=observer)
     with ExitStack() as stack:
         image = stack.enter_context(open_image(uri))
         before = image.channel.stat()
         main = main_blocks(image, line)
         if check_digests:
-            hold_against_digests(image, progress)
+            hold_against_digests(image, observer)
         source = find_clone_stream(image, main, stack)
         boot = _on_page_arrays(image, line, main, count, source)
         fleet = stack.enter_context(Fleet(boot.commands, folder, descriptors=boot.descriptors))
         if not check_digests:  # that has looked; this takes place while QEMU starts
-            refuse_stale_pages(image, main, channels=readers(), progress=progress)
+            refuse_stale_pages(image, main, channels=readers(), observer=observer)
         fleet.connect(image.file)
-        if progress:
-            progress("load", 0, 0)
+        observer.phase("load")
         fleet.load(boot.source)
         _require_unchanged(image, before)
         guests = fleet.go_on(run=not line.paused)
@@ -172,11 +171,11 @@ def _require_unchanged(image: Image, before: os.stat_result) -> None:
     raise RequestError(f"{image.path!r} was changed or replaced while its clones were started")
 
 
-def _prepare(uri: str, line: CommandLine, *, punch: bool, add_clone_stream: bool, progress: Progress | None) -> None:
+def _prepare(uri: str, line: CommandLine, *, punch: bool, add_clone_stream: bool, observer: Observer) -> None:
     """Change a file so that it can be cloned."""
     with open_image(uri) as image:
         main = main_blocks(image, line)
         if punch:
             punch_stale_pages(image)
         if add_clone_stream:
-            add_trailer(image, [saved.block.idstr for saved in main], channels=readers(), progress=progress)
+            add_trailer(image, [saved.block.idstr for saved in main], channels=readers(), observer=observer)

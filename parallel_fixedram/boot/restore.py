@@ -26,10 +26,10 @@ from parallel_fixedram.boot.plan import (
 )
 from parallel_fixedram.core.capabilities import capabilities_for_restore, validate_recorded
 from parallel_fixedram.core.errors import RequestError
+from parallel_fixedram.core.observer import SILENT, Observer
 from parallel_fixedram.core.profiles import Profile
 from parallel_fixedram.core.report import BootReport, BootSeconds
 from parallel_fixedram.core.words import choice
-from parallel_fixedram.engine.workers.progress import Progress
 from parallel_fixedram.format.mapped_ram import SavedBlock
 from parallel_fixedram.host.files.page_cache import is_cold, takes_direct_io
 from parallel_fixedram.host.memory.shared_memory import SharedMemory
@@ -54,7 +54,7 @@ def restore_guest(
     paused: bool = False,
     check_digests: bool = False,
     folder: str | None = None,
-    progress: Progress | None = None,
+    observer: Observer = SILENT,
 ) -> BootReport:
     """Start a QEMU with the RAM and device state of a file.
 
@@ -70,7 +70,7 @@ def restore_guest(
         paused: do not let the guest run.
         check_digests: hold every page against its digest first.
         folder: where socket and log go; must not exist. None for a new one.
-        progress: ``progress(phase, done, total)`` in bytes.
+        observer: hears how far it is.
 
     Raises:
         CapabilityError: the gate refuses. Nothing was started.
@@ -85,7 +85,7 @@ def restore_guest(
     with ExitStack() as stack:
         image, line, main = stack.enter_context(_accepted(uri, command, gate, paused=paused))
         if check_digests:
-            hold_against_digests(image, progress)
+            hold_against_digests(image, observer)
         memory: SharedMemory | None = None
         if shared or ram:
             lengths = {saved.block.idstr: saved.block.used_length for saved in main}
@@ -99,10 +99,9 @@ def restore_guest(
         fill_seconds = 0.0
         if memory:  # while QEMU starts
             destinations = {idstr: Destination(path=path) for idstr, path in memory.paths.items()}
-            fill_seconds = restore(image, destinations, channels=channels, progress=progress).seconds.total
+            fill_seconds = restore(image, destinations, channels=channels, observer=observer).seconds.total
         fleet.connect(image.file)
-        if progress:
-            progress("load", 0, 0)
+        observer.phase("load")
         fleet.load(boot.source)
         guests = fleet.go_on(run=not line.paused)
         with signals.held(), memory.keep() if memory else nullcontext():  # guests and their memory stay together

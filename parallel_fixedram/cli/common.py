@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from parallel_fixedram.cli.help_text import HelpFormatter
 from parallel_fixedram.core.errors import RequestError
+from parallel_fixedram.core.observer import SILENT
 from parallel_fixedram.core.profiles import Profile
 from parallel_fixedram.core.qmp_address import qmp_socket
 from parallel_fixedram.core.units import format_count, parse_size
@@ -19,7 +20,8 @@ from parallel_fixedram.core.units import format_count, parse_size
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from parallel_fixedram.app import Progress, RamFile
+    from parallel_fixedram.app import RamFile
+    from parallel_fixedram.core.observer import Observer
     from parallel_fixedram.core.protocols import Machine
     from parallel_fixedram.core.report import ChoiceReport
 
@@ -39,11 +41,19 @@ def add_verb(subparsers: Subparsers[Any], name: str, *, summary: str, about: str
     )
 
 
-def add_manner_options(parser: Any, *, json: bool = False) -> None:
-    """How the command talks; but for ``--json`` these options may stand before a verb and behind it."""
+def add_manner_options(parser: Any, *, json: bool = False, progress: bool = False) -> None:
+    """How the command talks; ``--quiet`` and ``--debug`` may stand before a verb and behind it."""
     group = parser.add_argument_group("output")
     if json:
         group.add_argument("--json", action="store_true", help="one JSON object instead of text, also for an error")
+    if progress:
+        group.add_argument(
+            "--progress",
+            choices=("auto", "bar", "json", "none"),
+            default="auto",
+            help="how to show on stderr how far it is: by a bar, by one JSON object an event and line, or not at all "
+            "(default auto: a bar on a terminal, without --quiet)",
+        )
     group.add_argument(
         "-q", "--quiet", action="store_true", default=argparse.SUPPRESS, help="say nothing but errors (and --json)"
     )
@@ -244,9 +254,7 @@ def add_source_options(parser: Any) -> None:
     add_ram_option(group, "shared memory of a guest; whoever runs on it has to be stopped")
 
 
-def source(
-    args: argparse.Namespace, *, running: bool = False, progress: Progress | None = None
-) -> Callable[[], Machine]:
+def source(args: argparse.Namespace, *, running: bool = False, progress: Observer = SILENT) -> Callable[[], Machine]:
     """What opens the machine that the options of ``add_source_options`` name.
 
     Args:
@@ -265,7 +273,7 @@ def source(
 
     def machine() -> Machine:
         if args.guest:
-            return app.open_guest(args.guest, running=running, progress=progress)
+            return app.open_guest(args.guest, running=running, observer=progress)
         if args.qmp:
             return app.open_qemu(args.qmp, **qmp)
         return app.open_ram([option.ram_file() for option in args.ram])

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 from parallel_fixedram.cli import common, output
-from parallel_fixedram.cli.progress import ProgressBar
+from parallel_fixedram.cli.progress import shown
 from parallel_fixedram.core.errors import CapabilityError, ContentsDiffer, HostError, RequestError, unopened
 from parallel_fixedram.core.schemas import stamped
 from parallel_fixedram.core.units import format_rate, format_size, parse_size
@@ -70,8 +70,8 @@ def run(args: argparse.Namespace) -> int:
         _check_room(folder, args.size)
         refusal = _refusal(os.path.join(folder, "refused"))
         say(f"1. fixed-ram with multifd: refused, as by QEMU: {refusal!r}")
-        with ProgressBar() as progress:
-            guest = app.open_guest(f"hot,size={args.size},fraction=0.5,seed=1,rate=512MiB", progress=progress)
+        with shown() as progress:
+            guest = app.open_guest(f"hot,size={args.size},fraction=0.5,seed=1,rate=512MiB", observer=progress)
         with guest:
             guest.run(200)
             say(f"2. guest {guest.pid} has {format_size(args.size)} of RAM and dirtied half of it; saved to {folder}")

@@ -6,7 +6,7 @@ import argparse
 from typing import TYPE_CHECKING, Any
 
 from parallel_fixedram.cli import common, output
-from parallel_fixedram.cli.progress import ProgressBar
+from parallel_fixedram.cli.progress import shown
 from parallel_fixedram.core.units import format_count, format_size
 
 if TYPE_CHECKING:
@@ -40,8 +40,8 @@ def run(args: argparse.Namespace) -> int:
     from parallel_fixedram import app
     from parallel_fixedram.core.report import to_json
 
-    with ProgressBar() as progress:
-        report = app.diff(args.file_a, args.file_b, progress=progress)
+    with shown() as progress:
+        report = app.diff(args.file_a, args.file_b, observer=progress)
     if args.json:
         output.print_json(to_json(report))
         return 0 if report.equal else 1

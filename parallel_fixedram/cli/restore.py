@@ -6,7 +6,7 @@ import argparse
 from typing import Any
 
 from parallel_fixedram.cli import boot, common, output
-from parallel_fixedram.cli.progress import ProgressBar
+from parallel_fixedram.cli.progress import shown
 from parallel_fixedram.core.errors import RequestError
 from parallel_fixedram.core.units import format_rate, format_size
 
@@ -60,9 +60,9 @@ def run(args: argparse.Namespace) -> int:
     ram = {each.idstr: app.Destination(path=each.path, offset=each.offset, length=each.length) for each in args.ram}
     if len(ram) < len(args.ram):
         raise RequestError("a block is given two destinations")
-    with ProgressBar() as progress:
+    with shown() as progress:
         report = app.restore(
-            args.file, ram, **common.gate_arguments(args), check_digests=args.verify, progress=progress
+            args.file, ram, **common.gate_arguments(args), check_digests=args.verify, observer=progress
         )
     if args.json:
         output.print_json(to_json(report))
@@ -98,7 +98,7 @@ def _start(args: argparse.Namespace) -> int:
         plan = plan_restore(args.file, args.command, **common.gate_arguments(args), ram=ram, paused=args.paused)
         boot.show_plan(args, plan)
         return 0
-    with ProgressBar() as progress:
+    with shown() as progress:
         report = restore_guest(
             args.file,
             args.command,
@@ -108,7 +108,7 @@ def _start(args: argparse.Namespace) -> int:
             paused=args.paused,
             check_digests=args.verify,
             folder=args.run_dir,
-            progress=progress,
+            observer=progress,
         )
     boot.show(args, report)
     return 0

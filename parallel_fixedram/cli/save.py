@@ -7,7 +7,7 @@ import os
 from typing import TYPE_CHECKING, Any
 
 from parallel_fixedram.cli import common, output
-from parallel_fixedram.cli.progress import ProgressBar
+from parallel_fixedram.cli.progress import shown
 from parallel_fixedram.core.errors import HostError, RequestError
 from parallel_fixedram.core.units import format_count, format_rate, format_size
 from parallel_fixedram.core.uri import parse_uri
@@ -82,7 +82,7 @@ def run(args: argparse.Namespace) -> int:
     from parallel_fixedram import app
     from parallel_fixedram.core.report import to_json
 
-    progress = ProgressBar()
+    progress = shown()
     machine = common.source(args, running=args.live, progress=progress)
     if args.max_rounds is not None and not args.live:
         raise RequestError("--max-rounds is for --live")
@@ -101,7 +101,7 @@ def run(args: argparse.Namespace) -> int:
             overwrite=args.overwrite,
             durability=args.durability,
             cache=args.cache,
-            progress=progress,
+            progress=progress.heard(),
             trace=shards.append if args.trace else None,
         )
     if args.trace:

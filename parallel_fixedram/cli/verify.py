@@ -6,7 +6,7 @@ import argparse
 from typing import TYPE_CHECKING, Any
 
 from parallel_fixedram.cli import boot, common, output
-from parallel_fixedram.cli.progress import ProgressBar
+from parallel_fixedram.cli.progress import shown
 from parallel_fixedram.core.errors import RequestError
 from parallel_fixedram.core.units import format_size
 
@@ -60,9 +60,9 @@ def run(args: argparse.Namespace) -> int:
     elif args.run_dir:
         raise RequestError("--run-dir needs --load, and a QEMU command line behind --")
     else:
-        with ProgressBar() as progress:
+        with shown() as progress:
             report = app.verify(
-                args.file, quick=args.quick, ram=[option.ram_file() for option in args.ram], progress=progress
+                args.file, quick=args.quick, ram=[option.ram_file() for option in args.ram], observer=progress
             )
     if args.json:
         output.print_json(to_json(report))
@@ -81,8 +81,8 @@ def _load(args: argparse.Namespace) -> VerifyReport:
         raise RequestError("--load needs a QEMU command line, behind --", hint="see parallel-fixedram verify --help")
     if args.ram:
         raise RequestError("--load compares all RAM of the QEMU that it starts, so it does not go with --ram")
-    with ProgressBar() as progress:
-        return verify_by_loading(args.file, args.command, quick=args.quick, folder=args.run_dir, progress=progress)
+    with shown() as progress:
+        return verify_by_loading(args.file, args.command, quick=args.quick, folder=args.run_dir, observer=progress)
 
 
 def _print(report: VerifyReport) -> None:

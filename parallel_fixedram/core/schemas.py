@@ -34,6 +34,7 @@ VERSIONS: Mapping[str, int] = {
     "bench_pictures": 1,
     "bench_simulate": 1,
     "results": 2,
+    "progress": 1,
     "error": 1,
 }
 """Current version of each schema, by its name without the prefix; docs/json.md says what each is."""

@@ -10,11 +10,12 @@ import os
 from collections.abc import Collection
 
 from parallel_fixedram.core.errors import HostError, RequestError
+from parallel_fixedram.core.observer import SILENT, Observer
 from parallel_fixedram.core.shards import plan_shards
 from parallel_fixedram.engine.pages.bitmaps import shared_words
 from parallel_fixedram.engine.pages.digest import DigestJob, write_trailer
 from parallel_fixedram.engine.workers.pool import WorkerPool
-from parallel_fixedram.engine.workers.progress import Progress, run_job
+from parallel_fixedram.engine.workers.progress import run_job
 from parallel_fixedram.format.trailer import TrailerLayout
 from parallel_fixedram.host import linux
 from parallel_fixedram.host.files.channel import FileChannel
@@ -24,14 +25,14 @@ from parallel_fixedram.image.image import Image
 from parallel_fixedram.image.stale import refuse_stale_pages, reopen_writable
 
 
-def add_trailer(image: Image, main: Collection[str], *, channels: int, progress: Progress | None = None) -> None:
+def add_trailer(image: Image, main: Collection[str], *, channels: int, observer: Observer = SILENT) -> None:
     """Add a trailer; the image has to be opened anew to see it.
 
     Args:
         image: a file that has none.
         main: names of the blocks that are main memory.
         channels: number of workers.
-        progress: called as shards are acknowledged.
+        observer: hears how far it is.
 
     Raises:
         RequestError: it has one already, or cannot have one.
@@ -66,7 +67,7 @@ def add_trailer(image: Image, main: Collection[str], *, channels: int, progress:
             with WorkerPool([job], channels) as pool:
                 size = image.file.page_size
                 run_job(
-                    pool, 0, plan_shards(present, workers=channels), phase="digest", page_size=size, progress=progress
+                    pool, 0, plan_shards(present, workers=channels), phase="digest", page_size=size, observer=observer
                 )
             clone.write(channel, channel, trailer.clone_offset)
             write_trailer(channel, trailer, image.blocks)

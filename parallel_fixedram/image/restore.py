@@ -24,6 +24,7 @@ import numpy as np
 
 from parallel_fixedram.core.bitmap import PageBitmap, runs_of_ones, words_for
 from parallel_fixedram.core.errors import ContentsDiffer, RequestError
+from parallel_fixedram.core.observer import SILENT, Observer
 from parallel_fixedram.core.protocols import Channel
 from parallel_fixedram.core.report import Difference, RestoredBlock, RestoreReport, RestoreSeconds
 from parallel_fixedram.core.shards import Shard, plan_shards
@@ -41,7 +42,7 @@ from parallel_fixedram.engine.pages.window import (
 )
 from parallel_fixedram.engine.workers.messages import Tally
 from parallel_fixedram.engine.workers.pool import STALL_SECONDS, WorkerPool
-from parallel_fixedram.engine.workers.progress import Progress, run_job
+from parallel_fixedram.engine.workers.progress import run_job
 from parallel_fixedram.format.mapped_ram import SavedBlock
 from parallel_fixedram.host.files.channel import FileChannel
 from parallel_fixedram.host.memory.ram_target import RamTarget
@@ -129,7 +130,7 @@ def restore(
     *,
     channels: int = 1,
     check_digests: bool = False,
-    progress: Progress | None = None,
+    observer: Observer = SILENT,
     stall_seconds: float = STALL_SECONDS,
 ) -> RestoreReport:
     """Fill guest RAM from a file.
@@ -139,7 +140,7 @@ def restore(
         destinations: by block name; blocks of the file that are not named are left out, and the report says so.
         channels: number of workers.
         check_digests: hold every page against its digest as it passes; heads and bitmaps are checked in any case.
-        progress: called as shards are acknowledged.
+        observer: hears how far it is.
         stall_seconds: how long a worker may move no byte.
 
     Raises:
@@ -175,7 +176,7 @@ def restore(
         with WorkerPool([RestoreJob(image, parts, direct)], channels, stall_seconds=stall_seconds) as pool:
             shards = plan_shards([part.work for part in parts], workers=channels)
             size = image.file.page_size
-            tally = run_job(pool, 0, shards, phase="restore", page_size=size, progress=progress)
+            tally = run_job(pool, 0, shards, phase="restore", page_size=size, observer=observer)
         _check(image, parts, tally, [target.path for target in targets if not target.is_new])
         for target in targets:
             target.keep()

@@ -15,6 +15,7 @@ from collections.abc import Mapping, Sequence
 
 from parallel_fixedram.core.bitmap import PageBitmap
 from parallel_fixedram.core.errors import RequestError
+from parallel_fixedram.core.observer import SILENT, Observer
 from parallel_fixedram.core.protocols import GuestBlock
 from parallel_fixedram.core.report import Difference, VerifyReport
 from parallel_fixedram.core.shards import Shard
@@ -22,7 +23,6 @@ from parallel_fixedram.engine.pages.digest import range_digest
 from parallel_fixedram.engine.pages.window import WindowReader, windows
 from parallel_fixedram.engine.workers.messages import Tally
 from parallel_fixedram.engine.workers.pool import WorkerPool
-from parallel_fixedram.engine.workers.progress import Progress
 from parallel_fixedram.engine.workers.worker import Job
 from parallel_fixedram.format.mapped_ram import SavedBlock
 from parallel_fixedram.format.trailer import DIGEST_BYTES, Trailer
@@ -64,7 +64,7 @@ def verify(
     ram: Mapping[str, GuestBlock] | None = None,
     loaded_by: str | None = None,
     channels: int = 1,
-    progress: Progress | None = None,
+    observer: Observer = SILENT,
 ) -> VerifyReport:
     """Verify an open file.
 
@@ -74,7 +74,7 @@ def verify(
         ram: live RAM to compare blocks with, by block name; it has to stand still meanwhile.
         loaded_by: the program that has loaded the file into that RAM, if one has.
         channels: number of workers.
-        progress: called as shards are acknowledged.
+        observer: hears how far it is.
 
     Returns:
         What was found; ``ok`` tells whether that is nothing.
@@ -96,7 +96,7 @@ def verify(
         checks = _Checks(
             image, pairs, digests=bool(trailer) and not quick, slots=not quick, ram=_LOADED if loaded_by else _RAM
         )
-        bad_pages, stale_pages = checks.run(channels, progress)
+        bad_pages, stale_pages = checks.run(channels, observer)
         differences += checks.differences
     return VerifyReport(
         file=image.path,
@@ -135,14 +135,14 @@ class _Checks:
             compare_job = CompareJob([(FileSide(image, saved), side) for saved, side in pairs])
             self._jobs.append((ram, compare_job, compare_job.work, [saved for saved, _ in pairs]))
 
-    def run(self, channels: int, progress: Progress | None) -> tuple[int, int | None]:
+    def run(self, channels: int, observer: Observer) -> tuple[int, int | None]:
         """Run them; returns the number of bad pages, and of stale ones if they were looked for."""
         bad, stale = 0, None
         with WorkerPool([job for _, job, _, _ in self._jobs], channels) as pool:
             for index, (what, _, work, blocks) in enumerate(self._jobs):
                 size = self._image.file.page_size
                 tally = run_check(
-                    pool, index, work, channels=channels, phase=_PHASES[what], page_size=size, progress=progress
+                    pool, index, work, channels=channels, phase=_PHASES[what], page_size=size, observer=observer
                 )
                 if what == _SLOTS:
                     stale = tally.bad_pages
