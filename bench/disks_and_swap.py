@@ -32,7 +32,7 @@ from support.tight_memory import group, swap
 
 from parallel_fixedram import app
 from parallel_fixedram.core.errors import FixedRamError
-from parallel_fixedram.core.report import SaveReport
+from parallel_fixedram.core.reports.save import SaveReport
 from parallel_fixedram.core.units import GIB, MIB
 from parallel_fixedram.experiments.boot_sector import boot_image
 from parallel_fixedram.host import linux

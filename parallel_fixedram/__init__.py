@@ -45,17 +45,14 @@ if TYPE_CHECKING:
     from parallel_fixedram.core.profiles import Profile
     from parallel_fixedram.core.protocols import Channel, DirtySource, GuestBlock, Machine, PageSource
     from parallel_fixedram.core.ramblock import PageRange, RAMBlock
-    from parallel_fixedram.core.report import (
-        BootReport,
-        DiffReport,
-        GuestsReport,
-        PlanReport,
-        RestoreReport,
-        SaveReport,
-        VerifyReport,
-        from_json,
-        to_json,
-    )
+    from parallel_fixedram.core.reports.boot import BootReport
+    from parallel_fixedram.core.reports.diff import DiffReport
+    from parallel_fixedram.core.reports.guests import GuestsReport
+    from parallel_fixedram.core.reports.plan import PlanReport
+    from parallel_fixedram.core.reports.restore import RestoreReport
+    from parallel_fixedram.core.reports.save import SaveReport
+    from parallel_fixedram.core.reports.verify import VerifyReport
+    from parallel_fixedram.core.schemas import from_json, to_json
 
 __all__ = [
     "BootReport",
@@ -139,17 +136,14 @@ _HOMES = {
     ),
     "core.protocols": ("Channel", "DirtySource", "GuestBlock", "Machine", "PageSource"),
     "core.ramblock": ("PageRange", "RAMBlock"),
-    "core.report": (
-        "BootReport",
-        "DiffReport",
-        "GuestsReport",
-        "PlanReport",
-        "RestoreReport",
-        "SaveReport",
-        "VerifyReport",
-        "from_json",
-        "to_json",
-    ),
+    "core.reports.boot": ("BootReport",),
+    "core.reports.diff": ("DiffReport",),
+    "core.reports.guests": ("GuestsReport",),
+    "core.reports.plan": ("PlanReport",),
+    "core.reports.restore": ("RestoreReport",),
+    "core.reports.save": ("SaveReport",),
+    "core.reports.verify": ("VerifyReport",),
+    "core.schemas": ("from_json", "to_json"),
 }
 
 

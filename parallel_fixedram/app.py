@@ -23,7 +23,11 @@ from parallel_fixedram.core.observer import SILENT, Observer
 from parallel_fixedram.core.profiles import TABLES, Profile
 from parallel_fixedram.core.protocols import GuestBlock, Machine
 from parallel_fixedram.core.qmp_address import qmp_socket
-from parallel_fixedram.core.report import DiffReport, PlanReport, RestoreReport, SaveReport, VerifyReport
+from parallel_fixedram.core.reports.diff import DiffReport
+from parallel_fixedram.core.reports.plan import PlanReport
+from parallel_fixedram.core.reports.restore import RestoreReport
+from parallel_fixedram.core.reports.save import SaveReport
+from parallel_fixedram.core.reports.verify import VerifyReport
 from parallel_fixedram.core.targets import RAM_ONLY_MACHINE
 from parallel_fixedram.core.uri import parse_uri
 from parallel_fixedram.core.words import choice

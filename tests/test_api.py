@@ -21,7 +21,7 @@ from parallel_fixedram.engine.tuning import calibrate
 from parallel_fixedram.host import linux
 
 SOURCE = Path(parallel_fixedram.__file__)
-SLOW_MODULES = ("numpy", "psutil", "rich", "xxhash")
+SLOW_MODULES = ("msgspec", "numpy", "psutil", "rich", "xxhash")
 
 
 def type_checking_imports():

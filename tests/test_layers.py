@@ -40,7 +40,7 @@ NOT_IN_CORE |= {
     "tempfile",
     "threading",
 }
-ALLOWED_IN_CORE = {"numpy"}
+ALLOWED_IN_CORE = {"msgspec", "numpy"}
 PURE_ENOUGH = {("errors", "os.strerror")}  # a look-up in a table of libc's
 
 

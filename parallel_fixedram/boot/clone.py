@@ -25,7 +25,7 @@ from parallel_fixedram.boot.taken import refuse_shared_sockets
 from parallel_fixedram.core.errors import RequestError
 from parallel_fixedram.core.observer import SILENT, Observer
 from parallel_fixedram.core.ramblock import TARGET_PAGE_SIZE
-from parallel_fixedram.core.report import BootReport, BootSeconds
+from parallel_fixedram.core.reports.boot import BootReport, BootSeconds
 from parallel_fixedram.engine.workers.pool import readers
 from parallel_fixedram.format.mapped_ram import SavedBlock
 from parallel_fixedram.image.add_trailer import add_trailer

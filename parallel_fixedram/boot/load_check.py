@@ -24,7 +24,7 @@ from parallel_fixedram.boot.restore import loaded_by_qemu
 from parallel_fixedram.core.errors import HostError, MachineError
 from parallel_fixedram.core.observer import SILENT, Observer
 from parallel_fixedram.core.protocols import GuestBlock
-from parallel_fixedram.core.report import VerifyReport
+from parallel_fixedram.core.reports.verify import VerifyReport
 from parallel_fixedram.engine.workers.pool import readers
 from parallel_fixedram.host.memory.process_memory import open_process_memory
 from parallel_fixedram.image.image import Image, open_image

@@ -28,7 +28,7 @@ from parallel_fixedram.core.capabilities import capabilities_for_restore, valida
 from parallel_fixedram.core.errors import RequestError
 from parallel_fixedram.core.observer import SILENT, Observer
 from parallel_fixedram.core.profiles import Profile
-from parallel_fixedram.core.report import BootReport, BootSeconds
+from parallel_fixedram.core.reports.boot import BootReport, BootSeconds
 from parallel_fixedram.core.words import choice
 from parallel_fixedram.format.mapped_ram import SavedBlock
 from parallel_fixedram.host.files.page_cache import is_cold, takes_direct_io

@@ -12,7 +12,7 @@ from parallel_fixedram.core.schemas import stamped
 
 if TYPE_CHECKING:
     from parallel_fixedram.boot.plan import Boot
-    from parallel_fixedram.core.report import BootReport
+    from parallel_fixedram.core.reports.boot import BootReport
 
 
 def add_boot_options(parser: Any) -> None:
@@ -41,7 +41,7 @@ def show(args: argparse.Namespace, report: BootReport) -> None:
     Raises:
         HostError: it cannot be printed; says which guests run now.
     """
-    from parallel_fixedram.core.report import to_json
+    from parallel_fixedram.core.schemas import to_json
 
     for note in (*report.changes, *report.notes):
         output.warn(f"note: {note}")

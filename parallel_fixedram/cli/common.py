@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from parallel_fixedram.app import RamFile
     from parallel_fixedram.core.observer import Observer
     from parallel_fixedram.core.protocols import Machine
-    from parallel_fixedram.core.report import ChoiceReport
+    from parallel_fixedram.core.reports.choice import ChoiceReport
 
 _RAM_OPTION = re.compile(r",(offset|size)=([^,]*)$")
 

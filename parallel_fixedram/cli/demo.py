@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     import tempfile
 
     from parallel_fixedram.app import GuestProcess
-    from parallel_fixedram.core.report import SaveReport
+    from parallel_fixedram.core.reports.save import SaveReport
 
 CHANNELS = (1, 2, 4)
 LIVE_ROUNDS = 6
@@ -57,7 +57,7 @@ def _size(text: str) -> int:
 def run(args: argparse.Namespace) -> int:
     """Carry out the verb; returns the exit code."""
     from parallel_fixedram import app
-    from parallel_fixedram.core.report import to_json
+    from parallel_fixedram.core.schemas import to_json
 
     def say(line: str) -> None:
         if not args.json:

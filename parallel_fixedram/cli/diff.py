@@ -10,7 +10,7 @@ from parallel_fixedram.cli.progress import shown
 from parallel_fixedram.core.units import format_count, format_size
 
 if TYPE_CHECKING:
-    from parallel_fixedram.core.report import DiffReport, NotCompared
+    from parallel_fixedram.core.reports.diff import DiffReport, NotCompared
 
 MAX_LINES = 1000
 """Most ranges that are printed; --json has all of them."""
@@ -38,7 +38,7 @@ def register(subparsers: common.Subparsers[Any]) -> None:
 def run(args: argparse.Namespace) -> int:
     """Carry out the verb; returns the exit code."""
     from parallel_fixedram import app
-    from parallel_fixedram.core.report import to_json
+    from parallel_fixedram.core.schemas import to_json
 
     with shown() as progress:
         report = app.diff(args.file_a, args.file_b, observer=progress)

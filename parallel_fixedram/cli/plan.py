@@ -10,7 +10,7 @@ from parallel_fixedram.cli.progress import shown
 from parallel_fixedram.core.units import format_count, format_size
 
 if TYPE_CHECKING:
-    from parallel_fixedram.core.report import PlanReport
+    from parallel_fixedram.core.reports.plan import PlanReport
 
 _EXAMPLES = """  parallel-fixedram plan /tmp/guest.mr --guest random,size=256MiB \\
       --channels auto --experimental-multifd
@@ -39,7 +39,7 @@ def register(subparsers: common.Subparsers[Any]) -> None:
 def run(args: argparse.Namespace) -> int:
     """Carry out the verb; returns the exit code."""
     from parallel_fixedram import app
-    from parallel_fixedram.core.report import to_json
+    from parallel_fixedram.core.schemas import to_json
 
     with shown() as progress:
         machine = common.source(args, progress=progress)

@@ -25,7 +25,7 @@ from parallel_fixedram.core.units import format_size
 if TYPE_CHECKING:
     from rich.progress import Progress, TaskID
 
-    from parallel_fixedram.core.report import ShardTrace
+    from parallel_fixedram.core.reports.save import ShardTrace
 
 PROGRESS_AFTER_SECONDS = 1.0
 """What takes less time than this has no bar."""

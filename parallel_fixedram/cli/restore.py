@@ -50,7 +50,7 @@ def run(args: argparse.Namespace) -> int:
     if args.command is not None:
         return _start(args)
     from parallel_fixedram import app
-    from parallel_fixedram.core.report import to_json
+    from parallel_fixedram.core.schemas import to_json
 
     for option in ("shared", "paused", "run_dir", "print"):
         if getattr(args, option):

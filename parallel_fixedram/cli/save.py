@@ -15,7 +15,7 @@ from parallel_fixedram.core.uri import parse_uri
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from parallel_fixedram.core.report import SaveReport, ShardTrace
+    from parallel_fixedram.core.reports.save import SaveReport, ShardTrace
 
 MAX_ROUNDS = 16
 _WORTH_A_LINE_SECONDS = 0.05
@@ -80,7 +80,7 @@ def register(subparsers: common.Subparsers[Any]) -> None:
 def run(args: argparse.Namespace) -> int:
     """Carry out the verb; returns the exit code."""
     from parallel_fixedram import app
-    from parallel_fixedram.core.report import to_json
+    from parallel_fixedram.core.schemas import to_json
 
     progress = shown()
     machine = common.source(args, running=args.live, progress=progress)

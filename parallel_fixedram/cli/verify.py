@@ -11,7 +11,7 @@ from parallel_fixedram.core.errors import RequestError
 from parallel_fixedram.core.units import format_size
 
 if TYPE_CHECKING:
-    from parallel_fixedram.core.report import VerifyReport
+    from parallel_fixedram.core.reports.verify import VerifyReport
 
 MAX_LINES = 20
 """Most differences that are printed; --json has more of them."""
@@ -53,7 +53,7 @@ def register(subparsers: common.Subparsers[Any]) -> None:
 def run(args: argparse.Namespace) -> int:
     """Carry out the verb; returns the exit code."""
     from parallel_fixedram import app
-    from parallel_fixedram.core.report import to_json
+    from parallel_fixedram.core.schemas import to_json
 
     if args.load:
         report = _load(args)

@@ -111,6 +111,9 @@ def _empty(scenario: Scenario, folder: str) -> RunSet:
             "kernel": platform.release(),
         },
         host=machine_facts(folder),
+        order=(),
+        missing=(),
+        cases=(),
     )
 
 

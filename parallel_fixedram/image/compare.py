@@ -12,7 +12,8 @@ from parallel_fixedram.core.bitmap import PageBitmap, runs_of_ones, words_for
 from parallel_fixedram.core.observer import SILENT, Observer
 from parallel_fixedram.core.protocols import Pages, PageSource
 from parallel_fixedram.core.ramblock import PageRange
-from parallel_fixedram.core.report import Difference, DiffReport, NotCompared
+from parallel_fixedram.core.reports.diff import DiffReport, NotCompared
+from parallel_fixedram.core.reports.difference import Difference
 from parallel_fixedram.core.shards import Shard, plan_shards
 from parallel_fixedram.engine.pages.bitmaps import shared_words
 from parallel_fixedram.engine.pages.window import WINDOW_PAGES, Window, WindowReader, windows

@@ -19,7 +19,7 @@ import numpy as np
 from parallel_fixedram.core.bitmap import WORD_BYTES, WORD_PAGES, PageBitmap, tail_mask, words_for
 from parallel_fixedram.core.errors import FormatError, RequestError
 from parallel_fixedram.core.ramblock import PageRange
-from parallel_fixedram.core.report import BlockReport
+from parallel_fixedram.core.reports.block import BlockReport
 from parallel_fixedram.core.schemas import stamped
 from parallel_fixedram.core.uri import parse_uri
 from parallel_fixedram.engine.pages.bitmaps import shared_words

@@ -26,7 +26,8 @@ from parallel_fixedram.core.bitmap import PageBitmap, runs_of_ones, words_for
 from parallel_fixedram.core.errors import ContentsDiffer, RequestError
 from parallel_fixedram.core.observer import SILENT, Observer
 from parallel_fixedram.core.protocols import Channel
-from parallel_fixedram.core.report import Difference, RestoredBlock, RestoreReport, RestoreSeconds
+from parallel_fixedram.core.reports.difference import Difference
+from parallel_fixedram.core.reports.restore import RestoredBlock, RestoreReport, RestoreSeconds
 from parallel_fixedram.core.shards import Shard, plan_shards
 from parallel_fixedram.core.units import format_count
 from parallel_fixedram.engine.pages.bitmaps import shared_words

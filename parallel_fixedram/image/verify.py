@@ -17,7 +17,8 @@ from parallel_fixedram.core.bitmap import PageBitmap
 from parallel_fixedram.core.errors import RequestError
 from parallel_fixedram.core.observer import SILENT, Observer
 from parallel_fixedram.core.protocols import GuestBlock
-from parallel_fixedram.core.report import Difference, VerifyReport
+from parallel_fixedram.core.reports.difference import Difference
+from parallel_fixedram.core.reports.verify import VerifyReport
 from parallel_fixedram.core.shards import Shard
 from parallel_fixedram.engine.pages.digest import range_digest
 from parallel_fixedram.engine.pages.window import WindowReader, windows

@@ -8,7 +8,7 @@ import time
 from parallel_fixedram.core.bitmap import PageBitmap
 from parallel_fixedram.core.cost import Work
 from parallel_fixedram.core.protocols import Machine
-from parallel_fixedram.core.report import PlanReport
+from parallel_fixedram.core.reports.plan import PlanReport
 from parallel_fixedram.engine.pages.bitmaps import map_data
 from parallel_fixedram.engine.tuning.decide import decide
 from parallel_fixedram.engine.tuning.save_options import SaveOptions

@@ -26,13 +26,7 @@ from parallel_fixedram.core.bitmap import PageBitmap
 from parallel_fixedram.core.choice import Choice, DirectIO
 from parallel_fixedram.core.errors import DurabilityError, HostError, MachineChanged, MachineError, RequestError
 from parallel_fixedram.core.protocols import DirtySource, Machine
-from parallel_fixedram.core.report import (
-    RoundReport,
-    SaveBytes,
-    SaveReport,
-    SaveSeconds,
-    WorkerReport,
-)
+from parallel_fixedram.core.reports.save import RoundReport, SaveBytes, SaveReport, SaveSeconds, WorkerReport
 from parallel_fixedram.core.shards import Shard, plan_shards
 from parallel_fixedram.core.targets import recorded_page_bits
 from parallel_fixedram.engine.capture.pause import Pause

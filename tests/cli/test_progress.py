@@ -12,7 +12,7 @@ from parallel_fixedram.cli import progress as command_progress
 from parallel_fixedram.cli.main import VERBS, main
 from parallel_fixedram.cli.output import MANNER
 from parallel_fixedram.cli.progress import ProgressBar, ProgressLines, Shown
-from parallel_fixedram.core.report import ShardTrace
+from parallel_fixedram.core.reports.save import ShardTrace
 from parallel_fixedram.machines.builtin import child
 
 

@@ -10,7 +10,7 @@ from parallel_fixedram.core.bitmap import PageBitmap
 from parallel_fixedram.core.choice import DirectIO, Situation, Wishes, choose
 from parallel_fixedram.core.cost import ASSUMED, DeviceModel, Work
 from parallel_fixedram.core.ramblock import PageRange
-from parallel_fixedram.core.report import ChoiceReport
+from parallel_fixedram.core.reports.choice import ChoiceReport
 from parallel_fixedram.engine.tuning import calibrate
 from parallel_fixedram.engine.tuning import decide as decide_module
 from parallel_fixedram.engine.tuning.decide import Decision, decide

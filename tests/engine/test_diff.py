@@ -8,7 +8,8 @@ from support.sources import ScriptedGuest
 from support.streamwriter import Block, stream
 
 from parallel_fixedram.core.choice import DirectIO
-from parallel_fixedram.core.report import DiffReport, NotCompared, from_json, to_json
+from parallel_fixedram.core.reports.diff import DiffReport, NotCompared
+from parallel_fixedram.core.schemas import from_json, to_json
 from parallel_fixedram.engine.tuning.save_options import SaveOptions
 from parallel_fixedram.engine.workers import messages
 from parallel_fixedram.engine.workers.messages import Finding

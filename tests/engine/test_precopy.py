@@ -32,7 +32,7 @@ from parallel_fixedram.core.cost import DeviceModel
 from parallel_fixedram.core.errors import HostError, WorkerError
 from parallel_fixedram.core.protocols import Channel, GuestBlock, Pages
 from parallel_fixedram.core.ramblock import RAMBlock
-from parallel_fixedram.core.report import SaveReport
+from parallel_fixedram.core.reports.save import SaveReport
 from parallel_fixedram.core.units import MIB
 from parallel_fixedram.engine.pages.early_writeback import SHARE_OF_ROOM, EarlyWriteback
 from parallel_fixedram.engine.pages.precopy import KnownPages

@@ -16,7 +16,8 @@ from support.streamwriter import Block, stream
 
 from parallel_fixedram.core.choice import DirectIO
 from parallel_fixedram.core.errors import ContentsDiffer, FormatError, HostError, RequestError
-from parallel_fixedram.core.report import RestoreReport, from_json, to_json
+from parallel_fixedram.core.reports.restore import RestoreReport
+from parallel_fixedram.core.schemas import from_json, to_json
 from parallel_fixedram.engine.tuning.save_options import SaveOptions
 from parallel_fixedram.host.files.channel import FileChannel
 from parallel_fixedram.host.files.page_cache import cached_bytes, drop_from_cache, takes_direct_io

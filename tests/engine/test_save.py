@@ -18,8 +18,10 @@ from support.sources import ScriptedGuest, huge_file
 from parallel_fixedram.core.choice import WINDOW_PAGES_DIRECT, DirectIO
 from parallel_fixedram.core.cost import DeviceModel
 from parallel_fixedram.core.errors import CapabilityError, DurabilityError, FixedRamError, HostError, RequestError
+from parallel_fixedram.core.observer import Observer
 from parallel_fixedram.core.protocols import Channel
-from parallel_fixedram.core.report import SaveReport, from_json, to_json
+from parallel_fixedram.core.reports.save import SaveReport
+from parallel_fixedram.core.schemas import from_json, to_json
 from parallel_fixedram.core.units import GIB, MIB
 from parallel_fixedram.engine.pages.reserve import dense_runs
 from parallel_fixedram.engine.tuning import decide as decide_module
@@ -600,12 +602,13 @@ def test_private_memory_does_not_grow_with_ram(target: str, tmp_path: Path, scat
         children = psutil.Process().children()
         most = max(most, sum(child.memory_full_info().uss for child in children))
 
-    before = allocated_pages(fd)
+    before, observer = allocated_pages(fd), Observer()
+    observer.advanced = sample  # type: ignore[method-assign]
     with RamFiles([RamFile(idstr="ram", path=str(path))], name="raw") as machine:
         save(machine, target, replace(BUFFERED, channels=4), progress=sample)
         assert allocated_pages(fd) == before
         with Image(target) as image:
-            assert verify(image, ram={"ram": machine.guest_blocks()[0]}, channels=4, progress=sample).ok
+            assert verify(image, ram={"ram": machine.guest_blocks()[0]}, channels=4, observer=observer).ok
         assert allocated_pages(fd) == before
     os.close(fd)
     print(f"private memory of all workers: {most / MIB:.1f} MiB")

@@ -9,7 +9,7 @@ from support.pictures import PAGE, saved_picture
 from support.sources import ScriptedGuest
 
 from parallel_fixedram.core.choice import DirectIO
-from parallel_fixedram.core.report import SaveReport, ShardTrace
+from parallel_fixedram.core.reports.save import SaveReport, ShardTrace
 from parallel_fixedram.engine.tuning.save_options import SaveOptions
 from parallel_fixedram.image.image import Image
 from parallel_fixedram.verbs import save as save_module

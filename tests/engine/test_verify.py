@@ -10,7 +10,9 @@ from support.streamwriter import Block, stream
 
 from parallel_fixedram.core.choice import DirectIO
 from parallel_fixedram.core.errors import FormatError, RequestError
-from parallel_fixedram.core.report import Difference, VerifyReport, from_json, to_json
+from parallel_fixedram.core.reports.difference import Difference
+from parallel_fixedram.core.reports.verify import VerifyReport
+from parallel_fixedram.core.schemas import from_json, to_json
 from parallel_fixedram.engine.tuning.save_options import SaveOptions
 from parallel_fixedram.format.trailer import FOOTER_BYTES
 from parallel_fixedram.image.image import Image

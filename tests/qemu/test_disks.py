@@ -17,7 +17,7 @@ from support.qemu import QemuProcess, require_tool
 from support.qemu_saved import in_turn
 
 from parallel_fixedram import app
-from parallel_fixedram.core.report import SaveReport
+from parallel_fixedram.core.reports.save import SaveReport
 from parallel_fixedram.engine.capture import pause as pause_module
 from parallel_fixedram.experiments.boot_sector import disk_image
 from parallel_fixedram.machines.qemu import disks

@@ -67,6 +67,7 @@ def run_set(*cases: CaseResult, **fields: Any) -> RunSet:
         "commit": "0000000",
         "versions": VERSIONS,
         "host": HOST,
+        "order": (),
         **fields,
     }
     return RunSet(scenario=ScenarioFacts(**facts), cases=cases, missing=missing, **values)

@@ -10,7 +10,7 @@ from parallel_fixedram.core.bitmap import PageBitmap
 from parallel_fixedram.core.choice import Choice, DirectIO, Situation, choose
 from parallel_fixedram.core.cost import ASSUMED, DeviceModel, Work
 from parallel_fixedram.core.errors import HostError
-from parallel_fixedram.core.report import ChoiceReport
+from parallel_fixedram.core.reports.choice import ChoiceReport
 from parallel_fixedram.engine.tuning import calibrate
 from parallel_fixedram.engine.tuning.save_options import Durability, SaveOptions
 from parallel_fixedram.host.files.direct_channel import DirectChannel

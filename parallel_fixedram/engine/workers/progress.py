@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 
 from parallel_fixedram.core.bitmap import WORD_PAGES
 from parallel_fixedram.core.observer import SILENT, Observer
-from parallel_fixedram.core.report import ShardTrace
+from parallel_fixedram.core.reports.save import ShardTrace
 from parallel_fixedram.core.shards import Shard
 from parallel_fixedram.engine.workers.messages import ShardDone, Tally
 from parallel_fixedram.engine.workers.pool import OnDone, WorkerPool

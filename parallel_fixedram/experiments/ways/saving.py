@@ -13,7 +13,8 @@ from parallel_fixedram import app
 from parallel_fixedram.core.bitmap import PageBitmap
 from parallel_fixedram.core.errors import MachineError
 from parallel_fixedram.core.protocols import GuestBlock
-from parallel_fixedram.core.report import SaveReport, ShardTrace, to_json
+from parallel_fixedram.core.reports.save import SaveReport, ShardTrace
+from parallel_fixedram.core.schemas import to_json
 from parallel_fixedram.core.sequential import stream_bytes
 from parallel_fixedram.engine.tuning import calibrate
 from parallel_fixedram.experiments.process import Answer, Order
