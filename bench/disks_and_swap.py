@@ -30,7 +30,7 @@ from support.qemu import QemuProcess, Ram, boot_from
 from support.qemu_saved import migrate
 from support.tight_memory import group, swap
 
-from parallel_fixedram import app
+import parallel_fixedram
 from parallel_fixedram.core.errors import FixedRamError
 from parallel_fixedram.core.reports.save import SaveReport
 from parallel_fixedram.core.units import GIB, MIB
@@ -46,8 +46,8 @@ LIMIT, RAM, COLD = 100 * MIB, 176 * MIB, range(8 * MIB, 168 * MIB)
 def save(guest: QemuProcess, path: Path) -> SaveReport:
     """Ours, with two channels, into a new file."""
     path.unlink(missing_ok=True)
-    machine = functools.partial(app.open_qemu, str(guest.monitor_path))
-    return app.save(machine, str(path), channels=2, experimental_multifd=True)
+    machine = functools.partial(parallel_fixedram.open_qemu, str(guest.monitor_path))
+    return parallel_fixedram.save(machine, str(path), channels=2, experimental_multifd=True)
 
 
 def dirty(guest: QemuProcess, disk: Path, size: int) -> None:

@@ -13,24 +13,8 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from parallel_fixedram.app import (
-        Destination,
-        DirectIO,
-        Durability,
-        GuestSpec,
-        Image,
-        RamFile,
-        diff,
-        open_guest,
-        open_image,
-        open_qemu,
-        open_ram,
-        plan,
-        restore,
-        save,
-        verify,
-    )
-    from parallel_fixedram.boot import clone_guests, list_guests, restore_guest, stop_guests, verify_by_loading
+    from parallel_fixedram.app import plan, save
+    from parallel_fixedram.core.choice import DirectIO
     from parallel_fixedram.core.errors import (
         CapabilityError,
         ContentsDiffer,
@@ -42,17 +26,29 @@ if TYPE_CHECKING:
         RequestError,
         WorkerError,
     )
+    from parallel_fixedram.core.observer import Observer
     from parallel_fixedram.core.profiles import Profile
     from parallel_fixedram.core.protocols import Channel, DirtySource, GuestBlock, Machine, PageSource
     from parallel_fixedram.core.ramblock import PageRange, RAMBlock
     from parallel_fixedram.core.reports.boot import BootReport
     from parallel_fixedram.core.reports.diff import DiffReport
     from parallel_fixedram.core.reports.guests import GuestsReport
+    from parallel_fixedram.core.reports.inspect import InspectQemuReport, InspectReport
     from parallel_fixedram.core.reports.plan import PlanReport
     from parallel_fixedram.core.reports.restore import RestoreReport
     from parallel_fixedram.core.reports.save import SaveReport
     from parallel_fixedram.core.reports.verify import VerifyReport
     from parallel_fixedram.core.schemas import from_json, to_json
+    from parallel_fixedram.engine.tuning.save_options import Durability
+    from parallel_fixedram.verbs.clone import clone
+    from parallel_fixedram.verbs.diff import diff
+    from parallel_fixedram.verbs.guests import list_guests, stop_guests
+    from parallel_fixedram.verbs.inspect import inspect, inspect_qemu
+    from parallel_fixedram.verbs.open import GuestSpec, Image, RamFile, open_guest, open_image, open_qemu, open_ram
+    from parallel_fixedram.verbs.restore import Destination, restore
+    from parallel_fixedram.verbs.restore_guest import restore_guest
+    from parallel_fixedram.verbs.verify import verify
+    from parallel_fixedram.verbs.verify_by_loading import verify_by_loading
 
 __all__ = [
     "BootReport",
@@ -72,8 +68,11 @@ __all__ = [
     "GuestsReport",
     "HostError",
     "Image",
+    "InspectQemuReport",
+    "InspectReport",
     "Machine",
     "MachineError",
+    "Observer",
     "PageRange",
     "PageSource",
     "PlanReport",
@@ -85,9 +84,11 @@ __all__ = [
     "SaveReport",
     "VerifyReport",
     "WorkerError",
-    "clone_guests",
+    "clone",
     "diff",
     "from_json",
+    "inspect",
+    "inspect_qemu",
     "list_guests",
     "open_guest",
     "open_image",
@@ -104,25 +105,8 @@ __all__ = [
 ]
 
 _HOMES = {
-    "app": (
-        "Destination",
-        "DirectIO",
-        "Durability",
-        "GuestSpec",
-        "Image",
-        "RamFile",
-        "diff",
-        "open_guest",
-        "open_image",
-        "open_qemu",
-        "open_ram",
-        "plan",
-        "restore",
-        "save",
-        "verify",
-    ),
-    "boot": ("clone_guests", "list_guests", "restore_guest", "stop_guests", "verify_by_loading"),
-    "core.profiles": ("Profile",),
+    "app": ("plan", "save"),
+    "core.choice": ("DirectIO",),
     "core.errors": (
         "CapabilityError",
         "ContentsDiffer",
@@ -134,16 +118,29 @@ _HOMES = {
         "RequestError",
         "WorkerError",
     ),
+    "core.observer": ("Observer",),
+    "core.profiles": ("Profile",),
     "core.protocols": ("Channel", "DirtySource", "GuestBlock", "Machine", "PageSource"),
     "core.ramblock": ("PageRange", "RAMBlock"),
     "core.reports.boot": ("BootReport",),
     "core.reports.diff": ("DiffReport",),
     "core.reports.guests": ("GuestsReport",),
+    "core.reports.inspect": ("InspectQemuReport", "InspectReport"),
     "core.reports.plan": ("PlanReport",),
     "core.reports.restore": ("RestoreReport",),
     "core.reports.save": ("SaveReport",),
     "core.reports.verify": ("VerifyReport",),
     "core.schemas": ("from_json", "to_json"),
+    "engine.tuning.save_options": ("Durability",),
+    "verbs.clone": ("clone",),
+    "verbs.diff": ("diff",),
+    "verbs.guests": ("list_guests", "stop_guests"),
+    "verbs.inspect": ("inspect", "inspect_qemu"),
+    "verbs.open": ("GuestSpec", "Image", "RamFile", "open_guest", "open_image", "open_qemu", "open_ram"),
+    "verbs.restore": ("Destination", "restore"),
+    "verbs.restore_guest": ("restore_guest",),
+    "verbs.verify": ("verify",),
+    "verbs.verify_by_loading": ("verify_by_loading",),
 }
 
 

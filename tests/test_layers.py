@@ -18,11 +18,11 @@ MAY_IMPORT = {
     "engine": {"core", "format", "host", "engine"},
     "image": {"core", "format", "host", "engine", "image"},
     "boot": {"core", "format", "host", "machines", "engine", "image", "boot"},
-    "verbs": {"core", "format", "host", "machines", "engine", "image", "verbs"},
+    "verbs": {"core", "format", "host", "machines", "engine", "image", "boot", "verbs"},
     "app": {"core", "format", "host", "machines", "engine", "image", "verbs"},
     "experiments": {"core", "format", "host", "machines", "engine", "image", "boot", "verbs", "app", "experiments"},
-    "cli": {"app", "boot", "core", "cli", "experiments"},
-    "__init__": {"app", "boot", "core"},
+    "cli": {"app", "core", "cli", "experiments", "verbs"},
+    "__init__": {"app", "core", "engine", "verbs"},
     "__main__": {"cli"},
 }
 PURE = {"core", "format"}

@@ -11,8 +11,8 @@ from parallel_fixedram.core.errors import HostError
 from parallel_fixedram.core.schemas import stamped
 
 if TYPE_CHECKING:
-    from parallel_fixedram.boot.plan import Boot
     from parallel_fixedram.core.reports.boot import BootReport
+    from parallel_fixedram.verbs.restore_guest import Boot
 
 
 def add_boot_options(parser: Any) -> None:

@@ -50,7 +50,7 @@ def register(subparsers: common.Subparsers[Any]) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Carry out the verb; returns the exit code."""
-    from parallel_fixedram.boot import clone_guests, plan_clone
+    from parallel_fixedram.verbs.clone import clone, plan_clone
 
     if args.command is None:
         raise RequestError("a QEMU command line is needed, behind --", hint="see parallel-fixedram clone --help")
@@ -62,7 +62,7 @@ def run(args: argparse.Namespace) -> int:
         boot.show_plan(args, plan_clone(args.file, args.command, count=args.count, paused=args.paused))
         return 0
     with shown() as progress:
-        report = clone_guests(
+        report = clone(
             args.file,
             args.command,
             count=args.count,

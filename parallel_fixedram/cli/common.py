@@ -20,10 +20,10 @@ from parallel_fixedram.core.units import format_count, parse_size
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from parallel_fixedram.app import RamFile
     from parallel_fixedram.core.observer import Observer
     from parallel_fixedram.core.protocols import Machine
     from parallel_fixedram.core.reports.choice import ChoiceReport
+    from parallel_fixedram.verbs.open import RamFile
 
 _RAM_OPTION = re.compile(r",(offset|size)=([^,]*)$")
 
@@ -128,7 +128,7 @@ def add_choice_options(parser: Any) -> None:
 
 
 def choice_arguments(args: argparse.Namespace) -> dict[str, Any]:
-    """The options of ``add_choice_options`` as keyword arguments of ``app.save`` and ``app.plan``."""
+    """The options of ``add_choice_options`` as keyword arguments of ``save`` and ``plan``."""
     return {name: getattr(args, name) for name in ("direct_io", "gap_pages", "shard_pages", "calibrate")}
 
 
@@ -169,7 +169,7 @@ def add_gate_options(parser: Any, *, auto: bool = False) -> None:
 
 
 def gate_arguments(args: argparse.Namespace) -> dict[str, Any]:
-    """The options of ``add_gate_options`` as keyword arguments of ``app.save`` and ``app.restore``."""
+    """The options of ``add_gate_options`` as keyword arguments of ``save`` and ``restore``."""
     return {
         "channels": args.channels,
         "experimental_multifd": args.experimental_multifd,
@@ -216,14 +216,14 @@ class RamOption:
     length: int | None
 
     def ram_file(self) -> RamFile:
-        """The value that ``app.open_ram`` takes."""
-        from parallel_fixedram.app import RamFile
+        """The value that ``open_ram`` takes."""
+        from parallel_fixedram.verbs.open import RamFile
 
         return RamFile(idstr=self.idstr, path=self.path, offset=self.offset, length=self.length)
 
 
 def qmp_arguments(args: argparse.Namespace) -> dict[str, Any]:
-    """The options of ``add_qmp_options`` as keyword arguments of ``app.open_qemu``.
+    """The options of ``add_qmp_options`` as keyword arguments of ``open_qemu``.
 
     Raises:
         RequestError: they are given without ``--qmp``, or that is not a unix socket.
@@ -265,7 +265,7 @@ def source(args: argparse.Namespace, *, running: bool = False, progress: Observe
     Raises:
         RequestError: none, or more than one.
     """
-    from parallel_fixedram import app
+    from parallel_fixedram.verbs.open import open_guest, open_qemu, open_ram
 
     if sum(map(bool, (args.guest, args.qmp, args.ram))) != 1:
         raise RequestError("exactly one source is needed: --guest SPEC, --qmp SOCKET or --ram IDSTR=PATH")
@@ -273,10 +273,10 @@ def source(args: argparse.Namespace, *, running: bool = False, progress: Observe
 
     def machine() -> Machine:
         if args.guest:
-            return app.open_guest(args.guest, running=running, observer=progress)
+            return open_guest(args.guest, running=running, observer=progress)
         if args.qmp:
-            return app.open_qemu(args.qmp, **qmp)
-        return app.open_ram([option.ram_file() for option in args.ram])
+            return open_qemu(args.qmp, **qmp)
+        return open_ram([option.ram_file() for option in args.ram])
 
     return machine
 

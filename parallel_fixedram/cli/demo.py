@@ -20,8 +20,8 @@ from parallel_fixedram.core.units import format_rate, format_size, parse_size
 if TYPE_CHECKING:
     import tempfile
 
-    from parallel_fixedram.app import GuestProcess
     from parallel_fixedram.core.reports.save import SaveReport
+    from parallel_fixedram.verbs.open import GuestProcess
 
 CHANNELS = (1, 2, 4)
 LIVE_ROUNDS = 6
@@ -56,8 +56,8 @@ def _size(text: str) -> int:
 
 def run(args: argparse.Namespace) -> int:
     """Carry out the verb; returns the exit code."""
-    from parallel_fixedram import app
     from parallel_fixedram.core.schemas import to_json
+    from parallel_fixedram.verbs.open import open_guest
 
     def say(line: str) -> None:
         if not args.json:
@@ -71,7 +71,7 @@ def run(args: argparse.Namespace) -> int:
         refusal = _refusal(os.path.join(folder, "refused"))
         say(f"1. fixed-ram with multifd: refused, as by QEMU: {refusal!r}")
         with shown() as progress:
-            guest = app.open_guest(f"hot,size={args.size},fraction=0.5,seed=1,rate=512MiB", observer=progress)
+            guest = open_guest(f"hot,size={args.size},fraction=0.5,seed=1,rate=512MiB", observer=progress)
         with guest:
             guest.run(200)
             say(f"2. guest {guest.pid} has {format_size(args.size)} of RAM and dirtied half of it; saved to {folder}")
@@ -127,14 +127,16 @@ def _no_machine() -> GuestProcess:
 def _save_and_restore(guest: GuestProcess, folder: str, channels: int) -> SaveReport:
     """Save, restore, verify, and compare both RAMs with the file; returns what the save reported."""
     from parallel_fixedram import app
+    from parallel_fixedram.verbs.restore import restore
+    from parallel_fixedram.verbs.verify import verify
 
     path = os.path.join(folder, "guest.mr")
     report = app.save(guest, path, channels=channels, experimental_multifd=True, overwrite=True)
     block = report.blocks[0]
     with _memory(block.used_length) as copy:
-        app.restore(path, {block.idstr: copy}, channels=channels, experimental_multifd=True)
+        restore(path, {block.idstr: copy}, channels=channels, experimental_multifd=True)
         for what, ram in (("the guest's RAM", f"/proc/self/fd/{guest.memfd}"), ("what was restored", copy)):
-            if not app.verify(path, ram={block.idstr: ram}).ok:
+            if not verify(path, ram={block.idstr: ram}).ok:
                 raise ContentsDiffer(f"{path!r} differs from {what}")
     return report
 
@@ -168,12 +170,13 @@ def _check_room(folder: str, size: int) -> None:
 def _save_live(guest: GuestProcess, folder: str) -> SaveReport:
     """Save while the guest goes on dirtying its RAM."""
     from parallel_fixedram import app
+    from parallel_fixedram.verbs.verify import verify
 
     guest.start()
     path = os.path.join(folder, "live.mr")
     report = app.save(guest, path, channels=2, experimental_multifd=True, live=True, max_rounds=LIVE_ROUNDS)
     guest.pause()
-    if not app.verify(path).ok:
+    if not verify(path).ok:
         raise ContentsDiffer(f"{path!r} is not what it says it is")
     return report
 

@@ -37,11 +37,11 @@ def register(subparsers: common.Subparsers[Any]) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Carry out the verb; returns the exit code."""
-    from parallel_fixedram import app
     from parallel_fixedram.core.schemas import to_json
+    from parallel_fixedram.verbs.diff import diff
 
     with shown() as progress:
-        report = app.diff(args.file_a, args.file_b, observer=progress)
+        report = diff(args.file_a, args.file_b, observer=progress)
     if args.json:
         output.print_json(to_json(report))
         return 0 if report.equal else 1

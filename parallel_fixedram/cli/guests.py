@@ -47,8 +47,8 @@ def register(subparsers: common.Subparsers[Any]) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Carry out the verb; returns the exit code."""
-    from parallel_fixedram.boot import list_guests, stop_guests
     from parallel_fixedram.core.schemas import to_json
+    from parallel_fixedram.verbs.guests import list_guests, stop_guests
 
     if args.action == "stop":
         report = stop_guests(args.names, everything=args.all)

@@ -52,8 +52,8 @@ def register(subparsers: common.Subparsers[Any]) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Carry out the verb; returns the exit code."""
-    from parallel_fixedram import app
     from parallel_fixedram.core.schemas import to_json
+    from parallel_fixedram.verbs.verify import verify
 
     if args.load:
         report = _load(args)
@@ -61,7 +61,7 @@ def run(args: argparse.Namespace) -> int:
         raise RequestError("--run-dir needs --load, and a QEMU command line behind --")
     else:
         with shown() as progress:
-            report = app.verify(
+            report = verify(
                 args.file, quick=args.quick, ram=[option.ram_file() for option in args.ram], observer=progress
             )
     if args.json:
@@ -75,7 +75,7 @@ def run(args: argparse.Namespace) -> int:
 
 def _load(args: argparse.Namespace) -> VerifyReport:
     """Have a QEMU load the file."""
-    from parallel_fixedram.boot import verify_by_loading
+    from parallel_fixedram.verbs.verify_by_loading import verify_by_loading
 
     if args.command is None:
         raise RequestError("--load needs a QEMU command line, behind --", hint="see parallel-fixedram verify --help")

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from support.qemu_files import SavedGuest
 
-from parallel_fixedram import app
+import parallel_fixedram
 from parallel_fixedram.machines.ram_files import RamFile, RamFiles
 
 
@@ -15,7 +15,7 @@ class SavedMachine(RamFiles):
     """The stopped guest of a file by QEMU: RAM from raw copies, device sections out of that file."""
 
     def __init__(self, saved: SavedGuest) -> None:
-        with app.open_image(saved.uri) as image:
+        with parallel_fixedram.open_image(saved.uri) as image:
             file = image.file
         blocks = [RamFile(idstr=name, path=str(raw)) for name, raw in saved.blocks.items()]
         super().__init__(blocks, name=file.configuration.machine)
@@ -29,5 +29,5 @@ class SavedMachine(RamFiles):
 def compose(saved: SavedGuest, path: Path) -> SavedGuest:
     """The same guest in a file by our writer."""
     with SavedMachine(saved) as machine:
-        app.save(machine, str(path), channels=4, experimental_multifd=True)
+        parallel_fixedram.save(machine, str(path), channels=4, experimental_multifd=True)
     return replace(saved, path=path, offset=0, capabilities=("mapped-ram",))

@@ -19,6 +19,7 @@ from parallel_fixedram.core.sequential import stream_bytes
 from parallel_fixedram.engine.tuning import calibrate
 from parallel_fixedram.experiments.process import Answer, Order
 from parallel_fixedram.machines.ram_files import RamFiles
+from parallel_fixedram.verbs.open import open_guest, open_qemu, open_ram
 
 _TOTALS = ("total", "pause")
 
@@ -55,11 +56,11 @@ def measure(order: Order, name_bystander: Callable[[int], None]) -> Answer:
     if order.rounds is not None:
         report, growth = _save_running(order, options, name_bystander)
     elif order.qmp is not None:
-        report = app.save(lambda: app.open_qemu(order.qmp or "", pid=order.pid), order.path, **options)
+        report = app.save(lambda: open_qemu(order.qmp or "", pid=order.pid), order.path, **options)
     elif order.dirty is not None:
         report = _save_dirtied(order, order.dirty, options)
     else:
-        with app.open_ram(order.ram) as machine:
+        with open_ram(order.ram) as machine:
             report = app.save(machine, order.path, **options)
     return Answer(
         seconds=_seconds(report, order),
@@ -104,7 +105,7 @@ def _save_running(
             with contextlib.suppress(FileNotFoundError):
                 allocated.append(os.stat(part).st_blocks * 512)
 
-    with app.open_guest(order.guest or "", running=True) as guest:
+    with open_guest(order.guest or "", running=True) as guest:
         name_bystander(guest.pid)
         report = app.save(guest, order.path, live=True, max_rounds=order.rounds or 1, progress=note, **options)
     growth = list(enumerate(allocated[: len(report.rounds) - 1], 1))
@@ -113,7 +114,7 @@ def _save_running(
 
 def _save_dirtied(order: Order, share: float, options: Mapping[str, Any]) -> SaveReport:
     """Save RAM that stands still in two rounds: all of it, then pages that are said to be dirty."""
-    with app.open_ram(order.ram) as ram:
+    with open_ram(order.ram) as ram:
         dirty = DirtyOnce(share, order.seed)
         report = app.save(Dirtied(ram, dirty), order.path, live=True, max_rounds=2, **options)
     if len(report.rounds) != 2 or report.rounds[1].dirty_pages != dirty.marked:
