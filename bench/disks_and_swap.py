@@ -36,7 +36,7 @@ from parallel_fixedram.core.reports.save import SaveReport
 from parallel_fixedram.core.units import GIB, MIB
 from parallel_fixedram.experiments.boot_sector import boot_image
 from parallel_fixedram.host import linux
-from parallel_fixedram.host.memory import page_source, process_memory
+from parallel_fixedram.host.memory import mapped_source, process_memory
 from parallel_fixedram.machines.qemu.machine import QemuMachine
 
 Sample = dict[str, Any]
@@ -110,12 +110,12 @@ def in_swap(folder: Path, backend: Literal["private", "memfd"], way: str) -> Sam
     """One save of a guest that is held to less memory than it has."""
     image = folder / "image"
     image.write_bytes(boot_image(first=MIB, end=3 * MIB, hz=50))
-    has_swap = page_source.has_swap if way == "ours" else lambda: False
+    has_swap = mapped_source.has_swap if way == "ours" else lambda: False
     with (
         swap(768 * MIB) as space,
         group("parallel-fixedram") as tight,
         QemuProcess(*boot_from(image), ram=Ram(RAM, backend), wrapper=tight.entry()) as guest,
-        mock.patch.object(page_source, "has_swap", has_swap),
+        mock.patch.object(mapped_source, "has_swap", has_swap),
         mock.patch.object(process_memory, "has_swap", has_swap),
     ):
         guest.wait_serial("C")

@@ -42,7 +42,7 @@ from parallel_fixedram.format.layout import FileLayout
 from parallel_fixedram.host import linux
 from parallel_fixedram.host.files.channel import FileChannel
 from parallel_fixedram.host.files.publish import PendingFile
-from parallel_fixedram.host.memory.page_source import CopiedSource
+from parallel_fixedram.host.memory.copied_source import CopiedSource
 from parallel_fixedram.image.image import Image
 from parallel_fixedram.image.verify import verify
 from parallel_fixedram.verbs import save as save_module

@@ -20,7 +20,8 @@ from parallel_fixedram.engine.pages.window import WINDOW_PAGES, merge_runs
 from parallel_fixedram.engine.pages.write import WriteJob
 from parallel_fixedram.engine.workers.messages import Tally
 from parallel_fixedram.format.layout import FileLayout
-from parallel_fixedram.host.memory.page_source import CopiedSource, MappedSource
+from parallel_fixedram.host.memory.copied_source import CopiedSource
+from parallel_fixedram.host.memory.mapped_source import MappedSource
 
 
 @dataclass

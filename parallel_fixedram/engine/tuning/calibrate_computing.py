@@ -21,7 +21,7 @@ from parallel_fixedram.engine.pages.precopy import KnownPages
 from parallel_fixedram.engine.pages.write import WriteJob
 from parallel_fixedram.format.layout import FileLayout
 from parallel_fixedram.host.files.channel import FileChannel
-from parallel_fixedram.host.memory.page_source import MappedSource
+from parallel_fixedram.host.memory.mapped_source import MappedSource
 
 _REPEATS = 3
 _DENSE_WINDOWS = 8

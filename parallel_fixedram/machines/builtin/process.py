@@ -29,8 +29,8 @@ from parallel_fixedram.core.protocols import GuestBlock
 from parallel_fixedram.core.ramblock import TARGET_PAGE_SIZE, RAMBlock
 from parallel_fixedram.core.units import format_size
 from parallel_fixedram.host.facts import memory_bytes
+from parallel_fixedram.host.memory.mapped_source import MappedSource
 from parallel_fixedram.host.memory.memory_limit import memory_until_killed
-from parallel_fixedram.host.memory.page_source import MappedSource
 from parallel_fixedram.host.processes import forked, signals
 from parallel_fixedram.machines.builtin import child
 from parallel_fixedram.machines.builtin.dirty_log import DirtyLog
