@@ -10,8 +10,8 @@ from dataclasses import dataclass, replace
 from parallel_fixedram.core.errors import HostError, RequestError
 from parallel_fixedram.core.units import format_size
 from parallel_fixedram.experiments import tools
+from parallel_fixedram.experiments.cases import Case
 from parallel_fixedram.experiments.qemu_guest import QemuGuest
-from parallel_fixedram.experiments.scenario import Case
 from parallel_fixedram.host.facts import memory_bytes
 from parallel_fixedram.machines.builtin.process import RAM_IDSTR
 from parallel_fixedram.machines.builtin.spec import GuestSpec
