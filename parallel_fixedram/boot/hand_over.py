@@ -30,10 +30,10 @@ class HandedOver:
 
     def report(
         self,
-        *,
         verb: str,
         image: Image,
         how: str,
+        *,
         verified: bool,
         started: float,
         channels: int = 1,

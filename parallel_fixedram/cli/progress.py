@@ -74,7 +74,7 @@ def shown() -> Shown:
 
 
 class ProgressLines(Shown):
-    """One JSON object an event and line on stderr; a stderr that is gone is no error.
+    """One JSON object an event and line on stderr.
 
     Args:
         clock: tells the time, seconds.
@@ -92,7 +92,7 @@ class ProgressLines(Shown):
         """Say that a phase begins (Observer.phase)."""
         self._tell_done()
         self._done, self._total, self._told = 0, total, 0
-        self._tell("phase", {"name": name, "total": total})
+        tell("phase", {"name": name, "total": total})
         self._next = self._clock() + LINE_SECONDS
 
     def advanced(self, size: int) -> None:
@@ -104,21 +104,23 @@ class ProgressLines(Shown):
 
     def shard(self, trace: ShardTrace) -> None:
         """Say who wrote what when (Observer.shard)."""
-        self._tell("shard", asdict(trace))
+        tell("shard", asdict(trace))
 
     def note(self, text: str) -> None:
         """Say it (Observer.note)."""
-        self._tell("note", {"text": text})
+        tell("note", {"text": text})
 
     def _tell_done(self) -> None:
         if self._done != self._told:
             self._told = self._done
-            self._tell("advanced", {"done": self._done, "total": self._total})
+            tell("advanced", {"done": self._done, "total": self._total})
 
-    def _tell(self, event: str, what: dict[str, Any]) -> None:
-        with contextlib.suppress(OSError):
-            sys.stderr.write(json.dumps(stamped("progress", {"event": event, **what})) + "\n")
-            sys.stderr.flush()
+
+def tell(event: str, what: dict[str, Any]) -> None:
+    """Print an event as a JSON object in a line on stderr; one that is gone is no error."""
+    with contextlib.suppress(OSError):
+        sys.stderr.write(json.dumps(stamped("progress", {"event": event, **what})) + "\n")
+        sys.stderr.flush()
 
 
 class ProgressBar(Shown):

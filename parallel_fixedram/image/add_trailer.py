@@ -38,13 +38,7 @@ def add_trailer(image: Image, main: Collection[str], *, channels: int, observer:
         RequestError: it has one already, or cannot have one.
         HostError: I/O; the file is as it was.
     """
-    if image.file.trailer is not None:
-        raise RequestError(f"{image.path!r} has a trailer already")
-    if len(image.blocks) < len(image.file.blocks):
-        raise RequestError(f"{image.path!r} does not hold all of its RAMBlocks")
-    for saved in image.blocks:
-        if max(saved.bitmap_end, saved.pages_end) > image.file.stream_end:
-            raise RequestError(f"{image.path!r} has block {saved.block.idstr!r} behind the end of its stream")
+    _require_place(image)
     refuse_stale_pages(image, image.blocks, channels=channels)
     clone = clone_stream_of(image, main)
     trailer = TrailerLayout.plan(
@@ -80,6 +74,17 @@ def add_trailer(image: Image, main: Collection[str], *, channels: int, observer:
             raise
     finally:
         linux.close(fd)
+
+
+def _require_place(image: Image) -> None:
+    """Refuse a file that has a trailer, or in which there is no place for one."""
+    if image.file.trailer is not None:
+        raise RequestError(f"{image.path!r} has a trailer already")
+    if len(image.blocks) < len(image.file.blocks):
+        raise RequestError(f"{image.path!r} does not hold all of its RAMBlocks")
+    for saved in image.blocks:
+        if max(saved.bitmap_end, saved.pages_end) > image.file.stream_end:
+            raise RequestError(f"{image.path!r} has block {saved.block.idstr!r} behind the end of its stream")
 
 
 def _resize(channel: FileChannel, size: int) -> None:

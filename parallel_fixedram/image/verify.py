@@ -67,7 +67,7 @@ def verify(
     channels: int = 1,
     observer: Observer = SILENT,
 ) -> VerifyReport:
-    """Verify an open file.
+    """Verify an open file; ``ok`` of the report tells whether nothing was found.
 
     Args:
         image: the file.
@@ -77,9 +77,6 @@ def verify(
         channels: number of workers.
         observer: hears how far it is.
 
-    Returns:
-        What was found; ``ok`` tells whether that is nothing.
-
     Raises:
         FormatError: the file contradicts itself.
         RequestError: RAM for a block that the file has not, or has with another length.
@@ -88,22 +85,18 @@ def verify(
     started = time.perf_counter()
     image.check_complete()
     pairs = _pairs(image, ram or {})
-    differences: list[Difference] = []
+    trailer = None if quick else image.file.trailer
+    differences = check_ranges(image, trailer) if trailer else []
     bad_pages, stale_pages = 0, None
-    trailer = image.file.trailer
-    if not quick or pairs:
-        if not quick and trailer:
-            differences += check_ranges(image, trailer)
-        checks = _Checks(
-            image, pairs, digests=bool(trailer) and not quick, slots=not quick, ram=_LOADED if loaded_by else _RAM
-        )
+    if pairs or not quick:
+        checks = _Checks(image, pairs, digests=bool(trailer), slots=not quick, ram=_LOADED if loaded_by else _RAM)
         bad_pages, stale_pages = checks.run(channels, observer)
         differences += checks.differences
     return VerifyReport(
         file=image.path,
         ok=not differences,
         quick=quick,
-        digests=trailer is not None and not quick,
+        digests=bool(trailer),
         ram=tuple(saved.block.idstr for saved, _ in pairs),
         loaded_by=loaded_by,
         ram_bytes=sum(saved.block.used_length for saved, _ in pairs),

@@ -75,14 +75,8 @@ def clone(
         _prepare(uri, line, punch=punch, add_clone_stream=add_clone_stream, observer=observer)
     with open_image(uri) as image:
         done = _clone(image, line, count, check_digests=check_digests, folder=folder, observer=observer)
-    return done.report(
-        verb="clone",
-        image=image,
-        how="copy-on-write, mapped from the file",
-        verified=check_digests,
-        started=started,
-        notes=(CLONES_SHARE,),
-    )
+    how = "copy-on-write, mapped from the file"
+    return done.report("clone", image, how, verified=check_digests, started=started, notes=(CLONES_SHARE,))
 
 
 def _clone(

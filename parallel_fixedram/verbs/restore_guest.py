@@ -34,6 +34,10 @@ from parallel_fixedram.image.restore import Destination, restore
 
 __all__ = ["Boot", "plan_restore", "restore_guest"]
 
+_SHARED = ("shared memory, filled by our workers", True)
+_PRIVATE = ("private memory, loaded by QEMU", False)
+"""How RAM gets into a guest, and whether that takes time of ours."""
+
 
 def restore_guest(
     uri: str,
@@ -79,15 +83,8 @@ def restore_guest(
             done = _on_shared_memory(image, line, main, ram or {}, channels=channels, folder=folder, observer=observer)
         else:
             done = hand_over(image, loaded_by_qemu(image, line, channels), folder=folder, observer=observer)
-    return done.report(
-        verb="restore",
-        image=image,
-        how="shared memory, filled by our workers" if shared or ram else "private memory, loaded by QEMU",
-        channels=channels,
-        fill=bool(shared or ram),
-        verified=check_digests,
-        started=started,
-    )
+    how, fill = _SHARED if shared or ram else _PRIVATE
+    return done.report("restore", image, how, channels=channels, fill=fill, verified=check_digests, started=started)
 
 
 def _on_shared_memory(

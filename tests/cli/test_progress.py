@@ -9,6 +9,7 @@ from support.observers import Heard
 
 from parallel_fixedram import open_guest, save
 from parallel_fixedram.cli import progress as command_progress
+from parallel_fixedram.cli.bench_progress import RunsProgress
 from parallel_fixedram.cli.main import VERBS, main
 from parallel_fixedram.cli.output import MANNER
 from parallel_fixedram.cli.progress import ProgressBar, ProgressLines, Shown
@@ -186,6 +187,26 @@ def test_json_lines_do_not_mind_that_nobody_reads_them(monkeypatch):
     with ProgressLines() as observer:
         observer.phase("write", 1)
         observer.advanced(1)
+
+
+@pytest.mark.parametrize(
+    ("how", "expected"),
+    [
+        ("auto", "parallel-fixedram: few: 1 of 3 runs done, about 7 s left: ours"),
+        ("none", ""),
+        (
+            "json",
+            '{"schema": "parallel_fixedram.progress", "version": 1, "event": "run", "scenario": "few", "done": 1, '
+            '"total": 3, "left_seconds": 7.25, "what": "ours"}',
+        ),
+    ],
+)
+def test_runs_of_a_scenario_are_shown_as_asked(monkeypatch, how, expected):
+    monkeypatch.setattr(command_progress.sys, "stderr", stderr := io.StringIO())
+    monkeypatch.setattr(MANNER, "progress", how)
+    with RunsProgress("few") as progress:
+        progress(1, 3, 7.25, "ours")
+    assert stderr.getvalue().strip() == expected
 
 
 @pytest.mark.parametrize("verb", VERBS)
