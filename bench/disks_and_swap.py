@@ -30,14 +30,13 @@ from support.qemu import QemuProcess, Ram, boot_from
 from support.qemu_saved import migrate
 from support.tight_memory import group, swap
 
-import parallel_fixedram as api
-from parallel_fixedram import app
+import parallel_fixedram
 from parallel_fixedram.core.errors import FixedRamError
-from parallel_fixedram.core.report import SaveReport
+from parallel_fixedram.core.reports.save import SaveReport
 from parallel_fixedram.core.units import GIB, MIB
 from parallel_fixedram.experiments.boot_sector import boot_image
 from parallel_fixedram.host import linux
-from parallel_fixedram.host.memory import page_source, process_memory
+from parallel_fixedram.host.memory import mapped_source, process_memory
 from parallel_fixedram.machines.qemu.machine import QemuMachine
 
 Sample = dict[str, Any]
@@ -47,8 +46,10 @@ LIMIT, RAM, COLD = 100 * MIB, 176 * MIB, range(8 * MIB, 168 * MIB)
 def save(guest: QemuProcess, path: Path) -> SaveReport:
     """Ours, with two channels, into a new file."""
     path.unlink(missing_ok=True)
-    machine = functools.partial(app.open_qemu, str(guest.monitor_path))
-    return api.save(machine, str(path), gate=api.Gate(channels=2, experimental_multifd=True))
+    machine = functools.partial(parallel_fixedram.open_qemu, str(guest.monitor_path))
+    return parallel_fixedram.save(
+        machine, str(path), gate=parallel_fixedram.Gate(channels=2, experimental_multifd=True)
+    )
 
 
 def dirty(guest: QemuProcess, disk: Path, size: int) -> None:
@@ -111,12 +112,12 @@ def in_swap(folder: Path, backend: Literal["private", "memfd"], way: str) -> Sam
     """One save of a guest that is held to less memory than it has."""
     image = folder / "image"
     image.write_bytes(boot_image(first=MIB, end=3 * MIB, hz=50))
-    has_swap = page_source.has_swap if way == "ours" else lambda: False
+    has_swap = mapped_source.has_swap if way == "ours" else lambda: False
     with (
         swap(768 * MIB) as space,
         group("parallel-fixedram") as tight,
         QemuProcess(*boot_from(image), ram=Ram(RAM, backend), wrapper=tight.entry()) as guest,
-        mock.patch.object(page_source, "has_swap", has_swap),
+        mock.patch.object(mapped_source, "has_swap", has_swap),
         mock.patch.object(process_memory, "has_swap", has_swap),
     ):
         guest.wait_serial("C")

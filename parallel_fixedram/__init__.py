@@ -13,20 +13,6 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from parallel_fixedram.app import (
-        Destination,
-        GuestSpec,
-        Image,
-        RamFile,
-        diff,
-        open_guest,
-        open_image,
-        open_qemu,
-        open_ram,
-        restore,
-        verify,
-    )
-    from parallel_fixedram.boot import clone_guests, list_guests, restore_guest, stop_guests, verify_by_loading
     from parallel_fixedram.core.errors import (
         CapabilityError,
         ContentsDiffer,
@@ -42,17 +28,14 @@ if TYPE_CHECKING:
     from parallel_fixedram.core.profiles import Profile
     from parallel_fixedram.core.protocols import Channel, DirtySource, GuestBlock, Machine, PageSource
     from parallel_fixedram.core.ramblock import PageRange, RAMBlock
-    from parallel_fixedram.core.report import (
-        BootReport,
-        DiffReport,
-        GuestsReport,
-        PlanReport,
-        RestoreReport,
-        SaveReport,
-        VerifyReport,
-        from_json,
-        to_json,
-    )
+    from parallel_fixedram.core.reports.boot import BootReport
+    from parallel_fixedram.core.reports.diff import DiffReport
+    from parallel_fixedram.core.reports.guests import GuestsReport
+    from parallel_fixedram.core.reports.inspect import InspectQemuReport, InspectReport
+    from parallel_fixedram.core.reports.plan import PlanReport
+    from parallel_fixedram.core.reports.restore import RestoreReport
+    from parallel_fixedram.core.reports.save import SaveReport
+    from parallel_fixedram.core.reports.verify import VerifyReport
     from parallel_fixedram.core.save_options import (
         Cache,
         CaptureMode,
@@ -63,8 +46,18 @@ if TYPE_CHECKING:
         Publishing,
         Writing,
     )
+    from parallel_fixedram.core.schemas import from_json, to_json
+    from parallel_fixedram.verbs.clone import clone
+    from parallel_fixedram.verbs.diff import diff
+    from parallel_fixedram.verbs.guests import list_guests, stop_guests
+    from parallel_fixedram.verbs.inspect import inspect, inspect_qemu
+    from parallel_fixedram.verbs.open import GuestSpec, Image, RamFile, open_guest, open_image, open_qemu, open_ram
     from parallel_fixedram.verbs.plan import plan
+    from parallel_fixedram.verbs.restore import Destination, restore
+    from parallel_fixedram.verbs.restore_guest import restore_guest
     from parallel_fixedram.verbs.save import save
+    from parallel_fixedram.verbs.verify import verify
+    from parallel_fixedram.verbs.verify_by_loading import verify_by_loading
 
 __all__ = [
     "BootReport",
@@ -88,6 +81,8 @@ __all__ = [
     "GuestsReport",
     "HostError",
     "Image",
+    "InspectQemuReport",
+    "InspectReport",
     "Machine",
     "MachineError",
     "Observer",
@@ -104,9 +99,11 @@ __all__ = [
     "VerifyReport",
     "WorkerError",
     "Writing",
-    "clone_guests",
+    "clone",
     "diff",
     "from_json",
+    "inspect",
+    "inspect_qemu",
     "list_guests",
     "open_guest",
     "open_image",
@@ -123,21 +120,6 @@ __all__ = [
 ]
 
 _HOMES = {
-    "app": (
-        "Destination",
-        "GuestSpec",
-        "Image",
-        "RamFile",
-        "diff",
-        "open_guest",
-        "open_image",
-        "open_qemu",
-        "open_ram",
-        "restore",
-        "verify",
-    ),
-    "boot": ("clone_guests", "list_guests", "restore_guest", "stop_guests", "verify_by_loading"),
-    "core.profiles": ("Profile",),
     "core.errors": (
         "CapabilityError",
         "ContentsDiffer",
@@ -150,19 +132,17 @@ _HOMES = {
         "WorkerError",
     ),
     "core.observer": ("Observer",),
+    "core.profiles": ("Profile",),
     "core.protocols": ("Channel", "DirtySource", "GuestBlock", "Machine", "PageSource"),
     "core.ramblock": ("PageRange", "RAMBlock"),
-    "core.report": (
-        "BootReport",
-        "DiffReport",
-        "GuestsReport",
-        "PlanReport",
-        "RestoreReport",
-        "SaveReport",
-        "VerifyReport",
-        "from_json",
-        "to_json",
-    ),
+    "core.reports.boot": ("BootReport",),
+    "core.reports.diff": ("DiffReport",),
+    "core.reports.guests": ("GuestsReport",),
+    "core.reports.inspect": ("InspectQemuReport", "InspectReport"),
+    "core.reports.plan": ("PlanReport",),
+    "core.reports.restore": ("RestoreReport",),
+    "core.reports.save": ("SaveReport",),
+    "core.reports.verify": ("VerifyReport",),
     "core.save_options": (
         "Cache",
         "CaptureMode",
@@ -173,8 +153,18 @@ _HOMES = {
         "Publishing",
         "Writing",
     ),
+    "core.schemas": ("from_json", "to_json"),
+    "verbs.clone": ("clone",),
+    "verbs.diff": ("diff",),
+    "verbs.guests": ("list_guests", "stop_guests"),
+    "verbs.inspect": ("inspect", "inspect_qemu"),
+    "verbs.open": ("GuestSpec", "Image", "RamFile", "open_guest", "open_image", "open_qemu", "open_ram"),
     "verbs.plan": ("plan",),
+    "verbs.restore": ("Destination", "restore"),
+    "verbs.restore_guest": ("restore_guest",),
     "verbs.save": ("save",),
+    "verbs.verify": ("verify",),
+    "verbs.verify_by_loading": ("verify_by_loading",),
 }
 
 

@@ -3,6 +3,7 @@
 import ast
 import importlib
 import inspect
+import json
 import os
 import subprocess
 import sys
@@ -12,15 +13,16 @@ from pathlib import Path
 import pytest
 from support.examples import some_of
 from support.models import model
+from support.observers import Heard
 
 import parallel_fixedram
-from parallel_fixedram import boot
 from parallel_fixedram.core.cost import ASSUMED
 from parallel_fixedram.engine.tuning import calibrate
 from parallel_fixedram.host import linux
+from parallel_fixedram.verbs.restore_guest import plan_restore
 
 SOURCE = Path(parallel_fixedram.__file__)
-SLOW_MODULES = ("numpy", "psutil", "rich", "xxhash")
+SLOW_MODULES = ("msgspec", "numpy", "psutil", "rich", "xxhash")
 
 
 def type_checking_imports():
@@ -150,16 +152,15 @@ def test_a_guest_is_opened_by_the_gate_and_closed_by_the_save(tmp_path):
     assert len(opened) == 1
 
 
-def test_a_progress_function_hears_of_every_byte(tmp_path):
-    heard = []
+def test_an_observer_hears_of_every_byte(tmp_path):
+    heard = Heard()
     image = str(tmp_path / "f.mr")
     with parallel_fixedram.open_guest("dense,size=4MiB") as guest:
-        parallel_fixedram.save(guest, image, progress=lambda *what: heard.append(what))
-    parallel_fixedram.verify(image, progress=lambda *what: heard.append(what))
-    for phase in ("write", "digests"):
-        steps = [(done, total) for name, done, total in heard if name == phase]
-        assert steps[-1] == (4 << 20, 4 << 20)
-        assert sorted(steps) == steps
+        parallel_fixedram.save(guest, image)
+    parallel_fixedram.verify(image, observer=heard)
+    parallel_fixedram.diff(image, image, observer=heard)
+    parallel_fixedram.restore(image, {"pc.ram": str(tmp_path / "ram")}, observer=heard)
+    assert heard.done == dict.fromkeys(("digests", "diff", "restore"), (4 << 20, 4 << 20))
 
 
 @pytest.mark.parametrize(
@@ -392,9 +393,20 @@ def test_a_file_is_kept_in_the_page_cache_or_dropped_from_it(tmp_path, direct_io
 
 
 def test_a_profile_that_there_is_not_is_a_request_error_where_a_qemu_would_be_started():
-    for start in (boot.restore_guest, boot.plan_restore):
+    for start in (parallel_fixedram.restore_guest, plan_restore):
         with pytest.raises(parallel_fixedram.RequestError, match=r"profile is 'qemu-1\.0'"):
             start("f.mr", ["qemu"], profile="qemu-1.0")
+
+
+def test_what_a_file_says_of_itself_goes_to_json_and_comes_back_equal(tmp_path):
+    image = str(tmp_path / "f.mr")
+    with parallel_fixedram.open_guest("dense,size=1MiB") as guest:
+        parallel_fixedram.save(guest, image)
+    report = parallel_fixedram.inspect(image)
+    assert [(block.idstr, block.pages, block.data_pages) for block in report.blocks] == [("pc.ram", 256, 256)]
+    told = json.loads(json.dumps(parallel_fixedram.to_json(report)))
+    assert (told["schema"], told["verb"]) == ("parallel_fixedram.inspect", "inspect")
+    assert parallel_fixedram.from_json(parallel_fixedram.InspectReport, told) == report
 
 
 def test_numbers_that_make_no_sense_are_request_errors(tmp_path):

@@ -18,11 +18,11 @@ MAY_IMPORT = {
     "engine": {"core", "format", "host", "engine"},
     "image": {"core", "format", "host", "engine", "image"},
     "boot": {"core", "format", "host", "machines", "engine", "image", "boot"},
-    "verbs": {"core", "format", "host", "machines", "engine", "image", "verbs"},
+    "verbs": {"core", "format", "host", "machines", "engine", "image", "boot", "verbs"},
     "app": {"core", "format", "host", "machines", "engine", "image", "verbs"},
     "experiments": {"core", "format", "host", "machines", "engine", "image", "boot", "verbs", "app", "experiments"},
-    "cli": {"app", "boot", "core", "cli", "experiments"},
-    "__init__": {"app", "boot", "core"},
+    "cli": {"app", "core", "cli", "experiments", "verbs"},
+    "__init__": {"app", "core", "engine", "verbs"},
     "__main__": {"cli"},
 }
 PURE = {"core", "format"}
@@ -40,7 +40,7 @@ NOT_IN_CORE |= {
     "tempfile",
     "threading",
 }
-ALLOWED_IN_CORE = {"numpy"}
+ALLOWED_IN_CORE = {"msgspec", "numpy"}
 PURE_ENOUGH = {("errors", "os.strerror")}  # a look-up in a table of libc's
 
 

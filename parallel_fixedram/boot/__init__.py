@@ -7,21 +7,6 @@
     verify --load     QEMU -S -incoming defer         as restore, held against the file instead of run, and ended
     clone             QEMU on the file's page arrays  nothing is filled, pages are copied on write; the clone stream
 
-The functions take plain values, raise only the errors of ``core.errors``, and hand over guests that live on; if they
-fail, no QEMU is left, and of one that could not start or load nothing but its log.
+What is handed over lives on; if anything fails, no QEMU is left, and of one that could not start or load nothing but
+its log. The verbs ``restore_guest``, ``clone``, ``guests`` and ``verify_by_loading`` put it together.
 """
-
-from parallel_fixedram.boot.clone import clone_guests, plan_clone
-from parallel_fixedram.boot.guests import list_guests, stop_guests
-from parallel_fixedram.boot.load_check import verify_by_loading
-from parallel_fixedram.boot.restore import plan_restore, restore_guest
-
-__all__ = [
-    "clone_guests",
-    "list_guests",
-    "plan_clone",
-    "plan_restore",
-    "restore_guest",
-    "stop_guests",
-    "verify_by_loading",
-]

@@ -21,7 +21,7 @@ from parallel_fixedram.boot.launch import Launch
 from parallel_fixedram.boot.run_folder import FleetFolder
 from parallel_fixedram.boot.taken import taken_hint
 from parallel_fixedram.core.errors import HostError, MachineError
-from parallel_fixedram.core.report import GuestReport
+from parallel_fixedram.core.reports.boot import GuestReport
 from parallel_fixedram.format.migration_file import MigrationFile
 from parallel_fixedram.host import linux
 from parallel_fixedram.host.processes import signals

@@ -15,6 +15,7 @@ from typing import Self
 
 from parallel_fixedram.boot.last_words import end_all, how_it_ended, last_words
 from parallel_fixedram.boot.run_folder import RunFolder, new_record
+from parallel_fixedram.core.entering import undone_if_it_fails
 from parallel_fixedram.core.errors import HostError, MachineError, RequestError, os_message
 from parallel_fixedram.host import linux
 from parallel_fixedram.host.processes import forked, signals
@@ -56,20 +57,17 @@ class Launch:
         self._started = 0
         self._made = self._found = False
 
+    @undone_if_it_fails
     def __enter__(self) -> Self:
         if len(os.fsencode(self.socket_path)) > _MAX_SOCKET_PATH:
             raise RequestError(
                 f"{self.socket_path!r} is too long for the name of a socket",
                 hint=f"--run-dir names a folder; with what follows it a socket's name has {_MAX_SOCKET_PATH} bytes",
             )
-        try:
-            with signals.held():
-                self._folder.make()
-                self._made = True
-                self._start()
-        except BaseException as error:
-            self.__exit__(type(error), error, error.__traceback__)
-            raise
+        with signals.held():
+            self._folder.make()
+            self._made = True
+            self._start()
         return self
 
     def __exit__(
@@ -159,25 +157,7 @@ class Launch:
             with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC) as listener:
                 listener.bind(self.socket_path)
                 listener.listen()
-                monitor = [
-                    *("-chardev", f"socket,id={_CHARDEV},fd={listener.fileno()},server=on,wait=off"),
-                    *("-qmp", f"chardev:{_CHARDEV}"),  # what every QEMU takes: -mon is deprecated in 11.1
-                ]
-                passed = {listener.fileno(), *self._descriptors}
-                log = os.O_WRONLY | os.O_CREAT | os.O_APPEND
-                self._started = os.posix_spawnp(
-                    self._arguments[0],
-                    [*self._arguments, *monitor],
-                    os.environ,
-                    file_actions=[
-                        (os.POSIX_SPAWN_OPEN, 0, os.devnull, os.O_RDONLY, 0),
-                        (os.POSIX_SPAWN_OPEN, 1, self.log_path, log, 0o600),
-                        (os.POSIX_SPAWN_DUP2, 1, 2),
-                        *((os.POSIX_SPAWN_DUP2, fd, fd) for fd in passed),  # makes it inheritable
-                    ],
-                    setsid=True,
-                    setsigdef=_RESET,
-                )
+                self._started = _spawn(self._arguments, listener.fileno(), self.log_path, self._descriptors)
             self.pid = self._started
             self.pidfd = os.pidfd_open(self.pid)
             self._folder.write_pid(self.pid)
@@ -185,3 +165,28 @@ class Launch:
             raise RequestError(f"cannot run {self._arguments[0]!r}: {os_message(error.errno or 0)}") from error
         except OSError as error:
             raise HostError.from_os(f"cannot start {self._arguments[0]!r}", error) from error
+
+
+def _spawn(arguments: Sequence[str], listener: int, log_path: str, descriptors: Collection[int]) -> int:
+    """Start a QEMU in a session of its own, with a monitor on a socket that listens already; returns its process id.
+
+    Raises:
+        OSError: it cannot be started.
+    """
+    monitor = [
+        *("-chardev", f"socket,id={_CHARDEV},fd={listener},server=on,wait=off"),
+        *("-qmp", f"chardev:{_CHARDEV}"),  # what every QEMU takes: -mon is deprecated in 11.1
+    ]
+    return os.posix_spawnp(
+        arguments[0],
+        [*arguments, *monitor],
+        os.environ,
+        file_actions=[
+            (os.POSIX_SPAWN_OPEN, 0, os.devnull, os.O_RDONLY, 0),
+            (os.POSIX_SPAWN_OPEN, 1, log_path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600),
+            (os.POSIX_SPAWN_DUP2, 1, 2),
+            *((os.POSIX_SPAWN_DUP2, fd, fd) for fd in {listener, *descriptors}),  # makes it inheritable
+        ],
+        setsid=True,
+        setsigdef=_RESET,
+    )

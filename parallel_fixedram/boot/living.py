@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from parallel_fixedram.boot.last_words import last_words
 from parallel_fixedram.boot.run_folder import FleetFolder, GuestRecord, RunFolder, folder_at, known_folders
 from parallel_fixedram.core.errors import HostError, MachineError, RequestError
-from parallel_fixedram.core.report import EndedGuest, LivingGuest, StoppedGuest
+from parallel_fixedram.core.reports.guests import EndedGuest, LivingGuest, StoppedGuest
 from parallel_fixedram.host import linux
 from parallel_fixedram.host.processes import forked
 from parallel_fixedram.host.processes.identity import Whereabouts, own_memory, require_proc

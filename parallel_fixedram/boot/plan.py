@@ -10,9 +10,9 @@ from dataclasses import dataclass
 from parallel_fixedram.boot.command_line import CommandLine
 from parallel_fixedram.boot.incoming import Source
 from parallel_fixedram.core.errors import ContentsDiffer, HostError, RequestError
+from parallel_fixedram.core.observer import Observer
 from parallel_fixedram.core.units import format_exact_size
 from parallel_fixedram.engine.workers.pool import readers
-from parallel_fixedram.engine.workers.progress import Progress
 from parallel_fixedram.format.globalstate import GLOBALSTATE, run_state
 from parallel_fixedram.format.mapped_ram import SavedBlock
 from parallel_fixedram.host import linux
@@ -56,7 +56,7 @@ class Boot:
         return not self.paused and (not self.state or self.state in RUNS_ON)
 
 
-def hold_against_digests(image: Image, progress: Progress | None) -> None:
+def hold_against_digests(image: Image, observer: Observer) -> None:
     """Hold everything in a file against the digests it carries, and the places of zero pages against zero.
 
     Raises:
@@ -65,7 +65,7 @@ def hold_against_digests(image: Image, progress: Progress | None) -> None:
     """
     if image.file.trailer is None:
         raise RequestError(f"{image.path!r} carries no digests to check")
-    found = verify(image, channels=readers(), progress=progress)
+    found = verify(image, channels=readers(), observer=observer)
     if not found.ok:
         raise ContentsDiffer(f"{image.path!r}: {found.differences[0]}", hint="no guest was started")
 

@@ -48,8 +48,8 @@ def register(subparsers: common.Subparsers[Any]) -> None:
     bench_list.register(verbs)
     _register_run(verbs)
     bench_results.register(verbs)
-    for each in verbs.choices.values():
-        common.add_manner_options(each, json=True)
+    for name, each in verbs.choices.items():
+        common.add_manner_options(each, json=True, progress=name == "run")
     common.add_manner_options(parser)
 
 

@@ -1,4 +1,7 @@
-"""How far runs are: a bar on a terminal, elsewhere a line for each guest and run; drawn between runs, never in one."""
+"""How far runs are, as ``--progress`` says: on a terminal a bar, elsewhere a line for each guest and run.
+
+Nothing is drawn while something runs.
+"""
 
 from __future__ import annotations
 
@@ -7,6 +10,7 @@ import sys
 from typing import TYPE_CHECKING, Self
 
 from parallel_fixedram.cli import output
+from parallel_fixedram.cli.progress import tell
 
 if TYPE_CHECKING:
     from rich.progress import Progress, TaskID
@@ -25,7 +29,9 @@ class RunsProgress:
     def __init__(self, name: str) -> None:
         self.begun = False
         self._name = name
-        self._draws = sys.stderr.isatty() and not output.MANNER.quiet
+        self._how = output.MANNER.progress
+        if self._how == "auto":
+            self._how = "bar" if sys.stderr.isatty() and not output.MANNER.quiet else "lines"
         self._progress: Progress | None = None
         self._task: TaskID | None = None
 
@@ -40,13 +46,15 @@ class RunsProgress:
     def __call__(self, done: int, total: int, left: float, what: str) -> None:
         """Show that ``done`` of ``total`` runs are through, about how many seconds are left, and what comes now."""
         self.begun = True
-        if not self._draws:
+        if self._how == "lines":
             output.warn(f"{self._name}: {done} of {total} runs done, about {duration(left)} left: {what}")
-            return
-        try:
-            self._draw(done, total, left, what)
-        except OSError:
-            self._draws = False
+        elif self._how == "json":
+            tell("run", {"scenario": self._name, "done": done, "total": total, "left_seconds": left, "what": what})
+        elif self._how == "bar":
+            try:
+                self._draw(done, total, left, what)
+            except OSError:
+                self._how = "lines"
 
     def _draw(self, done: int, total: int, left: float, what: str) -> None:
         if self._progress is None or self._task is None:
@@ -76,7 +84,7 @@ def _bar() -> Progress:
         TextColumn(
             "{task.fields[what]}", markup=False, table_column=Column(no_wrap=True, overflow="ellipsis", ratio=1)
         ),
-        console=Console(stderr=True),
+        console=Console(stderr=True, force_terminal=True),
         transient=True,
         expand=True,
         auto_refresh=False,  # a thread that draws would be part of what is measured

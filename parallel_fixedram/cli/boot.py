@@ -11,8 +11,8 @@ from parallel_fixedram.core.errors import HostError
 from parallel_fixedram.core.schemas import stamped
 
 if TYPE_CHECKING:
-    from parallel_fixedram.boot.plan import Boot
-    from parallel_fixedram.core.report import BootReport
+    from parallel_fixedram.core.reports.boot import BootReport
+    from parallel_fixedram.verbs.restore_guest import Boot
 
 
 def add_boot_options(parser: Any) -> None:
@@ -41,7 +41,7 @@ def show(args: argparse.Namespace, report: BootReport) -> None:
     Raises:
         HostError: it cannot be printed; says which guests run now.
     """
-    from parallel_fixedram.core.report import to_json
+    from parallel_fixedram.core.schemas import to_json
 
     for note in (*report.changes, *report.notes):
         output.warn(f"note: {note}")

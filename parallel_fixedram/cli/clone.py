@@ -6,7 +6,7 @@ import argparse
 from typing import Any
 
 from parallel_fixedram.cli import boot, common
-from parallel_fixedram.cli.progress import ProgressBar
+from parallel_fixedram.cli.progress import shown
 from parallel_fixedram.core.errors import RequestError
 
 _EXAMPLES = """  parallel-fixedram clone /tmp/vm.mr --count 4 -- \\
@@ -50,7 +50,7 @@ def register(subparsers: common.Subparsers[Any]) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Carry out the verb; returns the exit code."""
-    from parallel_fixedram.boot import clone_guests, plan_clone
+    from parallel_fixedram.verbs.clone import clone, plan_clone
 
     if args.command is None:
         raise RequestError("a QEMU command line is needed, behind --", hint="see parallel-fixedram clone --help")
@@ -61,8 +61,8 @@ def run(args: argparse.Namespace) -> int:
             raise RequestError("--print reads no page, so it does not go with --verify", hint="verify checks a file")
         boot.show_plan(args, plan_clone(args.file, args.command, count=args.count, paused=args.paused))
         return 0
-    with ProgressBar() as progress:
-        report = clone_guests(
+    with shown() as progress:
+        report = clone(
             args.file,
             args.command,
             count=args.count,
@@ -71,7 +71,7 @@ def run(args: argparse.Namespace) -> int:
             paused=args.paused,
             check_digests=args.verify,
             folder=args.run_dir,
-            progress=progress,
+            observer=progress,
         )
     boot.show(args, report)
     return 0

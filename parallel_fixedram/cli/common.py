@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from parallel_fixedram.cli.help_text import HelpFormatter
 from parallel_fixedram.core.errors import RequestError
+from parallel_fixedram.core.observer import SILENT
 from parallel_fixedram.core.profiles import Profile
 from parallel_fixedram.core.qmp_address import qmp_socket
 from parallel_fixedram.core.units import format_count, parse_size
@@ -19,10 +20,11 @@ from parallel_fixedram.core.units import format_count, parse_size
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from parallel_fixedram.app import Progress, RamFile
+    from parallel_fixedram.core.observer import Observer
     from parallel_fixedram.core.protocols import Machine
-    from parallel_fixedram.core.report import ChoiceReport
+    from parallel_fixedram.core.reports.choice import ChoiceReport
     from parallel_fixedram.core.save_options import Capturing, Gate, Writing
+    from parallel_fixedram.verbs.open import RamFile
 
 MAX_ROUNDS = 16
 """Of ``core.save_options``, which is not imported for ``--help``."""
@@ -43,11 +45,19 @@ def add_verb(subparsers: Subparsers[Any], name: str, *, summary: str, about: str
     )
 
 
-def add_manner_options(parser: Any, *, json: bool = False) -> None:
-    """How the command talks; but for ``--json`` these options may stand before a verb and behind it."""
+def add_manner_options(parser: Any, *, json: bool = False, progress: bool = False) -> None:
+    """How the command talks; ``--quiet`` and ``--debug`` may stand before a verb and behind it."""
     group = parser.add_argument_group("output")
     if json:
         group.add_argument("--json", action="store_true", help="one JSON object instead of text, also for an error")
+    if progress:
+        group.add_argument(
+            "--progress",
+            choices=("auto", "bar", "json", "none"),
+            default="auto",
+            help="how to show on stderr how far it is: by a bar, by one JSON object an event and line, or not at all "
+            "(default auto: a bar on a terminal, without --quiet)",
+        )
     group.add_argument(
         "-q", "--quiet", action="store_true", default=argparse.SUPPRESS, help="say nothing but errors (and --json)"
     )
@@ -218,7 +228,7 @@ def gate(args: argparse.Namespace) -> Gate:
 
 
 def gate_arguments(args: argparse.Namespace) -> dict[str, Any]:
-    """The options of ``add_gate_options`` as keyword arguments of ``app.restore``."""
+    """The options of ``add_gate_options`` as keyword arguments of ``restore``."""
     return {
         "channels": args.channels,
         "experimental_multifd": args.experimental_multifd,
@@ -265,14 +275,14 @@ class RamOption:
     length: int | None
 
     def ram_file(self) -> RamFile:
-        """The value that ``app.open_ram`` takes."""
-        from parallel_fixedram.app import RamFile
+        """The value that ``open_ram`` takes."""
+        from parallel_fixedram.verbs.open import RamFile
 
         return RamFile(idstr=self.idstr, path=self.path, offset=self.offset, length=self.length)
 
 
 def qmp_arguments(args: argparse.Namespace) -> dict[str, Any]:
-    """The options of ``add_qmp_options`` as keyword arguments of ``app.open_qemu``.
+    """The options of ``add_qmp_options`` as keyword arguments of ``open_qemu``.
 
     Raises:
         RequestError: they are given without ``--qmp``, or that is not a unix socket.
@@ -303,9 +313,7 @@ def add_source_options(parser: Any) -> None:
     add_ram_option(group, "shared memory of a guest; whoever runs on it has to be stopped")
 
 
-def source(
-    args: argparse.Namespace, *, running: bool = False, progress: Progress | None = None
-) -> Callable[[], Machine]:
+def source(args: argparse.Namespace, *, running: bool = False, progress: Observer = SILENT) -> Callable[[], Machine]:
     """What opens the machine that the options of ``add_source_options`` name.
 
     Args:
@@ -316,7 +324,7 @@ def source(
     Raises:
         RequestError: none, or more than one.
     """
-    from parallel_fixedram import app
+    from parallel_fixedram.verbs.open import open_guest, open_qemu, open_ram
 
     if sum(map(bool, (args.guest, args.qmp, args.ram))) != 1:
         raise RequestError("exactly one source is needed: --guest SPEC, --qmp SOCKET or --ram IDSTR=PATH")
@@ -324,10 +332,10 @@ def source(
 
     def machine() -> Machine:
         if args.guest:
-            return app.open_guest(args.guest, running=running, progress=progress)
+            return open_guest(args.guest, running=running, observer=progress)
         if args.qmp:
-            return app.open_qemu(args.qmp, **qmp)
-        return app.open_ram([option.ram_file() for option in args.ram])
+            return open_qemu(args.qmp, **qmp)
+        return open_ram([option.ram_file() for option in args.ram])
 
     return machine
 

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 from parallel_fixedram.cli import common, output
-from parallel_fixedram.cli.progress import ProgressBar
+from parallel_fixedram.cli.progress import shown
 from parallel_fixedram.core.errors import CapabilityError, ContentsDiffer, HostError, RequestError, unopened
 from parallel_fixedram.core.schemas import stamped
 from parallel_fixedram.core.units import format_rate, format_size, parse_size
@@ -20,8 +20,8 @@ from parallel_fixedram.core.units import format_rate, format_size, parse_size
 if TYPE_CHECKING:
     import tempfile
 
-    from parallel_fixedram.app import GuestProcess
-    from parallel_fixedram.core.report import SaveReport
+    from parallel_fixedram.core.reports.save import SaveReport
+    from parallel_fixedram.verbs.open import GuestProcess
 
 CHANNELS = (1, 2, 4)
 LIVE_ROUNDS = 6
@@ -56,8 +56,8 @@ def _size(text: str) -> int:
 
 def run(args: argparse.Namespace) -> int:
     """Carry out the verb; returns the exit code."""
-    from parallel_fixedram import app
-    from parallel_fixedram.core.report import to_json
+    from parallel_fixedram.core.schemas import to_json
+    from parallel_fixedram.verbs.open import open_guest
 
     def say(line: str) -> None:
         if not args.json:
@@ -70,8 +70,8 @@ def run(args: argparse.Namespace) -> int:
         _check_room(folder, args.size)
         refusal = _refusal(os.path.join(folder, "refused"))
         say(f"1. fixed-ram with multifd: refused, as by QEMU: {refusal!r}")
-        with ProgressBar() as progress:
-            guest = app.open_guest(f"hot,size={args.size},fraction=0.5,seed=1,rate=512MiB", progress=progress)
+        with shown() as progress:
+            guest = open_guest(f"hot,size={args.size},fraction=0.5,seed=1,rate=512MiB", observer=progress)
         with guest:
             guest.run(200)
             say(f"2. guest {guest.pid} has {format_size(args.size)} of RAM and dirtied half of it; saved to {folder}")
@@ -127,18 +127,19 @@ def _no_machine() -> GuestProcess:
 
 def _save_and_restore(guest: GuestProcess, folder: str, channels: int) -> SaveReport:
     """Save, restore, verify, and compare both RAMs with the file; returns what the save reported."""
-    from parallel_fixedram import app
     from parallel_fixedram.core.save_options import Gate, Publishing
+    from parallel_fixedram.verbs.restore import restore
     from parallel_fixedram.verbs.save import save
+    from parallel_fixedram.verbs.verify import verify
 
     path = os.path.join(folder, "guest.mr")
     gate = Gate(channels=channels, experimental_multifd=True)
     report = save(guest, path, gate=gate, publishing=Publishing(overwrite=True))
     block = report.blocks[0]
     with _memory(block.used_length) as copy:
-        app.restore(path, {block.idstr: copy}, channels=channels, experimental_multifd=True)
+        restore(path, {block.idstr: copy}, channels=channels, experimental_multifd=True)
         for what, ram in (("the guest's RAM", f"/proc/self/fd/{guest.memfd}"), ("what was restored", copy)):
-            if not app.verify(path, ram={block.idstr: ram}).ok:
+            if not verify(path, ram={block.idstr: ram}).ok:
                 raise ContentsDiffer(f"{path!r} differs from {what}")
     return report
 
@@ -171,9 +172,9 @@ def _check_room(folder: str, size: int) -> None:
 
 def _save_live(guest: GuestProcess, folder: str) -> SaveReport:
     """Save while the guest goes on dirtying its RAM."""
-    from parallel_fixedram import app
     from parallel_fixedram.core.save_options import CaptureMode, Capturing, Gate
     from parallel_fixedram.verbs.save import save
+    from parallel_fixedram.verbs.verify import verify
 
     guest.start()
     path = os.path.join(folder, "live.mr")
@@ -184,7 +185,7 @@ def _save_live(guest: GuestProcess, folder: str) -> SaveReport:
         capture=Capturing(mode=CaptureMode.ROUNDS, max_rounds=LIVE_ROUNDS),
     )
     guest.pause()
-    if not app.verify(path).ok:
+    if not verify(path).ok:
         raise ContentsDiffer(f"{path!r} is not what it says it is")
     return report
 

@@ -6,11 +6,11 @@ import argparse
 from typing import TYPE_CHECKING, Any
 
 from parallel_fixedram.cli import common, output
-from parallel_fixedram.cli.progress import ProgressBar
+from parallel_fixedram.cli.progress import shown
 from parallel_fixedram.core.units import format_count, format_size
 
 if TYPE_CHECKING:
-    from parallel_fixedram.core.report import DiffReport, NotCompared
+    from parallel_fixedram.core.reports.diff import DiffReport, NotCompared
 
 MAX_LINES = 1000
 """Most ranges that are printed; --json has all of them."""
@@ -37,11 +37,11 @@ def register(subparsers: common.Subparsers[Any]) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Carry out the verb; returns the exit code."""
-    from parallel_fixedram import app
-    from parallel_fixedram.core.report import to_json
+    from parallel_fixedram.core.schemas import to_json
+    from parallel_fixedram.verbs.diff import diff
 
-    with ProgressBar() as progress:
-        report = app.diff(args.file_a, args.file_b, progress=progress)
+    with shown() as progress:
+        report = diff(args.file_a, args.file_b, observer=progress)
     if args.json:
         output.print_json(to_json(report))
         return 0 if report.equal else 1

@@ -11,7 +11,7 @@ from parallel_fixedram.core.errors import RequestError
 from parallel_fixedram.core.units import format_size
 
 if TYPE_CHECKING:
-    from parallel_fixedram.core.report import GuestsReport
+    from parallel_fixedram.core.reports.guests import GuestsReport
 
 _EXAMPLES = """  parallel-fixedram guests
   parallel-fixedram guests stop --all
@@ -47,8 +47,8 @@ def register(subparsers: common.Subparsers[Any]) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Carry out the verb; returns the exit code."""
-    from parallel_fixedram.boot import list_guests, stop_guests
-    from parallel_fixedram.core.report import to_json
+    from parallel_fixedram.core.schemas import to_json
+    from parallel_fixedram.verbs.guests import list_guests, stop_guests
 
     if args.action == "stop":
         report = stop_guests(args.names, everything=args.all)

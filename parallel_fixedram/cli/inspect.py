@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import argparse
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from parallel_fixedram.cli import common, output
 from parallel_fixedram.cli.folding import print_hanging, print_table
 from parallel_fixedram.core.errors import RequestError
 from parallel_fixedram.core.units import format_size
+
+if TYPE_CHECKING:
+    from parallel_fixedram.core.reports.inspect import FileBlock, InspectQemuReport, InspectReport
 
 _EXAMPLES = """  parallel-fixedram inspect --qmp /tmp/qmp
   parallel-fixedram inspect /tmp/guest.mr
@@ -32,89 +35,88 @@ def register(subparsers: common.Subparsers[Any]) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Carry out the verb; returns the exit code."""
-    from parallel_fixedram import app
+    from parallel_fixedram.core.schemas import to_json
+    from parallel_fixedram.verbs.inspect import inspect, inspect_qemu
 
     if bool(args.file) == bool(args.qmp):
         raise RequestError("exactly one of FILE and --qmp SOCKET is needed")
     qmp = common.qmp_arguments(args)
     if args.qmp:
-        with app.open_qemu(args.qmp, **qmp) as machine:
-            guest = machine.describe()
+        guest = inspect_qemu(args.qmp, **qmp)
         if args.json:
-            output.print_json(guest)
+            output.print_json(to_json(guest))
         else:
             _print_guest(guest)
         return 0
-    with app.open_image(args.file) as image:
-        description = image.describe()
+    report = inspect(args.file)
     if args.json:
-        output.print_json(description)
+        output.print_json(to_json(report))
     else:
-        _print(description)
-    for warning in description["warnings"]:
+        _print(report)
+    for warning in report.warnings:
         output.warn(f"note: {warning}")
     return 0
 
 
-def _print(description: dict[str, Any]) -> None:
-    size = description["size"]
-    print(f"{description['file']}: mapped-ram file of {format_size(size)} ({size} bytes)")
-    print(f"machine       {_machine(description)}")
-    print_hanging("capabilities  ", ", ".join(description["capabilities"]))
-    if description["uuid"]:
-        print(f"uuid          {description['uuid']}")
-    print(f"stream        {description['offset']:#x} to {description['stream_end']:#x}")
-    print(f"digests       {'one a page, XXH3-64' if description['digests'] else 'none'}")
-    print(f"clone stream  {'at ' + hex(description['clone_offset']) if description['clone_offset'] else 'none'}")
+def _print(report: InspectReport) -> None:
+    size = report.size
+    print(f"{report.file}: mapped-ram file of {format_size(size)} ({size} bytes)")
+    print(f"machine       {_machine(report)}")
+    print_hanging("capabilities  ", ", ".join(report.capabilities))
+    if report.uuid:
+        print(f"uuid          {report.uuid}")
+    print(f"stream        {report.offset:#x} to {report.stream_end:#x}")
+    print(f"digests       {'one a page, XXH3-64' if report.digests else 'none'}")
+    print(f"clone stream  {'at ' + hex(report.clone_offset) if report.clone_offset else 'none'}")
     print_table(
         "{:<28} {:>14} {:>9} {:>9} {:>15} {:>15}",
         ("RAMBlock", "used_length", "present", "pages", "bitmap_offset", "pages_offset"),
-        [_block_cells(block) for block in description["blocks"]],
+        [_block_cells(block) for block in report.blocks],
     )
-    if description["devices"]:
+    if report.devices:
         print_table(
             "{:<44} {:>9} {:>8} {:>14} {:>8}",
             ("device section", "instance", "version", "offset", "length"),
             [
                 (
-                    device["name"],
-                    str(device["instance_id"]),
-                    str(device["version_id"]),
-                    f"{device['offset']:#x}",
-                    str(device["length"]),
+                    device.name,
+                    str(device.instance_id),
+                    str(device.version_id),
+                    f"{device.offset:#x}",
+                    str(device.length),
                 )
-                for device in description["devices"]
+                for device in report.devices
             ],
         )
 
 
-def _block_cells(block: dict[str, Any]) -> tuple[str, ...]:
-    length = f"{block['used_length']:#x}"
-    if block["absent"]:
-        return block["idstr"], length, "not stored (shared RAM)", "", "", ""
-    counts = str(block["data_pages"]), str(block["pages"])
-    return block["idstr"], length, *counts, f"{block['bitmap_offset']:#x}", f"{block['pages_offset']:#x}"
+def _block_cells(block: FileBlock) -> tuple[str, ...]:
+    length = f"{block.used_length:#x}"
+    if block.absent:
+        return block.idstr, length, "not stored (shared RAM)", "", "", ""
+    counts = str(block.data_pages), str(block.pages)
+    return block.idstr, length, *counts, f"{block.bitmap_offset:#x}", f"{block.pages_offset:#x}"
 
 
-def _machine(described: dict[str, Any]) -> str:
-    return f"{described['machine']}, {described['target']}" if described["target"] else str(described["machine"])
+def _machine(described: InspectReport | InspectQemuReport) -> str:
+    return f"{described.machine}, {described.target}" if described.target else described.machine
 
 
-def _print_guest(guest: dict[str, Any]) -> None:
-    print(f"{guest['qmp']}: QEMU {guest['qemu_version']}, process {guest['pid']}, {guest['status']}")
+def _print_guest(guest: InspectQemuReport) -> None:
+    print(f"{guest.qmp}: QEMU {guest.qemu_version}, process {guest.pid}, {guest.status}")
     print(f"machine       {_machine(guest)}")
     print_table(
         "{:<28} {:>14} {:>10} {:>9} {:>9}  {}",
         ("RAMBlock", "used_length", "host page", "touched", "pages", "memory"),
         [
             (
-                block["idstr"],
-                f"{block['used_length']:#x}",
-                format_size(block["host_page_size"]),
-                str(block["data_pages"]),
-                str(block["pages"]),
-                ", ".join(filter(None, (block["memory"], block["path"]))),
+                block.idstr,
+                f"{block.used_length:#x}",
+                format_size(block.host_page_size),
+                str(block.data_pages),
+                str(block.pages),
+                ", ".join(filter(None, (block.memory, block.path))),
             )
-            for block in guest["blocks"]
+            for block in guest.blocks
         ],
     )

@@ -37,6 +37,9 @@ WITH_COMMAND = ("restore", "clone")
 
 LOAD = "--load"
 
+WITH_PROGRESS = ("demo", "save", "plan", "restore", "clone", "verify", "diff")
+"""Verbs that may take a while, and show how far they are."""
+
 _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
@@ -86,7 +89,7 @@ def build_parser(verbs: Sequence[str] = VERBS) -> argparse.ArgumentParser:
         importlib.import_module(f"parallel_fixedram.cli.{verb}").register(subparsers)
     for verb, each in subparsers.choices.items():
         if verb != "bench":  # whose commands have them
-            add_manner_options(each, json=True)
+            add_manner_options(each, json=True, progress=verb in WITH_PROGRESS)
     add_manner_options(parser)
     return parser
 
@@ -97,7 +100,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if alone:
         _prepare_process()
     streams.prepare(alone=alone)
-    args = argparse.Namespace(debug=False, quiet=False)
+    args = argparse.Namespace(debug=False, quiet=False, progress="auto")
     try:
         for signum in _SIGNALS:
             if signal.getsignal(signum) is not signal.SIG_IGN:  # what nohup protects from stays so
@@ -115,7 +118,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if unknown:
             complain(2, f"unrecognized arguments: {' '.join(unknown)}", _hint_for_unknown(args))
             return 2
-        MANNER.quiet = args.quiet
+        MANNER.quiet, MANNER.progress = args.quiet, args.progress
         logging.basicConfig(level=_log_level(args), format=f"{PROGRAM}: %(message)s")
         require_address_space()
         with _without_text() if args.quiet and not args.json else contextlib.nullcontext():

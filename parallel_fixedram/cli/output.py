@@ -1,7 +1,7 @@
 """What the command says: results on stdout; errors and notes on stderr, where a stream that is gone is no error.
 
 With ``--json`` there is one object on stdout, or one about the error on stderr, and nothing else on either: notes are
-in the reports. With ``--quiet`` there is nothing but errors.
+in the reports. With ``--quiet`` there is nothing but errors. How far a command is, is told by ``progress``.
 """
 
 from __future__ import annotations
@@ -22,6 +22,8 @@ class Manner:
 
     as_json: bool = False
     quiet: bool = False
+    progress: str = "auto"
+    """``auto``, ``bar``, ``json`` or ``none``."""
 
 
 MANNER = Manner()

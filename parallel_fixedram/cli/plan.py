@@ -6,11 +6,11 @@ import argparse
 from typing import TYPE_CHECKING, Any
 
 from parallel_fixedram.cli import common, output
-from parallel_fixedram.cli.progress import ProgressBar
+from parallel_fixedram.cli.progress import shown
 from parallel_fixedram.core.units import format_count, format_size
 
 if TYPE_CHECKING:
-    from parallel_fixedram.core.report import PlanReport
+    from parallel_fixedram.core.reports.plan import PlanReport
 
 _EXAMPLES = """  parallel-fixedram plan /tmp/guest.mr --guest random,size=256MiB \\
       --channels auto --experimental-multifd
@@ -39,10 +39,10 @@ def register(subparsers: common.Subparsers[Any]) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Carry out the verb; returns the exit code."""
-    from parallel_fixedram.core.report import to_json
+    from parallel_fixedram.core.schemas import to_json
     from parallel_fixedram.verbs.plan import plan
 
-    with ProgressBar() as progress:
+    with shown() as progress:
         machine = common.source(args, running=args.capture != "auto", progress=progress)
         report = plan(
             machine,

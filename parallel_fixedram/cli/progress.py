@@ -1,27 +1,37 @@
-"""Progress: a line a phase on stderr, on a terminal only, for what takes over a second.
+"""Progress: how far a command is, on stderr, as its ``--progress`` says.
 
-A phase whose end nobody knows, such as a sync, is a bar that moves and the time since it began; it may begin and block
-before the first second is over, so a timer shows it.
+A bar is a line a phase on a terminal, for what takes over a second. A phase whose end nobody knows, such as a sync, is
+a bar that moves and the time since it began; it may begin and block before the first second is over, so a timer shows
+it. For programs there is one JSON object an event and line, whose schema is ``progress``.
 """
 
 from __future__ import annotations
 
 import contextlib
+import json
 import shutil
 import sys
 import threading
 import time
-from typing import TYPE_CHECKING, Self
+from collections.abc import Callable
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any, Self
 
 from parallel_fixedram.cli.output import MANNER
 from parallel_fixedram.core.observer import Observer
+from parallel_fixedram.core.schemas import stamped
 from parallel_fixedram.core.units import format_size
 
 if TYPE_CHECKING:
     from rich.progress import Progress, TaskID
 
+    from parallel_fixedram.core.reports.save import ShardTrace
+
 PROGRESS_AFTER_SECONDS = 1.0
-"""What takes less time than this shows nothing."""
+"""What takes less time than this has no bar."""
+
+LINE_SECONDS = 0.1
+"""Least time between two JSON objects that say how many bytes of a phase are done, but for its last one."""
 
 _MOST_COLUMNS, _LEAST_COLUMNS = 40, 5
 """Of the bar itself."""
@@ -29,11 +39,95 @@ _BESIDES_COLUMNS = 48
 """Columns of all but the bar."""
 
 
-class ProgressBar(Observer):
-    """Context manager and progress function."""
+class Shown(Observer):
+    """Context manager and observer of one command; this one shows nothing."""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        """Nothing more comes."""
+
+    def heard(self) -> Callable[[str, int, int], None]:
+        """This observer as a function of a phase, and of the bytes of it that are done and in all."""
+        now: tuple[str, int] = ("", 0)
+
+        def progress(phase: str, done: int, total: int) -> None:
+            nonlocal now
+            if phase != now[0] or not done:
+                self.phase(phase, total)
+                now = (phase, 0)
+            if done > now[1]:
+                self.advanced(done - now[1])
+            now = (phase, done)
+
+        return progress
+
+
+def shown() -> Shown:
+    """What shows how far this command is."""
+    how = MANNER.progress
+    if how == "auto":
+        how = "bar" if sys.stderr.isatty() and not MANNER.quiet else "none"
+    kinds: dict[str, type[Shown]] = {"bar": ProgressBar, "json": ProgressLines, "none": Shown}
+    return kinds[how]()
+
+
+class ProgressLines(Shown):
+    """One JSON object an event and line on stderr.
+
+    Args:
+        clock: tells the time, seconds.
+    """
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        self._done = self._total = self._told = 0
+        self._next = 0.0
+
+    def __exit__(self, *exception: object) -> None:
+        self._tell_done()
+
+    def phase(self, name: str, total: int = 0) -> None:
+        """Say that a phase begins (Observer.phase)."""
+        self._tell_done()
+        self._done, self._total, self._told = 0, total, 0
+        tell("phase", {"name": name, "total": total})
+        self._next = self._clock() + LINE_SECONDS
+
+    def advanced(self, size: int) -> None:
+        """Say how much of the phase is done, if that was not said just before (Observer.advanced)."""
+        self._done += size
+        if self._done == self._total or self._clock() >= self._next:
+            self._tell_done()
+            self._next = self._clock() + LINE_SECONDS
+
+    def shard(self, trace: ShardTrace) -> None:
+        """Say who wrote what when (Observer.shard)."""
+        tell("shard", asdict(trace))
+
+    def note(self, text: str) -> None:
+        """Say it (Observer.note)."""
+        tell("note", {"text": text})
+
+    def _tell_done(self) -> None:
+        if self._done != self._told:
+            self._told = self._done
+            tell("advanced", {"done": self._done, "total": self._total})
+
+
+def tell(event: str, what: dict[str, Any]) -> None:
+    """Print an event as a JSON object in a line on stderr; one that is gone is no error."""
+    with contextlib.suppress(OSError):
+        sys.stderr.write(json.dumps(stamped("progress", {"event": event, **what})) + "\n")
+        sys.stderr.flush()
+
+
+class ProgressBar(Shown):
+    """A line a phase on a terminal."""
 
     def __init__(self) -> None:
-        self._wanted = sys.stderr.isatty() and not MANNER.quiet
+        self._gone = False
         self._after = time.monotonic() + PROGRESS_AFTER_SECONDS
         self._lock = threading.Lock()
         self._timer: threading.Timer | None = None
@@ -41,9 +135,6 @@ class ProgressBar(Observer):
         self._task: TaskID | None = None
         self._shown_phase = ""
         self._now: tuple[str, int, int] = ("", 0, 0)
-
-    def __enter__(self) -> Self:
-        return self
 
     def __exit__(self, *exception: object) -> None:
         if self._timer is not None:
@@ -54,17 +145,16 @@ class ProgressBar(Observer):
                 self._progress.stop()
 
     def phase(self, name: str, total: int = 0) -> None:
-        """Begin a line (Observer.phase)."""
-        self(name, 0, total)
+        """Begin a line, or that of this phase anew (Observer.phase); a total of 0 is one that nobody knows."""
+        self._is_at(name, 0, total)
 
     def advanced(self, size: int) -> None:
         """Show that more is done (Observer.advanced)."""
         phase, done, total = self._now
-        self(phase, done + size, total)
+        self._is_at(phase, done + size, total)
 
-    def __call__(self, phase: str, done: int, total: int) -> None:
-        """Show that ``done`` of ``total`` bytes of a phase are through; a total of 0 is one that nobody knows."""
-        if not self._wanted:
+    def _is_at(self, phase: str, done: int, total: int) -> None:
+        if self._gone:
             return
         with self._lock:
             self._now = (phase, done, total)
@@ -94,7 +184,7 @@ class ProgressBar(Observer):
                 self._task, self._shown_phase = self._progress.add_task(phase, total=total or None), phase
             self._progress.update(self._task, completed=done, total=total or None)
         except OSError:
-            self._wanted = False
+            self._gone = True
 
 
 def _bar() -> Progress:
@@ -128,6 +218,6 @@ def _bar() -> Progress:
         BarColumn(bar_width=max(_LEAST_COLUMNS, min(_MOST_COLUMNS, columns - _BESIDES_COLUMNS))),
         BytesColumn(),
         TimeColumn(),
-        console=Console(stderr=True),
+        console=Console(stderr=True, force_terminal=True),
         transient=True,
     )

@@ -6,7 +6,7 @@ import argparse
 from typing import Any
 
 from parallel_fixedram.cli import boot, common, output
-from parallel_fixedram.cli.progress import ProgressBar
+from parallel_fixedram.cli.progress import shown
 from parallel_fixedram.core.errors import RequestError
 from parallel_fixedram.core.units import format_rate, format_size
 
@@ -49,21 +49,19 @@ def run(args: argparse.Namespace) -> int:
     """Carry out the verb; returns the exit code."""
     if args.command is not None:
         return _start(args)
-    from parallel_fixedram import app
-    from parallel_fixedram.core.report import to_json
+    from parallel_fixedram.core.schemas import to_json
+    from parallel_fixedram.verbs.restore import Destination, restore
 
     for option in ("shared", "paused", "run_dir", "print"):
         if getattr(args, option):
             raise RequestError(f"--{option.replace('_', '-')} needs a QEMU command line, behind --")
     if not args.ram:
         raise RequestError("a destination is needed: -- QEMU [argument ...], or --ram IDSTR=PATH")
-    ram = {each.idstr: app.Destination(path=each.path, offset=each.offset, length=each.length) for each in args.ram}
+    ram = {each.idstr: Destination(path=each.path, offset=each.offset, length=each.length) for each in args.ram}
     if len(ram) < len(args.ram):
         raise RequestError("a block is given two destinations")
-    with ProgressBar() as progress:
-        report = app.restore(
-            args.file, ram, **common.gate_arguments(args), check_digests=args.verify, progress=progress
-        )
+    with shown() as progress:
+        report = restore(args.file, ram, **common.gate_arguments(args), check_digests=args.verify, observer=progress)
     if args.json:
         output.print_json(to_json(report))
         return 0
@@ -83,7 +81,7 @@ def run(args: argparse.Namespace) -> int:
 
 def _start(args: argparse.Namespace) -> int:
     """Start a QEMU from the file."""
-    from parallel_fixedram.boot import plan_restore, restore_guest
+    from parallel_fixedram.verbs.restore_guest import plan_restore, restore_guest
 
     if any(each.offset or each.length is not None for each in args.ram):
         raise RequestError("with a QEMU command line --ram takes whole files, without offset and size")
@@ -98,7 +96,7 @@ def _start(args: argparse.Namespace) -> int:
         plan = plan_restore(args.file, args.command, **common.gate_arguments(args), ram=ram, paused=args.paused)
         boot.show_plan(args, plan)
         return 0
-    with ProgressBar() as progress:
+    with shown() as progress:
         report = restore_guest(
             args.file,
             args.command,
@@ -108,7 +106,7 @@ def _start(args: argparse.Namespace) -> int:
             paused=args.paused,
             check_digests=args.verify,
             folder=args.run_dir,
-            progress=progress,
+            observer=progress,
         )
     boot.show(args, report)
     return 0

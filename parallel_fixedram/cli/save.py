@@ -7,7 +7,7 @@ import os
 from typing import TYPE_CHECKING, Any
 
 from parallel_fixedram.cli import common, output
-from parallel_fixedram.cli.progress import ProgressBar
+from parallel_fixedram.cli.progress import shown
 from parallel_fixedram.core.errors import HostError, RequestError
 from parallel_fixedram.core.observer import Observer
 from parallel_fixedram.core.units import format_count, format_rate, format_size
@@ -16,7 +16,7 @@ from parallel_fixedram.core.uri import parse_uri
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from parallel_fixedram.core.report import SaveReport, ShardTrace
+    from parallel_fixedram.core.reports.save import SaveReport, ShardTrace
 
 _WORTH_A_LINE_SECONDS = 0.05
 
@@ -75,11 +75,11 @@ def register(subparsers: common.Subparsers[Any]) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Carry out the verb; returns the exit code."""
-    from parallel_fixedram.core.report import to_json
     from parallel_fixedram.core.save_options import Cache, Durability, Publishing
+    from parallel_fixedram.core.schemas import to_json
     from parallel_fixedram.verbs.save import save
 
-    progress = ProgressBar()
+    progress = shown()
     capture = common.capturing(args)
     # only what is asked for by name lets a built-in guest run: what is measured is the same each time
     machine = common.source(args, running=args.capture != "auto", progress=progress)

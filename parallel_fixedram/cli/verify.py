@@ -6,12 +6,12 @@ import argparse
 from typing import TYPE_CHECKING, Any
 
 from parallel_fixedram.cli import boot, common, output
-from parallel_fixedram.cli.progress import ProgressBar
+from parallel_fixedram.cli.progress import shown
 from parallel_fixedram.core.errors import RequestError
 from parallel_fixedram.core.units import format_size
 
 if TYPE_CHECKING:
-    from parallel_fixedram.core.report import VerifyReport
+    from parallel_fixedram.core.reports.verify import VerifyReport
 
 MAX_LINES = 20
 """Most differences that are printed; --json has more of them."""
@@ -52,17 +52,17 @@ def register(subparsers: common.Subparsers[Any]) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Carry out the verb; returns the exit code."""
-    from parallel_fixedram import app
-    from parallel_fixedram.core.report import to_json
+    from parallel_fixedram.core.schemas import to_json
+    from parallel_fixedram.verbs.verify import verify
 
     if args.load:
         report = _load(args)
     elif args.run_dir:
         raise RequestError("--run-dir needs --load, and a QEMU command line behind --")
     else:
-        with ProgressBar() as progress:
-            report = app.verify(
-                args.file, quick=args.quick, ram=[option.ram_file() for option in args.ram], progress=progress
+        with shown() as progress:
+            report = verify(
+                args.file, quick=args.quick, ram=[option.ram_file() for option in args.ram], observer=progress
             )
     if args.json:
         output.print_json(to_json(report))
@@ -75,14 +75,14 @@ def run(args: argparse.Namespace) -> int:
 
 def _load(args: argparse.Namespace) -> VerifyReport:
     """Have a QEMU load the file."""
-    from parallel_fixedram.boot import verify_by_loading
+    from parallel_fixedram.verbs.verify_by_loading import verify_by_loading
 
     if args.command is None:
         raise RequestError("--load needs a QEMU command line, behind --", hint="see parallel-fixedram verify --help")
     if args.ram:
         raise RequestError("--load compares all RAM of the QEMU that it starts, so it does not go with --ram")
-    with ProgressBar() as progress:
-        return verify_by_loading(args.file, args.command, quick=args.quick, folder=args.run_dir, progress=progress)
+    with shown() as progress:
+        return verify_by_loading(args.file, args.command, quick=args.quick, folder=args.run_dir, observer=progress)
 
 
 def _print(report: VerifyReport) -> None:

@@ -13,7 +13,7 @@ An observer of one's own overrides what it wants to hear::
 
 from __future__ import annotations
 
-from parallel_fixedram.core.report import ShardTrace
+from parallel_fixedram.core.reports.save import ShardTrace
 
 
 class Observer:

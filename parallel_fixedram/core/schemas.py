@@ -6,9 +6,12 @@ A version is raised when a key goes away or changes its meaning; new keys may co
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, ClassVar, Protocol, TypeVar
 
 from parallel_fixedram.core.errors import FormatError
+from parallel_fixedram.core.plain import from_plain, to_plain
+
+T = TypeVar("T")
 
 _PREFIX = "parallel_fixedram."
 
@@ -34,9 +37,21 @@ VERSIONS: Mapping[str, int] = {
     "bench_pictures": 1,
     "bench_simulate": 1,
     "results": 2,
+    "progress": 1,
     "error": 1,
 }
 """Current version of each schema, by its name without the prefix; docs/json.md says what each is."""
+
+
+class Report(Protocol):
+    """What a verb reports: a dataclass that knows its schema."""
+
+    schema: ClassVar[str]
+    """A key of VERSIONS."""
+
+    @property
+    def verb(self) -> str:
+        """Whose report it is."""
 
 
 def stamped(name: str, value: Mapping[str, Any]) -> dict[str, Any]:
@@ -61,3 +76,22 @@ def check(data: Mapping[str, Any], name: str) -> None:
         raise FormatError(f"schema {found['schema']!r}, expected {expected['schema']!r}")
     if found["version"] != expected["version"] or isinstance(found["version"], bool):
         raise FormatError(f"version {found['version']!r} of {expected['schema']}, expected {expected['version']}")
+
+
+def to_json(report: Report) -> dict[str, Any]:
+    """A report as a JSON object, with its schema, version and verb first."""
+    return stamped(report.schema, {"verb": report.verb, **to_plain(report)})
+
+
+def from_json(kind: type[T], data: Any) -> T:
+    """The report that ``to_json`` made ``data`` of; one that says no schema is older than schemas.
+
+    Raises:
+        FormatError: it did not, or it is of another schema or version.
+    """
+    if isinstance(data, Mapping) and "schema" in data:
+        check(data, kind.schema)  # type: ignore[attr-defined]  # all reports have one
+    try:
+        return from_plain(kind, data)
+    except ValueError as error:
+        raise FormatError(f"not a {kind.__name__}: {error}") from error

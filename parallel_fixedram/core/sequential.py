@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from itertools import accumulate
 
 from parallel_fixedram.core.ramblock import TARGET_PAGE_SIZE
-from parallel_fixedram.core.report import RoundReport
+from parallel_fixedram.core.reports.save import RoundReport
 
 PAGE_HEAD = 8
 """Bytes before a page: the word with its address and flags (QEMU migration/ram.c, save_page_header)."""

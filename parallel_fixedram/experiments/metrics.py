@@ -9,8 +9,8 @@ from typing import Any
 
 from parallel_fixedram.core.errors import FormatError
 from parallel_fixedram.experiments import results
+from parallel_fixedram.experiments.cases import BOOTS
 from parallel_fixedram.experiments.results import CaseResult, RunSet, Sample
-from parallel_fixedram.experiments.scenario import BOOTS
 
 
 class Metric(StrEnum):

@@ -11,8 +11,9 @@ from dataclasses import dataclass
 from typing import Self
 
 from parallel_fixedram.core.units import MIB
+from parallel_fixedram.experiments.cases import BOOTS, Case
 from parallel_fixedram.experiments.planning import Group, Plan, is_watched, rounds
-from parallel_fixedram.experiments.scenario import BOOTS, Case, Scenario
+from parallel_fixedram.experiments.scenario import Scenario
 from parallel_fixedram.host import user_cache
 
 _KEPT_AS = "bench.json"

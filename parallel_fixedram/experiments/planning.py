@@ -13,8 +13,9 @@ from dataclasses import dataclass
 
 from parallel_fixedram.core.units import MIB
 from parallel_fixedram.experiments import file_systems, sources, tools
+from parallel_fixedram.experiments.cases import BOOTS, Case
 from parallel_fixedram.experiments.results import MissingWay
-from parallel_fixedram.experiments.scenario import BOOTS, Case, Scenario
+from parallel_fixedram.experiments.scenario import Scenario
 from parallel_fixedram.experiments.ways.table import TABLE
 
 

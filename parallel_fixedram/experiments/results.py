@@ -11,10 +11,11 @@ import contextlib
 import json
 import os
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from typing import Any, Self
 
 from parallel_fixedram.core.errors import FormatError, HostError, RequestError
+from parallel_fixedram.core.plain import from_plain, to_plain
 from parallel_fixedram.core.schemas import check, stamped
 
 _FIRST_SCHEMA = 1
@@ -75,6 +76,10 @@ class Sample:
     """Of a guest that goes on dirtying: (rounds done, bytes that the file takes by then)."""
     sequential: tuple[tuple[int, int], ...] | None = None
     """Computed, next to ``growth``: (rounds done, bytes that a stream which appends every page would have by then)."""
+
+    def __post_init__(self) -> None:
+        if self.verified not in VERIFIED:
+            raise ValueError(f"verified is {self.verified!r}")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -137,10 +142,10 @@ class RunSet:
     """Of the checkout that ran, with ``+`` behind it when files differed from it; None for an installed copy."""
     versions: Mapping[str, str | None]
     host: Mapping[str, Any]
-    order: tuple[str, ...] = ()
+    order: tuple[str, ...]
     """Case ids in the order in which they were run, warm-up included, instrumented runs not."""
-    missing: tuple[MissingWay, ...] = ()
-    cases: tuple[CaseResult, ...] = ()
+    missing: tuple[MissingWay, ...]
+    cases: tuple[CaseResult, ...]
 
     def case(self, case_id: str) -> CaseResult:
         """The case of that id.
@@ -159,7 +164,7 @@ class RunSet:
 
     def to_json(self) -> dict[str, Any]:
         """As a JSON object."""
-        return stamped("results", asdict(self))
+        return stamped("results", to_plain(self))
 
     @classmethod
     def from_json(cls, data: Any) -> Self:
@@ -171,59 +176,9 @@ class RunSet:
         try:
             if data["schema"] is True or data["schema"] != _FIRST_SCHEMA:
                 check(data, "results")
-            return cls(
-                scenario=ScenarioFacts(**data["scenario"]),
-                started=data["started"],
-                finished=data["finished"],
-                commit=data["commit"],
-                versions=data["versions"],
-                host=data["host"],
-                order=tuple(data["order"]),
-                missing=tuple(
-                    MissingWay(way=each["way"], why=each["why"], cases=tuple(each["cases"])) for each in data["missing"]
-                ),
-                cases=tuple(_case(each) for each in data["cases"]),
-            )
-        except (KeyError, TypeError, ValueError, OverflowError, AttributeError) as error:
+            return from_plain(cls, data)
+        except (KeyError, TypeError, ValueError) as error:
             raise FormatError(f"not a set of runs: {type(error).__name__}: {error}") from error
-
-
-def _case(data: Any) -> CaseResult:
-    watched = data["instrumented"]
-    return CaseResult(
-        id=data["id"],
-        parameters=data["parameters"],
-        samples=tuple(_sample(each) for each in data["samples"]),
-        instrumented=None if watched is None else _instrumented(watched),
-    )
-
-
-def _sample(data: Any) -> Sample:
-    if data["verified"] not in VERIFIED:
-        raise ValueError(f"verified is {data['verified']!r}")
-    return Sample(
-        number=int(data["number"]),
-        seconds=Seconds(**data["seconds"]),
-        bytes=Bytes(**data["bytes"]),
-        verified=data["verified"],
-        report=data.get("report"),
-        growth=_pairs(data.get("growth")),
-        sequential=_pairs(data.get("sequential")),
-    )
-
-
-def _instrumented(data: Any) -> Instrumented:
-    return Instrumented(
-        private_bytes_peak=int(data["private_bytes_peak"]),
-        timeline=tuple(
-            (int(worker), float(start), float(end), int(offset), int(size))
-            for worker, start, end, offset, size in data["timeline"]
-        ),
-    )
-
-
-def _pairs(data: Any) -> tuple[tuple[int, int], ...] | None:
-    return None if data is None else tuple((int(first), int(second)) for first, second in data)
 
 
 def load(path: str) -> RunSet:

@@ -31,9 +31,11 @@ import numpy as np
 
 from parallel_fixedram.core.errors import RequestError
 from parallel_fixedram.experiments import file_systems, pace, planning, results, sources, tools
+from parallel_fixedram.experiments.cases import Case
+from parallel_fixedram.experiments.kept import Kept
 from parallel_fixedram.experiments.planning import Group, Plan
-from parallel_fixedram.experiments.results import CaseResult, RunSet, Sample, ScenarioFacts
-from parallel_fixedram.experiments.scenario import Case, Scenario
+from parallel_fixedram.experiments.results import CaseResult, RunSet, ScenarioFacts
+from parallel_fixedram.experiments.scenario import Scenario
 from parallel_fixedram.experiments.sources import Source
 from parallel_fixedram.experiments.ways.table import OURS, TABLE
 from parallel_fixedram.experiments.ways.way import Run, clear
@@ -111,6 +113,9 @@ def _empty(scenario: Scenario, folder: str) -> RunSet:
             "kernel": platform.release(),
         },
         host=machine_facts(folder),
+        order=(),
+        missing=(),
+        cases=(),
     )
 
 
@@ -176,9 +181,8 @@ class _Runner:
     ) -> None:
         self._scenario = scenario
         self._plan = plan
-        self._run_set = run_set
+        self._kept = Kept(run_set, output)
         self._folder = folder
-        self._output = output
         self._progress = progress
         self._pace = pace.Pace.kept()
         self._done = 0
@@ -186,7 +190,7 @@ class _Runner:
 
     def run(self) -> RunSet:
         """Everything that is not there yet."""
-        self._store()
+        self._kept.store()
         try:
             for number, group in enumerate(self._plan.groups):
                 if self._runs_of(group):
@@ -196,18 +200,14 @@ class _Runner:
                         self._drop(group.cases, missing.message)
         finally:
             self._pace.keep()
-        self._run_set = replace(self._run_set, finished=_now())
-        self._store()
-        return self._run_set
+        return self._kept.finished(_now())
 
     def _runs_of(self, group: Group) -> list[tuple[int | None, Case]]:
         """What is left to do for a group, in order: number of the round and case; None for a watched run."""
-        cases = {case.id for case in group.cases if self._has(case)}
+        cases = {case.id: self._kept.case(case) for case in group.cases if self._kept.has(case)}
         left = {
-            case.id: set(range(self._scenario.repeats))
-            - {sample.number for sample in self._run_set.case(case.id).samples}
-            for case in group.cases
-            if case.id in cases
+            case_id: set(range(self._scenario.repeats)) - {sample.number for sample in result.samples}
+            for case_id, result in cases.items()
         }
         found: list[tuple[int | None, Case]] = []
         for number in planning.rounds(self._scenario):
@@ -217,12 +217,9 @@ class _Runner:
         found += [
             (None, case)
             for case in group.cases
-            if case.id in cases and case.way == "ours" and self._run_set.case(case.id).instrumented is None
+            if case.id in cases and case.way == "ours" and cases[case.id].instrumented is None
         ]
         return found
-
-    def _has(self, case: Case) -> bool:
-        return any(each.id == case.id for each in self._run_set.cases)
 
     def _run_group(self, group: Group, later: Sequence[Group]) -> None:
         started, runs_took = time.perf_counter(), 0.0
@@ -235,7 +232,7 @@ class _Runner:
         ):
             self._drop_direct(group, folder)
             for place, (number, case) in enumerate(runs):
-                if not self._has(case):
+                if not self._kept.has(case):
                     continue
                 self._tell(afterwards + self._pace.seconds(pace.of_run(each) for _, each in runs[place:]), case.id)
                 begun = time.perf_counter()
@@ -283,21 +280,12 @@ class _Runner:
         way = TABLE[run.case.way]
         measured = way.run(run)
         verified = way.verify(run)
-        self._run_set = replace(self._run_set, order=(*self._run_set.order, run.case.id))
-        if run.number >= 0:
-            self._add(run.case, measured.sample(run.number, verified))
-        self._store()
+        self._kept.ran(run.case, measured.sample(run.number, verified) if run.number >= 0 else None)
 
     def _watch(self, run: Run) -> None:
         instrumented = OURS.instrumented(run)
         OURS.verify(run)
-        self._run_set = self._run_set.with_case(replace(self._run_set.case(run.case.id), instrumented=instrumented))
-        self._store()
-
-    def _add(self, case: Case, sample: Sample) -> None:
-        result = self._run_set.case(case.id)
-        samples = tuple(sorted((*result.samples, sample), key=lambda each: each.number))
-        self._run_set = self._run_set.with_case(replace(result, samples=samples))
+        self._kept.watched(run.case, instrumented)
 
     def _drop_direct(self, group: Group, folder: str) -> None:
         """Find out what cannot be known before there is a file system: whether it can be written past the cache."""
@@ -307,21 +295,12 @@ class _Runner:
 
     def _drop(self, cases: tuple[Case, ...], why: str) -> None:
         """These cannot be run here; what they measured before stays."""
-        gone = {case.id for case in cases if self._has(case) and not self._run_set.case(case.id).samples}
         before = self._left()
-        self._run_set = replace(
-            self._run_set,
-            cases=tuple(each for each in self._run_set.cases if each.id not in gone),
-            missing=planning.with_more(self._run_set.missing, why, cases),
-        )
+        self._kept.drop(cases, why)
         self._total -= before - self._left()
-        self._store()
 
     def _left(self) -> int:
         return sum(len(self._runs_of(group)) for group in self._plan.groups)
-
-    def _store(self) -> None:
-        results.store(self._run_set, self._output)
 
     def _tell(self, left: float, what: str) -> None:
         if self._progress:

@@ -7,15 +7,15 @@ import os
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
-from parallel_fixedram import app
 from parallel_fixedram.core.errors import HostError, RequestError
 from parallel_fixedram.core.units import format_size
 from parallel_fixedram.experiments import tools
+from parallel_fixedram.experiments.cases import Case
 from parallel_fixedram.experiments.qemu_guest import QemuGuest
-from parallel_fixedram.experiments.scenario import Case
 from parallel_fixedram.host.facts import memory_bytes
 from parallel_fixedram.machines.builtin.process import RAM_IDSTR
 from parallel_fixedram.machines.builtin.spec import GuestSpec
+from parallel_fixedram.verbs.open import open_guest
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -74,7 +74,7 @@ def open_source(case: Case, seed: int) -> Iterator[Source]:
         return
     spec = seeded(case, seed)
     try:
-        guest = app.open_guest(spec)
+        guest = open_guest(spec)
     except HostError as error:
         raise tools.Missing(error.message) from error
     with guest:

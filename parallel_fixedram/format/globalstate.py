@@ -13,7 +13,7 @@ from __future__ import annotations
 import struct
 
 from parallel_fixedram.format import stream
-from parallel_fixedram.format.migration_file import DeviceSection, read_device_sections
+from parallel_fixedram.format.device_sections import DeviceSection, read_device_sections
 
 GLOBALSTATE = "globalstate"
 RUNNING = "running"

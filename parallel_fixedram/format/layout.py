@@ -22,8 +22,9 @@ from parallel_fixedram.core.profiles import MAPPED_RAM
 from parallel_fixedram.core.ramblock import TARGET_PAGE_SIZE, RAMBlock, check_unique
 from parallel_fixedram.core.units import MAX_SIZE, align_up
 from parallel_fixedram.format import mapped_ram, stream, vmdesc
+from parallel_fixedram.format.device_sections import RAM_SECTION_ID, read_device_sections
 from parallel_fixedram.format.mapped_ram import MappedRamHeader, SavedBlock
-from parallel_fixedram.format.migration_file import RAM_SECTION_ID, TRAILER_KEY, read_device_sections
+from parallel_fixedram.format.migration_file import TRAILER_KEY
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -10,11 +10,12 @@ import os
 from collections.abc import Collection
 
 from parallel_fixedram.core.errors import HostError, RequestError
+from parallel_fixedram.core.observer import SILENT, Observer
 from parallel_fixedram.core.shards import plan_shards
 from parallel_fixedram.engine.pages.digest import DigestJob, write_digests, write_trailer
 from parallel_fixedram.engine.pages.ledger import shared_words
 from parallel_fixedram.engine.workers.pool import WorkerPool
-from parallel_fixedram.engine.workers.progress import Progress, run_job
+from parallel_fixedram.engine.workers.progress import run_job
 from parallel_fixedram.format.trailer import TrailerLayout
 from parallel_fixedram.host import linux
 from parallel_fixedram.host.files.channel import FileChannel
@@ -24,26 +25,20 @@ from parallel_fixedram.image.image import Image
 from parallel_fixedram.image.stale import refuse_stale_pages, reopen_writable
 
 
-def add_trailer(image: Image, main: Collection[str], *, channels: int, progress: Progress | None = None) -> None:
+def add_trailer(image: Image, main: Collection[str], *, channels: int, observer: Observer = SILENT) -> None:
     """Add a trailer; the image has to be opened anew to see it.
 
     Args:
         image: a file that has none.
         main: names of the blocks that are main memory.
         channels: number of workers.
-        progress: called as shards are acknowledged.
+        observer: hears how far it is.
 
     Raises:
         RequestError: it has one already, or cannot have one.
         HostError: I/O; the file is as it was.
     """
-    if image.file.trailer is not None:
-        raise RequestError(f"{image.path!r} has a trailer already")
-    if len(image.blocks) < len(image.file.blocks):
-        raise RequestError(f"{image.path!r} does not hold all of its RAMBlocks")
-    for saved in image.blocks:
-        if max(saved.bitmap_end, saved.pages_end) > image.file.stream_end:
-            raise RequestError(f"{image.path!r} has block {saved.block.idstr!r} behind the end of its stream")
+    _require_place(image)
     refuse_stale_pages(image, image.blocks, channels=channels)
     clone = clone_stream_of(image, main)
     trailer = TrailerLayout.plan(
@@ -65,7 +60,7 @@ def add_trailer(image: Image, main: Collection[str], *, channels: int, progress:
             with WorkerPool([job], channels) as pool:
                 size = image.file.page_size
                 run_job(
-                    pool, 0, plan_shards(present, workers=channels), phase="digest", page_size=size, progress=progress
+                    pool, 0, plan_shards(present, workers=channels), phase="digest", page_size=size, observer=observer
                 )
             write_digests(channel, trailer.tables, digests, present)
             clone.write(channel, channel, trailer.clone_offset)
@@ -79,6 +74,17 @@ def add_trailer(image: Image, main: Collection[str], *, channels: int, progress:
             raise
     finally:
         linux.close(fd)
+
+
+def _require_place(image: Image) -> None:
+    """Refuse a file that has a trailer, or in which there is no place for one."""
+    if image.file.trailer is not None:
+        raise RequestError(f"{image.path!r} has a trailer already")
+    if len(image.blocks) < len(image.file.blocks):
+        raise RequestError(f"{image.path!r} does not hold all of its RAMBlocks")
+    for saved in image.blocks:
+        if max(saved.bitmap_end, saved.pages_end) > image.file.stream_end:
+            raise RequestError(f"{image.path!r} has block {saved.block.idstr!r} behind the end of its stream")
 
 
 def _resize(channel: FileChannel, size: int) -> None:

@@ -9,15 +9,17 @@ from typing import Protocol
 import numpy as np
 
 from parallel_fixedram.core.bitmap import PageBitmap, runs_of_ones, words_for
+from parallel_fixedram.core.observer import SILENT, Observer
 from parallel_fixedram.core.protocols import Pages, PageSource
 from parallel_fixedram.core.ramblock import PageRange
-from parallel_fixedram.core.report import Difference, DiffReport, NotCompared
+from parallel_fixedram.core.reports.diff import DiffReport, NotCompared
+from parallel_fixedram.core.reports.difference import Difference
 from parallel_fixedram.core.shards import Shard, plan_shards
 from parallel_fixedram.engine.pages.ledger import shared_words
 from parallel_fixedram.engine.pages.window import WINDOW_PAGES, Window, WindowReader, windows
 from parallel_fixedram.engine.workers.messages import Finding, Tally
 from parallel_fixedram.engine.workers.pool import WorkerPool
-from parallel_fixedram.engine.workers.progress import Progress, run_job
+from parallel_fixedram.engine.workers.progress import run_job
 from parallel_fixedram.format.mapped_ram import SavedBlock
 from parallel_fixedram.host.files.channel import anonymous_memory
 from parallel_fixedram.image.image import Image
@@ -121,11 +123,11 @@ def run_check(
     channels: int,
     phase: str,
     page_size: int,
-    progress: Progress | None,
+    observer: Observer,
 ) -> Tally:
     """Run a job that looks for bad pages over ``work``; findings come sorted, neighbours joined."""
     shards = plan_shards(work, workers=channels)
-    tally = run_job(pool, job, shards, phase=phase, page_size=page_size, progress=progress)
+    tally = run_job(pool, job, shards, phase=phase, page_size=page_size, observer=observer)
     tally.findings = join_findings(tally.findings)
     return tally
 
@@ -140,14 +142,14 @@ def join_findings(findings: Sequence[Finding]) -> list[Finding]:
     return joined
 
 
-def diff(a: Image, b: Image, *, channels: int = 1, progress: Progress | None = None) -> DiffReport:
+def diff(a: Image, b: Image, *, channels: int = 1, observer: Observer = SILENT) -> DiffReport:
     """Find the pages that differ between two files.
 
     Args:
         a: one file.
         b: the other; blocks are matched by name, and compared where their lengths are equal.
         channels: number of workers.
-        progress: called as shards are acknowledged.
+        observer: hears how far it is.
 
     Raises:
         FormatError: a file is not what it should be.
@@ -164,7 +166,7 @@ def diff(a: Image, b: Image, *, channels: int = 1, progress: Progress | None = N
         job = CompareJob([(FileSide(a, saved), FileSide(b, b.block(saved.block.idstr))) for saved in common])
         with WorkerPool([job], channels) as pool:
             size = common[0].block.page_size
-            tally = run_check(pool, 0, job.work, channels=channels, phase="diff", page_size=size, progress=progress)
+            tally = run_check(pool, 0, job.work, channels=channels, phase="diff", page_size=size, observer=observer)
     return DiffReport(
         file_a=a.path,
         file_b=b.path,

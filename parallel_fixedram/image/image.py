@@ -12,15 +12,14 @@ import uuid
 from collections.abc import Collection, Sequence
 from dataclasses import asdict
 from types import TracebackType
-from typing import Any
 
 import numpy as np
 
 from parallel_fixedram.core.bitmap import WORD_BYTES, WORD_PAGES, PageBitmap, tail_mask, words_for
 from parallel_fixedram.core.errors import FormatError, RequestError
 from parallel_fixedram.core.ramblock import PageRange
-from parallel_fixedram.core.report import BlockReport
-from parallel_fixedram.core.schemas import stamped
+from parallel_fixedram.core.reports.block import BlockReport
+from parallel_fixedram.core.reports.inspect import DeviceReport, FileBlock, InspectReport
 from parallel_fixedram.core.uri import parse_uri
 from parallel_fixedram.engine.pages.digest import DigestTable
 from parallel_fixedram.engine.pages.ledger import shared_words
@@ -211,36 +210,36 @@ class Image:
         """The stored blocks with their page counts."""
         return tuple(block_report(saved, self.bitmap(saved.block.idstr).count()) for saved in self.blocks)
 
-    def describe(self) -> dict[str, Any]:
-        """What the file says, as a JSON object; offsets are absolute, in bytes."""
+    def describe(self) -> InspectReport:
+        """What the file says."""
         file, configuration = self.file, self.file.configuration
-        return stamped(
-            "inspect",
-            {
-                "verb": "inspect",
-                "file": self.path,
-                "size": file.size,
-                "offset": file.base,
-                "stream_end": file.stream_end,
-                "machine": configuration.machine,
-                "target": file.target or None,
-                "capabilities": list(configuration.capabilities),
-                "uuid": str(uuid.UUID(bytes=configuration.uuid)) if configuration.uuid else None,
-                "page_size": file.page_size,
-                "ram_ended": file.ram_ended,
-                "vm_description": file.has_vmdesc,
-                "digests": file.trailer is not None,
-                "clone_offset": file.trailer.clone_offset if file.trailer else 0,
-                "blocks": [self._describe_block(saved) for saved in file.blocks],
-                "devices": [asdict(device) for device in file.devices],
-                "warnings": list(file.warnings),
-            },
+        return InspectReport(
+            file=self.path,
+            size=file.size,
+            offset=file.base,
+            stream_end=file.stream_end,
+            machine=configuration.machine,
+            target=file.target or None,
+            capabilities=tuple(configuration.capabilities),
+            uuid=str(uuid.UUID(bytes=configuration.uuid)) if configuration.uuid else None,
+            page_size=file.page_size,
+            ram_ended=file.ram_ended,
+            vm_description=file.has_vmdesc,
+            digests=file.trailer is not None,
+            clone_offset=file.trailer.clone_offset if file.trailer else 0,
+            blocks=tuple(self._describe_block(saved) for saved in file.blocks),
+            devices=tuple(DeviceReport(**asdict(device)) for device in file.devices),
+            warnings=file.warnings,
         )
 
-    def _describe_block(self, saved: SavedBlock) -> dict[str, Any]:
-        place = {"absent": saved.absent, "record_offset": saved.record_offset, "address": saved.address}
+    def _describe_block(self, saved: SavedBlock) -> FileBlock:
         data_pages = 0 if saved.absent else self.bitmap(saved.block.idstr).count()
-        return {**asdict(block_report(saved, data_pages)), **place}
+        return FileBlock(
+            **asdict(block_report(saved, data_pages)),
+            absent=saved.absent,
+            record_offset=saved.record_offset,
+            address=saved.address,
+        )
 
     def _read_bitmap(self, saved: SavedBlock) -> PageBitmap:
         words = shared_words(words_for(saved.block.pages))

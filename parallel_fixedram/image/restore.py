@@ -24,8 +24,10 @@ import numpy as np
 
 from parallel_fixedram.core.bitmap import PageBitmap, runs_of_ones, words_for
 from parallel_fixedram.core.errors import ContentsDiffer, RequestError
+from parallel_fixedram.core.observer import SILENT, Observer
 from parallel_fixedram.core.protocols import Channel
-from parallel_fixedram.core.report import Difference, RestoredBlock, RestoreReport, RestoreSeconds
+from parallel_fixedram.core.reports.difference import Difference
+from parallel_fixedram.core.reports.restore import RestoredBlock, RestoreReport, RestoreSeconds
 from parallel_fixedram.core.save_options import STALL_SECONDS
 from parallel_fixedram.core.shards import Shard, plan_shards
 from parallel_fixedram.core.units import format_count
@@ -42,7 +44,7 @@ from parallel_fixedram.engine.pages.window import (
 )
 from parallel_fixedram.engine.workers.messages import Tally
 from parallel_fixedram.engine.workers.pool import WorkerPool
-from parallel_fixedram.engine.workers.progress import Progress, run_job
+from parallel_fixedram.engine.workers.progress import run_job
 from parallel_fixedram.format.mapped_ram import SavedBlock
 from parallel_fixedram.host.files.channel import FileChannel
 from parallel_fixedram.host.memory.ram_target import RamTarget
@@ -130,7 +132,7 @@ def restore(
     *,
     channels: int = 1,
     check_digests: bool = False,
-    progress: Progress | None = None,
+    observer: Observer = SILENT,
     stall_seconds: float = STALL_SECONDS,
 ) -> RestoreReport:
     """Fill guest RAM from a file.
@@ -140,7 +142,7 @@ def restore(
         destinations: by block name; blocks of the file that are not named are left out, and the report says so.
         channels: number of workers.
         check_digests: hold every page against its digest as it passes; heads and bitmaps are checked in any case.
-        progress: called as shards are acknowledged.
+        observer: hears how far it is.
         stall_seconds: how long a worker may move no byte.
 
     Raises:
@@ -152,31 +154,14 @@ def restore(
         HostError: a destination cannot be written; what one holds that existed is undefined.
     """
     started = time.perf_counter()
-    for idstr in destinations:
-        image.bitmap(idstr)
-    if not destinations:
-        raise RequestError("no block was given a destination")
-    image.check_complete()
-    if check_digests and image.file.trailer is None:
-        raise RequestError(f"{image.path!r} carries no digests to check")
-    check_head(image, tables=check_digests)
+    _check_request(image, destinations, check_digests)
     with ExitStack() as stack:
-        parts: list[_Part] = []
-        targets: list[RamTarget] = []
-        for saved in image.blocks:
-            if (wanted := destinations.get(saved.block.idstr)) is not None:
-                _check_new(saved.block.idstr, wanted.path, targets)
-                target = RamTarget(saved.block, wanted.path, offset=wanted.offset, length=wanted.length)
-                stack.push(target)  # before it is entered: from the moment it makes a file, it is known here
-                target.__enter__()
-                _check_apart(image, target, targets)
-                targets.append(target)
-                parts.append(_part(image, saved, target, check_digests))
+        targets = _open_targets(image, destinations, stack)
+        parts = [_part(image, image.block(target.block.idstr), target, check_digests) for target in targets]
         direct = _cold_channel(image, [part.saved for part in parts])
         with WorkerPool([RestoreJob(image, parts, direct)], channels, stall_seconds=stall_seconds) as pool:
-            shards = plan_shards([part.work for part in parts], workers=channels)
-            size = image.file.page_size
-            tally = run_job(pool, 0, shards, phase="restore", page_size=size, progress=progress)
+            shards, size = plan_shards([part.work for part in parts], workers=channels), image.file.page_size
+            tally = run_job(pool, 0, shards, phase="restore", page_size=size, observer=observer)
         _check(image, parts, tally, [target.path for target in targets if not target.is_new])
         for target in targets:
             target.keep()
@@ -187,13 +172,44 @@ def restore(
         blocks=tuple(_restored(part, destinations[part.saved.block.idstr]) for part in parts),
         left_out=tuple(s.block.idstr for s in image.file.blocks if s.block.idstr not in destinations),
         verified=check_digests,
-        seconds=RestoreSeconds(
-            total=time.perf_counter() - started,
-            read=tally.read_seconds / channels,
-            write=tally.write_seconds / channels,
-        ),
+        seconds=_seconds(tally, channels, started),
         bytes=tally.bytes,
     )
+
+
+def _seconds(tally: Tally, channels: int, started: float) -> RestoreSeconds:
+    """Where the time went since ``started``."""
+    return RestoreSeconds(
+        total=time.perf_counter() - started,
+        read=tally.read_seconds / channels,
+        write=tally.write_seconds / channels,
+    )
+
+
+def _check_request(image: Image, destinations: Mapping[str, Destination], check_digests: bool) -> None:
+    """Refuse what cannot be restored before any destination is touched."""
+    for idstr in destinations:
+        image.bitmap(idstr)
+    if not destinations:
+        raise RequestError("no block was given a destination")
+    image.check_complete()
+    if check_digests and image.file.trailer is None:
+        raise RequestError(f"{image.path!r} carries no digests to check")
+    check_head(image, tables=check_digests)
+
+
+def _open_targets(image: Image, destinations: Mapping[str, Destination], stack: ExitStack) -> list[RamTarget]:
+    """Open the destinations, in the order of the file's blocks; no two of them may share a byte."""
+    targets: list[RamTarget] = []
+    for saved in image.blocks:
+        if (wanted := destinations.get(saved.block.idstr)) is not None:
+            _check_new(saved.block.idstr, wanted.path, targets)
+            target = RamTarget(saved.block, wanted.path, offset=wanted.offset, length=wanted.length)
+            stack.push(target)  # before it is entered: from the moment it makes a file, it is known here
+            target.__enter__()
+            _check_apart(image, target, targets)
+            targets.append(target)
+    return targets
 
 
 def _cold_channel(image: Image, blocks: Sequence[SavedBlock]) -> Channel | None:

@@ -15,11 +15,11 @@ import numpy as np
 
 from parallel_fixedram.core.bitmap import PageBitmap, runs_of_ones
 from parallel_fixedram.core.errors import HostError, RequestError
+from parallel_fixedram.core.observer import SILENT, Observer
 from parallel_fixedram.core.shards import Shard
 from parallel_fixedram.engine.pages.window import WINDOW_PAGES, nonzero_pages, windows
 from parallel_fixedram.engine.workers.messages import Tally
 from parallel_fixedram.engine.workers.pool import WorkerPool
-from parallel_fixedram.engine.workers.progress import Progress
 from parallel_fixedram.format.mapped_ram import SavedBlock
 from parallel_fixedram.format.trailer import DIGEST_BYTES
 from parallel_fixedram.host import linux
@@ -70,7 +70,7 @@ class StaleJob:
 
 
 def refuse_stale_pages(
-    image: Image, blocks: Sequence[SavedBlock], *, channels: int, progress: Progress | None = None
+    image: Image, blocks: Sequence[SavedBlock], *, channels: int, observer: Observer = SILENT
 ) -> None:
     """Refuse a file in which a place that is zero by the bitmap holds other bytes.
 
@@ -78,7 +78,7 @@ def refuse_stale_pages(
         image: the open file.
         blocks: those to look at.
         channels: number of workers, should there be much to read.
-        progress: called as shards are acknowledged.
+        observer: hears how far it is.
 
     Raises:
         RequestError: it has stale pages; names the first one.
@@ -89,7 +89,7 @@ def refuse_stale_pages(
         return
     with WorkerPool([job], channels if count >= POOL_PAGES else 1) as pool:
         size = image.file.page_size
-        found = run_check(pool, 0, job.work, channels=channels, phase="zero pages", page_size=size, progress=progress)
+        found = run_check(pool, 0, job.work, channels=channels, phase="zero pages", page_size=size, observer=observer)
     if not found.bad_pages:
         return
     first = found.findings[0]

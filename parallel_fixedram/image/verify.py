@@ -15,14 +15,15 @@ from collections.abc import Mapping, Sequence
 
 from parallel_fixedram.core.bitmap import PageBitmap
 from parallel_fixedram.core.errors import RequestError
+from parallel_fixedram.core.observer import SILENT, Observer
 from parallel_fixedram.core.protocols import GuestBlock
-from parallel_fixedram.core.report import Difference, VerifyReport
+from parallel_fixedram.core.reports.difference import Difference
+from parallel_fixedram.core.reports.verify import VerifyReport
 from parallel_fixedram.core.shards import Shard
 from parallel_fixedram.engine.pages.digest import range_digest
 from parallel_fixedram.engine.pages.window import WindowReader, windows
 from parallel_fixedram.engine.workers.messages import Tally
 from parallel_fixedram.engine.workers.pool import WorkerPool
-from parallel_fixedram.engine.workers.progress import Progress
 from parallel_fixedram.engine.workers.worker import Job
 from parallel_fixedram.format.mapped_ram import SavedBlock
 from parallel_fixedram.format.trailer import DIGEST_BYTES, Trailer
@@ -64,9 +65,9 @@ def verify(
     ram: Mapping[str, GuestBlock] | None = None,
     loaded_by: str | None = None,
     channels: int = 1,
-    progress: Progress | None = None,
+    observer: Observer = SILENT,
 ) -> VerifyReport:
-    """Verify an open file.
+    """Verify an open file; ``ok`` of the report tells whether nothing was found.
 
     Args:
         image: the file.
@@ -74,10 +75,7 @@ def verify(
         ram: live RAM to compare blocks with, by block name; it has to stand still meanwhile.
         loaded_by: the program that has loaded the file into that RAM, if one has.
         channels: number of workers.
-        progress: called as shards are acknowledged.
-
-    Returns:
-        What was found; ``ok`` tells whether that is nothing.
+        observer: hears how far it is.
 
     Raises:
         FormatError: the file contradicts itself.
@@ -87,22 +85,18 @@ def verify(
     started = time.perf_counter()
     image.check_complete()
     pairs = _pairs(image, ram or {})
-    differences: list[Difference] = []
+    trailer = None if quick else image.file.trailer
+    differences = check_ranges(image, trailer) if trailer else []
     bad_pages, stale_pages = 0, None
-    trailer = image.file.trailer
-    if not quick or pairs:
-        if not quick and trailer:
-            differences += check_ranges(image, trailer)
-        checks = _Checks(
-            image, pairs, digests=bool(trailer) and not quick, slots=not quick, ram=_LOADED if loaded_by else _RAM
-        )
-        bad_pages, stale_pages = checks.run(channels, progress)
+    if pairs or not quick:
+        checks = _Checks(image, pairs, digests=bool(trailer), slots=not quick, ram=_LOADED if loaded_by else _RAM)
+        bad_pages, stale_pages = checks.run(channels, observer)
         differences += checks.differences
     return VerifyReport(
         file=image.path,
         ok=not differences,
         quick=quick,
-        digests=trailer is not None and not quick,
+        digests=bool(trailer),
         ram=tuple(saved.block.idstr for saved, _ in pairs),
         loaded_by=loaded_by,
         ram_bytes=sum(saved.block.used_length for saved, _ in pairs),
@@ -135,14 +129,14 @@ class _Checks:
             compare_job = CompareJob([(FileSide(image, saved), side) for saved, side in pairs])
             self._jobs.append((ram, compare_job, compare_job.work, [saved for saved, _ in pairs]))
 
-    def run(self, channels: int, progress: Progress | None) -> tuple[int, int | None]:
+    def run(self, channels: int, observer: Observer) -> tuple[int, int | None]:
         """Run them; returns the number of bad pages, and of stale ones if they were looked for."""
         bad, stale = 0, None
         with WorkerPool([job for _, job, _, _ in self._jobs], channels) as pool:
             for index, (what, _, work, blocks) in enumerate(self._jobs):
                 size = self._image.file.page_size
                 tally = run_check(
-                    pool, index, work, channels=channels, phase=_PHASES[what], page_size=size, progress=progress
+                    pool, index, work, channels=channels, phase=_PHASES[what], page_size=size, observer=observer
                 )
                 if what == _SLOTS:
                     stale = tally.bad_pages

@@ -12,7 +12,7 @@ from typing import Self
 from parallel_fixedram.core.errors import HostError
 from parallel_fixedram.core.protocols import DirtySource, GuestBlock
 from parallel_fixedram.core.ramblock import RAMBlock, check_idstr, check_unique
-from parallel_fixedram.host.memory.page_source import open_ram_file
+from parallel_fixedram.host.memory.ram_file import open_ram_file
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 
-from parallel_fixedram.core.report import PhaseReport
+from parallel_fixedram.core.reports.save import PhaseReport
 
 
 class Phases:

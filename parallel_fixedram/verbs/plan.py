@@ -9,7 +9,7 @@ from contextlib import ExitStack
 
 from parallel_fixedram.core.cost import Work
 from parallel_fixedram.core.protocols import Machine
-from parallel_fixedram.core.report import PlanReport
+from parallel_fixedram.core.reports.plan import PlanReport
 from parallel_fixedram.core.save_options import Capturing, Gate, Publishing, SaveOptions, Writing
 from parallel_fixedram.core.uri import parse_uri
 from parallel_fixedram.engine.pages.ledger import Ledger

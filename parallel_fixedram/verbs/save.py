@@ -23,7 +23,7 @@ from contextlib import ExitStack
 from parallel_fixedram.core.errors import DurabilityError, HostError, MachineChanged, MachineError, RequestError
 from parallel_fixedram.core.observer import SILENT, Observer
 from parallel_fixedram.core.protocols import DirtySource, Machine
-from parallel_fixedram.core.report import SaveReport
+from parallel_fixedram.core.reports.save import SaveReport
 from parallel_fixedram.core.save_options import CaptureMode, Capturing, DirectIO, Gate, Publishing, SaveOptions, Writing
 from parallel_fixedram.core.targets import recorded_page_bits
 from parallel_fixedram.core.uri import FileTarget, parse_uri

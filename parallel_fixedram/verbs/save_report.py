@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from parallel_fixedram.core.report import SaveBytes, SaveReport, SaveSeconds, WorkerReport
+from parallel_fixedram.core.reports.save import SaveBytes, SaveReport, SaveSeconds, WorkerReport
 from parallel_fixedram.core.save_options import SaveOptions
 from parallel_fixedram.engine.capture.coordinator import Coordinator
 from parallel_fixedram.engine.capture.pause import Pause

@@ -12,7 +12,7 @@ from parallel_fixedram.boot.incoming import Source
 from parallel_fixedram.boot.plan import Boot
 from parallel_fixedram.cli import boot
 from parallel_fixedram.core.errors import HostError
-from parallel_fixedram.core.report import BootReport, BootSeconds, GuestReport
+from parallel_fixedram.core.reports.boot import BootReport, BootSeconds, GuestReport
 
 
 @pytest.fixture

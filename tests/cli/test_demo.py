@@ -65,12 +65,12 @@ def test_a_demo_of_a_guest_that_cannot_be_says_so(tmp_path, size):
 
 
 def test_the_demo_notices_when_what_it_restored_is_not_what_was_saved(tmp_path, monkeypatch):
-    from parallel_fixedram import app
+    from parallel_fixedram.verbs import verify
 
     class Wrong:
         ok = False
 
-    monkeypatch.setattr(app, "verify", lambda *args, **kwargs: Wrong)
+    monkeypatch.setattr(verify, "verify", lambda *args, **kwargs: Wrong)
     with unchanged(tmp_path):
         result = call("demo", "--size", "4MiB", "--folder", tmp_path, "--json")
         failed(result, 1, "differs from the guest's RAM\n")

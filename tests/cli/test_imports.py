@@ -5,7 +5,18 @@ import os
 import pytest
 from support.cli import done, run
 
-SLOW = {"asyncio", "concurrent", "multiprocessing", "numpy", "psutil", "qemu", "rich", "subprocess", "xxhash"}
+SLOW = {
+    "asyncio",
+    "concurrent",
+    "msgspec",
+    "multiprocessing",
+    "numpy",
+    "psutil",
+    "qemu",
+    "rich",
+    "subprocess",
+    "xxhash",
+}
 NOT_WITHOUT_A_QEMU = {"asyncio", "parallel_fixedram.boot", "parallel_fixedram.machines.qemu", "qemu", "subprocess"}
 NOT_FOR_PAGES = {"multiprocessing", "numpy.ma", "numpy.random", "psutil", "rich", "tempfile"}
 

@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 from support.cli import call, done, part_of, run
 
-from parallel_fixedram import app
 from parallel_fixedram.core.errors import FormatError
 from parallel_fixedram.core.schemas import VERSIONS, check, stamped
+from parallel_fixedram.verbs import verify
 
 DOCS = Path(__file__).parents[2] / "docs" / "json.md"
 
@@ -63,7 +63,7 @@ def test_with_json_an_error_that_nobody_expected_is_an_object_too(folder, monkey
     def broken(*args, **kwargs):
         raise ZeroDivisionError("by\nzero")
 
-    monkeypatch.setattr(app, "verify", broken)
+    monkeypatch.setattr(verify, "verify", broken)
     result = call("verify", folder / "a.mr", "--json")
     assert (result.code, result.out) == (5, "")
     assert json.loads(result.err)["message"] == "unexpected ZeroDivisionError: by"

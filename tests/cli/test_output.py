@@ -8,8 +8,12 @@ import pytest
 from support.cli import call, done, run, untouched
 from support.pictures import PAGE, content
 
-from parallel_fixedram.core.report import DiffReport, PlanReport, RestoreReport, SaveReport, VerifyReport, from_json
-from parallel_fixedram.core.schemas import VERSIONS
+from parallel_fixedram.core.reports.diff import DiffReport
+from parallel_fixedram.core.reports.plan import PlanReport
+from parallel_fixedram.core.reports.restore import RestoreReport
+from parallel_fixedram.core.reports.save import SaveReport
+from parallel_fixedram.core.reports.verify import VerifyReport
+from parallel_fixedram.core.schemas import VERSIONS, from_json
 from parallel_fixedram.host.files.page_cache import cached_bytes
 
 BLOCK = {

@@ -81,10 +81,10 @@ def test_a_plan_measures_where_it_is_told_to_and_the_next_command_knows(tmp_path
 
 
 def test_a_plan_for_a_guest_that_runs_says_that_it_would_stand_still(tmp_path, monkeypatch):
-    from parallel_fixedram import app
+    from parallel_fixedram.verbs import open as opening
 
-    opened = app.open_guest
-    monkeypatch.setattr(app, "open_guest", lambda spec, **_: opened(spec, running=True))
+    opened = opening.open_guest
+    monkeypatch.setattr(opening, "open_guest", lambda spec, **_: opened(spec, running=True))
     with untouched(tmp_path):
         out = done(call("plan", tmp_path / "new.mr", "--guest", "hot,size=4MiB")).out
     assert " s to the last write: the guest would stand still for about that long\n" in out

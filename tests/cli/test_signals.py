@@ -332,8 +332,9 @@ def test_a_terminal_that_goes_away_does_not_end_a_save(tmp_path, monkeypatch):
     monkeypatch.setattr(command_progress, "PROGRESS_AFTER_SECONDS", -1.0)
     monkeypatch.setattr(sys, "stderr", GoneTerminal())
     with command_progress.ProgressBar() as progress:
-        for done_bytes in range(3):
-            progress("write", done_bytes, 3)
+        progress.phase("write", 3)
+        for _ in range(3):
+            progress.advanced(1)
 
 
 def test_the_installed_program_is_the_same_command():

@@ -1,6 +1,6 @@
 """What a stream without fixed offsets would take."""
 
-from parallel_fixedram.core.report import RoundReport
+from parallel_fixedram.core.reports.save import RoundReport
 from parallel_fixedram.core.sequential import stream_bytes
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 from support.examples import some_of
+from support.observers import Heard
 from support.pictures import allocated_pages
 from support.streamwriter import PAGE, Block, Stream, stream
 
@@ -194,11 +195,11 @@ def test_a_file_that_has_a_trailer_is_refused_and_not_touched(tmp_path: Path) ->
 
 
 def test_progress_goes_up_to_the_total(tmp_path: Path) -> None:
-    seen: list[tuple[str, int, int]] = []
+    heard = Heard()
     with Image(str(written(tmp_path, FILES["plain"]))) as image:
-        add_trailer(image, ["m"], channels=2, progress=lambda *each: seen.append(each))
+        add_trailer(image, ["m"], channels=2, observer=heard)
         pages = sum(image.bitmap(saved.block.idstr).count() for saved in image.blocks)
-    assert seen[-1] == ("digest", pages * PAGE, pages * PAGE)
+    assert heard.done == {"digest": (pages * PAGE, pages * PAGE)}
 
 
 # --- stale pages

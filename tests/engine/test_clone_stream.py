@@ -79,7 +79,7 @@ def test_there_is_a_clone_stream_where_there_are_devices_and_small_blocks(
         save(guest, target, BUFFERED)
     with Image(target) as image:
         assert image.clone_blocks() == blocks
-        assert bool(image.describe()["clone_offset"]) == bool(blocks)
+        assert bool(image.describe().clone_offset) == bool(blocks)
         assert verify(image).ok
 
 
@@ -186,9 +186,9 @@ def test_inspect_lists_devices_and_tells_where_the_clone_stream_is(file: str) ->
     made = expected_file()
     with Image(file) as image:
         said = image.describe()
-    assert said["clone_offset"] == made.marks["clone"]
-    assert [each["name"] for each in said["devices"]] == ["timer", "cpu"]
-    assert [each["data_pages"] for each in said["blocks"]] == [80, 66, 1, 1]
+    assert said.clone_offset == made.marks["clone"]
+    assert [each.name for each in said.devices] == ["timer", "cpu"]
+    assert [each.data_pages for each in said.blocks] == [80, 66, 1, 1]
 
 
 @pytest.mark.parametrize("body", [b"~\0\0\0\2\0", b"~\0\0\0\2\0\6\0\0\0\2{}", b"~\0\0\0\2\4\0\0\0\3\3cpu" + bytes(8)])

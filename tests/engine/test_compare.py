@@ -33,7 +33,7 @@ from parallel_fixedram.core.errors import HostError, WorkerError
 from parallel_fixedram.core.observer import Observer
 from parallel_fixedram.core.protocols import Channel, GuestBlock, Pages
 from parallel_fixedram.core.ramblock import RAMBlock
-from parallel_fixedram.core.report import SaveReport
+from parallel_fixedram.core.reports.save import SaveReport
 from parallel_fixedram.core.save_options import DirectIO, SaveOptions
 from parallel_fixedram.core.units import MIB
 from parallel_fixedram.engine.pages.changes import Hashes
@@ -43,7 +43,7 @@ from parallel_fixedram.format.layout import FileLayout
 from parallel_fixedram.host import linux
 from parallel_fixedram.host.files.channel import FileChannel
 from parallel_fixedram.host.files.publish import PendingFile
-from parallel_fixedram.host.memory.page_source import CopiedSource
+from parallel_fixedram.host.memory.copied_source import CopiedSource
 from parallel_fixedram.image import draft
 from parallel_fixedram.image.image import Image
 from parallel_fixedram.image.verify import verify

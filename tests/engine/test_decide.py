@@ -11,7 +11,7 @@ from parallel_fixedram.core.bitmap import PageBitmap
 from parallel_fixedram.core.choice import Situation, choose
 from parallel_fixedram.core.cost import ASSUMED, DeviceModel, Work
 from parallel_fixedram.core.ramblock import PageRange
-from parallel_fixedram.core.report import ChoiceReport
+from parallel_fixedram.core.reports.choice import ChoiceReport
 from parallel_fixedram.core.save_options import DirectIO, Durability, SaveOptions
 from parallel_fixedram.engine.tuning import calibrate
 from parallel_fixedram.engine.tuning import decide as decide_module

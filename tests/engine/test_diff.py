@@ -8,8 +8,9 @@ from support.saving import save, several
 from support.sources import ScriptedGuest
 from support.streamwriter import Block, stream
 
-from parallel_fixedram.core.report import DiffReport, NotCompared, from_json, to_json
+from parallel_fixedram.core.reports.diff import DiffReport, NotCompared
 from parallel_fixedram.core.save_options import DirectIO
+from parallel_fixedram.core.schemas import from_json, to_json
 from parallel_fixedram.engine.workers import messages
 from parallel_fixedram.engine.workers.messages import Finding
 from parallel_fixedram.image.compare import diff, join_findings

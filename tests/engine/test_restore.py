@@ -9,14 +9,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 from support.channels import DeadlyChannel, FailingChannel
 from support.examples import at_most, letters, some_of
+from support.observers import Heard
 from support.pictures import PAGE, allocated_pages, content, draw, memfd, picture_of, read_all
 from support.saving import save, several
 from support.sources import ScriptedGuest, huge_file
 from support.streamwriter import Block, stream
 
 from parallel_fixedram.core.errors import ContentsDiffer, FormatError, HostError, RequestError
-from parallel_fixedram.core.report import RestoreReport, from_json, to_json
+from parallel_fixedram.core.reports.restore import RestoreReport
 from parallel_fixedram.core.save_options import DirectIO
+from parallel_fixedram.core.schemas import from_json, to_json
 from parallel_fixedram.host.files.channel import FileChannel
 from parallel_fixedram.host.files.page_cache import cached_bytes, drop_from_cache, takes_direct_io
 from parallel_fixedram.host.memory.ram_target import RamTarget
@@ -202,15 +204,10 @@ def test_huge_pages_are_filled_and_only_those_that_hold_something(folder: Folder
 
 
 def test_progress_goes_up_to_the_total(folder: Folder) -> None:
-    seen: list[tuple[int, int]] = []
+    heard = Heard()
     with Image(folder.save(ram="A" * 3000)) as image:
-        restore(
-            image,
-            {"ram": Destination(path=folder / "ram")},
-            progress=lambda phase, done, total: seen.append((done, total)),
-        )
-    assert seen == sorted(seen)
-    assert seen[-1] == (3000 * PAGE, 3000 * PAGE)
+        restore(image, {"ram": Destination(path=folder / "ram")}, observer=heard)
+    assert heard.done == {"restore": (3000 * PAGE, 3000 * PAGE)}
 
 
 # --- what is refused, and that nothing is touched then

@@ -15,7 +15,7 @@ from support.sources import AllDirty, ScriptedGuest
 from parallel_fixedram.core.bitmap import PageBitmap
 from parallel_fixedram.core.errors import HostError
 from parallel_fixedram.core.protocols import Channel
-from parallel_fixedram.core.report import SaveReport
+from parallel_fixedram.core.reports.save import SaveReport
 from parallel_fixedram.core.save_options import DirectIO
 from parallel_fixedram.core.units import MIB
 from parallel_fixedram.engine.capture import rounds

@@ -20,8 +20,9 @@ from parallel_fixedram.core.cost import DeviceModel
 from parallel_fixedram.core.errors import CapabilityError, DurabilityError, FixedRamError, HostError, RequestError
 from parallel_fixedram.core.observer import Observer
 from parallel_fixedram.core.protocols import Channel
-from parallel_fixedram.core.report import SaveReport, from_json, to_json
+from parallel_fixedram.core.reports.save import SaveReport
 from parallel_fixedram.core.save_options import Cache, DirectIO, Durability
+from parallel_fixedram.core.schemas import from_json, to_json
 from parallel_fixedram.core.units import GIB, MIB
 from parallel_fixedram.engine.pages.reserve import dense_runs
 from parallel_fixedram.engine.tuning import decide as decide_module
@@ -613,7 +614,7 @@ def test_private_memory_does_not_grow_with_ram(target: str, tmp_path: Path, scat
         save(machine, target, altered(BUFFERED, channels=4), observer=Sampling())
         assert allocated_pages(fd) == before
         with Image(target) as image:
-            assert verify(image, ram={"ram": machine.guest_blocks()[0]}, channels=4, progress=sample).ok
+            assert verify(image, ram={"ram": machine.guest_blocks()[0]}, channels=4, observer=Sampling()).ok
         assert allocated_pages(fd) == before
     os.close(fd)
     print(f"private memory of all workers: {most / MIB:.1f} MiB")

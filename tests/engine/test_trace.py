@@ -8,7 +8,7 @@ from support.pictures import PAGE, saved_picture
 from support.saving import Heard, altered, save, several
 from support.sources import ScriptedGuest
 
-from parallel_fixedram.core.report import SaveReport, ShardTrace
+from parallel_fixedram.core.reports.save import SaveReport, ShardTrace
 from parallel_fixedram.core.save_options import CaptureMode, DirectIO, SaveOptions
 from parallel_fixedram.engine.capture import rounds
 from parallel_fixedram.image.image import Image

@@ -22,7 +22,8 @@ from parallel_fixedram.engine.pages.window import WINDOW_PAGES, merge_runs
 from parallel_fixedram.engine.pages.writer import HOLE_PAGES, PageWriter
 from parallel_fixedram.engine.workers.messages import Tally
 from parallel_fixedram.format.layout import FileLayout
-from parallel_fixedram.host.memory.page_source import CopiedSource, MappedSource
+from parallel_fixedram.host.memory.copied_source import CopiedSource
+from parallel_fixedram.host.memory.mapped_source import MappedSource
 
 
 @dataclass

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from parallel_fixedram.core.errors import ContentsDiffer
-from parallel_fixedram.experiments.scenario import Case
+from parallel_fixedram.experiments.cases import Case
 from parallel_fixedram.experiments.sources import Source
 from parallel_fixedram.experiments.ways.fio import Fio, FioPages
 from parallel_fixedram.experiments.ways.way import Run

@@ -7,7 +7,8 @@ import pytest
 
 import parallel_fixedram
 from parallel_fixedram.core.errors import RequestError
-from parallel_fixedram.experiments.scenario import WAYS, find_scenario, load_scenario, parse_scenario, shipped
+from parallel_fixedram.experiments.cases import WAYS
+from parallel_fixedram.experiments.scenario import find_scenario, load_scenario, parse_scenario, shipped
 from parallel_fixedram.experiments.ways.table import TABLE
 
 SHIPPED = sorted(Path(path) for path in shipped().values())

@@ -26,7 +26,7 @@ from support import faults, saving
 from support.faults import Call, Decide, Fail, Kill, Run, Shorten
 from support.pictures import content, draw
 
-from parallel_fixedram import app
+import parallel_fixedram
 from parallel_fixedram.cli.main import main
 from parallel_fixedram.core.errors import DurabilityError, FixedRamError, HostError, WorkerError
 from parallel_fixedram.core.targets import RAM_ONLY_MACHINE
@@ -92,10 +92,10 @@ class Stage:
             fill(self.ram[idstr], picture)
         self.before_save()
         self.save()
-        assert app.verify(self.uri, ram=self.ram).ok
+        assert parallel_fixedram.verify(self.uri, ram=self.ram).ok
         self.new = self.file.read_bytes()
         self.save_next()
-        assert app.verify(str(self.file), ram=self.ram).ok
+        assert parallel_fixedram.verify(str(self.file), ram=self.ram).ok
         self.next = self.file.read_bytes()
 
     def before_save(self) -> None:
@@ -120,7 +120,7 @@ class Stage:
 
     def restore(self) -> None:
         on = {"channels": 2, "experimental_multifd": True}
-        app.restore(self.uri, self.restored, check_digests=True, **on)
+        parallel_fixedram.restore(self.uri, self.restored, check_digests=True, **on)
 
     def run(self, action: Callable[[], Any], decide: Decide) -> Run:
         """Run under faults; whatever they are, the end is an orderly one."""
@@ -139,7 +139,7 @@ class Stage:
             assert self.part.read_bytes() == DEAD, (run.faults, run.error)
 
     def save_next(self) -> None:
-        saving.save(lambda: app.open_ram(self.ram), str(self.file), overwrite=True)
+        saving.save(lambda: parallel_fixedram.open_ram(self.ram), str(self.file), overwrite=True)
 
     def check_next_save(self) -> None:
         """The next save of that name clears up what the last one could not."""
@@ -496,11 +496,11 @@ def test_a_restore_whose_coordinator_dies_leaves_no_worker(stage: Stage, record_
 
 
 def verify(stage: Stage) -> bool:
-    return app.verify(stage.uri, ram=stage.ram, channels=2).ok
+    return parallel_fixedram.verify(stage.uri, ram=stage.ram, channels=2).ok
 
 
 def diff(stage: Stage) -> bool:
-    return app.diff(str(stage.file), f"{stage.folder}/copy.mr", channels=2).equal
+    return parallel_fixedram.diff(str(stage.file), f"{stage.folder}/copy.mr", channels=2).equal
 
 
 @pytest.mark.parametrize(

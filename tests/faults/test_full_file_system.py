@@ -12,7 +12,7 @@ import pytest
 from support import saving
 from support.pictures import content, draw
 
-from parallel_fixedram import app
+import parallel_fixedram
 from parallel_fixedram.core.errors import HostError
 from parallel_fixedram.host.files.publish import PendingFile
 
@@ -44,7 +44,9 @@ def ram(tmp_path: Path) -> dict[str, str]:
 
 
 def save(ram: dict[str, str], path: Path) -> None:
-    saving.save(lambda: app.open_ram(ram), str(path), channels=2, experimental_multifd=True, overwrite=True)
+    saving.save(
+        lambda: parallel_fixedram.open_ram(ram), str(path), channels=2, experimental_multifd=True, overwrite=True
+    )
 
 
 def test_a_save_notices_before_it_writes_that_the_file_system_is_too_small(full: Path, ram: dict[str, str]) -> None:
@@ -78,7 +80,9 @@ def test_a_restore_into_memory_that_is_too_small_leaves_nothing(
     save(ram, tmp_path / "vm.mr")
 
     with pytest.raises(HostError) as caught:
-        app.restore(str(tmp_path / "vm.mr"), {"pc.ram": str(full / "ram")}, channels=2, experimental_multifd=True)
+        parallel_fixedram.restore(
+            str(tmp_path / "vm.mr"), {"pc.ram": str(full / "ram")}, channels=2, experimental_multifd=True
+        )
 
     assert caught.value.errno == errno.ENOSPC
     assert os.listdir(full) == []
@@ -90,6 +94,6 @@ def test_what_fits_is_saved_and_restored(full: Path, tmp_path: Path) -> None:
         draw(file.fileno(), "A0-b")
 
     save({"pc.ram": str(path)}, full / "vm.mr")
-    app.restore(str(full / "vm.mr"), {"pc.ram": str(full / "ram")})
+    parallel_fixedram.restore(str(full / "vm.mr"), {"pc.ram": str(full / "ram")})
 
     assert (full / "ram").read_bytes() == content("A0-b")

@@ -10,9 +10,10 @@ from support.streamwriter import DEVICES, PAGE, START, VMDESC, Block, Section, S
 
 from parallel_fixedram.core.errors import FormatError
 from parallel_fixedram.core.ramblock import RAMBlock
-from parallel_fixedram.format import migration_file
+from parallel_fixedram.format import device_sections
+from parallel_fixedram.format.device_sections import MAX_DEVICES, read_device_sections
 from parallel_fixedram.format.layout import FileLayout
-from parallel_fixedram.format.migration_file import MAX_DEVICES, parse, read_clone_blocks, read_device_sections
+from parallel_fixedram.format.migration_file import parse, read_clone_blocks
 from parallel_fixedram.format.vmdesc import describe_device
 
 FIRST, LAST = Section(name="serial", id=7, body=b"before"), Section(name="timer", id=9, body=b"t" * 24)
@@ -156,7 +157,7 @@ def test_no_bytes_are_no_sections():
 
 
 def test_there_are_at_most_so_many(monkeypatch):
-    monkeypatch.setattr(migration_file, "MAX_DEVICES", 100)
+    monkeypatch.setattr(device_sections, "MAX_DEVICES", 100)
     many = [Section(name="cpu", instance=i, id=i) for i in range(101)]
     assert len(read_device_sections(device_bytes(many[:100]))) == 100
     with pytest.raises(FormatError, match="more than 100"):

@@ -8,8 +8,8 @@ from hypothesis import strategies as st
 from support.streamwriter import Section, device_bytes
 
 from parallel_fixedram.core.errors import FormatError
+from parallel_fixedram.format.device_sections import read_device_sections
 from parallel_fixedram.format.globalstate import run_state, with_run_state
-from parallel_fixedram.format.migration_file import read_device_sections
 
 
 def body(state, suspended=0):

@@ -27,7 +27,8 @@ from support.streamwriter import (
 
 from parallel_fixedram.core.bitmap import PageBitmap
 from parallel_fixedram.core.errors import FormatError
-from parallel_fixedram.format import migration_file, vmdesc
+from parallel_fixedram.format import sections as walk
+from parallel_fixedram.format import vmdesc
 from parallel_fixedram.format.migration_file import parse
 
 M = Block(name="m", picture="A0C-" * 17)
@@ -599,14 +600,14 @@ def named_sections(count):
 
 
 def test_there_are_at_most_so_many_device_sections(monkeypatch):
-    monkeypatch.setattr(migration_file, "MAX_DEVICES", 100)
+    monkeypatch.setattr(walk, "MAX_DEVICES", 100)
     assert len(read(named_sections(100)).devices) == 100
     with pytest.raises(FormatError, match="more than 100 device sections"):
         read(named_sections(101))
 
 
 def test_as_many_device_sections_as_are_allowed_cost_little_memory():
-    assert 32 * peak_of(named_sections(migration_file.MAX_DEVICES // 32)) < ALLOWED_BYTES
+    assert 32 * peak_of(named_sections(walk.MAX_DEVICES // 32)) < ALLOWED_BYTES
 
 
 @pytest.mark.parametrize(

@@ -17,8 +17,9 @@ from parallel_fixedram.core.bitmap import PageBitmap
 from parallel_fixedram.core.errors import HostError
 from parallel_fixedram.core.ramblock import PageRange
 from parallel_fixedram.host import linux
-from parallel_fixedram.host.memory import page_source
-from parallel_fixedram.host.memory.page_source import CopiedSource, MappedSource, grown_by_asking
+from parallel_fixedram.host.memory import mapped_source
+from parallel_fixedram.host.memory.copied_source import CopiedSource, grown_by_asking
+from parallel_fixedram.host.memory.mapped_source import MappedSource
 
 CHUNK = 4096
 """Pages that are asked for at once."""
@@ -63,7 +64,7 @@ def test_short_gaps_are_not_asked_for_one_by_one(
 ) -> None:
     fd, source, data = scattered
     touch(fd, [1, 4000, 4095])
-    monkeypatch.setattr(page_source, "data_extents", no_lseek)
+    monkeypatch.setattr(mapped_source, "data_extents", no_lseek)
     assert covered(source.newly_touched(data)) == [1, *([] if data.test(4000) else [4000]), *range(4095, 2 * CHUNK + 1)]
 
 
@@ -80,9 +81,9 @@ def test_what_went_to_swap_meanwhile_is_asked_of_the_file(
     touch(fd, [1, 3, 5000])
     monkeypatch.setattr(linux, "mincore", lambda address, length, into: into.fill(0))  # as if in swap all of it
     assert covered(source.newly_touched(data)) == [5000]
-    before = page_source.swapped_out()
+    before = mapped_source.swapped_out()
     assert before is not None
-    monkeypatch.setattr(page_source, "swapped_out", lambda: before + 1)
+    monkeypatch.setattr(mapped_source, "swapped_out", lambda: before + 1)
     assert covered(source.newly_touched(data)) == [1, 3, 5000]
 
 
@@ -90,9 +91,9 @@ def test_a_part_that_is_asked_again_does_not_make_older_parts_of_the_map_younger
     scattered: tuple[int, MappedSource, PageBitmap], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     fd, source, data = scattered
-    before = page_source.swapped_out()
+    before = mapped_source.swapped_out()
     assert before is not None
-    monkeypatch.setattr(page_source, "swapped_out", lambda: before + 1)
+    monkeypatch.setattr(mapped_source, "swapped_out", lambda: before + 1)
     source.data_ranges(PageRange(0, CHUNK))
     touch(fd, [1])
     monkeypatch.setattr(linux, "mincore", lambda address, length, into: into.fill(0))
@@ -109,7 +110,7 @@ def test_where_the_page_cache_cannot_be_trusted_the_file_is_asked(
     touch(fd, [1])
     monkeypatch.setattr(linux, "mincore", lambda *_: pytest.fail("the page cache was asked"))
     if why == "swap is not counted":
-        monkeypatch.setattr(page_source, "swapped_out", lambda: None)
+        monkeypatch.setattr(mapped_source, "swapped_out", lambda: None)
         source.data_ranges(PageRange(0, data.pages))
     elif why == "no map was asked":
         source = MappedSource(fd, length=data.pages * PAGE)
@@ -177,8 +178,8 @@ def test_the_page_cache_is_asked_for_a_scattered_map_where_nothing_can_be_in_swa
         calls.append(arguments)
         mincore(*arguments)
 
-    monkeypatch.setattr(page_source, "swapped_out", lambda: went_there)
-    monkeypatch.setattr(page_source, "has_swap", lambda: swap_now)
+    monkeypatch.setattr(mapped_source, "swapped_out", lambda: went_there)
+    monkeypatch.setattr(mapped_source, "has_swap", lambda: swap_now)
     monkeypatch.setattr(linux, "mincore", counted)
     fd = os.memfd_create("ram")
     source = MappedSource(fd, length=pages * PAGE)

@@ -13,8 +13,10 @@ from parallel_fixedram.core.errors import HostError, NoFileError, RequestError
 from parallel_fixedram.core.protocols import PageSource
 from parallel_fixedram.core.ramblock import PageRange
 from parallel_fixedram.core.units import GIB
-from parallel_fixedram.host.memory import page_source
-from parallel_fixedram.host.memory.page_source import CopiedSource, MappedSource, open_ram_file
+from parallel_fixedram.host.memory import mapped_source
+from parallel_fixedram.host.memory.copied_source import CopiedSource
+from parallel_fixedram.host.memory.mapped_source import MappedSource
+from parallel_fixedram.host.memory.ram_file import open_ram_file
 
 
 def mapped(fd: int, *, offset: int = 0) -> Drawn:
@@ -119,7 +121,7 @@ def test_a_file_that_became_shorter_is_noticed_when_it_is_mapped() -> None:
 def test_a_file_system_that_knows_holes_more_finely_than_pages_is_understood(monkeypatch: pytest.MonkeyPatch) -> None:
     fd = memfd("AB-D")
     extents = [(0, 512), (1024, PAGE + 512), (2 * PAGE - 512, 2 * PAGE), (3 * PAGE + 1, 3 * PAGE + 2)]
-    monkeypatch.setattr(page_source, "data_extents", lambda *_: iter(extents))
+    monkeypatch.setattr(mapped_source, "data_extents", lambda *_: iter(extents))
     source = MappedSource(fd, length=4 * PAGE)
     assert source.data_ranges(PageRange(0, 4)) == [PageRange(0, 2), PageRange(3, 1)]
     source.close()

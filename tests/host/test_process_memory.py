@@ -25,7 +25,8 @@ from parallel_fixedram.core.ramblock import PageRange
 from parallel_fixedram.host import linux
 from parallel_fixedram.host.files.open_files import written_files
 from parallel_fixedram.host.memory import pagemap, process_maps
-from parallel_fixedram.host.memory.page_source import CopiedSource, MappedSource
+from parallel_fixedram.host.memory.copied_source import CopiedSource
+from parallel_fixedram.host.memory.mapped_source import MappedSource
 from parallel_fixedram.host.memory.process_maps import Mapping, read_maps
 from parallel_fixedram.host.memory.process_memory import MemoryKind, ProcessSource, open_process_memory
 from parallel_fixedram.host.memory.swapped import SwappedPages

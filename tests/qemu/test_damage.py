@@ -15,7 +15,7 @@ from support.qemu_compose import compose
 from support.qemu_files import SavedGuest
 from support.qemu_reader import PAGE, Section, StoredGuest, read_stored, vm_description
 
-from parallel_fixedram import app
+import parallel_fixedram
 from parallel_fixedram.core.errors import FormatError
 
 MIB = 1 << 20
@@ -32,7 +32,7 @@ def ours(qemu_files: dict[str, SavedGuest], tmp_path_factory: pytest.TempPathFac
 def found_whole(path: Path, *, quick: bool = False) -> bool:
     """Whether verify finds nothing wrong."""
     try:
-        return app.verify(str(path), quick=quick).ok
+        return parallel_fixedram.verify(str(path), quick=quick).ok
     except FormatError:
         return False
 

@@ -17,8 +17,8 @@ from support.disks import on_disk
 from support.qemu import QemuProcess, require_tool
 from support.qemu_saved import in_turn
 
-from parallel_fixedram import app
-from parallel_fixedram.core.report import SaveReport
+import parallel_fixedram
+from parallel_fixedram.core.reports.save import SaveReport
 from parallel_fixedram.engine.capture import pause as pause_module
 from parallel_fixedram.experiments.boot_sector import disk_image
 from parallel_fixedram.machines.qemu import disks
@@ -67,7 +67,7 @@ def folder(tmp_path: Path) -> Iterator[Path]:
 
 
 def save(guest: QemuProcess, path: Path) -> SaveReport:
-    return saving.save(lambda: app.open_qemu(os.fspath(guest.monitor_path)), os.fspath(path))
+    return saving.save(lambda: parallel_fixedram.open_qemu(os.fspath(guest.monitor_path)), os.fspath(path))
 
 
 def image(path: Path, size: int = 64 * MIB) -> Path:
@@ -189,7 +189,7 @@ class TestTold:
             f"before the guest is stopped, disk '{path}' {said}"
         ]
         monkeypatch.undo()
-        assert app.verify(os.fspath(folder / "saved")).ok
+        assert parallel_fixedram.verify(os.fspath(folder / "saved")).ok
 
     def test_a_disk_behind_a_server_is_named(
         self, ticker: list[str], tmp_path: Path, folder: Path, calls: Calls

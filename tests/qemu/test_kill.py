@@ -12,17 +12,17 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from parallel_fixedram.engine.pages.precopy import KnownPages, PrecopyJob
+from parallel_fixedram.engine.pages.write import WriteJob
 from support import faults
 from support.cli import Result, done, part_of, refused
 from support.fake_qmp import line
 from support.faults import Call, Forked, Kill, Run, before, behind
 from support.qemu import QemuProcess, Ram, boot_from
 
-from parallel_fixedram import app
+import parallel_fixedram
 from parallel_fixedram.cli.main import main
 from parallel_fixedram.engine.capture.pause import Pause
-from parallel_fixedram.engine.pages.precopy import KnownPages, PrecopyJob
-from parallel_fixedram.engine.pages.write import WriteJob
 from parallel_fixedram.experiments.boot_sector import boot_image
 from parallel_fixedram.host import linux
 from parallel_fixedram.host.files.channel import FileChannel
@@ -148,7 +148,7 @@ def check_goes_on(guest: QemuProcess, running: Forked, record: Callable[[str, ob
 def check_next_save(guest: QemuProcess, file: Path) -> None:
     save_now(guest, file, "--overwrite")
     assert os.listdir(file.parent) == [file.name]
-    assert app.verify(str(file)).ok
+    assert parallel_fixedram.verify(str(file)).ok
 
 
 @pytest.mark.parametrize("step", STEPS)
@@ -161,7 +161,7 @@ def test_killed_at_any_step(
 
     assert os.listdir(tmp_path) == ([] if step in NO_FILE else [file.name if step in RENAMED else part_of(file).name])
     if step in RENAMED:
-        assert app.verify(str(file)).ok
+        assert parallel_fixedram.verify(str(file)).ok
     check_next_save(guest, file)
 
 
@@ -255,7 +255,7 @@ def test_a_save_survives_a_worker(guest: QemuProcess, tmp_path: Path) -> None:
         assert "was killed by SIGKILL; its shard goes to another one" in result.err
         assert running.left() == []
     assert guest.status() == "running"
-    assert app.verify(str(file)).ok
+    assert parallel_fixedram.verify(str(file)).ok
 
 
 class TestAtASystemCall:
@@ -311,4 +311,4 @@ class TestAtASystemCall:
                 break
             died += 1
         assert died
-        assert app.verify(str(file)).ok
+        assert parallel_fixedram.verify(str(file)).ok

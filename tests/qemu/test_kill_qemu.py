@@ -18,7 +18,7 @@ from support.cli import SECONDS, refused
 from support.faults import Forked, Moment, before, behind
 from support.qemu import QemuProcess, Ram, boot_from
 
-from parallel_fixedram import app
+import parallel_fixedram
 from parallel_fixedram.core.errors import MachineError
 from parallel_fixedram.engine.capture.pause import Pause
 from parallel_fixedram.experiments.boot_sector import boot_image
@@ -120,7 +120,7 @@ def test_a_qemu_that_hangs_ends_the_save_and_goes_on_when_it_wakes_up(
         guest.wait_event("RESUME")
     guest.take_serial()
     guest.wait_serial("[A-Z]")
-    saving.save(lambda: app.open_qemu(str(guest.monitor_path)), str(tmp_path / "vm.mr"))
+    saving.save(lambda: parallel_fixedram.open_qemu(str(guest.monitor_path)), str(tmp_path / "vm.mr"))
 
 
 def test_a_guest_whose_qemu_hangs_when_we_are_killed_goes_on_however_late_it_wakes_up(
@@ -167,7 +167,7 @@ def test_a_program_that_lives_on_after_it_could_not_let_the_guest_go_on_is_no_re
             os.kill(guest.pid, signal.SIGCONT)
     while guest.status() != "running":
         guest.wait_event("RESUME")
-    with app.open_qemu(str(guest.monitor_path)) as machine:  # nobody holds the connection any more
+    with parallel_fixedram.open_qemu(str(guest.monitor_path)) as machine:  # nobody holds the connection any more
         assert machine.pid == guest.pid
 
 

@@ -19,7 +19,7 @@ from support.qemu_reader import read_stored
 from support.qemu_saved import KNOWN_MIB, TICK, WAYS_TO_LOAD, contents, differences, in_turn, save, wait_tick
 from support.sources import huge_file
 
-from parallel_fixedram import app
+import parallel_fixedram
 from parallel_fixedram.experiments.boot_sector import DISK_SECTORS, SECTOR, boot_image, disk_image
 
 MIB = 1 << 20
@@ -218,16 +218,15 @@ class TestClone:
             with open(f"/proc/{guest.pid}/mem", "r+b", buffering=0) as memory:
                 os.pwrite(memory.fileno(), far, hva + 30 * MIB)
             save(guest, first)
-        with app.open_image(str(first)) as opened:
-            told = opened.describe()
-        main = next(block for block in told["blocks"] if block["idstr"] == "m")
+        told = parallel_fixedram.inspect(str(first))
+        main = next(block for block in told.blocks if block.idstr == "m")
         backend = (
-            f"memory-backend-file,id=m,size=64M,mem-path={first},offset={main['pages_offset']},"
+            f"memory-backend-file,id=m,size=64M,mem-path={first},offset={main.pages_offset},"
             "share=off,readonly=on,rom=off"
         )
         args = (*boot_from(image), "-m", "64M", "-object", backend, "-machine", "memory-backend=m")
         with QemuProcess(*args, ram=None, incoming=True) as clone:
-            clone.load(f"file:{first},offset={told['clone_offset']}")
+            clone.load(f"file:{first},offset={told.clone_offset}")
             clone.wait_serial("[A-Z]{3}")
             save(clone, second, *FOUR)
             letters = clone.wait_serial("[A-Z]{3}")[0]

@@ -15,7 +15,7 @@ from support.qemu import QemuProcess, Ram
 from support.qemu_reader import read_stored
 from support.qemu_saved import assert_one_instant, contents, differences, save
 
-from parallel_fixedram import app
+import parallel_fixedram
 from parallel_fixedram.machines.qemu.monitor import Monitor
 
 MIB = 1 << 20
@@ -89,7 +89,7 @@ class TestTheGuestIsLetGoOn:
             note = "somebody let the guest go on while it was saved: the last round was taken again, after a stop of "
             assert [text.startswith(note) for text in saved["notes"]] == [True]
             assert_one_instant(read_stored(tmp_path / "saved").blocks["m"].contents())
-            assert app.verify(str(tmp_path / "saved")).ok
+            assert parallel_fixedram.verify(str(tmp_path / "saved")).ok
             assert_it_goes_on(guest)
 
     def test_every_time_and_there_is_no_file(self, guest: QemuProcess, tmp_path: Path, meanwhile: Meanwhile) -> None:
@@ -121,7 +121,7 @@ class TestTheGuestIsLetGoOn:
         saved = done(call(*save_argv(guest, tmp_path / "saved"), "--json")).json
         assert saved["seconds"]["pause"] > 0
         assert_one_instant(read_stored(tmp_path / "saved").blocks["m"].contents())
-        assert app.verify(str(tmp_path / "saved")).ok
+        assert parallel_fixedram.verify(str(tmp_path / "saved")).ok
         assert_it_goes_on(guest)
 
 
@@ -252,7 +252,7 @@ class TestSomethingIsPluggedInOrOut:
         blocks = {block["idstr"] for block in save(guest, tmp_path / "saved")["blocks"]}
         assert blocks == {block.name for block in guest.ramblocks()}
         assert not any("e1000e" in name for name in blocks)
-        assert app.verify(str(tmp_path / "saved")).ok
+        assert parallel_fixedram.verify(str(tmp_path / "saved")).ok
 
     @pytest.mark.parametrize("before", ["stop", "query-migrate"])
     def test_a_device_that_cannot_be_migrated_does_not_end_the_guest(

@@ -22,7 +22,7 @@ from support.qemu_linux import LinuxGuest
 from support.qemu_reader import read_stored
 from support.qemu_saved import KNOWN_MIB, TICK, WAYS_TO_LOAD, contents, differences, in_turn, migrate, save, wait_tick
 
-from parallel_fixedram import app
+import parallel_fixedram
 from parallel_fixedram.core.errors import MachineError
 from parallel_fixedram.experiments.boot_sector import boot_image
 from parallel_fixedram.machines.qemu.machine import QemuMachine
@@ -335,10 +335,10 @@ class TestRefused:
             fd = listener.fileno()
             ours = ("-chardev", f"socket,id=ours,fd={fd},server=on,wait=off", "-qmp", "chardev:ours")
             with QemuProcess(*ticker, *ours, descriptors=[fd]) as guest:
-                with app.open_qemu(str(path)) as machine:
+                with parallel_fixedram.open_qemu(str(path)) as machine:
                     assert machine.pid == guest.pid
                 with pytest.raises(MachineError, match=f"process {os.getpid()} is not the QEMU behind"):
-                    app.open_qemu(str(path), pid=os.getpid())
+                    parallel_fixedram.open_qemu(str(path), pid=os.getpid())
 
     def test_a_socket_with_another_client_is_refused(self, qemu_binary: str) -> None:
         with QemuProcess() as guest, QemuMachine(str(guest.monitor_path)) as first:

@@ -13,7 +13,7 @@ from support.cli import call, done, refused, untouched
 from support.qemu import QemuProcess, require_tool
 from support.qemu_saved import in_turn
 
-from parallel_fixedram import app
+import parallel_fixedram
 
 ROOT = pytest.mark.skipif(os.geteuid() != 0, reason="only root can make these namespaces")
 
@@ -52,7 +52,7 @@ def test_a_qemu_in_a_pid_namespace_below_ours_is_saved(
     inner = [require_tool("unshare"), "--pid", "--fork", "--kill-child", *proc]
     with QemuProcess(*ticker, wrapper=inner) as guest:
         guest.wait_serial("C")
-        with app.open_qemu(os.fspath(guest.monitor_path)) as machine:
+        with parallel_fixedram.open_qemu(os.fspath(guest.monitor_path)) as machine:
             assert "qemu" in os.readlink(f"/proc/{machine.pid}/exe")
         done(call("save", tmp_path / "saved", "--qmp", guest.monitor_path))
         assert in_turn(guest.wait_serial("[A-Z]{3}")[0])

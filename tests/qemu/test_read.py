@@ -12,7 +12,7 @@ from support.command import report
 from support.qemu_files import UUID, SavedGuest
 from support.qemu_reader import PAGE, StoredGuest, read_stored, vm_description
 
-from parallel_fixedram.app import open_image
+from parallel_fixedram import open_image
 
 VARIANTS = [
     *("plain", "multifd", "direct-io", "offset-2m", "offset-123", "uuid", "no-vmdesc", "all-pages"),

@@ -18,7 +18,7 @@ from support.qemu_reader import read_stored, vm_description
 from support.qemu_saved import migrate
 from support.qemu_tools import require_machine
 
-from parallel_fixedram import app
+import parallel_fixedram
 
 MIB = 1 << 20
 
@@ -117,7 +117,7 @@ def test_it_has_the_sections_of_qemus_own_file_and_loads(tmp_path: Path, name: s
     assert {block.name: block.used for block in mine.blocks.values()} == {
         block.name: block.used for block in theirs.blocks.values()
     }
-    with app.open_image(str(ours)) as image:
+    with parallel_fixedram.open_image(str(ours)) as image:
         assert image.file.target == case.target
         devices = [(each.name, each.instance_id, each.version_id, each.length) for each in image.file.devices]
     assert devices == [(each.name, each.instance, each.version, each.length) for each in theirs.sections]

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 from support.cli import Result, call, refused
 from support.command import report
+from support.observers import Heard
 from support.qemu import QemuProcess
 from support.qemu_boot import BootFolder, HeldBoot, children, ends, sha256
 from support.qemu_files import SavedGuest
@@ -84,15 +85,15 @@ def test_progress_tells_when_qemu_loads_and_when_pages_are_compared(
     qemu_files: dict[str, SavedGuest], boot: BootFolder
 ) -> None:
     saved = qemu_files["plain"]
-    phases: list[str] = []
+    heard = Heard()
     verify_by_loading(
         saved.uri,
         boot.line_of(saved),
         quick=True,
         folder=str(boot.run_dir),
-        progress=lambda phase, *_: phases.append(phase),
+        observer=heard,
     )
-    assert list(dict.fromkeys(phases)) == ["load", "loaded RAM"]
+    assert heard.phases == ["load", "loaded RAM"]
 
 
 def cleared(saved: SavedGuest, folder: Path, idstr: str, page: int) -> SavedGuest:

@@ -20,7 +20,8 @@ from parallel_fixedram.core.errors import FormatError
 from parallel_fixedram.core.protocols import Channel, DirtySource, Machine, Pages, PageSource
 from parallel_fixedram.core.ramblock import PageRange, check_unique
 from parallel_fixedram.core.targets import recorded_page_bits
-from parallel_fixedram.host.memory.page_source import CopyingSource, MappedSource
+from parallel_fixedram.host.memory.copied_source import CopyingSource
+from parallel_fixedram.host.memory.mapped_source import MappedSource
 
 DRAWN = "A0-B--0C" + "-" * 56 + "z" + "-" * 192 + "Y"
 """258 pages: data, zeros and holes, over the edges of bitmap words and of windows."""

@@ -40,7 +40,7 @@ from typing import Any, NamedTuple, NoReturn, Self
 
 from support.cli import SECONDS, Result
 
-from parallel_fixedram import app
+import parallel_fixedram
 from parallel_fixedram.cli.main import main
 from parallel_fixedram.host import linux
 
@@ -75,7 +75,7 @@ _SECCOMP, _SET_MODE_FILTER, _NEW_LISTENER = 317, 1, 8
 _PR_SET_NO_NEW_PRIVS = 38
 _AT_FDCWD = -100
 _SITE, _PID_BITS = struct.Struct("q"), 12
-_OURS = os.path.dirname(app.__file__)
+_OURS = os.path.dirname(parallel_fixedram.__file__)
 _libc = ctypes.CDLL(None, use_errno=True)
 
 

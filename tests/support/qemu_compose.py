@@ -8,7 +8,7 @@ from pathlib import Path
 from support import saving
 from support.qemu_files import SavedGuest
 
-from parallel_fixedram import app
+import parallel_fixedram
 from parallel_fixedram.machines.ram_files import RamFile, RamFiles
 
 
@@ -16,7 +16,7 @@ class SavedMachine(RamFiles):
     """The stopped guest of a file by QEMU: RAM from raw copies, device sections out of that file."""
 
     def __init__(self, saved: SavedGuest) -> None:
-        with app.open_image(saved.uri) as image:
+        with parallel_fixedram.open_image(saved.uri) as image:
             file = image.file
         blocks = [RamFile(idstr=name, path=str(raw)) for name, raw in saved.blocks.items()]
         super().__init__(blocks, name=file.configuration.machine)

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from parallel_fixedram.experiments.cases import Case
 from parallel_fixedram.experiments.results import (
     Bytes,
     CaseResult,
@@ -17,7 +18,7 @@ from parallel_fixedram.experiments.results import (
     ScenarioFacts,
     Seconds,
 )
-from parallel_fixedram.experiments.scenario import Case, parse_scenario
+from parallel_fixedram.experiments.scenario import parse_scenario
 
 HOST = {
     "cpu_model": "Synthetic CPU (no such machine)",
@@ -67,6 +68,7 @@ def run_set(*cases: CaseResult, **fields: Any) -> RunSet:
         "commit": "0000000",
         "versions": VERSIONS,
         "host": HOST,
+        "order": (),
         **fields,
     }
     return RunSet(scenario=ScenarioFacts(**facts), cases=cases, missing=missing, **values)

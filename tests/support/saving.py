@@ -5,7 +5,7 @@ from typing import Any
 
 from parallel_fixedram.core.observer import SILENT, Observer
 from parallel_fixedram.core.protocols import DirtySource, Machine
-from parallel_fixedram.core.report import SaveReport, ShardTrace
+from parallel_fixedram.core.reports.save import SaveReport, ShardTrace
 from parallel_fixedram.core.save_options import CaptureMode, Capturing, Gate, Publishing, SaveOptions, Writing
 from parallel_fixedram.verbs.save import save as _save
 

@@ -19,7 +19,7 @@ from support.pictures import PAGE, content, memfd, page
 from parallel_fixedram.core.bitmap import Bits, PageBitmap
 from parallel_fixedram.core.protocols import DirtySource, GuestBlock, Pages, PageSource
 from parallel_fixedram.core.ramblock import PageRange, RAMBlock
-from parallel_fixedram.host.memory.page_source import MappedSource
+from parallel_fixedram.host.memory.mapped_source import MappedSource
 from parallel_fixedram.machines.builtin.dirty_log import DirtyLog
 
 _POOL = Path("/proc/sys/vm/nr_hugepages")

@@ -6,8 +6,8 @@ from typing import Any
 
 from support.run_sets import noise, of_scenario
 
+from parallel_fixedram.experiments.cases import Case
 from parallel_fixedram.experiments.results import RunSet
-from parallel_fixedram.experiments.scenario import Case
 
 GIB = 1 << 30
 

@@ -40,7 +40,7 @@ from support.faults import Forked
 from support.pictures import content, draw
 from support.streamwriter import DEVICES, device_bytes
 
-from parallel_fixedram import app
+import parallel_fixedram
 from parallel_fixedram.machines.qemu import machine  # noqa: F401 - so that the command has it already
 from parallel_fixedram.machines.qemu.session import Session
 
@@ -128,7 +128,7 @@ class Stage:
         self.file = self.folder / "vm.mr"
         with self.served(qemu.answers) as server, self.saving() as running:
             done(running.finish())
-            assert app.verify(str(self.file)).ok
+            assert parallel_fixedram.verify(str(self.file)).ok
             self.file.unlink()
             self.commands = [name for name, _ in server.requests]
             """All that a save sends, in their order."""
@@ -193,8 +193,8 @@ def test_a_save_from_a_fake_is_a_whole_one(stage: Stage) -> None:
         done(running.finish())
         assert running.left() == []
     assert os.listdir(stage.folder) == [stage.file.name]
-    assert app.verify(str(stage.file)).ok
-    app.restore(str(stage.file), {"m": str(stage.folder / "ram")}, check_digests=True)
+    assert parallel_fixedram.verify(str(stage.file)).ok
+    parallel_fixedram.restore(str(stage.file), {"m": str(stage.folder / "ram")}, check_digests=True)
     assert (stage.folder / "ram").read_bytes() == content(PICTURE)
     assert stage.commands.count("stop") == stage.commands.count("cont") == 1
     assert stage.commands[-1] == "remove-fd"
@@ -250,7 +250,7 @@ def test_a_save_that_is_done_does_not_fail_any_more(stage: Stage, how: str) -> N
     result, _, commands = stage.broken(at, FAILING[how])
     done(result)
     assert commands == stage.commands
-    assert app.verify(str(stage.file)).ok
+    assert parallel_fixedram.verify(str(stage.file)).ok
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from parallel_fixedram.core.bitmap import PageBitmap
 from parallel_fixedram.core.observer import Observer
-from parallel_fixedram.core.report import RoundReport
+from parallel_fixedram.core.reports.save import RoundReport
 from parallel_fixedram.core.shards import plan_shards
 from parallel_fixedram.engine.pages.early_writeback import EarlyWriteback
 from parallel_fixedram.engine.pages.ledger import Ledger

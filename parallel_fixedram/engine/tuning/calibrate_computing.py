@@ -22,7 +22,7 @@ from parallel_fixedram.engine.pages.round_job import RoundJob
 from parallel_fixedram.engine.pages.writer import PageWriter
 from parallel_fixedram.format.layout import FileLayout
 from parallel_fixedram.host.files.channel import FileChannel
-from parallel_fixedram.host.memory.page_source import MappedSource
+from parallel_fixedram.host.memory.mapped_source import MappedSource
 
 _REPEATS = 3
 _DENSE_WINDOWS = 8

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from parallel_fixedram.core.bitmap import PageBitmap
 from parallel_fixedram.core.choice import Choice, Situation, choose
 from parallel_fixedram.core.cost import ASSUMED, DeviceModel, Work
-from parallel_fixedram.core.report import ChoiceReport
+from parallel_fixedram.core.reports.choice import ChoiceReport
 from parallel_fixedram.core.save_options import DirectIO, SaveOptions
 from parallel_fixedram.engine.tuning import calibrate
 from parallel_fixedram.host.files.page_cache import dirty_room

@@ -23,7 +23,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from itertools import accumulate
 from types import TracebackType
+from typing import Self
 
+from parallel_fixedram.core.entering import undone_if_it_fails
 from parallel_fixedram.core.errors import HostError, RequestError, WorkerError
 from parallel_fixedram.core.save_options import STALL_SECONDS
 from parallel_fixedram.core.shards import Shard
@@ -65,6 +67,20 @@ class Worker:
     def descriptors(self) -> set[int]:
         """What shows that it has something to say, or has ended."""
         return {self.connection.fileno(), self.pidfd}
+
+    def has_moved(self) -> bool:
+        """Whether it has moved bytes since this was last asked: past its deadline it is slow then, not stalled.
+
+        Mapped memory counts, too: a worker that only looks at zero pages moves nothing else.
+        """
+        import psutil  # takes longer to import than a small save to write, and is hardly ever needed
+
+        with contextlib.suppress(psutil.Error, OSError, RuntimeError):
+            process = psutil.Process(self.pid)
+            io = process.io_counters()
+            before, self.moved_bytes = self.moved_bytes, io.read_chars + io.write_chars + process.memory_info().rss
+            return self.moved_bytes != before
+        return False
 
     def bury(self, *, wait: bool = True) -> str:
         """Collect a dead worker; returns how it ended."""
@@ -128,20 +144,21 @@ class WorkerPool:
         self._poll = select.poll()
         self.workers: list[Worker] = []
 
-    def __enter__(self) -> WorkerPool:
-        try:
-            for index in range(self._count):
-                self._start(index)
-            self._await_ready()
-        except BaseException:
-            self._end()
-            raise
+    @undone_if_it_fails
+    def __enter__(self) -> Self:
+        for index in range(self._count):
+            self._start(index)
+        self._await_ready()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        self._end()
+        living = [worker for worker in self.workers if worker.alive]
+        for worker in living:
+            forked.kill(worker.pid)
+        for worker in living:
+            worker.bury(wait=not worker.killed)  # one that hangs in the kernel is not waited for
 
     def run(self, job: int, shards: Sequence[Shard], on_done: OnDone | None = None) -> Tally:
         """Do every shard and return the sum of what was done; ``on_done`` is called for each as it is acknowledged.
@@ -227,7 +244,8 @@ class WorkerPool:
         now = time.monotonic()
         for worker in busy:
             if worker.deadline < now and not worker.descriptors & ready:
-                if self._has_moved(worker):
+                if worker.has_moved():
+                    worker.deadline = time.monotonic() + self._stall_seconds
                     continue
                 if worker.killed:
                     raise WorkerError(f"worker {worker.index} hangs and cannot be killed")
@@ -235,22 +253,6 @@ class WorkerPool:
                 forked.kill(worker.pid)
                 worker.killed, worker.deadline = True, now + self._stall_seconds
         return [worker for worker in self.workers if worker.alive and worker.descriptors & ready]
-
-    def _has_moved(self, worker: Worker) -> bool:
-        """Whether a worker past its deadline has moved bytes since it was last asked: slow, and given more time.
-
-        Mapped memory counts, too: a worker that only looks at zero pages moves nothing else.
-        """
-        import psutil  # takes longer to import than a small save to write, and is hardly ever needed
-
-        with contextlib.suppress(psutil.Error, OSError, RuntimeError):
-            process = psutil.Process(worker.pid)
-            io = process.io_counters()
-            before, worker.moved_bytes = worker.moved_bytes, io.read_chars + io.write_chars + process.memory_info().rss
-            if worker.moved_bytes != before:
-                worker.deadline = time.monotonic() + self._stall_seconds
-                return True
-        return False
 
     def _lost(self, worker: Worker, pending: Parts) -> None:
         for descriptor in worker.descriptors:
@@ -262,13 +264,6 @@ class WorkerPool:
         logger.warning("worker %d %s; its shard goes to another one", worker.index, how)
         if not any(other.alive for other in self.workers):
             raise WorkerError(f"no worker is left, the last one {how}")
-
-    def _end(self) -> None:
-        living = [worker for worker in self.workers if worker.alive]
-        for worker in living:
-            forked.kill(worker.pid)
-        for worker in living:
-            worker.bury(wait=not worker.killed)  # one that hangs in the kernel is not waited for
 
 
 def readers() -> int:

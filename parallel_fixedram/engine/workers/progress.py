@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 
 from parallel_fixedram.core.bitmap import WORD_PAGES
 from parallel_fixedram.core.observer import SILENT, Observer
-from parallel_fixedram.core.report import ShardTrace
+from parallel_fixedram.core.reports.save import ShardTrace
 from parallel_fixedram.core.shards import Shard
 from parallel_fixedram.engine.workers.messages import ShardDone, Tally
 from parallel_fixedram.engine.workers.pool import OnDone, WorkerPool
@@ -24,9 +24,9 @@ def run_job(
     *,
     phase: str,
     page_size: int,
-    progress: Progress | None = None,
     observer: Observer = SILENT,
     on_done: OnDone | None = None,
+    progress: Progress | None = None,
 ) -> Tally:
     """Have a pool do ``shards``.
 
@@ -34,11 +34,10 @@ def run_job(
         pool: the workers.
         job: number of the job in the pool's list.
         shards: what to do.
-        phase: what ``progress`` is told that this is.
+        phase: what the observer is told that this is.
         page_size: of the shards' pages, bytes.
-        progress: hears of the beginning and of every shard.
-        observer: the same.
-        on_done: called for every shard when it is acknowledged, before ``progress``.
+        observer: hears of the phase and of every shard's bytes; of nothing where there is no shard.
+        on_done: called for every shard when it is acknowledged, before the observer.
 
     Raises:
         FixedRamError: what ``WorkerPool.run`` raises.
@@ -56,8 +55,6 @@ def run_job(
 
     if total:
         observer.phase(phase, total)
-    if progress and total:
-        progress(phase, 0, total)
     return pool.run(job, shards, acknowledged)
 
 

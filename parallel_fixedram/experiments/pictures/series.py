@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from parallel_fixedram.core.units import format_count, format_size
+from parallel_fixedram.experiments.cases import BOOTS
 from parallel_fixedram.experiments.results import CaseResult, RunSet, Sample
-from parallel_fixedram.experiments.scenario import BOOTS
 from parallel_fixedram.experiments.statistics import median
 
 WAY_NAMES = {

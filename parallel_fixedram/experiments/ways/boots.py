@@ -25,7 +25,6 @@ from typing import Any, ClassVar
 
 import psutil
 
-from parallel_fixedram import app
 from parallel_fixedram.core.errors import HostError, MachineError
 from parallel_fixedram.core.save_options import DirectIO, Writing
 from parallel_fixedram.experiments import tools
@@ -37,6 +36,7 @@ from parallel_fixedram.host.processes import signals
 from parallel_fixedram.host.processes.guardian import Guardian
 from parallel_fixedram.image.image import open_image
 from parallel_fixedram.image.verify import verify
+from parallel_fixedram.verbs.open import open_qemu
 from parallel_fixedram.verbs.save import save
 
 _SAVED = ".saved"
@@ -83,7 +83,7 @@ class _Boots(ABC):
         """
         self._checked = "ram" if run.thorough else "loaded"
         for qmp, pid in guests if run.thorough else ():
-            with contextlib.closing(app.open_qemu(qmp, pid=pid)) as machine, open_image(file) as image:
+            with contextlib.closing(open_qemu(qmp, pid=pid)) as machine, open_image(file) as image:
                 ram = {each.block.idstr: each for each in machine.guest_blocks() if each.main}
                 if not ram:
                     raise MachineError(f"QEMU {pid} has no main memory to look at")
@@ -165,7 +165,7 @@ def _saved(run: Run) -> str:
     if not os.path.exists(path):
         guest = run.source.qemu
         assert guest is not None, "the scenario's check comes first"
-        save(lambda: app.open_qemu(guest.qmp, pid=guest.pid), path, writing=Writing(direct_io=DirectIO.OFF))
+        save(lambda: open_qemu(guest.qmp, pid=guest.pid), path, writing=Writing(direct_io=DirectIO.OFF))
         sync_file(path)
     return path
 

@@ -7,7 +7,6 @@ import os
 from collections.abc import Iterator
 from typing import Any
 
-from parallel_fixedram import app
 from parallel_fixedram.core.errors import HostError
 from parallel_fixedram.core.ramblock import TARGET_PAGE_SIZE
 from parallel_fixedram.core.sequential import PAGE_HEAD, ZERO_PAGE
@@ -16,6 +15,7 @@ from parallel_fixedram.experiments.results import Bytes, Instrumented, Seconds
 from parallel_fixedram.experiments.ways import naive
 from parallel_fixedram.experiments.ways.way import Measured, Run
 from parallel_fixedram.host.files.channel import data_extents
+from parallel_fixedram.verbs.verify import verify
 
 _CHUNK = 4 << 20
 
@@ -50,14 +50,14 @@ class Ours(_Fresh):
 
     def verify(self, run: Run) -> str:
         """Digests, and once a case live RAM, where it stands still and can be opened (Way.verify)."""
-        found = app.verify(run.path)
+        found = verify(run.path)
         if not found.ok:
             raise run.wrong(f"{found.differences[0]}")
         if not found.digests:
             raise run.wrong("the file carries no digests")
         if not (run.thorough and run.source.stands_still and run.source.ram):
             return "digests"
-        found = app.verify(run.path, ram=run.source.ram)
+        found = verify(run.path, ram=run.source.ram)
         if not found.ok:
             raise run.wrong(f"{found.differences[0]}")
         return "ram"

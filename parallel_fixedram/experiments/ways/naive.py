@@ -17,7 +17,6 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from parallel_fixedram import app
 from parallel_fixedram.core.bitmap import runs_of_ones
 from parallel_fixedram.core.errors import HostError
 from parallel_fixedram.core.protocols import Pages, PageSource
@@ -27,6 +26,7 @@ from parallel_fixedram.engine.pages.window import WINDOW_PAGES, nonzero_pages
 from parallel_fixedram.experiments.process import Answer, Order
 from parallel_fixedram.experiments.ways.way import file_bytes
 from parallel_fixedram.host.files.channel import FileChannel, anonymous_memory
+from parallel_fixedram.verbs.open import open_ram
 
 FLAG_ZERO, FLAG_PAGE, FLAG_CONTINUE = 0x02, 0x08, 0x20
 """In the lowest bits of a head, beside the page's address (QEMU migration/ram.c, RAM_SAVE_FLAG_*)."""
@@ -106,7 +106,7 @@ def measure(order: Order) -> Answer:
 @contextlib.contextmanager
 def _mapped(order: Order) -> Iterator[_Ram]:
     """The one block of the order's RAM."""
-    with app.open_ram(order.ram) as machine:
+    with open_ram(order.ram) as machine:
         (each,) = machine.guest_blocks()
         data = each.source.data_ranges(PageRange(0, each.block.pages))
         each.source.open()

@@ -12,12 +12,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from parallel_fixedram import app
 from parallel_fixedram.core.errors import MachineError
 from parallel_fixedram.experiments import tools
 from parallel_fixedram.experiments.qemu_guest import QemuGuest
 from parallel_fixedram.experiments.results import Bytes, Seconds
 from parallel_fixedram.experiments.ways.way import Measured, Run, file_bytes, sync_file
+from parallel_fixedram.verbs.verify import verify
 
 _SECONDS = 600.0
 """How long a migration may take."""
@@ -62,7 +62,7 @@ class QemuMode:
         if "mapped-ram" not in self.capabilities:
             return _load(run) if run.thorough else _check_length(run)
         ram = run.source.ram if run.source.stands_still else {}
-        found = app.verify(run.path, ram=ram, quick=not ram)
+        found = verify(run.path, ram=ram, quick=not ram)
         if not found.ok:
             raise run.wrong(f"{found.differences[0]}")
         return "ram" if ram else "structure"

@@ -9,11 +9,10 @@ from typing import Any
 
 import numpy as np
 
-from parallel_fixedram import app
 from parallel_fixedram.core.bitmap import PageBitmap
 from parallel_fixedram.core.errors import MachineError
 from parallel_fixedram.core.observer import Observer
-from parallel_fixedram.core.report import SaveReport, ShardTrace, to_json
+from parallel_fixedram.core.reports.save import SaveReport, ShardTrace
 from parallel_fixedram.core.save_options import (
     CaptureMode,
     Capturing,
@@ -23,11 +22,13 @@ from parallel_fixedram.core.save_options import (
     Publishing,
     Writing,
 )
+from parallel_fixedram.core.schemas import to_json
 from parallel_fixedram.core.sequential import stream_bytes
 from parallel_fixedram.core.targets import RAM_ONLY_MACHINE
 from parallel_fixedram.engine.tuning import calibrate
 from parallel_fixedram.experiments.process import Answer, Order
 from parallel_fixedram.machines.ram_files import RamFile, RamFiles
+from parallel_fixedram.verbs.open import open_guest, open_qemu, open_ram
 from parallel_fixedram.verbs.save import save
 
 _TOTALS = ("total", "pause")
@@ -60,11 +61,11 @@ def measure(order: Order, name_bystander: Callable[[int], None]) -> Answer:
     if order.rounds is not None:
         report, growth = _save_running(order, options, name_bystander)
     elif order.qmp is not None:
-        report = save(lambda: app.open_qemu(order.qmp or "", pid=order.pid), order.path, **options)
+        report = save(lambda: open_qemu(order.qmp or "", pid=order.pid), order.path, **options)
     elif order.dirty is not None:
         report = _save_dirtied(order, order.dirty, options)
     else:
-        with app.open_ram(order.ram) as machine:
+        with open_ram(order.ram) as machine:
             report = save(machine, order.path, **options)
     return Answer(
         seconds=_seconds(report, order),
@@ -119,7 +120,7 @@ def _save_running(
                     allocated.append(os.stat(part).st_blocks * 512)
 
     rounds = Capturing(mode=CaptureMode.ROUNDS, max_rounds=order.rounds or 1)
-    with app.open_guest(order.guest or "", running=True) as guest:
+    with open_guest(order.guest or "", running=True) as guest:
         name_bystander(guest.pid)
         report = save(guest, order.path, **{**options, "capture": rounds, "observer": Growth()})
     growth = list(enumerate(allocated[: len(report.rounds) - 1], 1))

@@ -26,4 +26,4 @@ TABLE: Mapping[str, Way] = {
     "scan": Part(),
     "copy": Part(),
 }
-"""The same names as scenario.WAYS."""
+"""The same names as cases.WAYS."""

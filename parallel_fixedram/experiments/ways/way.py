@@ -9,8 +9,8 @@ from typing import Any, Protocol
 
 from parallel_fixedram.core.errors import ContentsDiffer, HostError
 from parallel_fixedram.experiments import tools
+from parallel_fixedram.experiments.cases import Case
 from parallel_fixedram.experiments.results import Bytes, Sample, Seconds
-from parallel_fixedram.experiments.scenario import Case
 from parallel_fixedram.experiments.sources import Source
 
 

@@ -15,12 +15,13 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import fcntl
 import logging
 import os
 import stat
 from types import TracebackType
+from typing import Self
 
+from parallel_fixedram.core.entering import undone_if_it_fails
 from parallel_fixedram.core.errors import (
     CapabilityError,
     DurabilityError,
@@ -32,6 +33,7 @@ from parallel_fixedram.core.errors import (
 )
 from parallel_fixedram.core.save_options import QUEUE_DEPTH
 from parallel_fixedram.host import linux
+from parallel_fixedram.host.files import part
 from parallel_fixedram.host.files.channel import FileChannel, open_readable
 from parallel_fixedram.host.files.direct_channel import DirectChannel
 from parallel_fixedram.host.files.last_close import close_unwaited
@@ -48,6 +50,7 @@ class PendingFile:
     Args:
         path: the final name.
         overwrite: whether an existing file may be replaced.
+        size: length that it has from the beginning, bytes; all of it a hole.
 
     Raises:
         RequestError: the final name is taken, or is not something that can be replaced by a file.
@@ -55,8 +58,9 @@ class PendingFile:
         HostError: the folder does not take a new file, or another process is writing this one.
     """
 
-    def __init__(self, path: str, *, overwrite: bool = False) -> None:
+    def __init__(self, path: str, *, overwrite: bool = False, size: int = 0) -> None:
         self.path = path
+        self._size = size
         self.overwrite = overwrite
         self.published = False
         folder, self._name = os.path.split(path)
@@ -69,18 +73,17 @@ class PendingFile:
         self._on_tmpfs: bool | None = None
         self._promised = 0
 
-    def __enter__(self) -> PendingFile:
-        try:
-            with signals.held():
-                try:
-                    self._folder = os.open(self._folder_path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-                except OSError as error:
-                    raise unopened(f"cannot open the folder {self._folder_path!r}", error) from error
-                self.fd = self._create()
-            self.channel = FileChannel(self.fd, self.path)
-        except BaseException as error:
-            self.__exit__(type(error), error, error.__traceback__)
-            raise
+    @undone_if_it_fails
+    def __enter__(self) -> Self:
+        with signals.held():
+            try:
+                self._folder = os.open(self._folder_path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+            except OSError as error:
+                raise unopened(f"cannot open the folder {self._folder_path!r}", error) from error
+            self.fd = part.create(self._part, self._folder, self.path)
+        self.channel = FileChannel(self.fd, self.path)
+        if self._size:
+            self.set_size(self._size)
         return self
 
     def __exit__(
@@ -250,45 +253,6 @@ class PendingFile:
                 f"{self.path!r} is published, but its folder cannot be synced", errno=error.errno or 0
             ) from error
 
-    def _create(self) -> int:
-        flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
-        for _ in range(8):
-            try:
-                fd = os.open(self._part, flags, 0o600, dir_fd=self._folder)
-            except FileExistsError:
-                self._remove_stale()
-                continue
-            except OSError as error:
-                raise unopened(f"cannot create {self.path!r}", error) from error
-            try:
-                os.fchmod(fd, 0o600)
-                if _lock(fd) and os.fstat(fd).st_nlink:
-                    return fd
-            except OSError as error:
-                with contextlib.suppress(OSError):
-                    os.unlink(self._part, dir_fd=self._folder)
-                linux.close(fd)
-                raise HostError.from_os(f"cannot lock {self.path!r}", error) from error
-            linux.close(fd)
-        raise HostError(f"cannot create {self.path!r}: others keep taking {self._part!r}")
-
-    def _remove_stale(self) -> None:
-        try:
-            fd = os.open(self._part, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, dir_fd=self._folder)
-        except FileNotFoundError:
-            return
-        except OSError as error:
-            raise HostError.from_os(f"cannot replace {self._part!r}", error) from error
-        try:
-            if not _lock(fd):
-                raise HostError(f"{self.path!r} is being written by another process", errno=errno.EBUSY)
-            if os.fstat(fd).st_nlink:
-                os.unlink(self._part, dir_fd=self._folder)
-        except OSError as error:
-            raise HostError.from_os(f"cannot replace {self._part!r}", error) from error
-        finally:
-            linux.close(fd)
-
 
 def exists(path: str) -> bool:
     """Whether there is something of that name, even a link that leads nowhere; what cannot be looked at may be there.
@@ -356,11 +320,3 @@ def _can_seek(path: str) -> bool:
 
 def _taken(path: str) -> RequestError:
     return RequestError(f"{path!r} exists", hint="--overwrite replaces it once the new file is complete")
-
-
-def _lock(fd: int) -> bool:
-    try:
-        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    return True

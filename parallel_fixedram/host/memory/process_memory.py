@@ -23,12 +23,8 @@ from parallel_fixedram.core.ramblock import PageRange
 from parallel_fixedram.host import linux
 from parallel_fixedram.host.files.channel import data_extents
 from parallel_fixedram.host.memory import pagemap
-from parallel_fixedram.host.memory.page_source import (
-    CopiedSource,
-    CopyingSource,
-    MappedSource,
-    grown_by_asking,
-)
+from parallel_fixedram.host.memory.copied_source import CopiedSource, CopyingSource, grown_by_asking
+from parallel_fixedram.host.memory.mapped_source import MappedSource
 from parallel_fixedram.host.memory.process_maps import Mapping, check_rights, mapped_parts, open_mapped_file, refusal
 from parallel_fixedram.host.memory.swapped import STEP_BYTES, SwappedPages, check_room, has_swap
 

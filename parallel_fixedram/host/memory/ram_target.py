@@ -7,6 +7,7 @@ import mmap
 from types import TracebackType
 from typing import Self
 
+from parallel_fixedram.core.entering import undone_if_it_fails
 from parallel_fixedram.core.errors import HostError, RequestError
 from parallel_fixedram.core.ramblock import PageRange, RAMBlock
 from parallel_fixedram.host import linux
@@ -39,6 +40,7 @@ class RamTarget:
         self._pending: PendingFile | None = None
         self.fd = -1
 
+    @undone_if_it_fails
     def __enter__(self) -> Self:
         try:
             if self.offset < 0:
@@ -48,11 +50,7 @@ class RamTarget:
             self._check_room()
             self.huge = linux.is_hugetlbfs(self.fd)
         except OSError as error:
-            self.__exit__(type(error), error, error.__traceback__)
             raise HostError.from_os(f"cannot look at {self.path!r}", error) from error
-        except BaseException as error:
-            self.__exit__(type(error), error, error.__traceback__)
-            raise
         return self
 
     def __exit__(
@@ -113,10 +111,8 @@ class RamTarget:
         if exists(self.path):
             self.fd = open_writable(self.path)
             return
-        pending = PendingFile(self.path)
-        pending.__enter__()
-        self._pending, self.fd = pending, pending.fd
-        pending.set_size(self.offset + self.block.used_length)
+        self._pending = PendingFile(self.path, size=self.offset + self.block.used_length).__enter__()
+        self.fd = self._pending.fd
 
 
 class HugeChannel(FileChannel):

@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping
 from types import TracebackType
 from typing import Self
 
+from parallel_fixedram.core.entering import undone_if_it_fails
 from parallel_fixedram.core.errors import HostError
 from parallel_fixedram.host import linux
 from parallel_fixedram.host.files.publish import PendingFile, exists
@@ -37,18 +38,15 @@ class SharedMemory:
         self.paths: dict[str, str] = {}
         self.descriptors: set[int] = set()
 
+    @undone_if_it_fails
     def __enter__(self) -> Self:
-        try:
-            for name, length in self._lengths.items():
-                with signals.held():
-                    self.paths[name] = (
-                        self._file(os.path.abspath(self._wanted[name]), length)
-                        if name in self._wanted
-                        else self._anonymous(name, length)
-                    )
-        except BaseException as error:
-            self.__exit__(type(error), error, error.__traceback__)
-            raise
+        for name, length in self._lengths.items():
+            with signals.held():
+                self.paths[name] = (
+                    self._file(os.path.abspath(self._wanted[name]), length)
+                    if name in self._wanted
+                    else self._anonymous(name, length)
+                )
         return self
 
     def __exit__(
@@ -89,8 +87,6 @@ class SharedMemory:
     def _file(self, path: str, length: int) -> str:
         if exists(path):
             return path
-        file = PendingFile(path)
-        file.__enter__()
-        self._made.append(file)
-        file.set_size(length)
+        file = PendingFile(path, size=length)
+        self._made.append(file.__enter__())
         return file.part

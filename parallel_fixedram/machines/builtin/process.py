@@ -18,18 +18,19 @@ import fcntl
 import logging
 import os
 import socket
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import ExitStack, closing
 from types import TracebackType
 from typing import Self
 
 from parallel_fixedram.core.errors import FixedRamError, HostError, MachineError
+from parallel_fixedram.core.observer import SILENT, Observer
 from parallel_fixedram.core.protocols import GuestBlock
 from parallel_fixedram.core.ramblock import TARGET_PAGE_SIZE, RAMBlock
 from parallel_fixedram.core.units import format_size
 from parallel_fixedram.host.facts import memory_bytes
+from parallel_fixedram.host.memory.mapped_source import MappedSource
 from parallel_fixedram.host.memory.memory_limit import memory_until_killed
-from parallel_fixedram.host.memory.page_source import MappedSource
 from parallel_fixedram.host.processes import forked, signals
 from parallel_fixedram.machines.builtin import child
 from parallel_fixedram.machines.builtin.dirty_log import DirtyLog
@@ -54,7 +55,7 @@ class GuestProcess:
 
     Args:
         spec: its RAM and what it does.
-        progress: ``progress("fill", done, total)`` in bytes, while it boots.
+        observer: hears of the phase ``fill`` while it boots.
 
     Attributes:
         spec: the same.
@@ -67,10 +68,11 @@ class GuestProcess:
         MachineError: it died or failed while booting.
     """
 
-    def __init__(self, spec: GuestSpec, progress: Callable[[str, int, int], None] | None = None) -> None:
+    def __init__(self, spec: GuestSpec, observer: Observer = SILENT) -> None:
         _check_memory(spec)
         self.spec = spec
-        self._progress = progress
+        self._observer = observer
+        self._filled_pages = 0
         self.steps = 0
         self.pid = 0
         self._sequence = 0
@@ -100,7 +102,10 @@ class GuestProcess:
                 if self.pid == 0:
                     child.live(self.spec, self._memfd, self.log, socket_of_child, parent)
                 stack.callback(self._kill)
+        if self.spec.written_pages:
+            self._observer.phase("fill", self.spec.written_pages * TARGET_PAGE_SIZE)
         self.steps = self._answer(None)
+        self._filled(self.spec.written_pages)
 
     @property
     def name(self) -> str:
@@ -228,11 +233,16 @@ class GuestProcess:
                 raise self._failure(message)
             kind, sequence, steps = child.ANSWER.unpack(message)
             if kind == child.FILLED:
-                if self._progress:
-                    self._progress("fill", steps * TARGET_PAGE_SIZE, self.spec.written_pages * TARGET_PAGE_SIZE)
+                self._filled(steps)
                 continue
             if sequence == self._sequence:  # an older answer was interrupted before it was read
                 return int(steps)
+
+    def _filled(self, pages: int) -> None:
+        """So many pages are filled in all."""
+        if pages > self._filled_pages:
+            self._observer.advanced((pages - self._filled_pages) * TARGET_PAGE_SIZE)
+            self._filled_pages = pages
 
     def _failure(self, message: bytes) -> FixedRamError:
         """What the guest says of its end."""

@@ -14,6 +14,7 @@ import struct
 from types import TracebackType
 from typing import Self
 
+from parallel_fixedram.core.entering import undone_if_it_fails
 from parallel_fixedram.core.errors import FixedRamError, FormatError, HostError, MachineError
 from parallel_fixedram.format.globalstate import with_run_state
 from parallel_fixedram.format.stream import QEMU_VM_EOF, QEMU_VM_FILE_MAGIC, QEMU_VM_FILE_VERSION
@@ -40,19 +41,16 @@ class DeviceState:
         self._monitor = monitor
         self.fd = self._fdset = -1
 
+    @undone_if_it_fails
     def __enter__(self) -> Self:
         try:
             self.fd = os.memfd_create("device-state", os.MFD_CLOEXEC)
             # QEMU takes only a descriptor that is open in just the way it wants to use it
             writable = os.open(f"/proc/self/fd/{self.fd}", os.O_WRONLY | os.O_CLOEXEC)
         except OSError as error:
-            self.close()
             raise HostError.from_os("cannot get memory for the device state", error) from error
         try:
             self._fdset = self._monitor.add_fd(writable, opaque="parallel-fixedram")
-        except BaseException:
-            self.close()
-            raise
         finally:
             os.close(writable)
         return self

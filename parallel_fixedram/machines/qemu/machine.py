@@ -20,12 +20,12 @@ from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from types import TracebackType
-from typing import Any, Self
+from typing import Self
 
 from parallel_fixedram.core.errors import FixedRamError, HostError, MachineError
 from parallel_fixedram.core.protocols import GuestBlock
 from parallel_fixedram.core.ramblock import TARGET_PAGE_SIZE, PageRange
-from parallel_fixedram.core.schemas import stamped
+from parallel_fixedram.core.reports.inspect import InspectQemuReport, QemuBlockReport
 from parallel_fixedram.core.targets import check_target
 from parallel_fixedram.format.globalstate import RUNNING
 from parallel_fixedram.host.memory.process_memory import ProcessMemory, open_process_memory
@@ -193,31 +193,27 @@ class QemuMachine:
     def dirty_source(self) -> None:
         """Nobody outside of QEMU sees its dirty log (Machine.dirty_source)."""
 
-    def describe(self) -> dict[str, Any]:
-        """What would be saved and how each block is reached, as a JSON object; nothing is paused."""
-        return stamped(
-            "inspect_qemu",
-            {
-                "verb": "inspect",
-                "qmp": self._monitor.name,
-                "pid": self.pid,
-                "qemu_version": ".".join(map(str, self._monitor.version)),
-                "status": self._status(),
-                "machine": self.name,
-                "target": self.target,
-                "blocks": [
-                    {
-                        **asdict(each.block),
-                        "memory": str(each.memory.kind),
-                        "path": each.memory.path,
-                        "data_pages": sum(
-                            found.count for found in each.memory.source.data_ranges(PageRange(0, _pages(each.block)))
-                        ),
-                        "pages": _pages(each.block),
-                    }
-                    for each in self.blocks
-                ],
-            },
+    def describe(self) -> InspectQemuReport:
+        """What would be saved and how each block is reached; nothing is paused."""
+        return InspectQemuReport(
+            qmp=self._monitor.name,
+            pid=self.pid,
+            qemu_version=".".join(map(str, self._monitor.version)),
+            status=self._status(),
+            machine=self.name,
+            target=self.target,
+            blocks=tuple(
+                QemuBlockReport(
+                    **asdict(each.block),
+                    memory=str(each.memory.kind),
+                    path=each.memory.path,
+                    data_pages=sum(
+                        found.count for found in each.memory.source.data_ranges(PageRange(0, _pages(each.block)))
+                    ),
+                    pages=_pages(each.block),
+                )
+                for each in self.blocks
+            ),
         )
 
     def close(self) -> None:

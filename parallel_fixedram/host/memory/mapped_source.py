@@ -1,13 +1,8 @@
-"""Guest RAM as a file: how its pages are read without touching what the guest never touched.
+"""Guest RAM as a file that is mapped: its pages are read without a copy, and without touching what the guest never did.
 
 Reading a hole of shared memory through a mapping allocates it, so a scan of an empty 2 GiB memfd costs 2 GiB of memory;
-``lseek(SEEK_DATA)`` tells for microseconds which ranges have ever been written (swapped pages count as data), and
-``pread`` gives zeros for a hole without allocating anything. Both sources rest on that:
-
-- MappedSource maps the file and hands out views of it: no copy. Its callers stay inside ``data_ranges``.
-- CopiedSource reads into a buffer of its own: for hugetlbfs, which says that everything is data.
-
-What only one process maps has no file: ``process_memory`` copies it from there.
+``lseek(SEEK_DATA)`` tells for microseconds which ranges have ever been written (swapped pages count as data), and where
+there are many, the page cache is asked instead. Whoever reads stays inside ``data_ranges``.
 """
 
 from __future__ import annotations
@@ -15,19 +10,18 @@ from __future__ import annotations
 import contextlib
 import mmap
 import os
-import stat
-from abc import ABC, abstractmethod
 from collections.abc import Iterator
 
 import numpy as np
 from numpy.typing import NDArray
 
 from parallel_fixedram.core.bitmap import WORD_PAGES, Bits, PageBitmap, runs_of_ones
-from parallel_fixedram.core.errors import HostError, RequestError, unopened
-from parallel_fixedram.core.protocols import Pages, PageSource
+from parallel_fixedram.core.errors import HostError
+from parallel_fixedram.core.protocols import Pages
 from parallel_fixedram.core.ramblock import TARGET_PAGE_SIZE, PageRange
 from parallel_fixedram.host import linux
-from parallel_fixedram.host.files.channel import anonymous_memory, data_extents
+from parallel_fixedram.host.files.channel import data_extents
+from parallel_fixedram.host.memory.copied_source import grown_by_asking
 from parallel_fixedram.host.memory.swapped import has_swap
 
 _CHUNK_WORDS = 64
@@ -192,7 +186,7 @@ class MappedSource:
         """
         if data.count() == data.pages:
             return []
-        scattered = self._scattered(data)
+        scattered = _scattered(data)
         if not scattered.any() or not self._cache_tells():
             return grown_by_asking(self, data)
         found = PageBitmap(data.pages)
@@ -205,14 +199,6 @@ class MappedSource:
         for each in grown_by_asking(self, rest):
             found.set_range(each)
         return found.ranges()
-
-    @staticmethod
-    def _scattered(data: PageBitmap) -> NDArray[np.bool_]:
-        """In which chunks of the block so many gaps begin that asking for every page is quicker."""
-        gaps = ~data.words
-        carry = np.concatenate((np.zeros(1, np.uint64), gaps[:-1] >> np.uint64(WORD_PAGES - 1)))
-        begins = np.bitwise_count(gaps & ~((gaps << np.uint64(1)) | carry))
-        return np.add.reduceat(begins, np.arange(0, len(begins), _CHUNK_WORDS), dtype=np.int64) > _MANY_GAPS
 
     def _cache_tells(self) -> bool:
         """Whether the page cache knows every page that holds something, and tells us."""
@@ -243,96 +229,12 @@ class MappedSource:
             self._fd = -1
 
 
-class CopyingSource(ABC):
-    """What sources that copy have in common: a private, page-aligned buffer, and a loop over short reads.
-
-    Args:
-        page_size: target page size in bytes.
-    """
-
-    views_stay_valid = False
-
-    def __init__(self, *, page_size: int) -> None:
-        self._page_size = page_size
-        self._buffer: Pages = np.empty((0, page_size // 8), np.uint64)
-
-    @abstractmethod
-    def _read(self, position: int, into: memoryview) -> int:
-        """Copy from byte ``position`` of the block on; returns how many bytes, at least one.
-
-        Raises:
-            HostError: they cannot be read.
-        """
-
-    def pages(self, first: int, count: int, wanted: Bits | None = None) -> Pages:
-        """A copy of the pages, overwritten by the next call (PageSource.pages)."""
-        if len(self._buffer) < count:
-            memory = anonymous_memory(count * self._page_size)
-            self._buffer = np.frombuffer(memory, np.uint64).reshape(count, -1)
-        result = self._buffer[:count]
-        for start, length in [(0, count)] if wanted is None else runs_of_ones(wanted).tolist():
-            target = result[start : start + length].data.cast("B")
-            position = (first + start) * self._page_size
-            while target:
-                got = self._read(position, target)
-                target, position = target[got:], position + got
-        result.flags.writeable = False
-        return result
-
-    def close(self) -> None:
-        """Drop the buffer (PageSource.close)."""
-        self._buffer = np.empty((0, self._page_size // 8), np.uint64)
-
-
-class CopiedSource(CopyingSource):
-    """Pages of a file on huge pages, read with ``preadv``.
-
-    Args:
-        fd: descriptor of the file, readable; duplicated.
-        offset: where the block starts in the file, bytes.
-        page_size: target page size in bytes.
-    """
-
-    tells_holes = False
-
-    def __init__(self, fd: int, *, offset: int = 0, page_size: int = TARGET_PAGE_SIZE) -> None:
-        super().__init__(page_size=page_size)
-        self._fd = os.dup(fd)
-        self._offset = offset
-
-    def open(self) -> None:
-        """Nothing to prepare: ``preadv`` needs no mapping (PageSource.open)."""
-
-    def _read(self, position: int, into: memoryview) -> int:
-        try:
-            got = os.preadv(self._fd, [into], self._offset + position)
-        except OSError as error:
-            raise HostError.from_os("cannot read guest RAM", error) from error
-        if got == 0:
-            raise HostError("guest RAM became shorter while it was read")
-        return got
-
-    def data_ranges(self, within: PageRange) -> list[PageRange]:
-        """All of it: content decides (PageSource.data_ranges)."""
-        return [within] if within.count else []
-
-    def newly_touched(self, data: PageBitmap) -> list[PageRange]:
-        """What ``data`` leaves out, if anything (PageSource.grown)."""
-        return grown_by_asking(self, data)
-
-    def close(self) -> None:
-        """Drop buffer and descriptor (PageSource.close)."""
-        super().close()
-        if self._fd >= 0:
-            linux.close(self._fd)
-            self._fd = -1
-
-
-def grown_by_asking(source: PageSource, data: PageBitmap) -> list[PageRange]:
-    """PageSource.grown by way of ``data_ranges`` of every gap: exact, and quick where the gaps are few."""
-    if data.count() == data.pages:
-        return []
-    return [found for gap in data.gaps() for found in source.data_ranges(gap)]
+def _scattered(data: PageBitmap) -> NDArray[np.bool_]:
+    """In which chunks of the block so many gaps begin that asking for every page is quicker."""
+    gaps = ~data.words
+    carry = np.concatenate((np.zeros(1, np.uint64), gaps[:-1] >> np.uint64(WORD_PAGES - 1)))
+    begins = np.bitwise_count(gaps & ~((gaps << np.uint64(1)) | carry))
+    return np.add.reduceat(begins, np.arange(0, len(begins), _CHUNK_WORDS), dtype=np.int64) > _MANY_GAPS
 
 
 def swapped_out() -> int | None:
@@ -343,44 +245,3 @@ def swapped_out() -> int | None:
         return int(counts["pswpout"]) + sum(int(counts.get(name, 0)) for name in ("zswpout", "swpout_zero"))
     except (OSError, KeyError, ValueError):
         return None
-
-
-def open_ram_file(path: str, *, offset: int = 0, length: int | None = None) -> tuple[PageSource, int, int]:
-    """Open a file that is guest RAM for reading.
-
-    Args:
-        path: a file in shared memory (or any regular file); ``/proc/PID/fd/N`` reaches another process's memfd.
-        offset: where the block starts in the file, bytes.
-        length: bytes of the block; None for the rest of the file.
-
-    Returns:
-        The source, the block's length in bytes, and the page size of the memory behind it in bytes.
-
-    Raises:
-        HostError: the file cannot be opened.
-        RequestError: there is none, it is not a regular file, is too short, or the offset is not a multiple of its page
-            size.
-    """
-    try:
-        fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
-    except OSError as error:
-        raise unopened(f"cannot open guest RAM {path!r}", error) from error
-    try:
-        status = os.fstat(fd)
-        if not stat.S_ISREG(status.st_mode):
-            raise RequestError(f"guest RAM {path!r} is not a regular file")
-        huge = linux.is_hugetlbfs(fd)
-        host_page_size = status.st_blksize if huge else mmap.PAGESIZE
-        if offset < 0 or offset % host_page_size:
-            raise RequestError(f"offset {offset} of guest RAM {path!r} is not a multiple of {host_page_size}")
-        size = status.st_size - offset if length is None else length
-        if size <= 0 or offset + size > status.st_size:
-            raise RequestError(f"guest RAM {path!r} has {status.st_size} bytes, asked for {max(size, 0)} at {offset}")
-        if size % TARGET_PAGE_SIZE:
-            raise RequestError(f"guest RAM {path!r}: size {size} is not a multiple of the page size {TARGET_PAGE_SIZE}")
-        source = CopiedSource(fd, offset=offset) if huge else MappedSource(fd, offset=offset, length=size)
-    except OSError as error:
-        raise HostError.from_os(f"cannot look at guest RAM {path!r}", error) from error
-    finally:
-        linux.close(fd)
-    return source, size, host_page_size

@@ -22,10 +22,10 @@ from parallel_fixedram.boot.fleet import Fleet
 from parallel_fixedram.boot.plan import main_blocks, paused_if
 from parallel_fixedram.boot.restore import loaded_by_qemu
 from parallel_fixedram.core.errors import HostError, MachineError
+from parallel_fixedram.core.observer import SILENT, Observer
 from parallel_fixedram.core.protocols import GuestBlock
-from parallel_fixedram.core.report import VerifyReport
+from parallel_fixedram.core.reports.verify import VerifyReport
 from parallel_fixedram.engine.workers.pool import readers
-from parallel_fixedram.engine.workers.progress import Progress
 from parallel_fixedram.host.memory.process_memory import open_process_memory
 from parallel_fixedram.image.image import Image, open_image
 from parallel_fixedram.image.verify import verify
@@ -44,7 +44,7 @@ def verify_by_loading(
     quick: bool = False,
     channels: int | None = None,
     folder: str | None = None,
-    progress: Progress | None = None,
+    observer: Observer = SILENT,
 ) -> VerifyReport:
     """Have a QEMU load a file, and hold every RAMBlock of it against the file; its guest never runs, and it is ended.
 
@@ -55,7 +55,7 @@ def verify_by_loading(
         quick: read no page for anything but that: no digests, no places of zero pages.
         channels: number of workers; None for one a processor, at most 4.
         folder: where socket and log go; must not exist, and is gone afterwards. None for a new one.
-        progress: ``progress(phase, done, total)`` in bytes.
+        observer: hears how far it is.
 
     Returns:
         What was found: ``ok`` is False when anything differs, and ``differences`` name it.
@@ -74,8 +74,7 @@ def verify_by_loading(
         boot = loaded_by_qemu(image, line, 1)
         fleet = stack.enter_context(Fleet(boot.commands, folder))
         fleet.connect(image.file)
-        if progress:
-            progress("load", 0, 0)
+        observer.phase("load")
         fleet.load(replace(boot.source, aside=True))
         _require_standstill(fleet)
         report = verify(
@@ -84,7 +83,7 @@ def verify_by_loading(
             ram=_memory(image, fleet, stack),
             loaded_by=line.arguments[0],
             channels=readers() if channels is None else channels,
-            progress=progress,
+            observer=observer,
         )
         _require_standstill(fleet)
         return replace(report, warnings=(*report.warnings, *([KEPT] if _has_kept(image, report) else [])))

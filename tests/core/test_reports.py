@@ -1,34 +1,31 @@
 import json
 from dataclasses import asdict, fields
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from parallel_fixedram.core.report import (
-    BlockReport,
-    BootReport,
-    BootSeconds,
-    ChoiceReport,
-    Difference,
-    DiffReport,
-    GuestReport,
-    NotCompared,
+from parallel_fixedram.core.errors import FormatError
+from parallel_fixedram.core.plain import to_plain
+from parallel_fixedram.core.reports.block import BlockReport
+from parallel_fixedram.core.reports.boot import BootReport, BootSeconds, GuestReport
+from parallel_fixedram.core.reports.choice import ChoiceReport
+from parallel_fixedram.core.reports.diff import DiffReport, NotCompared
+from parallel_fixedram.core.reports.difference import Difference
+from parallel_fixedram.core.reports.plan import PlanReport
+from parallel_fixedram.core.reports.restore import RestoredBlock, RestoreReport, RestoreSeconds
+from parallel_fixedram.core.reports.save import (
     PhaseReport,
-    PlanReport,
-    RestoredBlock,
-    RestoreReport,
-    RestoreSeconds,
     RoundReport,
     SaveBytes,
     SaveReport,
     SaveSeconds,
     ShardTrace,
-    VerifyReport,
     WorkerReport,
-    from_json,
-    to_json,
 )
+from parallel_fixedram.core.reports.verify import VerifyReport
+from parallel_fixedram.core.schemas import from_json, to_json
 
 counts = st.integers(0, 1 << 63)
 seconds = st.floats(0, 1e9)
@@ -156,8 +153,35 @@ def test_a_line_of_a_trace_goes_to_json_and_comes_back_equal(shard):
 def test_a_report_with_a_missing_field_is_refused(report, data):
     whole = json.loads(json.dumps(to_json(report)))
     del whole[data.draw(st.sampled_from([each.name for each in fields(report)]))]
-    with pytest.raises(KeyError):
+    with pytest.raises(FormatError, match=f"not a {type(report).__name__}: Object missing required field"):
         from_json(type(report), whole)
+
+
+@given(diffs | plans, st.data())
+def test_a_report_with_a_value_of_another_type_is_refused(report, data):
+    whole = json.loads(json.dumps(to_json(report)))
+    field = data.draw(st.sampled_from([each for each in fields(report) if each.type != "Mapping[str, Any]"]))
+    whole[field.name] = data.draw(st.sampled_from(({"x": 1}, [[1]])))
+    with pytest.raises(FormatError, match=rf"not a {type(report).__name__}: .*`\$\.{field.name}"):
+        from_json(type(report), whole)
+
+
+@pytest.mark.parametrize("junk", [None, 1, "x", [], [1], {}])
+def test_what_is_no_report_is_refused(junk):
+    with pytest.raises(FormatError):
+        from_json(DiffReport, junk)
+
+
+@given(diffs)
+def test_a_report_with_keys_of_a_later_version_is_read(report):
+    assert from_json(DiffReport, {**json.loads(json.dumps(to_json(report))), "later": [1]}) == report
+
+
+def test_numbers_of_numpy_are_numbers():
+    seconds = BootSeconds(total=np.float64(1.5), fill=0.0, start=np.float64(0.5), load=1.0)
+    assert json.dumps(to_plain(seconds)) == '{"total": 1.5, "fill": 0.0, "start": 0.5, "load": 1.0}'
+    with pytest.raises(NotImplementedError, match="object has no place in JSON"):
+        to_plain(object())
 
 
 @pytest.mark.parametrize(

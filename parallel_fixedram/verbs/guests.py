@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from parallel_fixedram.boot.living import Survey, stop
 from parallel_fixedram.core.errors import RequestError
-from parallel_fixedram.core.report import GuestsReport
+from parallel_fixedram.core.reports.guests import GuestsReport
 
 
 def list_guests() -> GuestsReport:

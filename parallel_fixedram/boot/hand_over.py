@@ -1,0 +1,117 @@
+"""From command lines to guests that live on: all are started, load the file and are handed over, or none is."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+
+from parallel_fixedram.boot.fleet import Fleet
+from parallel_fixedram.boot.plan import Boot
+from parallel_fixedram.core.observer import Observer
+from parallel_fixedram.core.reports.boot import BootReport, BootSeconds, GuestReport
+from parallel_fixedram.host.processes import signals
+from parallel_fixedram.image.image import Image
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HandedOver:
+    """Guests that live on, and how they came to."""
+
+    boot: Boot
+    guests: tuple[GuestReport, ...]
+    start_seconds: float
+    """From the first start until all had answered."""
+    meanwhile_seconds: float
+    """What was done while they started."""
+    load_seconds: float
+    """From then until all had loaded."""
+
+    def report(
+        self,
+        verb: str,
+        image: Image,
+        how: str,
+        *,
+        verified: bool,
+        started: float,
+        channels: int = 1,
+        fill: bool = False,
+        notes: tuple[str, ...] = (),
+    ) -> BootReport:
+        """What a verb says of them.
+
+        Args:
+            verb: which one.
+            image: the file.
+            how: RAM got into the guests.
+            verified: whether every page was held against its digest.
+            started: ``time.perf_counter()`` when the verb began.
+            channels: workers, or QEMU's multifd channels.
+            fill: whether memory was filled while the guests started.
+            notes: what the user has to know.
+        """
+        return BootReport(
+            verb=verb,
+            file=image.path,
+            how=how,
+            channels=channels,
+            direct_io=self.boot.source.direct_io,
+            guests=self.guests,
+            changes=tuple(self.boot.changes),
+            verified=verified,
+            seconds=BootSeconds(
+                total=time.perf_counter() - started,
+                fill=self.meanwhile_seconds if fill else 0.0,
+                start=self.start_seconds,
+                load=self.load_seconds,
+            ),
+            notes=notes,
+        )
+
+
+def hand_over(
+    image: Image,
+    boot: Boot,
+    *,
+    folder: str | None,
+    observer: Observer,
+    meanwhile: Callable[[], object] = lambda: None,
+    before_they_run: Callable[[], object] = lambda: None,
+    together_with: Callable[[], AbstractContextManager[object]] = nullcontext,
+) -> HandedOver:
+    """Start QEMUs from a file, and let them go.
+
+    Args:
+        image: the open file.
+        boot: what is started, and what it loads.
+        folder: where each gets a folder for socket and log; must not exist. None for a new one.
+        observer: hears when they load.
+        meanwhile: what is done while they start.
+        before_they_run: what may still refuse, when they have loaded.
+        together_with: what is kept if they are, and gone if they are not.
+
+    Raises:
+        RequestError: the folder exists, or a machine does not fit the file.
+        MachineError: a QEMU does not start, or cannot load the file.
+        HostError: I/O or memory.
+    """
+    with Fleet(boot.commands, folder, descriptors=boot.descriptors) as fleet:
+        began = time.perf_counter()
+        meanwhile()
+        done = time.perf_counter()
+        fleet.connect(image.file)
+        observer.phase("load")
+        fleet.load(boot.source)
+        before_they_run()
+        guests = fleet.go_on(run=not boot.paused)
+        with signals.held(), together_with():
+            fleet.let_go(image.path)
+    return HandedOver(
+        boot=boot,
+        guests=guests,
+        start_seconds=fleet.start_seconds,
+        meanwhile_seconds=done - began,
+        load_seconds=fleet.load_seconds,
+    )

@@ -1,0 +1,132 @@
+"""From a table of a scenario to its cases: every combination of the listed values, each of them checked."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from itertools import product
+from typing import Any
+
+from parallel_fixedram.core.errors import RequestError
+from parallel_fixedram.core.units import GIB, MIB
+from parallel_fixedram.experiments import boot_sector
+from parallel_fixedram.experiments.cases import BOOTS, WAYS, Case
+from parallel_fixedram.experiments.parameters import PARAMETERS, QEMU_PARAMETERS, Check, QemuSpec, one_of
+from parallel_fixedram.machines.builtin.spec import Workload
+
+MIN_DIRTY_GUEST = 16 * MIB
+"""A smaller guest's RAM is saved in a single round, so there is no second one to measure."""
+MAX_QEMU_SIZE = 3 * GIB
+"""The most of a PC's RAM that surely lies below 4 GiB, where the boot sector can reach it."""
+MIN_QEMU_SIZE = 64 * MIB
+
+
+def expand(where: str, table: Mapping[str, Any]) -> Iterator[Case]:
+    """The cases of one table: every combination of its values, the last key turning fastest.
+
+    Raises:
+        RequestError: a name or a value is wrong, or values do not go together; says where.
+    """
+    refuse_unknown(where, table, ("way", *PARAMETERS))
+    if "way" not in table:
+        raise RequestError(f"{where}, way: missing, expected one of {', '.join(WAYS)}")
+    lists = {}
+    for key, value in table.items():
+        values = value if isinstance(value, list) else [value]
+        if not values:
+            raise RequestError(f"{where}, {key}: an empty list")
+        check = one_of(*WAYS) if key == "way" else PARAMETERS[key]
+        if key == "qemu":
+            values = [spec for each in values for spec in _qemu_specs(where, each)]
+        lists[key] = [checked(where, key, each, check) for each in values]
+    for combination in product(*lists.values()):
+        yield _case(where, dict(zip(lists, combination, strict=True)))
+
+
+def _qemu_specs(where: str, table: Any) -> Iterator[QemuSpec]:
+    """The guests that a table stands for, whose values may be lists, too."""
+    where = f"{where}, qemu"
+    if not isinstance(table, dict):
+        raise RequestError(f'{where}: {_shown(table)}: expected a table such as {{size = "2GiB", data = 0.5}}')
+    refuse_unknown(where, table, tuple(QEMU_PARAMETERS))
+    if "size" not in table:
+        raise RequestError(f"{where}, size: missing")
+    lists = {
+        key: [
+            checked(where, key, each, QEMU_PARAMETERS[key]) for each in (value if isinstance(value, list) else [value])
+        ]
+        for key, value in table.items()
+    }
+    for combination in product(*lists.values()):
+        spec = QemuSpec(**dict(zip(lists, combination, strict=True)))
+        if not MIN_QEMU_SIZE <= spec.size <= MAX_QEMU_SIZE or spec.size % MIB:
+            most, least = MAX_QEMU_SIZE >> 20, MIN_QEMU_SIZE >> 20
+            raise RequestError(f"{where}, size: {spec.size} bytes, expected whole MiB from {least} to {most}")
+        if boot_sector.FIRST + spec.data_bytes > spec.size - boot_sector.RESERVED_AT_END:
+            room = 1 - (boot_sector.FIRST + boot_sector.RESERVED_AT_END) / spec.size
+            raise RequestError(f"{where}, data: {spec.data:g}, expected at most {room:.3f} of {spec.size >> 20} MiB")
+        yield spec
+
+
+def _case(where: str, values: dict[str, Any]) -> Case:
+    """One combination, with defaults; refuses what does not go together."""
+    way = values.pop("way")
+    rules = WAYS[way]
+    sources = [name for name in ("guest", "qemu") if name in values]
+    if len(sources) != 1 or sources[0] not in rules.sources:
+        found = " and ".join(sources) or "none"
+        raise RequestError(f"{where}, way: {way!r} needs one source, {' or '.join(rules.sources)}; found {found}")
+    for name, value in values.items():
+        if name not in rules.defaults and name not in sources:
+            known = ", ".join(name for name in PARAMETERS if name in rules.defaults) or "none but the source"
+            raise RequestError(f"{where}, {name}: not a parameter of {way!r}, which knows {known}")
+        if name == "direct_io" and value not in rules.direct_io:
+            raise RequestError(f"{where}, direct_io: {value!r} with {way!r}, expected {' or '.join(rules.direct_io)}")
+    case = Case(way=way, **{**rules.defaults, **values})
+    _refuse_impossible(where, case)
+    return case
+
+
+def _refuse_impossible(where: str, case: Case) -> None:
+    if case.dirty is not None:
+        if case.rounds is not None:
+            raise RequestError(f"{where}, dirty: not together with rounds")
+        if case.qemu or case.guest_spec.workload is not Workload.DENSE or case.guest_spec.size < MIN_DIRTY_GUEST:
+            least = MIN_DIRTY_GUEST >> 20
+            raise RequestError(f"{where}, dirty: needs guest = 'dense,...' of {least} MiB or more")
+    if case.rounds is not None:
+        if case.way == "ours" and case.qemu:
+            raise RequestError(f"{where}, rounds: 'ours' saves a QEMU in one round, give guest")
+        if case.way != "ours" and not (case.qemu and case.qemu.dirty_rate):
+            raise RequestError(f"{where}, rounds: needs qemu with a dirty_rate")
+    if case.way in BOOTS and case.qemu and (case.qemu.dirty_rate or case.qemu.fresh):
+        raise RequestError(f"{where}, qemu: {case.way!r} starts guests that are to be equal to one that sleeps")
+    if case.way == "qemu-load" and case.direct_io == "on" and case.channels == 1:
+        raise RequestError(f"{where}, direct_io: QEMU loads past the page cache with more than one channel only")
+
+
+def checked(where: str, key: str, value: Any, check: Check) -> Any:
+    """What a check makes of a value.
+
+    Raises:
+        RequestError: it refuses; says where.
+    """
+    try:
+        return check(value)
+    except RequestError as error:
+        raise RequestError(f"{where}, {key}: {_shown(value)}: {error.message}") from error
+
+
+def _shown(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else f"{text[:60]}..."
+
+
+def refuse_unknown(where: str, data: Mapping[str, Any], known: tuple[str, ...]) -> None:
+    """Refuse names that nobody knows.
+
+    Raises:
+        RequestError: there is one; says where.
+    """
+    for key in data:
+        if key not in known:
+            raise RequestError(f"{where}, {key}: unknown, expected one of {', '.join(known)}")

@@ -1,0 +1,111 @@
+"""Guest RAM that is copied before it is looked at: for hugetlbfs, which says that everything is data, and as a base.
+
+``pread`` gives zeros for a hole without allocating anything. What only one process maps has no file: ``process_memory``
+copies it from there.
+"""
+
+from __future__ import annotations
+
+import os
+from abc import ABC, abstractmethod
+
+import numpy as np
+
+from parallel_fixedram.core.bitmap import Bits, PageBitmap, runs_of_ones
+from parallel_fixedram.core.errors import HostError
+from parallel_fixedram.core.protocols import Pages, PageSource
+from parallel_fixedram.core.ramblock import TARGET_PAGE_SIZE, PageRange
+from parallel_fixedram.host import linux
+from parallel_fixedram.host.files.channel import anonymous_memory
+
+
+class CopyingSource(ABC):
+    """What sources that copy have in common: a private, page-aligned buffer, and a loop over short reads.
+
+    Args:
+        page_size: target page size in bytes.
+    """
+
+    views_stay_valid = False
+
+    def __init__(self, *, page_size: int) -> None:
+        self._page_size = page_size
+        self._buffer: Pages = np.empty((0, page_size // 8), np.uint64)
+
+    @abstractmethod
+    def _read(self, position: int, into: memoryview) -> int:
+        """Copy from byte ``position`` of the block on; returns how many bytes, at least one.
+
+        Raises:
+            HostError: they cannot be read.
+        """
+
+    def pages(self, first: int, count: int, wanted: Bits | None = None) -> Pages:
+        """A copy of the pages, overwritten by the next call (PageSource.pages)."""
+        if len(self._buffer) < count:
+            memory = anonymous_memory(count * self._page_size)
+            self._buffer = np.frombuffer(memory, np.uint64).reshape(count, -1)
+        result = self._buffer[:count]
+        for start, length in [(0, count)] if wanted is None else runs_of_ones(wanted).tolist():
+            target = result[start : start + length].data.cast("B")
+            position = (first + start) * self._page_size
+            while target:
+                got = self._read(position, target)
+                target, position = target[got:], position + got
+        result.flags.writeable = False
+        return result
+
+    def close(self) -> None:
+        """Drop the buffer (PageSource.close)."""
+        self._buffer = np.empty((0, self._page_size // 8), np.uint64)
+
+
+class CopiedSource(CopyingSource):
+    """Pages of a file on huge pages, read with ``preadv``.
+
+    Args:
+        fd: descriptor of the file, readable; duplicated.
+        offset: where the block starts in the file, bytes.
+        page_size: target page size in bytes.
+    """
+
+    tells_holes = False
+
+    def __init__(self, fd: int, *, offset: int = 0, page_size: int = TARGET_PAGE_SIZE) -> None:
+        super().__init__(page_size=page_size)
+        self._fd = os.dup(fd)
+        self._offset = offset
+
+    def open(self) -> None:
+        """Nothing to prepare: ``preadv`` needs no mapping (PageSource.open)."""
+
+    def _read(self, position: int, into: memoryview) -> int:
+        try:
+            got = os.preadv(self._fd, [into], self._offset + position)
+        except OSError as error:
+            raise HostError.from_os("cannot read guest RAM", error) from error
+        if got == 0:
+            raise HostError("guest RAM became shorter while it was read")
+        return got
+
+    def data_ranges(self, within: PageRange) -> list[PageRange]:
+        """All of it: content decides (PageSource.data_ranges)."""
+        return [within] if within.count else []
+
+    def newly_touched(self, data: PageBitmap) -> list[PageRange]:
+        """What ``data`` leaves out, if anything (PageSource.grown)."""
+        return grown_by_asking(self, data)
+
+    def close(self) -> None:
+        """Drop buffer and descriptor (PageSource.close)."""
+        super().close()
+        if self._fd >= 0:
+            linux.close(self._fd)
+            self._fd = -1
+
+
+def grown_by_asking(source: PageSource, data: PageBitmap) -> list[PageRange]:
+    """PageSource.grown by way of ``data_ranges`` of every gap: exact, and quick where the gaps are few."""
+    if data.count() == data.pages:
+        return []
+    return [found for gap in data.gaps() for found in source.data_ranges(gap)]

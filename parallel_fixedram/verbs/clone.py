@@ -1,0 +1,146 @@
+"""``clone``: copy-on-write QEMUs whose RAM is mapped from the page arrays of a file."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import time
+from collections.abc import Sequence
+from contextlib import ExitStack
+
+from parallel_fixedram.boot.clone import on_page_arrays
+from parallel_fixedram.boot.command_line import CommandLine
+from parallel_fixedram.boot.hand_over import HandedOver, hand_over
+from parallel_fixedram.boot.plan import (
+    Boot,
+    clone_stream_in,
+    find_clone_stream,
+    hold_against_digests,
+    main_blocks,
+    paused_if,
+)
+from parallel_fixedram.core.errors import RequestError
+from parallel_fixedram.core.observer import SILENT, Observer
+from parallel_fixedram.core.reports.boot import BootReport
+from parallel_fixedram.engine.workers.pool import readers
+from parallel_fixedram.image.add_trailer import add_trailer
+from parallel_fixedram.image.image import Image, open_image
+from parallel_fixedram.image.stale import punch_stale_pages, refuse_stale_pages
+
+__all__ = ["Boot", "clone", "plan_clone"]
+
+CLONES_SHARE = (
+    "clones are the same machine: MAC addresses, machine ids, keys and random numbers to come are equal "
+    "until the guest changes them"
+)
+
+
+def clone(
+    uri: str,
+    command: Sequence[str],
+    *,
+    count: int = 1,
+    punch: bool = False,
+    add_clone_stream: bool = False,
+    paused: bool = False,
+    check_digests: bool = False,
+    folder: str | None = None,
+    observer: Observer = SILENT,
+) -> BootReport:
+    """Start guests copy-on-write, their RAM mapped from the page arrays of a file; the file's bytes do not change.
+
+    Args:
+        uri: a path, or ``file:PATH[,offset=SIZE]``. The file must not be changed while the guests live: what they have
+            not written yet they read from it, and nothing notices. Another file may take its name.
+        command: the QEMU that the guest was saved from; ``{n}`` in an argument is the clone's number, from 0.
+        count: how many.
+        punch: make holes of stale pages first, in place; what the file says stays the same.
+        add_clone_stream: add digests and a clone stream to a file that has none first, in place.
+        paused: do not let the guests run.
+        check_digests: hold every page against its digest first.
+        folder: where each gets a folder for socket and log; must not exist. None for a new one.
+        observer: hears how far it is.
+
+    Raises:
+        RequestError: the file has no device state, or stale pages, or does not fit the command line, or was changed or
+            replaced before the guests had loaded. No guest ran.
+        ContentsDiffer: a page does not match its digest. Nothing was started.
+        FormatError: not a complete mapped-ram file.
+        MachineError: a QEMU does not start, or cannot load the file.
+        HostError: I/O or memory.
+    """
+    started = time.perf_counter()
+    line = _line_for(command, count, paused=paused)
+    if punch or add_clone_stream:
+        _prepare(uri, line, punch=punch, add_clone_stream=add_clone_stream, observer=observer)
+    with open_image(uri) as image:
+        done = _clone(image, line, count, check_digests=check_digests, folder=folder, observer=observer)
+    how = "copy-on-write, mapped from the file"
+    return done.report("clone", image, how, verified=check_digests, started=started, notes=(CLONES_SHARE,))
+
+
+def _clone(
+    image: Image, line: CommandLine, count: int, *, check_digests: bool, folder: str | None, observer: Observer
+) -> HandedOver:
+    """Start guests, after a look at the file: all of it against its digests, or else the places of zero pages."""
+    before = image.channel.stat()
+    main = main_blocks(image, line)
+    if check_digests:
+        hold_against_digests(image, observer)
+
+    def look() -> None:
+        if not check_digests:
+            refuse_stale_pages(image, main, channels=readers(), observer=observer)
+
+    with ExitStack() as stack:
+        boot = on_page_arrays(image, line, main, count, find_clone_stream(image, main, stack))
+        return hand_over(
+            image,
+            boot,
+            folder=folder,
+            observer=observer,
+            meanwhile=look,
+            before_they_run=lambda: _require_unchanged(image, before),
+        )
+
+
+def plan_clone(uri: str, command: Sequence[str], *, count: int = 1, paused: bool = False) -> Boot:
+    """What ``clone`` would start, for somebody who would rather do it by hand; nothing is touched.
+
+    Raises:
+        RequestError: as for ``clone``; or the file has no clone stream of its own.
+        FormatError: not a complete mapped-ram file.
+    """
+    line = _line_for(command, count, paused=paused)
+    with open_image(uri) as image:
+        main = main_blocks(image, line)
+        refuse_stale_pages(image, main, channels=readers())
+        return on_page_arrays(image, line, main, count, clone_stream_in(image, main))
+
+
+def _line_for(command: Sequence[str], count: int, *, paused: bool) -> CommandLine:
+    if count < 1:
+        raise RequestError(f"{count} clones, at least 1 is needed")
+    return paused_if(CommandLine.parse(command), paused)
+
+
+def _require_unchanged(image: Image, before: os.stat_result) -> None:
+    """Refuse a file that changed since it was opened, or whose name means another one that QEMU would have mapped."""
+    with contextlib.suppress(OSError):
+        after, named = image.channel.stat(), os.stat(image.path)
+        if os.path.samestat(named, before) and (after.st_mtime_ns, after.st_size) == (
+            before.st_mtime_ns,
+            before.st_size,
+        ):
+            return
+    raise RequestError(f"{image.path!r} was changed or replaced while its clones were started")
+
+
+def _prepare(uri: str, line: CommandLine, *, punch: bool, add_clone_stream: bool, observer: Observer) -> None:
+    """Change a file so that it can be cloned."""
+    with open_image(uri) as image:
+        main = main_blocks(image, line)
+        if punch:
+            punch_stale_pages(image)
+        if add_clone_stream:
+            add_trailer(image, [saved.block.idstr for saved in main], channels=readers(), observer=observer)

@@ -1,0 +1,30 @@
+"""``inspect``: what a file says of itself, or what would be saved of a running QEMU."""
+
+from __future__ import annotations
+
+from parallel_fixedram.core.reports.inspect import InspectQemuReport, InspectReport
+from parallel_fixedram.verbs.open import open_image, open_qemu
+
+
+def inspect(uri: str) -> InspectReport:
+    """What a mapped-ram file says of itself; no page is read.
+
+    Args:
+        uri: a path, or ``file:PATH[,offset=SIZE]``.
+
+    Raises:
+        FormatError: it is not a complete mapped-ram file.
+        RequestError: not a file.
+        HostError: it cannot be read.
+    """
+    with open_image(uri) as image:
+        return image.describe()
+
+
+def inspect_qemu(socket_path: str, *, pid: int | None = None, timeout: float | None = None) -> InspectQemuReport:
+    """What would be saved of a running QEMU, and how each block is reached; its guest is not stopped.
+
+    Takes and raises what ``open_qemu`` does.
+    """
+    with open_qemu(socket_path, pid=pid, timeout=timeout) as machine:
+        return machine.describe()

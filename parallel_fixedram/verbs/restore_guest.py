@@ -1,0 +1,182 @@
+"""``restore_guest``: a QEMU with the RAM and device state of a file."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import replace
+from typing import NamedTuple
+
+from parallel_fixedram.boot.command_line import CommandLine
+from parallel_fixedram.boot.hand_over import HandedOver, hand_over
+from parallel_fixedram.boot.plan import (
+    Boot,
+    clone_stream_in,
+    find_clone_stream,
+    hold_against_digests,
+    main_blocks,
+    paused_if,
+    state_of,
+)
+from parallel_fixedram.boot.restore import known_blocks, loaded_by_qemu, on_memory
+from parallel_fixedram.core.capabilities import capabilities_for_restore, validate_recorded
+from parallel_fixedram.core.errors import RequestError
+from parallel_fixedram.core.observer import SILENT, Observer
+from parallel_fixedram.core.profiles import Profile
+from parallel_fixedram.core.reports.boot import BootReport
+from parallel_fixedram.core.words import choice
+from parallel_fixedram.format.mapped_ram import SavedBlock
+from parallel_fixedram.host.memory.shared_memory import SharedMemory
+from parallel_fixedram.image.image import Image, open_image
+from parallel_fixedram.image.restore import Destination, restore
+
+__all__ = ["Boot", "plan_restore", "restore_guest"]
+
+_SHARED = ("shared memory, filled by our workers", True)
+_PRIVATE = ("private memory, loaded by QEMU", False)
+"""How RAM gets into a guest, and whether that takes time of ours."""
+
+
+def restore_guest(
+    uri: str,
+    command: Sequence[str],
+    *,
+    channels: int = 1,
+    experimental_multifd: bool = False,
+    capabilities: Mapping[str, bool] | None = None,
+    profile: Profile | str = Profile.FIXED_RAM,
+    shared: bool = False,
+    ram: Mapping[str, str] | None = None,
+    paused: bool = False,
+    check_digests: bool = False,
+    folder: str | None = None,
+    observer: Observer = SILENT,
+) -> BootReport:
+    """Start a QEMU with the RAM and device state of a file.
+
+    Args:
+        uri: a path, or ``file:PATH[,offset=SIZE]``.
+        command: the QEMU that the guest was saved from: program and arguments.
+        channels: multifd channels of QEMU's loader, or number of our workers; more than one is multifd.
+        experimental_multifd, capabilities, profile: what the gate follows, as for ``restore``.
+        shared: give the guest shared memory, filled by our workers; otherwise QEMU loads into memory of its own.
+        ram: files for the shared memory of some blocks, by name; made with mode 0600. Implies ``shared``.
+        paused: do not let the guest run.
+        check_digests: hold every page against its digest first.
+        folder: where socket and log go; must not exist. None for a new one.
+        observer: hears how far it is.
+
+    Raises:
+        CapabilityError, FormatError, ContentsDiffer: as ``restore`` does. Nothing was started.
+        RequestError: the file has no device state, or does not fit the command line. No guest ran.
+        MachineError: QEMU does not start, or cannot load the file.
+        HostError: I/O or memory.
+    """
+    started = time.perf_counter()
+    gate = _Gate(channels, experimental_multifd, capabilities, profile)
+    with _accepted(uri, command, gate, paused=paused) as (image, line, main):
+        if check_digests:
+            hold_against_digests(image, observer)
+        if shared or ram:
+            done = _on_shared_memory(image, line, main, ram or {}, channels=channels, folder=folder, observer=observer)
+        else:
+            done = hand_over(image, loaded_by_qemu(image, line, channels), folder=folder, observer=observer)
+    how, fill = _SHARED if shared or ram else _PRIVATE
+    return done.report("restore", image, how, channels=channels, fill=fill, verified=check_digests, started=started)
+
+
+def _on_shared_memory(
+    image: Image,
+    line: CommandLine,
+    main: Sequence[SavedBlock],
+    names: Mapping[str, str],
+    *,
+    channels: int,
+    folder: str | None,
+    observer: Observer,
+) -> HandedOver:
+    """Start a QEMU on shared memory, anonymous where ``names`` names no file, that our workers fill meanwhile."""
+    lengths = {saved.block.idstr: saved.block.used_length for saved in main}
+    with ExitStack() as stack:
+        memory = stack.enter_context(SharedMemory(lengths, known_blocks(names, lengths)))
+        source = find_clone_stream(image, main, stack)
+        anonymous = lengths.keys() - names.keys()
+        boot = on_memory(line, memory.paths, main, source, anonymous, memory.descriptors, names=names)
+        into = {idstr: Destination(path=path) for idstr, path in memory.paths.items()}
+        return hand_over(
+            image,
+            boot,
+            folder=folder,
+            observer=observer,
+            meanwhile=lambda: restore(image, into, channels=channels, observer=observer),
+            together_with=memory.keep,
+        )
+
+
+def plan_restore(
+    uri: str,
+    command: Sequence[str],
+    *,
+    channels: int = 1,
+    experimental_multifd: bool = False,
+    capabilities: Mapping[str, bool] | None = None,
+    profile: Profile | str = Profile.FIXED_RAM,
+    ram: Mapping[str, str] | None = None,
+    paused: bool = False,
+) -> Boot:
+    """What ``restore_guest`` would start, for somebody who would rather do it by hand; nothing is touched.
+
+    Args:
+        uri: as for ``restore_guest``.
+        command: as for ``restore_guest``.
+        channels: as for ``restore_guest``.
+        experimental_multifd: as for ``restore_guest``.
+        capabilities: as for ``restore_guest``.
+        profile: as for ``restore_guest``.
+        ram: as for ``restore_guest``, but of all main blocks; the files have to be filled before.
+        paused: as for ``restore_guest``.
+
+    Raises:
+        CapabilityError: as for ``restore_guest``.
+        RequestError: as for ``restore_guest``; or a main block is given no file, the others being given one.
+        FormatError: not a complete mapped-ram file.
+    """
+    gate = _Gate(channels, experimental_multifd, capabilities, profile)
+    with _accepted(uri, command, gate, paused=paused) as (image, line, main):
+        if not ram:
+            return loaded_by_qemu(image, line, channels)
+        for saved in main:
+            if saved.block.idstr not in ram:
+                raise RequestError(
+                    f"main block {saved.block.idstr!r} is given no file, and nobody would fill anonymous memory",
+                    hint=f"--ram {saved.block.idstr}=PATH names a file",
+                )
+        paths = {idstr: os.path.abspath(path) for idstr, path in ram.items()}
+        return replace(on_memory(line, paths, main, clone_stream_in(image, main)), state=state_of(image))
+
+
+class _Gate(NamedTuple):
+    """What the capability gate is asked."""
+
+    channels: int
+    experimental_multifd: bool
+    capabilities: Mapping[str, bool] | None
+    profile: Profile | str
+
+
+@contextmanager
+def _accepted(
+    uri: str, command: Sequence[str], gate: _Gate, *, paused: bool
+) -> Iterator[tuple[Image, CommandLine, list[SavedBlock]]]:
+    """The open file, the command line and the main blocks, after everything that may refuse them has agreed."""
+    profile = choice(Profile, gate.profile, "profile")
+    on = capabilities_for_restore(
+        channels=gate.channels, extra=gate.capabilities, profile=profile, experimental=gate.experimental_multifd
+    )
+    line = paused_if(CommandLine.parse(command), paused)
+    with open_image(uri) as image:
+        image.refuse_absent()  # no capability would help
+        validate_recorded(image.file.configuration.capabilities, on, profile)
+        yield image, line, main_blocks(image, line)
