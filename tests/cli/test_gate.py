@@ -7,6 +7,7 @@ from support.cli import Running, call, done, refused, run, untouched
 from support.pictures import content
 
 from parallel_fixedram import app
+from parallel_fixedram.verbs import plan, save
 
 GUEST = "dense,size=1MiB"
 NEVER = "dense,size=1EiB"
@@ -25,9 +26,8 @@ def never(monkeypatch):
 
     monkeypatch.setattr(app, "open_guest", touched)
     monkeypatch.setattr(app, "open_ram", touched)
-    monkeypatch.setattr(app._save, "save", touched)
-    monkeypatch.setattr(app._plan_save, "plan_save", touched)
-    monkeypatch.setattr(app, "check_target", touched)
+    for verb in (save, plan):
+        monkeypatch.setattr(verb, "check_target", touched)
 
 
 REFUSALS = {

@@ -4,8 +4,9 @@ import io
 import threading
 
 import pytest
+from support.saving import Heard, save
 
-from parallel_fixedram import open_guest, save
+from parallel_fixedram import open_guest
 from parallel_fixedram.cli import progress as command_progress
 from parallel_fixedram.cli.output import MANNER
 from parallel_fixedram.machines.builtin import child
@@ -51,9 +52,10 @@ def test_a_phase_that_blocks_before_the_first_second_is_over_is_shown_all_the_sa
 def test_every_phase_has_a_line_of_its_own_and_one_without_an_end_no_bytes(monkeypatch):
     terminal = on_a_terminal(monkeypatch)
     with command_progress.ProgressBar() as progress:
-        progress("write", 0, 1 << 20)
-        progress("write", 1 << 20, 1 << 20)
-        progress("sync", 0, 0)
+        progress.phase("write", 1 << 20)
+        progress.advanced(1 << 18)
+        progress.advanced(3 << 18)
+        progress.phase("sync")
         shown = [task.description for task in progress._progress.tasks]
         assert shown == ["write", "sync"]
         assert [task.total for task in progress._progress.tasks] == [1 << 20, None]
@@ -106,18 +108,20 @@ def test_a_save_tells_of_every_phase_when_it_begins(tmp_path, monkeypatch):
     with open_guest("dense,size=4MiB", progress=lambda *what: heard.append(what)) as guest:
         assert heard == [("fill", pages * 4096, 4 << 20) for pages in (256, 512, 768, 1024)]
         heard.clear()
-        save(guest, str(tmp_path / "f.mr"), progress=lambda *what: heard.append(what))
-    assert [what for what in heard if what[1] == 0] == [
-        ("decide", 0, 0),
-        ("prepare", 0, 0),
-        ("write", 0, 4 << 20),
-        ("sync", 0, 0),
-    ]
-    assert heard[-1] == ("sync", 0, 0)
+        save(guest, str(tmp_path / "f.mr"), observer=(observer := Heard()))
+    assert observer.phases == [("decide", 0), ("prepare", 0), ("write", 4 << 20), ("sync", 0)]
+    assert observer.progress[-1] == ("sync", 0, 0)
+
+
+def test_the_pass_over_a_guest_that_runs_is_a_phase_of_its_own(tmp_path):
+    with open_guest("dense,size=4MiB", running=True) as guest:
+        save(guest, str(tmp_path / "f.mr"), observer=(observer := Heard()))
+    names = [name for name, _ in observer.phases]
+    assert names == ["decide", "first pass", "prepare", "write", "sync"]
+    assert ("first pass", 4 << 20, 4 << 20) in observer.progress
 
 
 def test_a_save_that_is_not_to_be_durable_has_no_phase_of_a_sync(tmp_path):
-    heard = set()
     with open_guest("dense,size=1MiB") as guest:
-        save(guest, str(tmp_path / "f.mr"), durability="none", progress=lambda phase, *_: heard.add(phase))
-    assert "sync" not in heard
+        save(guest, str(tmp_path / "f.mr"), durability="none", observer=(observer := Heard()))
+    assert "sync" not in dict(observer.phases)

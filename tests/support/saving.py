@@ -5,8 +5,9 @@ from typing import Any
 
 from parallel_fixedram.core.observer import SILENT, Observer
 from parallel_fixedram.core.protocols import DirtySource, Machine
-from parallel_fixedram.core.report import SaveReport, ShardTrace
+from parallel_fixedram.core.report import PlanReport, SaveReport, ShardTrace
 from parallel_fixedram.core.save_options import CaptureMode, Capturing, Gate, Publishing, SaveOptions, Writing
+from parallel_fixedram.verbs.plan import plan as _plan
 from parallel_fixedram.verbs.save import save as _save
 
 GROUPS: dict[str, Any] = {"gate": Gate, "writing": Writing, "capture": Capturing, "publishing": Publishing}
@@ -49,6 +50,12 @@ def save(
         publishing=how.publishing,
         observer=observer,
     )
+
+
+def plan(machine: Machine | Callable[[], Machine], uri: str, **given: Any) -> PlanReport:
+    """The plan for a save with these options."""
+    how = how_to(**given)
+    return _plan(machine, uri, gate=how.gate, writing=how.writing, capture=how.capture, publishing=how.publishing)
 
 
 def several(**given: Any) -> SaveOptions:
