@@ -6,6 +6,7 @@ import inspect
 import os
 import subprocess
 import sys
+import textwrap
 from dataclasses import replace
 from pathlib import Path
 
@@ -192,7 +193,7 @@ def test_the_example_in_the_docstring_of_observer_works(tmp_path, capsys):
 
     code = inspect.cleandoc(observer.__doc__).partition("::\n\n")[2]
     names = {"Observer": parallel_fixedram.Observer}
-    exec(compile(inspect.cleandoc(code), "docstring", "exec"), names)
+    exec(compile(textwrap.dedent(code), "docstring", "exec"), names)
     with parallel_fixedram.open_guest("dense,size=1MiB") as guest:
         parallel_fixedram.save(guest, str(tmp_path / "f.mr"), observer=names["Percent"]())
     assert capsys.readouterr().out.splitlines()[-1] == "100%"
