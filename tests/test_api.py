@@ -7,13 +7,14 @@ import json
 import os
 import subprocess
 import sys
+import textwrap
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from support import saving
 from support.examples import some_of
 from support.models import model
-from support.observers import Heard
 
 import parallel_fixedram
 from parallel_fixedram.core.cost import ASSUMED
@@ -121,12 +122,22 @@ def test_the_example_in_the_docstring_works(tmp_path, capsys):
 def test_a_program_can_do_all_that_the_command_does(tmp_path):
     image, copy = str(tmp_path / "guest.mr"), str(tmp_path / "copy")
     with parallel_fixedram.open_guest("hot,size=1MiB,steps=3") as guest:
-        report = parallel_fixedram.save(guest, image, direct_io="off", durability=parallel_fixedram.Durability.NONE)
+        report = parallel_fixedram.save(
+            guest,
+            image,
+            writing=parallel_fixedram.Writing(direct_io=parallel_fixedram.DirectIO.OFF),
+            publishing=parallel_fixedram.Publishing(durability=parallel_fixedram.Durability.NONE),
+        )
         assert parallel_fixedram.verify(image, ram={"pc.ram": f"/proc/self/fd/{guest.memfd}"}).ok
     assert parallel_fixedram.to_json(report)["verb"] == "save"
     parallel_fixedram.restore(image, {"pc.ram": copy}, check_digests=True)
     with parallel_fixedram.open_ram({"pc.ram": copy}) as ram:
-        parallel_fixedram.save(ram, image, overwrite=True, capabilities={"mapped-ram": True})
+        parallel_fixedram.save(
+            ram,
+            image,
+            gate=parallel_fixedram.Gate(capabilities={"mapped-ram": True}),
+            publishing=parallel_fixedram.Publishing(overwrite=True),
+        )
     with parallel_fixedram.open_ram([parallel_fixedram.RamFile(idstr="half", path=copy, length=1 << 19)]) as half:
         assert parallel_fixedram.save(half, str(tmp_path / "half.mr")).bytes.ram == 1 << 19
     assert parallel_fixedram.diff(image, image).equal
@@ -143,7 +154,7 @@ def test_a_guest_is_opened_by_the_gate_and_closed_by_the_save(tmp_path):
         return opened[0]
 
     with pytest.raises(parallel_fixedram.CapabilityError):
-        parallel_fixedram.save(machine, str(tmp_path / "f.mr"), channels=2)
+        saving.save(machine, str(tmp_path / "f.mr"), channels=2)
     assert opened == []
     parallel_fixedram.save(machine, str(tmp_path / "f.mr"))
     assert opened[0].pid == -1
@@ -153,14 +164,42 @@ def test_a_guest_is_opened_by_the_gate_and_closed_by_the_save(tmp_path):
 
 
 def test_an_observer_hears_of_every_byte(tmp_path):
-    heard = Heard()
+    heard = saving.Heard()
     image = str(tmp_path / "f.mr")
     with parallel_fixedram.open_guest("dense,size=4MiB") as guest:
-        parallel_fixedram.save(guest, image)
+        parallel_fixedram.save(guest, image, observer=heard)
     parallel_fixedram.verify(image, observer=heard)
     parallel_fixedram.diff(image, image, observer=heard)
     parallel_fixedram.restore(image, {"pc.ram": str(tmp_path / "ram")}, observer=heard)
-    assert heard.done == dict.fromkeys(("digests", "diff", "restore"), (4 << 20, 4 << 20))
+    for phase in ("write", "digests", "diff", "restore"):
+        steps = [(done, total) for name, done, total in heard.progress if name == phase]
+        assert (steps[0], steps[-1]) == ((0, 4 << 20), (4 << 20, 4 << 20))
+        assert sorted(steps) == steps
+
+
+@pytest.mark.parametrize("method", ["phase", "advanced", "shard"])
+def test_what_an_observer_raises_ends_the_save_and_leaves_no_file(tmp_path, method):
+    def enough(*_):
+        raise ZeroDivisionError("enough")
+
+    observer = type("Impatient", (parallel_fixedram.Observer,), {method: enough})()
+    with (
+        parallel_fixedram.open_guest("dense,size=1MiB") as guest,
+        pytest.raises(ZeroDivisionError, match="enough"),
+    ):
+        parallel_fixedram.save(guest, str(tmp_path / "f.mr"), observer=observer)
+    assert os.listdir(tmp_path) == []
+
+
+def test_the_example_in_the_docstring_of_observer_works(tmp_path, capsys):
+    from parallel_fixedram.core import observer
+
+    code = inspect.cleandoc(observer.__doc__).partition("::\n\n")[2]
+    names = {"Observer": parallel_fixedram.Observer}
+    exec(compile(textwrap.dedent(code), "docstring", "exec"), names)
+    with parallel_fixedram.open_guest("dense,size=1MiB") as guest:
+        parallel_fixedram.save(guest, str(tmp_path / "f.mr"), observer=names["Percent"]())
+    assert capsys.readouterr().out.splitlines()[-1] == "100%"
 
 
 @pytest.mark.parametrize(
@@ -169,7 +208,9 @@ def test_an_observer_hears_of_every_byte(tmp_path):
         ({"profile": "qemu-1.0"}, "profile is 'qemu-1.0', expected one of fixed-ram, qemu-10.0, qemu-11.1"),
         ({"direct_io": "maybe"}, "direct_io is 'maybe', expected one of on, off, auto"),
         ({"durability": "some"}, "durability is 'some', expected one of full, none"),
-        ({"live": True, "max_rounds": 0}, "0 rounds, at least 1 is needed"),
+        ({"mode": "live"}, "capture is 'live', expected one of auto, compare, rounds, stopped"),
+        ({"max_rounds": 0}, "0 rounds, at least 1 is needed"),
+        ({"queue_depth": -1}, "-1 writes in flight, at least 0 is needed"),
         ({"cache": "some"}, "cache is 'some', expected one of keep, drop"),
         ({"gap_pages": -1}, "-1 gap pages, at least 0 is needed"),
         ({"shard_pages": 0}, "0 shard pages, at least 1 is needed"),
@@ -178,24 +219,45 @@ def test_an_observer_hears_of_every_byte(tmp_path):
     ],
 )
 def test_an_option_of_save_that_makes_no_sense_is_a_request_error(tmp_path, options, message):
-    with pytest.raises(parallel_fixedram.RequestError, match=message):
-        parallel_fixedram.save(lambda: pytest.fail("opened"), str(tmp_path / "f.mr"), **options)
+    """Most of them when the value is made, those of the gate when it is asked; a machine is not opened for any."""
+    for verb in (saving.save, saving.plan):
+        with pytest.raises(parallel_fixedram.RequestError, match=message):
+            verb(lambda: pytest.fail("opened"), str(tmp_path / "f.mr"), **options)
 
 
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        ({"profile": "qemu-1.0"}, "profile is 'qemu-1.0'"),
-        ({"direct_io": "maybe"}, "direct_io is 'maybe'"),
-        ({"gap_pages": -1}, "-1 gap pages, at least 0 is needed"),
-        ({"shard_pages": 0}, "0 shard pages, at least 1 is needed"),
-        ({"channels": 2}, "incompatible with multifd"),
-        ({"capabilities": {"xbzrle": True}, "channels": None}, "incompatible with xbzrle"),
-    ],
-)
-def test_what_cannot_be_saved_so_cannot_be_planned_either(tmp_path, options, message):
-    with pytest.raises(parallel_fixedram.RequestError, match=message):
-        parallel_fixedram.plan(lambda: pytest.fail("opened"), str(tmp_path / "f.mr"), **options)
+@pytest.mark.parametrize("verb", [saving.save, saving.plan])
+def test_rounds_of_ram_without_a_dirty_log_can_neither_be_saved_nor_planned(tmp_path, verb):
+    (tmp_path / "ram").write_bytes(bytes(4096))
+    before = os.listdir(tmp_path)
+    with (
+        parallel_fixedram.open_ram({"ram": str(tmp_path / "ram")}) as ram,
+        pytest.raises(parallel_fixedram.RequestError, match="this RAM has no dirty log"),
+    ):
+        verb(ram, str(tmp_path / "f.mr"), mode="rounds")
+    assert os.listdir(tmp_path) == before
+
+
+@pytest.mark.parametrize("mode", parallel_fixedram.CaptureMode)
+def test_the_report_says_how_an_instant_was_captured_and_what_was_done_while_the_guest_ran(tmp_path, mode):
+    with parallel_fixedram.open_guest("dense,size=1MiB", running=True) as guest:
+        report = parallel_fixedram.save(guest, str(tmp_path / "f.mr"), capture=parallel_fixedram.Capturing(mode=mode))
+        assert guest.pause(), "it goes on"
+    assert report.choice.capture == {"auto": "compare"}.get(mode, mode)
+    *earlier, last = [each.while_running for each in report.rounds]
+    assert not last
+    assert all(earlier)
+    assert bool(earlier) == (mode in ("auto", "compare"))  # 256 pages are too few for another round
+    ends = [phase.started + phase.seconds for phase in report.phases]
+    assert [phase.started for phase in report.phases] == pytest.approx([0.0, *ends[:-1]])
+    assert ends[-1] == report.seconds.total
+    assert parallel_fixedram.verify(str(tmp_path / "f.mr")).ok
+
+
+def test_what_stands_still_is_not_compared_even_if_that_was_asked_for_and_the_report_says_why(tmp_path):
+    with parallel_fixedram.open_guest("dense,size=8K") as guest:
+        report = saving.save(guest, str(tmp_path / "f.mr"), mode="compare", direct_io="off", gap_pages=0)
+    assert report.choice.capture == "stopped"
+    assert report.choice.why == ("stopped: the guest stands still already, there is nothing to compare",)
 
 
 @pytest.fixture
@@ -230,8 +292,8 @@ def test_as_many_channels_are_chosen_as_pay_and_the_gate_allows(tmp_path, option
     """And the capabilities in the report are those of the channels that were used."""
     image = str(tmp_path / "f.mr")
     with parallel_fixedram.open_guest("dense,size=8MiB") as guest:
-        planned = parallel_fixedram.plan(guest, image, channels=None, **options)
-        report = parallel_fixedram.save(guest, image, channels=None, **options)
+        planned = saving.plan(guest, image, channels=None, **options)
+        report = saving.save(guest, image, channels=None, **options)
     for found in (planned.choice, report.choice):
         assert found.channels == channels
         assert [each for each in found.why if each.startswith(why)]
@@ -247,14 +309,14 @@ def test_as_many_channels_are_chosen_as_pay_and_the_gate_allows(tmp_path, option
 def test_multifd_that_was_asked_for_is_in_the_report_also_of_one_channel(tmp_path):
     options = {"experimental_multifd": True, "capabilities": {"multifd": True}}
     with parallel_fixedram.open_guest("zero,size=4K") as guest:
-        report = parallel_fixedram.save(guest, str(tmp_path / "f.mr"), channels=None, **options)
+        report = saving.save(guest, str(tmp_path / "f.mr"), channels=None, **options)
     assert report.channels == 1
     assert report.capabilities == {"fixed-ram": True, "multifd": True}
 
 
 def test_one_channel_is_used_unless_the_number_is_left_open(tmp_path):
     with parallel_fixedram.open_guest("dense,size=1MiB") as guest:
-        report = parallel_fixedram.save(guest, str(tmp_path / "f.mr"), experimental_multifd=True)
+        report = saving.save(guest, str(tmp_path / "f.mr"), experimental_multifd=True)
     assert report.channels == 1
     assert not [why for why in report.choice.why if "channel" in why]
 
@@ -278,10 +340,10 @@ def test_a_plan_is_what_the_save_then_does_and_touches_neither_folder_nor_guest(
     image, before = str(folder / "f.mr"), folder.stat().st_mtime_ns
     with parallel_fixedram.open_guest(spec) as guest:
         taken = os.fstat(guest.memfd).st_blocks
-        planned = parallel_fixedram.plan(guest, image, channels=None, experimental_multifd=True, **options)
+        planned = saving.plan(guest, image, channels=None, experimental_multifd=True, **options)
         assert os.fstat(guest.memfd).st_blocks == taken
         assert (os.listdir(folder), folder.stat().st_mtime_ns) == ([], before)
-        report = parallel_fixedram.save(guest, image, channels=None, experimental_multifd=True, **options)
+        report = saving.save(guest, image, channels=None, experimental_multifd=True, **options)
     assert planned.choice.measured_by_predicted is None
     unmeasured = dict.fromkeys(("measured_write_seconds", "measured_stable_seconds", "measured_by_predicted"))
     assert planned.choice == replace(report.choice, **unmeasured)
@@ -296,7 +358,7 @@ def test_a_plan_is_what_the_save_then_does_and_touches_neither_folder_nor_guest(
 @pytest.mark.usefixtures("nothing_known")
 def test_a_plan_that_measures_leaves_what_it_learned_to_the_save(tmp_path):
     with parallel_fixedram.open_guest("dense,size=1MiB") as guest:
-        planned = parallel_fixedram.plan(guest, str(tmp_path / "f.mr"), calibrate=True)
+        planned = saving.plan(guest, str(tmp_path / "f.mr"), calibrate=True)
         assert os.listdir(tmp_path) == ["cache"]
         report = parallel_fixedram.save(guest, str(tmp_path / "f.mr"))
     assert planned.choice.model["source"] == "measured"
@@ -345,29 +407,28 @@ def test_a_plan_is_for_the_folder_of_the_file_and_not_of_what_a_link_of_that_nam
     with parallel_fixedram.open_guest("dense,size=8K") as guest:
         for target in ("f.mr", str(tmp_path / "here" / "f.mr")):
             parallel_fixedram.plan(guest, target)
-            parallel_fixedram.save(guest, target, overwrite=True)
+            saving.save(guest, target, overwrite=True)
     assert set(asked) == {str(tmp_path / "here")}
     assert (tmp_path / "there" / "old.mr").read_bytes() == b"old"
 
 
 def test_gaps_and_shards_are_what_was_asked_for(tmp_path):
-    heard = []
-    options = {"gap_pages": 7, "shard_pages": 300, "trace": heard.append}
+    heard = saving.Heard()
+    options = {"gap_pages": 7, "shard_pages": 300, "observer": heard}
     with parallel_fixedram.open_guest("random,size=16MiB,fraction=0.5") as guest:
-        report = parallel_fixedram.save(guest, str(tmp_path / "f.mr"), **options)
-        none = parallel_fixedram.save(guest, str(tmp_path / "g.mr"), gap_pages=0)
+        report = saving.save(guest, str(tmp_path / "f.mr"), **options)
+        none = saving.save(guest, str(tmp_path / "g.mr"), gap_pages=0)
     assert (report.choice.gap_pages, report.choice.shard_pages) == (7, 300)
     assert report.rounds[0].gap_pages > 0 == none.rounds[0].gap_pages
-    assert len(heard) >= report.rounds[0].written_pages // 364
+    assert len(heard.shards) >= report.rounds[0].written_pages // 364
     assert parallel_fixedram.diff(str(tmp_path / "f.mr"), str(tmp_path / "g.mr")).equal
 
 
 def test_a_trace_has_every_page_with_data_once_a_round_within_the_time_of_the_save(tmp_path):
-    heard = []
+    observer = saving.Heard()
     with parallel_fixedram.open_guest("dense,size=8MiB") as guest:
-        report = parallel_fixedram.save(
-            guest, str(tmp_path / "f.mr"), channels=2, experimental_multifd=True, trace=heard.append
-        )
+        report = saving.save(guest, str(tmp_path / "f.mr"), channels=2, experimental_multifd=True, observer=observer)
+    heard = observer.shards
     pages = [page for shard in heard for page in range(shard.first_page, shard.first_page + shard.pages)]
     assert sorted(pages) == list(range(2048))
     assert sum(shard.bytes for shard in heard) == report.bytes.written
@@ -381,7 +442,7 @@ def test_a_file_is_kept_in_the_page_cache_or_dropped_from_it(tmp_path, direct_io
     with parallel_fixedram.open_guest("dense,size=4MiB") as guest:
         for cache in ("keep", "drop"):
             path = str(tmp_path / cache)
-            report = parallel_fixedram.save(guest, path, direct_io=direct_io, cache=cache)
+            report = saving.save(guest, path, direct_io=direct_io, cache=cache)
             if report.bytes.cached is None:
                 pytest.skip("the kernel does not tell what is cached")
             with open(path, "rb") as file:

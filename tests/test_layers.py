@@ -19,10 +19,9 @@ MAY_IMPORT = {
     "image": {"core", "format", "host", "engine", "image"},
     "boot": {"core", "format", "host", "machines", "engine", "image", "boot"},
     "verbs": {"core", "format", "host", "machines", "engine", "image", "boot", "verbs"},
-    "app": {"core", "format", "host", "machines", "engine", "image", "verbs"},
-    "experiments": {"core", "format", "host", "machines", "engine", "image", "boot", "verbs", "app", "experiments"},
-    "cli": {"app", "core", "cli", "experiments", "verbs"},
-    "__init__": {"app", "core", "engine", "verbs"},
+    "experiments": {"core", "format", "host", "machines", "engine", "image", "boot", "verbs", "experiments"},
+    "cli": {"core", "cli", "experiments", "verbs"},
+    "__init__": {"core", "verbs"},
     "__main__": {"cli"},
 }
 PURE = {"core", "format"}

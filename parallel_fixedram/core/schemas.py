@@ -16,8 +16,8 @@ T = TypeVar("T")
 _PREFIX = "parallel_fixedram."
 
 VERSIONS: Mapping[str, int] = {
-    "save": 1,
-    "plan": 1,
+    "save": 2,
+    "plan": 2,
     "restore": 1,
     "boot": 1,
     "boot_plan": 1,

@@ -10,8 +10,9 @@ from contextlib import ExitStack
 from parallel_fixedram.core.cost import Work
 from parallel_fixedram.core.protocols import Machine
 from parallel_fixedram.core.reports.plan import PlanReport
-from parallel_fixedram.core.save_options import Capturing, Gate, Publishing, SaveOptions, Writing
+from parallel_fixedram.core.save_options import CaptureMode, Capturing, Gate, Publishing, SaveOptions, Writing
 from parallel_fixedram.core.uri import parse_uri
+from parallel_fixedram.engine.capture.rounds import dirty_log
 from parallel_fixedram.engine.pages.ledger import Ledger
 from parallel_fixedram.engine.tuning.decide import decide
 from parallel_fixedram.host.facts import host_facts
@@ -51,6 +52,8 @@ def plan(
 def _plan(machine: Machine, path: str, options: SaveOptions) -> PlanReport:
     started = time.perf_counter()
     guest_blocks = machine.guest_blocks()
+    if options.capture.mode is CaptureMode.ROUNDS:
+        dirty_log(machine)  # refuses what cannot be
     ledger = Ledger([each.block for each in guest_blocks])
     ledger.map_data(guest_blocks)
     page_size, waits = guest_blocks[0].block.page_size, machine.is_running()

@@ -22,7 +22,7 @@ from contextlib import ExitStack
 
 from parallel_fixedram.core.errors import DurabilityError, HostError, MachineChanged, MachineError, RequestError
 from parallel_fixedram.core.observer import SILENT, Observer
-from parallel_fixedram.core.protocols import DirtySource, Machine
+from parallel_fixedram.core.protocols import Machine
 from parallel_fixedram.core.reports.save import SaveReport
 from parallel_fixedram.core.save_options import CaptureMode, Capturing, DirectIO, Gate, Publishing, SaveOptions, Writing
 from parallel_fixedram.core.targets import recorded_page_bits
@@ -30,6 +30,7 @@ from parallel_fixedram.core.uri import FileTarget, parse_uri
 from parallel_fixedram.engine.capture.capture import Capture, Task
 from parallel_fixedram.engine.capture.coordinator import Coordinator
 from parallel_fixedram.engine.capture.pause import Pause
+from parallel_fixedram.engine.capture.rounds import dirty_log
 from parallel_fixedram.engine.capture.ways import WAYS
 from parallel_fixedram.engine.pages.early_writeback import EarlyWriteback
 from parallel_fixedram.engine.pages.ledger import Ledger
@@ -118,7 +119,7 @@ def _save(
 ) -> SaveReport:
     """Save once; ``notes`` stay when it has to begin again."""
     clock, notes, guest_blocks = Phases(), [*notes], machine.guest_blocks()
-    dirty = _dirty_source(machine, options)
+    dirty = dirty_log(machine) if options.capture.mode is CaptureMode.ROUNDS else None
     blocks = [each.block for each in guest_blocks]
     page_bits = recorded_page_bits(machine.target)
     layout = FileLayout.plan(machine.name, blocks, target.offset, target=machine.target, page_bits=page_bits)
@@ -222,15 +223,6 @@ def _decide(options: SaveOptions, ledger: Ledger, layout: FileLayout, draft: Dra
         waits=waits,
         takes_direct=None if asked is DirectIO.OFF else draft.direct is not None,
     )
-
-
-def _dirty_source(machine: Machine, options: SaveOptions) -> DirtySource | None:
-    if options.capture.mode is not CaptureMode.ROUNDS:
-        return None
-    dirty = machine.dirty_source()
-    if dirty is None:
-        raise RequestError("a save in rounds needs to know which pages were written, and this RAM has no dirty log")
-    return dirty
 
 
 def _note(notes: list[str], observer: Observer, text: str) -> None:

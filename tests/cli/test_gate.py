@@ -6,8 +6,8 @@ import pytest
 from support.cli import Running, call, done, refused, run, untouched
 from support.pictures import content
 
-from parallel_fixedram import app
 from parallel_fixedram.verbs import open as opening
+from parallel_fixedram.verbs import plan, save
 
 GUEST = "dense,size=1MiB"
 NEVER = "dense,size=1EiB"
@@ -26,9 +26,8 @@ def never(monkeypatch):
 
     monkeypatch.setattr(opening, "open_guest", touched)
     monkeypatch.setattr(opening, "open_ram", touched)
-    monkeypatch.setattr(app._save, "save", touched)
-    monkeypatch.setattr(app._plan_save, "plan_save", touched)
-    monkeypatch.setattr(app, "check_target", touched)
+    for verb in (save, plan):
+        monkeypatch.setattr(verb, "check_target", touched)
 
 
 REFUSALS = {

@@ -43,7 +43,7 @@ CHOICE = {
     "direct_io": bool,
     "gap_pages": int,
     "shard_pages": int,
-    "precopy": bool,
+    "capture": str,
     "why": [str],
     "predicted_write_seconds": float,
     "predicted_stable_seconds": float,
@@ -94,7 +94,11 @@ SAVE = {
     "direct_io": bool,
     "capabilities": {"fixed-ram": bool, "multifd": bool},
     "blocks": [BLOCK],
-    "rounds": [{"dirty_pages": int, "written_pages": int, "gap_pages": int, "zero_pages": int, "seconds": float}],
+    "rounds": [
+        dict.fromkeys(["dirty_pages", "written_pages", "gap_pages", "zero_pages"], int)
+        | {"while_running": bool, "seconds": float}
+    ],
+    "phases": [{"name": str, "started": float, "seconds": float}],
     "seconds": dict.fromkeys(
         [
             "total",
@@ -350,7 +354,7 @@ def test_the_text_of_save_has_the_facts(folder, tmp_path):
     assert " in 1 round, " in rest[5]
     assert re.fullmatch(r"  predicted \d+\.\d{3} s, measured \d+\.\d{3} s: \d+\.\d{2} times that", rest[7])
     assert "stopped" not in result.out
-    live = done(call("save", tmp_path / "live.mr", "--guest", "hot,size=1MiB,steps=1", "--live")).out
+    live = done(call("save", tmp_path / "live.mr", "--guest", "hot,size=1MiB,steps=1", "--capture", "rounds")).out
     assert "guest stopped for " in live
 
 

@@ -43,7 +43,7 @@ def test_a_plan_says_how_why_how_long_and_by_what_model(tmp_path):
         "  how       4 channels, direct I/O, shards of 256 pages",
         "  because   direct: 0.008 s to stable storage predicted, 0.042 s through the page cache",
         "  because   4 channels: 0.008 s predicted, 0.034 s with 1, 0.017 s with 2",
-        "  because   gaps of up to 0 pages are written along: a call costs as much as 2.0 KiB (told)",
+        "  because   gaps of up to 0 pages are bridged: a call costs as much as 2.0 KiB (told)",
         "  predicted 0.008 s to the last write",
         "            0.008 s to stable storage, digests included",
         "  model     told; what a write call and a byte take:",
@@ -80,13 +80,19 @@ def test_a_plan_measures_where_it_is_told_to_and_the_next_command_knows(tmp_path
     assert why.findall(again.out) == ["cached"]
 
 
-def test_a_plan_for_a_guest_that_runs_says_that_it_would_stand_still(tmp_path, monkeypatch):
-    from parallel_fixedram.verbs import open as opening
-
-    opened = opening.open_guest
-    monkeypatch.setattr(opening, "open_guest", lambda spec, **_: opened(spec, running=True))
+@pytest.mark.parametrize(
+    ("capture", "how"),
+    [
+        ("compare", "page cache while the guest runs, then what changed"),
+        ("rounds", "page cache in rounds"),
+        ("stopped", "page cache"),
+    ],
+)
+def test_a_plan_for_a_guest_that_runs_says_how_and_that_it_would_stand_still(tmp_path, capture, how):
+    argv = ["--guest", "hot,size=4MiB", "--direct-io", "off", "--capture", capture]
     with untouched(tmp_path):
-        out = done(call("plan", tmp_path / "new.mr", "--guest", "hot,size=4MiB")).out
+        out = done(call("plan", tmp_path / "new.mr", *argv)).out
+    assert f"  how       1 channel, {how}, shards of " in out
     assert " s to the last write: the guest would stand still for about that long\n" in out
 
 
@@ -117,7 +123,7 @@ def test_a_plan_that_cannot_be_made_ends_as_the_save_would(tmp_path):
         refused(call("plan", tmp_path / "new.mr", "--guest", "busy"), 2, "unknown guest workload 'busy'")
         refused(call("plan", tmp_path / "new.mr", "--qmp", tmp_path / "no"), 4, "cannot connect to QMP socket")
         refused(call("plan", tmp_path / "new.mr", *GUEST, "--channels", "2"), 2, "incompatible with multifd\n")
-        for option in ("--overwrite", "--live", "--durability=none", "--cache=drop", "--trace=t"):
+        for option in ("--overwrite", "--durability=none", "--cache=drop", "--trace=t"):
             refused(call("plan", tmp_path / "new.mr", *GUEST, option), 2, f"unrecognized arguments: {option}")
 
 

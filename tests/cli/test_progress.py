@@ -6,8 +6,9 @@ import threading
 
 import pytest
 from support.observers import Heard
+from support.saving import save
 
-from parallel_fixedram import open_guest, save
+from parallel_fixedram import open_guest
 from parallel_fixedram.cli import progress as command_progress
 from parallel_fixedram.cli.bench_progress import RunsProgress
 from parallel_fixedram.cli.main import VERBS, main
@@ -239,20 +240,23 @@ def test_a_guest_tells_how_far_it_is_filled(monkeypatch):
 
 
 def test_a_save_tells_of_every_phase_when_it_begins(tmp_path):
-    heard = []
-    with open_guest("dense,size=4MiB") as guest:
-        save(guest, str(tmp_path / "f.mr"), progress=lambda *what: heard.append(what))
-    assert [what for what in heard if what[1] == 0] == [
-        ("decide", 0, 0),
-        ("prepare", 0, 0),
-        ("write", 0, 4 << 20),
-        ("sync", 0, 0),
-    ]
-    assert heard[-1] == ("sync", 0, 0)
+    fill, observer = Heard(), Heard()
+    with open_guest("dense,size=4MiB", observer=fill) as guest:
+        assert fill.progress == [("fill", pages * 4096, 4 << 20) for pages in (0, 256, 512, 768, 1024)]
+        save(guest, str(tmp_path / "f.mr"), observer=observer)
+    assert observer.phases == [("decide", 0), ("prepare", 0), ("write", 4 << 20), ("sync", 0)]
+    assert observer.progress[-1] == ("sync", 0, 0)
+
+
+def test_the_pass_over_a_guest_that_runs_is_a_phase_of_its_own(tmp_path):
+    with open_guest("dense,size=4MiB", running=True) as guest:
+        save(guest, str(tmp_path / "f.mr"), observer=(observer := Heard()))
+    names = [name for name, _ in observer.phases]
+    assert names == ["decide", "first pass", "prepare", "write", "sync"]
+    assert ("first pass", 4 << 20, 4 << 20) in observer.progress
 
 
 def test_a_save_that_is_not_to_be_durable_has_no_phase_of_a_sync(tmp_path):
-    heard = set()
     with open_guest("dense,size=1MiB") as guest:
-        save(guest, str(tmp_path / "f.mr"), durability="none", progress=lambda phase, *_: heard.add(phase))
-    assert "sync" not in heard
+        save(guest, str(tmp_path / "f.mr"), durability="none", observer=(observer := Heard()))
+    assert "sync" not in dict(observer.phases)

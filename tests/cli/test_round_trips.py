@@ -237,7 +237,7 @@ def test_a_file_that_cannot_be_synced_gets_no_name(tmp_path, monkeypatch):
 @pytest.mark.parametrize("options", [[], MULTIFD, ["--direct-io", "on"], ["--max-rounds", "1"], ["--max-rounds", "3"]])
 def test_a_live_guest_is_saved_in_rounds_and_the_file_verifies(tmp_path, options):
     spec = "hot,size=8MiB,seed=5,rate=64MiB"
-    report = done(call("save", tmp_path / "live.mr", "--guest", spec, "--live", "--json", *options)).json
+    report = done(call("save", tmp_path / "live.mr", "--guest", spec, "--capture", "rounds", "--json", *options)).json
     assert 1 <= len(report["rounds"]) <= 16
     assert report["rounds"][0]["dirty_pages"] == 2048
     assert report["seconds"]["pause"] > 0
@@ -248,7 +248,7 @@ def test_a_live_guest_is_saved_in_rounds_and_the_file_verifies(tmp_path, options
 
 def test_a_live_guest_that_idles_is_saved_as_it_is_after_its_steps(tmp_path):
     spec = "sweep,size=4MiB,seed=5,steps=7"
-    done(call("save", tmp_path / "live.mr", "--guest", spec, "--live"))
+    done(call("save", tmp_path / "live.mr", "--guest", spec, "--capture", "rounds"))
     done(call("restore", tmp_path / "live.mr", "--ram", f"pc.ram={tmp_path / 'ram'}"))
     boot, after = (render(GuestSpec.parse(spec), steps).tobytes() for steps in (0, 7))
     ram = (tmp_path / "ram").read_bytes()

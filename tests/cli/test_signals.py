@@ -42,7 +42,7 @@ def saving(folder, *more, **options):
         (signal.SIGINT, 130, []),
         (signal.SIGINT, 130, ["--channels", "2", "--experimental-multifd"]),
         (signal.SIGTERM, 143, []),
-        (signal.SIGTERM, 143, ["--live"]),
+        (signal.SIGTERM, 143, ["--capture", "rounds"]),
         (signal.SIGHUP, 129, []),
     ],
 )

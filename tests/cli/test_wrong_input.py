@@ -70,9 +70,15 @@ SAVES = {
     ),
     "name beyond ASCII": (["--ram", "é=ram"], "block name 'é' is not printable ASCII\n"),
     "name of two lines": (["--ram", "a\nb=ram"], "block name 'a\\nb' is not printable ASCII\n"),
-    "live without a dirty log": (["--ram", "a=ram", "--live"], "a live save needs to know which pages were written"),
-    "rounds without live": (["--guest", GUEST, "--max-rounds", "2"], "--max-rounds is for --live\n"),
-    "no round": (["--guest", GUEST, "--live", "--max-rounds", "0"], "0 rounds, at least 1 is needed\n"),
+    "rounds without a dirty log": (
+        ["--ram", "a=ram", "--capture", "rounds"],
+        "a save in rounds needs to know which pages were written",
+    ),
+    "a number of rounds without rounds": (
+        ["--guest", GUEST, "--max-rounds", "2"],
+        "--max-rounds is for --capture rounds\n",
+    ),
+    "no round": (["--guest", GUEST, "--capture", "rounds", "--max-rounds", "0"], "0 rounds, at least 1 is needed\n"),
     "unknown workload": (["--guest", "busy"], "unknown guest workload 'busy', expected one of zero, dense,"),
     "unknown guest key": (["--guest", "dense,ram=1G"], "unknown guest key 'ram', expected one of size, seed,"),
     "guest of half a page": (
@@ -98,6 +104,7 @@ SAVES = {
         "argument --shard-pages: '1.5': expected a number or auto\n",
     ),
     "a shard of nothing": (["--guest", GUEST, "--shard-pages", "0"], "0 shard pages, at least 1 is needed\n"),
+    "unknown capture": (["--guest", GUEST, "--capture", "live"], "argument --capture: invalid choice: 'live'"),
     "unknown cache": (["--guest", GUEST, "--cache", "some"], "argument --cache: invalid choice: 'some'"),
     "a trace in the place of the file": (
         ["--guest", GUEST, "--trace", "./new.mr"],
@@ -122,9 +129,7 @@ def test_a_save_that_makes_no_sense_is_a_usage_error(folder, argv, message):
         refused(call("save", "new.mr", *argv), 2, message)
 
 
-PLANS = {
-    name: each for name, each in SAVES.items() if not {"--live", "--max-rounds", "--cache", "--trace"} & {*each[0]}
-}
+PLANS = {name: each for name, each in SAVES.items() if not {"--cache", "--trace"} & {*each[0]}}
 
 
 @pytest.mark.parametrize(("argv", "message"), PLANS.values(), ids=PLANS)
@@ -394,9 +399,9 @@ def test_the_flag_without_need_does_no_harm(tmp_path, option):
 
 def test_an_error_that_nobody_expected_is_one_line_and_never_says_that_contents_differ(tmp_path):
     source = (
-        "import sys; from parallel_fixedram import app; from parallel_fixedram.cli.main import main\n"
+        "import sys; from parallel_fixedram.verbs import save; from parallel_fixedram.cli.main import main\n"
         "def broken(*args, **kwargs): raise ZeroDivisionError('by zero')\n"
-        "app.save = broken; sys.exit(main())"
+        "save.save = broken; sys.exit(main())"
     )
     result = run("save", tmp_path / "new.mr", "--guest", GUEST, python=("-c", source))
     refused(result, 5, "unexpected ZeroDivisionError: by zero\n", "--debug shows where it came from")

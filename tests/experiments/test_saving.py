@@ -37,8 +37,8 @@ def test_what_writes_cost_is_measured_anew_before_the_save_and_not_within_its_ti
     monkeypatch.setattr(
         calibrate, "device_model", lambda folder, _, *, fresh=False: (happened.append((folder, fresh)), ASSUMED)[1]
     )
-    real = saving.app.save
-    monkeypatch.setattr(saving.app, "save", lambda *some, **more: (happened.append("save"), real(*some, **more))[1])
+    real = saving.save
+    monkeypatch.setattr(saving, "save", lambda *some, **more: (happened.append("save"), real(*some, **more))[1])
     (tmp_path / "ram").write_bytes(b"x" * 4096 * 64)
     order = Order(
         way="ours",

@@ -49,10 +49,10 @@ DEAD = b"what a dead writer left"
 
 
 class Running(RamFiles):
-    """RAM of a machine that says it was running, so that digests are made from what was written, after the pause."""
+    """RAM of a machine that says it runs, so that all pages are written before it is stopped, and compared then."""
 
     def is_running(self) -> bool:
-        return False
+        return True
 
     def pause(self) -> bool:
         return True

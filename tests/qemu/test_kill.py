@@ -12,8 +12,6 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from parallel_fixedram.engine.pages.precopy import KnownPages, PrecopyJob
-from parallel_fixedram.engine.pages.write import WriteJob
 from support import faults
 from support.cli import Result, done, part_of, refused
 from support.fake_qmp import line
@@ -23,12 +21,15 @@ from support.qemu import QemuProcess, Ram, boot_from
 import parallel_fixedram
 from parallel_fixedram.cli.main import main
 from parallel_fixedram.engine.capture.pause import Pause
+from parallel_fixedram.engine.pages.changed_job import ChangedJob
+from parallel_fixedram.engine.pages.round_job import RoundJob
 from parallel_fixedram.experiments.boot_sector import boot_image
 from parallel_fixedram.host import linux
 from parallel_fixedram.host.files.channel import FileChannel
 from parallel_fixedram.host.files.publish import PendingFile
 from parallel_fixedram.host.processes.guardian import Guardian
 from parallel_fixedram.image import ending
+from parallel_fixedram.image.draft import Draft
 from parallel_fixedram.machines.qemu.device_state import DeviceState
 from parallel_fixedram.machines.qemu.monitor import Monitor
 
@@ -45,22 +46,22 @@ BEFORE = {
     "guardian there": behind(Guardian, "__enter__"),
     "file made": before(PendingFile, "set_size"),
     "file sized": behind(PendingFile, "set_size"),
-    "pages being pre-copied": before(PrecopyJob, "run"),
-    "pages pre-copied": behind(PrecopyJob, "run"),
+    "first pass begun": before(RoundJob, "run"),
+    "first pass done": behind(RoundJob, "run"),
     "workers up": before(Pause, "__enter__"),
     "armed": behind(Guardian, "arm"),
 }
 """Steps at which the guest has not been stopped yet."""
 PAUSED = {
     "stopped": STOPPED,
-    "pages being written": before(WriteJob, "run", since=STOPPED),
+    "pages being written": before(ChangedJob, "run", since=STOPPED),
     "device state asked for": before(Monitor, "execute", STATE),
     "device state there": behind(Monitor, "execute", STATE),
     "about to let it go on": before(Monitor, "execute", "cont"),
 }
 AFTER = {
     "let go on": behind(Monitor, "execute", "cont"),
-    "digests being stored": before(KnownPages, "write_digests"),
+    "file being finished": before(Draft, "finish"),
     "trailer written": behind(ending, "write_trailer"),
     "about to sync": before(FileChannel, "sync"),
     "synced": behind(FileChannel, "sync"),
@@ -68,7 +69,9 @@ AFTER = {
 }
 RENAMED = {"renamed": behind(linux, "rename_new"), "folder synced": behind(PendingFile, "sync_folder")}
 STEPS = BEFORE | PAUSED | AFTER | RENAMED
-PAST_THE_CACHE = ["pages being pre-copied", "pages pre-copied", "pages being written", "digests being stored"]
+STILL = STEPS | {"pages being written": before(RoundJob, "run", since=STOPPED)}
+"""Of a guest that stood still before: all its pages are written when it is certain that it stands."""
+PAST_THE_CACHE = ["first pass begun", "first pass done", "pages being written"]
 """Steps that are others where pages are written past the page cache."""
 NO_FILE = list(STEPS)[: list(STEPS).index("file made")]
 
@@ -210,7 +213,7 @@ def test_a_guest_that_stood_still_before_stays_so(guest: QemuProcess, tmp_path: 
     file = tmp_path / "vm.mr"
     guest.stop()
     try:
-        with saving(guest, file, moment=STEPS[step], act=sends_itself(signal.SIGKILL)) as running:
+        with saving(guest, file, moment=STILL[step], act=sends_itself(signal.SIGKILL)) as running:
             assert running.finish().code == -signal.SIGKILL
             assert running.left() == []
         assert guest.status() == "paused"
@@ -250,7 +253,7 @@ def test_a_save_survives_its_guardian(guest: QemuProcess, tmp_path: Path) -> Non
 
 def test_a_save_survives_a_worker(guest: QemuProcess, tmp_path: Path) -> None:
     file = tmp_path / "vm.mr"
-    with saving(guest, file, moment=before(WriteJob, "run", since=STOPPED), act=die) as running:
+    with saving(guest, file, moment=before(ChangedJob, "run", since=STOPPED), act=die) as running:
         result = done(running.finish())
         assert "was killed by SIGKILL; its shard goes to another one" in result.err
         assert running.left() == []

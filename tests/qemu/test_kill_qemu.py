@@ -12,15 +12,15 @@ from pathlib import Path
 from typing import Literal
 
 import pytest
-from parallel_fixedram.engine.pages.write import WriteJob
-from support import saving
 from support.cli import SECONDS, refused
 from support.faults import Forked, Moment, before, behind
 from support.qemu import QemuProcess, Ram, boot_from
+from support.saving import save
 
 import parallel_fixedram
 from parallel_fixedram.core.errors import MachineError
 from parallel_fixedram.engine.capture.pause import Pause
+from parallel_fixedram.engine.pages.changed_job import ChangedJob
 from parallel_fixedram.experiments.boot_sector import boot_image
 from parallel_fixedram.host.files.publish import PendingFile
 from parallel_fixedram.host.processes.guardian import Guardian
@@ -39,7 +39,7 @@ MOMENTS = {
     "before the data map": before(PendingFile, "set_size"),
     "before the stop": before(Pause, "__enter__"),
     "after the stop": STOPPED,
-    "while workers write": before(WriteJob, "run", since=STOPPED),
+    "while workers write": before(ChangedJob, "run", since=STOPPED),
     "at the device state": before(Monitor, "execute", STATE),
     "after the device state": behind(Monitor, "execute", STATE),
     "before it goes on": before(Monitor, "execute", "cont"),
@@ -120,7 +120,7 @@ def test_a_qemu_that_hangs_ends_the_save_and_goes_on_when_it_wakes_up(
         guest.wait_event("RESUME")
     guest.take_serial()
     guest.wait_serial("[A-Z]")
-    saving.save(lambda: parallel_fixedram.open_qemu(str(guest.monitor_path)), str(tmp_path / "vm.mr"))
+    save(lambda: parallel_fixedram.open_qemu(str(guest.monitor_path)), str(tmp_path / "vm.mr"))
 
 
 def test_a_guest_whose_qemu_hangs_when_we_are_killed_goes_on_however_late_it_wakes_up(

@@ -33,7 +33,7 @@ NOBODY = 65534
 SHORT = 0.2
 
 WAYS_TO_SAVE: dict[str, tuple[object, ...]] = {
-    "one channel": ("--direct-io", "off"),
+    "one channel, stopped": ("--direct-io", "off", "--capture", "stopped"),
     "one channel, direct": ("--direct-io", "on"),
     "four channels": ("--channels", 4, "--experimental-multifd", "--direct-io", "off"),
     "four channels, direct": ("--channels", 4, "--experimental-multifd", "--direct-io", "on"),
@@ -309,6 +309,14 @@ class TestRefused:
             with QemuProcess(*disk, ram=Ram(backend="memfd")) as guest, left_alone(guest, folder):
                 result = call("save", folder / "saved", "--qmp", guest.monitor_path)
                 refused(result, 4, "device 'disk' is a vhost-user-blk-pci: a vhost-user back-end holds state", hint="")
+
+    @pytest.mark.parametrize("verb", ["save", "plan"])
+    def test_rounds_are_refused_for_nobody_outside_sees_its_dirty_log(
+        self, qemu_binary: str, folder: Path, verb: str
+    ) -> None:
+        with QemuProcess(ram=Ram(32 * MIB)) as guest, left_alone(guest, folder):
+            result = call(verb, folder / "saved", "--qmp", guest.monitor_path, "--capture", "rounds")
+            refused(result, 2, "this RAM has no dirty log\n")
 
     def test_a_qemu_that_waits_for_a_guest_is_refused(self, qemu_binary: str, folder: Path) -> None:
         with QemuProcess(incoming=True) as guest, left_alone(guest, folder):

@@ -126,7 +126,7 @@ import os, sys
 from parallel_fixedram.image import compare
 from parallel_fixedram.image import restore
 from parallel_fixedram.image import verify
-from parallel_fixedram.engine.pages import write
+from parallel_fixedram.engine.pages import round_job
 from parallel_fixedram.cli import main, progress
 progress.PROGRESS_AFTER_SECONDS = {bar_after}
 def hold(job):
@@ -136,7 +136,7 @@ def hold(job):
         os.read({go}, 1)  # until the other end is closed
         return run(self, shard)
     job.run = held
-for job in (compare.CompareJob, restore.RestoreJob, verify.DigestCheckJob, write.WriteJob):
+for job in (compare.CompareJob, restore.RestoreJob, verify.DigestCheckJob, round_job.RoundJob):
     hold(job)
 sys.exit(main.main())
 """

@@ -10,6 +10,7 @@ import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -437,7 +438,13 @@ class MachineConformance:
         assert isinstance(machine.device_state(), bytes)
         machine.resume()
 
+    def test_a_file_that_it_does_not_lie_in_may_be_written(self, machine: Machine, tmp_path: Path) -> None:
+        assert not machine.holds(str(tmp_path / "new"))
+        (tmp_path / "old").write_bytes(b"old")
+        assert not machine.holds(str(tmp_path / "old"))
+
     def test_one_that_stood_still_is_left_standing(self, machine: Machine) -> None:
+        assert machine.is_running() is False
         assert machine.pause() is False
         machine.resume()
         machine.resume()
@@ -447,8 +454,10 @@ class MachineConformance:
         if not self.can_run:
             pytest.skip("this machine never runs")
         self.run(machine)
+        assert machine.is_running() is True
         assert machine.pause() is True
         machine.resume()
+        assert machine.is_running() is True
         machine.resume()
         assert machine.pause() is True
         machine.resume()

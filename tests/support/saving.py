@@ -3,10 +3,14 @@
 from collections.abc import Callable
 from typing import Any
 
+from support.observers import Heard as Heard
+
 from parallel_fixedram.core.observer import SILENT, Observer
 from parallel_fixedram.core.protocols import DirtySource, Machine
-from parallel_fixedram.core.reports.save import SaveReport, ShardTrace
+from parallel_fixedram.core.reports.plan import PlanReport
+from parallel_fixedram.core.reports.save import SaveReport
 from parallel_fixedram.core.save_options import CaptureMode, Capturing, Gate, Publishing, SaveOptions, Writing
+from parallel_fixedram.verbs.plan import plan as _plan
 from parallel_fixedram.verbs.save import save as _save
 
 GROUPS: dict[str, Any] = {"gate": Gate, "writing": Writing, "capture": Capturing, "publishing": Publishing}
@@ -51,6 +55,12 @@ def save(
     )
 
 
+def plan(machine: Machine | Callable[[], Machine], uri: str, **given: Any) -> PlanReport:
+    """The plan for a save with these options."""
+    how = how_to(**given)
+    return _plan(machine, uri, gate=how.gate, writing=how.writing, capture=how.capture, publishing=how.publishing)
+
+
 def several(**given: Any) -> SaveOptions:
     """``how_to`` with the rule against several channels lifted."""
     return how_to(experimental_multifd=True, **given)
@@ -81,34 +91,3 @@ class Logged:
 
     def dirty_source(self) -> DirtySource:
         return self._dirty
-
-
-class Heard(Observer):
-    """Keeps what it hears.
-
-    Attributes:
-        phases: name and bytes of each, as they began.
-        progress: phase, bytes done and in all, after each call.
-        shards: who wrote what.
-        notes: what was said.
-    """
-
-    def __init__(self) -> None:
-        self.phases: list[tuple[str, int]] = []
-        self.progress: list[tuple[str, int, int]] = []
-        self.shards: list[ShardTrace] = []
-        self.notes: list[str] = []
-
-    def phase(self, name: str, total: int = 0) -> None:
-        self.phases.append((name, total))
-        self.progress.append((name, 0, total))
-
-    def advanced(self, size: int) -> None:
-        name, done, total = self.progress[-1]
-        self.progress.append((name, done + size, total))
-
-    def shard(self, trace: ShardTrace) -> None:
-        self.shards.append(trace)
-
-    def note(self, text: str) -> None:
-        self.notes.append(text)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from parallel_fixedram.core.errors import RequestError
+from parallel_fixedram.core.protocols import DirtySource, Machine
 from parallel_fixedram.engine.capture.capture import Task
 from parallel_fixedram.engine.capture.coordinator import Coordinator
 from parallel_fixedram.engine.capture.rehearsal import write_firmware
@@ -16,21 +17,29 @@ SMALL_ROUND_PAGES = 1024
 """The guest is stopped when fewer pages than this are dirty: they take about a millisecond."""
 
 
+def dirty_log(machine: Machine) -> DirtySource:
+    """What tells which pages were written.
+
+    Raises:
+        RequestError: nothing does.
+    """
+    dirty = machine.dirty_source()
+    if dirty is None:
+        raise RequestError("a save in rounds needs to know which pages were written, and this RAM has no dirty log")
+    return dirty
+
+
 class DirtyRounds:
     """As many rounds as make the last one shorter.
 
     Args:
-        task: what is to be saved, and how.
-
-    Raises:
-        RequestError: nothing says which pages were written.
+        task: what is to be saved, and how; with a dirty log.
     """
 
     reserves = True
 
     def __init__(self, task: Task) -> None:
-        if task.dirty is None:
-            raise RequestError("a save in rounds needs to know which pages were written, and this RAM has no dirty log")
+        assert task.dirty is not None, "dirty_log() comes first"
         self._task = task
         self._dirty = task.dirty
         writer = PageWriter(
