@@ -69,7 +69,7 @@ def test_progress_goes_up_to_the_total(file: str) -> None:
     heard = Heard()
     with ScriptedGuest({"ram": RAM}) as guest, Image(file) as image:
         verify(image, ram={"ram": guest.guest_blocks()[0]}, observer=heard)
-    assert {"digests", "RAM"} <= set(heard.phases)
+    assert {"digests", "RAM"} <= set(dict(heard.phases))
     assert all(done == total > 0 for done, total in heard.done.values())
 
 
