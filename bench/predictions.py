@@ -9,7 +9,7 @@ import statistics
 import sys
 
 from parallel_fixedram.experiments import metrics
-from parallel_fixedram.experiments.results import CaseResult
+from parallel_fixedram.experiments.results import CaseResult, load
 
 LEAST, MOST = 0.7, 1.5
 """What a ratio should lie between."""
@@ -36,7 +36,7 @@ def main(path: str) -> None:
     """Print the table of one file of results."""
     print("| guest | file system | way | direct | predicted, s | measured, s | ratio | within 0.7 to 1.5 |")
     print("|---|---|---|---|---|---|---|---|")
-    for case in sorted(metrics.load(path).cases, key=lambda each: each.id):
+    for case in sorted(load(path).cases, key=lambda each: each.id):
         if case.samples:
             print(_row(case))
 

@@ -88,8 +88,9 @@ def run_compare(args: argparse.Namespace) -> int:
     """Carry out ``compare``; returns the exit code."""
     from parallel_fixedram.experiments import metrics
     from parallel_fixedram.experiments.compare import compare
+    from parallel_fixedram.experiments.results import load
 
-    before, now = metrics.load(args.a), metrics.load(args.b)
+    before, now = load(args.a), load(args.b)
     found = compare(before, now, metric=metrics.Metric(args.metric), threshold=args.threshold)
     code = 1 if found.regressions else 0
     if args.json:
@@ -121,9 +122,10 @@ def _line(case: CaseComparison) -> str:
 
 def run_report(args: argparse.Namespace) -> int:
     """Carry out ``report``; returns the exit code."""
-    from parallel_fixedram.experiments import metrics, report
+    from parallel_fixedram.experiments import report
+    from parallel_fixedram.experiments.results import load
 
-    run_sets = [(path, metrics.load(path)) for path in args.results]
+    run_sets = [(path, load(path)) for path in args.results]
     report.write(report.page(run_sets, with_pictures=not args.no_pictures), args.output)
     if args.json:
         told = {"verb": "bench report", "results": args.results, "output": args.output}
@@ -137,9 +139,10 @@ def run_pictures(args: argparse.Namespace) -> int:
     """Carry out ``pictures``; returns the exit code."""
     import os
 
-    from parallel_fixedram.experiments import metrics, pictures
+    from parallel_fixedram.experiments import pictures
+    from parallel_fixedram.experiments.results import load
 
-    run_sets = [(os.path.splitext(os.path.basename(path))[0], metrics.load(path)) for path in args.results]
+    run_sets = [(os.path.splitext(os.path.basename(path))[0], load(path)) for path in args.results]
     found = pictures.draw_all(run_sets, args.folder)
     if args.json:
         kinds = [

@@ -121,11 +121,11 @@ def _number(text: str) -> float:
 
 def run(args: argparse.Namespace) -> int:
     """Carry out ``simulate``; returns the exit code."""
-    from parallel_fixedram.experiments import metrics
     from parallel_fixedram.experiments.calibrate import calibrated
     from parallel_fixedram.experiments.extrapolate import extrapolate
+    from parallel_fixedram.experiments.results import load
 
-    run_set: RunSet | None = metrics.load(args.result) if args.result else None
+    run_set: RunSet | None = load(args.result) if args.result else None
     done, left = calibrated(run_set) if run_set else ([], [])
     target, origin = _target(args, done)
     points = extrapolate(target)

@@ -16,6 +16,9 @@ from parallel_fixedram.core.units import MAX_SIZE
 UNSEEKABLE_SCHEMES = ("tcp", "unix", "vsock", "exec", "fd", "rdma")
 """Transports QEMU knows besides ``file:`` (migrate_uri_parse(), migration/migration.c)."""
 
+NOT_SEEKABLE = "Migration requires seekable transport (e.g. file)"
+"""What QEMU says of the others (migration/migration.c)."""
+
 _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*):")
 _OFFSET_OPTION = ",offset="
 
@@ -51,7 +54,7 @@ def parse_uri(text: str) -> FileTarget:
         return FileTarget(_path(text))
     scheme = match[1]
     if scheme in UNSEEKABLE_SCHEMES:
-        raise CapabilityError("Migration requires seekable transport (e.g. file)")
+        raise CapabilityError(NOT_SEEKABLE)
     if scheme != "file":
         raise RequestError(f"unknown migration protocol: {text}", hint=f"for a file of that name write ./{text}")
     path, option, offset = text[match.end() :].partition(_OFFSET_OPTION)

@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from typing import Any, Self
 
 from parallel_fixedram.core.errors import FormatError, HostError, RequestError
@@ -44,6 +45,9 @@ class Seconds:
     phases: Mapping[str, float] | None = None
     """Where the time of what is ours went, under the names of its report."""
 
+    def __post_init__(self) -> None:
+        _require_figures({**(self.phases or {}), **{name: getattr(self, name) for name in _TIMES}})
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Bytes:
@@ -58,6 +62,23 @@ class Bytes:
     """Length of the file."""
     allocated: int | None = None
     """What the file takes on its file system."""
+
+    def __post_init__(self) -> None:
+        _require_figures({each.name: getattr(self, each.name) for each in fields(self)})
+
+
+_TIMES = ("total", "last_write", "pause", "wall")
+
+
+def _require_figures(found: Mapping[str, float | None]) -> None:
+    """Refuse what nobody can reckon with.
+
+    Raises:
+        ValueError: a number is negative, infinite or none.
+    """
+    for name, value in found.items():
+        if value is not None and not 0 <= value < math.inf:
+            raise ValueError(f"{name} is {value!r}, expected a number from 0 on")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -173,12 +194,15 @@ class RunSet:
         Raises:
             FormatError: it did not.
         """
+        if not isinstance(data, Mapping):
+            raise FormatError("not a set of runs: it is no object")
+        schema = data.get("schema")
+        if isinstance(schema, bool) or schema != _FIRST_SCHEMA:
+            check(data, "results")
         try:
-            if data["schema"] is True or data["schema"] != _FIRST_SCHEMA:
-                check(data, "results")
             return from_plain(cls, data)
-        except (KeyError, TypeError, ValueError) as error:
-            raise FormatError(f"not a set of runs: {type(error).__name__}: {error}") from error
+        except ValueError as error:
+            raise FormatError(f"not a set of runs: {error}") from error
 
 
 def load(path: str) -> RunSet:

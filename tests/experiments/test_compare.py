@@ -7,7 +7,7 @@ from support.cli import call, done, refused
 from support.run_sets import HOST, VERSIONS, case, run_set, sample
 
 from parallel_fixedram.core.errors import FormatError
-from parallel_fixedram.experiments import metrics, results
+from parallel_fixedram.experiments import results
 from parallel_fixedram.experiments.compare import compare
 from parallel_fixedram.experiments.metrics import Metric
 from parallel_fixedram.experiments.results import CaseResult
@@ -178,8 +178,8 @@ def test_facts_of_another_type_are_refused(tmp_path, path, value):
     place[path[-1]] = value
     file = tmp_path / "wrong.json"
     file.write_text(json.dumps(data))
-    with pytest.raises(FormatError, match="expected"):
-        metrics.load(str(file))
+    with pytest.raises(FormatError, match="Expected"):
+        results.load(str(file))
 
 
 @pytest.mark.parametrize(
@@ -202,5 +202,5 @@ def test_numbers_that_are_none_are_refused_with_their_place(tmp_path, place, val
     path = tmp_path / "wrong.json"
     path.write_text(json.dumps(data))
     with pytest.raises(FormatError) as raised:
-        metrics.load(str(path))
-    assert "'ours', sample 3" in raised.value.message
+        results.load(str(path))
+    assert f"$.cases[0].samples[3].{place[0]}" in raised.value.message

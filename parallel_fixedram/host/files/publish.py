@@ -32,6 +32,7 @@ from parallel_fixedram.core.errors import (
     unopened,
 )
 from parallel_fixedram.core.save_options import QUEUE_DEPTH
+from parallel_fixedram.core.uri import NOT_SEEKABLE
 from parallel_fixedram.host import linux
 from parallel_fixedram.host.files import part
 from parallel_fixedram.host.files.channel import FileChannel, open_readable
@@ -40,8 +41,6 @@ from parallel_fixedram.host.files.last_close import close_unwaited
 from parallel_fixedram.host.processes import signals
 
 logger = logging.getLogger(__name__)
-
-_NOT_SEEKABLE = "Migration requires seekable transport (e.g. file)"  # QEMU migration/migration.c
 
 
 class PendingFile:
@@ -289,7 +288,7 @@ def check_target(path: str, *, overwrite: bool) -> None:
         raise RequestError(f"{path!r} is a folder")
     if not stat.S_ISREG(mode):
         if not _can_seek(path):
-            raise CapabilityError(_NOT_SEEKABLE, hint=f"{path!r} cannot seek; a fixed offset needs a regular file")
+            raise CapabilityError(NOT_SEEKABLE, hint=f"{path!r} cannot seek; a fixed offset needs a regular file")
         raise RequestError(f"{path!r} is not a regular file")
     if not overwrite:
         raise _taken(path)
