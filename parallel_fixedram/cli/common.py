@@ -227,16 +227,6 @@ def gate(args: argparse.Namespace) -> Gate:
     )
 
 
-def gate_arguments(args: argparse.Namespace) -> dict[str, Any]:
-    """The options of ``add_gate_options`` as keyword arguments of ``restore``."""
-    return {
-        "channels": args.channels,
-        "experimental_multifd": args.experimental_multifd,
-        "capabilities": dict(args.cap),
-        "profile": Profile(args.profile),
-    }
-
-
 def add_qmp_options(parser: Any) -> None:
     """``--qmp SOCKET`` and ``--pid``."""
     parser.add_argument(

@@ -137,7 +137,7 @@ def _save_and_restore(guest: GuestProcess, folder: str, channels: int) -> SaveRe
     report = save(guest, path, gate=gate, publishing=Publishing(overwrite=True))
     block = report.blocks[0]
     with _memory(block.used_length) as copy:
-        restore(path, {block.idstr: copy}, channels=channels, experimental_multifd=True)
+        restore(path, {block.idstr: copy}, gate=gate)
         for what, ram in (("the guest's RAM", f"/proc/self/fd/{guest.memfd}"), ("what was restored", copy)):
             if not verify(path, ram={block.idstr: ram}).ok:
                 raise ContentsDiffer(f"{path!r} differs from {what}")

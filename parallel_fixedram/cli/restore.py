@@ -61,7 +61,7 @@ def run(args: argparse.Namespace) -> int:
     if len(ram) < len(args.ram):
         raise RequestError("a block is given two destinations")
     with shown() as progress:
-        report = restore(args.file, ram, **common.gate_arguments(args), check_digests=args.verify, observer=progress)
+        report = restore(args.file, ram, gate=common.gate(args), check_digests=args.verify, observer=progress)
     if args.json:
         output.print_json(to_json(report))
         return 0
@@ -93,14 +93,14 @@ def _start(args: argparse.Namespace) -> int:
             raise RequestError("anonymous shared memory is filled by a running command only", hint="--ram names a file")
         if args.verify:
             raise RequestError("--print reads no page, so it does not go with --verify", hint="verify checks a file")
-        plan = plan_restore(args.file, args.command, **common.gate_arguments(args), ram=ram, paused=args.paused)
+        plan = plan_restore(args.file, args.command, gate=common.gate(args), ram=ram, paused=args.paused)
         boot.show_plan(args, plan)
         return 0
     with shown() as progress:
         report = restore_guest(
             args.file,
             args.command,
-            **common.gate_arguments(args),
+            gate=common.gate(args),
             shared=args.shared,
             ram=ram,
             paused=args.paused,

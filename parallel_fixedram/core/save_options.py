@@ -15,7 +15,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 
-from parallel_fixedram.core.capabilities import capabilities_for_save
+from parallel_fixedram.core.capabilities import capabilities_for_restore, capabilities_for_save
 from parallel_fixedram.core.errors import RequestError
 from parallel_fixedram.core.profiles import TABLES, Profile
 from parallel_fixedram.core.words import choice
@@ -110,6 +110,21 @@ class Gate:
         )
         asked = {TABLES[self.profile].canonical(name) or name: False for name in self.capabilities}
         return {**asked, **dict.fromkeys(on, True)}
+
+    def decided_for_restore(self) -> frozenset[str]:
+        """The capabilities of a restore that are on; one channel where their number is left open.
+
+        Raises:
+            CapabilityError: they cannot be together.
+        """
+        return frozenset(
+            capabilities_for_restore(
+                channels=self.channels or 1,
+                extra=self.capabilities,
+                profile=self.profile,
+                experimental=self.experimental_multifd,
+            )
+        )
 
     def most_channels(self) -> tuple[int, str]:
         """Most channels that there may be, and what forbids more.

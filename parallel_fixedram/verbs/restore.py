@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from parallel_fixedram.core.capabilities import capabilities_for_restore, validate_recorded
+from parallel_fixedram.core.capabilities import validate_recorded
 from parallel_fixedram.core.observer import SILENT, Observer
-from parallel_fixedram.core.profiles import Profile
 from parallel_fixedram.core.reports.restore import RestoreReport
-from parallel_fixedram.core.words import choice
+from parallel_fixedram.core.save_options import Gate
 from parallel_fixedram.image import restore as into_ram
 from parallel_fixedram.image.image import open_image
 from parallel_fixedram.image.restore import Destination
@@ -20,10 +19,7 @@ def restore(
     uri: str,
     ram: Mapping[str, str | Destination],
     *,
-    channels: int = 1,
-    experimental_multifd: bool = False,
-    capabilities: Mapping[str, bool] | None = None,
-    profile: Profile | str = Profile.FIXED_RAM,
+    gate: Gate | None = None,
     check_digests: bool = False,
     observer: Observer = SILENT,
 ) -> RestoreReport:
@@ -32,10 +28,7 @@ def restore(
     Args:
         uri: a path, or ``file:PATH[,offset=SIZE]``.
         ram: where each block goes, by name: a file in shared memory of exactly its size, made if there is none.
-        channels: number of worker processes; more than one is multifd.
-        experimental_multifd: lift the rule against fixed-ram with multifd.
-        capabilities: further capabilities; those that the file records have to be on here.
-        profile: whose rules the gate follows.
+        gate: channels and capabilities, of which those that the file records have to be on; one channel if not given.
         check_digests: hold every page against its digest; heads and bitmaps are checked in any case.
         observer: hears how far it is.
 
@@ -46,12 +39,10 @@ def restore(
         ContentsDiffer: a page does not match its digest.
         HostError: I/O or memory; files made for the restore are gone again.
     """
-    profile = choice(Profile, profile, "profile")
-    on = capabilities_for_restore(
-        channels=channels, extra=capabilities, profile=profile, experimental=experimental_multifd
-    )
+    gate = gate or Gate()
+    on, channels = gate.decided_for_restore(), gate.channels or 1
     destinations = {idstr: Destination(path=to) if isinstance(to, str) else to for idstr, to in ram.items()}
     with open_image(uri) as image:
         image.refuse_absent(destinations)  # no capability would help
-        validate_recorded(image.file.configuration.capabilities, on, profile)
+        validate_recorded(image.file.configuration.capabilities, on, gate.profile)
         return into_ram.restore(image, destinations, channels=channels, check_digests=check_digests, observer=observer)

@@ -7,7 +7,6 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
-from typing import NamedTuple
 
 from parallel_fixedram.boot.command_line import CommandLine
 from parallel_fixedram.boot.hand_over import HandedOver, hand_over
@@ -21,12 +20,11 @@ from parallel_fixedram.boot.plan import (
     state_of,
 )
 from parallel_fixedram.boot.restore import known_blocks, loaded_by_qemu, on_memory
-from parallel_fixedram.core.capabilities import capabilities_for_restore, validate_recorded
+from parallel_fixedram.core.capabilities import validate_recorded
 from parallel_fixedram.core.errors import RequestError
 from parallel_fixedram.core.observer import SILENT, Observer
-from parallel_fixedram.core.profiles import Profile
 from parallel_fixedram.core.reports.boot import BootReport
-from parallel_fixedram.core.words import choice
+from parallel_fixedram.core.save_options import Gate
 from parallel_fixedram.format.mapped_ram import SavedBlock
 from parallel_fixedram.host.memory.shared_memory import SharedMemory
 from parallel_fixedram.image.image import Image, open_image
@@ -43,10 +41,7 @@ def restore_guest(
     uri: str,
     command: Sequence[str],
     *,
-    channels: int = 1,
-    experimental_multifd: bool = False,
-    capabilities: Mapping[str, bool] | None = None,
-    profile: Profile | str = Profile.FIXED_RAM,
+    gate: Gate | None = None,
     shared: bool = False,
     ram: Mapping[str, str] | None = None,
     paused: bool = False,
@@ -59,8 +54,7 @@ def restore_guest(
     Args:
         uri: a path, or ``file:PATH[,offset=SIZE]``.
         command: the QEMU that the guest was saved from: program and arguments.
-        channels: multifd channels of QEMU's loader, or number of our workers; more than one is multifd.
-        experimental_multifd, capabilities, profile: what the gate follows, as for ``restore``.
+        gate: as for ``restore``; its channels are multifd channels of QEMU's loader, or our workers.
         shared: give the guest shared memory, filled by our workers; otherwise QEMU loads into memory of its own.
         ram: files for the shared memory of some blocks, by name; made with mode 0600. Implies ``shared``.
         paused: do not let the guest run.
@@ -75,7 +69,8 @@ def restore_guest(
         HostError: I/O or memory.
     """
     started = time.perf_counter()
-    gate = _Gate(channels, experimental_multifd, capabilities, profile)
+    gate = gate or Gate()
+    channels = gate.channels or 1
     with _accepted(uri, command, gate, paused=paused) as (image, line, main):
         if check_digests:
             hold_against_digests(image, observer)
@@ -119,10 +114,7 @@ def plan_restore(
     uri: str,
     command: Sequence[str],
     *,
-    channels: int = 1,
-    experimental_multifd: bool = False,
-    capabilities: Mapping[str, bool] | None = None,
-    profile: Profile | str = Profile.FIXED_RAM,
+    gate: Gate | None = None,
     ram: Mapping[str, str] | None = None,
     paused: bool = False,
 ) -> Boot:
@@ -131,10 +123,7 @@ def plan_restore(
     Args:
         uri: as for ``restore_guest``.
         command: as for ``restore_guest``.
-        channels: as for ``restore_guest``.
-        experimental_multifd: as for ``restore_guest``.
-        capabilities: as for ``restore_guest``.
-        profile: as for ``restore_guest``.
+        gate: as for ``restore_guest``.
         ram: as for ``restore_guest``, but of all main blocks; the files have to be filled before.
         paused: as for ``restore_guest``.
 
@@ -143,7 +132,8 @@ def plan_restore(
         RequestError: as for ``restore_guest``; or a main block is given no file, the others being given one.
         FormatError: not a complete mapped-ram file.
     """
-    gate = _Gate(channels, experimental_multifd, capabilities, profile)
+    gate = gate or Gate()
+    channels = gate.channels or 1
     with _accepted(uri, command, gate, paused=paused) as (image, line, main):
         if not ram:
             return loaded_by_qemu(image, line, channels)
@@ -157,26 +147,14 @@ def plan_restore(
         return replace(on_memory(line, paths, main, clone_stream_in(image, main)), state=state_of(image))
 
 
-class _Gate(NamedTuple):
-    """What the capability gate is asked."""
-
-    channels: int
-    experimental_multifd: bool
-    capabilities: Mapping[str, bool] | None
-    profile: Profile | str
-
-
 @contextmanager
 def _accepted(
-    uri: str, command: Sequence[str], gate: _Gate, *, paused: bool
+    uri: str, command: Sequence[str], gate: Gate, *, paused: bool
 ) -> Iterator[tuple[Image, CommandLine, list[SavedBlock]]]:
     """The open file, the command line and the main blocks, after everything that may refuse them has agreed."""
-    profile = choice(Profile, gate.profile, "profile")
-    on = capabilities_for_restore(
-        channels=gate.channels, extra=gate.capabilities, profile=profile, experimental=gate.experimental_multifd
-    )
+    on = gate.decided_for_restore()
     line = paused_if(CommandLine.parse(command), paused)
     with open_image(uri) as image:
         image.refuse_absent()  # no capability would help
-        validate_recorded(image.file.configuration.capabilities, on, profile)
+        validate_recorded(image.file.configuration.capabilities, on, gate.profile)
         yield image, line, main_blocks(image, line)

@@ -120,7 +120,7 @@ class Stage:
 
     def restore(self) -> None:
         on = {"channels": 2, "experimental_multifd": True}
-        parallel_fixedram.restore(self.uri, self.restored, check_digests=True, **on)
+        saving.restore(self.uri, self.restored, check_digests=True, **on)
 
     def run(self, action: Callable[[], Any], decide: Decide) -> Run:
         """Run under faults; whatever they are, the end is an orderly one."""

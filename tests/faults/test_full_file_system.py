@@ -80,9 +80,7 @@ def test_a_restore_into_memory_that_is_too_small_leaves_nothing(
     save(ram, tmp_path / "vm.mr")
 
     with pytest.raises(HostError) as caught:
-        parallel_fixedram.restore(
-            str(tmp_path / "vm.mr"), {"pc.ram": str(full / "ram")}, channels=2, experimental_multifd=True
-        )
+        saving.restore(str(tmp_path / "vm.mr"), {"pc.ram": str(full / "ram")}, channels=2, experimental_multifd=True)
 
     assert caught.value.errno == errno.ENOSPC
     assert os.listdir(full) == []

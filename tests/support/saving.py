@@ -1,6 +1,6 @@
 """Saves for tests: options without their groups, and dirty logs by script."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from support.observers import Heard as Heard
@@ -8,9 +8,11 @@ from support.observers import Heard as Heard
 from parallel_fixedram.core.observer import SILENT, Observer
 from parallel_fixedram.core.protocols import DirtySource, Machine
 from parallel_fixedram.core.reports.plan import PlanReport
+from parallel_fixedram.core.reports.restore import RestoreReport
 from parallel_fixedram.core.reports.save import SaveReport
 from parallel_fixedram.core.save_options import CaptureMode, Capturing, Gate, Publishing, SaveOptions, Writing
 from parallel_fixedram.verbs.plan import plan as _plan
+from parallel_fixedram.verbs.restore import restore as _restore
 from parallel_fixedram.verbs.save import save as _save
 
 GROUPS: dict[str, Any] = {"gate": Gate, "writing": Writing, "capture": Capturing, "publishing": Publishing}
@@ -91,3 +93,8 @@ class Logged:
 
     def dirty_source(self) -> DirtySource:
         return self._dirty
+
+
+def restore(uri: str, ram: Mapping[str, Any], *, check_digests: bool = False, **given: Any) -> RestoreReport:
+    """A restore whose gate is given by its fields."""
+    return _restore(uri, ram, gate=Gate(**given), check_digests=check_digests)
