@@ -226,6 +226,24 @@ class SaveOptions:
     capture: Capturing = field(default_factory=Capturing)
     publishing: Publishing = field(default_factory=Publishing)
 
+    @classmethod
+    def of(
+        cls, gate: Gate | None, writing: Writing | None, capture: Capturing | None, publishing: Publishing | None
+    ) -> SaveOptions:
+        """The groups that are given, and defaults for the others.
+
+        Raises:
+            CapabilityError: the gate refuses.
+        """
+        options = cls(
+            gate=gate or Gate(),
+            writing=writing or Writing(),
+            capture=capture or Capturing(),
+            publishing=publishing or Publishing(),
+        )
+        options.gate.most_channels()
+        return options
+
 
 def _at_least(least: int, what: str, number: int | None) -> None:
     if number is not None and number < least:

@@ -33,14 +33,7 @@ def plan(
     Where nobody knows yet what writes cost in that folder, it is measured in a file without a name. Takes and raises
     what ``save`` does; a file of that name may exist.
     """
-    options = SaveOptions(
-        gate=gate or Gate(),
-        writing=writing or Writing(),
-        capture=capture or Capturing(),
-        publishing=publishing or Publishing(),
-    )
-    target = parse_uri(uri)
-    options.gate.most_channels()  # refuses what cannot be
+    target, options = parse_uri(uri), SaveOptions.of(gate, writing, capture, publishing)
     check_target(target.path, overwrite=True)
     with ExitStack() as stack:
         if callable(machine):

@@ -27,10 +27,11 @@ from parallel_fixedram.core.reports.save import SaveReport
 from parallel_fixedram.core.save_options import CaptureMode, Capturing, DirectIO, Gate, Publishing, SaveOptions, Writing
 from parallel_fixedram.core.targets import recorded_page_bits
 from parallel_fixedram.core.uri import FileTarget, parse_uri
-from parallel_fixedram.engine.capture.capture import Capture, Task
+from parallel_fixedram.engine.capture.capture import Capture
 from parallel_fixedram.engine.capture.coordinator import Coordinator
 from parallel_fixedram.engine.capture.pause import Pause
 from parallel_fixedram.engine.capture.rounds import dirty_log
+from parallel_fixedram.engine.capture.task import Task
 from parallel_fixedram.engine.capture.ways import WAYS
 from parallel_fixedram.engine.pages.early_writeback import EarlyWriteback
 from parallel_fixedram.engine.pages.ledger import Ledger
@@ -41,7 +42,7 @@ from parallel_fixedram.format.layout import FileLayout
 from parallel_fixedram.host.files.page_cache import dirty_room
 from parallel_fixedram.host.files.publish import check_target, replaced_link
 from parallel_fixedram.image.draft import Draft
-from parallel_fixedram.verbs.phases import Phases
+from parallel_fixedram.verbs.account import Account
 from parallel_fixedram.verbs.save_report import save_report
 
 CHANGED = "memory or devices were plugged in or out while the machine was saved"
@@ -83,105 +84,100 @@ def save(
         HostError: I/O or memory, ENOSPC among them; a WorkerError if no worker survived. No file is left.
         DurabilityError: the file is published, but may not survive a power cut.
     """
-    options = SaveOptions(
-        gate=gate or Gate(),
-        writing=writing or Writing(),
-        capture=capture or Capturing(),
-        publishing=publishing or Publishing(),
-    )
-    target = parse_uri(uri)
-    options.gate.most_channels()  # refuses what cannot be
+    target, options = parse_uri(uri), SaveOptions.of(gate, writing, capture, publishing)
     check_target(target.path, overwrite=options.publishing.overwrite)
-    notes = list(replaced_link(target.path))
     with ExitStack() as stack:
         if callable(machine):
             machine = machine()
             stack.callback(machine.close)
         if machine.holds(target.path):
             raise RequestError(f"{target.path!r} is the RAM that is to be saved")
-        for tries in range(MOST_SAVES):
-            try:
-                return _save(machine, target, options, observer, notes)
-            except MachineChanged:
-                if tries == MOST_SAVES - 1:
-                    raise
-            except DurabilityError:
+        return _save_until_it_stays(machine, target, options, observer)
+
+
+def _save_until_it_stays(machine: Machine, target: FileTarget, options: SaveOptions, observer: Observer) -> SaveReport:
+    """Save, from the beginning where blocks or devices came or went meanwhile."""
+    notes, left = list(replaced_link(target.path)), MOST_SAVES
+    while True:
+        left -= 1
+        try:
+            return _save(machine, target, options, Account(observer, notes))
+        except MachineChanged:
+            if not left:
                 raise
-            except HostError:  # memory that was unplugged cannot be read
-                if tries == MOST_SAVES - 1 or not machine.look_again():
-                    raise
-            _note(notes, observer, f"{CHANGED}: the save began again")
-    raise AssertionError("the last try raises")
+        except DurabilityError:
+            raise
+        except HostError:  # memory that was unplugged cannot be read
+            if not left or not machine.look_again():
+                raise
+        again = f"{CHANGED}: the save began again"
+        observer.note(again)
+        notes.append(again)
 
 
-def _save(
-    machine: Machine, target: FileTarget, options: SaveOptions, observer: Observer, notes: list[str]
-) -> SaveReport:
-    """Save once; ``notes`` stay when it has to begin again."""
-    clock, notes, guest_blocks = Phases(), [*notes], machine.guest_blocks()
+def _save(machine: Machine, target: FileTarget, options: SaveOptions, account: Account) -> SaveReport:
+    """Save once."""
+    with ExitStack() as stack:
+        draft, task, decision = _begin(machine, target, options, account, stack)
+        capture = WAYS[task.choice.capture](task)
+        if capture.reserves:
+            draft.reserve(task.guest_blocks, task.ledger, task.choice)
+        account.end("reserve")
+        jobs = capture.jobs()
+        pool = stack.enter_context(WorkerPool(jobs, task.choice.channels, stall_seconds=options.writing.stall_seconds))
+        writeback = stack.enter_context(EarlyWriteback(draft.fd, dirty_room()))
+        run = Coordinator(task, pool, jobs, writeback, account.observer, account.began)
+        account.end("start")
+        capture.before(run)
+        account.end("before")
+        pause, state = _one_instant(machine, capture, run, account)
+        capture.after(run)
+        account.end("after")
+        pool.dismiss()  # they end while the file is finished
+        draft.finish(task.guest_blocks, task.ledger, state, task.choice.gap_pages)
+        account.end("finish")
+        published = draft.publish(account.observer)
+        account.end("publish")
+        return save_report(target.path, task, decision, run, pause, account, published)
+
+
+def _begin(
+    machine: Machine, target: FileTarget, options: SaveOptions, account: Account, stack: ExitStack
+) -> tuple[Draft, Task, Decision]:
+    """Make the file, look at what there is to save, and decide how."""
+    guest_blocks = machine.guest_blocks()
     dirty = dirty_log(machine) if options.capture.mode is CaptureMode.ROUNDS else None
     blocks = [each.block for each in guest_blocks]
     page_bits = recorded_page_bits(machine.target)
     layout = FileLayout.plan(machine.name, blocks, target.offset, target=machine.target, page_bits=page_bits)
     ledger = Ledger(blocks)
-    with ExitStack() as stack:
-        draft = stack.enter_context(Draft(target.path, layout, options.writing, options.publishing))
-        ledger.map_data(guest_blocks)
-        machine.get_ready()
-        waits = machine.is_running()
-        observer.phase("decide")
-        decision = _decide(options, ledger, layout, draft, waits=waits)
-        choice = decision.choice
-        if choice.direct and draft.direct and not draft.direct.has_queue(choice.channels * SLOTS):
-            _note(notes, observer, "the kernel allows no asynchronous I/O: direct writes go one by one")
-        clock.end("decide")
-        capture = WAYS[choice.capture](
-            Task(
-                guest_blocks=guest_blocks,
-                blocks=layout.blocks,
-                ledger=ledger,
-                choice=choice,
-                options=options,
-                buffered=draft.buffered,
-                direct=draft.direct,
-                dirty=dirty,
-            )
-        )
-        if capture.reserves:
-            draft.reserve(guest_blocks, ledger, choice)
-        clock.end("reserve")
-        jobs = capture.jobs()
-        pool = stack.enter_context(WorkerPool(jobs, choice.channels, stall_seconds=options.writing.stall_seconds))
-        writeback = stack.enter_context(EarlyWriteback(draft.fd, dirty_room()))
-        run = Coordinator(
-            pool,
-            jobs,
-            layout,
-            ledger,
-            writeback=writeback,
-            waits=waits,
-            durable=options.publishing.durable,
-            observer=observer,
-            began=clock.began,
-        )
-        clock.end("start")
-        capture.before(run)
-        clock.end("before")
-        pause, state = _one_instant(machine, capture, run, clock, observer, notes)
-        capture.after(run)
-        clock.end("after")
-        pool.dismiss()  # they end while the file is finished
-        draft.finish(guest_blocks, ledger, state, choice.gap_pages)
-        clock.end("finish")
-        published = draft.publish(observer)
-        clock.end("publish")
-        notes += pause.notes
-        return save_report(target.path, options, decision, layout, ledger, run, pause, clock, published, notes)
+    draft = stack.enter_context(Draft(target.path, layout, options.writing, options.publishing))
+    ledger.map_data(guest_blocks)
+    machine.get_ready()
+    waits = machine.is_running()
+    account.observer.phase("decide")
+    takes_direct = None if options.writing.direct_io is DirectIO.OFF else draft.direct is not None
+    page_size = blocks[0].page_size
+    decision = decide(options, ledger.data, page_size, draft.folder, waits=waits, takes_direct=takes_direct)
+    choice = decision.choice
+    if choice.direct and draft.direct and not draft.direct.has_queue(choice.channels * SLOTS):
+        account.note("the kernel allows no asynchronous I/O: direct writes go one by one")
+    account.end("decide")
+    task = Task(
+        guest_blocks=guest_blocks,
+        layout=layout,
+        ledger=ledger,
+        waits=waits,
+        options=options,
+        choice=choice,
+        buffered=draft.buffered,
+        direct=draft.direct,
+        dirty=dirty,
+    )
+    return draft, task, decision
 
 
-def _one_instant(
-    machine: Machine, capture: Capture, run: Coordinator, clock: Phases, observer: Observer, notes: list[str]
-) -> tuple[Pause, bytes]:
+def _one_instant(machine: Machine, capture: Capture, run: Coordinator, account: Account) -> tuple[Pause, bytes]:
     """Stop the machine for what has to be done then, until nobody else has acted on it meanwhile.
 
     Returns:
@@ -189,42 +185,24 @@ def _one_instant(
     """
     torn: str | None = None
     for _ in range(MOST_INSTANTS):
-        observer.phase("prepare")
+        account.observer.phase("prepare")
         pause = Pause(machine)
         pause.prepare()
         capture.rehearse(run, torn=torn is not None)
         pause.prepare()
-        clock.end("prepare")
+        account.end("prepare")
         with pause:
             pause.begin_device_state()
             started = time.perf_counter()
             capture.stopped(run)
             pause.ram_seconds = time.perf_counter() - started
             state = pause.device_state()  # it has to be there before the machine goes on
-        clock.end("pause")
+        account.end("pause")
         torn = pause.torn
         if torn is None:
             if machine.look_again():
                 raise MachineChanged(f"{CHANGED}, {MOST_SAVES} times", hint="save when nothing is plugged in or out")
             return pause, state
         stopped = 1000 * pause.seconds if pause.was_running else 0.0
-        again = f"{torn} while it was saved: the last round was taken again, after a stop of {stopped:.1f} ms"
-        _note(notes, observer, again)
+        account.note(f"{torn} while it was saved: the last round was taken again, after a stop of {stopped:.1f} ms")
     raise MachineError(f"{torn} while it was saved, at each of {MOST_INSTANTS} tries")
-
-
-def _decide(options: SaveOptions, ledger: Ledger, layout: FileLayout, draft: Draft, *, waits: bool) -> Decision:
-    asked = options.writing.direct_io
-    return decide(
-        options,
-        ledger.data,
-        layout.blocks[0].block.page_size,
-        draft.folder,
-        waits=waits,
-        takes_direct=None if asked is DirectIO.OFF else draft.direct is not None,
-    )
-
-
-def _note(notes: list[str], observer: Observer, text: str) -> None:
-    notes.append(text)
-    observer.note(text)

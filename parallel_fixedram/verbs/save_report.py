@@ -2,47 +2,41 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 from parallel_fixedram.core.reports.save import SaveBytes, SaveReport, SaveSeconds, WorkerReport
-from parallel_fixedram.core.save_options import SaveOptions
 from parallel_fixedram.engine.capture.coordinator import Coordinator
 from parallel_fixedram.engine.capture.pause import Pause
-from parallel_fixedram.engine.pages.ledger import Ledger
+from parallel_fixedram.engine.capture.task import Task
 from parallel_fixedram.engine.tuning.decide import Decision
-from parallel_fixedram.format.layout import FileLayout
 from parallel_fixedram.host.facts import host_facts
 from parallel_fixedram.image.draft import Published
 from parallel_fixedram.image.image import block_report
-from parallel_fixedram.verbs.phases import Phases
+from parallel_fixedram.verbs.account import Account
 
 
 def save_report(
     path: str,
-    options: SaveOptions,
+    task: Task,
     decision: Decision,
-    layout: FileLayout,
-    ledger: Ledger,
     run: Coordinator,
     pause: Pause,
-    clock: Phases,
+    account: Account,
     published: Published,
-    notes: Sequence[str],
 ) -> SaveReport:
     """What happened."""
-    choice = decision.choice
+    choice, layout = task.choice, task.layout
     return SaveReport(
         file=path,
         machine=layout.machine,
         channels=choice.channels,
         direct_io=choice.direct,
-        capabilities=options.gate.decided(choice.channels),
+        capabilities=task.options.gate.decided(choice.channels),
         blocks=tuple(
-            block_report(saved, present.count()) for saved, present in zip(layout.blocks, ledger.present, strict=True)
+            block_report(saved, present.count())
+            for saved, present in zip(layout.blocks, task.ledger.present, strict=True)
         ),
         rounds=tuple(run.rounds),
-        phases=tuple(clock.done),
-        seconds=_seconds(run, pause, clock, published, choice.channels),
+        phases=tuple(account.phases),
+        seconds=_seconds(run, pause, account, published, choice.channels),
         bytes=SaveBytes(
             ram=sum(saved.block.used_length for saved in layout.blocks),
             written=run.written.bytes,
@@ -50,21 +44,21 @@ def save_report(
             allocated=published.allocated,
             cached=published.cached,
         ),
-        choice=decision.report(pause.ram_seconds, clock.seconds - clock.started("reserve")),
+        choice=decision.report(pause.ram_seconds, account.seconds - account.started("reserve")),
         workers=tuple(
             WorkerReport(shards=each.shards, written_pages=each.tally.written_pages, seconds=each.seconds)
             for each in run.workers
         ),
         host=host_facts(path),
-        notes=tuple(notes),
+        notes=(*account.notes, *pause.notes),
     )
 
 
-def _seconds(run: Coordinator, pause: Pause, clock: Phases, published: Published, channels: int) -> SaveSeconds:
+def _seconds(run: Coordinator, pause: Pause, account: Account, published: Published, channels: int) -> SaveSeconds:
     waited = pause.was_running
     return SaveSeconds(
-        total=clock.seconds,
-        prepare=clock.started("pause"),
+        total=account.seconds,
+        prepare=account.started("pause"),
         pause=pause.seconds if waited else 0.0,
         sync_disks=pause.sync_disks_seconds,
         stop=pause.stop_seconds if waited else 0.0,

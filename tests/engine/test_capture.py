@@ -10,8 +10,8 @@ from support.sources import ScriptedGuest
 
 from parallel_fixedram.core.save_options import CaptureMode, DirectIO
 from parallel_fixedram.engine.capture import ways
-from parallel_fixedram.engine.capture.capture import Task
 from parallel_fixedram.engine.capture.coordinator import Coordinator
+from parallel_fixedram.engine.capture.task import Task
 from parallel_fixedram.engine.pages.round_job import RoundJob
 from parallel_fixedram.engine.pages.writer import PageWriter
 from parallel_fixedram.engine.workers.worker import Job

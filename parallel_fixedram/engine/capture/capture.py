@@ -13,48 +13,11 @@ When ``after`` is done the file holds every page as it was in ``stopped``.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import Protocol
 
-from parallel_fixedram.core.choice import Choice
-from parallel_fixedram.core.protocols import DirtySource, GuestBlock
-from parallel_fixedram.core.save_options import SaveOptions
 from parallel_fixedram.engine.capture.coordinator import Coordinator
-from parallel_fixedram.engine.pages.ledger import Ledger
-from parallel_fixedram.engine.pages.staging import SLOTS, Staging
+from parallel_fixedram.engine.capture.task import Task
 from parallel_fixedram.engine.workers.worker import Job
-from parallel_fixedram.format.mapped_ram import SavedBlock
-from parallel_fixedram.host.files.channel import FileChannel
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Task:
-    """What a capture is made from."""
-
-    guest_blocks: Sequence[GuestBlock]
-    """Where pages come from."""
-    blocks: Sequence[SavedBlock]
-    """Where they go, in the same order."""
-    ledger: Ledger
-    choice: Choice
-    options: SaveOptions
-    buffered: FileChannel
-    """The file, through the page cache."""
-    direct: FileChannel | None
-    """The file past it, where it could be opened so."""
-    dirty: DirtySource | None
-    """Says which pages were written, where anything does."""
-
-    @property
-    def channel(self) -> FileChannel:
-        """The file, as the choice wants pages written."""
-        return self.direct if self.choice.direct and self.direct else self.buffered
-
-    def staging(self) -> Staging:
-        """Room for copies on their way to the file; one window is enough for what is done when a call returns."""
-        channel, slots = self.channel, SLOTS if self.choice.direct else 1
-        page_size = max(saved.block.page_size for saved in self.blocks)
-        return Staging(channel.another, page_size, window_pages=self.choice.window_pages, slots=slots)
 
 
 class Capture(Protocol):

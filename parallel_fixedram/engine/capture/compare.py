@@ -8,9 +8,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from parallel_fixedram.core.choice import WINDOW_PAGES_BUFFERED
-from parallel_fixedram.engine.capture.capture import Task
 from parallel_fixedram.engine.capture.coordinator import FIRST_PASS, Coordinator
 from parallel_fixedram.engine.capture.rehearsal import write_firmware
+from parallel_fixedram.engine.capture.task import Task
 from parallel_fixedram.engine.pages.changed_job import ChangedJob
 from parallel_fixedram.engine.pages.changes import Hashes
 from parallel_fixedram.engine.pages.round_job import RoundJob

@@ -9,13 +9,12 @@ from parallel_fixedram.core.bitmap import PageBitmap
 from parallel_fixedram.core.observer import Observer
 from parallel_fixedram.core.reports.save import RoundReport
 from parallel_fixedram.core.shards import plan_shards
+from parallel_fixedram.engine.capture.task import Task
 from parallel_fixedram.engine.pages.early_writeback import EarlyWriteback
-from parallel_fixedram.engine.pages.ledger import Ledger
 from parallel_fixedram.engine.workers.messages import ShardDone, Tally
 from parallel_fixedram.engine.workers.pool import Worker, WorkerPool
 from parallel_fixedram.engine.workers.progress import run_job, shard_span, traced
 from parallel_fixedram.engine.workers.worker import Job
-from parallel_fixedram.format.layout import FileLayout
 
 FIRST_PASS = "first pass"
 """The phase in which a running guest's pages are written once, before those that changed."""
@@ -25,44 +24,34 @@ class Coordinator:
     """What a capture has done, and how it has workers do it.
 
     Args:
+        task: what is to be saved, and how.
         pool: workers that can do ``jobs``.
         jobs: in the pool's order.
-        layout: where pages go.
-        ledger: which pages.
         writeback: is told what is in the page cache.
-        waits: whether a guest runs, and will stand still for the last pages.
-        durable: whether the file will be synced.
         observer: hears of phases and shards.
         began: ``time.perf_counter()`` when the save began.
 
     Attributes:
-        waits: the same.
         rounds: one a sweep over the dirty bitmap.
         written: the sum of what they did.
     """
 
     def __init__(
         self,
+        task: Task,
         pool: WorkerPool,
         jobs: Sequence[Job],
-        layout: FileLayout,
-        ledger: Ledger,
-        *,
         writeback: EarlyWriteback,
-        waits: bool,
-        durable: bool,
         observer: Observer,
         began: float,
     ) -> None:
+        self._task = task
+        self._ledger = task.ledger
         self._pool = pool
         self._jobs = jobs
-        self._layout = layout
-        self._ledger = ledger
         self._writeback = writeback
-        self._durable = durable
         self._observer = observer
         self._began = began
-        self.waits = waits
         self.rounds: list[RoundReport] = []
         self.written = Tally()
 
@@ -141,11 +130,11 @@ class Coordinator:
             shard = message.shard
             # only now: the pages of a lost shard stay dirty
             self._ledger.dirty[shard.block].words[shard.first_word : shard.first_word + shard.words] = 0
-            self._observer.shard(traced(message, worker, self._layout, self._began))
+            self._observer.shard(traced(message, worker, self._task.layout, self._began))
             if cached and message.tally.bytes:
-                span = shard_span(self._layout, shard)
+                span = shard_span(self._task.layout, shard)
                 # of what a guest will wait for, as late as possible: copying is slower while the device works
-                at_once = self._durable and (phase == FIRST_PASS or not self.waits)
+                at_once = self._task.options.publishing.durable and (phase == FIRST_PASS or not self._task.waits)
                 self._writeback.wrote(*span, message.tally.bytes, at_once=at_once)
 
         return run_job(
@@ -153,7 +142,7 @@ class Coordinator:
             self._jobs.index(job),
             plan_shards(pages, workers=len(self._pool.workers), round_number=number, target=shard_pages),
             phase=phase,
-            page_size=self._layout.blocks[0].block.page_size,
+            page_size=self._task.layout.blocks[0].block.page_size,
             observer=self._observer,
             on_done=written,
         )

@@ -7,8 +7,8 @@ than a small round itself.
 from __future__ import annotations
 
 from parallel_fixedram.core.bitmap import PageBitmap
-from parallel_fixedram.engine.capture.capture import Task
 from parallel_fixedram.engine.capture.coordinator import Coordinator
+from parallel_fixedram.engine.capture.task import Task
 from parallel_fixedram.engine.workers.worker import Job
 
 

@@ -6,9 +6,9 @@ from collections.abc import Sequence
 
 from parallel_fixedram.core.errors import RequestError
 from parallel_fixedram.core.protocols import DirtySource, Machine
-from parallel_fixedram.engine.capture.capture import Task
 from parallel_fixedram.engine.capture.coordinator import Coordinator
 from parallel_fixedram.engine.capture.rehearsal import write_firmware
+from parallel_fixedram.engine.capture.task import Task
 from parallel_fixedram.engine.pages.round_job import RoundJob
 from parallel_fixedram.engine.pages.writer import PageWriter
 from parallel_fixedram.engine.workers.worker import Job

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from parallel_fixedram.engine.capture.capture import Task
 from parallel_fixedram.engine.capture.coordinator import Coordinator
 from parallel_fixedram.engine.capture.rehearsal import write_firmware
+from parallel_fixedram.engine.capture.task import Task
 from parallel_fixedram.engine.pages.round_job import RoundJob
 from parallel_fixedram.engine.pages.writer import PageWriter
 from parallel_fixedram.engine.workers.worker import Job
@@ -43,7 +43,7 @@ class Stopped:
 
     def rehearse(self, run: Coordinator, *, torn: bool) -> None:
         """Everything is to be written (Capture.rehearse)."""
-        if run.waits:
+        if self._task.waits:
             self._task.ledger.map_newly_touched(self._task.guest_blocks)
         write_firmware(run, self._job, self._task)
         self._task.ledger.all_dirty()

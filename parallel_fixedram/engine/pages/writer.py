@@ -126,10 +126,8 @@ class PageWriter:
             tally.digest_seconds += hashed - scanned + clock() - written
         if len(holes):
             self._punch(block, first, holes, len(wanted), tally)
-        full, moved = int(np.count_nonzero(store)), int(runs[:, 1].sum())
-        tally.written_pages += full
-        tally.gap_pages += moved - int(np.count_nonzero(write))
-        tally.zero_pages += int(np.count_nonzero(wanted)) - full
+        moved = int(runs[:, 1].sum())
+        tally.counted(wanted=wanted, stored=store, gap_pages=moved - int(np.count_nonzero(write)))
         tally.bytes += moved * saved.block.page_size
         return store
 

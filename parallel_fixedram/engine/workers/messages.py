@@ -13,7 +13,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from parallel_fixedram.core.bitmap import WORD_PAGES, runs_of_ones
+from parallel_fixedram.core.bitmap import WORD_PAGES, Bits, runs_of_ones
 from parallel_fixedram.core.errors import FixedRamError
 from parallel_fixedram.core.shards import MAX_SHARD_PAGES, Shard
 
@@ -71,6 +71,13 @@ class Tally:
     """Pages that are not as they should be."""
     findings: list[Finding] = field(default_factory=list)
     """Where those are: at most MAX_FINDINGS of a shard, MAX_KEPT_FINDINGS of a sum."""
+
+    def counted(self, *, wanted: Bits, stored: Bits, gap_pages: int) -> None:
+        """Count pages of which those that are 1 in ``wanted`` were looked at, and those in ``stored`` written."""
+        pages = int(np.count_nonzero(stored))
+        self.written_pages += pages
+        self.zero_pages += int(np.count_nonzero(wanted)) - pages
+        self.gap_pages += gap_pages
 
     def found_bad(self, block: int, first: int, bad: NDArray[np.uint8]) -> None:
         """Count and name bad pages; ``bad`` is 1 for each of them, starting with page ``first`` of a block."""

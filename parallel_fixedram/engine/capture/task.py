@@ -1,0 +1,52 @@
+"""Task: what one save has to do, as far as it is decided before it begins."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from parallel_fixedram.core.choice import Choice
+from parallel_fixedram.core.protocols import DirtySource, GuestBlock
+from parallel_fixedram.core.save_options import SaveOptions
+from parallel_fixedram.engine.pages.ledger import Ledger
+from parallel_fixedram.engine.pages.staging import SLOTS, Staging
+from parallel_fixedram.format.layout import FileLayout
+from parallel_fixedram.format.mapped_ram import SavedBlock
+from parallel_fixedram.host.files.channel import FileChannel
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Task:
+    """What a capture is made from."""
+
+    guest_blocks: Sequence[GuestBlock]
+    """Where pages come from."""
+    layout: FileLayout
+    """Where they go; its blocks are in the same order."""
+    ledger: Ledger
+    waits: bool
+    """Whether a guest runs, and will stand still for the last pages."""
+    options: SaveOptions
+    choice: Choice
+    buffered: FileChannel
+    """The file, through the page cache."""
+    direct: FileChannel | None
+    """The file past it, where it could be opened so."""
+    dirty: DirtySource | None
+    """Says which pages were written, where it is asked."""
+
+    @property
+    def blocks(self) -> Sequence[SavedBlock]:
+        """The blocks with their places."""
+        return self.layout.blocks
+
+    @property
+    def channel(self) -> FileChannel:
+        """The file, as the choice wants pages written."""
+        return self.direct if self.choice.direct and self.direct else self.buffered
+
+    def staging(self) -> Staging:
+        """Room for copies on their way to the file; one window is enough for what is done when a call returns."""
+        slots = SLOTS if self.choice.direct else 1
+        page_size = max(saved.block.page_size for saved in self.blocks)
+        return Staging(self.channel.another, page_size, window_pages=self.choice.window_pages, slots=slots)
