@@ -30,10 +30,7 @@ def save_report(
         channels=choice.channels,
         direct_io=choice.direct,
         capabilities=task.options.gate.decided(choice.channels),
-        blocks=tuple(
-            block_report(saved, present.count())
-            for saved, present in zip(layout.blocks, task.ledger.present, strict=True)
-        ),
+        blocks=tuple(map(block_report, layout.blocks, (present.count() for present in task.ledger.present))),
         rounds=tuple(run.rounds),
         phases=tuple(account.phases),
         seconds=_seconds(run, pause, account, published, choice.channels),

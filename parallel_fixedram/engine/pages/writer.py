@@ -96,8 +96,7 @@ class PageWriter:
         guest, saved, clock = self._guest_blocks[block], self._blocks[block], time.perf_counter
         if not guest.source.views_stay_valid and not self._staging:
             self.settle(tally)
-        started = clock()
-        spans = covered(merge_runs(runs_of_ones(wanted), self._max_gap_pages), len(wanted))
+        started, spans = clock(), covered(merge_runs(runs_of_ones(wanted), self._max_gap_pages), len(wanted))
         pages = guest.source.pages(first, len(wanted), data & spans)
         store = wanted if guest.keeps_zero_pages else nonzero_among(pages, wanted, data)
         write, runs, holes = self._plan(store, stale)
