@@ -123,6 +123,7 @@ def _save(machine: Machine, target: FileTarget, options: SaveOptions, account: A
         if capture.reserves:
             draft.reserve(task.guest_blocks, task.ledger, task.choice)
         account.end("reserve")
+        stack.enter_context(capture)
         jobs = capture.jobs()
         pool = stack.enter_context(WorkerPool(jobs, task.choice.channels, stall_seconds=options.writing.stall_seconds))
         writeback = stack.enter_context(EarlyWriteback(draft.fd, dirty_room()))

@@ -10,6 +10,7 @@ from support.sources import ScriptedGuest
 
 from parallel_fixedram.core.save_options import CaptureMode, DirectIO
 from parallel_fixedram.engine.capture import ways
+from parallel_fixedram.engine.capture.capture import Capture
 from parallel_fixedram.engine.capture.coordinator import Coordinator
 from parallel_fixedram.engine.capture.task import Task
 from parallel_fixedram.engine.pages.round_job import RoundJob
@@ -19,7 +20,7 @@ from parallel_fixedram.image.image import open_image
 from parallel_fixedram.image.verify import verify
 
 
-class EveryOther:
+class EveryOther(Capture):
     """Writes even pages while the machine stands still and odd ones afterwards: for a machine that waits for us."""
 
     reserves = False
@@ -31,9 +32,6 @@ class EveryOther:
 
     def jobs(self) -> Sequence[Job]:
         return [self._job]
-
-    def before(self, run: Coordinator) -> None:
-        pass
 
     def rehearse(self, run: Coordinator, *, torn: bool) -> None:
         pass

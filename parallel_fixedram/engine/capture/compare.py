@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from parallel_fixedram.core.choice import WINDOW_PAGES_BUFFERED
+from parallel_fixedram.engine.capture.capture import Capture
 from parallel_fixedram.engine.capture.coordinator import FIRST_PASS, Coordinator
 from parallel_fixedram.engine.capture.rehearsal import write_firmware
 from parallel_fixedram.engine.capture.task import Task
@@ -19,7 +20,7 @@ from parallel_fixedram.engine.workers.worker import Job
 from parallel_fixedram.host.files.page_cache import dirty_room
 
 
-class Compare:
+class Compare(Capture):
     """Two looks at everything.
 
     Args:
@@ -78,6 +79,3 @@ class Compare:
         self._task.ledger.map_newly_touched(self._task.guest_blocks)
         shard_pages = self._task.options.writing.shard_pages
         run.round(self._last, while_running=False, cached=True, shard_pages=shard_pages, finds_changes=True)
-
-    def after(self, run: Coordinator) -> None:
-        """Nothing (Capture.after)."""

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from parallel_fixedram.core.errors import RequestError
 from parallel_fixedram.core.protocols import DirtySource, Machine
+from parallel_fixedram.engine.capture.capture import Capture
 from parallel_fixedram.engine.capture.coordinator import Coordinator
 from parallel_fixedram.engine.capture.rehearsal import write_firmware
 from parallel_fixedram.engine.capture.task import Task
@@ -29,14 +30,12 @@ def dirty_log(machine: Machine) -> DirtySource:
     return dirty
 
 
-class DirtyRounds:
+class DirtyRounds(Capture):
     """As many rounds as make the last one shorter.
 
     Args:
         task: what is to be saved, and how; with a dirty log.
     """
-
-    reserves = True
 
     def __init__(self, task: Task) -> None:
         assert task.dirty is not None, "dirty_log() comes first"
@@ -78,9 +77,6 @@ class DirtyRounds:
         """The last round (Capture.stopped)."""
         self._task.ledger.add_dirty(self._dirty, self._task.guest_blocks)
         self._round(run, while_running=False, first=not run.rounds)
-
-    def after(self, run: Coordinator) -> None:
-        """Nothing (Capture.after)."""
 
     def _round(self, run: Coordinator, *, while_running: bool, first: bool) -> None:
         choice, asked = self._task.choice, self._task.options.writing

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from parallel_fixedram.engine.capture.capture import Capture
 from parallel_fixedram.engine.capture.coordinator import Coordinator
 from parallel_fixedram.engine.capture.rehearsal import write_firmware
 from parallel_fixedram.engine.capture.task import Task
@@ -12,14 +13,12 @@ from parallel_fixedram.engine.pages.writer import PageWriter
 from parallel_fixedram.engine.workers.worker import Job
 
 
-class Stopped:
+class Stopped(Capture):
     """One round over everything.
 
     Args:
         task: what is to be saved, and how.
     """
-
-    reserves = True
 
     def __init__(self, task: Task) -> None:
         self._task = task
@@ -38,9 +37,6 @@ class Stopped:
         """To write what is dirty (Capture.jobs)."""
         return [self._job]
 
-    def before(self, run: Coordinator) -> None:
-        """Nothing (Capture.before)."""
-
     def rehearse(self, run: Coordinator, *, torn: bool) -> None:
         """Everything is to be written (Capture.rehearse)."""
         if self._task.waits:
@@ -53,6 +49,3 @@ class Stopped:
         task = self._task
         task.ledger.map_newly_touched(task.guest_blocks)  # of what stood still, too: it may have stopped only now
         run.round(self._job, while_running=False, cached=not task.choice.direct, shard_pages=task.choice.shard_pages)
-
-    def after(self, run: Coordinator) -> None:
-        """Nothing (Capture.after)."""
