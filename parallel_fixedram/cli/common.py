@@ -149,7 +149,9 @@ def writing(args: argparse.Namespace) -> Writing:
 
 def add_capture_options(parser: Any) -> None:
     """How the file comes to hold one instant of a guest that runs."""
-    group = parser.add_argument_group("a guest that runs meanwhile")
+    group = parser.add_argument_group(
+        "a guest that runs meanwhile", "a built-in guest does so where --capture names one of the three ways"
+    )
     group.add_argument(
         "--capture",
         choices=("auto", "compare", "rounds", "stopped"),

@@ -129,10 +129,10 @@ def test_every_schema_is_in_the_docs_and_no_other():
 
 
 def test_an_object_of_another_schema_or_version_is_refused():
-    good = stamped("save", {"verb": "save"})
-    check(good, "save")
-    for wrong in ({}, {"schema": 1}, {**good, "version": 2}, {**good, "version": True}, {**good, "schema": "save"}):
+    good = stamped("diff", {"verb": "diff"})
+    check(good, "diff")
+    for wrong in ({}, {"schema": 1}, {**good, "version": 2}, {**good, "version": True}, {**good, "schema": "diff"}):
         with pytest.raises(FormatError, match="expected"):
-            check(wrong, "save")
+            check(wrong, "diff")
     with pytest.raises(FormatError, match=r"expected 'parallel_fixedram\.plan'"):
         check(good, "plan")

@@ -184,6 +184,7 @@ def test_a_guest_that_stands_still_is_not_saved_if_its_qemu_ends_meanwhile(image
 
 def test_a_guest_that_somebody_else_stops_just_before_us_stays_stopped(guest: QemuProcess) -> None:
     with QemuMachine(str(guest.monitor_path)) as machine:
+        machine.get_ready()
         assert machine.is_running()
         guest.stop()
         assert not machine.pause()
