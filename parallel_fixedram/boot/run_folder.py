@@ -26,6 +26,7 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 
 from parallel_fixedram.core.errors import HostError, RequestError, unopened
+from parallel_fixedram.core.plain import from_plain
 from parallel_fixedram.host import linux
 from parallel_fixedram.host.processes.identity import ProcessIdentity
 
@@ -93,14 +94,12 @@ class RunFolder:
         """
         try:
             with open(self._record, encoding="ascii") as file:
-                found = json.loads(file.read(_MOST_RECORD_BYTES))
-            process = ProcessIdentity(**found["process"])
-            return GuestRecord(process=process, file=str(found["file"]), since=float(found["since"]))
+                return from_plain(GuestRecord, json.loads(file.read(_MOST_RECORD_BYTES)))
         except FileNotFoundError:
             return None
         except OSError as error:
             raise HostError.from_os(f"cannot read {self._record!r}", error) from error
-        except (ValueError, KeyError, TypeError, RecursionError) as error:
+        except (ValueError, RecursionError) as error:
             raise HostError(f"{self._record!r} is not what this command writes there") from error
 
     def is_kept_log(self) -> bool:

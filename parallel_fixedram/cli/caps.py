@@ -6,7 +6,7 @@ import argparse
 from collections.abc import Iterable
 from typing import Any
 
-from parallel_fixedram.cli import common, output
+from parallel_fixedram.cli import common, options, output
 from parallel_fixedram.cli.folding import print_hanging
 from parallel_fixedram.core.capabilities import Capabilities
 from parallel_fixedram.core.errors import CapabilityError
@@ -30,11 +30,11 @@ def register(subparsers: common.Subparsers[Any]) -> None:
     parser.add_argument(
         "changes",
         nargs="*",
-        type=common.parse_change,
+        type=options.parse_change,
         metavar="NAME[=on|off]",
         help="switch a capability on or off; all are off to begin with, and a name alone means on",
     )
-    common.add_rule_options(parser)
+    options.add_rule_options(parser)
     parser.set_defaults(run=run)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import TYPE_CHECKING, Any
 
-from parallel_fixedram.cli import common, output
+from parallel_fixedram.cli import common, output, sources
 from parallel_fixedram.cli.folding import print_hanging, print_table
 from parallel_fixedram.core.errors import RequestError
 from parallel_fixedram.core.units import format_size
@@ -29,7 +29,7 @@ def register(subparsers: common.Subparsers[Any]) -> None:
         examples=_EXAMPLES,
     )
     parser.add_argument("file", metavar="FILE", nargs="?", help="a mapped-ram file, by QEMU or by us")
-    common.add_qmp_options(parser)
+    sources.add_qmp_options(parser)
     parser.set_defaults(run=run)
 
 
@@ -40,7 +40,7 @@ def run(args: argparse.Namespace) -> int:
 
     if bool(args.file) == bool(args.qmp):
         raise RequestError("exactly one of FILE and --qmp SOCKET is needed")
-    qmp = common.qmp_arguments(args)
+    qmp = sources.qmp_arguments(args)
     if args.qmp:
         guest = inspect_qemu(args.qmp, **qmp)
         if args.json:

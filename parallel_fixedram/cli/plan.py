@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import TYPE_CHECKING, Any
 
-from parallel_fixedram.cli import common, output
+from parallel_fixedram.cli import common, options, output, sources
 from parallel_fixedram.cli.progress import shown
 from parallel_fixedram.core.units import format_count, format_size
 
@@ -29,11 +29,11 @@ def register(subparsers: common.Subparsers[Any]) -> None:
         examples=_EXAMPLES,
     )
     parser.add_argument("file", metavar="FILE", help="the file that would be written; it may exist")
-    parser.usage = common.SOURCE_USAGE
-    common.add_source_options(parser)
-    common.add_gate_options(parser, auto=True)
-    common.add_writing_options(parser)
-    common.add_capture_options(parser)
+    parser.usage = sources.SOURCE_USAGE
+    sources.add_source_options(parser)
+    options.add_gate_options(parser, auto=True)
+    options.add_writing_options(parser)
+    options.add_capture_options(parser)
     parser.set_defaults(run=run)
 
 
@@ -43,13 +43,13 @@ def run(args: argparse.Namespace) -> int:
     from parallel_fixedram.verbs.plan import plan
 
     with shown() as progress:
-        machine = common.source(args, running=args.capture != "auto", progress=progress)
+        machine = sources.source(args, running=args.capture != "auto", progress=progress)
         report = plan(
             machine,
             args.file,
-            gate=common.gate(args),
-            writing=common.writing(args),
-            capture=common.capturing(args),
+            gate=options.gate(args),
+            writing=options.writing(args),
+            capture=options.capturing(args),
         )
     if args.json:
         output.print_json(to_json(report))
@@ -63,7 +63,7 @@ def _print(report: PlanReport) -> None:
     print(f"{report.file}: {format_size(report.ram)} of RAM, nothing is written")
     print(f"  data      {report.data_pages} pages that may hold something, in {format_count(report.runs, 'run')}")
     print(f"  writes    {report.calls} of {format_size(report.bytes)} in all")
-    head, *why = common.choice_lines(choice)
+    head, *why = options.choice_lines(choice)
     print(f"  how       {head}")
     for reason in why:
         print(f"  because   {reason}")

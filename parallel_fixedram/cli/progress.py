@@ -48,21 +48,6 @@ class Shown(Observer):
     def __exit__(self, *exception: object) -> None:
         """Nothing more comes."""
 
-    def heard(self) -> Callable[[str, int, int], None]:
-        """This observer as a function of a phase, and of the bytes of it that are done and in all."""
-        now: tuple[str, int] = ("", 0)
-
-        def progress(phase: str, done: int, total: int) -> None:
-            nonlocal now
-            if phase != now[0] or not done:
-                self.phase(phase, total)
-                now = (phase, 0)
-            if done > now[1]:
-                self.advanced(done - now[1])
-            now = (phase, done)
-
-        return progress
-
 
 def shown() -> Shown:
     """What shows how far this command is."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
-from parallel_fixedram.cli import boot, common, output
+from parallel_fixedram.cli import boot, common, options, output, sources
 from parallel_fixedram.cli.progress import shown
 from parallel_fixedram.core.errors import RequestError
 from parallel_fixedram.core.units import format_rate, format_size
@@ -32,8 +32,8 @@ def register(subparsers: common.Subparsers[Any]) -> None:
     )
     parser.usage = "%(prog)s FILE [options] -- QEMU [argument ...]\n       %(prog)s FILE [options] --ram IDSTR=PATH ..."
     parser.add_argument("file", metavar="FILE", help="a mapped-ram file, by QEMU or by us")
-    common.add_ram_option(parser, "where a block goes")
-    common.add_gate_options(parser)
+    sources.add_ram_option(parser, "where a block goes")
+    options.add_gate_options(parser)
     parser.add_argument("--verify", action="store_true", help="hold every page against its digest in FILE")
     qemu = parser.add_argument_group("with a QEMU command line")
     qemu.add_argument(
@@ -61,7 +61,7 @@ def run(args: argparse.Namespace) -> int:
     if len(ram) < len(args.ram):
         raise RequestError("a block is given two destinations")
     with shown() as progress:
-        report = restore(args.file, ram, gate=common.gate(args), check_digests=args.verify, observer=progress)
+        report = restore(args.file, ram, gate=options.gate(args), check_digests=args.verify, observer=progress)
     if args.json:
         output.print_json(to_json(report))
         return 0
@@ -93,14 +93,14 @@ def _start(args: argparse.Namespace) -> int:
             raise RequestError("anonymous shared memory is filled by a running command only", hint="--ram names a file")
         if args.verify:
             raise RequestError("--print reads no page, so it does not go with --verify", hint="verify checks a file")
-        plan = plan_restore(args.file, args.command, gate=common.gate(args), ram=ram, paused=args.paused)
+        plan = plan_restore(args.file, args.command, gate=options.gate(args), ram=ram, paused=args.paused)
         boot.show_plan(args, plan)
         return 0
     with shown() as progress:
         report = restore_guest(
             args.file,
             args.command,
-            gate=common.gate(args),
+            gate=options.gate(args),
             shared=args.shared,
             ram=ram,
             paused=args.paused,

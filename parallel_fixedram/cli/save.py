@@ -6,7 +6,7 @@ import argparse
 import os
 from typing import TYPE_CHECKING, Any
 
-from parallel_fixedram.cli import common, output
+from parallel_fixedram.cli import common, options, output, sources
 from parallel_fixedram.cli.progress import shown
 from parallel_fixedram.core.errors import HostError, RequestError
 from parallel_fixedram.core.observer import Observer
@@ -45,11 +45,11 @@ def register(subparsers: common.Subparsers[Any]) -> None:
         examples=_EXAMPLES,
     )
     parser.add_argument("file", metavar="FILE", help="the file to write; an existing one is an error")
-    common.add_source_options(parser)
-    common.add_gate_options(parser, auto=True)
-    common.add_writing_options(parser)
-    common.add_capture_options(parser)
-    parser.usage = common.SOURCE_USAGE
+    sources.add_source_options(parser)
+    options.add_gate_options(parser, auto=True)
+    options.add_writing_options(parser)
+    options.add_capture_options(parser)
+    parser.usage = sources.SOURCE_USAGE
     result = parser.add_argument_group("the file")
     result.add_argument("--overwrite", action="store_true", help="replace FILE once the new one is complete")
     result.add_argument(
@@ -80,9 +80,9 @@ def run(args: argparse.Namespace) -> int:
     from parallel_fixedram.verbs.save import save
 
     progress = shown()
-    capture = common.capturing(args)
+    capture = options.capturing(args)
     # only what is asked for by name lets a built-in guest run: what is measured is the same each time
-    machine = common.source(args, running=args.capture != "auto", progress=progress)
+    machine = sources.source(args, running=args.capture != "auto", progress=progress)
     if args.trace and os.path.realpath(args.trace) == os.path.realpath(parse_uri(args.file).path):
         raise RequestError(f"--trace {args.trace!r} would replace the file that is saved")
 
@@ -91,8 +91,8 @@ def run(args: argparse.Namespace) -> int:
         report = save(
             machine,
             args.file,
-            gate=common.gate(args),
-            writing=common.writing(args),
+            gate=options.gate(args),
+            writing=options.writing(args),
             capture=capture,
             publishing=Publishing(
                 overwrite=args.overwrite, durability=Durability(args.durability), cache=Cache(args.cache)
@@ -154,7 +154,7 @@ def _print(report: SaveReport) -> None:
     zero = sum(block.zero_pages for block in report.blocks)
     blocks = format_count(len(report.blocks), "RAMBlock")
     print(f"{report.file}: {format_size(size.ram)} of RAM in {blocks}")
-    head, *why = common.choice_lines(report.choice)
+    head, *why = options.choice_lines(report.choice)
     print(f"  how       {head}")
     for reason in why:
         print(f"  because   {reason}")

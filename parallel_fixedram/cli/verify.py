@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import TYPE_CHECKING, Any
 
-from parallel_fixedram.cli import boot, common, output
+from parallel_fixedram.cli import boot, common, output, sources
 from parallel_fixedram.cli.progress import shown
 from parallel_fixedram.core.errors import RequestError
 from parallel_fixedram.core.units import format_size
@@ -41,7 +41,7 @@ def register(subparsers: common.Subparsers[Any]) -> None:
     )
     parser.add_argument("file", metavar="FILE", help="a mapped-ram file, by QEMU or by us")
     parser.add_argument("--quick", action="store_true", help="structure only: read no page")
-    common.add_ram_option(parser, "live RAM of a guest that stands still, to compare with")
+    sources.add_ram_option(parser, "live RAM of a guest that stands still, to compare with")
     parser.usage = "%(prog)s FILE [options]\n       %(prog)s FILE [options] --load -- QEMU [argument ...]"
     parser.add_argument(
         "--load", action="store_true", help="have the QEMU behind -- load FILE, and compare all of its RAM with FILE"

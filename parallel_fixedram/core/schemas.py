@@ -6,10 +6,11 @@ A version is raised when a key goes away or changes its meaning; new keys may co
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import asdict
 from typing import Any, ClassVar, Protocol, TypeVar
 
 from parallel_fixedram.core.errors import FormatError
-from parallel_fixedram.core.plain import from_plain, to_plain
+from parallel_fixedram.core.plain import from_plain
 
 T = TypeVar("T")
 
@@ -48,6 +49,7 @@ class Report(Protocol):
 
     schema: ClassVar[str]
     """A key of VERSIONS."""
+    __dataclass_fields__: ClassVar[dict[str, Any]]
 
     @property
     def verb(self) -> str:
@@ -80,7 +82,7 @@ def check(data: Mapping[str, Any], name: str) -> None:
 
 def to_json(report: Report) -> dict[str, Any]:
     """A report as a JSON object, with its schema, version and verb first."""
-    return stamped(report.schema, {"verb": report.verb, **to_plain(report)})
+    return stamped(report.schema, {"verb": report.verb, **asdict(report)})
 
 
 def from_json(kind: type[T], data: Any) -> T:

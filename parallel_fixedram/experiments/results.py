@@ -12,11 +12,11 @@ import json
 import math
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass, fields, replace
+from dataclasses import asdict, dataclass, fields, replace
 from typing import Any, Self
 
 from parallel_fixedram.core.errors import FormatError, HostError, RequestError
-from parallel_fixedram.core.plain import from_plain, to_plain
+from parallel_fixedram.core.plain import from_plain
 from parallel_fixedram.core.schemas import check, stamped
 
 _FIRST_SCHEMA = 1
@@ -185,7 +185,7 @@ class RunSet:
 
     def to_json(self) -> dict[str, Any]:
         """As a JSON object."""
-        return stamped("results", to_plain(self))
+        return stamped("results", asdict(self))
 
     @classmethod
     def from_json(cls, data: Any) -> Self:

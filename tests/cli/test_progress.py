@@ -229,6 +229,16 @@ def test_a_program_sees_how_far_a_command_is_beside_its_report(tmp_path, capsys)
     assert (told[-1]["event"], told[-1]["done"]) == ("advanced", 4 << 20)
 
 
+def test_a_program_sees_who_wrote_what_while_a_guest_is_saved(tmp_path, capsys):
+    assert main(["save", str(tmp_path / "f.mr"), "--guest", "dense,size=4MiB", "--quiet", "--progress", "json"]) == 0
+    told = [json.loads(line) for line in capsys.readouterr().err.splitlines()]
+    assert [each["name"] for each in told if each["event"] == "phase"] == ["fill", "decide", "prepare", "write", "sync"]
+    shards = [each for each in told if each["event"] == "shard"]
+    assert sum(each["bytes"] for each in shards) == 4 << 20
+    done = [(each["done"], each["total"]) for each in told if each["event"] == "advanced"]
+    assert done[-1] == (4 << 20, 4 << 20)
+
+
 def test_a_guest_tells_how_far_it_is_filled(monkeypatch):
     monkeypatch.setattr(child, "FILLED_PAGES", 512)
     heard = Heard()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 from parallel_fixedram.core.bitmap import WORD_PAGES
 from parallel_fixedram.core.observer import SILENT, Observer
@@ -11,10 +11,6 @@ from parallel_fixedram.core.shards import Shard
 from parallel_fixedram.engine.workers.messages import ShardDone, Tally
 from parallel_fixedram.engine.workers.pool import OnDone, WorkerPool
 from parallel_fixedram.format.layout import FileLayout
-
-Progress = Callable[[str, int, int], None]
-"""``progress(phase, done, total)``, in bytes; called when a phase begins and as shards are acknowledged. A total of 0
-is one that nobody knows, such as that of a sync."""
 
 
 def run_job(
@@ -26,7 +22,6 @@ def run_job(
     page_size: int,
     observer: Observer = SILENT,
     on_done: OnDone | None = None,
-    progress: Progress | None = None,
 ) -> Tally:
     """Have a pool do ``shards``.
 
@@ -42,18 +37,13 @@ def run_job(
     Raises:
         FixedRamError: what ``WorkerPool.run`` raises.
     """
-    total, done = sum(shard.pages for shard in shards) * page_size, 0
 
     def acknowledged(message: ShardDone, worker: int) -> None:
-        nonlocal done
         if on_done:
             on_done(message, worker)
-        done += message.shard.pages * page_size
         observer.advanced(message.shard.pages * page_size)
-        if progress:
-            progress(phase, done, total)
 
-    if total:
+    if total := sum(shard.pages for shard in shards) * page_size:
         observer.phase(phase, total)
     return pool.run(job, shards, acknowledged)
 

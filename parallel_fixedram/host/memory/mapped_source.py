@@ -65,18 +65,16 @@ class MappedSource:
         self._pages: Pages | None = None
         self._swapped_out: int | None = None
         self._nothing_in_swap = False
-        self._has_swap = False
-        self._swapped: Bits = np.empty(0, np.uint8)
-        self._looked_at: list[tuple[int, int]] = []
+        self._from_swap: _FromSwap | None = None
 
     def open(self) -> None:
         """Map the block (PageSource.open)."""
-        self._map()
-        self._has_swap = self._page_size == mmap.PAGESIZE and self._is_in_shared_memory() and has_swap()
-        self._swapped = np.zeros(self._length // self._page_size if self._has_swap else 0, np.uint8)
+        view = self._map()
+        if self._page_size == mmap.PAGESIZE and _is_in_shared_memory(self._fd) and has_swap():
+            self._from_swap = _FromSwap(view, self._page_size)
 
-    def _map(self) -> None:
-        if self._pages is None:
+    def _map(self) -> mmap.mmap:
+        if self._view is None:
             try:
                 self._view = mmap.mmap(self._fd, self._length, mmap.MAP_SHARED, mmap.PROT_READ, offset=self._offset)
             except OSError as error:
@@ -84,6 +82,7 @@ class MappedSource:
             except ValueError as error:  # mmap looks at the file's size itself
                 raise HostError("cannot map guest RAM: its file became shorter") from error
             self._pages = np.frombuffer(self._view, np.uint64).reshape(-1, self._page_size // 8)
+        return self._view
 
     def pages(self, first: int, count: int, wanted: Bits | None = None) -> Pages:
         """A view of the mapping: no byte is copied (PageSource.pages).
@@ -91,28 +90,10 @@ class MappedSource:
         What comes from swap to be looked at goes back there with the next call.
         """
         assert self._pages is not None, "open() comes first"
-        if self._has_swap:
-            self._advise(linux.MADV_PAGEOUT)
-            part = self._swapped[first : first + count]
-            part |= (
-                self._resident_of(first, count) ^ 1
-            )  # what was paged out may look resident until its memory is needed
-            runs = runs_of_ones(part if wanted is None else part & wanted)
-            self._looked_at = [(first + start, length) for start, length in runs.tolist()]
-            self._advise(linux.MADV_WILLNEED)
+        if self._from_swap:
+            self._from_swap.give_back()
+            self._from_swap.bring_in(first, self._resident_of(first, count), wanted)
         return self._pages[first : first + count]
-
-    def _advise(self, advice: int) -> None:
-        """Give advice about what was in swap of the pages that were asked for last.
-
-        All at once it comes in many times faster than page by page. Where it lies in shared memory it has no place in
-        swap any more, so paging it out writes; but of a guest that is held to less memory than it has, the kernel
-        would page out other pages instead, those it works with (measured). Pages that the guest uses by then stay.
-        """
-        assert self._view is not None, "open() comes first"
-        for first, count in self._looked_at:
-            with contextlib.suppress(OSError):  # it is advice
-                self._view.madvise(advice, first * self._page_size, count * self._page_size)
 
     def data_ranges(self, within: PageRange) -> list[PageRange]:
         """What SEEK_DATA and SEEK_HOLE say; everything where the file system does not know (PageSource.data_ranges)."""
@@ -134,28 +115,13 @@ class MappedSource:
 
     def _extents(self, within: PageRange) -> Iterator[PageRange]:
         """What the file system says is data, as whole pages."""
-        if self._is_all_there():
+        if _is_all_there(self._fd):
             yield within
             return
         first = self._offset + within.first * self._page_size
         for start, end in data_extents(self._fd, first, first + within.count * self._page_size):
             page = (start - self._offset) // self._page_size
             yield PageRange(page, -(-(end - self._offset) // self._page_size) - page)
-
-    def _is_all_there(self) -> bool:
-        """Whether shared memory has no hole at all: quicker than to have every page of it passed by."""
-        try:
-            status = os.fstat(self._fd)
-        except OSError:
-            return False
-        return status.st_blocks * _BLOCK_BYTES >= status.st_size and self._is_in_shared_memory()
-
-    def _is_in_shared_memory(self) -> bool:
-        """Whether that can be told, and is so."""
-        try:
-            return linux.is_tmpfs(self._fd)
-        except OSError:
-            return False
 
     def _never_swapped(self) -> bool:
         """Whether the page cache knows every page that holds something, since nothing is in swap."""
@@ -202,7 +168,7 @@ class MappedSource:
 
     def _cache_tells(self) -> bool:
         """Whether the page cache knows every page that holds something, and tells us."""
-        if self._swapped_out is None or self._page_size != mmap.PAGESIZE or not self._is_in_shared_memory():
+        if self._swapped_out is None or self._page_size != mmap.PAGESIZE or not _is_in_shared_memory(self._fd):
             return False
         return os.access(f"/proc/self/fd/{self._fd}", os.W_OK, effective_ids=True)
 
@@ -223,10 +189,70 @@ class MappedSource:
 
     def close(self) -> None:
         """Unmap and close; views handed out stay valid until they are dropped (PageSource.close)."""
-        self._pages = self._view = None
+        self._pages = self._view = self._from_swap = None
         if self._fd >= 0:
             linux.close(self._fd)
             self._fd = -1
+
+
+class _FromSwap:
+    """Pages of a mapping that were in swap when they were looked at.
+
+    All at once they come in many times faster than page by page. In shared memory they have no place in swap any more,
+    so paging them out writes; but of a guest that is held to less memory than it has, the kernel would page out other
+    pages instead, those it works with (measured). Pages that the guest uses by then stay.
+
+    Args:
+        view: the mapping.
+        page_size: bytes.
+    """
+
+    def __init__(self, view: mmap.mmap, page_size: int) -> None:
+        self._view = view
+        self._page_size = page_size
+        self._swapped: Bits = np.zeros(len(view) // page_size, np.uint8)
+        self._looked_at: list[tuple[int, int]] = []
+
+    def bring_in(self, first: int, resident: Bits, wanted: Bits | None) -> None:
+        """Bring in what is wanted of pages that were in swap now or before.
+
+        Args:
+            first: number of the first page.
+            resident: 1 for each page from there on that is in memory. What was paged out may look as if it were, until
+                its memory is needed.
+            wanted: 1 for each page that will be looked at; None for all.
+        """
+        part = self._swapped[first : first + len(resident)]
+        part |= resident ^ 1
+        runs = runs_of_ones(part if wanted is None else part & wanted)
+        self._looked_at = [(first + start, length) for start, length in runs.tolist()]
+        self._advise(linux.MADV_WILLNEED)
+
+    def give_back(self) -> None:
+        """Page out what was brought in last."""
+        self._advise(linux.MADV_PAGEOUT)
+
+    def _advise(self, advice: int) -> None:
+        for first, count in self._looked_at:
+            with contextlib.suppress(OSError):  # it is advice
+                self._view.madvise(advice, first * self._page_size, count * self._page_size)
+
+
+def _is_all_there(fd: int) -> bool:
+    """Whether shared memory has no hole at all: quicker than to have every page of it passed by."""
+    try:
+        status = os.fstat(fd)
+    except OSError:
+        return False
+    return status.st_blocks * _BLOCK_BYTES >= status.st_size and _is_in_shared_memory(fd)
+
+
+def _is_in_shared_memory(fd: int) -> bool:
+    """Whether that can be told, and is so."""
+    try:
+        return linux.is_tmpfs(fd)
+    except OSError:
+        return False
 
 
 def _scattered(data: PageBitmap) -> NDArray[np.bool_]:

@@ -1,0 +1,180 @@
+"""Options of a save or a restore, group by group, and the values that they ask for."""
+
+from __future__ import annotations
+
+import argparse
+from typing import TYPE_CHECKING, Any
+
+from parallel_fixedram.core.errors import RequestError
+from parallel_fixedram.core.profiles import Profile
+from parallel_fixedram.core.units import format_count
+
+if TYPE_CHECKING:
+    from parallel_fixedram.core.reports.choice import ChoiceReport
+    from parallel_fixedram.core.save_options import Capturing, Gate, Writing
+
+MAX_ROUNDS = 16
+"""Of ``core.save_options``, which is not imported for ``--help``."""
+
+
+def parse_change(text: str) -> tuple[str, bool]:
+    """A capability's name and whether it is to be on, from ``NAME``, ``NAME=on`` or ``NAME=off``.
+
+    Raises:
+        argparse.ArgumentTypeError: anything else.
+    """
+    name, equals, value = text.partition("=")
+    if not name or (equals and value not in ("on", "off")):
+        raise argparse.ArgumentTypeError(f"{text!r}: expected NAME, NAME=on or NAME=off")
+    return name, value != "off"
+
+
+def add_rule_options(parser: Any) -> None:
+    """Whose rules the capability gate follows."""
+    parser.add_argument(
+        "--profile",
+        choices=[str(profile) for profile in Profile],
+        default=str(Profile.FIXED_RAM),
+        help="whose rules say what goes together: QEMU 8.2 with the fixed-ram patch (default), QEMU 10.0 or QEMU 11.1",
+    )
+    parser.add_argument(
+        "--experimental-multifd",
+        action="store_true",
+        help="allow fixed-ram with multifd, more than one channel; lifts no other rule",
+    )
+
+
+def auto_or_number(text: str) -> int | None:
+    """A whole number, or None for ``auto``.
+
+    Raises:
+        argparse.ArgumentTypeError: anything else.
+    """
+    try:
+        return None if text == "auto" else int(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r}: expected a number or auto") from None
+
+
+def add_writing_options(parser: Any) -> None:
+    """How to write: what is not given is chosen."""
+    group = parser.add_argument_group("how to write", "what is not given follows from what writes cost there")
+    group.add_argument(
+        "--direct-io",
+        choices=("auto", "on", "off"),
+        default="auto",
+        help="whether to bypass the page cache (default auto)",
+    )
+    group.add_argument(
+        "--gap-pages",
+        type=auto_or_number,
+        metavar="N",
+        help="bridge gaps of up to N unchanged pages, where one write is cheaper than two (default auto)",
+    )
+    group.add_argument(
+        "--shard-pages",
+        type=auto_or_number,
+        metavar="N",
+        help="pages that a worker is handed at a time (default auto)",
+    )
+    group.add_argument(
+        "--calibrate", action="store_true", help="measure what writes cost there, even if it is known: about a second"
+    )
+
+
+def writing(args: argparse.Namespace) -> Writing:
+    """What the options of ``add_writing_options`` ask for.
+
+    Raises:
+        RequestError: a number out of its range.
+    """
+    from parallel_fixedram.core.save_options import DirectIO, Writing
+
+    return Writing(
+        direct_io=DirectIO(args.direct_io),
+        gap_pages=args.gap_pages,
+        shard_pages=args.shard_pages,
+        calibrate=args.calibrate,
+    )
+
+
+def add_capture_options(parser: Any) -> None:
+    """How the file comes to hold one instant of a guest that runs."""
+    group = parser.add_argument_group(
+        "a guest that runs meanwhile", "a built-in guest does so where --capture names one of the three ways"
+    )
+    group.add_argument(
+        "--capture",
+        choices=("auto", "compare", "rounds", "stopped"),
+        default="auto",
+        help="how the file comes to hold one instant. compare: all pages while the guest runs, then, while it stands "
+        "still, those whose hash is another one; rounds: what a dirty log names, again and again, the last time while "
+        "it stands still (built-in guest only); stopped: all pages while it stands still; "
+        "auto (default): the one of them that makes the shortest pause, without a dirty log",
+    )
+    group.add_argument(
+        "--max-rounds", type=int, metavar="N", help=f"most rounds of --capture rounds (default {MAX_ROUNDS})"
+    )
+
+
+def capturing(args: argparse.Namespace) -> Capturing:
+    """What the options of ``add_capture_options`` ask for.
+
+    Raises:
+        RequestError: they do not go together, or a number is out of its range.
+    """
+    from parallel_fixedram.core.save_options import CaptureMode, Capturing
+
+    mode = CaptureMode(args.capture)
+    if args.max_rounds is None:
+        return Capturing(mode=mode)
+    if mode is not CaptureMode.ROUNDS:
+        raise RequestError("--max-rounds is for --capture rounds")
+    return Capturing(mode=mode, max_rounds=args.max_rounds)
+
+
+def choice_lines(choice: ChoiceReport) -> list[str]:
+    """A choice and its reasons for people."""
+    how = "direct I/O" if choice.direct_io else "page cache"
+    how += {"compare": " while the guest runs, then what changed", "rounds": " in rounds"}.get(choice.capture, "")
+    head = f"{format_count(choice.channels, 'channel')}, {how}, shards of {format_count(choice.shard_pages, 'page')}"
+    return [head, *choice.why]
+
+
+def add_gate_options(parser: Any, *, auto: bool = False) -> None:
+    """``--channels`` and what the capability gate needs to know.
+
+    Args:
+        parser: gets the options.
+        auto: whether the number of channels may be left open.
+    """
+    group = parser.add_argument_group("channels and capabilities")
+    group.add_argument(
+        "--channels",
+        type=auto_or_number if auto else int,
+        default=1,
+        metavar="N|auto" if auto else "N",
+        help="worker processes (default 1); more than one is multifd, which needs --experimental-multifd"
+        + ("; auto: as many as pay" if auto else ""),
+    )
+    group.add_argument(
+        "--cap",
+        action="append",
+        default=[],
+        type=parse_change,
+        metavar="NAME[=on|off]",
+        help="a further migration capability that is to be on or off (caps lists them); may be repeated",
+    )
+    add_rule_options(group)
+
+
+def gate(args: argparse.Namespace) -> Gate:
+    """What the options of ``add_gate_options`` ask for."""
+    from parallel_fixedram.core.save_options import Gate
+
+    return Gate(
+        channels=args.channels,
+        experimental_multifd=args.experimental_multifd,
+        capabilities=dict(args.cap),
+        profile=Profile(args.profile),
+    )
