@@ -20,7 +20,6 @@ import parallel_fixedram
 from parallel_fixedram.core.cost import ASSUMED
 from parallel_fixedram.engine.tuning import calibrate
 from parallel_fixedram.host import linux
-from parallel_fixedram.verbs.restore_guest import plan_restore
 
 SOURCE = Path(parallel_fixedram.__file__)
 SLOW_MODULES = ("msgspec", "numpy", "psutil", "rich", "xxhash")
@@ -451,12 +450,6 @@ def test_a_file_is_kept_in_the_page_cache_or_dropped_from_it(tmp_path, direct_io
                 left[cache] = (report.bytes.cached, linux.cachestat(file.fileno()))
     assert left["drop"] == (0, 0)
     assert left["keep"][0] >= ((4 << 20) if direct_io == "off" else 1)
-
-
-def test_a_profile_that_there_is_not_is_a_request_error_where_a_qemu_would_be_started():
-    for start in (parallel_fixedram.restore_guest, plan_restore):
-        with pytest.raises(parallel_fixedram.RequestError, match=r"profile is 'qemu-1\.0'"):
-            start("f.mr", ["qemu"], profile="qemu-1.0")
 
 
 def test_what_a_file_says_of_itself_goes_to_json_and_comes_back_equal(tmp_path):

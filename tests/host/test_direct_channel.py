@@ -19,14 +19,15 @@ from support.pictures import PAGE, allocated_pages, content, picture_of, read_al
 from parallel_fixedram.core.bitmap import Bits, Runs, runs_of_ones
 from parallel_fixedram.core.errors import HostError
 from parallel_fixedram.core.protocols import Channel, Pages
+from parallel_fixedram.core.save_options import QUEUE_DEPTH
 from parallel_fixedram.host.files import aio
 from parallel_fixedram.host.files.channel import FileChannel
-from parallel_fixedram.host.files.direct_channel import DEPTH, DirectChannel, segments
+from parallel_fixedram.host.files.direct_channel import DirectChannel, segments
 
 PAGES = 200
 
 
-def opened(path: Path, pages: int = PAGES, depth: int = DEPTH) -> DirectChannel:
+def opened(path: Path, pages: int = PAGES, depth: int = QUEUE_DEPTH) -> DirectChannel:
     """A file on a disk, past the page cache, all of it allocated."""
     path.write_bytes(bytes(pages * PAGE))
     try:
@@ -126,7 +127,7 @@ def test_there_may_be_as_many_runs_as_pages_and_more_than_places_in_flight(direc
     with shared_ram(picture[:PAGES]) as (_, pages, readable):
         direct.write_runs(0, pages, as_runs([(page, 1) for page in range(PAGES)]), readable)
         assert direct._queue is not None
-        assert 0 < direct._queue.in_flight <= DEPTH < PAGES
+        assert 0 < direct._queue.in_flight <= QUEUE_DEPTH < PAGES
         direct.settle()
         assert direct._queue.in_flight == 0
     direct._queue.close()
@@ -166,7 +167,7 @@ def _limits_again() -> Iterator[None]:
 
 
 @pytest.mark.usefixtures("_limits_again")
-@pytest.mark.parametrize("depth", [1, DEPTH])
+@pytest.mark.parametrize("depth", [1, QUEUE_DEPTH])
 def test_a_run_that_cannot_be_written_is_an_error_with_its_place(tmp_path: Path, depth: int) -> None:
     direct = opened(tmp_path / "FILE", depth=depth)
     with shared_ram("ABCDEFGHIJ") as (_, pages, readable):
@@ -228,7 +229,7 @@ def test_a_queue_is_asked_for_as_deep_as_all_channels_together_need(
     monkeypatch.setattr(aio, "is_available", lambda requests: not asked.append(requests))
     assert direct.has_queue(1)
     assert direct.has_queue(4)
-    assert asked == [DEPTH, 4 * DEPTH]
+    assert asked == [QUEUE_DEPTH, 4 * QUEUE_DEPTH]
     assert direct._queue is None
 
 

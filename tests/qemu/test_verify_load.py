@@ -17,7 +17,7 @@ from support.qemu import QemuProcess
 from support.qemu_boot import BootFolder, HeldBoot, children, ends, sha256
 from support.qemu_files import SavedGuest
 
-from parallel_fixedram.boot import verify_by_loading
+from parallel_fixedram.verbs.verify_by_loading import verify_by_loading
 
 MIB = 1 << 20
 
