@@ -20,6 +20,7 @@ import parallel_fixedram
 from parallel_fixedram.core.cost import ASSUMED
 from parallel_fixedram.engine.tuning import calibrate
 from parallel_fixedram.host import linux
+from parallel_fixedram.verbs import restore_guest
 
 SOURCE = Path(parallel_fixedram.__file__)
 SLOW_MODULES = ("msgspec", "numpy", "psutil", "rich", "xxhash")
@@ -461,6 +462,19 @@ def test_what_a_file_says_of_itself_goes_to_json_and_comes_back_equal(tmp_path):
     told = json.loads(json.dumps(parallel_fixedram.to_json(report)))
     assert (told["schema"], told["verb"]) == ("parallel_fixedram.inspect", "inspect")
     assert parallel_fixedram.from_json(parallel_fixedram.InspectReport, told) == report
+
+
+@pytest.mark.parametrize("channels", [0, -1, 256])
+def test_no_channel_is_not_one_channel(channels):
+    gate = parallel_fixedram.Gate(channels=channels)
+    for refused in (
+        lambda: parallel_fixedram.restore("f.mr", {"m": "ram"}, gate=gate),
+        lambda: parallel_fixedram.restore_guest("f.mr", ["qemu"], gate=gate),
+        lambda: restore_guest.plan_restore("f.mr", ["qemu"], gate=gate),
+        lambda: parallel_fixedram.save(lambda: pytest.fail("the gate comes first"), "f.mr", gate=gate),
+    ):
+        with pytest.raises(parallel_fixedram.RequestError, match="between 1 and 255"):
+            refused()
 
 
 def test_numbers_that_make_no_sense_are_request_errors(tmp_path):

@@ -96,6 +96,11 @@ class Gate:
     def __post_init__(self) -> None:
         object.__setattr__(self, "profile", choice(Profile, self.profile, "profile"))
 
+    @property
+    def channels_or_one(self) -> int:
+        """Number of channels where nobody chooses it."""
+        return 1 if self.channels is None else self.channels
+
     def decided(self, channels: int) -> dict[str, bool]:
         """The capabilities of a save with so many channels.
 
@@ -119,7 +124,7 @@ class Gate:
         """
         return frozenset(
             capabilities_for_restore(
-                channels=self.channels or 1,
+                channels=self.channels_or_one,
                 extra=self.capabilities,
                 profile=self.profile,
                 experimental=self.experimental_multifd,

@@ -40,7 +40,7 @@ def restore(
         HostError: I/O or memory; files made for the restore are gone again.
     """
     gate = gate or Gate()
-    on, channels = gate.decided_for_restore(), gate.channels or 1
+    on, channels = gate.decided_for_restore(), gate.channels_or_one
     destinations = {idstr: Destination(path=to) if isinstance(to, str) else to for idstr, to in ram.items()}
     with open_image(uri) as image:
         image.refuse_absent(destinations)  # no capability would help

@@ -70,7 +70,7 @@ def restore_guest(
     """
     started = time.perf_counter()
     gate = gate or Gate()
-    channels = gate.channels or 1
+    channels = gate.channels_or_one
     with _accepted(uri, command, gate, paused=paused) as (image, line, main):
         if check_digests:
             hold_against_digests(image, observer)
@@ -133,7 +133,7 @@ def plan_restore(
         FormatError: not a complete mapped-ram file.
     """
     gate = gate or Gate()
-    channels = gate.channels or 1
+    channels = gate.channels_or_one
     with _accepted(uri, command, gate, paused=paused) as (image, line, main):
         if not ram:
             return loaded_by_qemu(image, line, channels)
