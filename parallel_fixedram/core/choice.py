@@ -171,7 +171,8 @@ def _predict(
     if direct:
         device = _of(model.direct, channels).seconds(*merged) + windows * model.direct_window / workers
         write = device + computing - model.overlap * min(device, computing)
-        before, after = merged[0] * model.reserve, model.flush.seconds(*merged)
+        before = merged[0] * model.reserve
+        after = model.flush.seconds(*merged) + max(model.direct_sync - model.sync, 0.0)
     else:
         alone = _of(model.buffered, 1).seconds(*merged)
         copies = max(_of(model.buffered, channels).seconds(*merged), alone / workers + computing)

@@ -84,6 +84,8 @@ class DeviceModel:
     """What direct writes add to the sync at the end: hardly anything, unless the device has a volatile cache."""
     sync: float
     """Seconds of a sync that finds next to nothing to do."""
+    direct_sync: float
+    """Seconds of the first sync after direct writes, however few they were."""
     start: float
     """Seconds until workers are there."""
     reserve: float
@@ -139,7 +141,7 @@ class DeviceModel:
 
 
 _NUMBERS = (
-    *("sync", "start", "reserve", "overlap", "window", "direct_window", "buffered_window"),
+    *("sync", "direct_sync", "start", "reserve", "overlap", "window", "direct_window", "buffered_window"),
     *("scan_byte", "digest_page", "hash_page"),
 )
 
@@ -159,6 +161,7 @@ ASSUMED = DeviceModel(
     stable=CallCost(call=12e-6, byte=0.7e-9),
     flush=CallCost(call=0.0, byte=0.01e-9),
     sync=2e-3,
+    direct_sync=5e-3,
     start=0.03,
     reserve=8e-6,
     overlap=0.5,

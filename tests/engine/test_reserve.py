@@ -1,12 +1,15 @@
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from support.cli import tmpfs
 from support.pictures import PAGE, mark
 
 from parallel_fixedram.core.bitmap import PageBitmap
+from parallel_fixedram.core.errors import HostError
 from parallel_fixedram.core.ramblock import RAMBlock
 from parallel_fixedram.engine.pages.reserve import GIVE_BACK_PAGES, JOIN_GAP_PAGES, MIN_RESERVED_PAGES, Reservation
 from parallel_fixedram.format.layout import FileLayout
@@ -88,6 +91,24 @@ def test_through_the_page_cache_only_what_is_long_and_nearly_all_data_is_reserve
     assert pending.reserved == [(27, 70)]
     assert MIN_RESERVED_PAGES <= 70
     assert JOIN_GAP_PAGES < 64
+
+
+def test_on_tmpfs_it_is_asked_once_whether_all_of_it_fits_and_nothing_is_taken_or_given_back(tmp_path: Path) -> None:
+    layout = FileLayout.plan("m", [RAMBlock(idstr="ram", used_length=len(PICTURE) * PAGE)])
+    with (
+        tmpfs(tmp_path / "small", "size=1m") as small,
+        NotingFile(str(small / "FILE"), layout.blocks[0].header.pages_offset) as pending,
+    ):
+        pending.set_size(layout.ram_end)
+        pending.note_punches()
+        space = Reservation(pending, layout.blocks)
+        space.take(0, bitmap(PICTURE), 0)
+        assert pending.reserved == [(0, PICTURE.count("x"))]
+        space.give_back([PageBitmap(len(PICTURE))], 0)
+        assert pending.punched == []
+        assert os.fstat(pending.fd).st_blocks == 0
+        with pytest.raises(HostError, match="no space left"):
+            space.take(0, bitmap("x-" * 300), 0)
 
 
 def test_a_file_system_that_cannot_reserve_is_asked_once(noting: tuple[NotingFile, Reservation]) -> None:
