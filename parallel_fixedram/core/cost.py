@@ -86,6 +86,8 @@ class DeviceModel:
     """Seconds of a sync that finds next to nothing to do."""
     direct_sync: float
     """Seconds of the first sync after direct writes, however few they were."""
+    buffered_sync: float
+    """The same after writes into the page cache."""
     start: float
     """Seconds until workers are there."""
     reserve: float
@@ -141,7 +143,17 @@ class DeviceModel:
 
 
 _NUMBERS = (
-    *("sync", "direct_sync", "start", "reserve", "overlap", "window", "direct_window", "buffered_window"),
+    *(
+        "sync",
+        "direct_sync",
+        "buffered_sync",
+        "start",
+        "reserve",
+        "overlap",
+        "window",
+        "direct_window",
+        "buffered_window",
+    ),
     *("scan_byte", "digest_page", "hash_page"),
 )
 
@@ -162,6 +174,7 @@ ASSUMED = DeviceModel(
     flush=CallCost(call=0.0, byte=0.01e-9),
     sync=2e-3,
     direct_sync=5e-3,
+    buffered_sync=5e-3,
     start=0.03,
     reserve=8e-6,
     overlap=0.5,

@@ -57,8 +57,7 @@ _SMALL_WINDOWS = 4
 _SPARSE_STRIDE = 64
 _SPARSE_WINDOWS = 16
 """Windows in which few pages are written, one of so many: what a window takes besides its calls."""
-_REPEATS = 3
-_SMALL_REPEATS = 2
+_SYNCS = 3
 _ENOUGH_SECONDS = 0.15
 """Nothing is measured again after so long."""
 _RESERVED = 128
@@ -72,6 +71,8 @@ _WRITTEN_WINDOWS = {
     _SPARSE: _SPARSE_WINDOWS,
     _LONG: _LONG_WINDOWS,
 }
+_REPEATS = {_SMALL: 2, _LARGE: 3, _COMPUTING: 3, _SPARSE: 2, _LONG: 1}
+"""How often something is written; all of it takes about half a GiB."""
 _SLOT = max(_WRITTEN_WINDOWS.values()) * WINDOW_PAGES_DIRECT * TARGET_PAGE_SIZE
 _BUFFERED, _DIRECT = 0, 1
 """Places of the jobs that write into the page cache and past it."""
@@ -172,8 +173,8 @@ def measure(folder: str) -> DeviceModel:
             windows = [_window(trials, job) for job in range(len(jobs))]
             computing.sample()
             costs = [_costs(trials, job, windows[job]) for job in range(len(jobs))]
-            stable = costs[_BUFFERED][1] + _written_back(trials, sync)
-            flush, direct_sync = _flush(trials) if direct is not None else (NO_COST, 0.0)
+            written_back, buffered_sync = _synced(trials, _BUFFERED)
+            flush, direct_sync = _synced(trials, _DIRECT) if direct is not None else (NO_COST, 0.0)
             computing.sample()
             reserve = 0.0 if trials.tmpfs else _reserve(buffered)
     alone = computing.result()
@@ -181,10 +182,11 @@ def measure(folder: str) -> DeviceModel:
         source="measured",
         direct=costs[_DIRECT] if direct is not None else {},
         buffered=costs[_BUFFERED],
-        stable=stable,
+        stable=costs[_BUFFERED][1] + written_back,
         flush=flush,
         sync=sync,
         direct_sync=direct_sync,
+        buffered_sync=buffered_sync,
         start=start,
         reserve=reserve,
         overlap=overlap,
@@ -227,7 +229,7 @@ class _Trials:
         written = time.perf_counter()
         self._file.sync()
         synced = time.perf_counter()
-        if pattern in _STRIDES:  # what lies in one piece is freed at once, and what is scattered piece by piece
+        if pattern in _STRIDES and not self.tmpfs:  # what is scattered is freed piece by piece, what is whole at once
             self._pool.run(job, [replace(shard, block=_LARGE) for shard in shards])
             self._file.sync()
         return written - started, synced - written, tally.digest_seconds
@@ -238,9 +240,7 @@ class _Trials:
             return known
         found: list[tuple[float, float, float]] = []
         until = time.perf_counter() + _ENOUGH_SECONDS
-        while len(found) < (_SMALL_REPEATS if pattern in _STRIDES else _REPEATS) and (
-            not found or time.perf_counter() < until
-        ):
+        while len(found) < _REPEATS[pattern] and (not found or time.perf_counter() < until):
             found.append(self.write(job, channels, pattern))
         found.sort(key=lambda each: each[0] + each[1])
         self._middle[job, channels, pattern] = found[len(found) // 2]
@@ -249,12 +249,12 @@ class _Trials:
     def empty_sync(self) -> float:
         """Seconds of a sync after a single page, the middle one of some."""
         found = []
-        for _ in range(_REPEATS):
+        for _ in range(_SYNCS):
             self._file.write(next(self._slots) * _SLOT, memoryview(bytes(TARGET_PAGE_SIZE)))
             started = time.perf_counter()
             self._file.sync()
             found.append(time.perf_counter() - started)
-        return sorted(found)[_REPEATS // 2]
+        return sorted(found)[_SYNCS // 2]
 
     def overlap(self) -> float:
         """How much of the shorter of direct writes and computing is hidden, from 0 to 1."""
@@ -289,25 +289,15 @@ def _costs(trials: _Trials, job: int, window: float) -> dict[int, CallCost]:
     return {channels: _fit(job, *(written(channels, each) for each in (_SMALL, _LARGE))) for channels in CANDIDATES}
 
 
-def _written_back(trials: _Trials, empty_sync: float) -> CallCost:
-    """What one channel's writes into the page cache add to the sync that follows.
+def _synced(trials: _Trials, job: int) -> tuple[CallCost, float]:
+    """What one channel's writes add to the sync that follows, and seconds of it in any case.
 
-    Args:
-        trials: tell how long it takes.
-        empty_sync: seconds of a sync in any case.
-    """
-    return _fit(_BUFFERED, *(max(trials.middle(_BUFFERED, 1, each)[1] - empty_sync, 0.0) for each in (_SMALL, _LARGE)))
-
-
-def _flush(trials: _Trials) -> tuple[CallCost, float]:
-    """What one channel's direct writes add to the sync that follows, and seconds of it in any case.
-
-    It ends a transaction, turns reserved space into written space and empties the device's cache. Two lengths of the
-    same kind tell the part that follows the bytes from the one that does not.
+    It ends a transaction, turns reserved space into written space, writes back or empties the device's cache. Two
+    lengths of the same kind tell the part that follows the bytes from the one that does not.
     """
     patterns = (_SMALL, _LARGE, _LONG)
-    written = [(1, *_calls(_DIRECT, each)) for each in patterns]
-    took = [trials.middle(_DIRECT, 1, each)[1] for each in patterns]
+    written = [(1, *_calls(job, each)) for each in patterns]
+    took = [trials.middle(job, 1, each)[1] for each in patterns]
     alone, call, byte = np.linalg.solve(np.array(written, np.float64), took).tolist()
     return CallCost(call=max(call, 0.0), byte=max(byte, 1e-12)), max(alone, 0.0)
 
