@@ -16,11 +16,16 @@ import pytest
 from support.cli import tmpfs
 from support.models import CALLS_COST, cost
 
+from parallel_fixedram.core.bitmap import Bits, Runs
 from parallel_fixedram.core.choice import CANDIDATES
 from parallel_fixedram.core.cost import ASSUMED, DeviceModel
 from parallel_fixedram.core.errors import HostError
+from parallel_fixedram.core.protocols import Pages
+from parallel_fixedram.core.shards import Shard
+from parallel_fixedram.engine.pages.staging import Staging
 from parallel_fixedram.engine.tuning import calibrate, calibrate_computing
 from parallel_fixedram.engine.tuning.calibrate import KEPT_SECONDS, WORTH_MEASURING, device_model
+from parallel_fixedram.host.files.channel import FileChannel
 from parallel_fixedram.host.processes import forked
 
 ENOUGH = WORTH_MEASURING
@@ -331,6 +336,31 @@ def test_looking_at_pages_is_the_mean_of_samples_and_their_digest_is_no_part_of_
     assert found.window == pytest.approx(2 * 1e-3)
     assert found.scan_byte == pytest.approx(2 * 6e-6 / 4096)
     assert (found.digest_page, found.hash_page) == (pytest.approx(2 * 4e-6), pytest.approx(2 * 4e-6))
+
+
+@pytest.mark.parametrize("staged", [True, False])
+def test_a_trial_writes_what_its_pattern_says_and_where_a_save_copies_pages_it_does(
+    tmp_path: Path, staged: bool
+) -> None:
+    written_from: list[int] = []
+
+    class Noting(FileChannel):
+        def write_runs(self, offset: int, pages: Pages, runs: Runs, readable: Bits) -> None:
+            written_from.append(pages.ctypes.data)
+            super().write_runs(offset, pages, runs, readable)
+
+    pages = np.arange(512 * 512, dtype=np.uint64).reshape(512, 512) + np.uint64(1)
+    with open(tmp_path / "FILE", "w+b") as file:
+        channel = Noting(file.fileno(), "FILE")
+        staging = Staging(lambda: channel, 4096, window_pages=512, slots=2) if staged else None
+        writer = calibrate._Writer(channel, pages, 512, staging)
+        writer.open()
+        writer.run(Shard(calibrate._SPARSE, 0, 2 * 512 // 64, 0))
+        found = np.fromfile(file.name, np.uint64).reshape(-1, 512)
+    for page, contents in enumerate(found):
+        assert (contents == (pages[page % 512] if page % calibrate._SPARSE_STRIDE == 0 else 0)).all()
+    assert len(found) == 2 * 512 - calibrate._SPARSE_STRIDE + 1
+    assert (pages.ctypes.data in written_from) != staged
 
 
 def test_half_a_gigabyte_is_room_enough(tmp_path: Path) -> None:

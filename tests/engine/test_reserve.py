@@ -2,6 +2,7 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -11,7 +12,13 @@ from support.pictures import PAGE, mark
 from parallel_fixedram.core.bitmap import PageBitmap
 from parallel_fixedram.core.errors import HostError
 from parallel_fixedram.core.ramblock import RAMBlock
-from parallel_fixedram.engine.pages.reserve import GIVE_BACK_PAGES, JOIN_GAP_PAGES, MIN_RESERVED_PAGES, Reservation
+from parallel_fixedram.engine.pages.reserve import (
+    GIVE_BACK_PAGES,
+    JOIN_GAP_PAGES,
+    MIN_RESERVED_PAGES,
+    Reservation,
+    dense_runs,
+)
 from parallel_fixedram.format.layout import FileLayout
 from parallel_fixedram.host.files.publish import PendingFile
 
@@ -109,6 +116,29 @@ def test_on_tmpfs_it_is_asked_once_whether_all_of_it_fits_and_nothing_is_taken_o
         assert os.fstat(pending.fd).st_blocks == 0
         with pytest.raises(HostError, match="no space left"):
             space.take(0, bitmap("x-" * 300), 0)
+
+
+@given(
+    st.lists(st.tuples(st.integers(1, 40), st.integers(1, 90)), max_size=40) | st.lists(st.just((1, 7)), max_size=60),
+    st.sampled_from((0, 1, 16)),
+)
+def test_ranges_are_joined_as_the_naive_twin_joins_them_one_after_the_other(
+    found: list[tuple[int, int]], gap: int
+) -> None:
+    """Each is joined to those before it, as long as it is near and gaps are at most an eighth of all."""
+    runs, page = [], 0
+    for hole, length in found:
+        runs.append((page + hole, length))
+        page += hole + length
+    joined: list[list[int]] = []  # first page, page behind, pages that are data
+    for first, length in runs:
+        end = first + length
+        if joined and first - joined[-1][1] <= gap and 8 * (joined[-1][2] + length) >= 7 * (end - joined[-1][0]):
+            joined[-1][1:] = [end, joined[-1][2] + length]
+        else:
+            joined.append([first, end, length])
+    expected = [[first, end - first] for first, end, _ in joined]
+    assert dense_runs(np.array(runs, np.int64).reshape(-1, 2), gap).tolist() == expected
 
 
 def test_a_file_system_that_cannot_reserve_is_asked_once(noting: tuple[NotingFile, Reservation]) -> None:
