@@ -172,15 +172,16 @@ def _predict(
     if direct:
         device = _of(model.direct, channels).seconds(*merged) + windows * model.direct_window / workers
         write = device + computing - model.overlap * min(device, computing)
-        before, after = merged[0] * model.reserve, model.flush.seconds(*merged)
+        before = merged[0] * model.reserve
+        after, sync = model.flush.seconds(*merged), model.direct_sync
     else:
         alone = _of(model.buffered, 1).seconds(*merged)
         copies = max(_of(model.buffered, channels).seconds(*merged), alone / workers + computing)
         write = copies + windows * model.buffered_window / workers
-        before, after = 0.0, max(model.stable.seconds(*merged) - alone, 0.0)
+        before, after, sync = 0.0, max(model.stable.seconds(*merged) - alone, 0.0), model.buffered_sync
     stable = model.start + before + write
     if situation.durable:
-        stable += after + 2 * model.sync  # of the file, and of its folder
+        stable += after + max(sync, model.sync) + model.sync  # of the file, and of its folder
     if compares:
         write = look + compare
         stable += write

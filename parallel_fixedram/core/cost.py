@@ -84,6 +84,10 @@ class DeviceModel:
     """What direct writes add to the sync at the end: hardly anything, unless the device has a volatile cache."""
     sync: float
     """Seconds of a sync that finds next to nothing to do."""
+    direct_sync: float
+    """Seconds of the first sync after direct writes, however few they were."""
+    buffered_sync: float
+    """The same after writes into the page cache."""
     start: float
     """Seconds until workers are there."""
     reserve: float
@@ -141,7 +145,17 @@ class DeviceModel:
 
 
 _NUMBERS = (
-    *("sync", "start", "reserve", "overlap", "window", "direct_window", "buffered_window"),
+    *(
+        "sync",
+        "direct_sync",
+        "buffered_sync",
+        "start",
+        "reserve",
+        "overlap",
+        "window",
+        "direct_window",
+        "buffered_window",
+    ),
     *("scan_byte", "digest_page", "hash_page"),
 )
 
@@ -161,6 +175,8 @@ ASSUMED = DeviceModel(
     stable=CallCost(call=12e-6, byte=0.7e-9),
     flush=CallCost(call=0.0, byte=0.01e-9),
     sync=2e-3,
+    direct_sync=5e-3,
+    buffered_sync=5e-3,
     start=0.03,
     reserve=8e-6,
     overlap=0.5,

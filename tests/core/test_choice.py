@@ -286,6 +286,7 @@ CACHED = model(
     stable=(20, 1),
     flush=(7, 1.5),
     sync=4000,
+    first_sync=9000,
     start=30000,
     reserve=15,
     overlap=0.25,
@@ -330,11 +331,19 @@ def test_a_prediction_is_the_sum_that_its_naive_twin_adds_up_write_by_write(gap,
     compare = work.pages * 1.0e-6 if waits else 0.0
     computing = look + compare + work.pages * 1.5e-6
     write = device + computing - 0.25 * min(device, computing)
-    stable = 0.03 + reserve + write + (flush + 2 * 0.004 if durable else 0.0)
+    stable = 0.03 + reserve + write + (flush + 0.009 + 0.004 if durable else 0.0)
     situation = replace(NOBODY_WAITS, waits=waits, durable=durable)
     found = choose(Wishes(direct_io=DirectIO.ON, gap_pages=gap), work, CACHED, situation)
     assert found.stable_seconds == pytest.approx(stable + (look + compare if waits else 0.0))
     assert found.write_seconds == pytest.approx(look + compare if waits else write)
+
+
+@pytest.mark.parametrize("direct", [DirectIO.ON, DirectIO.OFF])
+def test_the_sync_after_writes_takes_at_least_as_long_as_any_other(direct):
+    for first_sync, seconds in ((0, 0.002), (1000, 0.002), (5000, 0.006)):
+        device = model(direct={1: (0, 1)}, buffered={1: (0, 1)}, stable=(0, 1), sync=1000, first_sync=first_sync)
+        found = choose(replace(OPEN, direct_io=direct), stretch(1000), device, NOBODY_WAITS)
+        assert found.stable_seconds == pytest.approx(found.write_seconds + seconds)
 
 
 def test_a_device_that_is_done_too_soon_is_not_preferred_for_it():

@@ -157,6 +157,8 @@ models = st.builds(
     stable=st.builds(CallCost, call=calls_cost, byte=bytes_cost),
     flush=st.builds(CallCost, call=calls_cost, byte=bytes_cost),
     sync=st.floats(0, 1),
+    direct_sync=st.floats(0, 1),
+    buffered_sync=st.floats(0, 1),
     start=st.floats(0, 1),
     reserve=st.floats(0, 1),
     overlap=st.floats(0, 1),

@@ -10,16 +10,22 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import psutil
 import pytest
 from support.cli import tmpfs
 from support.models import CALLS_COST, cost
 
+from parallel_fixedram.core.bitmap import Bits, Runs
 from parallel_fixedram.core.choice import CANDIDATES
 from parallel_fixedram.core.cost import ASSUMED, DeviceModel
 from parallel_fixedram.core.errors import HostError
-from parallel_fixedram.engine.tuning import calibrate
+from parallel_fixedram.core.protocols import Pages
+from parallel_fixedram.core.shards import Shard
+from parallel_fixedram.engine.pages.staging import Staging
+from parallel_fixedram.engine.tuning import calibrate, calibrate_computing
 from parallel_fixedram.engine.tuning.calibrate import KEPT_SECONDS, WORTH_MEASURING, device_model
+from parallel_fixedram.host.files.channel import FileChannel
 from parallel_fixedram.host.processes import forked
 
 ENOUGH = WORTH_MEASURING
@@ -247,6 +253,7 @@ def test_where_direct_io_is_refused_only_the_page_cache_is_measured(
 def test_what_the_sync_after_direct_writes_takes_is_found_out(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """By trials of a device whose cost is known, and whose cache is volatile."""
     write, flush, empty, each_window = cost(20, 0.5), cost(7, 1.5), 0.004, 0.0003
+    after_direct, after_buffered = 0.009, 0.006
 
     def known(_: object, job: int, channels: int, pattern: int) -> tuple[float, float, float]:
         window = calibrate._WINDOW_PAGES[job]
@@ -258,7 +265,8 @@ def test_what_the_sync_after_direct_writes_takes_is_found_out(folder: Path, monk
         seconds = write.seconds(calls, size) + windows * each_window / min(channels, processors)
         if pattern == calibrate._COMPUTING:
             return seconds + 0.75 * 0.001, empty, 0.001  # a quarter of the computing is hidden
-        return seconds, empty + flush.seconds(calls, size), 0.0
+        alone = after_direct if job == calibrate._DIRECT else after_buffered
+        return seconds, alone + flush.seconds(calls, size), 0.0
 
     processors = len(os.sched_getaffinity(0))
     monkeypatch.setattr(calibrate._Trials, "middle", known)
@@ -271,7 +279,94 @@ def test_what_the_sync_after_direct_writes_takes_is_found_out(folder: Path, monk
     assert (found.stable.call, found.stable.byte) == (pytest.approx(27e-6), pytest.approx(2.0e-9))
     assert (found.direct_window, found.buffered_window) == (pytest.approx(0.0003), pytest.approx(0.0003))
     assert found.sync == empty
+    assert (found.direct_sync, found.buffered_sync) == (pytest.approx(after_direct), pytest.approx(after_buffered))
     assert found.overlap == pytest.approx(0.25)
+
+
+def test_a_device_that_is_quicker_with_much_than_with_little_has_no_cost_below_nothing(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    took = {calibrate._SMALL: 0.3, calibrate._LARGE: 0.2, calibrate._LONG: 0.1}
+
+    def known(_: object, job: int, channels: int, pattern: int) -> tuple[float, float, float]:
+        return 0.001, took.get(pattern, 0.001), 0.001
+
+    monkeypatch.setattr(calibrate._Trials, "middle", known)
+    found = calibrate.measure(str(folder))
+    assert min(found.flush.byte, found.stable.byte) > 0
+    assert min(found.flush.call, found.direct_sync, found.stable.call, found.buffered_sync) >= 0
+
+
+def test_a_trial_is_made_once_however_many_figures_follow_from_it(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made: list[tuple[int, int, int]] = []
+    real = calibrate._Trials.write
+
+    def write(trials: calibrate._Trials, job: int, channels: int, pattern: int) -> tuple[float, float, float]:
+        made.append((job, channels, pattern))
+        return real(trials, job, channels, pattern)
+
+    monkeypatch.setattr(calibrate._Trials, "write", write)
+    monkeypatch.setattr(calibrate, "_REPEATS", dict.fromkeys(calibrate._WRITTEN_WINDOWS, 1))
+    calibrate.measure(str(folder))
+    assert len(made) == len(set(made))
+    for job in {job for job, _, _ in made}:
+        assert {(job, c, each) for c in CANDIDATES for each in (calibrate._SMALL, calibrate._LARGE)} <= set(made)
+
+
+def test_looking_at_pages_is_the_mean_of_samples_and_their_digest_is_no_part_of_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """64 windows of 4 pages and 8 of 256: a window takes 1 ms, a page 10 us, 4 us of it for its digest."""
+    speeds = iter((9.0, 1.0, 3.0))  # what is measured first counts for nothing
+    now = [0.0]
+
+    def look(windows: int, pages: int) -> float:
+        if pages > 4:
+            now[0] = next(speeds)
+        return now[0] * (windows * 1e-3 + windows * pages * 10e-6)
+
+    monkeypatch.setattr(calibrate_computing, "_look", look)
+    monkeypatch.setattr(calibrate_computing, "_page", lambda *_: now[0] * 4e-6)
+    trials = calibrate_computing.ComputingTrials(np.ones((4, 512), np.uint64))
+    trials.sample()
+    trials.sample()
+    found = trials.result()
+    assert found.window == pytest.approx(2 * 1e-3)
+    assert found.scan_byte == pytest.approx(2 * 6e-6 / 4096)
+    assert (found.digest_page, found.hash_page) == (pytest.approx(2 * 4e-6), pytest.approx(2 * 4e-6))
+
+
+@pytest.mark.parametrize("staged", [True, False])
+def test_a_trial_writes_what_its_pattern_says_and_where_a_save_copies_pages_it_does(
+    tmp_path: Path, staged: bool
+) -> None:
+    written_from: list[int] = []
+
+    class Noting(FileChannel):
+        def write_runs(self, offset: int, pages: Pages, runs: Runs, readable: Bits) -> None:
+            written_from.append(pages.ctypes.data)
+            super().write_runs(offset, pages, runs, readable)
+
+    pages = np.arange(512 * 512, dtype=np.uint64).reshape(512, 512) + np.uint64(1)
+    with open(tmp_path / "FILE", "w+b") as file:
+        channel = Noting(file.fileno(), "FILE")
+        staging = Staging(lambda: channel, 4096, window_pages=512, slots=2) if staged else None
+        writer = calibrate._Writer(channel, pages, 512, staging)
+        writer.open()
+        writer.run(Shard(calibrate._SPARSE, 0, 2 * 512 // 64, 0))
+        found = np.fromfile(file.name, np.uint64).reshape(-1, 512)
+    for page, contents in enumerate(found):
+        assert (contents == (pages[page % 512] if page % calibrate._SPARSE_STRIDE == 0 else 0)).all()
+    assert len(found) == 2 * 512 - calibrate._SPARSE_STRIDE + 1
+    assert (pages.ctypes.data in written_from) != staged
+
+
+def test_half_a_gigabyte_is_room_enough(tmp_path: Path) -> None:
+    """However fast the device is, and so often everything is written."""
+    with tmpfs(tmp_path / "memory", "size=512m") as memory:
+        assert device_model(str(memory), ENOUGH).source == "measured"
 
 
 def test_nothing_is_reserved_where_files_are_memory(tmp_path: Path) -> None:

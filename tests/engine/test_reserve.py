@@ -1,14 +1,24 @@
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from support.cli import tmpfs
 from support.pictures import PAGE, mark
 
 from parallel_fixedram.core.bitmap import PageBitmap
+from parallel_fixedram.core.errors import HostError
 from parallel_fixedram.core.ramblock import RAMBlock
-from parallel_fixedram.engine.pages.reserve import GIVE_BACK_PAGES, JOIN_GAP_PAGES, MIN_RESERVED_PAGES, Reservation
+from parallel_fixedram.engine.pages.reserve import (
+    GIVE_BACK_PAGES,
+    JOIN_GAP_PAGES,
+    MIN_RESERVED_PAGES,
+    Reservation,
+    dense_runs,
+)
 from parallel_fixedram.format.layout import FileLayout
 from parallel_fixedram.host.files.publish import PendingFile
 
@@ -88,6 +98,47 @@ def test_through_the_page_cache_only_what_is_long_and_nearly_all_data_is_reserve
     assert pending.reserved == [(27, 70)]
     assert MIN_RESERVED_PAGES <= 70
     assert JOIN_GAP_PAGES < 64
+
+
+def test_on_tmpfs_it_is_asked_once_whether_all_of_it_fits_and_nothing_is_taken_or_given_back(tmp_path: Path) -> None:
+    layout = FileLayout.plan("m", [RAMBlock(idstr="ram", used_length=len(PICTURE) * PAGE)])
+    with (
+        tmpfs(tmp_path / "small", "size=1m") as small,
+        NotingFile(str(small / "FILE"), layout.blocks[0].header.pages_offset) as pending,
+    ):
+        pending.set_size(layout.ram_end)
+        pending.note_punches()
+        space = Reservation(pending, layout.blocks)
+        space.take(0, bitmap(PICTURE), 0)
+        assert pending.reserved == [(0, PICTURE.count("x"))]
+        space.give_back([PageBitmap(len(PICTURE))], 0)
+        assert pending.punched == []
+        assert os.fstat(pending.fd).st_blocks == 0
+        with pytest.raises(HostError, match="no space left"):
+            space.take(0, bitmap("x-" * 300), 0)
+
+
+@given(
+    st.lists(st.tuples(st.integers(1, 40), st.integers(1, 90)), max_size=40) | st.lists(st.just((1, 7)), max_size=60),
+    st.sampled_from((0, 1, 16)),
+)
+def test_ranges_are_joined_as_the_naive_twin_joins_them_one_after_the_other(
+    found: list[tuple[int, int]], gap: int
+) -> None:
+    """Each is joined to those before it, as long as it is near and gaps are at most an eighth of all."""
+    runs, page = [], 0
+    for hole, length in found:
+        runs.append((page + hole, length))
+        page += hole + length
+    joined: list[list[int]] = []  # first page, page behind, pages that are data
+    for first, length in runs:
+        end = first + length
+        if joined and first - joined[-1][1] <= gap and 8 * (joined[-1][2] + length) >= 7 * (end - joined[-1][0]):
+            joined[-1][1:] = [end, joined[-1][2] + length]
+        else:
+            joined.append([first, end, length])
+    expected = [[first, end - first] for first, end, _ in joined]
+    assert dense_runs(np.array(runs, np.int64).reshape(-1, 2), gap).tolist() == expected
 
 
 def test_a_file_system_that_cannot_reserve_is_asked_once(noting: tuple[NotingFile, Reservation]) -> None:

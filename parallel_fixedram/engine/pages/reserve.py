@@ -9,6 +9,7 @@ import numpy as np
 from parallel_fixedram.core.bitmap import PageBitmap, Runs
 from parallel_fixedram.engine.pages.window import merge_runs
 from parallel_fixedram.format.mapped_ram import SavedBlock
+from parallel_fixedram.host import linux
 from parallel_fixedram.host.files.publish import PendingFile
 
 JOIN_GAP_PAGES = 16
@@ -55,6 +56,9 @@ class Reservation:
         else:
             wanted = merge_runs(data.runs(), gap_pages)
         offset, size, taken = saved.page_offset(0), saved.block.page_size, 0
+        if linux.is_tmpfs(self._pending.fd):  # nothing is taken there; whether all of it fits is one question
+            self._pending.reserve(offset, int(wanted[:, 1].sum()) * size)
+            return
         for first, count in wanted.tolist():
             if not self._pending.reserve(offset + first * size, count * size):
                 break
@@ -71,18 +75,26 @@ class Reservation:
 
 
 def dense_runs(runs: Runs, max_gap_pages: int) -> Runs:
-    """Runs joined over gaps of at most ``max_gap_pages`` pages, while gaps are at most an eighth of the result."""
-    joined: list[tuple[int, int]] = []
-    first = end = data_pages = 0
-    for start, count in runs.tolist():
-        length = start + count - first
-        if start - end <= max_gap_pages and 8 * (data_pages + count) >= 7 * length and data_pages:
-            data_pages += count
-        else:
-            joined.append((first, end))
-            first, data_pages = start, count
-        end = start + count
-    joined.append((first, end))
-    found = np.array(joined[1:], np.int64).reshape(-1, 2)  # nothing was joined before the first
-    found[:, 1] -= found[:, 0]
-    return found
+    """Runs joined over gaps of at most ``max_gap_pages`` pages, while gaps are at most an eighth of the result.
+
+    Of single pages at random hardly any are joined to the next one: only those that are get a look of their own.
+    """
+    firsts, lengths = runs[:, 0], runs[:, 1].copy()
+    spans = firsts[1:] + lengths[1:] - firsts[:-1]
+    close = firsts[1:] - firsts[:-1] - lengths[:-1] <= max_gap_pages
+    begins = np.flatnonzero(close & (8 * (lengths[:-1] + lengths[1:]) >= 7 * spans)).tolist()
+    starts, counts, alone = firsts.tolist(), runs[:, 1].tolist(), np.ones(len(runs), np.bool_)
+    last = -1
+    for begin in begins:
+        if begin <= last:
+            continue
+        first, data_pages, last = starts[begin], counts[begin], begin
+        while last + 1 < len(starts):
+            start, count = starts[last + 1], counts[last + 1]
+            gap = start - starts[last] - counts[last]
+            if gap > max_gap_pages or 8 * (data_pages + count) < 7 * (start + count - first):
+                break
+            data_pages, last = data_pages + count, last + 1
+        alone[begin + 1 : last + 1] = False
+        lengths[begin] = starts[last] + counts[last] - first
+    return np.stack((firsts[alone], lengths[alone]), axis=1)

@@ -2,7 +2,8 @@
 
 Workers of the same kind as a save's write runs of one page, and then whole windows, into an unnamed file there: past
 the page cache and into it, with one, two and four channels. After each the file is synced, and that is timed by itself:
-a device with a volatile cache does most of its work only then. The result is kept for the next command, by file system.
+a device with a volatile cache does most of its work only then. What computing takes is measured in between, several
+times. The result is kept for the next command, by file system.
 """
 
 from __future__ import annotations
@@ -11,9 +12,9 @@ import contextlib
 import logging
 import os
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from itertools import count, product
+from itertools import count
 from typing import Any
 
 import numpy as np
@@ -26,8 +27,9 @@ from parallel_fixedram.core.protocols import Channel, Pages
 from parallel_fixedram.core.ramblock import TARGET_PAGE_SIZE
 from parallel_fixedram.core.shards import Shard
 from parallel_fixedram.engine.pages.digest import page_digests
-from parallel_fixedram.engine.pages.window import nonzero_pages
-from parallel_fixedram.engine.tuning.calibrate_computing import measure_computing
+from parallel_fixedram.engine.pages.staging import Staging
+from parallel_fixedram.engine.pages.window import covered, nonzero_pages
+from parallel_fixedram.engine.tuning.calibrate_computing import ComputingTrials
 from parallel_fixedram.engine.workers.messages import Tally
 from parallel_fixedram.engine.workers.pool import WorkerPool
 from parallel_fixedram.host import linux, user_cache
@@ -42,10 +44,12 @@ KEPT_SECONDS = 7 * 24 * 3600.0
 """How long a result is used again."""
 
 _KEPT_AS = "devices.json"
-_VERSION = 3
+_VERSION = 4
 """Of what is measured and how; what another one has kept is not used."""
 _WINDOWS = 8
 """Windows written at a time: 16 MiB by large calls."""
+_LONG_WINDOWS = 32
+"""The same for longer: what a sync has to do anyway is in both, and the difference is what bytes cost."""
 _STRIDE = 8
 """One page of so many is written by small calls."""
 _SMALL_WINDOWS = 4
@@ -53,32 +57,43 @@ _SMALL_WINDOWS = 4
 _SPARSE_STRIDE = 64
 _SPARSE_WINDOWS = 16
 """Windows in which few pages are written, one of so many: what a window takes besides its calls."""
-_REPEATS = 3
-_SMALL_REPEATS = 2
+_SYNCS = 3
 _ENOUGH_SECONDS = 0.15
 """Nothing is measured again after so long."""
 _RESERVED = 128
-_SLOT = _SPARSE_WINDOWS * WINDOW_PAGES_DIRECT * TARGET_PAGE_SIZE
-_SMALL, _LARGE, _COMPUTING, _SPARSE = range(4)
-"""What is written: runs of one page, whole windows, whole windows that are looked at meanwhile, few such runs."""
+_SMALL, _LARGE, _COMPUTING, _SPARSE, _LONG = range(5)
+"""What is written: runs of one page, whole windows, those looked at meanwhile, few runs of one page, many windows."""
 _STRIDES = {_SMALL: _STRIDE, _SPARSE: _SPARSE_STRIDE}
-_WRITTEN_WINDOWS = {_SMALL: _SMALL_WINDOWS, _LARGE: _WINDOWS, _COMPUTING: _WINDOWS, _SPARSE: _SPARSE_WINDOWS}
-_DIRECT = 1
-"""Place of the job that writes past the page cache."""
+_WRITTEN_WINDOWS = {
+    _SMALL: _SMALL_WINDOWS,
+    _LARGE: _WINDOWS,
+    _COMPUTING: _WINDOWS,
+    _SPARSE: _SPARSE_WINDOWS,
+    _LONG: _LONG_WINDOWS,
+}
+_REPEATS = {_SMALL: 2, _LARGE: 3, _COMPUTING: 3, _SPARSE: 2, _LONG: 1}
+"""How often something is written; all of it takes about half a GiB."""
+_SLOT = max(_WRITTEN_WINDOWS.values()) * WINDOW_PAGES_DIRECT * TARGET_PAGE_SIZE
+_BUFFERED, _DIRECT = 0, 1
+"""Places of the jobs that write into the page cache and past it."""
 _WINDOW_PAGES = (WINDOW_PAGES_BUFFERED, WINDOW_PAGES_DIRECT)
 
 
 @dataclass(frozen=True, slots=True)
 class _Writer:
-    """A Job that writes windows: the pattern is the shard's block, the windows are its words."""
+    """A Job that writes windows as a save does: the pattern is the shard's block, the windows are its words."""
 
     channel: Channel
     pages: Pages
     window_pages: int
+    staging: Staging | None = None
+    """Where pages are copied and written from, instead of ``channel`` and from where they are."""
 
     def open(self) -> None:
         """Touch what is written (Job.open)."""
         self.pages.sum()
+        if self.staging:
+            self.staging.open()
 
     def run(self, shard: Shard) -> Tally:
         """Write one shard (Job.run)."""
@@ -89,12 +104,16 @@ class _Writer:
         first, end = shard.first_word * WORD_PAGES, (shard.first_word + shard.words) * WORD_PAGES
         readable = np.ones(self.window_pages, np.uint8)
         for page in range(first, end, self.window_pages):
-            self.channel.write_runs(page * TARGET_PAGE_SIZE, self.pages[: self.window_pages], runs, readable)
+            channel, pages = self.channel, self.pages[: self.window_pages]
+            if self.staging:
+                channel, spans = self.staging.next_channel(), covered(runs, self.window_pages)
+                pages = self.staging.copy(pages, spans & readable, spans & (readable == 0))
+            channel.write_runs(page * TARGET_PAGE_SIZE, pages, runs, readable)
             if shard.block == _COMPUTING:
                 started = clock()
-                page_digests(self.pages[: self.window_pages], nonzero_pages(self.pages[: self.window_pages]))
+                page_digests(pages, nonzero_pages(pages))
                 tally.digest_seconds += clock() - started
-        self.channel.settle()
+        (self.staging or self.channel).settle()
         return tally
 
 
@@ -140,34 +159,43 @@ def measure(folder: str) -> DeviceModel:
     with _unnamed_file(folder) as (buffered, direct):
         jobs = [_Writer(buffered, pages, WINDOW_PAGES_BUFFERED)]
         if direct is not None:
-            jobs.append(_Writer(direct, pages, WINDOW_PAGES_DIRECT))
+            staging = Staging(direct.another, TARGET_PAGE_SIZE, window_pages=WINDOW_PAGES_DIRECT)
+            jobs.append(_Writer(direct, pages, WINDOW_PAGES_DIRECT, staging))
+        computing = ComputingTrials(pages)
         started = time.perf_counter()
         with WorkerPool(jobs, max(CANDIDATES)) as pool:
             start = time.perf_counter() - started
             trials = _Trials(pool, buffered)
             sync = trials.empty_sync()
+            computing.sample()
             overlap = trials.overlap() if direct is not None else 0.0
+            computing.sample()
             windows = [_window(trials, job) for job in range(len(jobs))]
-            costs = _costs(trials, range(len(jobs)), sync, windows)
+            computing.sample()
+            costs = [_costs(trials, job, windows[job]) for job in range(len(jobs))]
+            written_back, buffered_sync = _synced(trials, _BUFFERED)
+            flush, direct_sync = _synced(trials, _DIRECT) if direct is not None else (NO_COST, 0.0)
+            computing.sample()
             reserve = 0.0 if trials.tmpfs else _reserve(buffered)
-    computing = measure_computing(pages)
-    into_cache, written_back = costs[0][1]
+    alone = computing.result()
     return DeviceModel(
         source="measured",
-        direct={channels: write for channels, (write, _) in costs[1].items()} if direct is not None else {},
-        buffered={channels: write for channels, (write, _) in costs[0].items()},
-        stable=into_cache + written_back,
-        flush=costs[1][1][1] if direct is not None else NO_COST,
+        direct=costs[_DIRECT] if direct is not None else {},
+        buffered=costs[_BUFFERED],
+        stable=costs[_BUFFERED][1] + written_back,
+        flush=flush,
         sync=sync,
+        direct_sync=direct_sync,
+        buffered_sync=buffered_sync,
         start=start,
         reserve=reserve,
         overlap=overlap,
-        window=computing.window,
-        direct_window=windows[1] if direct is not None else 0.0,
-        buffered_window=windows[0],
-        scan_byte=computing.scan_byte,
-        digest_page=computing.digest_page,
-        hash_page=computing.hash_page,
+        window=alone.window,
+        direct_window=windows[_DIRECT] if direct is not None else 0.0,
+        buffered_window=windows[_BUFFERED],
+        scan_byte=alone.scan_byte,
+        digest_page=alone.digest_page,
+        hash_page=alone.hash_page,
     )
 
 
@@ -184,6 +212,7 @@ class _Trials:
         self._pool = pool
         self._file = file
         self._slots = count()
+        self._middle: dict[tuple[int, int, int], tuple[float, float, float]] = {}
 
     def write(self, job: int, channels: int, pattern: int) -> tuple[float, float, float]:
         """Seconds to write and to sync, and seconds of computing meanwhile."""
@@ -200,31 +229,32 @@ class _Trials:
         written = time.perf_counter()
         self._file.sync()
         synced = time.perf_counter()
-        if pattern in _STRIDES:  # what lies in one piece is freed at once, and what is scattered piece by piece
+        if pattern in _STRIDES and not self.tmpfs:  # what is scattered is freed piece by piece, what is whole at once
             self._pool.run(job, [replace(shard, block=_LARGE) for shard in shards])
             self._file.sync()
         return written - started, synced - written, tally.digest_seconds
 
     def middle(self, job: int, channels: int, pattern: int) -> tuple[float, float, float]:
-        """The middle one of some, by all of its time."""
+        """The middle one of some, by all of its time; measured when it is first asked for."""
+        if known := self._middle.get((job, channels, pattern)):
+            return known
         found: list[tuple[float, float, float]] = []
         until = time.perf_counter() + _ENOUGH_SECONDS
-        while len(found) < (_SMALL_REPEATS if pattern in _STRIDES else _REPEATS) and (
-            not found or time.perf_counter() < until
-        ):
+        while len(found) < _REPEATS[pattern] and (not found or time.perf_counter() < until):
             found.append(self.write(job, channels, pattern))
         found.sort(key=lambda each: each[0] + each[1])
+        self._middle[job, channels, pattern] = found[len(found) // 2]
         return found[len(found) // 2]
 
     def empty_sync(self) -> float:
         """Seconds of a sync after a single page, the middle one of some."""
         found = []
-        for _ in range(_REPEATS):
+        for _ in range(_SYNCS):
             self._file.write(next(self._slots) * _SLOT, memoryview(bytes(TARGET_PAGE_SIZE)))
             started = time.perf_counter()
             self._file.sync()
             found.append(time.perf_counter() - started)
-        return sorted(found)[_REPEATS // 2]
+        return sorted(found)[_SYNCS // 2]
 
     def overlap(self) -> float:
         """How much of the shorter of direct writes and computing is hidden, from 0 to 1."""
@@ -243,43 +273,47 @@ def _window(trials: _Trials, job: int) -> float:
     return max(sparse - few * run, 0.0)
 
 
-def _costs(
-    trials: _Trials, jobs: Sequence[int], empty_sync: float, windows: Sequence[float]
-) -> list[dict[int, tuple[CallCost, CallCost]]]:
-    """By job and number of channels: what writes cost, and what they add to the sync that follows.
+def _costs(trials: _Trials, job: int, window: float) -> dict[int, CallCost]:
+    """By number of channels: what writes cost.
 
     Args:
         trials: tell how long it takes.
-        jobs: the ways to write.
-        empty_sync: seconds of a sync in any case.
-        windows: seconds of a window in any case, by job.
+        job: the way to write.
+        window: seconds of a window in any case.
     """
-    found = {case: trials.middle(*case) for case in product(jobs, CANDIDATES, (_SMALL, _LARGE))}
 
-    def written(job: int, channels: int, pattern: int) -> float:
-        alone = _WRITTEN_WINDOWS[pattern] * windows[job] / min(channels, len(os.sched_getaffinity(0)))
-        return max(found[job, channels, pattern][0] - alone, 0.0)
+    def written(channels: int, pattern: int) -> float:
+        alone = _WRITTEN_WINDOWS[pattern] * window / min(channels, len(os.sched_getaffinity(0)))
+        return max(trials.middle(job, channels, pattern)[0] - alone, 0.0)
 
-    def synced(job: int, channels: int, pattern: int) -> float:
-        return max(found[job, channels, pattern][1] - empty_sync, 0.0)
+    return {channels: _fit(job, *(written(channels, each) for each in (_SMALL, _LARGE))) for channels in CANDIDATES}
 
-    return [
-        {
-            channels: (
-                _fit(job, *(written(job, channels, each) for each in (_SMALL, _LARGE))),
-                _fit(job, *(synced(job, channels, each) for each in (_SMALL, _LARGE))),
-            )
-            for channels in CANDIDATES
-        }
-        for job in jobs
-    ]
+
+def _synced(trials: _Trials, job: int) -> tuple[CallCost, float]:
+    """What one channel's writes add to the sync that follows, and seconds of it in any case.
+
+    It ends a transaction, turns reserved space into written space, writes back or empties the device's cache. Two
+    lengths of the same kind tell the part that follows the bytes from the one that does not.
+    """
+    patterns = (_SMALL, _LARGE, _LONG)
+    written = [(1, *_calls(job, each)) for each in patterns]
+    took = [trials.middle(job, 1, each)[1] for each in patterns]
+    alone, call, byte = np.linalg.solve(np.array(written, np.float64), took).tolist()
+    return CallCost(call=max(call, 0.0), byte=max(byte, 1e-12)), max(alone, 0.0)
+
+
+def _calls(job: int, pattern: int) -> tuple[int, int]:
+    """Writes of a trial, and their bytes."""
+    windows, window_pages = _WRITTEN_WINDOWS[pattern], _WINDOW_PAGES[job]
+    if stride := _STRIDES.get(pattern):
+        calls = windows * (window_pages // stride)
+        return calls, calls * TARGET_PAGE_SIZE
+    return windows, windows * window_pages * TARGET_PAGE_SIZE
 
 
 def _fit(job: int, small: float, large: float) -> CallCost:
     """The cost of which the seconds of both patterns tell."""
-    window = _WINDOW_PAGES[job]
-    calls, size = _SMALL_WINDOWS * (window // _STRIDE), _WINDOWS * window * TARGET_PAGE_SIZE
-    return CallCost.fit((calls, calls * TARGET_PAGE_SIZE, small), (_WINDOWS, size, large))
+    return CallCost.fit((*_calls(job, _SMALL), small), (*_calls(job, _LARGE), large))
 
 
 def _reserve(file: FileChannel) -> float:

@@ -24,7 +24,6 @@ from parallel_fixedram.format.layout import FileLayout
 from parallel_fixedram.host.files.channel import FileChannel
 from parallel_fixedram.host.memory.mapped_source import MappedSource
 
-_REPEATS = 3
 _DENSE_WINDOWS = 8
 _SPARSE_WINDOWS = 64
 _SPARSE_PAGES = 4
@@ -41,31 +40,52 @@ class Computing:
     hash_page: float
 
 
-def measure_computing(pages: Pages) -> Computing:
-    """Measure now.
+class ComputingTrials:
+    """Measures again and again, a few hundredths of a second each time.
+
+    How fast a processor is changes by a factor of two within tenths of a second, where others share its core; a save
+    meets fast and slow times alike. So what counts is the mean of times that lie apart.
 
     Args:
         pages: some that hold something.
-
-    Raises:
-        OSError: there is no memory.
     """
-    dense_bytes = _DENSE_WINDOWS * WORK_WINDOW_PAGES * TARGET_PAGE_SIZE
-    sparse_bytes = _SPARSE_WINDOWS * _SPARSE_PAGES * TARGET_PAGE_SIZE
-    dense, sparse = (
-        statistics.median(_look(*kind) for _ in range(_REPEATS))
-        for kind in ((_DENSE_WINDOWS, WORK_WINDOW_PAGES), (_SPARSE_WINDOWS, _SPARSE_PAGES))
-    )
-    # two unknowns, two measurements: dense = 8 windows + 8 MiB, sparse = 64 windows + 1 MiB
-    ratio = _SPARSE_WINDOWS / _DENSE_WINDOWS
-    scan_byte = max((ratio * dense - sparse) / (ratio * dense_bytes - sparse_bytes), 1e-12)
-    hashes = Hashes([])
-    return Computing(
-        window=max((sparse - scan_byte * sparse_bytes) / _SPARSE_WINDOWS, 0.0),
-        scan_byte=scan_byte,
-        digest_page=_page(pages, lambda bits: page_digests(pages, bits)),
-        hash_page=_page(pages, lambda bits: hashes.hashes_of(pages, np.flatnonzero(bits))),
-    )
+
+    def __init__(self, pages: Pages) -> None:
+        self._pages = pages
+        self._hashes = Hashes([])
+        self._found: list[tuple[float, ...]] = []
+        self.sample()  # the first time everything takes longer
+        self._found.clear()
+
+    def sample(self) -> None:
+        """Measure once.
+
+        Raises:
+            OSError: there is no memory.
+        """
+        pages = self._pages
+        self._found.append(
+            (
+                _look(_DENSE_WINDOWS, WORK_WINDOW_PAGES),
+                _look(_SPARSE_WINDOWS, _SPARSE_PAGES),
+                _page(pages, lambda bits: page_digests(pages, bits)),
+                _page(pages, lambda bits: self._hashes.hashes_of(pages, np.flatnonzero(bits))),
+            )
+        )
+
+    def result(self) -> Computing:
+        """What it comes to, once there is a sample."""
+        dense, sparse, digest_page, hash_page = (statistics.mean(each) for each in zip(*self._found, strict=True))
+        dense_pages, sparse_pages = _DENSE_WINDOWS * WORK_WINDOW_PAGES, _SPARSE_WINDOWS * _SPARSE_PAGES
+        # two unknowns, two measurements: dense = 8 windows and 2048 pages, sparse = 64 windows and 256 pages
+        ratio = _SPARSE_WINDOWS / _DENSE_WINDOWS
+        page = max((ratio * dense - sparse) / (ratio * dense_pages - sparse_pages), 0.0)
+        return Computing(
+            window=max((sparse - page * sparse_pages) / _SPARSE_WINDOWS, 0.0),
+            scan_byte=max((page - digest_page) / TARGET_PAGE_SIZE, 1e-12),  # a digest is part of it
+            digest_page=digest_page,
+            hash_page=hash_page,
+        )
 
 
 class _Nowhere(FileChannel):
@@ -76,7 +96,7 @@ class _Nowhere(FileChannel):
 
 
 def _look(windows: int, pages: int) -> float:
-    """Seconds to go through memory that this process sees for the first time, so many pages in each window."""
+    """Seconds to test and hash memory that this process sees for the first time, so many pages in each window."""
     block = RAMBlock(idstr="calibration", used_length=windows * WORK_WINDOW_PAGES * TARGET_PAGE_SIZE)
     fd = os.memfd_create(block.idstr, os.MFD_CLOEXEC)
     try:
@@ -92,8 +112,8 @@ def _look(windows: int, pages: int) -> float:
         job = RoundJob(ledger, writer, window_pages=WORK_WINDOW_PAGES)
         job.open()
         started = time.perf_counter()
-        tally = job.run(Shard(0, 0, block.pages // WORD_PAGES, 0))
-        seconds = time.perf_counter() - started - tally.digest_seconds
+        job.run(Shard(0, 0, block.pages // WORD_PAGES, 0))
+        seconds = time.perf_counter() - started
         source.close()
         return seconds
     finally:
