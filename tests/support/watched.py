@@ -9,20 +9,18 @@
 
 from __future__ import annotations
 
-import array
 import ctypes
 import mmap
 import os
 import pickle
-import select
-import signal
 import socket
 import threading
 from collections.abc import Callable
-from typing import Any, NoReturn, Self
+from typing import Any, Self
 
 import numpy as np
 import pytest
+from support.puppet import Puppet
 from support.qemu_tools import missing
 
 from parallel_fixedram.core.errors import HostError
@@ -30,8 +28,6 @@ from parallel_fixedram.host import linux
 from parallel_fixedram.host.memory.userfaultfd import Message, Userfaultfd, missing_features
 
 PAGE = mmap.PAGESIZE
-SECONDS = 20.0
-"""Longer than anything takes; what takes longer waits for ever."""
 MREMAP_MAYMOVE, MREMAP_FIXED = 1, 2
 
 _kept: list[mmap.mmap] = []
@@ -53,41 +49,40 @@ def require_userfaultfd() -> None:
         missing(f"this kernel lacks {lacking}")
 
 
-class Watched:
+class Watched(Puppet):
     """A context manager around such a process; it is killed at the end.
 
     Args:
         make: makes the memory, in the process.
 
     Attributes:
-        pid: the process.
         start: address of the memory in it.
         length: bytes.
         uffd: its userfaultfd, features enabled; nothing is registered yet.
     """
 
     def __init__(self, make: Callable[[], Any]) -> None:
+        super().__init__(lambda function, *arguments: function(self._memory, *arguments))
         self._make = make
 
     def __enter__(self) -> Self:
-        self._ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        self.pid = os.fork()
-        if self.pid == 0:
-            self._ours.close()
-            _serve(theirs, self._make)
-        theirs.close()
-        self._ours.settimeout(SECONDS)
-        data, (control, *_), *_ = self._ours.recvmsg(4096, socket.CMSG_SPACE(4))
+        super().__enter__()
+        data, [fd], *_ = socket.recv_fds(self._ours, 4096, 1)
         self.start, self.length = pickle.loads(data)
-        self.uffd = Userfaultfd(int.from_bytes(control[2][:4], "little"))
+        self.uffd = Userfaultfd(fd)
         self.uffd.enable()
         return self
 
     def __exit__(self, *_: object) -> None:
-        os.kill(self.pid, signal.SIGKILL)
-        os.waitpid(self.pid, 0)
-        self._ours.close()
+        super().__exit__()
         self.uffd.close()
+
+    def prepare(self, ours: socket.socket) -> None:
+        self._memory = self._make()
+        uffd = Userfaultfd.open_own()
+        where = np.frombuffer(self._memory, np.uint8).ctypes.data, len(self._memory)
+        socket.send_fds(ours, [pickle.dumps(where)], [uffd.fileno()])
+        uffd.close()
 
     def page(self, number: int) -> int:
         """The address of a page."""
@@ -99,25 +94,9 @@ class Watched:
     def protect(self) -> None:
         self.uffd.protect(self.start, self.length)
 
-    def begin(self, function: Callable[..., Any], *arguments: Any) -> None:
-        """Have it call a function with its memory and these arguments."""
-        self._ours.send(pickle.dumps((function, arguments)))
-
-    def end(self) -> Any:
-        """What that returned; it must not wait for us."""
-        result = pickle.loads(self._ours.recv(1 << 16))
-        if isinstance(result, Exception):
-            raise result
-        return result
-
-    def call(self, function: Callable[..., Any], *arguments: Any) -> Any:
-        """Both: it must not wait for us."""
-        self.begin(function, *arguments)
-        return self.end()
-
     def wait(self) -> None:
         """Until there is a message to read."""
-        assert self._ready(self.uffd.fileno()), "nothing waits"
+        assert self.ready(self.uffd.fileno()), "nothing waits"
 
     def message(self) -> Message:
         """The one message that comes."""
@@ -128,36 +107,9 @@ class Watched:
     def end_reading(self) -> tuple[Any, list[Message]]:
         """What the function returned, and all messages until then."""
         found: list[Message] = []
-        while self._ours.fileno() not in self._ready(self._ours.fileno(), self.uffd.fileno()):
+        while not self.answer_or(self.uffd.fileno()):
             found += self.uffd.read()
         return self.end(), found
-
-    def _ready(self, *descriptors: int) -> list[int]:
-        poll = select.poll()
-        for fd in descriptors:
-            poll.register(fd, select.POLLIN)
-        return [fd for fd, _ in poll.poll(SECONDS * 1000)]
-
-
-def _serve(ours: socket.socket, make: Callable[[], Any]) -> NoReturn:
-    try:
-        signal.pthread_sigmask(signal.SIG_SETMASK, ())
-        linux.die_with_parent(signal.SIGKILL, os.getppid())
-        memory = make()
-        uffd = Userfaultfd.open_own()
-        where = np.frombuffer(memory, np.uint8).ctypes.data, len(memory)
-        handed = (socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", [uffd.fileno()]))
-        ours.sendmsg([pickle.dumps(where)], [handed])
-        uffd.close()
-        while order := ours.recv(1 << 16):
-            function, arguments = pickle.loads(order)
-            try:
-                result = function(memory, *arguments)
-            except Exception as error:
-                result = error
-            ours.send(pickle.dumps(result))
-    finally:
-        os._exit(0)
 
 
 def write(memory: mmap.mmap, page: int, value: int = 1) -> None:

@@ -31,6 +31,8 @@ class Mapping:
     """First address."""
     end: int
     """Address after the last one."""
+    permissions: str
+    """As the kernel shows them, such as ``r-xp``."""
     shared: bool
     """Whether writes reach the file and everybody else who maps it."""
     offset: int
@@ -146,6 +148,7 @@ def _mapping(line: str) -> Mapping:
     return Mapping(
         start=start,
         end=end,
+        permissions=fields[1],
         shared=fields[1].endswith("s"),
         offset=int(fields[2], 16),
         device=os.makedev(major, minor),
