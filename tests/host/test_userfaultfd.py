@@ -15,6 +15,7 @@ import struct
 import tempfile
 from collections.abc import Iterator
 
+import numpy as np
 import pytest
 from support.qemu_tools import missing
 from support.sources import huge_file
@@ -23,6 +24,9 @@ from support.watched import (
     PAGE,
     Watched,
     advise,
+    change_access,
+    collapse,
+    fork,
     kernel_write,
     move,
     punch,
@@ -34,6 +38,7 @@ from support.watched import (
     write,
     write_at,
     write_by_threads,
+    write_every_page,
 )
 
 from parallel_fixedram.core.errors import HostError, MachineError
@@ -54,7 +59,6 @@ from parallel_fixedram.host.memory.userfaultfd import (
 
 PAGES = 16
 HUGE = 512
-MADV_PAGEOUT = linux.MADV_PAGEOUT
 
 
 @pytest.fixture(autouse=True)
@@ -64,6 +68,12 @@ def needed() -> None:
 
 def private_memory() -> mmap.mmap:
     return mmap.mmap(-1, PAGES * PAGE, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+
+
+def small_pages_where_a_huge_one_could_be() -> memoryview:
+    memory = mmap.mmap(-1, 2 * HUGE * PAGE, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    first = -int(np.frombuffer(memory, np.uint8).ctypes.data) % (HUGE * PAGE)
+    return memoryview(memory)[first : first + HUGE * PAGE]
 
 
 @contextlib.contextmanager
@@ -220,6 +230,48 @@ class TestHugePages:
             process.call(write, 71)
 
 
+class TestKept:
+    """What the kernel does with memory by itself, or for others, takes no protection away."""
+
+    def test_asking_for_huge_pages_afterwards(self) -> None:
+        with Watched(small_pages_where_a_huge_one_could_be) as process:
+            process.call(write_every_page)
+            process.register()
+            process.protect()
+            process.begin(collapse, 0, HUGE)
+            process.end()
+            process.begin(write, 70)
+            assert process.message() == PageFault(process.page(70))
+
+    @pytest.mark.parametrize("kind", ["private", "shared"])
+    def test_a_fork_of_the_process(self, kind: str) -> None:
+        with watched(kind) as (process, _):
+            process.call(write, 3)
+            process.protect()
+            process.call(fork)
+            assert process.uffd.read() == []
+            process.begin(write, 3)
+            assert process.message() == PageFault(process.page(3))
+
+    def test_changing_what_the_process_itself_may(self, private: Watched) -> None:
+        private.call(write, 3)
+        private.protect()
+        private.call(change_access)
+        private.begin(write, 3)
+        assert private.message() == PageFault(private.page(3))
+
+
+def test_a_write_through_the_file_is_not_seen() -> None:
+    """Others who write there by other ways than the memory of the process have to be known, and refused."""
+    with shared() as (process, fd):
+        process.call(write, 3, 7)
+        process.register()
+        process.protect()
+        os.pwrite(fd, b"x", 3 * PAGE)
+        assert process.uffd.read() == []
+        assert process.call(read, 3) == ord("x")
+
+
 class TestSwapped:
     @pytest.mark.parametrize("protected_first", [True, False])
     @pytest.mark.parametrize("kind", ["private", "shared"])
@@ -228,7 +280,7 @@ class TestSwapped:
             process.call(write, 3, 7)
             if protected_first:
                 process.protect()
-            process.call(advise, MADV_PAGEOUT, 0, PAGES)
+            process.call(advise, linux.MADV_PAGEOUT, 0, PAGES)
             if not space.used():
                 pytest.skip("the kernel does not page out")
             assert process.uffd.read() == [], "paging out is no discard"

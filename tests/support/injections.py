@@ -25,6 +25,7 @@ def at_call(
     number: int,
     *,
     of: int | None = None,
+    but: int | None = None,
     before: Callable[[], object] | None = None,
     after: Callable[[], object] | None = None,
 ) -> Iterator[Callable[[], bool]]:
@@ -33,6 +34,7 @@ def at_call(
     Args:
         number: which call, from 0 on.
         of: which request to count; default is any.
+        but: one not to count: it is made many times in a row.
         before: what is done.
         after: what is done.
 
@@ -42,7 +44,7 @@ def at_call(
     real, made, reached = ptrace.request, itertools.count(), mmap.mmap(-1, 1)
 
     def request(*arguments: int) -> int:
-        now = of in (None, arguments[0]) and next(made) == number
+        now = of in (None, arguments[0]) and arguments[0] != but and next(made) == number
         reached[0] |= now
         if now and before is not None:
             before()

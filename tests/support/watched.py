@@ -29,12 +29,15 @@ from parallel_fixedram.host.memory.userfaultfd import Message, Userfaultfd, miss
 
 PAGE = mmap.PAGESIZE
 MREMAP_MAYMOVE, MREMAP_FIXED = 1, 2
+MADV_COLLAPSE = 25
 
 _kept: list[mmap.mmap] = []
 
 _libc = ctypes.CDLL(None, use_errno=True)
 _libc.mremap.restype = ctypes.c_void_p
 _libc.mremap.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_size_t, ctypes.c_int, ctypes.c_void_p)
+_libc.madvise.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int)
+_libc.mprotect.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int)
 _libc.munmap.argtypes = (ctypes.c_void_p, ctypes.c_size_t)
 
 
@@ -179,3 +182,29 @@ def require_huge_page(pid: int, start: int) -> None:
         of_it = file.read().partition(f"{start:x}-")[2].partition("AnonHugePages:")[2].split()
     if not of_it or int(of_it[0]) == 0:
         pytest.skip("no transparent huge page was to be had")
+
+
+def write_every_page(memory: memoryview) -> None:
+    for page in range(len(memory) // PAGE):
+        memory[page * PAGE] = 1
+
+
+def collapse(memory: memoryview, page: int, pages: int) -> int:
+    """Ask for a huge page here and now (MADV_COLLAPSE of Linux 6.1), whatever comes of it; returns the errno."""
+    start = np.frombuffer(memory, np.uint8).ctypes.data + page * PAGE
+    return ctypes.get_errno() if _libc.madvise(start, pages * PAGE, MADV_COLLAPSE) else 0
+
+
+def fork(_: mmap.mmap) -> None:
+    """And see the child end."""
+    pid = os.fork()
+    if pid == 0:
+        os._exit(0)
+    os.waitpid(pid, 0)
+
+
+def change_access(memory: mmap.mmap) -> None:
+    """To none, and back."""
+    start = np.frombuffer(memory, np.uint8).ctypes.data
+    for access in (0, mmap.PROT_READ | mmap.PROT_WRITE):
+        assert _libc.mprotect(start, len(memory), access) == 0

@@ -203,7 +203,8 @@ class Sleeping(Calling):
         assert time.monotonic() - self._begun >= self.SECONDS
 
 
-ALL = (Looping, Reading, Polling, MaskedPolling, Waiting, Sleeping)
+UNTIL_WOKEN = (Looping, Reading, Polling, MaskedPolling, Waiting)
+ALL = (*UNTIL_WOKEN, Sleeping)
 
 
 def handles(signum: int, *, restarts: bool = False, blocked: bool = False) -> Callable[[], None]:
