@@ -70,9 +70,9 @@ class TestGot:
     def test_the_code_is_gone_afterwards(self) -> None:
         with Looping() as process:
             process.start()
-            places = inject._places(process.pid)
+            place = inject._free_places(process.pid)[0]
             assert got(process.pid)
-            assert not any(memory_of(process.pid, places[0]))
+            assert not any(memory_of(process.pid, place))
             process.check()
 
 
@@ -125,7 +125,7 @@ class TestKilled:
     def test_code_that_is_left_behind_is_never_written_over(self) -> None:
         with Looping() as process:
             process.start()
-            place = inject._places(process.pid)[0]
+            place = inject._free_places(process.pid)[0]
             with at_call(0, of=ptrace._POKEUSER, after=kill_us):
                 assert not got(process.pid)
             left = memory_of(process.pid, place)
@@ -187,7 +187,7 @@ class TestSignals:
         """A signal came while the stub ran, so that nobody can say when it is through."""
         with Looping(first=handles(signal.SIGUSR1)) as process:
             process.start()
-            place = inject._places(process.pid)[0]
+            place = inject._free_places(process.pid)[0]
             with at_call(0, of=ptrace._POKEUSER, after=lambda: os.kill(process.pid, signal.SIGUSR1)):
                 assert got(process.pid)
             assert any(memory_of(process.pid, place))
@@ -320,11 +320,11 @@ class TestRefused:
         with Looping() as process:
             process.start()
             with monkeypatch.context() as patch:
-                patch.setattr(inject, "_places", lambda _: [process.code.address])
+                patch.setattr(inject, "_free_places", lambda _: [process.code.address])
                 with pytest.raises(InjectionRefused, match=f"has no room for {stub.LENGTH} bytes of code"):
                     userfaultfd_of(process.pid)
-                patch.setattr(inject, "_places", lambda _: [])
-                self.refused(process.pid, "has no 64-bit x86 code with room behind it")
+                patch.setattr(inject, "_free_places", lambda _: [])
+                self.refused(process.pid, "has no 64-bit x86 code with free room behind it")
             process.check()
 
     def test_one_that_runs_32_bit_code_at_that_moment(self, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,21 +10,23 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import itertools
 import os
 import pickle
 import platform
 import socket
 import stat
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from functools import partial
 from typing import NoReturn
 
 from parallel_fixedram.core.errors import FixedRamError, HostError
 from parallel_fixedram.host import linux
 from parallel_fixedram.host.injection import places
-from parallel_fixedram.host.injection.injector import CallFailed, InjectionRefused, Thread, status
+from parallel_fixedram.host.injection.injector import CallFailed, InjectionRefused, Thread, is_free, status
 from parallel_fixedram.host.injection.stub import LENGTH, Call
 from parallel_fixedram.host.memory import userfaultfd
-from parallel_fixedram.host.memory.process_maps import read_maps, refusal
+from parallel_fixedram.host.memory.process_maps import each_mapping, refusal
 from parallel_fixedram.host.memory.userfaultfd import Userfaultfd
 from parallel_fixedram.host.processes import forked, signals
 
@@ -34,6 +36,7 @@ _SECONDS = 3.0
 _ANSWER = 1 << 14
 """Bytes of an error, pickled; there are a few hundred."""
 
+_MOST_PLACES = 4
 _SYS_IOCTL = 16
 _CAP_SYS_ADMIN = 1 << 21
 _HOW_IT_MAY = (
@@ -107,8 +110,8 @@ def takes_injection(pid: int, *, filters_are_known: bool = False) -> str | None:
         return f"process {pid} has a seccomp filter, which takes CAP_SYS_ADMIN to read"
     try:
         lacking = userfaultfd.missing_features()
-        if not _places(pid):
-            return f"process {pid} has no 64-bit x86 code with room behind it"
+        if not _free_places(pid):
+            return f"process {pid} has no 64-bit x86 code with free room behind it"
     except HostError as error:
         return error.message
     if lacking:
@@ -130,16 +133,20 @@ def _check_handed_over(pid: int, number: int, device: int) -> None:
     raise HostError(f"process {pid} has no {userfaultfd.DEVICE} as its descriptor {number}")
 
 
-def _places(pid: int) -> list[int]:
-    """Addresses in the process where a stub may be, if there are zeros."""
-    maps = read_maps(pid)
-    heads = {(each.device, each.inode): each.start for each in reversed(maps) if each.inode and each.offset == 0}
-    found: list[int] = []
-    for each in maps:
-        if each.permissions == "r-xp" and (head := heads.get((each.device, each.inode))) is not None:
+def _free_places(pid: int) -> list[int]:
+    """Addresses in the process where a stub can be now: a few, should one be taken meanwhile."""
+    return list(itertools.islice(filter(partial(is_free, pid), _places(pid)), _MOST_PLACES))
+
+
+def _places(pid: int) -> Iterator[int]:
+    heads: dict[tuple[int, int], int] = {}
+    for each in each_mapping(pid):  # ascending, so that a file's head comes before its code
+        file = each.device, each.inode
+        if each.inode and each.offset == 0:
+            heads[file] = each.start
+        if each.permissions == "r-xp" and file in heads:
             code = places.Code(start=each.start, end=each.end, offset=each.offset)
-            found += places.places(code, places.code_ends(_head(pid, head)), LENGTH)
-    return found
+            yield from places.places(code, places.code_ends(_head(pid, heads[file])), LENGTH)
 
 
 def _head(pid: int, address: int) -> bytes:
@@ -161,7 +168,7 @@ def _made(pid: int, call: Call, filters_are_known: bool) -> Userfaultfd:
 def _injected(pid: int, call: Call, filters_are_known: bool) -> int:
     """Have the call made, by way of a process of our own; returns the descriptor."""
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-    child, us, found = 0, os.getpid(), _places(pid)
+    child, us, found = 0, os.getpid(), _free_places(pid)
     with ours:
         try:
             with theirs, signals.held():

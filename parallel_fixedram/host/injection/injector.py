@@ -51,6 +51,14 @@ def status(pid: int) -> dict[str, str]:
         return {name: value.strip() for name, _, value in (line.partition(":") for line in file)}
 
 
+def is_free(pid: int, place: int) -> bool:
+    """Whether there are zeros where a stub would be: what is not is left alone, such as a stub left behind."""
+    found = bytearray(stub.LENGTH)
+    with contextlib.suppress(OSError):  # it is mapped no more
+        return linux.process_vm_readv(pid, place, memoryview(found)) == len(found) and not any(found)
+    return False
+
+
 class CallFailed(HostError):
     """The process is not given what it asked for; it is as it was."""
 
@@ -139,16 +147,9 @@ class Thread:
 
     def _free_place(self) -> int:
         for place in self._places:
-            if not any(self._bytes(place)):
+            if is_free(self._pid, place):
                 return place
         raise InjectionRefused(f"process {self._pid} has no room for {stub.LENGTH} bytes of code")
-
-    def _bytes(self, place: int) -> bytes:
-        found = bytearray(stub.LENGTH)
-        with contextlib.suppress(OSError):  # it is mapped no more
-            if linux.process_vm_readv(self._pid, place, memoryview(found)) == len(found):
-                return bytes(found)
-        return b"?"
 
     def _return_of(self, place: int, where: tuple[int, ...]) -> int:
         """Let it run until the stub's system call has returned; its result."""

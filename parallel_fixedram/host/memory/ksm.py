@@ -1,9 +1,9 @@
 """Kernel samepage merging: what it merges loses its write protection, and whoever watches is not told.
 
 A page of private memory is merged if its owner allows that (MADV_MERGEABLE, which QEMU asks for by default: the
-machine's property mem-merge), its contents are those of another one, and the host merges at all. The page that takes its place
-has no mark of a userfaultfd (Linux 6.18: mm/ksm.c, replace_page), so that the next write passes; tests/host/test_ksm.py
-sees it. Memory that is shared, or of huge pages of hugetlbfs, is never merged.
+machine's property mem-merge), its contents are those of another one, and the host merges at all. The page that takes
+its place has no mark of a userfaultfd (Linux 6.18: mm/ksm.c, replace_page), so that the next write passes;
+tests/host/test_ksm.py sees it. Memory that is shared, or of huge pages of hugetlbfs, is never merged.
 """
 
 from __future__ import annotations
