@@ -325,7 +325,16 @@ def test_a_device_is_not_opened(tmp_path: Path) -> None:
         mappings = [each for each in read_maps(os.getpid()) if each.start <= address_of(view) < each.end]
     assert len(mappings) == 1
     node = Path("/dev/zero").stat()
-    device = Mapping(start=1, end=2, shared=True, offset=0, device=node.st_dev, inode=node.st_ino, path="/dev/zero")
+    device = Mapping(
+        start=1,
+        end=2,
+        permissions="rw-s",
+        shared=True,
+        offset=0,
+        device=node.st_dev,
+        inode=node.st_ino,
+        path="/dev/zero",
+    )
     with pytest.raises(HostError, match="'/dev/zero' is mapped and is not a regular file"):
         process_maps.open_mapped_file(os.getpid(), device)
 

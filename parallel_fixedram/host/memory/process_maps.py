@@ -31,6 +31,8 @@ class Mapping:
     """First address."""
     end: int
     """Address after the last one."""
+    permissions: str
+    """As the kernel shows them, such as ``r-xp``."""
     shared: bool
     """Whether writes reach the file and everybody else who maps it."""
     offset: int
@@ -43,20 +45,28 @@ class Mapping:
     """As the kernel shows it; empty for most anonymous memory, and not always a path."""
 
 
-def read_maps(pid: int) -> list[Mapping]:
-    """What the process has mapped, ascending.
+def each_mapping(pid: int) -> Iterator[Mapping]:
+    """What the process has mapped, ascending, read as far as it is asked for.
 
     Raises:
         MachineError: the process has ended.
         HostError: no right to ask.
     """
+    found = False
     try:
         with open(f"/proc/{pid}/maps", encoding="utf-8", errors="surrogateescape", newline="\n") as file:
-            if found := [_mapping(line) for line in file]:
-                return found
+            for line in file:
+                found = True
+                yield _mapping(line)
+        if not found:
             raise ProcessLookupError(errno.ESRCH, os.strerror(errno.ESRCH))  # it has ended, and was not reaped yet
     except OSError as error:
         raise refusal(pid, error, f"cannot read the memory map of process {pid}") from error
+
+
+def read_maps(pid: int) -> list[Mapping]:
+    """All of it; errors as of ``each_mapping``."""
+    return list(each_mapping(pid))
 
 
 def check_rights(pid: int) -> None:
@@ -146,6 +156,7 @@ def _mapping(line: str) -> Mapping:
     return Mapping(
         start=start,
         end=end,
+        permissions=fields[1],
         shared=fields[1].endswith("s"),
         offset=int(fields[2], 16),
         device=os.makedev(major, minor),

@@ -1,0 +1,212 @@
+"""The userfaultfd of another process, from outside: its main thread is made to ask for it, and runs on.
+
+It takes the rights that a debugger needs. The process has to allow a full userfaultfd, too: it has CAP_SYS_PTRACE, or
+vm.unprivileged_userfaultfd is 1, or it is handed /dev/userfaultfd. What this may be done to, and whether at all, is for
+the caller to know; nothing here does it unasked. All ptrace calls are made by a process of its own: wherever that is
+killed the other one is, or will be a moment later, what it was (see ``stub``).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import itertools
+import os
+import pickle
+import platform
+import socket
+import stat
+from collections.abc import Callable, Iterator
+from functools import partial
+from typing import NoReturn
+
+from parallel_fixedram.core.errors import FixedRamError, HostError
+from parallel_fixedram.host import linux
+from parallel_fixedram.host.injection import places
+from parallel_fixedram.host.injection.injector import CallFailed, InjectionRefused, Thread, is_free, status
+from parallel_fixedram.host.injection.stub import LENGTH, Call
+from parallel_fixedram.host.memory import userfaultfd
+from parallel_fixedram.host.memory.process_maps import each_mapping, refusal
+from parallel_fixedram.host.memory.userfaultfd import Userfaultfd
+from parallel_fixedram.host.processes import forked, signals
+
+_SECONDS = 3.0
+"""Longer than any thread takes that is not held by something; it takes a millisecond."""
+
+_ANSWER = 1 << 14
+"""Bytes of an error, pickled; there are a few hundred."""
+
+_MOST_PLACES = 4
+_SYS_IOCTL = 16
+_CAP_SYS_ADMIN = 1 << 21
+_HOW_IT_MAY = (
+    f"the process needs CAP_SYS_PTRACE, or vm.unprivileged_userfaultfd = 1, or {userfaultfd.DEVICE} handed to it"
+)
+
+
+def userfaultfd_of(
+    pid: int, *, hand_over: Callable[[int], int] | None = None, filters_are_known: bool = False
+) -> Userfaultfd:
+    """A userfaultfd of the process, full and not set up yet, of which it has no descriptor itself.
+
+    Args:
+        pid: the process.
+        hand_over: gives the process a descriptor, of /dev/userfaultfd, and returns the number that it has there; called
+            if the process may not have a userfaultfd without it. What was handed over is for the caller to take back.
+        filters_are_known: if the process has seccomp filters that cannot be read, take it that they allow
+            userfaultfd, ioctl and close.
+
+    Raises:
+        InjectionRefused: it cannot be done; the process is as it was.
+        HostError: it could not be done; the process is as it was.
+        MachineError: the process has ended.
+    """
+    if reason := takes_injection(pid, filters_are_known=filters_are_known):
+        raise InjectionRefused(reason)
+    try:
+        return _made(pid, Call(number=linux.SYS_USERFAULTFD, arguments=(userfaultfd.FLAGS, 0, 0)), filters_are_known)
+    except CallFailed as error:
+        if error.errno != errno.EPERM:
+            raise
+        if hand_over is None:
+            what = f"process {pid} may not have a full userfaultfd"
+            raise HostError(what, errno=errno.EPERM, hint=_HOW_IT_MAY) from error
+    device = userfaultfd.open_device()
+    try:
+        number = hand_over(device)
+        _check_handed_over(pid, number, device)
+        arguments = (number, userfaultfd.USERFAULTFD_IOC_NEW, userfaultfd.FLAGS)
+        return _made(pid, Call(number=_SYS_IOCTL, arguments=arguments), filters_are_known)
+    finally:
+        linux.close(device)
+
+
+def takes_injection(pid: int, *, filters_are_known: bool = False) -> str | None:
+    """Why a userfaultfd of the process cannot be had from outside, as far as it can be told without touching it.
+
+    Whether the process itself may have a full one is not asked.
+
+    Args:
+        pid: the process.
+        filters_are_known: as of ``userfaultfd_of``.
+
+    Raises:
+        MachineError: the process has ended.
+    """
+    if platform.machine() != "x86_64":
+        return f"this host is {platform.machine()}, and only on x86_64 can a process be made to ask for a userfaultfd"
+    try:
+        found = status(pid)
+        linux.close(os.open(f"/proc/{pid}/mem", os.O_RDONLY | os.O_CLOEXEC))  # takes the very right that ptrace does
+    except OSError as error:
+        missing = refusal(pid, error, f"process {pid} may not be traced")
+        if isinstance(missing, HostError):
+            return f"{missing.message}: {missing.hint}"
+        raise missing from error
+    if found["State"].startswith(("T", "t")) or found["TracerPid"] != "0":
+        tracer = found["TracerPid"]
+        return f"process {pid} is stopped by a signal" if tracer == "0" else f"process {pid} is traced by {tracer}"
+    if found.get("Seccomp", "0") != "0" and not filters_are_known and not _may_read_filters():
+        return f"process {pid} has a seccomp filter, which takes CAP_SYS_ADMIN to read"
+    try:
+        lacking = userfaultfd.missing_features()
+        if not _free_places(pid):
+            return f"process {pid} has no 64-bit x86 code with free room behind it"
+    except HostError as error:
+        return error.message
+    if lacking:
+        return "this kernel has no " + ", ".join(f"UFFD_FEATURE_{each.name}" for each in lacking)
+    return None
+
+
+def _may_read_filters() -> bool:
+    own = status(os.getpid())
+    return own.get("Seccomp", "0") == "0" and bool(int(own["CapEff"], 16) & _CAP_SYS_ADMIN)
+
+
+def _check_handed_over(pid: int, number: int, device: int) -> None:
+    """A number that means something else in the process would be something else's ioctl."""
+    with contextlib.suppress(OSError):
+        theirs = os.stat(f"/proc/{pid}/fd/{number}")
+        if stat.S_ISCHR(theirs.st_mode) and theirs.st_rdev == os.fstat(device).st_rdev:
+            return
+    raise HostError(f"process {pid} has no {userfaultfd.DEVICE} as its descriptor {number}")
+
+
+def _free_places(pid: int) -> list[int]:
+    """Addresses in the process where a stub can be now: a few, should one be taken meanwhile."""
+    return list(itertools.islice(filter(partial(is_free, pid), _places(pid)), _MOST_PLACES))
+
+
+def _places(pid: int) -> Iterator[int]:
+    heads: dict[tuple[int, int], int] = {}
+    for each in each_mapping(pid):  # ascending, so that a file's head comes before its code
+        file = each.device, each.inode
+        if each.inode and each.offset == 0:
+            heads[file] = each.start
+        if each.permissions == "r-xp" and file in heads:
+            code = places.Code(start=each.start, end=each.end, offset=each.offset)
+            yield from places.places(code, places.code_ends(_head(pid, heads[file])), LENGTH)
+
+
+def _head(pid: int, address: int) -> bytes:
+    into = bytearray(places.HEAD_LENGTH)
+    try:
+        return bytes(into[: linux.process_vm_readv(pid, address, memoryview(into))])
+    except OSError:  # a file that is shorter now than what is mapped of it, a device
+        return b""
+
+
+def _made(pid: int, call: Call, filters_are_known: bool) -> Userfaultfd:
+    fd = _injected(pid, call, filters_are_known)
+    if os.readlink(f"/proc/self/fd/{fd}") != "anon_inode:[userfaultfd]":
+        linux.close(fd)
+        raise HostError(f"process {pid} gave something else than a userfaultfd")
+    return Userfaultfd(fd)
+
+
+def _injected(pid: int, call: Call, filters_are_known: bool) -> int:
+    """Have the call made, by way of a process of our own; returns the descriptor."""
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    child, us, found = 0, os.getpid(), _free_places(pid)
+    with ours:
+        try:
+            with theirs, signals.held():
+                child = os.fork()
+                if child == 0:
+                    forked.settle_in(us)
+                    _inject(pid, call, found, filters_are_known, theirs)
+            ours.settimeout(_SECONDS)
+            answer, descriptors, *_ = socket.recv_fds(ours, _ANSWER, 1)
+            if descriptors:
+                return descriptors[0]
+            if answer:
+                raise pickle.loads(answer)
+            ended, child = forked.reap(child), 0
+            raise HostError(f"the process that was to stop process {pid} {ended}")
+        except TimeoutError as error:
+            raise HostError(f"process {pid} does not stop: it may be frozen, or wait for a disk") from error
+        except OSError as error:
+            raise HostError.from_os(f"cannot stop process {pid}", error) from error
+        finally:
+            if child:
+                forked.kill(child)
+                forked.reap(child)
+
+
+def _inject(pid: int, call: Call, found: list[int], filters_are_known: bool, answer: socket.socket) -> NoReturn:
+    try:
+        try:
+            pidfd = os.pidfd_open(pid)
+            fd = Thread(pid, pidfd, found).call(call, filters_are_known=filters_are_known)
+            socket.send_fds(answer, [b"!"], [fd])
+        except FixedRamError as error:
+            answer.send(pickle.dumps(error))
+        except OSError as error:
+            answer.send(pickle.dumps(_failure(pid, error)))
+    finally:
+        os._exit(0)
+
+
+def _failure(pid: int, error: OSError) -> FixedRamError:
+    return refusal(pid, error, f"cannot make process {pid} ask for a userfaultfd")

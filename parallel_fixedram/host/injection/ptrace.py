@@ -1,0 +1,222 @@
+"""ptrace(2) of one thread of another process: seized, not attached to, so that it is not stopped by that.
+
+A tracer that dies lets go of the thread, which goes on from where it is: PTRACE_O_EXITKILL is never set. Every call is
+made by ``request``. Facts: Linux, include/uapi/linux/ptrace.h; arch/x86/include/uapi/asm/ptrace-abi.h.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import os
+import struct
+from dataclasses import dataclass
+from enum import Enum, auto
+from typing import NamedTuple, overload
+
+from parallel_fixedram.host import linux
+
+_PEEKDATA, _POKEDATA, _POKEUSER, _CONT, _GETREGS, _DETACH, _SYSCALL = 2, 5, 6, 7, 12, 17, 24
+_SEIZE, _INTERRUPT = 0x4206, 0x4207
+_SECCOMP_GET_FILTER, _GET_SYSCALL_INFO, _GET_RSEQ_CONFIGURATION = 0x420C, 0x420E, 0x420F
+_O_TRACESYSGOOD = 1
+_EVENT_STOP = 128
+_SIGTRAP = 5
+_WALL = 0x40000000  # linux/wait.h: threads that were cloned without a signal, too
+_SYSCALL_INFO_EXIT = 2
+_BPF_MAXINSNS = 4096
+
+_libc = ctypes.CDLL(None, use_errno=True)
+_libc.ptrace.argtypes = (ctypes.c_long, ctypes.c_long, ctypes.c_void_p, ctypes.c_void_p)
+_libc.ptrace.restype = ctypes.c_long
+
+
+class Registers(NamedTuple):
+    """struct user_regs_struct, in its order."""
+
+    r15: int
+    r14: int
+    r13: int
+    r12: int
+    rbp: int
+    rbx: int
+    r11: int
+    r10: int
+    r9: int
+    r8: int
+    rax: int
+    rcx: int
+    rdx: int
+    rsi: int
+    rdi: int
+    orig_rax: int
+    """Number of the system call that it is in, or -1."""
+    rip: int
+    cs: int
+    eflags: int
+    rsp: int
+    ss: int
+    fs_base: int
+    gs_base: int
+    ds: int
+    es: int
+    fs: int
+    gs: int
+
+
+_REGISTERS = struct.Struct("<15Qq11Q")
+_RIP_OFFSET = Registers._fields.index("rip") * 8
+
+
+class Why(Enum):
+    """Why a thread stopped."""
+
+    INTERRUPTED = auto()
+    """By ``interrupt``."""
+    STOPPED = auto()
+    """By a signal, with its whole process."""
+    SIGNAL = auto()
+    """A signal is about to be delivered."""
+    SYSCALL = auto()
+    """It enters or leaves a system call."""
+    ENDED = auto()
+    """It did not stop, it is no more."""
+
+
+@dataclass(frozen=True, slots=True)
+class Stop:
+    """What ``wait`` has seen."""
+
+    why: Why
+    signum: int
+    """Of SIGNAL and STOPPED, else 0."""
+
+
+def request(number: int, tid: int, address: int = 0, data: int = 0) -> int:
+    """One call of ptrace(2), raising OSError like others that Python wraps."""
+    ctypes.set_errno(0)
+    result = int(_libc.ptrace(number, tid, address, data))
+    if result == -1 and (error := ctypes.get_errno()):
+        raise OSError(error, os.strerror(error))
+    return result
+
+
+def seize(tid: int) -> None:
+    """Begin to trace a thread, which runs on."""
+    request(_SEIZE, tid, 0, _O_TRACESYSGOOD)
+
+
+def interrupt(tid: int) -> None:
+    """Have it stop, which is to be waited for."""
+    request(_INTERRUPT, tid)
+
+
+def go_on(tid: int, signum: int = 0) -> None:
+    """Let it run, and deliver a signal to it."""
+    request(_CONT, tid, 0, signum)
+
+
+def go_on_to_syscall(tid: int, signum: int = 0) -> None:
+    """Let it run until it enters or leaves a system call."""
+    request(_SYSCALL, tid, 0, signum)
+
+
+def detach(tid: int, signum: int = 0) -> None:
+    """Let it run and trace it no more; one that was stopped by a signal stays so."""
+    request(_DETACH, tid, 0, signum)
+
+
+def registers(tid: int) -> Registers:
+    """Those of a thread that has stopped."""
+    buffer = ctypes.create_string_buffer(_REGISTERS.size)
+    request(_GETREGS, tid, 0, ctypes.addressof(buffer))
+    return Registers(*_REGISTERS.unpack(buffer.raw))
+
+
+def set_rip(tid: int, address: int) -> None:
+    """Change where it will go on, and nothing else."""
+    request(_POKEUSER, tid, _RIP_OFFSET, address)
+
+
+def put(tid: int, address: int, data: bytes) -> None:
+    """Write into its memory, also where it may only read: its own copy of that page is changed.
+
+    Args:
+        tid: the thread.
+        address: where.
+        data: a multiple of 8 bytes.
+    """
+    for position, (word,) in enumerate(struct.iter_unpack("<Q", data)):
+        request(_POKEDATA, tid, address + 8 * position, word)
+
+
+def returned(tid: int) -> tuple[int, int] | None:
+    """Of a thread that has stopped where it leaves a system call: ``rip``, and the result or -errno; else None."""
+    buffer = ctypes.create_string_buffer(88)
+    request(_GET_SYSCALL_INFO, tid, len(buffer), ctypes.addressof(buffer))
+    operation, _, rip, _, result, _ = struct.unpack_from("<B3xIQQqB", buffer.raw)
+    return (rip, result) if operation == _SYSCALL_INFO_EXIT else None
+
+
+def seccomp_filter(tid: int, index: int) -> bytes | None:
+    """A filter of a thread that has stopped, an array of struct sock_filter; None behind the last one.
+
+    Raises:
+        OSError: EACCES without CAP_SYS_ADMIN, or when this process has filters itself.
+    """
+    buffer = ctypes.create_string_buffer(8 * _BPF_MAXINSNS)
+    try:
+        count = request(_SECCOMP_GET_FILTER, tid, index, ctypes.addressof(buffer))
+    except OSError as error:
+        if error.errno == errno.ENOENT:
+            return None
+        raise
+    return buffer.raw[: 8 * count]
+
+
+def critical_section(tid: int) -> range:
+    """The addresses of code that a stopped thread has to run in one go (rseq(2)); empty if there is none.
+
+    If it is interrupted there the kernel sends it elsewhere, unless somebody has changed ``rip`` meanwhile.
+    """
+    buffer = ctypes.create_string_buffer(24)
+    try:
+        request(_GET_RSEQ_CONFIGURATION, tid, len(buffer), ctypes.addressof(buffer))
+    except OSError as error:
+        if error.errno == errno.EIO:  # the kernel has no rseq
+            return range(0)
+        raise
+    area = struct.unpack_from("<Q", buffer.raw)[0]
+    if not area:
+        return range(0)
+    (where,) = struct.unpack("<Q", _read(tid, area + 8, 8))  # struct rseq: rseq_cs
+    if not where:
+        return range(0)
+    _, start, length, _ = struct.unpack("<QQQQ", _read(tid, where, 32))  # struct rseq_cs
+    return range(start, start + length)
+
+
+@overload
+def wait(tid: int) -> Stop: ...
+@overload
+def wait(tid: int, *, only_look: bool) -> Stop | None: ...
+def wait(tid: int, *, only_look: bool = False) -> Stop | None:
+    """Wait for it to stop, or say None if it runs."""
+    found, status = os.waitpid(tid, _WALL | (os.WNOHANG if only_look else 0))
+    if not found:
+        return None
+    if not os.WIFSTOPPED(status):
+        return Stop(Why.ENDED, 0)
+    signum = os.WSTOPSIG(status)
+    if status >> 16 == _EVENT_STOP:
+        return Stop(Why.INTERRUPTED, 0) if signum == _SIGTRAP else Stop(Why.STOPPED, signum)
+    if signum == _SIGTRAP | 0x80:
+        return Stop(Why.SYSCALL, 0)
+    return Stop(Why.SIGNAL, signum)
+
+
+def _read(tid: int, address: int, length: int) -> bytes:
+    into = bytearray(length)
+    if linux.process_vm_readv(tid, address, memoryview(into)) != length:
+        raise OSError(errno.EFAULT, os.strerror(errno.EFAULT))
+    return bytes(into)
