@@ -7,6 +7,7 @@ import ctypes
 import errno
 import fcntl
 import os
+import platform
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,6 +21,7 @@ HUGETLBFS_MAGIC = 0x958458F6  # linux/magic.h
 TMPFS_MAGIC = 0x01021994
 SYS_PROCESS_MADVISE = 440  # asm-generic/unistd.h; the same number everywhere
 SYS_CACHESTAT = 451
+SYS_USERFAULTFD = 323 if platform.machine() == "x86_64" else 282  # asm/unistd_64.h; asm-generic/unistd.h
 MADV_WILLNEED = 3  # asm-generic/mman-common.h
 MADV_PAGEOUT = 21
 PAGE_IS_PRESENT = 1 << 3  # linux/fs.h
@@ -215,6 +217,14 @@ def process_madvise(pidfd: int, ranges: NDArray[np.uint64], advice: int) -> None
     where = ctypes.c_void_p(iovecs.ctypes.data)
     if _libc.syscall(SYS_PROCESS_MADVISE, pidfd, where, ctypes.c_size_t(len(iovecs)), advice, 0) < 0:
         _check(-1)
+
+
+def userfaultfd(flags: int) -> int:
+    """userfaultfd(2): a descriptor to watch memory of this process with; EPERM where that takes a right."""
+    fd = int(_libc.syscall(SYS_USERFAULTFD, flags))
+    if fd < 0:
+        _check(fd)
+    return fd
 
 
 def pagemap_scan(
