@@ -44,6 +44,7 @@ _UFFD_USER_MODE_ONLY = 1
 _UFFDIO_API = 0xC018AA3F
 _UFFDIO_REGISTER = 0xC020AA00
 _UFFDIO_UNREGISTER = 0x8010AA01
+_UFFDIO_WAKE = 0x8010AA02
 _UFFDIO_WRITEPROTECT = 0xC018AA06
 _WRITEPROTECT_BIT = 1 << (_UFFDIO_WRITEPROTECT & 0xFF)
 _MODE_WP = 2
@@ -215,6 +216,7 @@ class Userfaultfd:
         """
         try:
             fcntl.ioctl(self._fd, _UFFDIO_UNREGISTER, _RANGE.pack(start, length))
+            fcntl.ioctl(self._fd, _UFFDIO_WAKE, _RANGE.pack(start, length))  # the kernel does so for missing pages only
         except OSError as error:
             raise self._failure(f"cannot stop watching memory at {start:#x}", error) from error
 
