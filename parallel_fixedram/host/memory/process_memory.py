@@ -28,6 +28,7 @@ from parallel_fixedram.host.memory.page_source import (
     CopyingSource,
     MappedSource,
     grown_by_asking,
+    swapped_out,
 )
 from parallel_fixedram.host.memory.process_maps import Mapping, check_rights, mapped_parts, open_mapped_file, refusal
 from parallel_fixedram.host.memory.swapped import STEP_BYTES, SwappedPages, check_room, has_swap
@@ -87,6 +88,16 @@ class ProcessSource(CopyingSource):
         self._file = -1 if file is None else os.dup(file)
         self._offset = offset
         self._swapped: SwappedPages | None = None
+        self._protected = False
+        self._swapped_out: int | None = None
+
+    def note_protection(self) -> None:
+        """From now on pages that were never touched may look swapped: those that were protected before (userfaultfd).
+
+        What really is in swap is known from when the whole block was asked for last, before that; if anything went to
+        swap since, everything that looks so counts.
+        """
+        self._protected = True
 
     def open(self) -> None:
         """Ask for the right to read, which a fork may have lost (PageSource.open)."""
@@ -143,8 +154,13 @@ class ProcessSource(CopyingSource):
 
     def _occupied(self, within: PageRange) -> PageBitmap:
         start = within.first * mmap.PAGESIZE
+        if not self._protected and within.count == self._pages_in_all:
+            self._swapped_out = swapped_out()
         try:
-            found = pagemap.occupied(self._pid, self._address + start, within.count)
+            swapped = not self._protected
+            found = pagemap.occupied(self._pid, self._address + start, within.count, swapped=swapped)
+            if self._protected and (self._swapped_out is None or swapped_out() != self._swapped_out):
+                found = pagemap.occupied(self._pid, self._address + start, within.count)
         except OSError as error:
             raise refusal(self._pid, error, f"cannot read the page tables of process {self._pid}") from error
         if self._file >= 0:
