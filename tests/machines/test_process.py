@@ -5,16 +5,19 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from pathlib import Path
 
 import numpy as np
 import pytest
+from support.watched import require_userfaultfd
 
 from parallel_fixedram.core.bitmap import PageBitmap
 from parallel_fixedram.core.errors import HostError, MachineError
 from parallel_fixedram.core.protocols import DirtySource, Machine, Pages
 from parallel_fixedram.core.ramblock import PageRange
 from parallel_fixedram.core.units import GIB, MIB
+from parallel_fixedram.host.memory.userfaultfd import PageFault, Userfaultfd
 from parallel_fixedram.machines.builtin import process
 from parallel_fixedram.machines.builtin.process import GuestProcess
 from parallel_fixedram.machines.builtin.spec import GuestSpec, Workload
@@ -313,3 +316,34 @@ def test_a_guest_ends_with_the_process_that_made_it_even_if_workers_live_on() ->
         ended, _, _ = select.select([guest], [], [], 10)
         os.close(guest)
     assert ended
+
+
+def test_it_gives_away_a_userfaultfd_that_holds_its_writes() -> None:
+    require_userfaultfd()
+    with booted("dense,size=1MiB") as guest:
+        userfaultfd, address = guest.userfaultfd()
+        assert not os.get_inheritable(userfaultfd.fileno())
+        with closing(userfaultfd):
+            userfaultfd.enable()
+            userfaultfd.register(address, MIB)
+            userfaultfd.protect(address, MIB)
+            guest.start()
+            poll = select.poll()
+            poll.register(userfaultfd.fileno(), select.POLLIN)
+            assert poll.poll(20000)
+            [fault] = userfaultfd.read()
+            assert isinstance(fault, PageFault)
+            assert address <= fault.address < address + MIB
+        assert guest.pause(), "it goes on, and so comes to hear this"
+
+
+def test_a_guest_that_may_not_have_a_userfaultfd_says_so_and_lives_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse() -> None:
+        raise HostError("cannot get a userfaultfd", errno=1)
+
+    monkeypatch.setattr(Userfaultfd, "open_own", refuse)
+    with booted("dense,size=1MiB") as guest:
+        with pytest.raises(HostError, match="cannot get a userfaultfd") as raised:
+            guest.userfaultfd()
+        assert raised.value.errno == 1
+        assert guest.run(2) == 2

@@ -93,8 +93,8 @@ class CopiedSource(CopyingSource):
         return [within] if within.count else []
 
     def newly_touched(self, data: PageBitmap) -> list[PageRange]:
-        """What ``data`` leaves out, if anything (PageSource.grown)."""
-        return grown_by_asking(self, data)
+        """What ``data`` leaves out, if anything (PageSource.newly_touched)."""
+        return newly_touched_by_asking(self, data)
 
     def close(self) -> None:
         """Drop buffer and descriptor (PageSource.close)."""
@@ -104,8 +104,8 @@ class CopiedSource(CopyingSource):
             self._fd = -1
 
 
-def grown_by_asking(source: PageSource, data: PageBitmap) -> list[PageRange]:
-    """PageSource.grown by way of ``data_ranges`` of every gap: exact, and quick where the gaps are few."""
+def newly_touched_by_asking(source: PageSource, data: PageBitmap) -> list[PageRange]:
+    """PageSource.newly_touched by way of ``data_ranges`` of every gap: exact, and quick where the gaps are few."""
     if data.count() == data.pages:
         return []
     return [found for gap in data.gaps() for found in source.data_ranges(gap)]

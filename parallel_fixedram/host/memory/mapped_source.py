@@ -21,7 +21,7 @@ from parallel_fixedram.core.protocols import Pages
 from parallel_fixedram.core.ramblock import TARGET_PAGE_SIZE, PageRange
 from parallel_fixedram.host import linux
 from parallel_fixedram.host.files.channel import data_extents
-from parallel_fixedram.host.memory.copied_source import grown_by_asking
+from parallel_fixedram.host.memory.copied_source import newly_touched_by_asking
 from parallel_fixedram.host.memory.swapped import has_swap
 
 _CHUNK_WORDS = 64
@@ -142,7 +142,7 @@ class MappedSource:
         return [PageRange(*each) for each in zip(first[inside].tolist(), (end - first)[inside].tolist(), strict=True)]
 
     def newly_touched(self, data: PageBitmap) -> list[PageRange]:
-        """Asks the page cache where gaps are many, the file where they are few (PageSource.grown).
+        """Asks the page cache where gaps are many, the file where they are few (PageSource.newly_touched).
 
         ``lseek`` takes microseconds for each gap, however small; ``mincore`` takes less than a tenth of one for each
         page, gap or not, and in shared memory finds the same pages but those in swap. A page that was in swap when the
@@ -154,15 +154,15 @@ class MappedSource:
             return []
         scattered = _scattered(data)
         if not scattered.any() or not self._cache_tells():
-            return grown_by_asking(self, data)
+            return newly_touched_by_asking(self, data)
         found = PageBitmap(data.pages)
         for chunk in np.flatnonzero(scattered).tolist():
             found.put_bits(chunk * _CHUNK_WORDS, self._in_cache(chunk * _CHUNK_PAGES, data.pages))
         if swapped_out() != self._swapped_out:  # asked afterwards: a page counts before it leaves the cache
-            return grown_by_asking(self, data)
+            return newly_touched_by_asking(self, data)
         found.words &= ~data.words
         rest = PageBitmap(data.pages, data.words | np.repeat(scattered * _ALL_ONES, _CHUNK_WORDS)[: len(data.words)])
-        for each in grown_by_asking(self, rest):
+        for each in newly_touched_by_asking(self, rest):
             found.set_range(each)
         return found.ranges()
 

@@ -14,12 +14,14 @@ from parallel_fixedram.host import linux
 
 _CHUNK_PAGES = 1 << 18
 _REGIONS = 1 << 15
+_PRESENT = np.uint64(63)
+"""The bit of an entry of /proc/PID/pagemap, which is its last one."""
 _PRESENT_OR_SWAPPED = np.uint64(62)
 """An entry of /proc/PID/pagemap has bit 63 set for a present page, bit 62 for a swapped one
 (Linux: Documentation/admin-guide/mm/pagemap.rst)."""
 
 
-def occupied(pid: int, address: int, pages: int) -> PageBitmap:
+def occupied(pid: int, address: int, pages: int, *, swapped: bool = True) -> PageBitmap:
     """The pages that are present or swapped; without the zero page, where the kernel can tell (Linux 6.7).
 
     The zero page is what reading private memory that was never written leaves behind. Older kernels report it too.
@@ -28,6 +30,7 @@ def occupied(pid: int, address: int, pages: int) -> PageBitmap:
         pid: the process.
         address: of the first page, a multiple of the host's page size.
         pages: how many, of the host's page size.
+        swapped: False leaves out what looks swapped, as pages do that were protected before they were ever touched.
 
     Raises:
         OSError: the page tables cannot be read, also because the process has ended: ``process_maps.refusal`` tells.
@@ -39,12 +42,12 @@ def occupied(pid: int, address: int, pages: int) -> PageBitmap:
         for first in range(0, pages, _CHUNK_PAGES):
             start, count = address + first * mmap.PAGESIZE, min(_CHUNK_PAGES, pages - first)
             try:
-                bits = ask(fd, start, count)
+                bits = ask(fd, start, count, swapped)
             except OSError as error:
                 if ask is _listed or error.errno != errno.ENOTTY:
                     raise
                 ask = _listed
-                bits = ask(fd, start, count)
+                bits = ask(fd, start, count, swapped)
             found.put_bits(first // WORD_PAGES, bits)
     finally:
         linux.close(fd)
@@ -52,13 +55,14 @@ def occupied(pid: int, address: int, pages: int) -> PageBitmap:
     return found
 
 
-def _scanned(fd: int, address: int, count: int) -> NDArray[np.uint8]:
+def _scanned(fd: int, address: int, count: int, swapped: bool = True) -> NDArray[np.uint8]:
     """By the ioctl, which skips what is not there: 0 or 1 for each page."""
     turns = np.zeros(count + 1, np.int8)
     regions = np.empty((_REGIONS, 3), np.uint64)
     position, end = address, address + count * mmap.PAGESIZE
+    kinds = linux.PAGE_IS_PRESENT | linux.PAGE_IS_SWAPPED if swapped else linux.PAGE_IS_PRESENT
     while position < end:
-        got = linux.pagemap_scan(fd, position, end, regions)
+        got = linux.pagemap_scan(fd, position, end, regions, kinds)
         borders = (regions[:got, :2].astype(np.int64) - address) // mmap.PAGESIZE
         turns[borders[:, 0]] += 1  # regions are disjoint: no index is in one of the columns twice
         turns[borders[:, 1]] -= 1
@@ -66,7 +70,7 @@ def _scanned(fd: int, address: int, count: int) -> NDArray[np.uint8]:
     return np.cumsum(turns[:-1], dtype=np.int8).view(np.uint8)
 
 
-def _listed(fd: int, address: int, count: int) -> NDArray[np.uint8]:
+def _listed(fd: int, address: int, count: int, swapped: bool = True) -> NDArray[np.uint8]:
     """By reading an entry for every page: 0 or 1 for each."""
     entries = np.empty(count, np.uint64)
     into, offset = entries.data.cast("B"), address // mmap.PAGESIZE * entries.itemsize
@@ -75,5 +79,5 @@ def _listed(fd: int, address: int, count: int) -> NDArray[np.uint8]:
         if got == 0:
             raise OSError(errno.ESRCH, os.strerror(errno.ESRCH))
         into, offset = into[got:], offset + got
-    entries >>= _PRESENT_OR_SWAPPED
+    entries >>= _PRESENT_OR_SWAPPED if swapped else _PRESENT
     return np.not_equal(entries, 0).view(np.uint8)

@@ -23,8 +23,8 @@ from parallel_fixedram.core.ramblock import PageRange
 from parallel_fixedram.host import linux
 from parallel_fixedram.host.files.channel import data_extents
 from parallel_fixedram.host.memory import pagemap
-from parallel_fixedram.host.memory.copied_source import CopiedSource, CopyingSource, grown_by_asking
-from parallel_fixedram.host.memory.mapped_source import MappedSource
+from parallel_fixedram.host.memory.copied_source import CopiedSource, CopyingSource, newly_touched_by_asking
+from parallel_fixedram.host.memory.mapped_source import MappedSource, swapped_out
 from parallel_fixedram.host.memory.process_maps import Mapping, check_rights, mapped_parts, open_mapped_file, refusal
 from parallel_fixedram.host.memory.swapped import STEP_BYTES, SwappedPages, check_room, has_swap
 
@@ -83,6 +83,16 @@ class ProcessSource(CopyingSource):
         self._file = -1 if file is None else os.dup(file)
         self._offset = offset
         self._swapped: SwappedPages | None = None
+        self._protected = False
+        self._swapped_out: int | None = None
+
+    def note_protection(self) -> None:
+        """From now on pages that were never touched may look swapped: those that were protected before (userfaultfd).
+
+        What really is in swap is known from when the whole block was asked for last, before that; if anything went to
+        swap since, everything that looks so counts.
+        """
+        self._protected = True
 
     def open(self) -> None:
         """Ask for the right to read, which a fork may have lost (PageSource.open)."""
@@ -120,9 +130,9 @@ class ProcessSource(CopyingSource):
         return [PageRange(within.first + each.first, each.count) for each in self._occupied(within).ranges()]
 
     def newly_touched(self, data: PageBitmap) -> list[PageRange]:
-        """One look at the page tables of the whole block (PageSource.grown)."""
+        """One look at the page tables of the whole block (PageSource.newly_touched)."""
         if not self.tells_holes or data.count() == data.pages:
-            return grown_by_asking(self, data)
+            return newly_touched_by_asking(self, data)
         found = self._occupied(PageRange(0, self._pages_in_all))
         found.words &= ~data.words
         return found.ranges()
@@ -139,8 +149,13 @@ class ProcessSource(CopyingSource):
 
     def _occupied(self, within: PageRange) -> PageBitmap:
         start = within.first * mmap.PAGESIZE
+        if not self._protected and within.count == self._pages_in_all:
+            self._swapped_out = swapped_out()
         try:
-            found = pagemap.occupied(self._pid, self._address + start, within.count)
+            swapped = not self._protected
+            found = pagemap.occupied(self._pid, self._address + start, within.count, swapped=swapped)
+            if self._protected and (self._swapped_out is None or swapped_out() != self._swapped_out):
+                found = pagemap.occupied(self._pid, self._address + start, within.count)
         except OSError as error:
             raise refusal(self._pid, error, f"cannot read the page tables of process {self._pid}") from error
         if self._file >= 0:

@@ -5,6 +5,8 @@
     GO n      run until n steps are done in all, then idle       answered at once
     HALT n    run until n steps are done in all, if fewer are,   answered when nothing moves any more
               then stand still
+    WATCH     hand over a userfaultfd of this process              answered at once, with the descriptor
+              and say where RAM is mapped                          or, where there is none, with a failure
 
 While it boots it says how far it is (FILLED). An answer repeats the command's sequence number and says how many steps
 are done; the first one, number 0, says that the guest has booted and stands still. Between two steps the socket is
@@ -29,18 +31,20 @@ from parallel_fixedram.core.errors import FixedRamError, HostError
 from parallel_fixedram.core.protocols import Pages
 from parallel_fixedram.core.ramblock import TARGET_PAGE_SIZE
 from parallel_fixedram.host.files.channel import FileChannel
+from parallel_fixedram.host.memory.userfaultfd import Userfaultfd
 from parallel_fixedram.host.processes import forked
 from parallel_fixedram.machines.builtin.dirty_log import DirtyLog
 from parallel_fixedram.machines.builtin.spec import GuestSpec
 from parallel_fixedram.machines.builtin.workload import BATCH_PAGES, PAGE_WORDS, Indices, Program
 
 COMMAND = struct.Struct("<cQQ")
-"""GO or HALT, sequence number, number of steps."""
+"""GO, HALT or WATCH, sequence number, number of steps."""
 ANSWER = struct.Struct("<cQQ")
-"""DONE, sequence number of the command, steps done."""
+"""DONE, sequence number of the command, steps done; WATCHED, sequence number, address of RAM."""
 FAILURE = struct.Struct("<cH")
 """FAILED, or HOST_FAILED where the host is to blame, and an error number or 0; a line of text follows."""
 GO, HALT, DONE, FAILED, HOST_FAILED, FILLED = b"G", b"H", b"D", b"F", b"O", b"P"
+WATCH, WATCHED = b"U", b"W"
 MESSAGE_BYTES = 512
 """No message is longer."""
 FILLED_PAGES = 8192
@@ -121,6 +125,9 @@ def _serve(spec: GuestSpec, program: Program, ram: Pages, log: DirtyLog, sock: s
             if not message:
                 return
             command, sequence, number = COMMAND.unpack(message)
+            if command == WATCH:
+                _hand_over_userfaultfd(sock, sequence, ram)
+                continue
             if command == GO:
                 sock.send(ANSWER.pack(DONE, sequence, done))
                 until = number
@@ -131,6 +138,16 @@ def _serve(spec: GuestSpec, program: Program, ram: Pages, log: DirtyLog, sock: s
         elif done < until:
             log.mark(program.step(ram, done + 1))
             done += 1
+
+
+def _hand_over_userfaultfd(sock: socket.socket, sequence: int, ram: Pages) -> None:
+    try:
+        userfaultfd = Userfaultfd.open_own()
+    except HostError as error:
+        sock.send(_failure(error)[:MESSAGE_BYTES])
+        return
+    socket.send_fds(sock, [ANSWER.pack(WATCHED, sequence, ram.ctypes.data)], [userfaultfd.fileno()])
+    userfaultfd.close()  # whoever holds the last one holds our writes
 
 
 class _Pace:

@@ -31,6 +31,7 @@ from parallel_fixedram.core.units import format_size
 from parallel_fixedram.host.facts import memory_bytes
 from parallel_fixedram.host.memory.mapped_source import MappedSource
 from parallel_fixedram.host.memory.memory_limit import memory_until_killed
+from parallel_fixedram.host.memory.userfaultfd import Userfaultfd
 from parallel_fixedram.host.processes import forked, signals
 from parallel_fixedram.machines.builtin import child
 from parallel_fixedram.machines.builtin.dirty_log import DirtyLog
@@ -191,6 +192,25 @@ class GuestProcess:
         """Empty: it has no devices (Machine.device_state)."""
         return b""
 
+    def userfaultfd(self) -> tuple[Userfaultfd, int]:
+        """A userfaultfd of the guest's process, and the address of its RAM there.
+
+        Raises:
+            HostError: the guest cannot have one.
+            MachineError: it died.
+        """
+        self._send(child.WATCH, 0)
+        while True:
+            message, descriptors = self._receive(_ANSWER_SECONDS)
+            if message[:1] in (child.FAILED, child.HOST_FAILED):
+                raise self._failure(message)
+            _, sequence, address = child.ANSWER.unpack(message)
+            for fd in descriptors:
+                os.set_inheritable(fd, False)
+                if sequence == self._sequence:
+                    return Userfaultfd(fd), address
+                os.close(fd)  # of a question that was interrupted before it was answered
+
     def close(self) -> None:
         """End the guest and give everything back; more than once does no harm.
 
@@ -209,6 +229,10 @@ class GuestProcess:
 
     def _ask(self, command: bytes, number: int, seconds: float | None = None) -> int:
         """Send a command and return how many steps are done when it is answered."""
+        self._send(command, number)
+        return self._answer(seconds)
+
+    def _send(self, command: bytes, number: int) -> None:
         if self.pid <= 0:
             raise MachineError("the guest's process is gone")
         self._sequence += 1
@@ -216,19 +240,25 @@ class GuestProcess:
             self._socket.send(child.COMMAND.pack(command, self._sequence, number))
         except OSError:
             raise MachineError(self._death()) from None
-        return self._answer(seconds)
+
+    def _receive(self, seconds: float | None) -> tuple[bytes, list[int]]:
+        """The next message, and the descriptors that came with it."""
+        self._socket.settimeout(seconds)
+        try:
+            message, descriptors, _, _ = socket.recv_fds(self._socket, child.MESSAGE_BYTES, 1)
+        except TimeoutError:
+            raise MachineError(f"guest process {self.pid} did not answer within {seconds:g} s") from None
+        except OSError:
+            message = b""
+        if not message:
+            raise MachineError(self._death())
+        return message, descriptors
 
     def _answer(self, seconds: float | None) -> int:
-        self._socket.settimeout(seconds)
         while True:
-            try:
-                message = self._socket.recv(child.MESSAGE_BYTES)
-            except TimeoutError:
-                raise MachineError(f"guest process {self.pid} did not answer within {seconds:g} s") from None
-            except OSError:
-                message = b""
-            if not message:
-                raise MachineError(self._death())
+            message, descriptors = self._receive(seconds)
+            for fd in descriptors:  # of a userfaultfd that was not waited for
+                os.close(fd)
             if message[:1] in (child.FAILED, child.HOST_FAILED):
                 raise self._failure(message)
             kind, sequence, steps = child.ANSWER.unpack(message)

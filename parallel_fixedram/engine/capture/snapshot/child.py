@@ -1,0 +1,122 @@
+"""Child: a process of a snapshot besides its workers, and how the coordinator talks to it."""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+import os
+import select
+import socket
+from collections.abc import Callable
+from typing import NoReturn
+
+from parallel_fixedram.core.errors import FixedRamError, HostError, WorkerError
+from parallel_fixedram.engine.capture.snapshot.messages import Answer, Command, Failed, receive, send
+from parallel_fixedram.host.processes import forked, signals
+
+
+class Child:
+    """Forked when it is made; dies with the thread that made it.
+
+    Args:
+        name: what it does, to stand behind "the process that".
+        run: what it runs, with its end of a socket to us.
+
+    Attributes:
+        pid: process id; 0 when it was reaped.
+        pidfd: of it.
+
+    Raises:
+        HostError: no process could be started.
+    """
+
+    def __init__(self, name: str, run: Callable[[socket.socket], None]) -> None:
+        self._name = name
+        self.pid, self.pidfd = 0, -1
+        self._how = "has ended"
+        coordinator = os.getpid()
+        try:
+            self._socket, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+            with theirs:
+                try:
+                    with signals.held():
+                        pid = os.fork()
+                        if pid == 0:
+                            self._socket.close()
+                            _live(run, theirs, coordinator)
+                        self.pid = pid
+                    self.pidfd = os.pidfd_open(pid)
+                except BaseException:
+                    self.close()
+                    raise
+        except OSError as error:
+            raise HostError.from_os(f"cannot start the process that {name}", error) from error
+
+    def tell(self, command: Command) -> None:
+        """Send a command; that nobody is there to hear it shows in the answer."""
+        with contextlib.suppress(BrokenPipeError, ConnectionResetError):
+            send(self._socket, command)
+
+    def has_answer(self, seconds: float) -> bool:
+        """Whether ``answer`` need not wait any more within so many seconds."""
+        poll = select.poll()  # not select(): a descriptor may be beyond 1024
+        poll.register(self._socket, select.POLLIN)
+        return bool(poll.poll(seconds * 1000))
+
+    def answer(self, seconds: float) -> Answer:
+        """The next answer.
+
+        Raises:
+            WorkerError: it does not come within so many seconds, or never will.
+            FixedRamError: what it failed with.
+        """
+        if not self.has_answer(seconds):
+            raise WorkerError(f"the process that {self._name} does not answer")
+        try:
+            answer = receive(self._socket)
+        except EOFError:
+            raise WorkerError(f"the process that {self._name} {self._end()}") from None
+        if isinstance(answer, Failed):
+            raise answer.error
+        assert not isinstance(answer, Command | None)
+        return answer
+
+    def has_ended(self, seconds: float = 0.0) -> bool:
+        """Whether it is no more, or ends within so many seconds."""
+        return self.pid == 0 or forked.has_ended(self.pidfd, seconds)
+
+    def close(self) -> None:
+        """End it; more than once does no harm."""
+        self._socket.close()
+        if self.pid:
+            forked.kill(self.pid)
+            self._end()
+        if self.pidfd >= 0:
+            os.close(self.pidfd)
+            self.pidfd = -1
+
+    def _end(self) -> str:
+        if self.pid:
+            pid, self.pid = self.pid, 0
+            self._how = forked.reap(pid)
+        return self._how
+
+
+def _live(run: Callable[[socket.socket], None], connection: socket.socket, coordinator: int) -> NoReturn:
+    code = 1
+    try:
+        forked.settle_in(coordinator)
+        gc.freeze()  # collecting what was inherited would copy all of it
+        gc.disable()
+        run(connection)
+        code = 0
+    except EOFError:
+        pass  # the coordinator is gone
+    except FixedRamError as error:
+        with contextlib.suppress(OSError):
+            send(connection, Failed(error))
+    except BaseException as error:
+        with contextlib.suppress(OSError):
+            send(connection, Failed(WorkerError.from_any("a process of the snapshot failed", error)))
+    finally:
+        os._exit(code)

@@ -1,0 +1,136 @@
+"""Faults: those who wait to write a group, until they may."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+
+import numpy as np
+
+from parallel_fixedram.core.protocols import Pages
+from parallel_fixedram.engine.capture.snapshot.copier import GroupCopier
+from parallel_fixedram.engine.capture.snapshot.groups import Marked
+from parallel_fixedram.engine.capture.snapshot.link import Link
+from parallel_fixedram.engine.capture.snapshot.marks import Marks, Phase
+from parallel_fixedram.engine.capture.snapshot.protection import Protection
+from parallel_fixedram.engine.capture.snapshot.protocol import Step, let_write
+from parallel_fixedram.engine.capture.snapshot.ring import Ring
+from parallel_fixedram.engine.capture.snapshot.tallies import Tallies
+
+
+@dataclass(slots=True, eq=False)
+class _Waiting:
+    """A unit that somebody waits to write."""
+
+    groups: range
+    since: float
+    steps: Iterator[Step] | None = None
+    copied: int = 0
+    without_room: bool = False
+
+
+class Faults:
+    """Serves faults as the phase has it: notes them before T, copies after it, lets them through when all is captured.
+
+    Args:
+        memory: whose faults they are.
+        copier: reads groups.
+        marks: of all groups.
+        ring: where copies go.
+        link: to the spill writer.
+
+    Attributes:
+        tallies: what was done.
+    """
+
+    def __init__(self, memory: Protection, copier: GroupCopier, marks: Marks, ring: Ring, link: Link) -> None:
+        self._memory = memory
+        self._copier = copier
+        self._marks = marks
+        self._ring = ring
+        self._link = link
+        self._waiting: dict[int, _Waiting] = {}
+        self._open = np.zeros(len(marks.noted), np.uint8)
+        self.tallies = Tallies()
+
+    def __len__(self) -> int:
+        """How many units are waited for."""
+        return len(self._waiting)
+
+    def add(self, faulted: Iterable[range]) -> None:
+        """Somebody waits for these."""
+        now = time.monotonic()
+        for groups in faulted:
+            self._waiting.setdefault(groups.start, _Waiting(groups, now))
+
+    def serve(self) -> float:
+        """Do what can be done; returns for how many seconds the one that waits longest has waited for room in the ring.
+
+        Raises:
+            HostError: a group cannot be read, or not be let go.
+            MachineError: the guest's process has ended.
+        """
+        for each in list(self._waiting.values()):
+            if self._advance(each):
+                del self._waiting[each.groups.start]
+        oldest = min((each.since for each in self._waiting.values()), default=time.monotonic())
+        return time.monotonic() - oldest
+
+    def begin_again(self) -> None:
+        """The phase is another one: who waits now is served as it has it."""
+        for each in self._waiting.values():
+            each.steps = None
+
+    def all_closed(self) -> None:
+        """All groups are protected again."""
+        self._open[:] = 0
+
+    def sweeping(self) -> Iterator[bool]:
+        """Let go what is captured before somebody has to wait for it; True behind every piece."""
+        for groups in self._memory.unprotecting(self._superfluous):
+            self._open[groups.start : groups.stop] = 1
+            yield True
+
+    def _superfluous(self, part: slice) -> Marked:
+        """1 for every group, of a part of one block, that is protected, though it is captured or held nothing."""
+        done = self._marks.copied[part] | self._marks.written[part] | (self._copier.held(part) == 0)
+        found: Marked = done & (self._open[part] == 0)
+        return found
+
+    def _advance(self, each: _Waiting) -> bool:
+        """Go on with a unit; whether it may be written by now."""
+        if each.steps is None:
+            each.steps = self._steps(each)
+        for step in each.steps:
+            if step is Step.NO_ROOM:
+                self.tallies.ring_waits += not each.without_room
+                each.without_room = True
+                self._link.tell()
+                return False
+        self._open[each.groups.start : each.groups.stop] = 1
+        if self._marks.phase[0] == Phase.CAPTURING:
+            self.tallies.served(each.since, copied=each.copied, uncopied=len(each.groups) - each.copied)
+        if each.copied:
+            self._link.tell()
+        return True
+
+    def _steps(self, each: _Waiting) -> Iterator[Step]:
+        def copy(group: int, slot: Pages) -> None:
+            self._copier.copy(group, slot)
+            each.copied += 1
+
+        groups, phase = each.groups, self._marks.phase[0]
+        if phase < Phase.CAPTURING:
+            self._marks.noted[groups.start : groups.stop] = 1
+        return let_write(
+            self._marks,
+            self._ring,
+            groups if phase == Phase.CAPTURING else (),
+            is_needed=self._is_needed,
+            copy=copy,
+            unprotect=lambda: self._memory.unprotect(groups),
+        )
+
+    def _is_needed(self, group: int) -> bool:
+        return not self._marks.is_captured(group) and self._copier.holds(group)

@@ -1,0 +1,122 @@
+"""Groups: 64 pages of one block, one bitmap word; the unit in which RAM is protected, marked and copied.
+
+They are counted through all blocks, in the file's order. On huge pages only all groups of a huge page can be protected,
+or let go, together: that is a unit.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from collections.abc import Callable, Iterator, Sequence
+from itertools import accumulate
+
+import numpy as np
+from numpy.typing import NDArray
+
+from parallel_fixedram.core.bitmap import WORD_PAGES, runs_of_ones, words_for
+from parallel_fixedram.core.ramblock import RAMBlock
+
+Marked = NDArray[np.uint8]
+"""Something other than 0 for every group that counts, shape (groups,)."""
+
+_CHUNK = 1 << 15
+"""Groups that are looked at together: 8 GiB, tens of microseconds. A multiple of the groups of any huge page."""
+
+
+class Groups:
+    """Where the groups of some blocks are.
+
+    Args:
+        blocks: in the file's order.
+        addresses: where each starts in the guest's process, a multiple of its ``host_page_size``; None for a block that
+            is not protected.
+
+    Attributes:
+        count: how many groups there are.
+        firsts: number of the first group of each block.
+    """
+
+    def __init__(self, blocks: Sequence[RAMBlock], addresses: Sequence[int | None]) -> None:
+        self._blocks = list(blocks)
+        self._addresses = list(addresses)
+        counts = [words_for(block.pages) for block in blocks]
+        self.firsts = [0, *accumulate(counts)][: len(counts)]
+        self.count = sum(counts)
+        placed = [(address, block) for block, address in enumerate(addresses) if address is not None]
+        self._placed = sorted(placed)
+
+    @property
+    def protected(self) -> list[tuple[int, int]]:
+        """Address and length of every block that is protected."""
+        return [(address, self._blocks[block].used_length) for address, block in self._placed]
+
+    def place(self, group: int) -> tuple[int, int]:
+        """Number of a group's block, and of the word in its bitmaps."""
+        block = bisect_right(self.firsts, group) - 1
+        return block, group - self.firsts[block]
+
+    def pages(self, group: int) -> int:
+        """How many pages a group has: 64, but for the last one of a block."""
+        block, word = self.place(group)
+        return min(WORD_PAGES, self._blocks[block].pages - word * WORD_PAGES)
+
+    def within(self, start: int, end: int) -> list[range]:
+        """The units that have a byte of the addresses [start, end): one range of groups for each block."""
+        found = []
+        for address, number in self._placed:
+            block = self._blocks[number]
+            first, last = max(start, address), min(end, address + block.used_length)
+            if first < last:
+                unit = self._unit(number)
+                step = unit * WORD_PAGES * block.page_size
+                begin, stop = (first - address) // step * unit, -(-(last - address) // step) * unit
+                found.append(range(self.firsts[number] + begin, min(self.firsts[number] + stop, self._end(number))))
+        return found
+
+    def unit(self, address: int) -> range:
+        """The groups that are protected together with this address; none where no block is."""
+        found = self.within(address, address + 1)
+        return found[0] if found else range(0)
+
+    def span(self, groups: range) -> tuple[int, int]:
+        """Address and length of some groups, all of one protected block."""
+        number, word = self.place(groups.start)
+        block, address = self._blocks[number], self._addresses[number]
+        assert address is not None, "the block is not protected"
+        size = WORD_PAGES * block.page_size
+        offset = word * size
+        return address + offset, min(len(groups) * size, block.used_length - offset)
+
+    def pieces(self, length: int, marked: Callable[[slice], Marked] | None = None) -> Iterator[range]:
+        """Groups of protected blocks in pieces that touch, each of one block, of whole units, ascending.
+
+        Args:
+            length: of the longest piece, bytes; a unit that is longer is a piece.
+            marked: which of them, asked when it gets there; of a unit all groups have to be. None for all.
+        """
+        for _, number in self._placed:
+            unit = self._unit(number)
+            most = max(length // (WORD_PAGES * self._blocks[number].page_size) // unit, 1) * unit
+            for start in range(self.firsts[number], self._end(number), _CHUNK):
+                chunk = slice(start, min(start + _CHUNK, self._end(number)))
+                for first, count in self._runs(chunk, unit, marked):
+                    for piece in range(first, first + count, most):
+                        yield range(piece, min(piece + most, first + count))
+
+    @staticmethod
+    def _runs(chunk: slice, unit: int, marked: Callable[[slice], Marked] | None) -> Iterator[tuple[int, int]]:
+        if marked is None:
+            yield chunk.start, chunk.stop - chunk.start
+            return
+        found = marked(chunk)
+        if unit > 1:
+            found = np.min(found.reshape(-1, unit), axis=1)
+        for first, count in (runs_of_ones(found) * unit).tolist():
+            yield chunk.start + first, count
+
+    def _unit(self, number: int) -> int:
+        block = self._blocks[number]
+        return max(block.host_page_size // (WORD_PAGES * block.page_size), 1)
+
+    def _end(self, number: int) -> int:
+        return self.firsts[number] + words_for(self._blocks[number].pages)

@@ -1,0 +1,188 @@
+"""The handler: the process that serves page faults, and the only one that holds the userfaultfd.
+
+::
+
+    WAITING --PROTECT--> PROTECTING -> PROTECTED --FIX--> CAPTURING --END--> RELEASING -> ENDED
+                         what is written is noted         what is about to be    ^
+                         and let go                       written is copied      |
+                                |                              |                 |
+                                +------------ void ------------+-----------------+
+
+A guest waits for it, so it never waits for a file, a lock or a log. When it dies the kernel closes the userfaultfd,
+and everything may be written: its death costs the snapshot, not the guest.
+"""
+
+from __future__ import annotations
+
+import select
+import socket
+import time
+from collections.abc import Iterator
+
+import numpy as np
+
+from parallel_fixedram.core.errors import FixedRamError
+from parallel_fixedram.engine.capture.snapshot.copier import GroupCopier
+from parallel_fixedram.engine.capture.snapshot.faults import Faults
+from parallel_fixedram.engine.capture.snapshot.groups import Groups
+from parallel_fixedram.engine.capture.snapshot.link import Link
+from parallel_fixedram.engine.capture.snapshot.marks import Marks, Phase, Void
+from parallel_fixedram.engine.capture.snapshot.messages import Command, Done, receive, send
+from parallel_fixedram.engine.capture.snapshot.protection import Protection
+from parallel_fixedram.engine.capture.snapshot.ring import Ring
+from parallel_fixedram.host.memory.userfaultfd import Userfaultfd
+
+_IDLE_MS, _FULL_MS = 20, 5
+
+
+class Handler:
+    """Does what it is told, a piece at a time, and serves the guest's faults in between.
+
+    Args:
+        userfaultfd: enabled; the blocks of ``groups`` are registered with it.
+        groups: what is protected.
+        copier: reads them.
+        marks: of all groups.
+        ring: where copies go.
+        control: to the coordinator.
+        link: to the spill writer.
+        max_stall: how long a write may have to wait for room in the ring, seconds.
+    """
+
+    def __init__(
+        self,
+        userfaultfd: Userfaultfd,
+        groups: Groups,
+        copier: GroupCopier,
+        marks: Marks,
+        ring: Ring,
+        *,
+        control: socket.socket,
+        link: Link,
+        max_stall: float,
+    ) -> None:
+        self._memory = Protection(userfaultfd, groups, self._beat)
+        self._faults = Faults(self._memory, copier, marks, ring, link)
+        self._marks = marks
+        self._control = control
+        self._link = link
+        self._max_stall = max_stall
+        self._work: Iterator[bool] = iter(())
+        self._busy = False
+        self._because: str | None = None
+        self._poll = select.poll()
+        for each in (self._memory, control, link):
+            self._poll.register(each.fileno(), select.POLLIN)
+
+    @property
+    def phase(self) -> int:
+        """A Phase."""
+        return int(self._marks.phase[0])
+
+    def run(self) -> None:
+        """Work until memory is let go; EOFError when the coordinator is gone."""
+        while self.phase != Phase.ENDED:
+            self.turn()
+
+    def turn(self) -> None:
+        """One round, whose failure costs the snapshot."""
+        try:
+            self._turn()
+        except (FixedRamError, OSError) as error:
+            if self.phase == Phase.RELEASING:
+                self._end()  # what is left is let go by closing
+            self._void(Void.FAILED, str(error))
+
+    def _turn(self) -> None:
+        """The faults that wait, then at most one command, then one piece of work."""
+        timeout = _FULL_MS if self._faults else 0 if self._busy else _IDLE_MS
+        ready = {fd for fd, _ in self._poll.poll(timeout)}
+        self._beat()
+        if self._memory.fileno() in ready:
+            self._memory.take()
+        if self._link.fileno() in ready and not self._link.hear():
+            self._void(Void.SPILL_ENDED)
+        self._serve()
+        if self._control.fileno() in ready:
+            self._obey()
+        if not self._faults:
+            self._busy = next(self._work, False)
+
+    def _beat(self) -> None:
+        self._marks.beat[0] = time.monotonic_ns()
+
+    def _serve(self) -> None:
+        lost, self._memory.lost = self._memory.lost, []
+        for why, groups in lost:
+            if why is Void.DISCARDED and self.phase < Phase.CAPTURING:
+                self._marks.noted[groups.start : groups.stop] = 1  # its protection went with it
+            else:
+                self._void(why)
+        faulted, self._memory.faulted = self._memory.faulted, []
+        self._faults.add(faulted)
+        if self._faults.serve() > self._max_stall:
+            self._void(Void.RING_FULL)
+
+    def _drain(self) -> None:
+        """Hear all that has come so far."""
+        while self._memory.take():
+            self._beat()
+        self._serve()
+
+    def _void(self, why: Void, because: str | None = None) -> None:
+        """It was for nothing: let go. Once all is captured nothing of that kind matters any more."""
+        if self.phase < Phase.RELEASING:
+            self._marks.void[0] = why
+            self._because = because or self._marks.why_void()
+            self._release()
+
+    def _release(self) -> None:
+        self._marks.phase[0] = Phase.RELEASING
+        self._faults.begin_again()
+        self._work = self._releasing()
+
+    def _obey(self) -> None:
+        command = receive(self._control, wait=False)
+        if command is Command.PROTECT:
+            self._work = self._protecting()
+        elif command is Command.FIX:
+            self._fix()
+        elif command is Command.END:
+            self._drain()  # a discard that went before it makes it void
+            if self.phase < Phase.RELEASING:
+                self._release()
+                send(self._control, Done())
+        elif command is Command.ABANDON:
+            self._void(Void.ABANDONED)
+
+    def _protecting(self) -> Iterator[bool]:
+        self._marks.phase[0] = Phase.PROTECTING
+        yield from self._memory.protecting()
+        self._marks.phase[0] = Phase.PROTECTED
+        send(self._control, Done())
+
+    def _fix(self) -> None:
+        """The guest stands still, and this is T."""
+        self._drain()
+        for _ in self._memory.protecting(lambda part: self._marks.noted[part]):
+            self._beat()
+        self._faults.all_closed()
+        self._faults.tallies.noted = int(np.count_nonzero(self._marks.noted))
+        self._marks.phase[0] = Phase.CAPTURING
+        self._work = self._sweeping()
+        send(self._control, Done())
+
+    def _sweeping(self) -> Iterator[bool]:
+        """Let go what is captured before somebody has to wait for it."""
+        while True:
+            yield from self._faults.sweeping()
+            yield False
+
+    def _releasing(self) -> Iterator[bool]:
+        yield from self._memory.releasing()
+        self._end()
+
+    def _end(self) -> None:
+        self._memory.close()
+        self._marks.phase[0] = Phase.ENDED
+        send(self._control, self._faults.tallies.figures(self._because))

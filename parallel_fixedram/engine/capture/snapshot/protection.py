@@ -1,0 +1,104 @@
+"""Protection: the memory of a guest by groups, as its handler protects it and hears of it."""
+
+from __future__ import annotations
+
+import select
+from collections.abc import Callable, Iterator
+
+from parallel_fixedram.engine.capture.snapshot.groups import Groups, Marked
+from parallel_fixedram.engine.capture.snapshot.marks import Void
+from parallel_fixedram.host.memory.userfaultfd import EventWaiting, PageFault, Remapped, Removed, Userfaultfd
+
+PROTECT_BYTES = 16 << 20
+"""Memory that is protected with one call; faults are served in between."""
+
+RELEASE_BYTES = 2 << 20
+"""Memory that is let go with one call, which keeps the guest from changing its mappings as long as it lasts."""
+
+_EVENT_MS = 1
+"""How long to wait at a time for a process to go on after its event was read."""
+
+
+class Protection:
+    """A userfaultfd that knows groups.
+
+    Args:
+        userfaultfd: enabled; the blocks of ``groups`` are registered with it.
+        groups: where they are.
+        beat: called while it has to wait.
+
+    Attributes:
+        faulted: units that somebody waits to write, as they were read.
+        lost: groups whose memory is no more what it was, and why.
+    """
+
+    def __init__(self, userfaultfd: Userfaultfd, groups: Groups, beat: Callable[[], None]) -> None:
+        self._userfaultfd = userfaultfd
+        self._groups = groups
+        self._beat = beat
+        self._poll = select.poll()
+        self._poll.register(self.fileno(), select.POLLIN)
+        self.faulted: list[range] = []
+        self.lost: list[tuple[Void, range]] = []
+
+    def fileno(self) -> int:
+        """What is readable when there is something to ``take``."""
+        return self._userfaultfd.fileno()
+
+    def take(self) -> bool:
+        """Read what has come into ``faulted`` and ``lost``; whether anything had. Who waits for an event goes on."""
+        messages = self._userfaultfd.read()
+        for message in messages:
+            if isinstance(message, PageFault):
+                self.faulted.append(self._groups.unit(message.address))
+            elif isinstance(message, Remapped):
+                self._lose(Void.REMAPPED, message.source, message.source + message.length)
+            elif isinstance(message, Removed):
+                self._lose(Void.DISCARDED, message.start, message.end)
+            else:
+                self._lose(Void.UNMAPPED, message.start, message.end)
+        return bool(messages)
+
+    def protecting(self, marked: Callable[[slice], Marked] | None = None) -> Iterator[bool]:
+        """From now on who writes them waits: all groups, or those marked; True behind every piece."""
+        for groups in self._groups.pieces(PROTECT_BYTES, marked):
+            self._call(self._userfaultfd.protect, groups)
+            yield True
+
+    def unprotect(self, groups: range) -> None:
+        """Who waits to write them goes on, and nobody waits any more."""
+        self._call(self._userfaultfd.unprotect, groups)
+
+    def unprotecting(self, marked: Callable[[slice], Marked]) -> Iterator[range]:
+        """The same for all that are marked, a piece at a time."""
+        for groups in self._groups.pieces(RELEASE_BYTES, marked):
+            self.unprotect(groups)
+            yield groups
+
+    def releasing(self) -> Iterator[bool]:
+        """Let go of all groups for good; True behind every piece."""
+        for groups in self._groups.pieces(RELEASE_BYTES):
+            self._call(self._userfaultfd.unregister, groups)
+            yield True
+
+    def close(self) -> None:
+        """Let go of what is left."""
+        self._userfaultfd.close()
+
+    def _lose(self, why: Void, start: int, end: int) -> None:
+        self.lost += [(why, groups) for groups in self._groups.within(start, end)]
+
+    def _call(self, call: Callable[[int, int], None], groups: range) -> None:
+        """Call until it is done: as long as an event is on its way, the kernel only says so.
+
+        Raises:
+            HostError: it cannot be done.
+            MachineError: the process has ended.
+        """
+        while True:
+            try:
+                return call(*self._groups.span(groups))
+            except EventWaiting:
+                if not self.take():  # read already, but who waited for that has not gone on yet
+                    self._poll.poll(_EVENT_MS)
+                self._beat()

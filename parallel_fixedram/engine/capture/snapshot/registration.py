@@ -1,0 +1,37 @@
+"""Which blocks of a guest can be protected."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from parallel_fixedram.core.errors import HostError
+from parallel_fixedram.core.protocols import FIRMWARE_BYTES
+from parallel_fixedram.core.ramblock import RAMBlock
+from parallel_fixedram.host.memory.userfaultfd import Userfaultfd
+
+
+def register(userfaultfd: Userfaultfd, blocks: Sequence[RAMBlock], addresses: Sequence[int | None]) -> list[int | None]:
+    """Have the userfaultfd, which is enabled, told of the blocks.
+
+    Args:
+        userfaultfd: of the guest's process.
+        blocks: what to protect.
+        addresses: where each starts in that process; None for one that is not to be protected.
+
+    Returns:
+        The addresses, but None for small blocks that take no protection: they are copied while the guest stands still.
+
+    Raises:
+        HostError: a block that is too large for that cannot be protected.
+        MachineError: the process has ended.
+    """
+    found = list(addresses)
+    for number, (block, address) in enumerate(zip(blocks, addresses, strict=True)):
+        if address is not None:
+            try:
+                userfaultfd.register(address, block.used_length)
+            except HostError:
+                if block.used_length > FIRMWARE_BYTES:
+                    raise
+                found[number] = None
+    return found

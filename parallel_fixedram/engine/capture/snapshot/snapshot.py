@@ -1,0 +1,171 @@
+"""Snapshot: a running machine's RAM as it is at one instant, T, captured while it runs on.
+
+::
+
+    prepare()   memory is registered; handler, spill writer and watchdog are forked; we close the userfaultfd
+    protect()   all memory is protected, while the machine runs
+    fix()       the machine stands still: this is T
+    add_noted() it runs again: pages that were touched since the data map join it
+    ...         workers do shards of ``job``
+    end()       all shards are done: memory is let go, the last copies are written
+    finish()    nothing is protected any more: figures
+"""
+
+from __future__ import annotations
+
+from types import TracebackType
+from typing import Self
+
+from parallel_fixedram.core.bitmap import WORD_PAGES, runs_of_ones, words_for
+from parallel_fixedram.core.errors import FixedRamError, WorkerError
+from parallel_fixedram.core.protocols import Channel
+from parallel_fixedram.core.ramblock import PageRange
+from parallel_fixedram.engine.capture.snapshot.job import CaptureJob
+from parallel_fixedram.engine.capture.snapshot.marks import Marks
+from parallel_fixedram.engine.capture.snapshot.messages import Command, Figures
+from parallel_fixedram.engine.capture.snapshot.places import Origin, Target
+from parallel_fixedram.engine.capture.snapshot.processes import Processes
+from parallel_fixedram.engine.capture.snapshot.ring import Ring
+from parallel_fixedram.engine.pages.staging import Staging
+from parallel_fixedram.host.memory.process_memory import ProcessSource
+from parallel_fixedram.host.memory.userfaultfd import Userfaultfd
+
+MAX_STALL = 1.0
+"""Seconds that a write of the guest may have to wait, unless told otherwise."""
+
+CAPTURE_MEMORY = 256 << 20
+"""Bytes of copies that may wait to be written, unless told otherwise."""
+
+
+class Snapshot:
+    """Context manager around a capture. Make and use it in one thread, which its processes do not outlive.
+
+    Args:
+        origin: the RAM; its protected blocks are registered with the userfaultfd.
+        target: the file.
+        userfaultfd: enabled; belongs to the snapshot from here on.
+        staging: where workers copy to and write from.
+        window_pages: how many pages they copy and write at a time, a multiple of 64.
+        spill: a channel to the file that is used by nobody else, past the page cache if theirs are.
+        max_stall: how long a write of the guest may have to wait, seconds; if that is not enough the snapshot is void.
+        capture_memory: how many bytes of copies may wait to be written.
+
+    Attributes:
+        job: what workers do; they are forked after ``prepare``, so that none of them inherits the userfaultfd.
+    """
+
+    def __init__(
+        self,
+        origin: Origin,
+        target: Target,
+        userfaultfd: Userfaultfd,
+        *,
+        staging: Staging,
+        window_pages: int,
+        spill: Channel,
+        max_stall: float = MAX_STALL,
+        capture_memory: int = CAPTURE_MEMORY,
+    ) -> None:
+        self._origin = origin
+        self._target = target
+        self._userfaultfd = userfaultfd
+        self._spill = spill
+        self._max_stall = max_stall
+        self._capture_memory = capture_memory
+        self._marks = Marks(origin.groups.count, [saved.block for saved in target.blocks])
+        self._processes: Processes | None = None
+        self.job = CaptureJob(origin, target, self._marks, staging, window_pages=window_pages)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def prepare(self) -> None:
+        """Start all processes but the workers. From here on only the handler holds the userfaultfd.
+
+        Raises:
+            HostError: there is no process or no memory to be had; guest RAM cannot be reached.
+        """
+        page_size = max(saved.block.page_size for saved in self._target.blocks)
+        self._processes = Processes(
+            self._origin,
+            self._target,
+            self._marks,
+            Ring(max(self._capture_memory // (WORD_PAGES * page_size), 1), page_size),
+            self._userfaultfd,
+            spill=self._spill,
+            max_stall=self._max_stall,
+        )
+
+    def protect(self) -> None:
+        """Have writes of the guest noted from now on. What was touched before shows in data maps that are asked then,
+        once more: they were asked for the whole of each block before the call, too.
+
+        Raises:
+            FixedRamError: the snapshot is void.
+        """
+        self._running.ask(Command.PROTECT)
+        for source in self._origin.sources:
+            if isinstance(source, ProcessSource):
+                source.note_protection()
+
+    def fix(self) -> None:
+        """This is T: no page changes from before the call until after it.
+
+        Raises:
+            FixedRamError: the snapshot is void.
+        """
+        self._running.ask(Command.FIX, 2 * self._max_stall)
+
+    def add_noted(self) -> None:
+        """Add to the data maps what was touched between ``protect`` and T; called once the guest may run again.
+
+        Raises:
+            HostError: its memory is out of reach.
+        """
+        noted, firsts = self._marks.noted, self._origin.groups.firsts
+        for first, source, data in zip(firsts, self._origin.sources, self._origin.data, strict=True):
+            for word, words in runs_of_ones(noted[first : first + words_for(data.pages)]).tolist():
+                page = word * WORD_PAGES
+                pages = PageRange(page, min(words * WORD_PAGES, data.pages - page))
+                data.set_ranges(source.data_ranges(pages))
+
+    def end(self) -> None:
+        """All shards are done: have memory let go, and what was copied brought into the file.
+
+        Returns when pages, bits and digests are complete. What was discarded before the call makes it void, if the
+        guest has waited for it: ask it for an answer first.
+
+        Raises:
+            FixedRamError: the snapshot is void, or a copy could not be written.
+        """
+        watched = self._running.are_watched()  # until now: its end follows that of what it watches
+        self._running.ask(Command.END)
+        if not watched:
+            raise WorkerError("the snapshot is void: nobody watched the process that serves the guest's page faults")
+        self._running.end_spilling()
+        for present, spilled in zip(self._target.present, self._marks.spilled, strict=True):
+            present.words |= spilled.words
+
+    def finish(self) -> Figures | None:
+        """Figures, when memory is let go; None if the handler died over it, which harms nobody any more."""
+        return self._running.figures()
+
+    def cause(self) -> FixedRamError | None:
+        """Why the snapshot is void, better than a worker that failed for it knows; None if it is not."""
+        return self._processes.cause() if self._processes else None
+
+    def close(self) -> None:
+        """Let go of the guest's memory and end all processes; more than once does no harm."""
+        if self._processes:
+            self._processes.close()
+        self._userfaultfd.close()
+
+    @property
+    def _running(self) -> Processes:
+        assert self._processes, "prepare() comes first"
+        return self._processes

@@ -1,0 +1,53 @@
+"""Tallies: what a handler counts while it works."""
+
+from __future__ import annotations
+
+import time
+from array import array
+
+import numpy as np
+
+from parallel_fixedram.engine.capture.snapshot.messages import Figures, Seconds
+
+
+class Tallies:
+    """Counts for Figures.
+
+    Attributes:
+        copied: groups copied.
+        let_through: groups let go without a copy.
+        ring_waits: faults that found the ring full.
+        noted: groups noted before T.
+    """
+
+    def __init__(self) -> None:
+        self.copied = self.let_through = self.ring_waits = self.noted = 0
+        self._seconds = array("d")
+
+    def served(self, since: float, *, copied: int, uncopied: int) -> None:
+        """A fault after T is served.
+
+        Args:
+            since: when it was read (time.monotonic).
+            copied: groups copied for it.
+            uncopied: groups that are let go for it and were not copied.
+        """
+        self.copied += copied
+        self.let_through += uncopied
+        self._seconds.append(time.monotonic() - since)
+
+    def figures(self, void: str | None) -> Figures:
+        """All of them."""
+        seconds = Seconds()
+        if self._seconds:
+            median, p99, longest = np.percentile(np.frombuffer(self._seconds), (50, 99, 100)).tolist()
+            seconds = Seconds(median=median, p99=p99, max=longest)
+        return Figures(
+            faults=len(self._seconds),
+            copied_groups=self.copied,
+            let_through=self.let_through,
+            noted_groups=self.noted,
+            ring_waits=self.ring_waits,
+            fault_seconds=seconds,
+            void=void,
+        )

@@ -1,0 +1,101 @@
+"""Watchdog: a small process that kills another one which does not say in time that it is still at work.
+
+::
+
+    watched process ---- beat: the time, in shared memory ----> watchdog, which looks four times as often as it must
+           ^                                                        |
+           +---- SIGKILL, by pidfd: never another process ----------+----> verdict, in shared memory
+
+It has a session of its own, ignores the signals that a terminal or a service manager sends to us, and holds no
+descriptor but those it needs. It ends with the process that it watches.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from enum import IntEnum
+from typing import NoReturn
+
+import numpy as np
+from numpy.typing import NDArray
+
+from parallel_fixedram.core.errors import HostError
+from parallel_fixedram.host.processes import forked, signals
+
+_LOOKS = 4
+"""How often it looks, in the time that the other one may be silent."""
+
+_IGNORED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT, signal.SIGPIPE)
+
+
+class Verdict(IntEnum):
+    """What a watchdog has seen."""
+
+    FINE = 0
+    ENDED = 1
+    KILLED = 2
+
+
+class Watchdog:
+    """Watches from when it is made until the other process ends, or it is closed.
+
+    Args:
+        pidfd: the process to watch, borrowed.
+        beat: CLOCK_MONOTONIC in nanoseconds when it was last at work, in shared memory, shape (1,).
+        verdict: gets a Verdict, in shared memory, shape (1,).
+        seconds: how long it may be silent; noticed within 1.25 times that.
+
+    Attributes:
+        pid: of the watchdog.
+
+    Raises:
+        HostError: no process could be started.
+    """
+
+    def __init__(self, pidfd: int, beat: NDArray[np.uint64], verdict: NDArray[np.uint64], *, seconds: float) -> None:
+        self.pid = 0
+        try:
+            with signals.held():
+                pid = os.fork()
+                if pid == 0:
+                    _watch(pidfd, beat, verdict, seconds)
+                self.pid = pid
+            self._pidfd = os.pidfd_open(pid)
+        except OSError as error:
+            self.close()
+            raise HostError.from_os("cannot start the process that watches another one", error) from error
+
+    def is_watching(self) -> bool:
+        """Whether it is still there."""
+        return self.pid > 0 and not forked.has_ended(self._pidfd)
+
+    def close(self) -> None:
+        """End it; more than once does no harm."""
+        if self.pid > 0:
+            forked.kill(self.pid)
+            forked.reap(self.pid)
+            self.pid = 0
+            os.close(self._pidfd)
+
+
+def _watch(pidfd: int, beat: NDArray[np.uint64], verdict: NDArray[np.uint64], seconds: float) -> NoReturn:
+    try:
+        for signum in _IGNORED:
+            signal.signal(signum, signal.SIG_IGN)
+        signal.set_wakeup_fd(-1)
+        os.setsid()
+        forked.keep_only({pidfd})
+        looked = time.monotonic()
+        while not forked.has_ended(pidfd, seconds / _LOOKS):
+            before, looked = looked, time.monotonic()
+            if looked - before >= seconds:  # it was asleep itself, and perhaps everybody was: the other one gets a turn
+                continue
+            if looked - int(beat[0]) / 1e9 > seconds:
+                verdict[0] = Verdict.KILLED
+                signal.pidfd_send_signal(pidfd, signal.SIGKILL)
+                os._exit(0)
+        verdict[0] = Verdict.ENDED
+    finally:
+        os._exit(0)
