@@ -57,6 +57,8 @@ CHOICE = {
         "stable": COST,
         "flush": COST,
         "sync": float,
+        "direct_sync": float,
+        "buffered_sync": float,
         "start": float,
         "reserve": float,
         "overlap": float,
