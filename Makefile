@@ -10,7 +10,10 @@ FAST := tests/core tests/format tests/host tests/machines tests/engine tests/wir
 OURS := boot_signals guests kill others swap reach disks damage
 VERSIONED := tests/core/test_capabilities.py $(filter-out $(OURS:%=tests/qemu/test_%.py),$(wildcard tests/qemu/test_*.py))
 
-.PHONY: help demo test test-fast test-qemu check format bench bench-pictures bench-host bench-prediction bench-micro clean
+# What was compiled, and rewritten for pytest, stays so for the next process.
+unexport PYTHONDONTWRITEBYTECODE
+
+.PHONY: help demo test test-fast test-qemu soak check format bench bench-pictures bench-host bench-prediction bench-micro clean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -36,10 +39,13 @@ test: .venv/test.stamp ## run every test this machine can run
 	@$(BIN)/python -m pytest -q -n auto --dist worksteal
 
 test-fast: .venv/test.stamp ## run the tests of the package's rooms: no QEMU, no faults, no command, few examples of each
-	@$(BIN)/python -m pytest -q -n auto --hypothesis-profile=quick -m 'not slow and not qemu' $(FAST)
+	@$(BIN)/python -m pytest -q -n auto --dist worksteal --hypothesis-profile=quick -m 'not slow and not qemu' $(FAST)
 
 test-qemu: .venv/test.stamp ## run the tests whose subject is what a QEMU does, with the first QEMU in PATH
 	@$(BIN)/python -m pytest -q -n auto --dist worksteal $(VERSIONED)
+
+soak: .venv/test.stamp ## run every test with ten times the examples, and every fault at every place
+	@$(BIN)/python -m pytest -q -n auto --dist worksteal --hypothesis-profile=soak --timeout 3600
 
 check: .venv/check.stamp ## lint, format check, types, layers
 	$(BIN)/ruff check .

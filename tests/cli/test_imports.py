@@ -39,7 +39,7 @@ def imported(tmp_path):
 
     def modules(*argv):
         path = tmp_path / "MODULES"
-        done(run(*argv, python=("-c", _WATCHED.format(path=str(path)))))
+        done(run(*argv, python=("-c", _WATCHED.format(path=str(path))), fresh=True))
         return set(path.read_text().split())
 
     return modules
@@ -83,5 +83,5 @@ def test_numpy_starts_no_threads_for_linear_algebra(ram, tmp_path, monkeypatch):
     monkeypatch.delenv("OPENBLAS_NUM_THREADS", raising=False)
     done(run("save", tmp_path / "f.mr", "--ram", f"m={ram}"))
     code = "import os; from parallel_fixedram.cli.main import main; main(); print(len(os.listdir('/proc/self/task')))"
-    result = done(run("inspect", tmp_path / "f.mr", python=("-c", code)))
+    result = done(run("inspect", tmp_path / "f.mr", python=("-c", code), fresh=True))
     assert result.out.splitlines()[-1] == "1"

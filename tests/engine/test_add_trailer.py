@@ -5,6 +5,7 @@ import os
 import resource
 import signal
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -27,14 +28,23 @@ from parallel_fixedram.image.verify import verify
 M = Block(name="m", picture="A0C." * 70)
 SMALL = (Block(name="bios", picture="B."), Block(name="vram", picture="0" * 65 + "V"))
 FILES = {
-    "plain": stream(M, *SMALL),
-    "behind a prefix": stream(M, *SMALL, base=5001),
-    "small block first": stream(*SMALL, M),
-    "no description": stream(M, *SMALL, vmdesc=None),
-    "pages at 1 MiB": stream(M, *SMALL, alignment=1 << 20),
-    "padded to a sector": stream(M, *SMALL, tail=bytes(511)),
-    "padded as far as it goes": stream(M, *SMALL, tail=bytes(4095)),
+    "plain": partial(stream, M, *SMALL),
+    "behind a prefix": partial(stream, M, *SMALL, base=5001),
+    "small block first": partial(stream, *SMALL, M),
+    "no description": partial(stream, M, *SMALL, vmdesc=None),
+    "pages at 1 MiB": partial(stream, M, *SMALL, alignment=1 << 20),
+    "padded to a sector": partial(stream, M, *SMALL, tail=bytes(511)),
+    "padded as far as it goes": partial(stream, M, *SMALL, tail=bytes(4095)),
 }
+"""What makes each file: files themselves would be in the memory of every process that a test forks."""
+
+
+@pytest.fixture
+def made(request: pytest.FixtureRequest) -> Stream:
+    """The file that the parameter makes."""
+    file = request.param()
+    assert isinstance(file, Stream)
+    return file
 
 
 def add(path: Path, base: int = 0, *, channels: int = 1) -> None:
@@ -55,7 +65,7 @@ def flip(path: Path, offset: int) -> None:
 
 
 @pytest.mark.parametrize("channels", some_of([3, 1], 2))
-@pytest.mark.parametrize("made", FILES.values(), ids=FILES.keys())
+@pytest.mark.parametrize("made", FILES.values(), ids=FILES.keys(), indirect=True)
 def test_the_file_keeps_its_bytes_and_has_a_trailer_behind_them(tmp_path: Path, made: Stream, channels: int) -> None:
     path, end, base = written(tmp_path, made), made.marks["stream_end"], made.marks["magic"]
     add(path, base, channels=channels)
@@ -117,7 +127,7 @@ FAILURES: dict[str, tuple[Callable[[pytest.MonkeyPatch], None], type[BaseExcepti
 
 
 @pytest.mark.parametrize(
-    "made", some_of([FILES["plain"], FILES["padded as far as it goes"], FILES["behind a prefix"]], 3)
+    "made", some_of([FILES["plain"], FILES["padded as far as it goes"], FILES["behind a prefix"]], 3), indirect=True
 )
 @pytest.mark.parametrize(("fail", "error"), FAILURES.values(), ids=FAILURES.keys())
 def test_a_failure_leaves_the_file_as_it_was(
@@ -138,7 +148,7 @@ def test_a_failure_leaves_the_file_as_it_was(
 
 @pytest.mark.parametrize("room", [-1, 0, 1, PAGE, 5 * PAGE])
 def test_a_file_that_may_not_grow_is_as_it_was(tmp_path: Path, room: int) -> None:
-    made = FILES["padded to a sector"]
+    made = FILES["padded to a sector"]()
     path = written(tmp_path, made)
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (len(made.data) + room, limits[1]))
@@ -161,20 +171,24 @@ def behind_its_end() -> Stream:
     ("made", "reason"),
     [
         (
-            stream(Block(name="m", picture="A-"), *SMALL),
+            partial(stream, Block(name="m", picture="A-"), *SMALL),
             "stale bytes where 1 pages are zero, first block 'm' page 1 at 0x",
         ),
         (
-            stream(M, Block(name="bios", picture="B-")),
+            partial(stream, M, Block(name="bios", picture="B-")),
             "stale bytes where 1 pages are zero, first block 'bios' page 1 at 0x",
         ),
-        (stream(M, *SMALL, devices=()), "holds no device state"),
-        (stream(M), "no RAMBlock besides main memory"),
-        (behind_its_end(), "has block 'm' behind the end of its stream"),
-        (stream(Block(name="m", absent=True), *SMALL, capabilities=("x-ignore-shared", "mapped-ram")), "not hold all"),
-        (stream(M, *SMALL, page_bits=16, alignment=1 << 16), "page size 65536, only 4096"),
+        (partial(stream, M, *SMALL, devices=()), "holds no device state"),
+        (partial(stream, M), "no RAMBlock besides main memory"),
+        (behind_its_end, "has block 'm' behind the end of its stream"),
+        (
+            partial(stream, Block(name="m", absent=True), *SMALL, capabilities=("x-ignore-shared", "mapped-ram")),
+            "not hold all",
+        ),
+        (partial(stream, M, *SMALL, page_bits=16, alignment=1 << 16), "page size 65536, only 4096"),
     ],
     ids=["stale", "stale firmware", "no devices", "main only", "behind its end", "absent", "64 KiB pages"],
+    indirect=["made"],
 )
 def test_a_file_that_cannot_have_one_is_refused_and_not_touched(tmp_path: Path, made: Stream, reason: str) -> None:
     path = written(tmp_path, made)
@@ -186,7 +200,7 @@ def test_a_file_that_cannot_have_one_is_refused_and_not_touched(tmp_path: Path, 
 
 
 def test_a_file_that_has_a_trailer_is_refused_and_not_touched(tmp_path: Path) -> None:
-    path = written(tmp_path, FILES["plain"])
+    path = written(tmp_path, FILES["plain"]())
     add(path)
     data = path.read_bytes()
     with pytest.raises(RequestError, match="has a trailer already"):
@@ -196,7 +210,7 @@ def test_a_file_that_has_a_trailer_is_refused_and_not_touched(tmp_path: Path) ->
 
 def test_progress_goes_up_to_the_total(tmp_path: Path) -> None:
     heard = Heard()
-    with Image(str(written(tmp_path, FILES["plain"]))) as image:
+    with Image(str(written(tmp_path, FILES["plain"]()))) as image:
         add_trailer(image, ["m"], channels=2, observer=heard)
         pages = sum(image.bitmap(saved.block.idstr).count() for saved in image.blocks)
     assert heard.done == {"digest": (pages * PAGE, pages * PAGE)}
@@ -250,11 +264,11 @@ def test_punching_makes_holes_of_stale_pages_and_changes_nothing_else(tmp_path: 
 
 
 def test_a_file_that_was_replaced_is_not_opened_for_writing(tmp_path: Path) -> None:
-    path = written(tmp_path, FILES["plain"])
+    path = written(tmp_path, FILES["plain"]())
     with Image(str(path)) as image:
         os.close(reopen_writable(image))
         path.rename(tmp_path / "old")
-        path.write_bytes(FILES["plain"].data)
+        path.write_bytes(FILES["plain"]().data)
         with pytest.raises(RequestError, match="was replaced by another file"):
             reopen_writable(image)
         path.unlink()
@@ -266,7 +280,7 @@ def test_a_file_of_the_same_number_on_another_file_system_is_another_file(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     real = FileChannel.stat
-    with Image(str(written(tmp_path, FILES["plain"]))) as image:
+    with Image(str(written(tmp_path, FILES["plain"]()))) as image:
 
         def moved(channel: FileChannel) -> os.stat_result:
             found = list(real(channel))

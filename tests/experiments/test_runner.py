@@ -44,9 +44,10 @@ def numbers(run_set):
     return {case.id: [sample.number for sample in case.samples] for case in run_set.cases}
 
 
-def test_every_case_of_a_guest_has_its_turn_in_each_round_in_an_order_that_is_shuffled_but_repeatable(tmp_path):
+def test_every_case_of_a_guest_has_its_turn_in_each_round_in_an_order_that_is_shuffled_but_repeatable(tmp_path, synced):
     found = scenario(QUICK, repeats=1)
     run_set = carry_out(found, tmp_path)
+    assert len(synced) == len(run_set.order) == 8
     plan = planning.make_plan(found.cases)
     expected = [
         case.id for group in plan.groups for number in (-1, 0) for case in planning.shuffled(group, found.seed, number)

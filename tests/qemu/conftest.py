@@ -7,8 +7,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from support.qemu import Missing, QemuError, boot_from, missing, require_qemu
-from support.qemu_files import SavedGuest, write_background_snapshot, write_variants
+from support.command import report
+from support.qemu import Missing, QemuError, QemuProcess, Ram, boot_from, missing, require_qemu
+from support.qemu_files import SavedGuest, Variants, write_background_snapshot
 from support.qemu_linux import LinuxGuest, linux_guest
 
 from parallel_fixedram.experiments.boot_sector import boot_image
@@ -46,10 +47,21 @@ def linux(qemu_binary: str, tmp_path_factory: pytest.TempPathFactory) -> LinuxGu
 
 
 @pytest.fixture(scope="session")
-def qemu_files(qemu_binary: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, SavedGuest]]:
-    """QEMU's own mapped-ram files by name; see ``write_variants``."""
+def saved(linux: LinuxGuest, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, int]:
+    """Our file of the Linux guest with its own arguments and 256 MiB, saved while it ran, and a tick before that."""
+    path = tmp_path_factory.mktemp("saved") / "vm.mr"
+    with QemuProcess(*linux.args(), ram=Ram(256 << 20)) as guest:
+        guest.wait_serial(r"tick 2 \w+\r")
+        report("save", path, "--qmp", guest.monitor_path)
+        guest.wait_serial(r"tick \d+ \w+\r")
+    return path, 2
+
+
+@pytest.fixture(scope="session")
+def qemu_files(qemu_binary: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Variants]:
+    """QEMU's own mapped-ram files by name, each made once."""
     folder = tmp_path_factory.mktemp("qemu-files")
-    yield write_variants(folder)
+    yield Variants(folder)
     shutil.rmtree(folder)  # hundreds of MiB, which pytest would keep for three runs
 
 

@@ -38,17 +38,6 @@ def short() -> Iterator[BootFolder]:
         yield folder
 
 
-@pytest.fixture(scope="module")
-def saved(linux: LinuxGuest, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, int]:
-    """A file of the running Linux guest, and the number of a tick before."""
-    path = tmp_path_factory.mktemp("saved") / "vm.mr"
-    with QemuProcess(*linux.args(), ram=RAM) as guest:
-        guest.wait_serial(r"tick 2 \w+\r")
-        report("save", path, "--qmp", guest.monitor_path)
-        guest.wait_serial(r"tick \d+ \w+\r")
-    return path, 2
-
-
 def capabilities(monitor: Monitor) -> dict[str, bool]:
     return {each["capability"]: each["state"] for each in monitor.execute("query-migrate-capabilities", {}, 10)}
 

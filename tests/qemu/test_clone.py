@@ -30,16 +30,6 @@ def boot(tmp_path: Path) -> Iterator[BootFolder]:
         yield folder
 
 
-@pytest.fixture(scope="module")
-def saved(linux: LinuxGuest, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, int]:
-    """A file of the running Linux guest, and the number of a tick before."""
-    path = tmp_path_factory.mktemp("saved") / "vm.mr"
-    with QemuProcess(*linux.args(), ram=RAM) as guest:
-        guest.wait_serial(r"tick 2 \w+\r")
-        report("save", path, "--qmp", guest.monitor_path)
-    return path, 2
-
-
 def test_clones_that_write_change_neither_the_file_nor_each_other(
     saved: tuple[Path, int], linux: LinuxGuest, boot: BootFolder
 ) -> None:

@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any, Self
 
 import pytest
+from support import prepared
 from support.leftovers import children
 
 from parallel_fixedram.cli.main import main
@@ -55,22 +56,35 @@ class Running:
     Args:
         argv: verb and arguments.
         python: arguments of the interpreter in the place of ``-m parallel_fixedram``.
+        fresh: whether the interpreter has imported nothing yet, which takes much longer; it is also fresh where
+            ``preexec_fn`` or a variable that it looks at makes it another one.
         options: for Popen; stdout and stderr are pipes unless told otherwise. Bytes that are not UTF-8 are as in
             ``os.fsdecode``.
     """
 
-    def __init__(self, *argv: str | Path, python: Sequence[str] = ("-m", "parallel_fixedram"), **options: Any) -> None:
-        env = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
-        env |= options.pop("env", {})
+    def __init__(
+        self,
+        *argv: str | Path,
+        python: Sequence[str] = ("-m", "parallel_fixedram"),
+        fresh: bool = False,
+        **options: Any,
+    ) -> None:
+        env = prepared.environment() | options.pop("env", {})
         options = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE} | options
-        self.process = subprocess.Popen(
-            [sys.executable, *python, *map(str, argv)],
-            env=env,
-            text=True,
-            errors="surrogateescape",
-            start_new_session=True,
-            **options,
-        )
+        words = [*map(str, argv)]
+        self.process: subprocess.Popen[str] | prepared.Process
+        if fresh or "preexec_fn" in options or not prepared.suits(env):
+            self.process = subprocess.Popen(
+                [sys.executable, *python, *words],
+                env=env,
+                text=True,
+                errors="surrogateescape",
+                start_new_session=True,
+                **options,
+            )
+        else:
+            streams = [options.pop(name) for name in ("stdin", "stdout", "stderr")]
+            self.process = prepared.Process(python, words, streams, env, **options)
         self.pid = self.process.pid
         self._pidfd = os.pidfd_open(self.pid)
 

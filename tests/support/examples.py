@@ -31,6 +31,11 @@ def few_examples() -> bool:
     return settings.default.max_examples < settings.get_profile("repeatable").max_examples
 
 
+def thorough() -> bool:
+    """Whether this is a run of `make soak`, which takes as long as it takes."""
+    return settings.default.max_examples > settings.get_profile("repeatable").max_examples
+
+
 def some_of(things: Iterable[T], share: int) -> Sequence[T]:
     """All of them, or every so many of them where the profile is one of few examples."""
     return list(things)[:: share if few_examples() else 1]

@@ -6,6 +6,8 @@ import contextlib
 import os
 from pathlib import Path
 
+from support import prepared
+
 
 def descriptors() -> set[tuple[str, str]]:
     """Number and target of every open descriptor."""
@@ -17,6 +19,6 @@ def descriptors() -> set[tuple[str, str]]:
 
 
 def children() -> set[int]:
-    """Process ids of all children, those that have ended and were not waited for included."""
+    """Process ids of all children, those that have ended and were not waited for included; not of tests' own server."""
     lists = (path.read_text() for path in Path("/proc/self/task").glob("*/children"))
-    return {int(pid) for each in lists for pid in each.split()}
+    return {int(pid) for each in lists for pid in each.split()} - {prepared.server()}

@@ -79,24 +79,38 @@ _WAYS = {
 }
 
 
-def write_variants(folder: Path) -> dict[str, SavedGuest]:
-    """Write every variant into ``folder``.
+class Variants(dict[str, SavedGuest]):
+    """Every variant by its name, each written into ``folder`` when somebody first asks for it.
 
     ``plain``, ``multifd``, ``direct-io``, ``offset-2m``, ``offset-123``, ``uuid``, ``no-vmdesc`` (a stream without
     VMDESC) and ``all-pages`` (no zero page detection, every bit set) are of the same stopped guest.
     ``live`` was saved while its guest ran: it has stale pages behind cleared bits.
     ``numa`` has its RAM in two blocks, ``n0`` shared and ``n1`` private.
     """
-    plain = _stopped(folder, "plain")
-    variants = {"plain": plain, **{name: _again(plain, name, way) for name, way in _WAYS.items()}}
-    variants["live"] = _live(folder)
-    half = f"size={RAM_SIZE // 2}"
-    nodes = (
-        *("-m", f"{RAM_SIZE}B", "-object", f"memory-backend-memfd,id=n0,{half},share=on", "-numa", "node,memdev=n0"),
-        *("-object", f"memory-backend-ram,id=n1,{half}", "-numa", "node,memdev=n1"),
-    )
-    variants["numa"] = _stopped(folder, "numa", *nodes, ram=None, end=RAM_SIZE - 8 * MIB)
-    return variants
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__()
+        self._folder = folder
+
+    def __missing__(self, name: str) -> SavedGuest:
+        self[name] = self._write(name)
+        return self[name]
+
+    def _write(self, name: str) -> SavedGuest:
+        match name:
+            case "plain":
+                return _stopped(self._folder, name)
+            case "live":
+                return _live(self._folder)
+            case "numa":
+                half = f"size={RAM_SIZE // 2}"
+                nodes = (
+                    *("-m", f"{RAM_SIZE}B", "-object", f"memory-backend-memfd,id=n0,{half},share=on"),
+                    *("-numa", "node,memdev=n0", "-object", f"memory-backend-ram,id=n1,{half}"),
+                    *("-numa", "node,memdev=n1"),
+                )
+                return _stopped(self._folder, name, *nodes, ram=None, end=RAM_SIZE - 8 * MIB)
+        return _again(self["plain"], name, _WAYS[name])
 
 
 def _boot(folder: Path, name: str, hz: int, end: int = DIRTY_END) -> list[str]:

@@ -1,0 +1,35 @@
+"""What the tests of experiments share."""
+
+import os
+import subprocess
+import sys
+from types import SimpleNamespace
+
+import pytest
+from support import prepared
+
+from parallel_fixedram.experiments import process
+
+
+@pytest.fixture(autouse=True)
+def _processes_that_measure_have_imported_everything(monkeypatch):
+    """What an interpreter does before it measures is not looked at here, and there are very many of them.
+
+    Those of an experiment that is a process itself are as ever.
+    """
+
+    def start(argv, *, stdin, stdout, stderr, preexec_fn):
+        interpreter, *python = argv
+        assert interpreter == sys.executable
+        return prepared.Process(python, (), (stdin, stdout, stderr), prepared.environment(), text=False)
+
+    if prepared.suits(prepared.environment()):
+        monkeypatch.setattr(process, "subprocess", SimpleNamespace(PIPE=subprocess.PIPE, Popen=start))
+
+
+@pytest.fixture(autouse=True)
+def synced(monkeypatch):
+    """Of each time that all file systems would have been synced, an entry: the disks of a test machine are busy."""
+    times = []
+    monkeypatch.setattr(os, "sync", lambda: times.append("synced"))
+    return times
