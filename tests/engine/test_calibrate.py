@@ -14,6 +14,7 @@ import numpy as np
 import psutil
 import pytest
 from support.cli import tmpfs
+from support.leftovers import children
 from support.models import CALLS_COST, cost
 
 from parallel_fixedram.core.bitmap import Bits, Runs
@@ -384,8 +385,8 @@ def test_one_that_is_killed_leaves_no_file_and_no_worker(folder: Path, kept: Pat
             signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
             def hold(*_: object, **__: object) -> None:
-                children = [child.pid for child in psutil.Process().children()]
-                os.write(tell, json.dumps(children).encode())
+                workers = [child.pid for child in psutil.Process().children()]
+                os.write(tell, json.dumps(workers).encode())
                 signal.pause()
 
             calibrate._Trials.middle = hold  # type: ignore[method-assign]
@@ -411,8 +412,9 @@ def test_an_interrupt_ends_the_workers_and_is_passed_on(folder: Path, monkeypatc
     def interrupt(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 
+    before = children()
     monkeypatch.setattr(calibrate._Trials, "middle", interrupt)
     with pytest.raises(KeyboardInterrupt):
         device_model(str(folder), ENOUGH)
-    assert psutil.Process().children() == []
+    assert children() == before
     assert os.listdir(folder) == []

@@ -10,6 +10,7 @@ import psutil
 import pytest
 from support.channels import FailingChannel, RecordingChannel
 from support.examples import some_of
+from support.leftovers import children
 from support.models import model
 from support.pictures import PAGE, allocated_pages, content, draw, read_all, saved_picture
 from support.saving import Heard, altered, save, several
@@ -602,8 +603,7 @@ def test_private_memory_does_not_grow_with_ram(target: str, tmp_path: Path, scat
 
     def sample(*_: object) -> None:
         nonlocal most
-        children = psutil.Process().children()
-        most = max(most, sum(child.memory_full_info().uss for child in children))
+        most = max(most, sum(psutil.Process(pid).memory_full_info().uss for pid in children()))
 
     class Sampling(Observer):
         def advanced(self, size: int) -> None:

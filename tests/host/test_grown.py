@@ -18,7 +18,7 @@ from parallel_fixedram.core.errors import HostError
 from parallel_fixedram.core.ramblock import PageRange
 from parallel_fixedram.host import linux
 from parallel_fixedram.host.memory import mapped_source
-from parallel_fixedram.host.memory.copied_source import CopiedSource, grown_by_asking
+from parallel_fixedram.host.memory.copied_source import CopiedSource, newly_touched_by_asking
 from parallel_fixedram.host.memory.mapped_source import MappedSource
 
 CHUNK = 4096
@@ -162,7 +162,7 @@ def test_both_ways_find_the_same(pages: int, before: int, after: int, seed: int,
     data = data_of(source, pages)
     touch(fd, np.flatnonzero(random.integers(0, after, pages) == 0) + offset // PAGE)
     touch(fd, range(pages + offset // PAGE - 1, pages + offset // PAGE))
-    assert covered(source.newly_touched(data)) == covered(grown_by_asking(source, data))
+    assert covered(source.newly_touched(data)) == covered(newly_touched_by_asking(source, data))
     source.close()
     os.close(fd)
 

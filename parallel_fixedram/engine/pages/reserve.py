@@ -9,7 +9,6 @@ import numpy as np
 from parallel_fixedram.core.bitmap import PageBitmap, Runs
 from parallel_fixedram.engine.pages.window import merge_runs
 from parallel_fixedram.format.mapped_ram import SavedBlock
-from parallel_fixedram.host import linux
 from parallel_fixedram.host.files.publish import PendingFile
 
 JOIN_GAP_PAGES = 16
@@ -56,7 +55,7 @@ class Reservation:
         else:
             wanted = merge_runs(data.runs(), gap_pages)
         offset, size, taken = saved.page_offset(0), saved.block.page_size, 0
-        if linux.is_tmpfs(self._pending.fd):  # nothing is taken there; whether all of it fits is one question
+        if self._pending.is_in_memory():  # nothing is taken there; whether all of it fits is one question
             self._pending.reserve(offset, int(wanted[:, 1].sum()) * size)
             return
         for first, count in wanted.tolist():

@@ -126,6 +126,19 @@ class PendingFile:
         except OSError as error:
             raise HostError.from_os(f"cannot size {self.path!r} to {size} bytes", error) from error
 
+    def is_in_memory(self) -> bool:
+        """Whether it is on tmpfs, where allocated space is memory.
+
+        Raises:
+            HostError: it cannot be looked at.
+        """
+        if self._on_tmpfs is None:  # asked once: there may be many calls for scattered space
+            try:
+                self._on_tmpfs = linux.is_tmpfs(self.fd)
+            except OSError as error:
+                raise HostError.from_os(f"cannot look at {self.path!r}", error) from error
+        return self._on_tmpfs
+
     def reserve(self, offset: int, length: int) -> bool:
         """Allocate space, so that a full file system is noticed now.
 
@@ -138,9 +151,7 @@ class PendingFile:
             HostError: there is not enough space.
         """
         try:
-            if self._on_tmpfs is None:  # of many calls for scattered space each would ask
-                self._on_tmpfs = linux.is_tmpfs(self.fd)
-            if self._on_tmpfs:
+            if self.is_in_memory():
                 self._promised += length
                 found = os.fstatvfs(self.fd)
                 if found.f_blocks and self._promised > found.f_bavail * found.f_frsize:

@@ -246,7 +246,10 @@ def test_a_process_that_is_killed_between_two_steps_costs_the_snapshot_alone(ram
     with Capture(ram) as capture:
         STAGES[stage](capture)
         ram.begin_writing(range(PAGES))
-        os.kill(getattr(capture.processes, who).pid, signal.SIGKILL)
+        killed = os.pidfd_open(getattr(capture.processes, who).pid)
+        signal.pidfd_send_signal(killed, signal.SIGKILL)
+        assert forked.has_ended(killed, LONG)
+        os.close(killed)
         assert ram.halt()
         with pytest.raises(FixedRamError):
             REST[stage](capture)
