@@ -488,7 +488,7 @@ def test_each_failing_write_of_a_page_fails_the_save_and_leaves_nothing(
             save(guest, target, several(channels=2, direct_io=DirectIO.ON, gap_pages=0))
         assert guest.running == running
         calls = [call for call in guest.calls if call != "device_state"]  # nobody may ask for them any more
-            assert calls == ([] if running else ["pause", "resume"])
+        assert calls == ([] if running else ["pause", "resume"])
     assert folder(target) == []
     failing[0].close()
 
