@@ -30,6 +30,7 @@ def test_a_snapshot_is_the_memory_at_one_instant(shared: bool) -> None:
             ram.begin_writing(range(2000))
             capture.protect()
             assert ram.halt()
+            ram.fill([1700], value=2)  # one at least is written between the two
             capture.fix()
             ram.begin_writing(range(2000), seed=2)
             capture.work()
