@@ -7,14 +7,11 @@ from typing import TYPE_CHECKING, Any
 
 from parallel_fixedram.core.errors import RequestError
 from parallel_fixedram.core.profiles import Profile
+from parallel_fixedram.core.save_options import MAX_ROUNDS, CaptureMode, Capturing, DirectIO, Gate, Writing
 from parallel_fixedram.core.units import format_count
 
 if TYPE_CHECKING:
     from parallel_fixedram.core.reports.choice import ChoiceReport
-    from parallel_fixedram.core.save_options import Capturing, Gate, Writing
-
-MAX_ROUNDS = 16
-"""Of ``core.save_options``, which is not imported for ``--help``."""
 
 
 def parse_change(text: str) -> tuple[str, bool]:
@@ -88,8 +85,6 @@ def writing(args: argparse.Namespace) -> Writing:
     Raises:
         RequestError: a number out of its range.
     """
-    from parallel_fixedram.core.save_options import DirectIO, Writing
-
     return Writing(
         direct_io=DirectIO(args.direct_io),
         gap_pages=args.gap_pages,
@@ -105,8 +100,8 @@ def add_capture_options(parser: Any) -> None:
     )
     group.add_argument(
         "--capture",
-        choices=("auto", "compare", "rounds", "stopped"),
-        default="auto",
+        choices=[str(mode) for mode in CaptureMode],
+        default=str(CaptureMode.AUTO),
         help="how the file comes to hold one instant. compare: all pages while the guest runs, then, while it stands "
         "still, those whose hash is another one; rounds: what a dirty log names, again and again, the last time while "
         "it stands still (built-in guest only); stopped: all pages while it stands still; "
@@ -123,8 +118,6 @@ def capturing(args: argparse.Namespace) -> Capturing:
     Raises:
         RequestError: they do not go together, or a number is out of its range.
     """
-    from parallel_fixedram.core.save_options import CaptureMode, Capturing
-
     mode = CaptureMode(args.capture)
     if args.max_rounds is None:
         return Capturing(mode=mode)
@@ -170,8 +163,6 @@ def add_gate_options(parser: Any, *, auto: bool = False) -> None:
 
 def gate(args: argparse.Namespace) -> Gate:
     """What the options of ``add_gate_options`` ask for."""
-    from parallel_fixedram.core.save_options import Gate
-
     return Gate(
         channels=args.channels,
         experimental_multifd=args.experimental_multifd,

@@ -14,6 +14,7 @@ from support.streamwriter import DEVICES, device_bytes
 from parallel_fixedram.core.errors import HostError, MachineChanged, MachineError
 from parallel_fixedram.core.protocols import GuestBlock
 from parallel_fixedram.core.save_options import DirectIO
+from parallel_fixedram.engine.capture import rounds
 from parallel_fixedram.engine.pages.ledger import Ledger
 from parallel_fixedram.engine.pages.writer import PageWriter
 from parallel_fixedram.host.files.channel import FileChannel
@@ -56,7 +57,7 @@ def guest(*, running: bool, states: list[bytes] | None = None, torn: int = 1) ->
     return machine
 
 
-@pytest.mark.parametrize("running", [True, False], ids=["pre-copied", "standing still"])
+@pytest.mark.parametrize("running", [True, False], ids=["compared", "standing still"])
 @pytest.mark.parametrize("direct", [DirectIO.ON, DirectIO.OFF])
 @pytest.mark.parametrize("channels", some_of([2, 1], 2))
 def test_a_torn_instant_is_taken_again_and_the_file_is_the_second(
@@ -74,6 +75,23 @@ def test_a_torn_instant_is_taken_again_and_the_file_is_the_second(
         assert verify(image, channels=1).ok
         for name, picture in AFTER.items():
             assert image.read_pages(name, first=0, count=len(picture)) == content(picture)
+
+
+@pytest.mark.parametrize("direct", [DirectIO.ON, DirectIO.OFF])
+def test_a_torn_last_round_leaves_what_changed_since_to_the_dirty_log(
+    target: str, direct: DirectIO, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Pages that change at the first instant, at the second, at both, and in a round before."""
+    monkeypatch.setattr(rounds, "SMALL_ROUND_PAGES", 1)
+    script = ["", "X0..E..." * 20, "Y.0.0..Z" * 20]
+    with ScriptedGuest({"m": "ABCDEFG-" * 20}, script) as machine:
+        machine.torn = [LETTER]
+        report = save(machine, target, several(direct_io=direct, max_rounds=2), dirty=machine)
+        assert machine.calls.count("pause") == 2
+    assert [each.while_running for each in report.rounds] == [True, False, False]
+    assert saved_picture(target, "m") == "Y--D-FGZ" * 20
+    with open_image(target) as image:
+        assert verify(image, channels=1).ok
 
 
 def test_a_page_that_comes_and_goes_while_it_is_written_leaves_nothing_behind_a_cleared_bit(

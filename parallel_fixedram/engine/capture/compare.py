@@ -31,16 +31,7 @@ class Compare(Capture):
         self._task = task
         self._hashes = Hashes([each.block for each in task.guest_blocks])
         self.reserves = task.choice.direct  # through the page cache it is noticed before the guest is stopped anyway
-        first = PageWriter(
-            task.guest_blocks,
-            task.blocks,
-            task.ledger,
-            task.channel,
-            max_gap_pages=task.choice.gap_pages,
-            staging=task.staging(),
-            may_change=True,
-            hashes=self._hashes,
-        )
+        first = task.writer(may_change=True, hashes=self._hashes)
         self._first = RoundJob(task.ledger, first, window_pages=task.choice.window_pages, hashes=self._hashes)
         # what changed is little, and reaches the page cache sooner than the device
         last = PageWriter(task.guest_blocks, task.blocks, task.ledger, task.buffered, max_gap_pages=0)

@@ -11,7 +11,6 @@ from parallel_fixedram.engine.capture.coordinator import Coordinator
 from parallel_fixedram.engine.capture.rehearsal import write_firmware
 from parallel_fixedram.engine.capture.task import Task
 from parallel_fixedram.engine.pages.round_job import RoundJob
-from parallel_fixedram.engine.pages.writer import PageWriter
 from parallel_fixedram.engine.workers.worker import Job
 
 SMALL_ROUND_PAGES = 1024
@@ -41,16 +40,7 @@ class DirtyRounds(Capture):
         assert task.dirty is not None, "dirty_log() comes first"
         self._task = task
         self._dirty = task.dirty
-        writer = PageWriter(
-            task.guest_blocks,
-            task.blocks,
-            task.ledger,
-            task.channel,
-            max_gap_pages=task.choice.gap_pages,
-            staging=task.staging(),
-            may_change=True,
-        )
-        self._job = RoundJob(task.ledger, writer, window_pages=task.choice.window_pages)
+        self._job = RoundJob(task.ledger, task.writer(may_change=True), window_pages=task.choice.window_pages)
 
     def jobs(self) -> Sequence[Job]:
         """To write what is dirty (Capture.jobs)."""

@@ -9,7 +9,6 @@ from parallel_fixedram.engine.capture.coordinator import Coordinator
 from parallel_fixedram.engine.capture.rehearsal import write_firmware
 from parallel_fixedram.engine.capture.task import Task
 from parallel_fixedram.engine.pages.round_job import RoundJob
-from parallel_fixedram.engine.pages.writer import PageWriter
 from parallel_fixedram.engine.workers.worker import Job
 
 
@@ -22,16 +21,7 @@ class Stopped(Capture):
 
     def __init__(self, task: Task) -> None:
         self._task = task
-        choice = task.choice
-        writer = PageWriter(
-            task.guest_blocks,
-            task.blocks,
-            task.ledger,
-            task.channel,
-            max_gap_pages=choice.gap_pages,
-            staging=task.staging() if choice.direct else None,
-        )
-        self._job = RoundJob(task.ledger, writer, window_pages=choice.window_pages)
+        self._job = RoundJob(task.ledger, task.writer(), window_pages=task.choice.window_pages)
 
     def jobs(self) -> Sequence[Job]:
         """To write what is dirty (Capture.jobs)."""

@@ -8,8 +8,10 @@ from dataclasses import dataclass
 from parallel_fixedram.core.choice import Choice
 from parallel_fixedram.core.protocols import DirtySource, GuestBlock
 from parallel_fixedram.core.save_options import SaveOptions
+from parallel_fixedram.engine.pages.changes import Hashes
 from parallel_fixedram.engine.pages.ledger import Ledger
 from parallel_fixedram.engine.pages.staging import SLOTS, Staging
+from parallel_fixedram.engine.pages.writer import PageWriter
 from parallel_fixedram.format.layout import FileLayout
 from parallel_fixedram.format.mapped_ram import SavedBlock
 from parallel_fixedram.host.files.channel import FileChannel
@@ -45,7 +47,20 @@ class Task:
         """The file, as the choice wants pages written."""
         return self.direct if self.choice.direct and self.direct else self.buffered
 
-    def staging(self) -> Staging:
+    def writer(self, *, may_change: bool = False, hashes: Hashes | None = None) -> PageWriter:
+        """What writes pages as the choice wants it; by way of a copy where it bypasses the page cache, or RAM may change."""
+        return PageWriter(
+            self.guest_blocks,
+            self.blocks,
+            self.ledger,
+            self.channel,
+            max_gap_pages=self.choice.gap_pages,
+            staging=self._staging() if may_change or self.choice.direct else None,
+            may_change=may_change,
+            hashes=hashes,
+        )
+
+    def _staging(self) -> Staging:
         """Room for copies on their way to the file; one window is enough for what is done when a call returns."""
         slots = SLOTS if self.choice.direct else 1
         page_size = max(saved.block.page_size for saved in self.blocks)
