@@ -48,7 +48,7 @@ class Task:
         return self.direct if self.choice.direct and self.direct else self.buffered
 
     def writer(self, *, may_change: bool = False, hashes: Hashes | None = None) -> PageWriter:
-        """What writes pages as the choice wants it; by way of a copy where it bypasses the page cache, or RAM may change."""
+        """Writes pages as the choice wants it; from copies where the page cache is bypassed, or RAM may change."""
         return PageWriter(
             self.guest_blocks,
             self.blocks,
