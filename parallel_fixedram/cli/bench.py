@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from parallel_fixedram.cli import bench_list, bench_results, common, output
 from parallel_fixedram.cli.bench_progress import RunsProgress
 from parallel_fixedram.cli.help_text import HelpFormatter
+from parallel_fixedram.cli.interrupts import Interrupted
 from parallel_fixedram.core.errors import FixedRamError, RequestError
 from parallel_fixedram.core.schemas import stamped
 
@@ -143,7 +144,7 @@ def _run_one(args: argparse.Namespace, scenario: Scenario, path: str) -> RunSet:
                 overwrite=args.overwrite,
                 progress=progress,
             )
-        except (common.Interrupted, FixedRamError) as stop:
+        except (Interrupted, FixedRamError) as stop:
             if progress.begun and not stop.hint:
                 instead = " in the place of --overwrite" if args.overwrite else ""
                 stop.hint = f"{path!r} has what was measured: the same command with --resume{instead} goes on there"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import signal
 from typing import TYPE_CHECKING, Any
 
 from parallel_fixedram.cli.help_text import HelpFormatter
@@ -64,17 +63,3 @@ def did_you_mean(name: str, known: Sequence[str]) -> str:
 
     near = difflib.get_close_matches(name, known, n=3, cutoff=0.6)
     return f"did you mean {' or '.join(map(repr, near))}?" if near else f"there are {', '.join(known)}"
-
-
-class Interrupted(BaseException):
-    """A signal that asks the command to end; unwinds through every clean-up on its way out.
-
-    Attributes:
-        signum: which one.
-        hint: how to go on; may be added on the way.
-    """
-
-    def __init__(self, signum: int) -> None:
-        super().__init__(signal.Signals(signum).name)
-        self.signum = signum
-        self.hint = ""

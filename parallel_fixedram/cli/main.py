@@ -15,11 +15,10 @@ import os
 import signal
 import sys
 from collections.abc import Iterator, Sequence
-from types import FrameType
 from typing import Any, NoReturn
 
-from parallel_fixedram.cli import streams
-from parallel_fixedram.cli.common import Interrupted, add_manner_options, did_you_mean
+from parallel_fixedram.cli import interrupts, streams
+from parallel_fixedram.cli.common import add_manner_options, did_you_mean
 from parallel_fixedram.cli.help_text import HelpFormatter
 from parallel_fixedram.cli.limits import limit_hint, require_address_space
 from parallel_fixedram.cli.output import MANNER, PROGRAM, complain
@@ -39,8 +38,6 @@ LOAD = "--load"
 
 WITH_PROGRESS = ("demo", "save", "plan", "restore", "clone", "verify", "diff")
 """Verbs that may take a while, and show how far they are."""
-
-_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 class Parser(argparse.ArgumentParser):
@@ -102,9 +99,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     streams.prepare(alone=alone)
     args = argparse.Namespace(debug=False, quiet=False, progress="auto")
     try:
-        for signum in _SIGNALS:
-            if signal.getsignal(signum) is not signal.SIG_IGN:  # what nohup protects from stays so
-                signal.signal(signum, _interrupt)
+        interrupts.begin()
         verb, argv, args.command = _split_command(sys.argv[1:] if argv is None else argv)
         MANNER.as_json = "--json" in argv  # also for errors that are found before arguments are understood
         if not argv:
@@ -124,10 +119,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         with _without_text() if args.quiet and not args.json else contextlib.nullcontext():
             code = int(args.run(args))
         sys.stdout.flush()
-    except Interrupted as stop:
-        complain(128 + stop.signum, f"interrupted by {stop}", stop.hint)
-        return 128 + stop.signum
+    except interrupts.Interrupted as stop:
+        stop.answered = True
+        return _interrupted(stop.signum, stop.hint)
     except Exception as error:  # the outermost caller: expected or not, it becomes one line and an exit code
+        if signum := interrupts.dropped():
+            return _interrupted(signum)
         if args.debug:
             logging.getLogger(__name__).exception("traceback")
         return _failed(error, debug=args.debug)
@@ -191,17 +188,12 @@ def _failed(error: Exception, *, debug: bool) -> int:
     return error.exit_code
 
 
+def _interrupted(signum: int, hint: str = "") -> int:
+    """Say which signal it was; returns the exit code."""
+    complain(128 + signum, f"interrupted by {signal.Signals(signum).name}", hint)
+    return 128 + signum
+
+
 def _prepare_process() -> None:
     """Keep numpy from starting threads for linear algebra: a processor's time, and nobody calculates here."""
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
-
-
-def _interrupt(signum: int, _frame: FrameType | None) -> None:
-    for each in _SIGNALS:
-        # not SIG_IGN: a second signal may be on its way already, and Python would show a traceback of dropping it
-        signal.signal(each, _ignore)
-    raise Interrupted(signum)
-
-
-def _ignore(_signum: int, _frame: FrameType | None) -> None:
-    """The clean-up of the first signal goes on."""

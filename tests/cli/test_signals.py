@@ -354,3 +354,37 @@ def test_a_restore_that_is_killed_leaves_no_file_under_the_name_of_the_ram(tmp_p
     assert not (tmp_path / "ram").exists()
     done(call("restore", tmp_path / "f.mr", "--ram", f"pc.ram={tmp_path / 'ram'}"))  # what is left is in nobody's way
     assert sorted(os.listdir(tmp_path)) == ["f.mr", "ram"]
+
+
+_SIGNAL_WHERE = """
+import os, signal, sys
+from parallel_fixedram.cli import caps, main
+
+class Dropped:
+    def __del__(self):
+        os.kill(os.getpid(), signal.SIGTERM)
+        os.getpid()  # by now the handler has run
+
+def dropping(_args):
+    Dropped()
+    while True:
+        signal.pause()
+
+def turning_into_another(_args):
+    try:
+        os.kill(os.getpid(), signal.SIGTERM)
+        os.getpid()
+    except BaseException:
+        pass
+    raise ImportError("numpy has its own idea of what went wrong")
+
+caps.run = {where}
+sys.exit(main.main())
+"""
+
+
+@pytest.mark.parametrize("where", ["dropping", "turning_into_another"])
+def test_a_signal_whose_exception_is_dropped_ends_the_command_all_the_same(where):
+    """As an exception inside importlib's callbacks and numpy's initialisation is."""
+    result = run("caps", python=("-c", _SIGNAL_WHERE.format(where=where)))
+    refused(result, 143, "error: interrupted by SIGTERM\n", "")
