@@ -7,8 +7,17 @@ from typing import TYPE_CHECKING, Any
 
 from parallel_fixedram.core.errors import RequestError
 from parallel_fixedram.core.profiles import Profile
-from parallel_fixedram.core.save_options import MAX_ROUNDS, CaptureMode, Capturing, DirectIO, Gate, Writing
-from parallel_fixedram.core.units import format_count
+from parallel_fixedram.core.save_options import (
+    CAPTURE_MEMORY,
+    MAX_ROUNDS,
+    MAX_STALL_SECONDS,
+    CaptureMode,
+    Capturing,
+    DirectIO,
+    Gate,
+    Writing,
+)
+from parallel_fixedram.core.units import format_count, format_size, parse_size
 
 if TYPE_CHECKING:
     from parallel_fixedram.core.reports.choice import ChoiceReport
@@ -93,22 +102,43 @@ def writing(args: argparse.Namespace) -> Writing:
     )
 
 
+def _size(text: str) -> int:
+    try:
+        return parse_size(text)
+    except RequestError as error:
+        raise argparse.ArgumentTypeError(error.message) from error
+
+
 def add_capture_options(parser: Any) -> None:
     """How the file comes to hold one instant of a guest that runs."""
     group = parser.add_argument_group(
-        "a guest that runs meanwhile", "a built-in guest does so where --capture names one of the three ways"
+        "a guest that runs meanwhile", "a built-in guest does so where --capture names one of the ways"
     )
     group.add_argument(
         "--capture",
         choices=[str(mode) for mode in CaptureMode],
         default=str(CaptureMode.AUTO),
-        help="how the file comes to hold one instant. compare: all pages while the guest runs, then, while it stands "
+        help="how the file comes to hold one instant. snapshot: all pages while the guest runs, each copied "
+        "before its first write after that instant; compare: all pages while the guest runs, then, while it stands "
         "still, those whose hash is another one; rounds: what a dirty log names, again and again, the last time while "
         "it stands still (built-in guest only); stopped: all pages while it stands still; "
         "auto (default): the one of them that makes the shortest pause, without a dirty log",
     )
     group.add_argument(
         "--max-rounds", type=int, metavar="N", help=f"most rounds of --capture rounds (default {MAX_ROUNDS})"
+    )
+    group.add_argument(
+        "--max-stall",
+        type=float,
+        metavar="SECONDS",
+        help="how long a write of the guest may have to wait for --capture snapshot, which is given up rather than "
+        f"have it wait longer (default {MAX_STALL_SECONDS:g})",
+    )
+    group.add_argument(
+        "--capture-memory",
+        type=_size,
+        metavar="SIZE",
+        help=f"copies of --capture snapshot that may wait to be written (default {format_size(CAPTURE_MEMORY)})",
     )
 
 
@@ -119,17 +149,26 @@ def capturing(args: argparse.Namespace) -> Capturing:
         RequestError: they do not go together, or a number is out of its range.
     """
     mode = CaptureMode(args.capture)
-    if args.max_rounds is None:
-        return Capturing(mode=mode)
-    if mode is not CaptureMode.ROUNDS:
-        raise RequestError("--max-rounds is for --capture rounds")
-    return Capturing(mode=mode, max_rounds=args.max_rounds)
+    of_mode = {CaptureMode.ROUNDS: ("max_rounds",), CaptureMode.SNAPSHOT: ("max_stall", "capture_memory")}
+    given = {}
+    for each, names in of_mode.items():
+        for name in names:
+            if (value := getattr(args, name)) is None:
+                continue
+            if mode is not each:
+                raise RequestError(f"--{name.replace('_', '-')} is for --capture {each}")
+            given[name] = value
+    return Capturing(mode=mode, **given)
 
 
 def choice_lines(choice: ChoiceReport) -> list[str]:
     """A choice and its reasons for people."""
     how = "direct I/O" if choice.direct_io else "page cache"
-    how += {"compare": " while the guest runs, then what changed", "rounds": " in rounds"}.get(choice.capture, "")
+    how += {
+        "snapshot": " while the guest runs, as it was at one instant",
+        "compare": " while the guest runs, then what changed",
+        "rounds": " in rounds",
+    }.get(choice.capture, "")
     head = f"{format_count(choice.channels, 'channel')}, {how}, shards of {format_count(choice.shard_pages, 'page')}"
     return [head, *choice.why]
 

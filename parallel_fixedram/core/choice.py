@@ -45,6 +45,8 @@ class Situation:
 
     waits: bool
     """Whether a guest runs, and will stand still while the last pages are written."""
+    no_snapshot: str = ""
+    """Why no snapshot can be taken of it, or none unless it is asked for by name, as the end of a sentence."""
     room: int
     """Bytes the page cache takes before the kernel slows writers down."""
     processors: int
@@ -90,6 +92,8 @@ def choose(options: SaveOptions, work: Work, model: DeviceModel, situation: Situ
     most, why_most = options.gate.most_channels()
     channels = [asked] if asked else [c for c in CANDIDATES if c <= most]
     capture, why = _capture(options.capture.mode, situation)
+    if capture is CaptureMode.SNAPSHOT:
+        situation = replace(situation, waits=False)  # for none of what is written
     modes, reason = _modes(writing.direct_io, capture, work, model, situation)
     ways = {
         (c, direct): _predict(c, direct, writing.gap_pages, capture, work, model, situation)
@@ -124,10 +128,16 @@ def choose(options: SaveOptions, work: Work, model: DeviceModel, situation: Situ
 
 def _capture(mode: CaptureMode, situation: Situation) -> tuple[CaptureMode, list[str]]:
     """Which way it is, and why it is another one than was asked for."""
+    if not situation.waits:
+        match mode:
+            case CaptureMode.AUTO:
+                return CaptureMode.STOPPED, []
+            case CaptureMode.COMPARE:
+                return CaptureMode.STOPPED, ["stopped: the guest stands still already, there is nothing to compare"]
+            case CaptureMode.SNAPSHOT:
+                return CaptureMode.STOPPED, ["stopped: the guest stands still already, and nothing of it will change"]
     if mode is CaptureMode.AUTO:
-        return (CaptureMode.COMPARE if situation.waits else CaptureMode.STOPPED), []
-    if mode is CaptureMode.COMPARE and not situation.waits:
-        return CaptureMode.STOPPED, ["stopped: the guest stands still already, there is nothing to compare"]
+        return CaptureMode.COMPARE, []
     return mode, []
 
 

@@ -12,6 +12,7 @@
     │   └── MachineChanged       its RAMBlocks or devices are not what they were       exit 4
     └── HostError                the operating system said no; keeps the errno         exit 5
         ├── WorkerError          worker processes died or stalled                      exit 5
+        ├── SnapshotFailed       what a snapshot captured is worth nothing             exit 5
         └── DurabilityError      published, but whether it survives is not known       exit 6
 
 The split is by who has to act: the caller, whoever made the file, the guest, or the host's administrator.
@@ -137,6 +138,10 @@ class HostError(FixedRamError):
 
 class WorkerError(HostError):
     """Worker processes died or stalled and none was left to take over their shards."""
+
+
+class SnapshotFailed(HostError):
+    """A snapshot could not begin, or what it captured is worth nothing; the guest runs on. Another capture may work."""
 
 
 class DurabilityError(HostError):

@@ -6,6 +6,7 @@
        |                                                                ^
        +-- pause(), resume(), device_state()        |
        +-- dirty_source() --> DirtySource --sync--> dirty bitmap
+       +-- address_space() --> AddressSpace: writes that wait
 
 A new kind of guest is a new Machine, a new way to reach its memory a new PageSource, a new way to know what changed a
 new DirtySource, a new kind of file a new Channel. None of them touches the engine.
@@ -13,7 +14,7 @@ new DirtySource, a new kind of file a new Channel. None of them touches the engi
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -159,6 +160,19 @@ class GuestBlock:
         return not self.main and self.block.used_length <= FIRMWARE_BYTES
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AddressSpace:
+    """The process that a machine's RAM belongs to, where its writes can be made to wait (userfaultfd)."""
+
+    watch: Callable[[], tuple[int, Sequence[int]]]
+    """Gives the descriptor of a full userfaultfd of it, not set up yet, which is the caller's to close, and where each
+    of ``guest_blocks`` starts in it; HostError where that is refused, MachineError where the process has ended."""
+    has_answered: Callable[[], object]
+    """Returns when what the process was about to do to its memory is done; MachineError where it has ended."""
+    unproven: str = ""
+    """Why that is done only where it is asked for by name, as the end of a sentence; empty if it is not so."""
+
+
 class Machine(Protocol):
     """Something with RAM that can be made to stand still; knows nothing about files."""
 
@@ -247,6 +261,14 @@ class Machine(Protocol):
 
     def dirty_source(self) -> DirtySource | None:
         """What tells which pages were written; None where nobody keeps track."""
+
+    def address_space(self) -> AddressSpace:
+        """How its writes can be made to wait; nothing is done to it yet.
+
+        Raises:
+            MachineError: they cannot: what it is made of forbids it.
+            HostError: they cannot: a right or the kernel is missing.
+        """
 
     def close(self) -> None:
         """Let go of the machine; it lives on as it is. More than once does no harm."""

@@ -31,6 +31,12 @@ STALL_SECONDS = 30.0
 
 MAX_ROUNDS = 16
 
+MAX_STALL_SECONDS = 1.0
+"""How long a write of a guest may have to wait while a snapshot is taken."""
+
+CAPTURE_MEMORY = 256 << 20
+"""Bytes of copies that may wait to be written while a snapshot is taken."""
+
 
 class DirectIO(StrEnum):
     """Whether pages bypass the page cache."""
@@ -47,6 +53,8 @@ class CaptureMode(StrEnum):
 
     AUTO = "auto"
     """What makes the shortest pause of what is possible: ``compare`` for a running guest, else ``stopped``."""
+    SNAPSHOT = "snapshot"
+    """All pages while the guest runs, as they were at one instant: what it is about to write is copied first."""
     COMPARE = "compare"
     """All pages while the guest runs, and those whose hash is another one by then while it stands still."""
     ROUNDS = "rounds"
@@ -185,6 +193,9 @@ class Capturing:
     Attributes:
         mode: which way.
         max_rounds: most rounds of ``rounds``, the stopped one included.
+        max_stall: how long a write of the guest may have to wait for a ``snapshot``, seconds; one that would wait
+            longer is let go, and the snapshot is worth nothing.
+        capture_memory: how many bytes of copies of a ``snapshot`` may wait to be written.
 
     Raises:
         RequestError: a number out of its range.
@@ -192,10 +203,15 @@ class Capturing:
 
     mode: CaptureMode = CaptureMode.AUTO
     max_rounds: int = MAX_ROUNDS
+    max_stall: float = MAX_STALL_SECONDS
+    capture_memory: int = CAPTURE_MEMORY
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "mode", choice(CaptureMode, self.mode, "capture"))
         _at_least(1, "rounds", self.max_rounds)
+        _at_least(1, "bytes of capture memory", self.capture_memory)
+        if not 0.1 <= self.max_stall <= 60:
+            raise RequestError(f"a stall of at most {self.max_stall:g} s, between 0.1 and 60 are possible")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

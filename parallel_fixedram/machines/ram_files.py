@@ -7,9 +7,9 @@ from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Self
+from typing import NoReturn, Self
 
-from parallel_fixedram.core.errors import HostError
+from parallel_fixedram.core.errors import HostError, MachineError
 from parallel_fixedram.core.protocols import DirtySource, GuestBlock
 from parallel_fixedram.core.ramblock import RAMBlock, check_idstr, check_unique
 from parallel_fixedram.host.memory.ram_file import open_ram_file
@@ -108,6 +108,10 @@ class RamFiles:
     def dirty_source(self) -> DirtySource | None:
         """Nobody keeps track of writes (Machine.dirty_source)."""
         return None
+
+    def address_space(self) -> NoReturn:
+        """Whose memory it is, nobody knows (Machine.address_space)."""
+        raise MachineError("files of RAM do not tell which process writes them")
 
     def close(self) -> None:
         """Close the files (Machine.close)."""

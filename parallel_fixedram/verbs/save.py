@@ -20,7 +20,14 @@ import time
 from collections.abc import Callable
 from contextlib import ExitStack
 
-from parallel_fixedram.core.errors import DurabilityError, HostError, MachineChanged, MachineError, RequestError
+from parallel_fixedram.core.errors import (
+    DurabilityError,
+    HostError,
+    MachineChanged,
+    MachineError,
+    RequestError,
+    SnapshotFailed,
+)
 from parallel_fixedram.core.observer import SILENT, Observer
 from parallel_fixedram.core.protocols import Machine
 from parallel_fixedram.core.reports.save import SaveReport
@@ -33,6 +40,7 @@ from parallel_fixedram.engine.capture.pause import Pause
 from parallel_fixedram.engine.capture.rounds import dirty_log
 from parallel_fixedram.engine.capture.task import Task
 from parallel_fixedram.engine.capture.ways import WAYS
+from parallel_fixedram.engine.capture.write_protect import address_space
 from parallel_fixedram.engine.pages.early_writeback import EarlyWriteback
 from parallel_fixedram.engine.pages.ledger import Ledger
 from parallel_fixedram.engine.pages.staging import SLOTS
@@ -107,6 +115,9 @@ def _save_until_it_stays(machine: Machine, target: FileTarget, options: SaveOpti
                 raise
         except DurabilityError:
             raise
+        except SnapshotFailed:
+            machine.is_running()  # if it has ended, that is what is to be said
+            raise
         except HostError:  # memory that was unplugged cannot be read
             if not left or not machine.look_again():
                 raise
@@ -136,10 +147,11 @@ def _save(machine: Machine, target: FileTarget, options: SaveOptions, account: A
         account.end("after")
         pool.dismiss()  # they end while the file is finished
         draft.finish(task.guest_blocks, task.ledger, state, task.choice.gap_pages)
+        snapshot = capture.let_go()
         account.end("finish")
         published = draft.publish(account.observer)
         account.end("publish")
-        return save_report(target.path, task, decision, run, pause, account, published)
+        return save_report(target.path, task, decision, run, pause, account, published, snapshot)
 
 
 def _begin(
@@ -156,6 +168,7 @@ def _begin(
     ledger.map_data(guest_blocks)
     machine.get_ready()
     waits = machine.is_running()
+    space = address_space(machine, options.capture.mode) if waits else None
     account.observer.phase("decide")
     takes_direct = None if options.writing.direct_io is DirectIO.OFF else draft.direct is not None
     page_size = blocks[0].page_size
@@ -174,6 +187,7 @@ def _begin(
         buffered=draft.buffered,
         direct=draft.direct,
         dirty=dirty,
+        address_space=space,
     )
     return draft, task, decision
 

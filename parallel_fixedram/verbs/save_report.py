@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from parallel_fixedram.core.reports.save import SaveBytes, SaveReport, SaveSeconds, WorkerReport
+from parallel_fixedram.core.reports.save import SaveBytes, SaveReport, SaveSeconds, SnapshotReport, WorkerReport
 from parallel_fixedram.engine.capture.coordinator import Coordinator
 from parallel_fixedram.engine.capture.pause import Pause
 from parallel_fixedram.engine.capture.task import Task
@@ -21,9 +21,11 @@ def save_report(
     pause: Pause,
     account: Account,
     published: Published,
+    snapshot: SnapshotReport | None,
 ) -> SaveReport:
     """What happened."""
     choice, layout = task.choice, task.layout
+    write_seconds = run.rounds[-1].seconds if snapshot else pause.ram_seconds
     return SaveReport(
         file=path,
         machine=layout.machine,
@@ -41,11 +43,12 @@ def save_report(
             allocated=published.allocated,
             cached=published.cached,
         ),
-        choice=decision.report(pause.ram_seconds, account.seconds - account.started("reserve")),
+        choice=decision.report(write_seconds, account.seconds - account.started("reserve")),
         workers=tuple(
             WorkerReport(shards=each.shards, written_pages=each.tally.written_pages, seconds=each.seconds)
             for each in run.workers
         ),
+        snapshot=snapshot,
         host=host_facts(path),
         notes=(*account.notes, *pause.notes),
     )

@@ -10,6 +10,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 from types import FrameType
+from typing import NoReturn
 
 import pytest
 from support.fake_qmp import FakeQmp, FdSets, refuses
@@ -189,6 +190,9 @@ class Standing:
 
     def dirty_source(self) -> None:
         return None
+
+    def address_space(self) -> NoReturn:
+        raise MachineError("nobody runs it")
 
     def close(self) -> None:
         pass

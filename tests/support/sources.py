@@ -10,13 +10,14 @@ from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Self
+from typing import NoReturn, Self
 
 import numpy as np
 import pytest
 from support.pictures import PAGE, content, memfd, page
 
 from parallel_fixedram.core.bitmap import Bits, PageBitmap
+from parallel_fixedram.core.errors import MachineError
 from parallel_fixedram.core.protocols import DirtySource, GuestBlock, Pages, PageSource
 from parallel_fixedram.core.ramblock import PageRange, RAMBlock
 from parallel_fixedram.host.memory.mapped_source import MappedSource
@@ -141,6 +142,9 @@ class ScriptedGuest:
 
     def dirty_source(self) -> DirtySource | None:
         return None
+
+    def address_space(self) -> NoReturn:
+        raise MachineError("nobody runs it")
 
     def sync_disks(self) -> Sequence[str]:
         return ()

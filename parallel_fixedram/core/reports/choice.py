@@ -18,7 +18,7 @@ class ChoiceReport:
     shard_pages: int
     """About how many pages a shard has."""
     capture: str
-    """How the file comes to hold one instant: ``compare``, ``rounds`` or ``stopped``."""
+    """How the file comes to hold one instant: ``snapshot``, ``compare``, ``rounds`` or ``stopped``."""
     why: tuple[str, ...]
     """A sentence for everything that was left open."""
     predicted_write_seconds: float

@@ -91,6 +91,42 @@ class WorkerReport:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class FaultSeconds:
+    """How long writes of the guest had to wait, from when their fault was read until they went on."""
+
+    median: float
+    p99: float
+    max: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SnapshotReport:
+    """What a guest felt of a snapshot, and what it took; from the instant on if not said otherwise."""
+
+    faults: int
+    """Page faults: writes that had to wait."""
+    copied_groups: int
+    """Groups of 64 pages that were copied out before they were written."""
+    let_through: int
+    """Groups that were written with nothing to copy: they were in the file already, or zero."""
+    noted_groups: int
+    """Groups that were written between being protected and the instant."""
+    spilled_pages: int
+    """Pages that came into the file from such copies."""
+    ring_waits: int
+    """Faults that had to wait for room for a copy."""
+    fault_seconds: FaultSeconds
+    watch_seconds: float
+    """Until the guest's memory was watched over: its process asked, helpers started."""
+    protect_seconds: float
+    """To protect all of its memory, while it ran."""
+    fix_seconds: float
+    """Of the pause: to protect once more what had been written meanwhile."""
+    let_go_seconds: float
+    """What there was to wait for, behind everything else, until nothing of its memory was protected any more."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ShardTrace:
     """A shard that was written: who, what, when."""
 
@@ -131,6 +167,8 @@ class SaveReport:
     bytes: SaveBytes
     choice: ChoiceReport
     workers: tuple[WorkerReport, ...]
+    snapshot: SnapshotReport | None
+    """Of a snapshot; None for another capture."""
     host: Mapping[str, Any]
     notes: tuple[str, ...] = ()
     """What was done otherwise than asked, a sentence each."""

@@ -7,6 +7,7 @@
     rehearse   it runs; once before every try to stop it
     stopped    it stands still: nothing that can be done elsewhere
     after      it runs again
+    let_go     the file is about to get its name
     left       whatever happened
 
 When ``after`` is done the file holds every page as it was in ``stopped``.
@@ -19,6 +20,7 @@ from collections.abc import Callable, Sequence
 from types import TracebackType
 from typing import Self
 
+from parallel_fixedram.core.reports.save import SnapshotReport
 from parallel_fixedram.engine.capture.coordinator import Coordinator
 from parallel_fixedram.engine.capture.task import Task
 from parallel_fixedram.engine.workers.worker import Job
@@ -65,6 +67,10 @@ class Capture(ABC):
 
     def after(self, run: Coordinator) -> None:  # noqa: B027
         """What is left; the machine runs again."""
+
+    def let_go(self) -> SnapshotReport | None:
+        """Return when the machine feels nothing of it any more; with figures, where it did."""
+        return None
 
 
 MakeCapture = Callable[[Task], Capture]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 
 from parallel_fixedram.core.bitmap import PageBitmap
 from parallel_fixedram.core.observer import Observer
@@ -104,6 +105,12 @@ class Coordinator:
             )
         )
         return tally
+
+    def written_by_others(self, pages: int, size: int) -> None:
+        """Pages of the last round, ``size`` bytes of them, came into the file past the workers."""
+        last = self.rounds[-1]
+        self.rounds[-1] = replace(last, written_pages=last.written_pages + pages, zero_pages=last.zero_pages - pages)
+        self.written.bytes += size
 
     def write(
         self,

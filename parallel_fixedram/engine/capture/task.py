@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from parallel_fixedram.core.choice import Choice
-from parallel_fixedram.core.protocols import DirtySource, GuestBlock
+from parallel_fixedram.core.protocols import AddressSpace, DirtySource, GuestBlock
 from parallel_fixedram.core.save_options import SaveOptions
 from parallel_fixedram.engine.pages.changes import Hashes
 from parallel_fixedram.engine.pages.ledger import Ledger
@@ -36,6 +36,8 @@ class Task:
     """The file past it, where it could be opened so."""
     dirty: DirtySource | None
     """Says which pages were written, where it is asked."""
+    address_space: AddressSpace | None
+    """Whose writes can be made to wait, where that is done."""
 
     @property
     def blocks(self) -> Sequence[SavedBlock]:
@@ -55,12 +57,12 @@ class Task:
             self.ledger,
             self.channel,
             max_gap_pages=self.choice.gap_pages,
-            staging=self._staging() if may_change or self.choice.direct else None,
+            staging=self.staging() if may_change or self.choice.direct else None,
             may_change=may_change,
             hashes=hashes,
         )
 
-    def _staging(self) -> Staging:
+    def staging(self) -> Staging:
         """Room for copies on their way to the file; one window is enough for what is done when a call returns."""
         slots = SLOTS if self.choice.direct else 1
         page_size = max(saved.block.page_size for saved in self.blocks)

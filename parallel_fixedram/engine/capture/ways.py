@@ -9,9 +9,11 @@ from parallel_fixedram.engine.capture.capture import MakeCapture
 from parallel_fixedram.engine.capture.compare import Compare
 from parallel_fixedram.engine.capture.rounds import DirtyRounds
 from parallel_fixedram.engine.capture.stopped import Stopped
+from parallel_fixedram.engine.capture.write_protect import WriteProtect
 
 WAYS: Mapping[CaptureMode, MakeCapture] = {
     CaptureMode.COMPARE: Compare,
     CaptureMode.ROUNDS: DirtyRounds,
+    CaptureMode.SNAPSHOT: WriteProtect,
     CaptureMode.STOPPED: Stopped,
 }

@@ -237,6 +237,11 @@ class Userfaultfd:
         """The descriptor, which polls as readable when something waits."""
         return self._fd
 
+    def detach(self) -> int:
+        """The descriptor, which is the caller's to close from here on."""
+        fd, self._fd = self._fd, -1
+        return fd
+
     def close(self) -> None:
         """Give it up; more than once does no harm."""
         if self._fd >= 0:
@@ -289,6 +294,12 @@ def missing_features(wanted: Feature = ALL_FEATURES) -> tuple[Feature, ...]:
     finally:
         linux.close(fd)
     return tuple(wanted & ~Feature(_THREE.unpack(answer)[1] & ALL_FEATURES))
+
+
+def require_features() -> None:
+    """Raise HostError if this kernel lacks what protecting a guest's memory takes; takes no right."""
+    if missing := missing_features():
+        raise _lacks(missing)
 
 
 def _lacks(missing: tuple[Feature, ...]) -> HostError:

@@ -25,13 +25,13 @@ from typing import Self
 
 from parallel_fixedram.core.errors import FixedRamError, HostError, MachineError
 from parallel_fixedram.core.observer import SILENT, Observer
-from parallel_fixedram.core.protocols import GuestBlock
+from parallel_fixedram.core.protocols import AddressSpace, GuestBlock
 from parallel_fixedram.core.ramblock import TARGET_PAGE_SIZE, RAMBlock
 from parallel_fixedram.core.units import format_size
 from parallel_fixedram.host.facts import memory_bytes
 from parallel_fixedram.host.memory.mapped_source import MappedSource
 from parallel_fixedram.host.memory.memory_limit import memory_until_killed
-from parallel_fixedram.host.memory.userfaultfd import Userfaultfd
+from parallel_fixedram.host.memory.userfaultfd import Userfaultfd, require_features
 from parallel_fixedram.host.processes import forked, signals
 from parallel_fixedram.machines.builtin import child
 from parallel_fixedram.machines.builtin.dirty_log import DirtyLog
@@ -192,6 +192,11 @@ class GuestProcess:
         """Empty: it has no devices (Machine.device_state)."""
         return b""
 
+    def address_space(self) -> AddressSpace:
+        """It gives a userfaultfd of itself (Machine.address_space)."""
+        require_features()
+        return AddressSpace(watch=self._watch, has_answered=lambda: None)  # it never gives memory back
+
     def userfaultfd(self) -> tuple[Userfaultfd, int]:
         """A userfaultfd of the guest's process, and the address of its RAM there.
 
@@ -210,6 +215,10 @@ class GuestProcess:
                 if sequence == self._sequence:
                     return Userfaultfd(fd), address
                 os.close(fd)  # of a question that was interrupted before it was answered
+
+    def _watch(self) -> tuple[int, list[int]]:
+        userfaultfd, address = self.userfaultfd()
+        return userfaultfd.detach(), [address]
 
     def close(self) -> None:
         """End the guest and give everything back; more than once does no harm.

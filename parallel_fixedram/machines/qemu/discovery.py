@@ -102,7 +102,7 @@ def run_state(monitor: Monitor) -> str:
     """
     answer = monitor.execute("query-status")
     if not isinstance(answer, dict) or not isinstance(status := answer.get("status"), str):
-        raise _malformed(monitor, "query-status", answer)
+        raise malformed(monitor, "query-status", answer)
     return status
 
 
@@ -114,7 +114,7 @@ def machine_type(monitor: Monitor) -> str:
     """
     answer = monitor.execute("qom-get", {"path": "/machine", "property": "type"})
     if not (isinstance(answer, str) and answer.isascii() and answer.isprintable() and len(answer) <= MAX_MACHINE_NAME):
-        raise _malformed(monitor, "qom-get", answer)
+        raise malformed(monitor, "qom-get", answer)
     return answer.removesuffix("-machine")
 
 
@@ -192,7 +192,7 @@ def refuse_what_cannot_be_migrated(monitor: Monitor) -> None:
     """
     migration = monitor.execute("query-migrate")
     if not isinstance(migration, dict) or not isinstance(reasons := migration.get("blocked-reasons", []), list):
-        raise _malformed(monitor, "query-migrate", migration)
+        raise malformed(monitor, "query-migrate", migration)
     if reasons:
         raise MachineError(f"QEMU says that this guest cannot be migrated: {shown(str(reasons[0]))}")
     if migration.get("status") in ("setup", "active", "pre-switchover", "device", "postcopy-active", "cancelling"):
@@ -221,11 +221,12 @@ def _listed(monitor: Monitor, command: str, arguments: dict[str, Any] | None = N
     """The objects that a command returns."""
     answer = monitor.execute(command, arguments)
     if not isinstance(answer, list) or not all(isinstance(each, dict) for each in answer):
-        raise _malformed(monitor, command, answer)
+        raise malformed(monitor, command, answer)
     return answer
 
 
-def _malformed(monitor: Monitor, command: str, answer: object) -> MachineError:
+def malformed(monitor: Monitor, command: str, answer: object) -> MachineError:
+    """What to raise when an answer is not what QEMU's documents say."""
     text = shown(str(answer))
     return MachineError(f"QMP socket {monitor.name!r}: QEMU's answer to {command!r} is malformed: {text}")
 

@@ -23,7 +23,7 @@ from types import TracebackType
 from typing import Self
 
 from parallel_fixedram.core.errors import FixedRamError, HostError, MachineError
-from parallel_fixedram.core.protocols import GuestBlock
+from parallel_fixedram.core.protocols import AddressSpace, GuestBlock
 from parallel_fixedram.core.ramblock import TARGET_PAGE_SIZE, PageRange
 from parallel_fixedram.core.reports.inspect import InspectQemuReport, QemuBlockReport
 from parallel_fixedram.core.targets import check_target
@@ -38,6 +38,7 @@ from parallel_fixedram.machines.qemu.instant import HARMLESS, Held, look_back
 from parallel_fixedram.machines.qemu.monitor import TIMEOUT_SECONDS, Events, Monitor
 from parallel_fixedram.machines.qemu.target import check_settings, read_target
 from parallel_fixedram.machines.qemu.unreachable import refuse_unreachable_memory
+from parallel_fixedram.machines.qemu.watch import address_space
 
 GREETING_SECONDS = 5.0
 """How long a running QEMU may take to greet: nothing but its main loop has to turn for it."""
@@ -192,6 +193,10 @@ class QemuMachine:
 
     def dirty_source(self) -> None:
         """Nobody outside of QEMU sees its dirty log (Machine.dirty_source)."""
+
+    def address_space(self) -> AddressSpace:
+        """QEMU is made to ask for a userfaultfd, where that is possible and not forbidden (Machine.address_space)."""
+        return address_space(self._monitor, self.pid, self._makeup)
 
     def describe(self) -> InspectQemuReport:
         """What would be saved and how each block is reached; nothing is paused."""

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 from parallel_fixedram.core.errors import FixedRamError
+from parallel_fixedram.core.reports.save import FaultSeconds
 
 _MAX_MESSAGE = 1 << 16
 
@@ -47,15 +48,6 @@ class Failed:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Seconds:
-    """How long some things took."""
-
-    median: float = 0.0
-    p99: float = 0.0
-    max: float = 0.0
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class Figures:
     """What a handler has done, after T if not said otherwise."""
 
@@ -69,7 +61,7 @@ class Figures:
     """Groups that were written between being protected and T."""
     ring_waits: int
     """Faults that had to wait for room in the ring."""
-    fault_seconds: Seconds
+    fault_seconds: FaultSeconds
     """From reading a fault to letting the write go on."""
     void: str | None
     """Why the snapshot is worth nothing; None if it is worth something."""

@@ -20,6 +20,7 @@ from parallel_fixedram.core.bitmap import WORD_PAGES, runs_of_ones, words_for
 from parallel_fixedram.core.errors import FixedRamError, WorkerError
 from parallel_fixedram.core.protocols import Channel
 from parallel_fixedram.core.ramblock import PageRange
+from parallel_fixedram.core.save_options import CAPTURE_MEMORY, MAX_STALL_SECONDS
 from parallel_fixedram.engine.capture.snapshot.job import CaptureJob
 from parallel_fixedram.engine.capture.snapshot.marks import Marks
 from parallel_fixedram.engine.capture.snapshot.messages import Command, Figures
@@ -29,12 +30,6 @@ from parallel_fixedram.engine.capture.snapshot.ring import Ring
 from parallel_fixedram.engine.pages.staging import Staging
 from parallel_fixedram.host.memory.process_memory import ProcessSource
 from parallel_fixedram.host.memory.userfaultfd import Userfaultfd
-
-MAX_STALL = 1.0
-"""Seconds that a write of the guest may have to wait, unless told otherwise."""
-
-CAPTURE_MEMORY = 256 << 20
-"""Bytes of copies that may wait to be written, unless told otherwise."""
 
 
 class Snapshot:
@@ -63,7 +58,7 @@ class Snapshot:
         staging: Staging,
         window_pages: int,
         spill: Channel,
-        max_stall: float = MAX_STALL,
+        max_stall: float = MAX_STALL_SECONDS,
         capture_memory: int = CAPTURE_MEMORY,
     ) -> None:
         self._origin = origin

@@ -7,7 +7,8 @@ from array import array
 
 import numpy as np
 
-from parallel_fixedram.engine.capture.snapshot.messages import Figures, Seconds
+from parallel_fixedram.core.reports.save import FaultSeconds
+from parallel_fixedram.engine.capture.snapshot.messages import Figures
 
 
 class Tallies:
@@ -38,10 +39,10 @@ class Tallies:
 
     def figures(self, void: str | None) -> Figures:
         """All of them."""
-        seconds = Seconds()
+        seconds = FaultSeconds(median=0.0, p99=0.0, max=0.0)
         if self._seconds:
             median, p99, longest = np.percentile(np.frombuffer(self._seconds), (50, 99, 100)).tolist()
-            seconds = Seconds(median=median, p99=p99, max=longest)
+            seconds = FaultSeconds(median=median, p99=p99, max=longest)
         return Figures(
             faults=len(self._seconds),
             copied_groups=self.copied,

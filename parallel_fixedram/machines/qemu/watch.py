@@ -1,0 +1,84 @@
+"""How the writes of a running QEMU can be made to wait: by a userfaultfd of its process, which it is made to ask for.
+
+That is the one thing that we do to QEMU's process itself (``host/injection``), and whoever runs it may forbid it: by
+the environment of the command, or for everybody on the host.
+"""
+
+from __future__ import annotations
+
+import mmap
+import os
+from contextlib import ExitStack
+
+from parallel_fixedram.core.errors import HostError, MachineError
+from parallel_fixedram.core.protocols import AddressSpace
+from parallel_fixedram.host.injection.inject import takes_injection, userfaultfd_of
+from parallel_fixedram.machines.qemu.discovery import Makeup, malformed, run_state
+from parallel_fixedram.machines.qemu.monitor import Monitor
+
+VARIABLE = "PARALLEL_FIXEDRAM_INJECTION"
+"""Set to ``never``, no code is injected by this command."""
+
+FORBIDDEN = "/etc/parallel-fixedram/no-injection"
+"""Where there is such a file, none is injected by anybody."""
+
+
+def address_space(monitor: Monitor, pid: int, found: Makeup) -> AddressSpace:
+    """What a snapshot needs of a QEMU; nothing is done to it yet.
+
+    Args:
+        monitor: of the QEMU; asked for nothing else while ``watch`` or ``has_answered`` is called.
+        pid: its process.
+        found: what it is made of.
+
+    Raises:
+        MachineError: what the machine is made of forbids it, or it has ended.
+        HostError: it is forbidden, or a right or the kernel is missing.
+    """
+    _refuse_if_forbidden()
+    if any(block.host_page_size > mmap.PAGESIZE for block in found.blocks):
+        for name, kind in found.devices:
+            if kind.startswith("virtio-balloon"):
+                raise MachineError(f"device {name!r} is a {kind}, which discards parts of huge pages")
+    if reason := takes_injection(pid):
+        raise HostError(reason)
+    return AddressSpace(
+        watch=lambda: (_userfaultfd(monitor, pid), [block.address for block in found.blocks]),
+        has_answered=lambda: run_state(monitor),
+        unproven=_unproven(monitor),
+    )
+
+
+def _refuse_if_forbidden() -> None:
+    if os.environ.get(VARIABLE) == "never":
+        raise HostError(f"{VARIABLE}=never forbids it to ask QEMU's process for a userfaultfd")
+    if os.path.exists(FORBIDDEN):
+        raise HostError(f"{FORBIDDEN!r} forbids it to ask QEMU's process for a userfaultfd")
+
+
+def _unproven(monitor: Monitor) -> str:
+    """KVM writes guest memory in the kernel: its faults wait, as those of QEMU's own background-snapshot do."""
+    answer = monitor.execute("query-kvm")
+    if not isinstance(answer, dict) or not isinstance(answer.get("enabled"), bool):
+        raise malformed(monitor, "query-kvm", answer)
+    return "the guest runs under KVM, with which nobody has tried it on this host" if answer["enabled"] else ""
+
+
+def _userfaultfd(monitor: Monitor, pid: int) -> int:
+    with ExitStack() as stack:
+
+        def hand_over(device: int) -> int:
+            fdset = monitor.add_fd(device, opaque="parallel-fixedram")
+            stack.callback(monitor.remove_fd, fdset)
+            return _number_of(monitor, fdset)
+
+        return userfaultfd_of(pid, hand_over=hand_over).detach()
+
+
+def _number_of(monitor: Monitor, fdset: int) -> int:
+    """The descriptor that QEMU has for what it was handed."""
+    answer = monitor.execute("query-fdsets")
+    try:
+        return next(int(each["fds"][0]["fd"]) for each in answer if each["fdset-id"] == fdset)
+    except (LookupError, TypeError, ValueError, StopIteration):
+        raise malformed(monitor, "query-fdsets", answer) from None
