@@ -67,7 +67,8 @@ def _print(report: PlanReport) -> None:
     print(f"  how       {head}")
     for reason in why:
         print(f"  because   {reason}")
-    pause = ": the guest would stand still for about that long" if report.waits else ""
+    waits = report.waits and choice.capture != "snapshot"  # which nothing of what is written adds to
+    pause = ": the guest would stand still for about that long" if waits else ""
     print(f"  predicted {choice.predicted_write_seconds:.3f} s to the last write{pause}")
     print(f"            {choice.predicted_stable_seconds:.3f} s to stable storage, digests included")
     model = choice.model

@@ -45,12 +45,12 @@ class Situation:
 
     waits: bool
     """Whether a guest runs, and will stand still while the last pages are written."""
-    no_snapshot: str = ""
-    """Why no snapshot can be taken of it, or none unless it is asked for by name, as the end of a sentence."""
     room: int
     """Bytes the page cache takes before the kernel slows writers down."""
     processors: int
     """How many workers can compute at once."""
+    no_snapshot: str = "nobody knows whether one is possible"
+    """Why a guest that runs is not to be captured by a snapshot, as the end of a sentence; empty if it may be."""
     durable: bool = True
     """Whether the file is synced at the end."""
 
@@ -137,7 +137,9 @@ def _capture(mode: CaptureMode, situation: Situation) -> tuple[CaptureMode, list
             case CaptureMode.SNAPSHOT:
                 return CaptureMode.STOPPED, ["stopped: the guest stands still already, and nothing of it will change"]
     if mode is CaptureMode.AUTO:
-        return CaptureMode.COMPARE, []
+        if situation.no_snapshot:
+            return CaptureMode.COMPARE, [f"compare: no snapshot, because {situation.no_snapshot}"]
+        return CaptureMode.SNAPSHOT, []
     return mode, []
 
 

@@ -99,7 +99,7 @@ class MachineError(FixedRamError):
 
 
 class MachineChanged(MachineError):
-    """RAMBlocks or devices were added or removed meanwhile; the same once more may work."""
+    """It is no more what it was: RAMBlocks or devices came or went, or somebody acted on it; once more may work."""
 
 
 class HostError(FixedRamError):

@@ -13,6 +13,7 @@ from parallel_fixedram.core.reports.plan import PlanReport
 from parallel_fixedram.core.save_options import CaptureMode, Capturing, Gate, Publishing, SaveOptions, Writing
 from parallel_fixedram.core.uri import parse_uri
 from parallel_fixedram.engine.capture.rounds import dirty_log
+from parallel_fixedram.engine.capture.write_protect import address_space
 from parallel_fixedram.engine.pages.ledger import Ledger
 from parallel_fixedram.engine.tuning.decide import decide
 from parallel_fixedram.host.facts import host_facts
@@ -47,11 +48,13 @@ def _plan(machine: Machine, path: str, options: SaveOptions) -> PlanReport:
     guest_blocks = machine.guest_blocks()
     if options.capture.mode is CaptureMode.ROUNDS:
         dirty_log(machine)  # refuses what cannot be
+    waits = machine.is_running()
+    _, no_snapshot = address_space(machine, options.capture.mode) if waits else (None, "")
     ledger = Ledger([each.block for each in guest_blocks])
     ledger.map_data(guest_blocks)
-    page_size, waits = guest_blocks[0].block.page_size, machine.is_running()
+    page_size = guest_blocks[0].block.page_size
     folder = os.path.dirname(path) or "."  # a link of that name would be replaced, not followed
-    decision = decide(options, ledger.data, page_size, folder, waits=waits)
+    decision = decide(options, ledger.data, page_size, folder, waits=waits, no_snapshot=no_snapshot)
     work = Work.of(ledger.data, page_size)
     calls, size = work.merged(decision.choice.gap_pages, decision.choice.window_pages)
     return PlanReport(

@@ -19,6 +19,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from contextlib import ExitStack
+from dataclasses import replace
 
 from parallel_fixedram.core.errors import (
     DurabilityError,
@@ -104,24 +105,29 @@ def save(
 
 
 def _save_until_it_stays(machine: Machine, target: FileTarget, options: SaveOptions, observer: Observer) -> SaveReport:
-    """Save, from the beginning where blocks or devices came or went meanwhile."""
+    """Save, from the beginning where blocks or devices came or went meanwhile, or a snapshot came to nothing."""
     notes, left = list(replaced_link(target.path)), MOST_SAVES
     while True:
         left -= 1
         try:
             return _save(machine, target, options, Account(observer, notes))
-        except MachineChanged:
+        except MachineChanged as error:
             if not left:
-                raise
+                raise MachineChanged(f"{error.message}, {MOST_SAVES} times", hint=error.hint) from error
+            why = error.message
         except DurabilityError:
             raise
-        except SnapshotFailed:
+        except SnapshotFailed as error:
             machine.is_running()  # if it has ended, that is what is to be said
-            raise
+            if options.capture.mode is not CaptureMode.AUTO:
+                raise
+            options = replace(options, capture=replace(options.capture, mode=CaptureMode.COMPARE))
+            why = error.message
         except HostError:  # memory that was unplugged cannot be read
             if not left or not machine.look_again():
                 raise
-        again = f"{CHANGED}: the save began again"
+            why = CHANGED
+        again = f"{why}: the save began again"
         observer.note(again)
         notes.append(again)
 
@@ -160,6 +166,8 @@ def _begin(
     """Make the file, look at what there is to save, and decide how."""
     guest_blocks = machine.guest_blocks()
     dirty = dirty_log(machine) if options.capture.mode is CaptureMode.ROUNDS else None
+    waits = machine.is_running()
+    space, no_snapshot = address_space(machine, options.capture.mode) if waits else (None, "")
     blocks = [each.block for each in guest_blocks]
     page_bits = recorded_page_bits(machine.target)
     layout = FileLayout.plan(machine.name, blocks, target.offset, target=machine.target, page_bits=page_bits)
@@ -167,12 +175,18 @@ def _begin(
     draft = stack.enter_context(Draft(target.path, layout, options.writing, options.publishing))
     ledger.map_data(guest_blocks)
     machine.get_ready()
-    waits = machine.is_running()
-    space = address_space(machine, options.capture.mode) if waits else None
     account.observer.phase("decide")
     takes_direct = None if options.writing.direct_io is DirectIO.OFF else draft.direct is not None
     page_size = blocks[0].page_size
-    decision = decide(options, ledger.data, page_size, draft.folder, waits=waits, takes_direct=takes_direct)
+    decision = decide(
+        options,
+        ledger.data,
+        page_size,
+        draft.folder,
+        waits=waits,
+        no_snapshot=no_snapshot,
+        takes_direct=takes_direct,
+    )
     choice = decision.choice
     if choice.direct and draft.direct and not draft.direct.has_queue(choice.channels * SLOTS):
         account.note("the kernel allows no asynchronous I/O: direct writes go one by one")
@@ -203,7 +217,7 @@ def _one_instant(machine: Machine, capture: Capture, run: Coordinator, account: 
         account.observer.phase("prepare")
         pause = Pause(machine)
         pause.prepare()
-        capture.rehearse(run, torn=torn is not None)
+        capture.rehearse(run, torn=torn)
         pause.prepare()
         account.end("prepare")
         with pause:
@@ -216,7 +230,7 @@ def _one_instant(machine: Machine, capture: Capture, run: Coordinator, account: 
         torn = pause.torn
         if torn is None:
             if machine.look_again():
-                raise MachineChanged(f"{CHANGED}, {MOST_SAVES} times", hint="save when nothing is plugged in or out")
+                raise MachineChanged(CHANGED, hint="save when nothing is plugged in or out")
             return pause, state
         stopped = 1000 * pause.seconds if pause.was_running else 0.0
         account.note(f"{torn} while it was saved: the last round was taken again, after a stop of {stopped:.1f} ms")

@@ -33,7 +33,7 @@ class EveryOther(Capture):
     def jobs(self) -> Sequence[Job]:
         return [self._job]
 
-    def rehearse(self, run: Coordinator, *, torn: bool) -> None:
+    def rehearse(self, run: Coordinator, *, torn: str | None) -> None:
         pass
 
     def stopped(self, run: Coordinator) -> None:

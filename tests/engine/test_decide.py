@@ -50,7 +50,7 @@ def runs(count: int, length: int, gap: int = 1) -> PageBitmap:
 
 
 def decided(options: SaveOptions, *data: PageBitmap, waits: bool = False, takes_direct: bool | None = True) -> Decision:
-    return decide(options, data, PAGE, "FOLDER", waits=waits, takes_direct=takes_direct)
+    return decide(options, data, PAGE, "FOLDER", waits=waits, no_snapshot="no", takes_direct=takes_direct)
 
 
 def test_the_model_is_asked_for_the_folder_and_the_bytes_that_may_hold_something(asked: Asked) -> None:

@@ -13,11 +13,11 @@ import tempfile
 import threading
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import pytest
 from support.cli import Result, call, refused, run, untouched
-from support.qemu import QemuProcess, Ram, boot_from, require_tool
+from support.qemu import Backend, QemuProcess, Ram, boot_from, require_tool
 from support.qemu_linux import LinuxGuest
 from support.qemu_reader import read_stored
 from support.qemu_saved import KNOWN_MIB, TICK, WAYS_TO_LOAD, contents, differences, in_turn, migrate, save, wait_tick
@@ -38,8 +38,6 @@ WAYS_TO_SAVE: dict[str, tuple[object, ...]] = {
     "four channels": ("--channels", 4, "--experimental-multifd", "--direct-io", "off"),
     "four channels, direct": ("--channels", 4, "--experimental-multifd", "--direct-io", "on"),
 }
-
-Backend = Literal["default", "private", "memfd", "file"]
 
 
 class TestLoading:

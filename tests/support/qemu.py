@@ -50,13 +50,16 @@ PR_SET_PDEATHSIG = 1
 _libc = ctypes.CDLL(None)
 
 
+Backend = Literal["default", "private", "memfd", "file"]
+
+
 @dataclass(frozen=True)
 class Ram:
     """Main memory; its RAMBlock is called ``m``, whatever holds it (but ``pc.ram`` with ``default``)."""
 
     size: int = 64 << 20
     """Bytes."""
-    backend: Literal["default", "private", "memfd", "file"] = "private"
+    backend: Backend = "private"
     """``default`` is a plain ``-m``; ``file`` is a named file in /dev/shm. memfd and file are shared."""
 
 

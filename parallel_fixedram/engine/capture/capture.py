@@ -53,12 +53,12 @@ class Capture(ABC):
         """What can be done while the machine runs, once."""
 
     @abstractmethod
-    def rehearse(self, run: Coordinator, *, torn: bool) -> None:
+    def rehearse(self, run: Coordinator, *, torn: str | None) -> None:
         """Get ready for ``stopped``, as close to it as possible.
 
         Args:
             run: has workers write.
-            torn: whether ``stopped`` was done, and somebody else's act made it worthless.
+            torn: what somebody else did that made what ``stopped`` did worthless, as a sentence; None if nobody did.
         """
 
     @abstractmethod

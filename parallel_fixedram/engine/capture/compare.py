@@ -56,7 +56,7 @@ class Compare(Capture):
         if not task.choice.direct and tally.bytes > dirty_room():
             task.buffered.sync()  # or the kernel would slow down the few writes that a guest waits for
 
-    def rehearse(self, run: Coordinator, *, torn: bool) -> None:
+    def rehearse(self, run: Coordinator, *, torn: str | None) -> None:
         """All pages are suspects, again if need be (Capture.rehearse)."""
         ledger = self._task.ledger
         if torn:

@@ -59,7 +59,7 @@ class DirtyRounds(Capture):
             self._round(run, while_running=True, first=number == 0)
             before = now
 
-    def rehearse(self, run: Coordinator, *, torn: bool) -> None:
+    def rehearse(self, run: Coordinator, *, torn: str | None) -> None:
         """The dirty log knows what is left to do, after a torn instant as well (Capture.rehearse)."""
         write_firmware(run, self._job, self._task)
 

@@ -27,7 +27,7 @@ class Stopped(Capture):
         """To write what is dirty (Capture.jobs)."""
         return [self._job]
 
-    def rehearse(self, run: Coordinator, *, torn: bool) -> None:
+    def rehearse(self, run: Coordinator, *, torn: str | None) -> None:
         """Everything is to be written (Capture.rehearse)."""
         if self._task.waits:
             self._task.ledger.map_newly_touched(self._task.guest_blocks)

@@ -20,7 +20,7 @@ from contextlib import ExitStack, contextmanager
 from types import TracebackType
 from typing import Self
 
-from parallel_fixedram.core.errors import FixedRamError, HostError, MachineError, SnapshotFailed
+from parallel_fixedram.core.errors import FixedRamError, HostError, MachineChanged, MachineError, SnapshotFailed
 from parallel_fixedram.core.protocols import AddressSpace, Machine
 from parallel_fixedram.core.reports.save import SnapshotReport
 from parallel_fixedram.core.save_options import CaptureMode
@@ -36,14 +36,24 @@ from parallel_fixedram.engine.workers.worker import Job
 from parallel_fixedram.host.memory.userfaultfd import Userfaultfd
 
 
-def address_space(machine: Machine, mode: CaptureMode) -> AddressSpace | None:
-    """How the machine's writes can be made to wait, where a snapshot is asked for.
+def address_space(machine: Machine, mode: CaptureMode) -> tuple[AddressSpace | None, str]:
+    """How the writes of a machine that runs can be made to wait, where that is needed; or why not, to end a sentence.
 
     Raises:
-        MachineError: they cannot: what it is made of forbids it.
-        HostError: they cannot: a right or the kernel is missing.
+        MachineError: a snapshot is asked for by name, and what the machine is made of forbids it.
+        HostError: so, and a right or the kernel is missing.
     """
-    return machine.address_space() if mode is CaptureMode.SNAPSHOT else None
+    if mode not in (CaptureMode.AUTO, CaptureMode.SNAPSHOT):
+        return None, ""
+    try:
+        space = machine.address_space()
+    except FixedRamError as error:
+        if mode is CaptureMode.SNAPSHOT:
+            raise
+        return None, error.message
+    if mode is CaptureMode.AUTO and space.unproven:
+        return None, space.unproven
+    return space, ""
 
 
 class WriteProtect(Capture):
@@ -115,14 +125,15 @@ class WriteProtect(Capture):
         """To write what is protected, and the small blocks that cannot be (Capture.jobs)."""
         return [self._snapshot.job, self._small]
 
-    def rehearse(self, run: Coordinator, *, torn: bool) -> None:
+    def rehearse(self, run: Coordinator, *, torn: str | None) -> None:
         """Protect everything (Capture.rehearse).
 
         Raises:
-            SnapshotFailed: it cannot be; or the instant was torn, and copies of it are in the file.
+            SnapshotFailed: it cannot be.
+            MachineChanged: the instant was torn, and what was copied of it is in the file.
         """
         if torn:
-            raise SnapshotFailed("the snapshot is void: the guest did not stand still at its instant")
+            raise MachineChanged(f"{torn} while it was saved")
         started = time.perf_counter()
         with self._failing():
             self._snapshot.protect()

@@ -55,6 +55,7 @@ def decide(
     folder: str,
     *,
     waits: bool,
+    no_snapshot: str,
     takes_direct: bool | None = None,
 ) -> Decision:
     """Decide, measuring what writes cost where nobody knows it yet.
@@ -65,6 +66,7 @@ def decide(
         page_size: of those pages, bytes.
         folder: where the file will be.
         waits: whether a guest runs until then and stands still meanwhile.
+        no_snapshot: why it is not to be captured by a snapshot, as the end of a sentence; empty if it may be.
         takes_direct: whether the file can be opened for direct I/O; None if the measurement has to tell.
 
     Raises:
@@ -78,6 +80,7 @@ def decide(
         model = dataclasses.replace(model, direct=ASSUMED.direct)
     situation = Situation(
         waits=waits,
+        no_snapshot=no_snapshot,
         room=dirty_room(),
         processors=len(os.sched_getaffinity(0)),
         durable=options.publishing.durable,

@@ -13,6 +13,7 @@ from contextlib import ExitStack
 from parallel_fixedram.core.errors import HostError, MachineError
 from parallel_fixedram.core.protocols import AddressSpace
 from parallel_fixedram.host.injection.inject import takes_injection, userfaultfd_of
+from parallel_fixedram.host.memory.process_maps import refusal
 from parallel_fixedram.machines.qemu.discovery import Makeup, malformed, run_state
 from parallel_fixedram.machines.qemu.monitor import Monitor
 
@@ -36,6 +37,8 @@ def address_space(monitor: Monitor, pid: int, found: Makeup) -> AddressSpace:
         HostError: it is forbidden, or a right or the kernel is missing.
     """
     _refuse_if_forbidden()
+    if "qemu" not in (program := _program_of(pid)):
+        raise MachineError(f"process {pid} runs {program!r}, which may not be QEMU: nothing is done to it")
     if any(block.host_page_size > mmap.PAGESIZE for block in found.blocks):
         for name, kind in found.devices:
             if kind.startswith("virtio-balloon"):
@@ -47,6 +50,13 @@ def address_space(monitor: Monitor, pid: int, found: Makeup) -> AddressSpace:
         has_answered=lambda: run_state(monitor),
         unproven=_unproven(monitor),
     )
+
+
+def _program_of(pid: int) -> str:
+    try:
+        return os.path.basename(os.readlink(f"/proc/{pid}/exe"))
+    except OSError as error:
+        raise refusal(pid, error, f"cannot see what process {pid} runs") from error
 
 
 def _refuse_if_forbidden() -> None:
