@@ -142,6 +142,14 @@ def add_capture_options(parser: Any) -> None:
     )
 
 
+_MODES_OF = {
+    "max_rounds": (CaptureMode.ROUNDS,),
+    "max_stall": (CaptureMode.SNAPSHOT, CaptureMode.AUTO),
+    "capture_memory": (CaptureMode.SNAPSHOT, CaptureMode.AUTO),
+}
+"""Options that belong to some ways only."""
+
+
 def capturing(args: argparse.Namespace) -> Capturing:
     """What the options of ``add_capture_options`` ask for.
 
@@ -149,15 +157,10 @@ def capturing(args: argparse.Namespace) -> Capturing:
         RequestError: they do not go together, or a number is out of its range.
     """
     mode = CaptureMode(args.capture)
-    of_mode = {CaptureMode.ROUNDS: ("max_rounds",), CaptureMode.SNAPSHOT: ("max_stall", "capture_memory")}
-    given = {}
-    for each, names in of_mode.items():
-        for name in names:
-            if (value := getattr(args, name)) is None:
-                continue
-            if mode is not each:
-                raise RequestError(f"--{name.replace('_', '-')} is for --capture {each}")
-            given[name] = value
+    given = {name: value for name in _MODES_OF if (value := getattr(args, name)) is not None}
+    for name in given:
+        if mode not in (modes := _MODES_OF[name]):
+            raise RequestError(f"--{name.replace('_', '-')} is for --capture {modes[0]}")
     return Capturing(mode=mode, **given)
 
 

@@ -182,3 +182,6 @@ def _print(report: SaveReport) -> None:
             f"  pause     guest stopped for {1000 * seconds.pause:.1f} ms: stop {stop:.1f}, RAM {ram:.1f}, "
             f"cont {cont:.1f}{state}"
         )
+    if (taken := report.snapshot) is not None:
+        waited = format_count(taken.faults, "write")
+        print(f"  waits     {waited} of the guest waited for a copy, {1000 * taken.fault_seconds.max:.1f} ms at most")

@@ -52,8 +52,8 @@ class CaptureMode(StrEnum):
     """How the file comes to hold RAM as it was at one instant."""
 
     AUTO = "auto"
-    """What makes the shortest pause of what is possible: ``snapshot`` of a guest that runs, else ``compare``; of one that
-    stands still ``stopped``."""
+    """What makes the shortest pause of what is possible: of a guest that runs ``snapshot``, else ``compare``; of one
+    that stands still ``stopped``."""
     SNAPSHOT = "snapshot"
     """All pages while the guest runs, as they were at one instant: what it is about to write is copied first."""
     COMPARE = "compare"

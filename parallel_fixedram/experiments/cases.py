@@ -29,6 +29,8 @@ class Case:
     file_system: str | None = None
     calibrate: bool | None = None
     """Whether what writes cost is measured anew before each save, which is not part of its time."""
+    capture: str | None = None
+    """How the file comes to hold one instant of a QEMU guest that runs."""
     durability: str | None = None
     cache: str | None = None
     block_size: int | None = None
@@ -117,6 +119,7 @@ WAYS: Mapping[str, WayRules] = {
             "shard_pages": AUTO,
             "queue_depth": AUTO,
             "calibrate": False,
+            "capture": AUTO,
             "durability": "full",
             "dirty": None,
             "rounds": None,
@@ -135,6 +138,7 @@ WAYS: Mapping[str, WayRules] = {
     "restore": WayRules(sources=("qemu",), defaults={**_FILE, "channels": 1, "shared": False}),
     "clone": WayRules(sources=("qemu",), defaults={**_FILE, "count": 1}),
     "qemu-load": WayRules(sources=("qemu",), defaults={**_FILE, "channels": 1, "direct_io": "off"}),
+    "pause-floor": WayRules(sources=("qemu",), defaults={}),
     "scan": WayRules(sources=("guest",), defaults={}),
     "copy": WayRules(sources=("guest",), defaults={}),
 }

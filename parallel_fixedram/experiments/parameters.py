@@ -13,6 +13,7 @@ from typing import Any
 
 from parallel_fixedram.core.errors import RequestError
 from parallel_fixedram.core.ramblock import TARGET_PAGE_SIZE
+from parallel_fixedram.core.save_options import CaptureMode
 from parallel_fixedram.core.units import parse_size
 from parallel_fixedram.experiments import boot_sector
 from parallel_fixedram.machines.builtin.spec import GuestSpec
@@ -138,6 +139,7 @@ PARAMETERS: Mapping[str, Check] = {
     "queue_depth": _or_auto(whole(0, 4096)),
     "file_system": one_of("folder", "tmpfs", "xfs", "ext4"),
     "calibrate": _yes_or_no,
+    "capture": one_of(*CaptureMode),
     "durability": one_of("full", "none"),
     "cache": one_of("keep", "drop"),
     "block_size": _block_size,

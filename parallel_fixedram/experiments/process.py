@@ -47,6 +47,7 @@ class Order:
     queue_depth: int | str = "auto"
     """Direct writes in flight of each worker; 0 for one by one."""
     calibrate: bool = False
+    capture: str = "auto"
     durability: str = "full"
     dirty: float | None = None
     rounds: int | None = None

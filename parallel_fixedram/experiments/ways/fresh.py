@@ -18,6 +18,11 @@ from parallel_fixedram.host.files.channel import data_extents
 from parallel_fixedram.verbs.verify import verify
 
 _CHUNK = 4 << 20
+_OPTIONS = (
+    *("channels", "direct_io", "gap_pages", "shard_pages", "queue_depth"),
+    *("calibrate", "capture", "durability"),
+)
+"""Parameters of a case that an order has, too."""
 
 
 class _Fresh:
@@ -127,7 +132,16 @@ def _order(run: Run, *, trace: bool = False) -> Order:
     case, source = run.case, run.source
     given: dict[str, Any] = {
         name: value
-        for name in ("channels", "direct_io", "gap_pages", "shard_pages", "queue_depth", "calibrate", "durability")
+        for name in (
+            "channels",
+            "direct_io",
+            "gap_pages",
+            "shard_pages",
+            "queue_depth",
+            "calibrate",
+            "capture",
+            "durability",
+        )
         if (value := getattr(case, name)) is not None
     }
     if case.rounds is not None and source.spec:

@@ -51,6 +51,7 @@ def measure(order: Order, name_bystander: Callable[[int], None]) -> Answer:
     options: dict[str, Any] = {
         "gate": Gate(channels=order.channels, experimental_multifd=True),
         "writing": Writing(direct_io=DirectIO(order.direct_io), **numbers),
+        "capture": Capturing(mode=CaptureMode(order.capture)),
         "publishing": Publishing(durability=Durability(order.durability)),
     }
     if order.calibrate:
@@ -131,7 +132,7 @@ def _save_dirtied(order: Order, share: float, options: Mapping[str, Any]) -> Sav
     """Save RAM that stands still in two rounds: all of it, then pages that are said to be dirty."""
     dirty, capture = DirtyOnce(share, order.seed), Capturing(mode=CaptureMode.ROUNDS, max_rounds=2)
     with Dirtied(order.ram, dirty) as ram:
-        report = save(ram, order.path, capture=capture, **options)
+        report = save(ram, order.path, **{**options, "capture": capture})
     if len(report.rounds) != 2 or report.rounds[1].dirty_pages != dirty.marked:
         found = [each.dirty_pages for each in report.rounds]
         raise MachineError(f"rounds of {found} dirty pages, expected two, the second one of {dirty.marked}")

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from parallel_fixedram.experiments.ways.boots import Clone, QemuLoad, Restore
 from parallel_fixedram.experiments.ways.fio import Fio, FioPages
 from parallel_fixedram.experiments.ways.fresh import Naive, Ours, Part, Sequential
+from parallel_fixedram.experiments.ways.pause_floor import PauseFloor
 from parallel_fixedram.experiments.ways.qemu_modes import MODES
 from parallel_fixedram.experiments.ways.way import Way
 
@@ -23,6 +24,7 @@ TABLE: Mapping[str, Way] = {
     "restore": Restore(),
     "clone": Clone(),
     "qemu-load": QemuLoad(),
+    "pause-floor": PauseFloor(),
     "scan": Part(),
     "copy": Part(),
 }

@@ -1,0 +1,41 @@
+"""What stopping a guest, asking for its device state and letting it go on takes, without any of its RAM."""
+
+from __future__ import annotations
+
+import time
+
+from parallel_fixedram.experiments import tools
+from parallel_fixedram.experiments.results import Bytes, Seconds
+from parallel_fixedram.experiments.ways.way import Measured, Run
+from parallel_fixedram.verbs.open import open_qemu
+
+
+class PauseFloor:
+    """No save of a QEMU guest can stop it for less (Way)."""
+
+    def why_missing(self) -> str | None:
+        """There may be no QEMU (Way.why_missing)."""
+        try:
+            tools.find_qemu()
+        except tools.Missing as error:
+            return error.message
+        return None
+
+    def run(self, run: Run) -> Measured:
+        """Stop it once (Way.run)."""
+        guest = run.source.qemu
+        assert guest is not None, "the scenario's check comes first"
+        with open_qemu(guest.qmp, pid=guest.pid) as machine:
+            machine.get_ready()
+            started = time.perf_counter()
+            try:
+                machine.pause()
+                machine.device_state()
+            finally:
+                machine.resume()
+            seconds = time.perf_counter() - started
+        return Measured(seconds=Seconds(total=seconds, pause=seconds), bytes=Bytes(ram=run.source.size))
+
+    def verify(self, run: Run) -> str:
+        """There is no file (Way.verify)."""
+        return "no"
