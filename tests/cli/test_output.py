@@ -122,6 +122,7 @@ SAVE = {
     "bytes": dict.fromkeys(["ram", "written", "file", "allocated"], int) | {"cached": (int, type(None))},
     "choice": CHOICE,
     "workers": [{"shards": int, "written_pages": int, "seconds": float}],
+    "snapshot": type(None),
     "host": HOST,
     "notes": [str],
 }

@@ -257,11 +257,15 @@ def test_a_save_tells_of_every_phase_when_it_begins(tmp_path):
     assert observer.progress[-1] == ("sync", 0, 0)
 
 
-def test_the_pass_over_a_guest_that_runs_is_a_phase_of_its_own(tmp_path):
+@pytest.mark.parametrize(
+    ("mode", "phases"),
+    [("snapshot", ["prepare", "first pass"]), ("compare", ["first pass", "prepare", "write"])],
+)
+def test_the_pass_over_a_guest_that_runs_is_a_phase_of_its_own(tmp_path, mode, phases):
     with open_guest("dense,size=4MiB", running=True) as guest:
-        save(guest, str(tmp_path / "f.mr"), observer=(observer := Heard()))
+        save(guest, str(tmp_path / "f.mr"), mode=mode, observer=(observer := Heard()))
     names = [name for name, _ in observer.phases]
-    assert names == ["decide", "first pass", "prepare", "write", "sync"]
+    assert names == ["decide", *phases, "sync"]
     assert ("first pass", 4 << 20, 4 << 20) in observer.progress
 
 

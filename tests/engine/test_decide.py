@@ -66,7 +66,8 @@ def test_the_model_is_asked_for_the_folder_and_the_bytes_that_may_hold_something
 def test_the_choice_is_that_of_the_rules(waits: bool, rounds: int, takes_direct: bool | None) -> None:
     data = [runs(100, 3), runs(1, 5000)]
     options = several(channels=None, max_rounds=rounds, gap_pages=3)
-    situation = Situation(waits=waits, room=1_000_000 * PAGE, processors=len(os.sched_getaffinity(0)))
+    processors = len(os.sched_getaffinity(0))
+    situation = Situation(waits=waits, room=1_000_000 * PAGE, processors=processors, no_snapshot="no")
     found = decided(options, *data, waits=waits, takes_direct=takes_direct)
     assert found.choice == choose(options, Work.of(data, PAGE), CALLS_COST, situation)
     assert found.model == CALLS_COST
