@@ -59,7 +59,9 @@ class Rounds(Situation):
 def choose(wishes, work, device, situation):
     writing = Writing(direct_io=wishes.direct_io, gap_pages=wishes.gap_pages, shard_pages=wishes.shard_pages)
     gate = Allows(channels=wishes.channels, most=wishes.most_channels, why=wishes.why_most)
-    mode = CaptureMode.ROUNDS if isinstance(situation, Rounds) else CaptureMode.AUTO
+    mode = CaptureMode.COMPARE if situation.waits else CaptureMode.AUTO
+    if isinstance(situation, Rounds):
+        mode = CaptureMode.ROUNDS
     options = SaveOptions(gate=gate, writing=writing, capture=Capturing(mode=mode))
     return choice.choose(options, work, device, situation)
 
@@ -404,6 +406,33 @@ def test_gaps_are_judged_by_the_cost_of_the_channels_that_are_chosen():
 
 def test_gaps_never_exceed_what_the_rule_allows_however_dear_a_call_is():
     assert choose(OPEN, scattered(10), model(stable=(1e6, 0.001)), NOBODY_WAITS).gap_pages == MAX_GAP_PAGES
+
+
+# --- captures
+
+
+def captured(mode, **situation):
+    options = SaveOptions(capture=Capturing(mode=mode))
+    return choice.choose(options, stretch(10000), PAST_IS_QUICK, replace(NOBODY_WAITS, **situation))
+
+
+def test_auto_takes_a_snapshot_of_what_runs_where_nothing_is_against_it_and_else_says_what():
+    assert captured("auto", waits=True, no_snapshot="").capture == "snapshot"
+    found = captured("auto", waits=True, no_snapshot="the kernel is old")
+    assert (found.capture, found.why[0]) == ("compare", "compare: no snapshot, because the kernel is old")
+    assert captured("auto", waits=False, no_snapshot="").capture == "stopped"
+
+
+def test_a_snapshot_that_is_asked_for_is_taken_but_of_what_stands_still():
+    assert captured("snapshot", waits=True).capture == "snapshot"
+    found = captured("snapshot", waits=False)
+    assert (found.capture, found.why[0].partition(":")[0]) == ("stopped", "stopped")
+
+
+def test_nobody_waits_for_what_a_snapshot_writes():
+    """It is written like RAM that stands still: with an eye on stable storage, whatever room the page cache has."""
+    found, other = captured("snapshot", waits=True, room=0), captured("stopped", waits=False, room=0)
+    assert replace(found, capture="", why=()) == replace(other, capture="", why=())
 
 
 # --- properties
