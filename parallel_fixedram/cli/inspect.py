@@ -105,6 +105,8 @@ def _machine(described: InspectReport | InspectQemuReport) -> str:
 def _print_guest(guest: InspectQemuReport) -> None:
     print(f"{guest.qmp}: QEMU {guest.qemu_version}, process {guest.pid}, {guest.status}")
     print(f"machine       {_machine(guest)}")
+    because = f", because {guest.no_snapshot}" if guest.no_snapshot else ""
+    print(f"capture       {guest.capture}{because}")
     print_table(
         "{:<28} {:>14} {:>10} {:>9} {:>9}  {}",
         ("RAMBlock", "used_length", "host page", "touched", "pages", "memory"),

@@ -6,7 +6,7 @@ import os
 from pathlib import Path
 
 import pytest
-from support.cli import call, refused, unchanged, untouched
+from support.cli import call, done, refused, unchanged, untouched
 from support.instants import Held
 from support.qemu import Backend, QemuProcess, Ram
 from support.qemu_linux import LinuxGuest
@@ -89,9 +89,12 @@ def test_a_guest_that_stands_still_is_read_as_it_stands(ticker: list[str], tmp_p
 
 
 def test_whoever_runs_it_may_forbid_it(ticker: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv(VARIABLE, "never")
     with QemuProcess(*ticker) as guest, untouched(tmp_path):
         guest.wait_serial("C")
+        inspected = done(call("inspect", "--json", "--qmp", guest.monitor_path)).json
+        assert (inspected["capture"], inspected["no_snapshot"]) == ("snapshot", "")
+        monkeypatch.setenv(VARIABLE, "never")
+        assert f"compare, because {VARIABLE}=never" in done(call("inspect", "--qmp", guest.monitor_path)).out
         result = call("save", tmp_path / "saved", "--qmp", guest.monitor_path, *SNAPSHOT)
         refused(result, 5, f"{VARIABLE}=never forbids it to ask QEMU's process for a userfaultfd\n")
         assert guest.status() == "running"

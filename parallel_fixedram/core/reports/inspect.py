@@ -102,4 +102,8 @@ class InspectQemuReport:
     """Its run state."""
     machine: str
     target: str
+    capture: str
+    """How ``save`` would capture it: ``snapshot``, ``compare`` or ``stopped``."""
+    no_snapshot: str
+    """Why not by a snapshot, as the end of a sentence; empty if by one."""
     blocks: tuple[QemuBlockReport, ...]

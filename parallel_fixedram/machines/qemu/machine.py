@@ -200,6 +200,7 @@ class QemuMachine:
 
     def describe(self) -> InspectQemuReport:
         """What would be saved and how each block is reached; nothing is paused."""
+        no_snapshot = self._no_snapshot()
         return InspectQemuReport(
             qmp=self._monitor.name,
             pid=self.pid,
@@ -207,6 +208,8 @@ class QemuMachine:
             status=self._status(),
             machine=self.name,
             target=self.target,
+            capture="stopped" if not self.is_running() else "compare" if no_snapshot else "snapshot",
+            no_snapshot=no_snapshot,
             blocks=tuple(
                 QemuBlockReport(
                     **asdict(each.block),
@@ -220,6 +223,14 @@ class QemuMachine:
                 for each in self.blocks
             ),
         )
+
+    def _no_snapshot(self) -> str:
+        if not self.is_running():
+            return "the guest stands still"
+        try:
+            return self.address_space().unproven
+        except FixedRamError as error:
+            return error.message
 
     def close(self) -> None:
         """Disconnect (Machine.close)."""
