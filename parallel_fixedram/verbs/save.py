@@ -118,11 +118,12 @@ def _save_until_it_stays(machine: Machine, target: FileTarget, options: SaveOpti
         except DurabilityError:
             raise
         except SnapshotFailed as error:
-            machine.is_running()  # if it has ended, that is what is to be said
-            if options.capture.mode is not CaptureMode.AUTO:
+            changed = machine.look_again()  # and if it has ended, that is what is to be said
+            if not changed and options.capture.mode is CaptureMode.AUTO:
+                options = replace(options, capture=replace(options.capture, mode=CaptureMode.COMPARE))
+            elif not changed or not left:
                 raise
-            options = replace(options, capture=replace(options.capture, mode=CaptureMode.COMPARE))
-            why = error.message
+            why = CHANGED if changed else error.message
         except HostError:  # memory that was unplugged cannot be read
             if not left or not machine.look_again():
                 raise
@@ -212,12 +213,14 @@ def _one_instant(machine: Machine, capture: Capture, run: Coordinator, account: 
     Returns:
         The pause, and the device state of it.
     """
-    torn: str | None = None
+    torn, after = None, ""
     for _ in range(MOST_INSTANTS):
         account.observer.phase("prepare")
         pause = Pause(machine)
         pause.prepare()
         capture.rehearse(run, torn=torn)
+        if torn:
+            account.note(f"{torn} while it was saved: the last round was taken again, after a stop of {after}")
         pause.prepare()
         account.end("prepare")
         with pause:
@@ -232,6 +235,5 @@ def _one_instant(machine: Machine, capture: Capture, run: Coordinator, account: 
             if machine.look_again():
                 raise MachineChanged(CHANGED, hint="save when nothing is plugged in or out")
             return pause, state
-        stopped = 1000 * pause.seconds if pause.was_running else 0.0
-        account.note(f"{torn} while it was saved: the last round was taken again, after a stop of {stopped:.1f} ms")
+        after = f"{1000 * pause.seconds if pause.was_running else 0.0:.1f} ms"
     raise MachineError(f"{torn} while it was saved, at each of {MOST_INSTANTS} tries")

@@ -69,7 +69,7 @@ def saving(guest: QemuProcess, file: Path, moment: Moment, act: Callable[..., ob
         device_state._GOODBYE_SECONDS = min(timeout, device_state._GOODBYE_SECONDS)
 
     argv = ["save", file, "--qmp", guest.monitor_path, "--channels", 2, "--experimental-multifd"]
-    argv += ["--qmp-timeout", timeout]
+    argv += ["--qmp-timeout", timeout, "--capture", "compare"]
     return Forked(*argv, moment=moment, act=act, prepare=prepare)
 
 

@@ -84,26 +84,46 @@ def assert_nothing_left(folder: Path) -> None:
 class TestTheGuestIsLetGoOn:
     @pytest.mark.parametrize("before", [STATE, AT_THE_END])
     @pytest.mark.parametrize("backend", ["private", "memfd"])
-    def test_once_and_the_last_round_is_taken_again(
-        self, ticker: list[str], tmp_path: Path, meanwhile: Meanwhile, before: str, backend: Any
+    @pytest.mark.parametrize(
+        ("capture", "rounds", "again"),
+        [
+            ("compare", 3, "the last round was taken again, after a stop of "),
+            ("snapshot", 1, "the save began again"),
+        ],
+    )
+    def test_once_and_it_is_taken_again(
+        self,
+        ticker: list[str],
+        tmp_path: Path,
+        meanwhile: Meanwhile,
+        before: str,
+        backend: Any,
+        capture: str,
+        rounds: int,
+        again: str,
     ) -> None:
         with QemuProcess(*ticker, ram=Ram(backend=backend)) as guest:
             guest.wait_serial("C")
             sent = meanwhile(before, lambda: (guest.cont(), guest.wait_serial("[A-Z]{2}")))
-            saved = save(guest, tmp_path / "saved")
+            saved = save(guest, tmp_path / "saved", "--capture", capture)
             assert sent.count("stop") == 2
-            assert len(saved["rounds"]) == 3
-            note = "somebody let the guest go on while it was saved: the last round was taken again, after a stop of "
+            assert len(saved["rounds"]) == rounds
+            note = f"somebody let the guest go on while it was saved: {again}"
             assert [text.startswith(note) for text in saved["notes"]] == [True]
             assert_one_instant(read_stored(tmp_path / "saved").blocks["m"].contents())
             assert parallel_fixedram.verify(str(tmp_path / "saved")).ok
             assert_it_goes_on(guest)
 
-    def test_every_time_and_there_is_no_file(self, guest: QemuProcess, tmp_path: Path, meanwhile: Meanwhile) -> None:
+    @pytest.mark.parametrize(
+        ("capture", "tries", "how_often"), [("compare", 4, "at each of 4 tries"), ("snapshot", 3, "3 times")]
+    )
+    def test_every_time_and_there_is_no_file(
+        self, guest: QemuProcess, tmp_path: Path, meanwhile: Meanwhile, capture: str, tries: int, how_often: str
+    ) -> None:
         sent = meanwhile(STATE, *[guest.cont] * 10)
-        result = call(*save_argv(guest, tmp_path / "saved"))
-        refused(result, 4, "somebody let the guest go on while it was saved, at each of 4 tries\n")
-        assert sent.count("stop") == 4
+        result = call(*save_argv(guest, tmp_path / "saved", "--capture", capture))
+        refused(result, 4, f"somebody let the guest go on while it was saved, {how_often}\n")
+        assert sent.count("stop") == tries
         assert "cont" not in sent
         assert_nothing_left(tmp_path)
         assert_it_goes_on(guest)
