@@ -9,7 +9,8 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from hypothesis import HealthCheck, settings
+from hypothesis import HealthCheck, given, settings
+from hypothesis.strategies import none
 
 for name, examples in (("repeatable", 50), ("quick", 6), ("soak", 500)):  # as `make test-fast` and `make soak` ask for
     settings.register_profile(
@@ -46,7 +47,17 @@ def pytest_configure(config: pytest.Config) -> None:
         config.add_cleanup(lambda folder=os.environ[name]: shutil.rmtree(folder, ignore_errors=True))
 
 
+@settings(max_examples=1, database=None)
+@given(none())
+def use_hypothesis(_: None) -> None:
+    """What it makes at its first use is there."""
+
+
 def pytest_collection_finish() -> None:
-    """What is there by now stays: no collection looks at it again, and so no forked process copies it."""
+    """What is there by now stays: no collection looks at it again, and so no forked process copies it.
+
+    At its first use Hypothesis asks who refers to its random numbers, and what is frozen is not told (gc.get_referrers).
+    """
+    use_hypothesis()
     gc.collect()
     gc.freeze()

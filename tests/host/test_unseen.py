@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from support.qemu_tools import require_tool
+from support.qemu_tools import require_tool, with_own_mounts
 
 from parallel_fixedram.host.processes.unseen import why_unseen
 
@@ -50,7 +50,7 @@ def test_a_proc_that_is_not_ours_is_noticed() -> None:
 @ROOT
 def test_a_missing_proc_is_noticed() -> None:
     hide = ["sh", "-c", 'mount -t tmpfs none /proc && exec "$@"', "sh"]
-    assert "no /proc is mounted here" in asked_in(require_tool("unshare"), "--mount", *hide, pid=1)
+    assert "no /proc is mounted here" in asked_in(*with_own_mounts(), *hide, pid=1)
 
 
 def test_root_of_a_user_namespace_is_told_so() -> None:
@@ -65,5 +65,5 @@ def test_a_proc_that_hides_others_is_noticed() -> None:
     folder = Path(sys.executable).resolve()
     if not os.access(folder, os.X_OK) or any(not each.stat().st_mode & 0o001 for each in folder.parents):
         pytest.skip("this interpreter is out of the reach of other users")
-    said = asked_in(require_tool("unshare"), "--mount", *hide, require_tool(become[0]), *become[1:], pid=os.getpid())
+    said = asked_in(*with_own_mounts(), *hide, require_tool(become[0]), *become[1:], pid=os.getpid())
     assert "hidepid" in said

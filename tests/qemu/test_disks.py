@@ -16,6 +16,7 @@ from support import saving
 from support.disks import on_disk
 from support.qemu import QemuProcess, require_tool
 from support.qemu_saved import in_turn
+from support.qemu_tools import with_own_mounts
 
 import parallel_fixedram
 from parallel_fixedram.core.reports.save import SaveReport
@@ -131,7 +132,7 @@ class TestSynced:
         path, unseen = image(folder / "disk"), folder / "unseen"
         unseen.mkdir()
         there = ["sh", "-c", f'mount --bind {folder} {unseen} && exec "$@"', "sh"]
-        with QemuProcess(*ticker, *drive(unseen / "disk"), wrapper=["unshare", "--mount", *there]) as guest:
+        with QemuProcess(*ticker, *drive(unseen / "disk"), wrapper=[*with_own_mounts(), *there]) as guest:
             assert not (unseen / "disk").exists()
             dirty(guest, "disk")
             save(guest, folder / "saved")

@@ -42,6 +42,18 @@ def require_tool(name: str, path: str | None = None) -> str:
     )
 
 
+def with_own_mounts() -> list[str]:
+    """What stands before a command that is to have mounts of its own.
+
+    Skips where that cannot be: without the rights, or in a chroot whose / is no mount.
+    """
+    unshare = [require_tool("unshare"), "--mount"]
+    tried = subprocess.run([*unshare, "true"], capture_output=True, text=True, check=False)
+    if tried.returncode:
+        pytest.skip(f"no mounts of its own can be had here: {tried.stderr.strip()}")
+    return unshare
+
+
 @functools.cache
 def find_qemu(target: str = "x86_64") -> str:
     """The path of a QEMU with mapped-ram: the first ``qemu-system-TARGET`` in PATH.

@@ -89,7 +89,7 @@ def sync_open_files(pid: int, files: Mapping[int, str], seconds: float) -> list[
         HostError: no process could be started.
     """
     notes: list[str] = []
-    path, deadline, poll = "", time.monotonic() + seconds, select.poll()
+    path, deadline, poll = next(iter(files.values()), ""), time.monotonic() + seconds, select.poll()
     with _syncing(pid, list(files)) as pipe:
         poll.register(pipe, select.POLLIN)
         while poll.poll(max(0.0, 1000 * (deadline - time.monotonic()))):
