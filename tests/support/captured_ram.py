@@ -75,13 +75,14 @@ class Ram:
     def __init__(self, *pages: int, shared: bool = True) -> None:
         starts = np.cumsum([0, *(count + _BETWEEN for count in pages)]).tolist()
         self._starts, self._size = starts[:-1], starts[-1] * PAGE
-        self.fd = os.memfd_create("ram", os.MFD_CLOEXEC) if shared else -1
+        self._shared, self.fd = shared, -1
         self.blocks = [RAMBlock(idstr=f"ram{n}", used_length=count * PAGE) for n, count in enumerate(pages)]
 
     def __enter__(self) -> Self:
         require_userfaultfd()
         with ExitStack() as stack:
-            if self.fd >= 0:
+            if self._shared:
+                self.fd = os.memfd_create("ram", os.MFD_CLOEXEC)
                 stack.callback(os.close, self.fd)
                 os.ftruncate(self.fd, self._size)
             self.watched = stack.enter_context(Watched(self._make))
