@@ -56,7 +56,7 @@ def use_hypothesis(_: None) -> None:
 def pytest_collection_finish() -> None:
     """What is there by now stays: no collection looks at it again, and so no forked process copies it.
 
-    At its first use Hypothesis asks who refers to its random numbers, and what is frozen is not told (gc.get_referrers).
+    At its first use Hypothesis asks who refers to its random numbers, and is not told of the frozen (gc.get_referrers).
     """
     use_hypothesis()
     gc.collect()

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from parallel_fixedram.cli import bench_list, bench_results, common, output
 from parallel_fixedram.cli.bench_progress import RunsProgress
+from parallel_fixedram.cli.folding import print_folded, print_table
 from parallel_fixedram.cli.help_text import HelpFormatter
 from parallel_fixedram.cli.interrupts import Interrupted
 from parallel_fixedram.core.errors import FixedRamError, RequestError
@@ -163,15 +164,15 @@ def _figures(case: CaseResult, name: str) -> tuple[float, float, float] | None:
 
 
 def _print_run_set(run_set: RunSet, path: str) -> None:
-    print(f"{run_set.scenario.name}: {run_set.scenario.question}")
+    print_folded(f"{run_set.scenario.name}: {run_set.scenario.question}")
     width = max((len(case.id) for case in run_set.cases), default=4)
-    heads = "".join(f"{name.replace('_', ' ') + ' ms':>26}" for name in _COLUMNS)
-    print(f"  {'case':<{width}}{heads}")
-    for case in run_set.cases:
-        cells = "".join(f"{_cell(_figures(case, name)):>26}" for name in _COLUMNS)
-        print(f"  {case.id:<{width}}{cells}")
+    print_table(
+        f"  {{:<{width}}}" + "{:>26}" * len(_COLUMNS),
+        ("case", *(f"{name.replace('_', ' ')} ms" for name in _COLUMNS)),
+        [(case.id, *(_cell(_figures(case, name)) for name in _COLUMNS)) for case in run_set.cases],
+    )
     bench_list.print_missing(run_set)
-    print(f"  median (least-most); every sample is in {path}")
+    print_folded(f"  median (least-most); every sample is in {path}")
 
 
 def _cell(figures: tuple[float, float, float] | None) -> str:

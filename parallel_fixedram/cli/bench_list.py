@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from parallel_fixedram.cli import common, output
 from parallel_fixedram.cli.bench_progress import duration
-from parallel_fixedram.cli.folding import print_hanging
+from parallel_fixedram.cli.folding import print_folded, print_hanging
 from parallel_fixedram.core.schemas import stamped
 from parallel_fixedram.core.units import format_count
 
@@ -94,19 +94,19 @@ def show_plans(scenarios: Sequence[Scenario], plans: Sequence[Plan], outputs: Se
         output.print_json(stamped("bench_plan", {"verb": "bench run", "dry_run": True, "plans": found}))
         return
     for scenario, plan, each in zip(scenarios, plans, found, strict=True):
-        print(f"{scenario.name}: {scenario.question}")
+        print_folded(f"{scenario.name}: {scenario.question}")
         for group in plan.groups:
-            print(f"  {group.source}, {group.file_system}:")
+            print_folded(f"  {group.source}, {group.file_system}:")
             for case in group.cases:
-                print(f"    {case.id}")
+                print_folded(f"    {case.id}")
         print_missing(plan)
         samples = f"{format_count(scenario.repeats, 'sample')} each after {format_count(scenario.warm_up, 'warm-up')}"
         runs = format_count(planning.runs(plan, scenario), "run")
-        print(f"  {format_count(len(plan.cases), 'case')}, {samples}, {runs} in all")
-        print(f"  about {duration(known.seconds(pace.of_all(plan, scenario)))}; results go to {each['file']}")
+        print_folded(f"  {format_count(len(plan.cases), 'case')}, {samples}, {runs} in all")
+        print_folded(f"  about {duration(known.seconds(pace.of_all(plan, scenario)))}; results go to {each['file']}")
 
 
 def print_missing(plan: Plan | RunSet) -> None:
     """What cannot be run here, a line each."""
     for each in plan.missing:
-        print(f"  missing: {each.way}: {each.why} ({format_count(len(each.cases), 'case')})")
+        print_folded(f"  missing: {each.way}: {each.why} ({format_count(len(each.cases), 'case')})")

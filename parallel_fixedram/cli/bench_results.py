@@ -7,6 +7,7 @@ import math
 from typing import TYPE_CHECKING, Any
 
 from parallel_fixedram.cli import bench_simulate, common, output
+from parallel_fixedram.cli.folding import print_folded
 from parallel_fixedram.core.schemas import stamped
 from parallel_fixedram.core.units import format_count
 
@@ -99,15 +100,15 @@ def run_compare(args: argparse.Namespace) -> int:
         return code
     for warning in found.warnings:
         output.warn(warning)
-    print(f"time {metrics.meaning(found.metric, before.cases)}: {args.b} by {args.a}")
+    print_folded(f"time {metrics.meaning(found.metric, before.cases)}: {args.b} by {args.a}")
     for each in found.cases:
-        print(_line(each))
+        print_folded(_line(each))
     for path, ids in ((args.a, found.only_in_a), (args.b, found.only_in_b)):
         for case_id in ids:
-            print(f"{case_id}: only in {path}")
+            print_folded(f"{case_id}: only in {path}")
     for case_id in found.not_told:
-        print(f"{case_id}: does not tell this time")
-    print(f"{format_count(len(found.regressions), 'regression')} beyond {found.threshold:g}")
+        print_folded(f"{case_id}: does not tell this time")
+    print_folded(f"{format_count(len(found.regressions), 'regression')} beyond {found.threshold:g}")
     return code
 
 
@@ -131,7 +132,7 @@ def run_report(args: argparse.Namespace) -> int:
         told = {"verb": "bench report", "results": args.results, "output": args.output}
         output.print_json(stamped("bench_report", told))
     else:
-        print(f"wrote {args.output}")
+        print_folded(f"wrote {args.output}")
     return 0
 
 
@@ -153,8 +154,8 @@ def run_pictures(args: argparse.Namespace) -> int:
         return 0
     for each in found:
         for path in each.paths:
-            print(path)
+            print_folded(path)
     for each in found:
         if each.why:
-            print(f"{each.source}: no picture {each.kind}: {each.why}")
+            print_folded(f"{each.source}: no picture {each.kind}: {each.why}")
     return 0

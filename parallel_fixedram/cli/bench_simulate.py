@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from parallel_fixedram.cli import common, output
+from parallel_fixedram.cli.folding import print_folded
 from parallel_fixedram.core.errors import RequestError
 from parallel_fixedram.core.schemas import stamped
 from parallel_fixedram.core.units import format_rate, format_size, parse_size
@@ -201,37 +202,37 @@ def _print_calibrations(done: Sequence[Calibration], left: Sequence[NotSimulated
     from parallel_fixedram.experiments.metrics import meaning
 
     for each in done:
-        print(f"measured against simulated, time {meaning(each.metric)}: {each.series}")
+        print_folded(f"measured against simulated, time {meaning(each.metric)}: {each.series}")
         for point in each.points:
             what = "fitted" if point.fitted else f"error {point.error:+.1%}"
             figures = f"measured {point.measured * 1000:.1f} ms, simulated {point.simulated * 1000:.1f} ms"
-            print(f"  {point.channels:3} channels: {figures}, {what}; bottleneck: {point.bottleneck}")
+            print_folded(f"  {point.channels:3} channels: {figures}, {what}; bottleneck: {point.bottleneck}")
         for note in each.notes:
-            print(f"  note: {note}")
+            print_folded(f"  note: {note}")
     for other in left:
-        print(f"not simulated: {other.series}: {other.why}")
+        print_folded(f"not simulated: {other.series}: {other.why}")
     print()
 
 
 def _print_extrapolation(target: Target, origin: str, points: Sequence[Extrapolated]) -> None:
     device, host = target.device, target.host
-    print("SIMULATION, not a measurement: nobody has run this")
+    print_folded("SIMULATION, not a measurement: nobody has run this")
     dirty = "" if target.dirty == 1 else f", {target.dirty:g} of its pages dirty at random"
-    print(f"  save of {format_size(target.ram)}{dirty}, {'direct' if target.direct else 'into the page cache'}")
+    print_folded(f"  save of {format_size(target.ram)}{dirty}, {'direct' if target.direct else 'into the page cache'}")
     rate = format_rate(1, device.byte_seconds) if device.byte_seconds else "any rate"
     per_byte = host.scan_byte_seconds + host.copy_byte_seconds + host.digest_byte_seconds
     worker = format_rate(1, per_byte) if per_byte else "any rate"
-    print(
+    print_folded(
         f"  devices: {device.count}, {rate} each, {device.call_seconds * 1e6:.1f} us a request, "
         f"queue of {device.queue_depth}; processors: {host.processors}, {worker} each"
         + ("; one writer at a time" if host.lock else "")
     )
-    print(f"  parameters: {origin}")
+    print_folded(f"  parameters: {origin}")
     for point in points:
         time = point.simulated.seconds
         rate = format_rate(round(target.ram * target.dirty), time)
-        print(f"  {point.channels:4} channels: {time:.3g} s, {rate}; bottleneck: {point.simulated.bottleneck}")
+        print_folded(f"  {point.channels:4} channels: {time:.3g} s, {rate}; bottleneck: {point.simulated.bottleneck}")
     if any(point.share < 1 for point in points):
-        print("  a part of the save was simulated call by call, and the rest taken to be like it")
+        print_folded("  a part of the save was simulated call by call, and the rest taken to be like it")
     last = points[-1]
-    print(f"with {last.channels} channels the simulated save would wait for: {last.simulated.bottleneck}")
+    print_folded(f"with {last.channels} channels the simulated save would wait for: {last.simulated.bottleneck}")

@@ -7,6 +7,7 @@ import sys
 from typing import TYPE_CHECKING, Any
 
 from parallel_fixedram.cli import common, output
+from parallel_fixedram.cli.folding import print_folded
 from parallel_fixedram.core.errors import HostError
 from parallel_fixedram.core.schemas import stamped
 
@@ -71,11 +72,12 @@ def _ending(report: BootReport) -> str:
 
 
 def _print(report: BootReport) -> None:
-    print("\n".join(_guests(report)))
-    print(f"to end {'it' if len(report.guests) == 1 else 'them'}: {_ending(report)}; guests lists all there are")
+    for guest in _guests(report):
+        print_folded(guest)
+    print_folded(f"to end {'it' if len(report.guests) == 1 else 'them'}: {_ending(report)}; guests lists all there are")
     seconds = report.seconds
     fill = f", {seconds.fill:.3f} s to fill memory meanwhile" if seconds.fill else ""
-    print(
+    print_folded(
         f"{report.how}: {seconds.total:.3f} s in all, {seconds.start:.3f} s until QEMU answered{fill}, "
         f"{seconds.load:.3f} s to load"
     )

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from parallel_fixedram.cli import common, options, output
-from parallel_fixedram.cli.folding import print_hanging
+from parallel_fixedram.cli.folding import print_folded, print_hanging
 from parallel_fixedram.core.capabilities import Capabilities
 from parallel_fixedram.core.errors import CapabilityError
 from parallel_fixedram.core.profiles import FIXED_RAM, MAPPED_RAM, TABLES, Profile, Rule
@@ -74,11 +74,11 @@ def _judge(profile: Profile, changes: dict[str, bool], *, experimental: bool, as
         answer |= {"accepted": refusal is None, "message": message, "hint": hint}
         output.print_json(stamped("caps_verdict", answer))
     elif refusal:
-        print(f"refused by profile {profile}: {refusal.message}")
+        print_folded(f"refused by profile {profile}: {refusal.message}")
         if refusal.hint:
-            print(f"hint: {refusal.hint}")
+            print_folded(f"hint: {refusal.hint}")
     else:
-        print(f"accepted by profile {profile}: {', '.join(capabilities.on) or 'everything off'}")
+        print_folded(f"accepted by profile {profile}: {', '.join(capabilities.on) or 'everything off'}")
     return refusal.exit_code if refusal else 0
 
 

@@ -7,11 +7,13 @@ import contextlib
 import errno
 import os
 import shutil
+import sys
 import time
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 from parallel_fixedram.cli import common, output
+from parallel_fixedram.cli.folding import print_folded
 from parallel_fixedram.cli.progress import shown
 from parallel_fixedram.core.errors import CapabilityError, ContentsDiffer, HostError, RequestError, unopened
 from parallel_fixedram.core.schemas import stamped
@@ -61,7 +63,8 @@ def run(args: argparse.Namespace) -> int:
 
     def say(line: str) -> None:
         if not args.json:
-            print(line, flush=True)
+            print_folded(line)
+            sys.stdout.flush()
 
     if not os.path.exists("/proc/self/fd"):
         raise HostError("the demo reaches memory through /proc, which is not mounted here")
@@ -75,7 +78,7 @@ def run(args: argparse.Namespace) -> int:
         with guest:
             guest.run(200)
             say(f"2. guest {guest.pid} has {format_size(args.size)} of RAM and dirtied half of it; saved to {folder}")
-            say(f"   {'channels':>8} {'time':>8} {'written':>11} {'data pages':>11} {'zero pages':>11} {'on disk':>10}")
+            say(f"   {'channels':>8} {'time':>7} {'written':>10} {'data pages':>10} {'zero pages':>10} {'on disk':>7}")
             saves = []
             for channels in CHANNELS:
                 saves.append(_save_and_restore(guest, folder, channels))
@@ -84,7 +87,8 @@ def run(args: argparse.Namespace) -> int:
                 "   each file: digests checked, restored; the guest's and the restored RAM compared byte by byte: equal"
             )
             live = _save_live(guest, folder)
-        say(_live_lines(live))
+        for line in _live_lines(live):
+            say(line)
         say(f"done in {time.monotonic() - started:.1f} s")
     if args.json:
         told = {
@@ -194,8 +198,8 @@ def _row(report: SaveReport) -> str:
     block, seconds = report.blocks[0], report.seconds.total
     rate = format_rate(report.bytes.written, seconds)
     return (
-        f"   {report.channels:>8} {seconds:>6.2f} s {rate:>11} {block.data_pages:>11} {block.zero_pages:>11} "
-        f"{format_size(report.bytes.allocated):>10}"
+        f"   {report.channels:>8} {seconds:>5.2f} s {rate:>10} {block.data_pages:>10} {block.zero_pages:>10} "
+        f"{format_size(report.bytes.allocated):>7}"
     )
 
 
@@ -206,11 +210,11 @@ def _sequential_bytes(report: SaveReport) -> int:
     return stream_bytes(report.rounds, report.blocks[0].page_size)[-1]
 
 
-def _live_lines(report: SaveReport) -> str:
+def _live_lines(report: SaveReport) -> tuple[str, str]:
     rounds = ", ".join(str(each.dirty_pages) for each in report.rounds)
     return (
         f"3. saved again while it ran and dirtied: {len(report.rounds)} rounds of {rounds} dirty pages, "
-        f"stopped for {report.seconds.pause * 1000:.1f} ms\n"
+        f"stopped for {report.seconds.pause * 1000:.1f} ms",
         f"   on disk {format_size(report.bytes.allocated)}, however often a page is dirtied; "
-        f"a sequential stream: {format_size(_sequential_bytes(report))}"
+        f"a sequential stream: {format_size(_sequential_bytes(report))}",
     )

@@ -6,6 +6,7 @@ import argparse
 from typing import TYPE_CHECKING, Any
 
 from parallel_fixedram.cli import common, output
+from parallel_fixedram.cli.folding import print_folded
 from parallel_fixedram.cli.progress import shown
 from parallel_fixedram.core.units import format_count, format_size
 
@@ -46,12 +47,12 @@ def run(args: argparse.Namespace) -> int:
         output.print_json(to_json(report))
         return 0 if report.equal else 1
     for each in report.differences[:MAX_LINES]:
-        print(each)
+        print_folded(str(each))
     if report.truncated or len(report.differences) > MAX_LINES:
         print("... and more")
     for block in report.not_compared:
-        print(_not_compared(report, block))
-    print("equal" if report.equal else format_count(report.differing_pages, "differing page"))
+        print_folded(_not_compared(report, block))
+    print_folded("equal" if report.equal else format_count(report.differing_pages, "differing page"))
     return 0 if report.equal else 1
 
 

@@ -2,19 +2,42 @@
 
 from __future__ import annotations
 
-import shutil
+import os
 import sys
 import textwrap
 from collections.abc import Sequence
+from typing import TextIO
 
 _LEAST_COLUMNS = 40
 """A text that would get less room beside what stands before it goes below."""
 _INDENT = " " * 6
 
 
-def _columns() -> int | None:
-    """Of the terminal that stdout is; None if it is none."""
-    return shutil.get_terminal_size().columns if sys.stdout.isatty() else None
+def _columns(stream: TextIO) -> int | None:
+    """Of the terminal that a stream is, as COLUMNS or itself says; None if it is none, or does not say."""
+    if not stream.isatty():
+        return None
+    told = os.environ.get("COLUMNS", "")
+    if told.isdecimal() and int(told):
+        return int(told)
+    try:
+        return os.get_terminal_size(stream.fileno()).columns or None
+    except OSError:
+        return None
+
+
+def folded(text: str, stream: TextIO) -> str:
+    """A line as it goes to a stream: below its beginning, further in than that, is what it has no room for."""
+    room = _columns(stream)
+    if room is None or len(text) <= room:
+        return text
+    indent = text[: len(text) - len(text.lstrip(" "))]
+    return _filled(text[len(indent) :], room, indent, indent + "  ")
+
+
+def print_folded(text: str) -> None:
+    """A line on stdout, as ``folded`` has it."""
+    print(folded(text, sys.stdout))
 
 
 def print_hanging(head: str, text: str) -> None:
@@ -24,7 +47,7 @@ def print_hanging(head: str, text: str) -> None:
         head: spaces at its end are the distance to the text.
         text: is divided between words.
     """
-    room = _columns()
+    room = _columns(sys.stdout)
     if room is None or len(head + text) <= room:
         print(head + text)
         return
@@ -32,6 +55,11 @@ def print_hanging(head: str, text: str) -> None:
         print(head.rstrip())
         head = _INDENT
     print(_filled(text, room, head, " " * len(head)))
+
+
+def print_named(name: str, text: str) -> None:
+    """A line of a report: what it is about, and what is said of that, below its like."""
+    print_hanging(f"  {name:<10}", text)
 
 
 def print_table(template: str, heads: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
@@ -43,7 +71,7 @@ def print_table(template: str, heads: Sequence[str], rows: Sequence[Sequence[str
         rows: as many cells each; an empty one is not named.
     """
     lines = [template.format(*cells).rstrip() for cells in (heads, *rows)]
-    room = _columns()
+    room = _columns(sys.stdout)
     if room is None or max(map(len, lines)) <= room:
         print("\n".join(lines))
         return

@@ -7,6 +7,7 @@ from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
 from parallel_fixedram.cli import common, output
+from parallel_fixedram.cli.folding import print_folded, print_hanging
 from parallel_fixedram.core.errors import RequestError
 from parallel_fixedram.core.units import format_size
 
@@ -67,15 +68,17 @@ def run(args: argparse.Namespace) -> int:
 
 def _print(report: GuestsReport, *, stopping: bool) -> None:
     for gone in report.ended:
-        print(f"{gone.name}: process {gone.pid} had ended by itself{f'; QEMU: {gone.said}' if gone.said else ''}")
+        print_folded(
+            f"{gone.name}: process {gone.pid} had ended by itself{f'; QEMU: {gone.said}' if gone.said else ''}"
+        )
     for stopped in report.stopped:
-        print(f"{stopped.name}: process {stopped.pid} ended by {stopped.how}")
+        print_folded(f"{stopped.name}: process {stopped.pid} ended by {stopped.how}")
     for guest in report.guests:
         memory = "" if guest.memory is None else f", {format_size(guest.memory)} of memory"
         since = datetime.fromtimestamp(guest.since).astimezone().isoformat(" ", "seconds")
-        print(f"{guest.name}: pid {guest.pid}{memory}, since {since}")
-        print(f"  file  {guest.file}")
-        print(f"  QMP   {guest.qmp}")
-        print(f"  end   parallel-fixedram guests stop {guest.name}")
+        print_folded(f"{guest.name}: pid {guest.pid}{memory}, since {since}")
+        print_hanging("  file  ", guest.file)
+        print_hanging("  QMP   ", guest.qmp)
+        print_hanging("  end   ", f"parallel-fixedram guests stop {guest.name}")
     if not (report.guests or report.stopped or (stopping and report.ended)):
         print("no guest that restore or clone has started runs")

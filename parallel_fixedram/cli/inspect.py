@@ -6,7 +6,7 @@ import argparse
 from typing import TYPE_CHECKING, Any
 
 from parallel_fixedram.cli import common, output, sources
-from parallel_fixedram.cli.folding import print_hanging, print_table
+from parallel_fixedram.cli.folding import print_folded, print_hanging, print_table
 from parallel_fixedram.core.errors import RequestError
 from parallel_fixedram.core.units import format_size
 
@@ -60,14 +60,14 @@ def run(args: argparse.Namespace) -> int:
 
 def _print(report: InspectReport) -> None:
     size = report.size
-    print(f"{report.file}: mapped-ram file of {format_size(size)} ({size} bytes)")
-    print(f"machine       {_machine(report)}")
+    print_folded(f"{report.file}: mapped-ram file of {format_size(size)} ({size} bytes)")
+    print_hanging("machine       ", _machine(report))
     print_hanging("capabilities  ", ", ".join(report.capabilities))
     if report.uuid:
-        print(f"uuid          {report.uuid}")
-    print(f"stream        {report.offset:#x} to {report.stream_end:#x}")
-    print(f"digests       {'one a page, XXH3-64' if report.digests else 'none'}")
-    print(f"clone stream  {'at ' + hex(report.clone_offset) if report.clone_offset else 'none'}")
+        print_hanging("uuid          ", report.uuid)
+    print_hanging("stream        ", f"{report.offset:#x} to {report.stream_end:#x}")
+    print_hanging("digests       ", "one a page, XXH3-64" if report.digests else "none")
+    print_hanging("clone stream  ", f"at {report.clone_offset:#x}" if report.clone_offset else "none")
     print_table(
         "{:<28} {:>14} {:>9} {:>9} {:>15} {:>15}",
         ("RAMBlock", "used_length", "present", "pages", "bitmap_offset", "pages_offset"),
@@ -103,10 +103,10 @@ def _machine(described: InspectReport | InspectQemuReport) -> str:
 
 
 def _print_guest(guest: InspectQemuReport) -> None:
-    print(f"{guest.qmp}: QEMU {guest.qemu_version}, process {guest.pid}, {guest.status}")
-    print(f"machine       {_machine(guest)}")
+    print_folded(f"{guest.qmp}: QEMU {guest.qemu_version}, process {guest.pid}, {guest.status}")
+    print_hanging("machine       ", _machine(guest))
     because = f", because {guest.no_snapshot}" if guest.no_snapshot else ""
-    print(f"capture       {guest.capture}{because}")
+    print_hanging("capture       ", f"{guest.capture}{because}")
     print_table(
         "{:<28} {:>14} {:>10} {:>9} {:>9}  {}",
         ("RAMBlock", "used_length", "host page", "touched", "pages", "memory"),

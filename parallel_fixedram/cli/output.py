@@ -11,6 +11,7 @@ import sys
 from dataclasses import dataclass
 from typing import Any
 
+from parallel_fixedram.cli.folding import folded
 from parallel_fixedram.core.schemas import stamped
 
 PROGRAM = "parallel-fixedram"
@@ -50,7 +51,8 @@ def warn(message: str) -> None:
 
 def _stderr(*lines: str) -> None:
     # an argument may contain line breaks, and a message may quote it
-    text = "".join(line.replace("\r", "\\r").replace("\n", "\\n") + "\n" for line in lines)
+    whole = (line.replace("\r", "\\r").replace("\n", "\\n") for line in lines)
+    text = "".join(folded(line, sys.stderr) + "\n" for line in whole)
     try:
         sys.stderr.write(text)
         sys.stderr.flush()

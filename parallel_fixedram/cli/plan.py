@@ -6,6 +6,7 @@ import argparse
 from typing import TYPE_CHECKING, Any
 
 from parallel_fixedram.cli import common, options, output, sources
+from parallel_fixedram.cli.folding import print_folded, print_named
 from parallel_fixedram.cli.progress import shown
 from parallel_fixedram.core.units import format_count, format_size
 
@@ -60,23 +61,23 @@ def run(args: argparse.Namespace) -> int:
 
 def _print(report: PlanReport) -> None:
     choice = report.choice
-    print(f"{report.file}: {format_size(report.ram)} of RAM, nothing is written")
-    print(f"  data      {report.data_pages} pages that may hold something, in {format_count(report.runs, 'run')}")
-    print(f"  writes    {report.calls} of {format_size(report.bytes)} in all")
+    print_folded(f"{report.file}: {format_size(report.ram)} of RAM, nothing is written")
+    print_named("data", f"{report.data_pages} pages that may hold something, in {format_count(report.runs, 'run')}")
+    print_named("writes", f"{report.calls} of {format_size(report.bytes)} in all")
     head, *why = options.choice_lines(choice)
-    print(f"  how       {head}")
+    print_named("how", head)
     for reason in why:
-        print(f"  because   {reason}")
+        print_named("because", reason)
     waits = report.waits and choice.capture != "snapshot"  # which nothing of what is written adds to
     pause = ": the guest would stand still for about that long" if waits else ""
-    print(f"  predicted {choice.predicted_write_seconds:.3f} s to the last write{pause}")
-    print(f"            {choice.predicted_stable_seconds:.3f} s to stable storage, digests included")
+    print_named("predicted", f"{choice.predicted_write_seconds:.3f} s to the last write{pause}")
+    print_named("", f"{choice.predicted_stable_seconds:.3f} s to stable storage, digests included")
     model = choice.model
-    print(f"  model     {model['source']}; what a write call and a byte take:")
+    print_named("model", f"{model['source']}; what a write call and a byte take:")
     for name in ("direct", "buffered"):
         for channels, cost in model[name].items():
-            print(f"            {name:<8} {format_count(int(channels), 'channel'):<10} {_cost(cost)}")
-    print(f"            buffered, to stable storage  {_cost(model['stable'])}")
+            print_named("", f"{name:<8} {format_count(int(channels), 'channel'):<10} {_cost(cost)}")
+    print_named("", f"{'buffered, synced':<19} {_cost(model['stable'])}")
 
 
 def _cost(cost: dict[str, float]) -> str:

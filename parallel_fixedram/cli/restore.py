@@ -6,6 +6,7 @@ import argparse
 from typing import Any
 
 from parallel_fixedram.cli import boot, common, options, output, sources
+from parallel_fixedram.cli.folding import print_folded
 from parallel_fixedram.cli.progress import shown
 from parallel_fixedram.core.errors import RequestError
 from parallel_fixedram.core.units import format_rate, format_size
@@ -66,16 +67,18 @@ def run(args: argparse.Namespace) -> int:
         output.print_json(to_json(report))
         return 0
     for block in report.blocks:
-        print(
+        print_folded(
             f"{block.idstr} -> {block.path}: {format_size(block.used_length)}, "
             f"{block.data_pages} pages with data, {block.zero_pages} zero"
         )
     for idstr in report.left_out:
-        print(f"{idstr}: left out, no destination was given")
+        print_folded(f"{idstr}: left out, no destination was given")
     checked = "every page matches its digest" if report.verified else "page digests not checked (--verify)"
     seconds = report.seconds.total
     how = "past the page cache" if report.direct_io else "through the page cache"
-    print(f"{format_size(report.bytes)} read {how} in {seconds:.3f} s, {format_rate(report.bytes, seconds)}; {checked}")
+    print_folded(
+        f"{format_size(report.bytes)} read {how} in {seconds:.3f} s, {format_rate(report.bytes, seconds)}; {checked}"
+    )
     return 0
 
 

@@ -7,6 +7,7 @@ import os
 from typing import TYPE_CHECKING, Any
 
 from parallel_fixedram.cli import common, options, output, sources
+from parallel_fixedram.cli.folding import print_folded, print_named
 from parallel_fixedram.cli.progress import shown
 from parallel_fixedram.core.errors import HostError, RequestError
 from parallel_fixedram.core.observer import Observer
@@ -153,35 +154,38 @@ def _print(report: SaveReport) -> None:
     data = sum(block.data_pages for block in report.blocks)
     zero = sum(block.zero_pages for block in report.blocks)
     blocks = format_count(len(report.blocks), "RAMBlock")
-    print(f"{report.file}: {format_size(size.ram)} of RAM in {blocks}")
+    print_folded(f"{report.file}: {format_size(size.ram)} of RAM in {blocks}")
     head, *why = options.choice_lines(report.choice)
-    print(f"  how       {head}")
+    print_named("how", head)
     for reason in why:
-        print(f"  because   {reason}")
-    print(f"  pages     {data} with data, {zero} zero")
+        print_named("because", reason)
+    print_named("pages", f"{data} with data, {zero} zero")
     cached = "" if size.cached is None else f", {format_size(size.cached)} in the page cache"
-    print(f"  file      {format_size(size.file)} long, {format_size(size.allocated)} on disk{cached}")
+    print_named("file", f"{format_size(size.file)} long, {format_size(size.allocated)} on disk{cached}")
     moved = sum(each.seconds for each in report.rounds)
     rounds = format_count(len(report.rounds), "round")
     if report.machine != RAM_ONLY_MACHINE:  # a name without a version means another machine in another QEMU
-        print(f"  machine   {report.machine}: a QEMU that loads the file is started with -M {report.machine}")
-    print(f"  written   {format_size(size.written)} in {rounds}, {format_rate(size.written, moved)}")
-    print(f"  save      {seconds.total:.3f} s, {seconds.sync + seconds.publish:.3f} s of it to sync and publish")
+        print_named("machine", f"{report.machine}: a QEMU that loads the file is started with -M {report.machine}")
+    print_named("written", f"{format_size(size.written)} in {rounds}, {format_rate(size.written, moved)}")
+    print_named("save", f"{seconds.total:.3f} s, {seconds.sync + seconds.publish:.3f} s of it to sync and publish")
     if seconds.sync_disks >= _WORTH_A_LINE_SECONDS:
-        print(f"  disks     synced for {seconds.sync_disks:.3f} s before the guest was stopped")
+        print_named("disks", f"synced for {seconds.sync_disks:.3f} s before the guest was stopped")
     choice = report.choice
     if choice.measured_by_predicted is not None:
-        print(
-            f"  predicted {choice.predicted_stable_seconds:.3f} s, measured {choice.measured_stable_seconds:.3f} s: "
-            f"{choice.measured_by_predicted:.2f} times that"
+        print_named(
+            "predicted",
+            f"{choice.predicted_stable_seconds:.3f} s, measured {choice.measured_stable_seconds:.3f} s: "
+            f"{choice.measured_by_predicted:.2f} times that",
         )
     if seconds.pause:
         stop, ram, cont = (1000 * each for each in (seconds.stop, seconds.ram, seconds.cont))
         state = f", device state {1000 * seconds.device_state:.1f} ms meanwhile" if seconds.device_state else ""
-        print(
-            f"  pause     guest stopped for {1000 * seconds.pause:.1f} ms: stop {stop:.1f}, RAM {ram:.1f}, "
-            f"cont {cont:.1f}{state}"
+        print_named(
+            "pause",
+            f"guest stopped for {1000 * seconds.pause:.1f} ms: stop {stop:.1f}, RAM {ram:.1f}, cont {cont:.1f}{state}",
         )
     if (taken := report.snapshot) is not None:
         waited = format_count(taken.faults, "write")
-        print(f"  waits     {waited} of the guest waited for a copy, {1000 * taken.fault_seconds.max:.1f} ms at most")
+        print_named(
+            "waits", f"{waited} of the guest waited for a copy, {1000 * taken.fault_seconds.max:.1f} ms at most"
+        )

@@ -6,6 +6,7 @@ import argparse
 from typing import TYPE_CHECKING, Any
 
 from parallel_fixedram.cli import boot, common, output, sources
+from parallel_fixedram.cli.folding import print_folded
 from parallel_fixedram.cli.progress import shown
 from parallel_fixedram.core.errors import RequestError
 from parallel_fixedram.core.units import format_size
@@ -87,16 +88,20 @@ def _load(args: argparse.Namespace) -> VerifyReport:
 
 def _print(report: VerifyReport) -> None:
     for difference in report.differences[:MAX_LINES]:
-        print(f"{report.file}: {difference}")
+        print_folded(f"{report.file}: {difference}")
     if report.truncated or len(report.differences) > MAX_LINES:
-        print(f"{report.file}: ... and more, {report.bad_pages} pages in all")
+        print_folded(f"{report.file}: ... and more, {report.bad_pages} pages in all")
     for block in report.blocks:
-        print(f"{block.idstr}: {format_size(block.used_length)}, {block.data_pages} of {block.pages} pages present")
+        print_folded(
+            f"{block.idstr}: {format_size(block.used_length)}, {block.data_pages} of {block.pages} pages present"
+        )
     if report.stale_pages and not report.digests:
-        print(f"{report.stale_pages} zero pages have stale bytes in their places, as a live save by QEMU leaves them")
+        print_folded(
+            f"{report.stale_pages} zero pages have stale bytes in their places, as a live save by QEMU leaves them"
+        )
     if report.loaded_by:
         compared = f"{len(report.ram)} blocks, {format_size(report.ram_bytes)}"
-        print(f"{report.loaded_by} loaded it, and all of its RAM was compared: {compared}")
+        print_folded(f"{report.loaded_by} loaded it, and all of its RAM was compared: {compared}")
     checked = ["structure"]
     if report.digests:
         checked.append("digests")
@@ -106,4 +111,4 @@ def _print(report: VerifyReport) -> None:
         checked.append(f"RAM of {', '.join(report.ram)}")
     verdict = "ok" if report.ok else "DIFFERS"
     missing = "" if report.digests or report.quick else "; the file carries no digests"
-    print(f"{report.file}: {verdict} ({', '.join(checked)} checked{missing})")
+    print_folded(f"{report.file}: {verdict} ({', '.join(checked)} checked{missing})")

@@ -1,13 +1,18 @@
 """What a terminal shows of lines that are wider than it is; into a pipe they go as they are."""
 
+import ast
 import io
 import sys
+from pathlib import Path
 
 import pytest
 from support.cli import call, done
 
 from parallel_fixedram.cli import folding
-from parallel_fixedram.cli.folding import print_hanging, print_table
+from parallel_fixedram.cli.folding import print_folded, print_hanging, print_table
+from parallel_fixedram.cli.output import complain
+
+CLI = Path(folding.__file__).parent
 
 
 class Terminal(io.StringIO):
@@ -65,11 +70,73 @@ def test_a_text_that_does_not_fit_goes_on_below_its_beginning_or_where_there_is_
     ]
 
 
-@pytest.mark.parametrize("argv", [["inspect", "a.mr"], ["caps"], ["bench", "list"]], ids=" ".join)
-def test_what_the_command_lists_keeps_to_the_terminal(monkeypatch, tmp_path, argv):
+@pytest.mark.parametrize(
+    "argv",
+    [
+        ["inspect", "a.mr"],
+        ["caps"],
+        ["bench", "list"],
+        ["bench", "smoke", "--dry-run"],
+        ["plan", "b.mr", "--guest", "random,size=1MiB", "--channels", "auto", "--experimental-multifd"],
+        ["save", "b.mr", "--guest", "hot,size=64KiB", "--capture", "rounds", "--durability", "none"],
+        ["restore", "a.mr", "--ram", "pc.ram=ram"],
+    ],
+    ids=" ".join,
+)
+def test_what_the_command_says_keeps_to_the_terminal(monkeypatch, tmp_path, argv):
     monkeypatch.chdir(tmp_path)
     done(call("save", "a.mr", "--guest", "zero,size=4K", "--durability", "none"))
     whole = done(call(*argv)).out
-    monkeypatch.setattr(folding, "_columns", lambda: 60)
+    (tmp_path / "b.mr").unlink(missing_ok=True)
+    monkeypatch.setattr(folding, "_columns", lambda _: 60)
     folded = done(call(*argv)).out
     assert max(map(len, whole.splitlines())) > 60 >= max(map(len, folded.splitlines()))
+
+
+def test_a_line_goes_on_further_in_than_it_begins_and_no_word_is_divided(monkeypatch):
+    assert shown(monkeypatch, 20, print_folded, "  the file /a/very-long-name/of-one is") == [
+        "  the file",
+        "    /a/very-long-name/of-one",
+        "    is",
+    ]
+
+
+def test_errors_fold_where_stderr_is_a_terminal_whatever_stdout_is(monkeypatch):
+    monkeypatch.setenv("COLUMNS", "40")
+    monkeypatch.setattr(sys, "stdout", io.StringIO())
+    monkeypatch.setattr(sys, "stderr", out := Terminal())
+    complain(2, "a message that is as long as two lines are", "and a hint")
+    assert out.getvalue().splitlines() == [
+        "parallel-fixedram: error: a message that",
+        "  is as long as two lines are",
+        "parallel-fixedram: hint: and a hint",
+    ]
+
+
+def test_a_terminal_that_does_not_say_how_wide_it_is_gets_lines_as_they_are(monkeypatch):
+    monkeypatch.delenv("COLUMNS", raising=False)
+    monkeypatch.setattr(sys, "stdout", out := Terminal())
+    print_folded(TEXT)
+    assert out.getvalue() == TEXT + "\n"
+
+
+AS_IT_IS = {"folding.py", "output.py", "main.py"}
+"""Modules that print what is folded already, JSON, or help, which argparse fills."""
+
+TO_BE_COPIED = {"show_plan"}
+"""Functions that print command lines and requests, which are copied whole."""
+
+
+@pytest.mark.parametrize("path", sorted(CLI.glob("*.py")), ids=lambda path: path.name)
+def test_nothing_that_may_be_too_long_is_printed_unfolded(path):
+    """Only a short text that is always the same goes past the functions that fold."""
+    tree = ast.parse(path.read_text())
+    copied = {
+        id(node) for each in ast.walk(tree) if getattr(each, "name", "") in TO_BE_COPIED for node in ast.walk(each)
+    }
+    for node in ast.walk(tree):
+        is_print = isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "print"
+        if is_print and path.name not in AS_IT_IS and id(node) not in copied:
+            for text in node.args:
+                assert isinstance(text, ast.Constant), f"line {node.lineno}"
+                assert len(text.value) <= 60, f"line {node.lineno}"

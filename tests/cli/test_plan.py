@@ -53,7 +53,7 @@ def test_a_plan_says_how_why_how_long_and_by_what_model(tmp_path):
         "            buffered 1 channel     4.0 us and 4.000 ns",
         "            buffered 2 channels    2.0 us and 2.000 ns",
         "            buffered 4 channels    1.0 us and 1.000 ns",
-        "            buffered, to stable storage     8.0 us and 8.000 ns",
+        "            buffered, synced       8.0 us and 8.000 ns",
     ]
 
 

@@ -10,8 +10,9 @@ from pathlib import Path
 
 import pytest
 from support.cli import call, done, refused, untouched
-from support.qemu import QemuProcess, require_tool
+from support.qemu import QemuProcess
 from support.qemu_saved import in_turn
+from support.qemu_tools import with_own_mounts
 
 import parallel_fixedram
 
@@ -49,7 +50,7 @@ def test_a_monitor_over_tcp_is_refused_before_anything_else(tmp_path: Path, verb
 def test_a_qemu_in_a_pid_namespace_below_ours_is_saved(
     ticker: list[str], tmp_path: Path, proc: tuple[str, ...]
 ) -> None:
-    inner = [require_tool("unshare"), "--pid", "--fork", "--kill-child", *proc]
+    inner = [*(with_own_mounts() if proc else ["unshare"]), "--pid", "--fork", "--kill-child", *proc]
     with QemuProcess(*ticker, wrapper=inner) as guest:
         guest.wait_serial("C")
         with parallel_fixedram.open_qemu(os.fspath(guest.monitor_path)) as machine:
@@ -71,7 +72,8 @@ def test_from_inside_a_pid_namespace_a_qemu_outside_is_said_to_be_there(
     qemu_binary: str, tmp_path: Path, options: tuple[str, ...], said: str, hint: str, given: bool
 ) -> None:
     with QemuProcess() as guest:
-        inside = [require_tool("unshare"), "--pid", "--fork", *options, sys.executable, "-m", "parallel_fixedram"]
+        unshare = with_own_mounts() if options else ["unshare"]
+        inside = [*unshare, "--pid", "--fork", *options, sys.executable, "-m", "parallel_fixedram"]
         pid = ["--pid", "1"] if given else []
         result = subprocess.run(
             [*inside, "save", tmp_path / "saved", "--qmp", guest.monitor_path, *pid],

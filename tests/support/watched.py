@@ -69,6 +69,7 @@ class Watched(Puppet):
         self._make = make
 
     def __enter__(self) -> Self:
+        require_userfaultfd()
         super().__enter__()
         data, [fd], *_ = socket.recv_fds(self._ours, 4096, 1)
         self.start, self.length = pickle.loads(data)
