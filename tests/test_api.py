@@ -15,6 +15,7 @@ import pytest
 from support import saving
 from support.examples import some_of
 from support.models import model
+from support.watched import require_userfaultfd
 
 import parallel_fixedram
 from parallel_fixedram.core.cost import ASSUMED
@@ -239,6 +240,8 @@ def test_rounds_of_ram_without_a_dirty_log_can_neither_be_saved_nor_planned(tmp_
 
 @pytest.mark.parametrize("mode", parallel_fixedram.CaptureMode)
 def test_the_report_says_how_an_instant_was_captured_and_what_was_done_while_the_guest_ran(tmp_path, mode):
+    if mode in ("auto", "snapshot"):
+        require_userfaultfd()
     with parallel_fixedram.open_guest("dense,size=1MiB", running=True) as guest:
         report = parallel_fixedram.save(guest, str(tmp_path / "f.mr"), capture=parallel_fixedram.Capturing(mode=mode))
         assert guest.pause(), "it goes on"

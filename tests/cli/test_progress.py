@@ -7,6 +7,7 @@ import threading
 import pytest
 from support.observers import Heard
 from support.saving import save
+from support.watched import require_userfaultfd
 
 from parallel_fixedram import open_guest
 from parallel_fixedram.cli import progress as command_progress
@@ -262,6 +263,8 @@ def test_a_save_tells_of_every_phase_when_it_begins(tmp_path):
     [("snapshot", ["prepare", "first pass"]), ("compare", ["first pass", "prepare", "write"])],
 )
 def test_the_pass_over_a_guest_that_runs_is_a_phase_of_its_own(tmp_path, mode, phases):
+    if mode == "snapshot":
+        require_userfaultfd()
     with open_guest("dense,size=4MiB", running=True) as guest:
         save(guest, str(tmp_path / "f.mr"), mode=mode, observer=(observer := Heard()))
     names = [name for name, _ in observer.phases]

@@ -46,6 +46,7 @@ def folder(tmp_path: Path) -> Iterator[Path]:
 def synced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Log:
     log = Log(tmp_path / "log")
     monkeypatch.setattr(os, "fdatasync", log)
+    monkeypatch.setattr(open_files, "SHORT_SECONDS", LONG)  # one round is enough, however busy the machine
     return log
 
 

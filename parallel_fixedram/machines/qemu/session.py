@@ -333,6 +333,8 @@ def _reason(error: BaseException) -> str:
             return f"what came instead is not JSON: '{text}'"
         case ValueError(args=(str(text),)) if text.startswith("Separator is"):  # asyncio's StreamReader.readline
             return "what came instead is too long a line"
+        case RecursionError():  # which every Python words in its own way
+            return "what came instead is nested too deeply"
         case ServerParseError(msg=message) | BadReplyError(msg=message):
             return f"what came instead is not understood: {shown(str(dict(message)))}"
         case KeyError(args=(str(text),)):
