@@ -10,6 +10,13 @@ FAST := tests/core tests/format tests/host tests/machines tests/engine tests/wir
 OURS := boot_signals guests kill others swap reach disks damage
 VERSIONED := tests/core/test_capabilities.py $(filter-out $(OURS:%=tests/qemu/test_%.py),$(wildcard tests/qemu/test_*.py))
 
+# A fork copies the page tables of all that was collected, so tests that fork much are not collected with all others.
+FORKING := tests/host tests/machines tests/engine tests/wire
+OUTSIDE := tests/faults tests/qemu
+OTHERS := $(filter-out $(FORKING) $(OUTSIDE) tests/support tests/__pycache__,$(patsubst %/,%,$(wildcard tests/*/)) $(wildcard tests/test_*.py))
+each_part = failed=0; for part in "$(FORKING)" "$(OUTSIDE)" "$(OTHERS)"; do \
+	$(BIN)/python -m pytest -q -n auto --dist worksteal $(1) $$part || failed=1; done; exit $$failed
+
 # What was compiled, and rewritten for pytest, stays so for the next process.
 unexport PYTHONDONTWRITEBYTECODE
 
@@ -36,7 +43,7 @@ demo: .venv/run.stamp ## run the main job on the built-in guest
 	@$(BIN)/python -m parallel_fixedram demo
 
 test: .venv/test.stamp ## run every test this machine can run
-	@$(BIN)/python -m pytest -q -n auto --dist worksteal
+	@$(call each_part)
 
 test-fast: .venv/test.stamp ## run the tests of the package's rooms: no QEMU, no faults, no command, few examples of each
 	@$(BIN)/python -m pytest -q -n auto --dist worksteal --hypothesis-profile=quick -m 'not slow and not qemu' $(FAST)
@@ -45,7 +52,7 @@ test-qemu: .venv/test.stamp ## run the tests whose subject is what a QEMU does, 
 	@$(BIN)/python -m pytest -q -n auto --dist worksteal $(VERSIONED)
 
 soak: .venv/test.stamp ## run every test with ten times the examples, and every fault at every place
-	@$(BIN)/python -m pytest -q -n auto --dist worksteal --hypothesis-profile=soak --timeout 3600
+	@$(call each_part,--hypothesis-profile=soak --timeout 3600)
 
 check: .venv/check.stamp ## lint, format check, types, layers
 	$(BIN)/ruff check .
