@@ -45,7 +45,7 @@ def some_of(things: Iterable[T], share: int) -> Sequence[T]:
 
 
 def in_turn(things: Sequence[T], number: int) -> Sequence[T]:
-    """One of these things, by the number of a case: all cases together have all of them. `make soak`: all, each time."""
+    """One of these things, by the number of a case, so that all cases have all of them; all with `make soak`."""
     return things if thorough() else [things[number % len(things)]]
 
 
