@@ -5,10 +5,18 @@ BIN := .venv/bin
 SCENARIOS := roofline channels gaps few scattered size cache growth prediction qemu pauses first load clone
 RESULTS := $(wildcard $(SCENARIOS:%=bench/results/%.json))
 SHOWN := $(shell grep -o 'pictures/[a-z0-9-]*\.png' docs/experiments.md | sed 's|pictures/\(.*\)\.png|\1|')
-FAST := tests/core tests/format tests/host tests/machines tests/engine tests/wire tests/test_api.py tests/test_layers.py
 # Not of a QEMU but of us: signals, kills, and swap, which cost the most time; and what other tests of the same QEMU show.
 OURS := boot_signals guests kill others swap reach disks damage
 VERSIONED := tests/core/test_capabilities.py $(filter-out $(OURS:%=tests/qemu/test_%.py),$(wildcard tests/qemu/test_*.py))
+
+# A fork copies the page tables of all that was collected, so tests that fork much are not collected with all others.
+FORKING := tests/host tests/machines tests/engine tests/wire
+OUTSIDE := tests/faults tests/qemu
+OTHERS := $(filter-out $(FORKING) $(OUTSIDE) tests/support tests/__pycache__,$(patsubst %/,%,$(wildcard tests/*/)) $(wildcard tests/test_*.py))
+ALL := "$(FORKING)" "$(OUTSIDE)" "$(OTHERS)"
+FAST := "tests/host tests/machines tests/engine" "tests/core tests/format tests/test_api.py"
+each_part = failed=0; for part in $(1); do \
+	$(BIN)/python -m pytest -q -n auto --dist worksteal $(2) $$part || failed=1; done; exit $$failed
 
 # What was compiled, and rewritten for pytest, stays so for the next process.
 unexport PYTHONDONTWRITEBYTECODE
@@ -36,16 +44,16 @@ demo: .venv/run.stamp ## run the main job on the built-in guest
 	@$(BIN)/python -m parallel_fixedram demo
 
 test: .venv/test.stamp ## run every test this machine can run
-	@$(BIN)/python -m pytest -q -n auto --dist worksteal
+	@$(call each_part,$(ALL))
 
 test-fast: .venv/test.stamp ## run the tests of the package's rooms: no QEMU, no faults, no command, few examples of each
-	@$(BIN)/python -m pytest -q -n auto --dist worksteal --hypothesis-profile=quick -m 'not slow and not qemu' $(FAST)
+	@$(call each_part,$(FAST),--hypothesis-profile=quick -m 'not slow and not qemu')
 
 test-qemu: .venv/test.stamp ## run the tests whose subject is what a QEMU does, with the first QEMU in PATH
 	@$(BIN)/python -m pytest -q -n auto --dist worksteal $(VERSIONED)
 
 soak: .venv/test.stamp ## run every test with ten times the examples, and every fault at every place
-	@$(BIN)/python -m pytest -q -n auto --dist worksteal --hypothesis-profile=soak --timeout 3600
+	@$(call each_part,$(ALL),--hypothesis-profile=soak --timeout 3600)
 
 check: .venv/check.stamp ## lint, format check, types, layers
 	$(BIN)/ruff check .

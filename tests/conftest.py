@@ -12,7 +12,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis.strategies import none
 
-for name, examples in (("repeatable", 50), ("quick", 6), ("soak", 500)):  # as `make test-fast` and `make soak` ask for
+for name, examples in (("repeatable", 25), ("quick", 6), ("soak", 500)):  # as `make test-fast` and `make soak` ask for
     settings.register_profile(
         name,
         derandomize=True,

@@ -265,7 +265,7 @@ def lives(draw: st.DrawFn) -> list[dict[str, str]]:
     copying=st.booleans(),
     truly=st.booleans(),
 )
-@at_most(30)
+@at_most(12)
 def test_whatever_the_guest_does_meanwhile_the_file_is_its_ram_at_the_pause(
     tmp_path_factory: pytest.TempPathFactory,
     states: list[dict[str, str]],

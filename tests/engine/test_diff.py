@@ -105,7 +105,7 @@ def test_stale_bytes_behind_a_cleared_bit_are_no_difference(files: Files, tmp_pa
 
 
 @given(st.data())
-@at_most(20)
+@at_most(10)
 def test_exactly_the_pages_that_differ_are_found(files: Files, data: st.DataObject) -> None:
     length = data.draw(st.sampled_from((1, 63, 65, 300)))
     a, b = (data.draw(letters("AAA0-b", length)) for _ in range(2))

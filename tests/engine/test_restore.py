@@ -85,7 +85,7 @@ def test_a_destination_is_what_the_file_says_whatever_it_held(
 
 
 @given(data=st.data())
-@at_most(20)
+@at_most(10)
 def test_any_file_can_be_restored_over_any_memory(folder: Folder, cold: bool, data: st.DataObject) -> None:
     length = data.draw(st.sampled_from((1, 2, 63, 64, 65, 130, 257)))
     ram, before = (data.draw(letters(alphabet, length)) for alphabet in ("AA0b---", "XX0z---"))

@@ -235,7 +235,7 @@ def test_a_dirty_source_is_asked_once_more_after_the_pause(target: str) -> None:
 
 @pytest.mark.parametrize("late", [False, True])
 @given(data=st.data())
-@at_most(15)
+@at_most(8)
 def test_the_file_is_ram_as_it_was_when_it_was_paused_whatever_the_guest_does(
     target: str, through: Through, late: bool, data: st.DataObject
 ) -> None:

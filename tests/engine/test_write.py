@@ -297,7 +297,7 @@ def test_a_shard_writes_only_its_own_pages(workers: int) -> None:
 
 
 @given(st.lists(pictures("x-", 700), min_size=1, max_size=3), st.integers(1, 9))
-@at_most(30)
+@at_most(15)
 def test_shards_hold_every_dirty_page_once_and_share_no_word(dirty: list[str], workers: int) -> None:
     """Invariant 1, and why no bitmap needs a lock."""
     blocks = [RAMBlock(idstr=f"b{i}", used_length=len(each) * PAGE) for i, each in enumerate(dirty)]

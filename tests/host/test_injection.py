@@ -82,6 +82,7 @@ def memory_of(pid: int, address: int) -> bytes:
     return bytes(into)
 
 
+@pytest.mark.slow
 class TestKilled:
     @pytest.mark.parametrize("when", ["before", "after"])
     def test_at_every_call_of_ptrace_the_process_goes_on_as_it_was(self, when: str) -> None:

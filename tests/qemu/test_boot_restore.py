@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 from support.cli import done, refused, run
 from support.command import report
+from support.examples import unless_thorough
 from support.qemu import QemuProcess, Ram
 from support.qemu_boot import BootFolder, Guest, sha256
 from support.qemu_files import SavedGuest
@@ -51,7 +52,7 @@ WAYS: dict[str, tuple[str, ...]] = {
 }
 
 
-@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("way", unless_thorough(["multifd, verified", "shared, by two workers", "in a file"], WAYS))
 def test_a_linux_guest_goes_on_where_it_was_saved(
     saved: tuple[Path, int], linux: LinuxGuest, boot: BootFolder, tmp_path: Path, way: str
 ) -> None:

@@ -21,7 +21,7 @@ MIB = 1 << 20
 RAM = Ram(256 * MIB)
 LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 MD5 = LinuxGuest.md5(4)
-COUNT = 4
+COUNT = 2
 
 
 @pytest.fixture

@@ -17,31 +17,31 @@ FIRST = 3 * MIB + 4096
 BETWEEN = 4096
 MARKER = b"marked"
 TWO_NODES = [
-    *("-object", "memory-backend-ram,id=n0,size=128M", "-object", "memory-backend-memfd,id=n1,size=128M,share=on"),
+    *("-object", "memory-backend-ram,id=n0,size=32M", "-object", "memory-backend-memfd,id=n1,size=32M,share=on"),
     *("-smp", "2", "-numa", "node,cpus=0,memdev=n0", "-numa", "node,cpus=1,memdev=n1"),
 ]
-MAIN = ("-machine", "q35,memory-backend=m", "-m", "256M", "-object")
+MAIN = ("-machine", "q35,memory-backend=m", "-m", "64M", "-object")
 LINES: dict[str, list[str]] = {
-    "plain": ["-m", "256M"],
-    "M": ["-M", "pc", "-m", "256M"],
-    "type": ["-machine", "type=q35,smm=off", "-m", "256M"],
-    "twice": ["-machine", "q35", "-M", "smm=off", "-m", "256M"],
-    "mem-path": ["-m", "256M", "-mem-path", "/dev/shm", "-mem-prealloc"],
-    "ram": [*MAIN, "memory-backend-ram,id=m,size=256M,merge=off,dump=off,prealloc=on"],
-    "memfd": [*MAIN, "memory-backend-memfd,id=m,size=256M,share=on"],
-    "file": [*MAIN, "memory-backend-file,id=m,size=256M,mem-path=ra,,m,share=on"],
-    "shm": [*MAIN, "memory-backend-shm,id=m,size=256M"],
-    "policy": [*MAIN, "memory-backend-ram,id=m,size=256M,host-nodes=0,policy=bind"],
+    "plain": ["-m", "64M"],
+    "M": ["-M", "pc", "-m", "64M"],
+    "type": ["-machine", "type=q35,smm=off", "-m", "64M"],
+    "twice": ["-machine", "q35", "-M", "smm=off", "-m", "64M"],
+    "mem-path": ["-m", "64M", "-mem-path", "/dev/shm", "-mem-prealloc"],
+    "ram": [*MAIN, "memory-backend-ram,id=m,size=64M,merge=off,dump=off,prealloc=on"],
+    "memfd": [*MAIN, "memory-backend-memfd,id=m,size=64M,share=on"],
+    "file": [*MAIN, "memory-backend-file,id=m,size=64M,mem-path=ra,,m,share=on"],
+    "shm": [*MAIN, "memory-backend-shm,id=m,size=64M"],
+    "policy": [*MAIN, "memory-backend-ram,id=m,size=64M,host-nodes=0,policy=bind"],
     "json": [
         *MAIN,
-        '{"qom-type":"memory-backend-ram","id":"m","size":268435456,"merge":false,"host-nodes":[0],"policy":"bind"}',
+        '{"qom-type":"memory-backend-ram","id":"m","size":67108864,"merge":false,"host-nodes":[0],"policy":"bind"}',
     ],
-    "old": ["-machine", "q35", *MAIN, "memory-backend-ram,id=m,size=256M,x-use-canonical-path-for-ramblock-id=on"],
+    "old": ["-machine", "q35", *MAIN, "memory-backend-ram,id=m,size=64M,x-use-canonical-path-for-ramblock-id=on"],
     "dimm": [
-        *("-m", "size=256M,slots=2,maxmem=1G", "-object", "memory-backend-ram,id=d0,size=128M"),
+        *("-m", "size=64M,slots=2,maxmem=1G", "-object", "memory-backend-ram,id=d0,size=128M"),
         *("-device", "pc-dimm,memdev=d0"),
     ],
-    "nodes": ["-m", "256M", *TWO_NODES],
+    "nodes": ["-m", "64M", *TWO_NODES],
 }
 NAMES = {"dimm": {"pc.ram", "d0"}, "nodes": {"n0", "n1"}, "old": {"/objects/m"}}
 

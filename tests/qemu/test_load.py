@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Iterator
+from itertools import product
 from pathlib import Path
 from typing import Any
 
 import pytest
 from support.command import report
+from support.examples import unless_thorough
 from support.qemu import QemuProcess, Ram
 from support.qemu_compose import compose
 from support.qemu_files import SavedGuest
@@ -52,8 +54,12 @@ def load(saved: SavedGuest, way: str, blocks: tuple[str, ...]) -> str:
         return str(guest.wait_serial("[A-Z]{3}")[0])
 
 
-@pytest.mark.parametrize("way", WAYS)
-@pytest.mark.parametrize("name", ["plain", "numa", "live"])
+@pytest.mark.parametrize(
+    ("name", "way"),
+    unless_thorough(
+        [("plain", "plain"), ("numa", "direct-io"), ("live", "multifd")], product(["plain", "numa", "live"], WAYS)
+    ),
+)
 def test_qemu_loads_our_file_and_the_guest_goes_on_where_it_stood(
     composed: dict[str, SavedGuest], qemu_files: dict[str, SavedGuest], name: str, way: str
 ) -> None:

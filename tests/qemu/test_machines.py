@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 from support.cli import call, done
 from support.command import report
+from support.examples import unless_thorough
 from support.qemu import QemuProcess, Ram, boot_from
 from support.qemu_linux import LinuxGuest
 from support.qemu_reader import read_stored
@@ -26,7 +27,7 @@ MIB = 1 << 20
 GIB = 1 << 30
 HUGE_PAGE = 2 * MIB
 FOUR = ("--channels", 4, "--experimental-multifd")
-BOTH = pytest.mark.parametrize("machine", ["q35", "pc"])
+MACHINES = ["q35", "pc"]
 DEVICES = [
     *("-smp", "2", "-vga", "std", "-netdev", "user,id=net", "-device", "virtio-net-pci,netdev=net"),
     *("-device", "virtio-rng-pci"),
@@ -45,7 +46,7 @@ def written(path: Path) -> list[int]:
     return sorted(number for number in numbers if number)
 
 
-@BOTH
+@pytest.mark.parametrize("machine", MACHINES)
 def test_a_guest_goes_on_writing_to_its_virtio_disk(qemu_binary: str, tmp_path: Path, machine: str) -> None:
     image, path = tmp_path / "image", tmp_path / "saved"
     image.write_bytes(disk_image())
@@ -69,7 +70,7 @@ def test_a_guest_goes_on_writing_to_its_virtio_disk(qemu_binary: str, tmp_path: 
         assert written(image)[: len(numbers) + 2] == list(range(1, len(numbers) + 3))
 
 
-@BOTH
+@pytest.mark.parametrize("machine", unless_thorough(["q35"], MACHINES))
 def test_a_linux_guest_with_devices_and_two_processors(linux: LinuxGuest, tmp_path: Path, machine: str) -> None:
     image, path = tmp_path / "image", tmp_path / "saved"
     image.write_bytes(bytes(MIB))
@@ -103,7 +104,7 @@ def test_two_numa_nodes_one_of_them_shared(linux: LinuxGuest, tmp_path: Path) ->
         saved = save(source, path, *FOUR, "--overwrite")
         assert {"n0", "n1"} <= {block["idstr"] for block in saved["blocks"] if block["data_pages"]}
         before = contents(source)
-    for way in ("plain", "direct-io"):
+    for way in unless_thorough(["direct-io"], ["plain", "direct-io"]):
         with QemuProcess(*args, ram=None, incoming=True, paused=True) as destination:
             destination.load(f"file:{path}", *WAYS_TO_LOAD[way])
             assert differences(before, contents(destination)) == {}
@@ -111,7 +112,7 @@ def test_two_numa_nodes_one_of_them_shared(linux: LinuxGuest, tmp_path: Path) ->
             assert number < wait_tick(destination) <= number + 2
 
 
-@BOTH
+@pytest.mark.parametrize("machine", unless_thorough(["pc"], MACHINES))
 def test_memory_that_was_plugged_in(linux: LinuxGuest, tmp_path: Path, machine: str) -> None:
     path, marker = tmp_path / "saved", b"plugged in" * 500
     args = (*linux.args(size_mib=KNOWN_MIB, tick=0.1), "-m", "256M,slots=2,maxmem=1G")

@@ -12,9 +12,12 @@ T = TypeVar("T")
 
 
 def at_most(examples: int) -> settings:
-    """A decorator for a test whose examples are dear: so many, or as few as the profile has. They share fixtures."""
+    """A decorator for a test whose examples are dear: so many, or as few as the profile has. They share fixtures.
+
+    With `make soak` ten times as many.
+    """
     return settings(
-        max_examples=min(examples, settings.default.max_examples),
+        max_examples=min(examples * 10 if thorough() else examples, settings.default.max_examples),
         suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
     )
 
@@ -39,3 +42,13 @@ def thorough() -> bool:
 def some_of(things: Iterable[T], share: int) -> Sequence[T]:
     """All of them, or every so many of them where the profile is one of few examples."""
     return list(things)[:: share if few_examples() else 1]
+
+
+def in_turn(things: Sequence[T], number: int) -> Sequence[T]:
+    """One of these things, by the number of a case, so that all cases have all of them; all with `make soak`."""
+    return things if thorough() else [things[number % len(things)]]
+
+
+def unless_thorough(fewer: Iterable[T], everything: Iterable[T]) -> Sequence[T]:
+    """What decides; `make soak` tries the whole of it."""
+    return list(everything if thorough() else fewer)
