@@ -44,6 +44,7 @@ def test_what_is_not_said_has_a_default_that_is_among_the_parameters_but_not_in_
         "queue_depth": "auto",
         "file_system": "folder",
         "calibrate": False,
+        "capture": "auto",
         "durability": "full",
         "cache": "keep",
     }

@@ -88,6 +88,8 @@ def _seconds(report: SaveReport, order: Order) -> dict[str, Any]:
     told: Mapping[str, float] = to_json(report)["seconds"]
     if order.dirty is not None:
         last_write = report.rounds[-1].seconds
+    elif report.snapshot is not None:
+        last_write = next(each.started + each.seconds for each in report.phases if each.name == "after")
     else:
         last_write = report.seconds.prepare + report.seconds.stop + report.seconds.ram
     return {
