@@ -37,28 +37,41 @@ def seed() -> bytes:
     return random.Random("parallel-fixedram").randbytes(MIB - 1)
 
 
+MODULES = (
+    "virtio_ring",
+    "virtio",
+    "virtio_pci_legacy_dev",
+    "virtio_pci_modern_dev",
+    "virtio_pci",
+    "virtio_blk",
+    "virtio_balloon",
+)
+"""What Debian's kernel has as modules, in the order in which they are loaded."""
+
+
 @dataclass(frozen=True)
 class LinuxGuest:
     """A kernel and an initramfs, to be started any number of times.
 
-    It prints ``ready``, then ``tick N MD5``, and understands ``dirty MIB``, ``zero MIB``, ``sum`` and ``off``
-    (see guests/init).
+    It prints ``ready``, then ``tick N MD5``, and understands ``dirty MIB``, ``zero MIB``, ``forget``, ``read``,
+    ``rest``, ``sum`` and ``off`` (see guests/init).
     """
 
     kernel: Path
     initrd: Path
 
-    def args(self, *, size_mib: int = 4, tick: float = 0.2) -> list[str]:
+    def args(self, *, size_mib: int = 4, tick: float = 0.2, more: str = "") -> list[str]:
         """Arguments for QemuProcess; it needs 192 MiB of RAM and what it is told to fill.
 
         Args:
             size_mib: size of the known file.
             tick: seconds between two ticks.
+            more: arguments of the kernel; with ``virtio`` among them it has drivers for a virtio disk and balloon.
         """
         # What the guest would measure takes long and goes wrong under TCG.
         quick = "mitigations=off no_timer_check tsc=reliable random.trust_cpu=on cryptomgr.notests rodata=off"
         quick += " initcall_blacklist=load_system_certificate_list,init_blk_tracer,crypto_kdf108_init,cubictcp_register"
-        command_line = f"console=ttyS0 quiet panic=1 {quick} size={size_mib} tick={tick}"
+        command_line = f"console=ttyS0 quiet panic=1 {quick} size={size_mib} tick={tick} {more}"
         kernel = ["-kernel", str(self.kernel), "-initrd", str(self.initrd), "-append", command_line]
         return ["-cpu", "max", *kernel]
 
@@ -81,20 +94,22 @@ def linux_guest(folder: Path) -> LinuxGuest:
     root = folder / "root"
     (root / "bin").mkdir(parents=True)
     shutil.copy(busybox, root / "bin" / "busybox")
-    shutil.copy(INIT, root / "init")
+    (root / "init").write_text(INIT.read_text().replace("MODULES", " ".join(MODULES)))
     (root / "init").chmod(0o755)
     (root / "seed").write_bytes(seed())
+    kernel = _kernel()
+    shutil.copytree(_modules_of(kernel), root / "modules")
     names = "\n".join(str(path.relative_to(root)) for path in root.rglob("*"))
     cpio = [require_tool("cpio"), "--create", "--format=newc", "--quiet"]
     initrd = folder / "initrd"
     with initrd.open("wb") as archive:
         subprocess.run(cpio, input=names.encode(), stdout=archive, cwd=root, check=True)
-    return LinuxGuest(kernel=_kernel(), initrd=initrd)
+    return LinuxGuest(kernel=kernel, initrd=initrd)
 
 
 def _kernel() -> Path:
-    """The newest kernel in the cache, fetched if there is none."""
-    if found := sorted(CACHE.glob("vmlinux-*")):
+    """The newest kernel in the cache, with its modules, fetched if there is none."""
+    if found := sorted(each for each in CACHE.glob("vmlinux-*") if _modules_of(each).exists()):
         return found[-1]
     try:
         depends = _run("apt-cache", "depends", "linux-image-amd64")
@@ -106,8 +121,15 @@ def _kernel() -> Path:
             _run("apt-get", "download", "--quiet", name[1], cwd=folder)
             package = next(Path(folder).glob("*.deb"))
             fresh = Path(folder) / "vmlinux"
-            fresh.write_bytes(_uncompressed(_vmlinuz(package)))
+            files = _unpack(package)
+            fresh.write_bytes(_uncompressed(files.pop("vmlinuz")))
             kernel = CACHE / name[1].replace("linux-image", "vmlinux")
+            modules = Path(folder) / "modules"
+            modules.mkdir()
+            for module, contents in files.items():
+                (modules / module).write_bytes(contents)
+            if not _modules_of(kernel).exists():
+                os.replace(modules, _modules_of(kernel))
             os.replace(fresh, kernel)
             return kernel
     except (OSError, subprocess.CalledProcessError) as error:
@@ -119,17 +141,28 @@ def _run(*command: str, cwd: str | None = None) -> str:
     return subprocess.run(command, capture_output=True, text=True, check=True, cwd=cwd).stdout
 
 
-def _vmlinuz(package: Path) -> bytes:
-    """The kernel in a package; what comes behind it, the modules, is not even read."""
+def _modules_of(kernel: Path) -> Path:
+    """Where the modules of a kernel are in the cache."""
+    return kernel.with_name(kernel.name.replace("vmlinux", "modules"))
+
+
+def _unpack(package: Path) -> dict[str, bytes]:
+    """The kernel in a package, ``vmlinuz``, and MODULES, ``NAME.ko``; what comes behind them is not even read."""
+    found: dict[str, bytes] = {}
     unpack = ["dpkg", "--fsys-tarfile", str(package)]
     with (
         subprocess.Popen(unpack, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL) as dpkg,
         tarfile.open(fileobj=dpkg.stdout, mode="r|") as archive,
     ):
         for member in archive:
-            if member.name.startswith("./boot/vmlinuz-") and (data := archive.extractfile(member)):
-                return data.read()
-    raise Missing(f"no kernel in {package.name}")
+            name = Path(member.name).name.partition("-")[0].removesuffix(".xz")
+            wanted = name == "vmlinuz" or name in [f"{module}.ko" for module in MODULES]
+            if wanted and (data := archive.extractfile(member)):
+                contents = data.read()
+                found[name] = lzma.decompress(contents) if member.name.endswith(".xz") else contents
+            if len(found) == 1 + len(MODULES):
+                return found
+    raise Missing(f"no kernel, or none of these modules, in {package.name}: {MODULES}")
 
 
 def _uncompressed(bzimage: bytes) -> bytes:
