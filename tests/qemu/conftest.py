@@ -11,6 +11,7 @@ from support.command import report
 from support.qemu import Missing, QemuError, QemuProcess, Ram, boot_from, missing, require_qemu
 from support.qemu_files import SavedGuest, Variants, write_background_snapshot
 from support.qemu_linux import LinuxGuest, linux_guest
+from support.snapshots import When, at_moments
 
 from parallel_fixedram.experiments.boot_sector import boot_image
 
@@ -35,6 +36,12 @@ def ticker(qemu_binary: str, tmp_path_factory: pytest.TempPathFactory) -> list[s
     image = tmp_path_factory.mktemp("ticker") / "image"
     image.write_bytes(boot_image())
     return boot_from(image)
+
+
+@pytest.fixture
+def when(monkeypatch: pytest.MonkeyPatch) -> When:
+    """``when(moment, act)``: done once, at that moment of the next snapshot."""
+    return at_moments(monkeypatch)
 
 
 @pytest.fixture(scope="session")

@@ -174,6 +174,7 @@ class QemuProcess:
         return [
             *("-nodefaults", "-no-user-config", "-display", "none", "-accel", "tcg"),
             *("-pidfile", str(self.folder / "pid")),
+            *("-machine", "mem-merge=off"),  # whether this host merges pages is not for other tests to find out
             *("-machine", f"{self._machine}{memory}"),
             *("-chardev", f"socket,id=monitor,fd={monitor_fd}", "-qmp", "chardev:monitor"),
             *("-qmp", f"unix:{self.monitor_path},server=on,wait=off"),

@@ -6,7 +6,6 @@ the environment of the command, or for everybody on the host.
 
 from __future__ import annotations
 
-import mmap
 import os
 from contextlib import ExitStack
 
@@ -16,6 +15,7 @@ from parallel_fixedram.host.injection.inject import takes_injection, userfaultfd
 from parallel_fixedram.host.memory.process_maps import refusal
 from parallel_fixedram.machines.qemu.discovery import Makeup, malformed, run_state
 from parallel_fixedram.machines.qemu.monitor import Monitor
+from parallel_fixedram.machines.qemu.unwatched import Merging, refuse_unwatched
 
 VARIABLE = "PARALLEL_FIXEDRAM_INJECTION"
 """Set to ``never``, no code is injected by this command."""
@@ -39,15 +39,19 @@ def address_space(monitor: Monitor, pid: int, found: Makeup) -> AddressSpace:
     _refuse_if_forbidden()
     if "qemu" not in (program := _program_of(pid)):
         raise MachineError(f"process {pid} runs {program!r}, which may not be QEMU: nothing is done to it")
-    if any(block.host_page_size > mmap.PAGESIZE for block in found.blocks):
-        for name, kind in found.devices:
-            if kind.startswith("virtio-balloon"):
-                raise MachineError(f"device {name!r} is a {kind}, which discards parts of huge pages")
+    refuse_unwatched(monitor, found)
+    merging = Merging(pid, found)
+    merging.refuse()
     if reason := takes_injection(pid):
         raise HostError(reason)
+
+    def has_answered() -> None:
+        run_state(monitor)
+        merging.refuse()
+
     return AddressSpace(
         watch=lambda: (_userfaultfd(monitor, pid), [block.address for block in found.blocks]),
-        has_answered=lambda: run_state(monitor),
+        has_answered=has_answered,
         unproven=_unproven(monitor),
     )
 

@@ -1,8 +1,7 @@
 """CaptureJob: a worker's part of a snapshot, from guest RAM that is protected to the file.
 
-Of a window all but zero pages are copied first, then the marks are looked at: what the handler has let be written
-meanwhile is dropped, because what was seen of it may be too new, and the ring has the right one. What is left is what
-RAM was at T.
+A window is copied first, then looked at: what the handler has let be written meanwhile is dropped, because the copy may
+be too new, and the ring has the right one. What is left is what RAM was at T; of that all but zero pages is written.
 """
 
 from __future__ import annotations
@@ -114,19 +113,17 @@ class _Window:
         started = time.perf_counter()
         wanted = self._data & self._pages_of(untouched(self._marks, self._groups))
         pages = self._origin.sources[self._block].pages(self._word * WORD_PAGES, len(wanted), wanted)
-        keeps_zeros = self._target.keep_zero_pages[self._block]
-        self._nonzero = wanted if keeps_zeros else nonzero_among(pages, wanted, wanted)
-        self._copied: Pages = self._staging.copy(pages, self._nonzero, np.zeros(len(wanted), np.uint8))
+        self._copied: Pages = self._staging.copy(pages, wanted, np.zeros(len(wanted), np.uint8))
         self._tally.scan_seconds += time.perf_counter() - started
 
     def _write(self, mine: Bits) -> None:
         clock, tally, saved = time.perf_counter, self._tally, self._target.blocks[self._block]
         started, copied = clock(), self._copied
         kept = self._data & self._pages_of(mine)
-        self._store = kept & self._nonzero
+        self._store = kept if self._target.keep_zero_pages[self._block] else nonzero_among(copied, kept, kept)
         own = kept | (self._data == 0)  # what never held anything is zero for sure; the rest is somebody else's
         runs = merge_runs(runs_of_ones(self._store), self._target.max_gap_pages, own)
-        for start, count in runs_of_ones(covered(runs, len(own)) & (self._store == 0)).tolist():
+        for start, count in runs_of_ones(covered(runs, len(own)) & (self._data == 0)).tolist():
             copied[start : start + count] = 0
         scanned = clock()
         if len(runs):

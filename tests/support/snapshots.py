@@ -1,0 +1,123 @@
+"""Snapshots of a real QEMU: something done at a chosen moment of one, and what has to be as it was afterwards."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from support.faults import Moment, before, behind
+from support.instants import Held
+from support.leftovers import children, descriptors
+from support.qemu import QemuProcess
+from support.qemu_saved import in_turn
+
+import parallel_fixedram
+from parallel_fixedram import Capturing, Gate, SaveReport, Writing
+from parallel_fixedram.engine.capture.snapshot.snapshot import Snapshot
+from parallel_fixedram.engine.capture.write_protect import WriteProtect
+from parallel_fixedram.machines.qemu.machine import QemuMachine
+
+SECONDS = 20.0
+
+MOMENTS: dict[str, Moment] = {
+    "protected": behind(WriteProtect, "rehearse"),
+    "in the pause": behind(WriteProtect, "stopped"),
+    "after cont": before(WriteProtect, "after"),
+    "captured": before(Snapshot, "end"),
+}
+
+Act = Callable[..., object]
+When = Callable[[str, Act], None]
+
+
+def at_moments(monkeypatch: pytest.MonkeyPatch) -> When:
+    """``when(moment, act)``: done once, at that moment of the next snapshot; gets the WriteProtect, or the Snapshot."""
+
+    def plan(name: str, act: Act) -> None:
+        moment, left = MOMENTS[name], [act]
+        real = getattr(moment.owner, moment.name)
+
+        def watched(self: Any, *args: Any, **options: Any) -> Any:
+            if not moment.behind and left:
+                left.pop()(self)
+            result = real(self, *args, **options)
+            if moment.behind and left:
+                left.pop()(self)
+            return result
+
+        monkeypatch.setattr(moment.owner, moment.name, watched)
+
+    return plan
+
+
+@contextlib.contextmanager
+def unharmed(guest: QemuProcess, status: str = "running", *, letters: bool = True) -> Iterator[None]:
+    """QEMU has its descriptors, nothing of it is watched, we have no process more than before, and the guest runs."""
+    mine, ours, theirs = children(), descriptors(), qemus_descriptors(guest)
+    yield
+    assert (children(), descriptors()) == (mine, ours)
+    deadline = time.monotonic() + SECONDS
+    while (
+        found := qemus_descriptors(guest)
+    ) != theirs:  # the connection of who was killed is closed when QEMU gets to it
+        assert time.monotonic() < deadline, found ^ theirs
+    assert watched_mappings(guest) == 0
+    assert guest.status() == status
+    if status == "running" and letters:
+        ticks(guest)
+
+
+def qemus_descriptors(guest: QemuProcess) -> set[tuple[str, str]]:
+    """But for the memory for device state, which a command that is killed cannot take back."""
+    found = set()
+    for each in Path(f"/proc/{guest.pid}/fd").iterdir():
+        with contextlib.suppress(FileNotFoundError):
+            if not (target := os.readlink(each)).startswith("/memfd:device-state"):
+                found.add((each.name, target))
+    return found
+
+
+def watched_mappings(guest: QemuProcess) -> int:
+    return Path(f"/proc/{guest.pid}/smaps").read_text().count(" uw ")
+
+
+def ticks(guest: QemuProcess) -> None:
+    guest.take_serial()
+    assert in_turn(guest.wait_serial("[A-Z]{3}")[0])
+
+
+class Saved:
+    """A save in this process, held against a copy of all RAM that is taken in its pause."""
+
+    def __init__(
+        self, guest: QemuProcess, path: Path, mode: str = "snapshot", *, channels: int = 1, direct: str = "off"
+    ) -> None:
+        self.path = path
+        with QemuMachine(os.fspath(guest.monitor_path)) as machine:
+            self.held = Held(machine, guest)
+            self.report: SaveReport = parallel_fixedram.save(
+                self.held,
+                os.fspath(path),
+                gate=Gate(channels=channels, experimental_multifd=True),
+                capture=Capturing(mode=mode, max_stall=SECONDS),
+                writing=Writing(direct_io=direct),
+            )
+
+    @property
+    def snapshot(self) -> Any:
+        assert self.report.choice.capture == "snapshot", self.report.choice
+        assert self.report.snapshot is not None
+        return self.report.snapshot
+
+    def is_right(self) -> bool:
+        assert self.held.wrong_pages(self.path) == {}
+        return True
+
+
+def argv(guest: QemuProcess, path: Path, mode: str, *more: object) -> list[object]:
+    return ["save", path, "--qmp", guest.monitor_path, "--capture", mode, *more]
