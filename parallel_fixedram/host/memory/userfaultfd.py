@@ -296,12 +296,6 @@ def missing_features(wanted: Feature = ALL_FEATURES) -> tuple[Feature, ...]:
     return tuple(wanted & ~Feature(_THREE.unpack(answer)[1] & ALL_FEATURES))
 
 
-def require_features() -> None:
-    """Raise HostError if this kernel lacks what protecting a guest's memory takes; takes no right."""
-    if missing := missing_features():
-        raise _lacks(missing)
-
-
 def _lacks(missing: tuple[Feature, ...]) -> HostError:
     names = ", ".join(f"UFFD_FEATURE_{each.name}" for each in missing)
     return HostError(f"this kernel has no {names}", hint="it takes Linux 6.4 or later")

@@ -31,7 +31,7 @@ from parallel_fixedram.core.units import format_size
 from parallel_fixedram.host.facts import memory_bytes
 from parallel_fixedram.host.memory.mapped_source import MappedSource
 from parallel_fixedram.host.memory.memory_limit import memory_until_killed
-from parallel_fixedram.host.memory.userfaultfd import Userfaultfd, require_features
+from parallel_fixedram.host.memory.userfaultfd import Userfaultfd
 from parallel_fixedram.host.processes import forked, signals
 from parallel_fixedram.machines.builtin import child
 from parallel_fixedram.machines.builtin.dirty_log import DirtyLog
@@ -194,7 +194,8 @@ class GuestProcess:
 
     def address_space(self) -> AddressSpace:
         """It gives a userfaultfd of itself (Machine.address_space)."""
-        require_features()
+        with closing(Userfaultfd.open_own()) as ours:  # what is refused to us is refused to it
+            ours.enable()
         return AddressSpace(watch=self._watch, has_answered=lambda: None)  # it never gives memory back
 
     def userfaultfd(self) -> tuple[Userfaultfd, int]:
