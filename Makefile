@@ -52,7 +52,7 @@ test-fast: .venv/test.stamp ## run the tests of the package's rooms: no QEMU, no
 test-qemu: .venv/test.stamp ## run the tests whose subject is what a QEMU does, with the first QEMU in PATH
 	@$(BIN)/python -m pytest -q -n auto --dist worksteal $(VERSIONED)
 
-soak: .venv/test.stamp ## run every test with ten times the examples, and every fault at every place
+soak: .venv/test.stamp ## run every test with many more examples, and every fault at every place
 	@$(call each_part,$(ALL),--hypothesis-profile=soak --timeout 3600)
 
 check: .venv/check.stamp ## lint, format check, types, layers
