@@ -23,7 +23,7 @@ from support.watchful import ALL, EINTR, UNTIL_WOKEN, Looping, MaskedPolling, Re
 from parallel_fixedram.core.errors import HostError, MachineError
 from parallel_fixedram.host import linux
 from parallel_fixedram.host.injection import inject, injector, ptrace, stub
-from parallel_fixedram.host.injection.inject import takes_injection, userfaultfd_of
+from parallel_fixedram.host.injection.inject import require_right, takes_injection, userfaultfd_of
 from parallel_fixedram.host.injection.injector import InjectionRefused, Thread
 from parallel_fixedram.host.memory import userfaultfd
 from parallel_fixedram.host.memory.userfaultfd import PageFault
@@ -442,3 +442,21 @@ class TestHandedOver:
             userfaultfd_of(process.pid, hand_over=lambda _: 0)
         with pytest.raises(HostError, match="has no /dev/userfaultfd as its descriptor 999"):
             userfaultfd_of(process.pid, hand_over=lambda _: 999)
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can become somebody else")
+def test_who_lacks_the_right_is_known_before_anything_is_done(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Root may have a userfaultfd; somebody else only if the host lets everybody, or is handed the device."""
+
+    def refuse() -> int:
+        raise HostError("no device")
+
+    monkeypatch.setattr(userfaultfd, "open_device", refuse)
+    monkeypatch.setattr(userfaultfd, "is_for_everybody", lambda: False)
+    require_right(os.getpid())
+    with Puppet(os.getpid, first=lambda: os.setresuid(65534, 65534, 65534)) as other:
+        other.call()
+        with pytest.raises(HostError, match="no device"):
+            require_right(other.pid)
+        monkeypatch.setattr(userfaultfd, "is_for_everybody", lambda: True)
+        require_right(other.pid)

@@ -39,6 +39,7 @@ _ANSWER = 1 << 14
 _MOST_PLACES = 4
 _SYS_IOCTL = 16
 _CAP_SYS_ADMIN = 1 << 21
+_CAP_SYS_PTRACE = 1 << 19
 _HOW_IT_MAY = (
     f"the process needs CAP_SYS_PTRACE, or vm.unprivileged_userfaultfd = 1, or {userfaultfd.DEVICE} handed to it"
 )
@@ -117,6 +118,21 @@ def takes_injection(pid: int, *, filters_are_known: bool = False) -> str | None:
     if lacking:
         return "this kernel has no " + ", ".join(f"UFFD_FEATURE_{each.name}" for each in lacking)
     return None
+
+
+def require_right(pid: int) -> None:
+    """Return if the process may have a full userfaultfd, or can be handed what gives it one.
+
+    Raises:
+        HostError: neither.
+        MachineError: the process has ended.
+    """
+    try:
+        capabilities = int(status(pid)["CapEff"], 16)
+    except OSError as error:
+        raise refusal(pid, error, f"process {pid} may not be looked at") from error
+    if not capabilities & _CAP_SYS_PTRACE and not userfaultfd.is_for_everybody():
+        linux.close(userfaultfd.open_device())
 
 
 def _may_read_filters() -> bool:

@@ -277,6 +277,15 @@ def open_device() -> int:
         raise HostError.from_os(f"cannot get a userfaultfd: {DEVICE}", error, hint=hint) from error
 
 
+def is_for_everybody() -> bool:
+    """Whether any process may have a full userfaultfd (vm.unprivileged_userfaultfd)."""
+    try:
+        with open("/proc/sys/vm/unprivileged_userfaultfd", "rb") as file:
+            return file.read().strip() == b"1"
+    except OSError:
+        return False
+
+
 def missing_features(wanted: Feature = ALL_FEATURES) -> tuple[Feature, ...]:
     """What this kernel lacks; takes no right.
 

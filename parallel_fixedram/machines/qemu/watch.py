@@ -11,7 +11,7 @@ from contextlib import ExitStack
 
 from parallel_fixedram.core.errors import HostError, MachineError
 from parallel_fixedram.core.protocols import AddressSpace
-from parallel_fixedram.host.injection.inject import takes_injection, userfaultfd_of
+from parallel_fixedram.host.injection.inject import require_right, takes_injection, userfaultfd_of
 from parallel_fixedram.host.memory.process_maps import refusal
 from parallel_fixedram.machines.qemu.discovery import Makeup, malformed, run_state
 from parallel_fixedram.machines.qemu.monitor import Monitor
@@ -44,6 +44,7 @@ def address_space(monitor: Monitor, pid: int, found: Makeup) -> AddressSpace:
     merging.refuse()
     if reason := takes_injection(pid):
         raise HostError(reason)
+    require_right(pid)
 
     def has_answered() -> None:
         run_state(monitor)
