@@ -24,7 +24,7 @@ from support.qemu import QemuError, QemuProcess, Ram, boot_from, require_tool
 from support.qemu_boot import BootFolder
 from support.qemu_reader import read_stored
 from support.qemu_saved import WAYS_TO_LOAD, contents, differences, in_turn
-from support.qemu_tools import all_qemus, machine_type
+from support.qemu_tools import all_qemus
 from support.snapshots import Act, Saved, When, argv, ticks, unharmed, watched_mappings
 from support.sources import huge_file
 from support.watched import require_userfaultfd
@@ -487,9 +487,14 @@ class TestEveryPageIsRight:
             assert mapping_count(guest.pid) <= mappings + FEW
 
 
+def common_machine() -> str:
+    """A machine type that every QEMU in PATH has: the oldest one's."""
+    return "pc-q35-{}.{}".format(*next(iter(all_qemus())))
+
+
 @pytest.fixture(scope="module")
 def snapshot(ticker: list[str], tmp_path_factory: pytest.TempPathFactory) -> Saved:
-    with QemuProcess(*ticker, machine=machine_type("q35")) as guest:
+    with QemuProcess(*ticker, machine=common_machine()) as guest:
         guest.wait_serial("C")
         saved = Saved(guest, tmp_path_factory.mktemp("saved") / "saved", channels=2)
     assert saved.snapshot.faults > 0
@@ -502,8 +507,9 @@ class TestTheFile:
     @pytest.mark.parametrize("way", ["plain", "multifd 2", "direct-io"])
     def test_is_loaded(self, ticker: list[str], snapshot: Saved, way: str) -> None:
         for program in all_qemus().values():
-            machine = machine_type("q35")
-            with QemuProcess(*ticker, machine=machine, program=program, incoming=True, paused=True) as destination:
+            with QemuProcess(
+                *ticker, machine=common_machine(), program=program, incoming=True, paused=True
+            ) as destination:
                 destination.load(f"file:{snapshot.path}", *WAYS_TO_LOAD[way])
                 assert differences(snapshot.held.copies[-1], contents(destination)) == {}
                 destination.cont()
@@ -511,7 +517,7 @@ class TestTheFile:
 
     def test_is_cloned(self, ticker: list[str], snapshot: Saved, tmp_path: Path) -> None:
         with BootFolder(tmp_path / "boot") as boot:
-            line = boot.line(*ticker, ram=Ram(), machine=machine_type("q35"), clones=2)
+            line = boot.line(*ticker, ram=Ram(), machine=common_machine(), clones=2)
             _, guests = boot.start("clone", snapshot.path, "--count", 2, line=line)
             for guest in guests:
                 assert in_turn(guest.wait_serial("[A-Z]{3}")[0])
