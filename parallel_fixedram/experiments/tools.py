@@ -59,6 +59,15 @@ def find_qemu() -> str:
     return path
 
 
+def why_no_qemu() -> str | None:
+    """What ``find_qemu`` raises, as a sentence; None where there is one."""
+    try:
+        find_qemu()
+    except Missing as error:
+        return error.message
+    return None
+
+
 def need_root(what: str) -> None:
     """Say that only root may do it.
 

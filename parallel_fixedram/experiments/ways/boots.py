@@ -51,11 +51,7 @@ class _Boots(ABC):
 
     def why_missing(self) -> str | None:
         """There may be no QEMU (Way.why_missing)."""
-        try:
-            tools.find_qemu()
-        except tools.Missing as error:
-            return error.message
-        return None
+        return tools.why_no_qemu()
 
     def run(self, run: Run) -> Measured:
         """Start guests once, look at them, end them (Way.run)."""

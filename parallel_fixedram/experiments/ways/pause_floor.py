@@ -15,11 +15,7 @@ class PauseFloor:
 
     def why_missing(self) -> str | None:
         """There may be no QEMU (Way.why_missing)."""
-        try:
-            tools.find_qemu()
-        except tools.Missing as error:
-            return error.message
-        return None
+        return tools.why_no_qemu()
 
     def run(self, run: Run) -> Measured:
         """Stop it once (Way.run)."""

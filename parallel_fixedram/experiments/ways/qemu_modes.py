@@ -36,11 +36,7 @@ class QemuMode:
 
     def why_missing(self) -> str | None:
         """There may be no QEMU (Way.why_missing)."""
-        try:
-            tools.find_qemu()
-        except tools.Missing as error:
-            return error.message
-        return None
+        return tools.why_no_qemu()
 
     def run(self, run: Run) -> Measured:
         """Migrate once (Way.run)."""
