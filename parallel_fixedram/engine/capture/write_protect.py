@@ -89,7 +89,7 @@ class WriteProtect(Capture):
             blocks = [each.block for each in self._task.guest_blocks]
             addresses = register(userfaultfd, blocks, starts)
             self._protected = [address is not None for address in addresses]
-            self._running = stack.enter_context(self._made(Groups(blocks, addresses), userfaultfd))
+            self._running = stack.enter_context(_snapshot_of(self._task, Groups(blocks, addresses), userfaultfd))
             self._running.prepare()
             self._stack = stack.pop_all()
         self._watch_seconds = time.perf_counter() - started
@@ -100,26 +100,6 @@ class WriteProtect(Capture):
     ) -> None:
         """Let go of the guest, whatever happened (Capture.__exit__)."""
         self._stack.close()
-
-    def _made(self, groups: Groups, userfaultfd: Userfaultfd) -> Snapshot:
-        task, asked = self._task, self._task.options.capture
-        sources = [each.source for each in task.guest_blocks]
-        return Snapshot(
-            Origin(groups=groups, sources=sources, data=task.ledger.data),
-            Target(
-                blocks=task.blocks,
-                present=task.ledger.present,
-                digests=task.ledger.digests,
-                keep_zero_pages=[each.keeps_zero_pages for each in task.guest_blocks],
-                max_gap_pages=task.choice.gap_pages,
-            ),
-            userfaultfd,
-            staging=task.staging(),
-            window_pages=task.choice.window_pages,
-            spill=task.channel.another(),
-            max_stall=asked.max_stall,
-            capture_memory=asked.capture_memory,
-        )
 
     def jobs(self) -> Sequence[Job]:
         """To write what is protected, and the small blocks that cannot be (Capture.jobs)."""
@@ -216,3 +196,24 @@ class WriteProtect(Capture):
             if begun and isinstance(cause, HostError) and cause.errno:  # no space: another capture would meet it, too
                 raise cause from error
             raise SnapshotFailed(cause.message, hint=cause.hint) from error
+
+
+def _snapshot_of(task: Task, groups: Groups, userfaultfd: Userfaultfd) -> Snapshot:
+    asked = task.options.capture
+    sources = [each.source for each in task.guest_blocks]
+    return Snapshot(
+        Origin(groups=groups, sources=sources, data=task.ledger.data),
+        Target(
+            blocks=task.blocks,
+            present=task.ledger.present,
+            digests=task.ledger.digests,
+            keep_zero_pages=[each.keeps_zero_pages for each in task.guest_blocks],
+            max_gap_pages=task.choice.gap_pages,
+        ),
+        userfaultfd,
+        staging=task.staging(),
+        window_pages=task.choice.window_pages,
+        spill=task.channel.another(),
+        max_stall=asked.max_stall,
+        capture_memory=asked.capture_memory,
+    )
