@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from parallel_fixedram.core.reports.plan import PlanReport
     from parallel_fixedram.core.reports.restore import RestoreReport
     from parallel_fixedram.core.reports.save import SaveReport
+    from parallel_fixedram.core.reports.try_capture import TryCaptureReport
     from parallel_fixedram.core.reports.verify import VerifyReport
     from parallel_fixedram.core.save_options import (
         Cache,
@@ -56,6 +57,7 @@ if TYPE_CHECKING:
     from parallel_fixedram.verbs.restore import Destination, restore
     from parallel_fixedram.verbs.restore_guest import restore_guest
     from parallel_fixedram.verbs.save import save
+    from parallel_fixedram.verbs.try_capture import try_capture
     from parallel_fixedram.verbs.verify import verify
     from parallel_fixedram.verbs.verify_by_loading import verify_by_loading
 
@@ -96,6 +98,7 @@ __all__ = [
     "RequestError",
     "RestoreReport",
     "SaveReport",
+    "TryCaptureReport",
     "VerifyReport",
     "WorkerError",
     "Writing",
@@ -115,6 +118,7 @@ __all__ = [
     "save",
     "stop_guests",
     "to_json",
+    "try_capture",
     "verify",
     "verify_by_loading",
 ]
@@ -142,6 +146,7 @@ _HOMES = {
     "core.reports.plan": ("PlanReport",),
     "core.reports.restore": ("RestoreReport",),
     "core.reports.save": ("SaveReport",),
+    "core.reports.try_capture": ("TryCaptureReport",),
     "core.reports.verify": ("VerifyReport",),
     "core.save_options": (
         "Cache",
@@ -163,6 +168,7 @@ _HOMES = {
     "verbs.restore": ("Destination", "restore"),
     "verbs.restore_guest": ("restore_guest",),
     "verbs.save": ("save",),
+    "verbs.try_capture": ("try_capture",),
     "verbs.verify": ("verify",),
     "verbs.verify_by_loading": ("verify_by_loading",),
 }

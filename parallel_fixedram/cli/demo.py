@@ -15,13 +15,11 @@ from typing import TYPE_CHECKING, Any
 from parallel_fixedram.cli import common, output
 from parallel_fixedram.cli.folding import print_folded
 from parallel_fixedram.cli.progress import shown
-from parallel_fixedram.core.errors import CapabilityError, ContentsDiffer, HostError, RequestError, unopened
+from parallel_fixedram.core.errors import CapabilityError, ContentsDiffer, HostError, RequestError
 from parallel_fixedram.core.schemas import stamped
 from parallel_fixedram.core.units import format_rate, format_size, parse_size
 
 if TYPE_CHECKING:
-    import tempfile
-
     from parallel_fixedram.core.reports.save import SaveReport
     from parallel_fixedram.verbs.open import GuestProcess
 
@@ -60,6 +58,7 @@ def run(args: argparse.Namespace) -> int:
     """Carry out the verb; returns the exit code."""
     from parallel_fixedram.core.schemas import to_json
     from parallel_fixedram.verbs.open import open_guest
+    from parallel_fixedram.verbs.temporary import temporary_folder
 
     def say(line: str) -> None:
         if not args.json:
@@ -69,7 +68,7 @@ def run(args: argparse.Namespace) -> int:
     if not os.path.exists("/proc/self/fd"):
         raise HostError("the demo reaches memory through /proc, which is not mounted here")
     started = time.monotonic()
-    with _temporary_folder(args.folder) as folder:
+    with temporary_folder(args.folder) as folder:
         _check_room(folder, args.size)
         refusal = _refusal(os.path.join(folder, "refused"))
         say(f"1. fixed-ram with multifd: refused, as by QEMU: {refusal!r}")
@@ -100,17 +99,6 @@ def run(args: argparse.Namespace) -> int:
         }
         output.print_json(stamped("demo", told))
     return 0
-
-
-def _temporary_folder(where: str | None) -> tempfile.TemporaryDirectory[str]:
-    import tempfile
-
-    try:
-        return tempfile.TemporaryDirectory(prefix="parallel-fixedram-", dir=where)
-    except OSError as error:
-        if where is None:
-            raise HostError.from_os("cannot make a folder for temporary files", error) from error
-        raise unopened(f"cannot make a folder in {where!r}", error) from error
 
 
 def _refusal(path: str) -> str:

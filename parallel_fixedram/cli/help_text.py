@@ -19,6 +19,13 @@ class HelpFormatter(argparse.HelpFormatter):
         columns = min(shutil.get_terminal_size().columns, MAX_COLUMNS)
         super().__init__(prog, **{"width": columns - 2, "max_help_position": 26, **options})
 
+    def add_argument(self, action: argparse.Action) -> None:
+        """Make room for verbs, whose indentation argparse forgets to count."""
+        super().add_argument(action)
+        for verb in self._iter_indented_subactions(action):
+            length = len(self._format_action_invocation(verb)) + self._current_indent
+            self._action_max_length = max(self._action_max_length, length)
+
     def _fill_text(self, text: str, width: int, indent: str) -> str:
         lines: list[str] = []
         for kind, group in groupby(_with_kinds(text.splitlines()), lambda pair: pair[0]):

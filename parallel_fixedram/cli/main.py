@@ -24,7 +24,20 @@ from parallel_fixedram.cli.limits import limit_hint, require_address_space
 from parallel_fixedram.cli.output import MANNER, PROGRAM, complain
 from parallel_fixedram.core.errors import FixedRamError, HostError
 
-VERBS = ("demo", "save", "plan", "restore", "clone", "guests", "verify", "inspect", "diff", "caps", "bench")
+VERBS = (
+    "demo",
+    "save",
+    "plan",
+    "restore",
+    "clone",
+    "guests",
+    "try-capture",
+    "verify",
+    "inspect",
+    "diff",
+    "caps",
+    "bench",
+)
 """One module of this package each, with ``register(subparsers)`` and ``run(args) -> int``; in the order of ``--help``.
 
 A verb's module is imported for ``--help``, too: what is slow to import belongs inside its ``run``.
@@ -36,7 +49,7 @@ WITH_COMMAND = ("restore", "clone")
 
 LOAD = "--load"
 
-WITH_PROGRESS = ("demo", "save", "plan", "restore", "clone", "verify", "diff")
+WITH_PROGRESS = ("demo", "save", "plan", "restore", "clone", "try-capture", "verify", "diff")
 """Verbs that may take a while, and show how far they are."""
 
 
@@ -83,7 +96,7 @@ def build_parser(verbs: Sequence[str] = VERBS) -> argparse.ArgumentParser:
     parser.add_argument("--version", action=_Version, nargs=0, help="show the version and exit")
     subparsers = parser.add_subparsers(dest="verb", metavar="VERB", required=True, parser_class=Parser)
     for verb in verbs:
-        importlib.import_module(f"parallel_fixedram.cli.{verb}").register(subparsers)
+        importlib.import_module(f"parallel_fixedram.cli.{verb.replace('-', '_')}").register(subparsers)
     for verb, each in subparsers.choices.items():
         if verb != "bench":  # whose commands have them
             add_manner_options(each, json=True, progress=verb in WITH_PROGRESS)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
 from parallel_fixedram.core.errors import RequestError
@@ -109,6 +110,23 @@ def _size(text: str) -> int:
         raise argparse.ArgumentTypeError(error.message) from error
 
 
+def add_snapshot_options(parser: Any) -> None:
+    """What a snapshot may cost the guest, and us."""
+    parser.add_argument(
+        "--max-stall",
+        type=float,
+        metavar="SECONDS",
+        help="how long a write of the guest may have to wait for a snapshot, which is given up rather than have it "
+        f"wait longer (default {MAX_STALL_SECONDS:g})",
+    )
+    parser.add_argument(
+        "--capture-memory",
+        type=_size,
+        metavar="SIZE",
+        help=f"copies of a snapshot that may wait to be written (default {format_size(CAPTURE_MEMORY)})",
+    )
+
+
 def add_capture_options(parser: Any) -> None:
     """How the file comes to hold one instant of a guest that runs."""
     group = parser.add_argument_group(
@@ -127,18 +145,12 @@ def add_capture_options(parser: Any) -> None:
     group.add_argument(
         "--max-rounds", type=int, metavar="N", help=f"most rounds of --capture rounds (default {MAX_ROUNDS})"
     )
+    add_snapshot_options(group)
     group.add_argument(
-        "--max-stall",
-        type=float,
-        metavar="SECONDS",
-        help="how long a write of the guest may have to wait for --capture snapshot, which is given up rather than "
-        f"have it wait longer (default {MAX_STALL_SECONDS:g})",
-    )
-    group.add_argument(
-        "--capture-memory",
-        type=_size,
-        metavar="SIZE",
-        help=f"copies of --capture snapshot that may wait to be written (default {format_size(CAPTURE_MEMORY)})",
+        "--check-instant",
+        action="store_true",
+        help="copy all RAM while the guest stands still, and hold the file against the copy, page by page, before it "
+        "gets its name: a test of this program on this host, which makes the pause long",
     )
 
 
@@ -157,11 +169,25 @@ def capturing(args: argparse.Namespace) -> Capturing:
         RequestError: they do not go together, or a number is out of its range.
     """
     mode = CaptureMode(args.capture)
-    given = {name: value for name in _MODES_OF if (value := getattr(args, name)) is not None}
+    given = _given(args, _MODES_OF)
     for name in given:
         if mode not in (modes := _MODES_OF[name]):
             raise RequestError(f"--{name.replace('_', '-')} is for --capture {modes[0]}")
-    return Capturing(mode=mode, **given)
+    return Capturing(mode=mode, check_instant=args.check_instant, **given)
+
+
+def snapshot_limits(args: argparse.Namespace) -> Capturing:
+    """What the options of ``add_snapshot_options`` ask for.
+
+    Raises:
+        RequestError: a number is out of its range.
+    """
+    return Capturing(mode=CaptureMode.SNAPSHOT, **_given(args, ("max_stall", "capture_memory")))
+
+
+def _given(args: argparse.Namespace, names: Iterable[str]) -> dict[str, Any]:
+    """Options that were given, by name."""
+    return {name: value for name in names if (value := getattr(args, name)) is not None}
 
 
 def choice_lines(choice: ChoiceReport) -> list[str]:

@@ -7,6 +7,7 @@
     │   ├── NoFileError          a name leads to nothing, or to no file                exit 2
     │   └── CapabilityError      refused by the capability gate                        exit 2
     ├── ContentsDiffer           two things that should be equal are not               exit 1
+    │   └── InstantDiffers       a file and the RAM that was copied at its instant     exit 1
     ├── FormatError              the file is not what it should be                     exit 3
     ├── MachineError             the guest or its monitor said no, or went away        exit 4
     │   └── MachineChanged       its RAMBlocks or devices are not what they were       exit 4
@@ -70,6 +71,18 @@ class ContentsDiffer(FixedRamError):
     """Two things that should be equal are not."""
 
     exit_code = 1
+
+
+class InstantDiffers(ContentsDiffer):
+    """The file of an instant is not the RAM that was copied at that instant; the file has not been given its name.
+
+    Attributes:
+        pages: how many pages differ; 0 where it is something else.
+    """
+
+    def __init__(self, message: str, *, pages: int) -> None:
+        super().__init__(message)
+        self.pages = pages
 
 
 class FormatError(FixedRamError):

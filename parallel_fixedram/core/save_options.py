@@ -197,6 +197,8 @@ class Capturing:
         max_stall: how long a write of the guest may have to wait for a ``snapshot``, seconds; one that would wait
             longer is let go, and the snapshot is worth nothing.
         capture_memory: how many bytes of copies of a ``snapshot`` may wait to be written.
+        check_instant: copy all RAM while the guest stands still, which makes the pause long, and hold the file against
+            that copy, page by page, before it gets its name.
 
     Raises:
         RequestError: a number out of its range.
@@ -206,6 +208,7 @@ class Capturing:
     max_rounds: int = MAX_ROUNDS
     max_stall: float = MAX_STALL_SECONDS
     capture_memory: int = CAPTURE_MEMORY
+    check_instant: bool = False
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "mode", choice(CaptureMode, self.mode, "capture"))

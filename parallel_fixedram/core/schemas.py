@@ -29,6 +29,7 @@ VERSIONS: Mapping[str, int] = {
     "inspect_qemu": 1,
     "caps_table": 1,
     "caps_verdict": 1,
+    "try_capture": 1,
     "demo": 1,
     "bench_list": 1,
     "bench_run": 1,

@@ -26,6 +26,7 @@ from parallel_fixedram.host.files.channel import FileChannel
 from parallel_fixedram.host.files.page_cache import cached_bytes, drop_from_cache
 from parallel_fixedram.host.files.publish import PendingFile
 from parallel_fixedram.image.ending import Ending
+from parallel_fixedram.image.image import Image
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -121,6 +122,10 @@ class Draft:
         self._pending.set_size(ending.file_length)
         self._space.give_back(ledger.present, gap_pages)
         ending.write(self.buffered)
+
+    def image(self) -> Image:
+        """The finished file, opened for reading (open_image)."""
+        return Image(f"/proc/self/fd/{self.fd}", offset=self._layout.base)
 
     def publish(self, observer: Observer) -> Published:
         """Sync the file, and give it its name.

@@ -51,6 +51,7 @@ from parallel_fixedram.format.layout import FileLayout
 from parallel_fixedram.host.files.page_cache import dirty_room
 from parallel_fixedram.host.files.publish import check_target, replaced_link
 from parallel_fixedram.image.draft import Draft
+from parallel_fixedram.image.instant_copy import InstantCopy
 from parallel_fixedram.verbs.account import Account
 from parallel_fixedram.verbs.save_report import save_report
 
@@ -90,6 +91,7 @@ def save(
         CapabilityError: the gate refuses, or the target cannot seek. Nothing was touched.
         RequestError: impossible as asked, or the file exists. Nothing was touched.
         MachineError: the machine did not stop or went away.
+        InstantDiffers: a check of the instant was asked for, and failed. No file is left.
         HostError: I/O or memory, ENOSPC among them; a WorkerError if no worker survived. No file is left.
         DurabilityError: the file is published, but may not survive a power cut.
     """
@@ -146,16 +148,21 @@ def _save(machine: Machine, target: FileTarget, options: SaveOptions, account: A
         pool = stack.enter_context(WorkerPool(jobs, task.choice.channels, stall_seconds=options.writing.stall_seconds))
         writeback = stack.enter_context(EarlyWriteback(draft.fd, dirty_room()))
         run = Coordinator(task, pool, jobs, writeback, account.observer, account.began)
+        copy = _copy(task, stack)
         account.end("start")
         capture.before(run)
         account.end("before")
-        pause, state = _one_instant(machine, capture, run, account)
+        pause, state = _one_instant(machine, capture, run, copy, account)
         capture.after(run)
         account.end("after")
         pool.dismiss()  # they end while the file is finished
         draft.finish(task.guest_blocks, task.ledger, state, task.choice.gap_pages)
         snapshot = capture.let_go()
         account.end("finish")
+        if copy:
+            with draft.image() as image:
+                copy.check(image, account.observer)
+            account.end("check")
         published = draft.publish(account.observer)
         account.end("publish")
         return save_report(target.path, task, decision, run, pause, account, published, snapshot)
@@ -207,7 +214,16 @@ def _begin(
     return draft, task, decision
 
 
-def _one_instant(machine: Machine, capture: Capture, run: Coordinator, account: Account) -> tuple[Pause, bytes]:
+def _copy(task: Task, stack: ExitStack) -> InstantCopy | None:
+    """What is to be copied while the machine stands still, if that is asked for."""
+    if not task.options.capture.check_instant:
+        return None
+    return stack.enter_context(InstantCopy(task.guest_blocks, task.ledger.data, task.choice.channels))
+
+
+def _one_instant(
+    machine: Machine, capture: Capture, run: Coordinator, copy: InstantCopy | None, account: Account
+) -> tuple[Pause, bytes]:
     """Stop the machine for what has to be done then, until nobody else has acted on it meanwhile.
 
     Returns:
@@ -229,6 +245,10 @@ def _one_instant(machine: Machine, capture: Capture, run: Coordinator, account: 
             capture.stopped(run)
             pause.ram_seconds = time.perf_counter() - started
             state = pause.device_state()  # it has to be there before the machine goes on
+            if copy:
+                started = time.perf_counter()
+                copy.take(account.observer)
+                pause.copy_seconds = time.perf_counter() - started
         account.end("pause")
         torn = pause.torn
         if torn is None:

@@ -65,6 +65,7 @@ def _seconds(run: Coordinator, pause: Pause, account: Account, published: Publis
         device_state=pause.state_seconds,
         ram=pause.ram_seconds,
         cont=pause.cont_seconds if waited else 0.0,
+        copy=pause.copy_seconds if waited else 0.0,
         scan=run.written.scan_seconds / channels,
         write=run.written.write_seconds / channels,
         digest=run.written.digest_seconds / channels,

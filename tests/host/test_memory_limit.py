@@ -9,7 +9,6 @@ import pytest
 from parallel_fixedram.core.errors import HostError
 from parallel_fixedram.host.memory import memory_limit
 from parallel_fixedram.host.memory.memory_limit import memory_room, memory_until_killed
-from parallel_fixedram.machines.builtin import process
 from parallel_fixedram.machines.builtin.process import GuestProcess
 from parallel_fixedram.machines.builtin.spec import GuestSpec
 
@@ -107,7 +106,7 @@ def test_only_what_is_killed_for_counts(monkeypatch: pytest.MonkeyPatch, tmp_pat
 
 
 def test_a_guest_that_its_control_group_would_be_killed_for_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(process, "memory_until_killed", lambda _pid: 1 << 20)
+    monkeypatch.setattr(memory_limit, "memory_until_killed", lambda _pid: 1 << 20)
     with pytest.raises(HostError, match=r"writes 2\.0 MiB of RAM, but only 1\.0 MiB of memory are available to this"):
         GuestProcess(GuestSpec.parse("dense,size=2MiB"))
     GuestProcess(GuestSpec.parse("zero,size=2MiB")).close()  # it writes nothing

@@ -25,7 +25,7 @@ from support.qemu_boot import BootFolder
 from support.qemu_reader import read_stored
 from support.qemu_saved import WAYS_TO_LOAD, contents, differences, in_turn
 from support.qemu_tools import all_qemus
-from support.snapshots import Act, Saved, When, argv, ticks, unharmed, watched_mappings
+from support.snapshots import Act, Saved, When, argv, killing, ticks, unharmed, watched_mappings
 from support.sources import huge_file
 from support.watched import require_userfaultfd
 
@@ -36,7 +36,6 @@ from parallel_fixedram.engine.capture.snapshot.snapshot import Snapshot
 from parallel_fixedram.engine.capture.write_protect import WriteProtect
 from parallel_fixedram.experiments.boot_sector import boot_image
 from parallel_fixedram.host.memory import ksm
-from parallel_fixedram.host.processes import forked
 from parallel_fixedram.image.draft import Draft
 from parallel_fixedram.machines.qemu.machine import QemuMachine
 from parallel_fixedram.machines.qemu.monitor import Monitor
@@ -68,24 +67,6 @@ def guest(only_guest: QemuProcess) -> Iterator[QemuProcess]:
     """The same for all: whatever happened to the saves before, it runs, and so it does afterwards."""
     with unharmed(only_guest):
         yield only_guest
-
-
-def process_of(capture: WriteProtect, name: str) -> int:
-    return int(getattr(capture._snapshot._running, name).pid)
-
-
-def killing(name: str, signum: int = signal.SIGKILL) -> Act:
-    """Of a process of the snapshot."""
-
-    def act(capture: WriteProtect) -> None:
-        pid = process_of(capture, name)
-        pidfd = os.pidfd_open(pid)
-        os.kill(pid, signum)
-        if signum == signal.SIGKILL:
-            assert forked.has_ended(pidfd, LONG)
-        os.close(pidfd)
-
-    return act
 
 
 def kill(pid: int) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import signal
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -20,6 +21,7 @@ import parallel_fixedram
 from parallel_fixedram import Capturing, Gate, SaveReport, Writing
 from parallel_fixedram.engine.capture.snapshot.snapshot import Snapshot
 from parallel_fixedram.engine.capture.write_protect import WriteProtect
+from parallel_fixedram.host.processes import forked
 from parallel_fixedram.machines.qemu.machine import QemuMachine
 
 SECONDS = 20.0
@@ -53,6 +55,24 @@ def at_moments(monkeypatch: pytest.MonkeyPatch) -> When:
         monkeypatch.setattr(moment.owner, moment.name, watched)
 
     return plan
+
+
+def process_of(capture: WriteProtect, name: str) -> int:
+    return int(getattr(capture._snapshot._running, name).pid)
+
+
+def killing(name: str, signum: int = signal.SIGKILL) -> Act:
+    """Of a process of the snapshot."""
+
+    def act(capture: WriteProtect) -> None:
+        pid = process_of(capture, name)
+        pidfd = os.pidfd_open(pid)
+        os.kill(pid, signum)
+        if signum == signal.SIGKILL:
+            assert forked.has_ended(pidfd, SECONDS)
+        os.close(pidfd)
+
+    return act
 
 
 @contextlib.contextmanager

@@ -30,8 +30,9 @@ class PhaseReport:
     """One of the phases of a save, which follow each other."""
 
     name: str
-    """``decide``, ``reserve``, ``start``, ``before``, ``prepare``, ``pause``, ``after``, ``finish``, ``publish``; the
-    two in the middle once more for each time that the instant was torn."""
+    """``decide``, ``reserve``, ``start``, ``before``, ``prepare``, ``pause``, ``after``, ``finish``, ``publish``, and
+    ``check`` before that where it is asked for; ``prepare`` and ``pause`` once more for each time that the instant was
+    torn."""
     started: float
     """Since the save began."""
     seconds: float
@@ -57,6 +58,8 @@ class SaveSeconds:
     """The last round, the one with the guest stopped."""
     cont: float
     """Of the pause, to let the guest go on; 0 where there was none."""
+    copy: float
+    """Of the pause, to copy all RAM, where the file is held against such a copy."""
     scan: float
     """Looking for zero pages, mean over the workers."""
     write: float

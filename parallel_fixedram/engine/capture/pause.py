@@ -40,6 +40,7 @@ class Pause:
         ram_seconds: of that, until its RAM needed it no longer; told by whoever read that.
         state_seconds: how long its device state took, beside everything else.
         cont_seconds: of ``seconds``, to let it go on.
+        copy_seconds: of ``seconds``, to copy its RAM for a check; told by whoever did that.
     """
 
     def __init__(self, machine: Machine) -> None:
@@ -52,7 +53,7 @@ class Pause:
         self._notes: list[str] = []
         self.sync_disks_seconds = 0.0
         self.seconds = self.stop_seconds = self.ram_seconds = 0.0
-        self.state_seconds = self.cont_seconds = 0.0
+        self.state_seconds = self.cont_seconds = self.copy_seconds = 0.0
 
     def prepare(self) -> None:
         """Get ready while nobody waits (Machine.get_ready, Machine.sync_disks)."""

@@ -1,10 +1,14 @@
-"""How much more memory a process may take before the control groups it is in have the kernel take some from it."""
+"""How much more memory a process may take before the kernel takes some from it, or ends it."""
 
 from __future__ import annotations
 
 import contextlib
 import os
 from collections.abc import Iterator
+
+from parallel_fixedram.core.errors import HostError
+from parallel_fixedram.core.units import format_size
+from parallel_fixedram.host.facts import memory_bytes
 
 _FILES = {
     "cgroup": (("memory.limit_in_bytes",), "memory.usage_in_bytes"),
@@ -45,6 +49,25 @@ def memory_until_killed(pid: int) -> int | None:
             if limit < _NO_LIMIT:
                 rooms.append(max(0, limit - _number(os.path.join(folder, usage)) + _cached(folder)))
     return min(rooms, default=None)
+
+
+def check_memory(needed: int, what: str, *, hint: str = "") -> None:
+    """Refuse what would end with the kernel killing processes.
+
+    Args:
+        needed: bytes that this process, or its forks, will take.
+        what: says so, as the beginning of a sentence.
+        hint: what to do where there is not as much.
+
+    Raises:
+        HostError: they do not fit into the memory that is available.
+    """
+    for available, where in (
+        (memory_bytes("MemAvailable"), ""),
+        (memory_until_killed(os.getpid()), " to this control group"),
+    ):
+        if available is not None and needed > available:
+            raise HostError(f"{what}, but only {format_size(available)} of memory are available{where}", hint=hint)
 
 
 def _cached(folder: str) -> int:

@@ -28,9 +28,8 @@ from parallel_fixedram.core.observer import SILENT, Observer
 from parallel_fixedram.core.protocols import AddressSpace, GuestBlock
 from parallel_fixedram.core.ramblock import TARGET_PAGE_SIZE, RAMBlock
 from parallel_fixedram.core.units import format_size
-from parallel_fixedram.host.facts import memory_bytes
 from parallel_fixedram.host.memory.mapped_source import MappedSource
-from parallel_fixedram.host.memory.memory_limit import memory_until_killed
+from parallel_fixedram.host.memory.memory_limit import check_memory
 from parallel_fixedram.host.memory.userfaultfd import Userfaultfd
 from parallel_fixedram.host.processes import forked, signals
 from parallel_fixedram.machines.builtin import child
@@ -313,16 +312,7 @@ def _check_memory(spec: GuestSpec) -> None:
         HostError: the pages to be written do not fit into the memory that is available.
     """
     needed = spec.written_pages * TARGET_PAGE_SIZE
-    for available, where in (
-        (memory_bytes("MemAvailable"), ""),
-        (memory_until_killed(os.getpid()), " to this control group"),
-    ):
-        if available is not None and needed > available:
-            raise HostError(
-                f"the guest writes {format_size(needed)} of RAM, "
-                f"but only {format_size(available)} of memory are available{where}",
-                hint="give it a smaller size= or fraction=",
-            )
+    check_memory(needed, f"the guest writes {format_size(needed)} of RAM", hint="give it a smaller size= or fraction=")
 
 
 def _create_ram(size: int) -> int:

@@ -37,8 +37,9 @@ from parallel_fixedram.machines.qemu.disks import sync_disks
 from parallel_fixedram.machines.qemu.instant import HARMLESS, Held, look_back
 from parallel_fixedram.machines.qemu.monitor import TIMEOUT_SECONDS, Events, Monitor
 from parallel_fixedram.machines.qemu.target import check_settings, read_target
+from parallel_fixedram.machines.qemu.trials import Setting
 from parallel_fixedram.machines.qemu.unreachable import refuse_unreachable_memory
-from parallel_fixedram.machines.qemu.watch import address_space
+from parallel_fixedram.machines.qemu.watch import address_space, setting
 
 GREETING_SECONDS = 5.0
 """How long a running QEMU may take to greet: nothing but its main loop has to turn for it."""
@@ -197,6 +198,10 @@ class QemuMachine:
     def address_space(self) -> AddressSpace:
         """QEMU is made to ask for a userfaultfd, where that is possible and not forbidden (Machine.address_space)."""
         return address_space(self._monitor, self.pid, self._makeup)
+
+    def setting(self) -> Setting:
+        """What a snapshot of it has to work with."""
+        return setting(self._monitor)
 
     def describe(self) -> InspectQemuReport:
         """What would be saved and how each block is reached; nothing is paused."""

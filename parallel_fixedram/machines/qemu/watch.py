@@ -15,6 +15,7 @@ from parallel_fixedram.host.injection.inject import require_right, takes_injecti
 from parallel_fixedram.host.memory.process_maps import refusal
 from parallel_fixedram.machines.qemu.discovery import Makeup, malformed, run_state
 from parallel_fixedram.machines.qemu.monitor import Monitor
+from parallel_fixedram.machines.qemu.trials import Setting
 from parallel_fixedram.machines.qemu.unwatched import Merging, refuse_unwatched
 
 VARIABLE = "PARALLEL_FIXEDRAM_INJECTION"
@@ -53,7 +54,7 @@ def address_space(monitor: Monitor, pid: int, found: Makeup) -> AddressSpace:
     return AddressSpace(
         watch=lambda: (_userfaultfd(monitor, pid), [block.address for block in found.blocks]),
         has_answered=has_answered,
-        unproven=_unproven(monitor),
+        unproven=setting(monitor).unproven,
     )
 
 
@@ -71,12 +72,12 @@ def _refuse_if_forbidden() -> None:
         raise HostError(f"{FORBIDDEN!r} forbids it to ask QEMU's process for a userfaultfd")
 
 
-def _unproven(monitor: Monitor) -> str:
-    """KVM writes guest memory in the kernel: its faults wait, as those of QEMU's own background-snapshot do."""
+def setting(monitor: Monitor) -> Setting:
+    """What a snapshot of this QEMU has to work with."""
     answer = monitor.execute("query-kvm")
     if not isinstance(answer, dict) or not isinstance(answer.get("enabled"), bool):
         raise malformed(monitor, "query-kvm", answer)
-    return "the guest runs under KVM, with which nobody has tried it on this host" if answer["enabled"] else ""
+    return Setting(qemu=".".join(map(str, monitor.version)), kvm=answer["enabled"])
 
 
 def _userfaultfd(monitor: Monitor, pid: int) -> int:

@@ -1,0 +1,150 @@
+"""InstantCopy: all RAM of a machine, copied while it stands still, to hold the file of that instant against.
+
+It checks a capture, and a save does not need it: the machine stands still for as long as the copy takes, and the copy
+takes as much memory as the machine has data.
+"""
+
+from __future__ import annotations
+
+import mmap
+import os
+from collections.abc import Sequence
+from contextlib import ExitStack
+from dataclasses import replace
+from types import TracebackType
+from typing import Self
+
+import numpy as np
+
+from parallel_fixedram.core.bitmap import PageBitmap
+from parallel_fixedram.core.entering import undone_if_it_fails
+from parallel_fixedram.core.errors import HostError, InstantDiffers
+from parallel_fixedram.core.observer import Observer
+from parallel_fixedram.core.protocols import GuestBlock, Pages
+from parallel_fixedram.core.ramblock import PageRange, RAMBlock
+from parallel_fixedram.core.shards import Shard, plan_shards
+from parallel_fixedram.core.units import format_count, format_size
+from parallel_fixedram.engine.pages.ledger import shared_bitmaps
+from parallel_fixedram.engine.pages.window import windows
+from parallel_fixedram.engine.workers.messages import Tally
+from parallel_fixedram.engine.workers.pool import WorkerPool
+from parallel_fixedram.engine.workers.progress import run_job
+from parallel_fixedram.host import linux
+from parallel_fixedram.host.memory.mapped_source import MappedSource
+from parallel_fixedram.host.memory.memory_limit import check_memory
+from parallel_fixedram.image.image import Image
+from parallel_fixedram.image.verify import verify
+
+
+class InstantCopy:
+    """Context manager: workers that wait for ``take``, and memory for what they copy.
+
+    Args:
+        guest_blocks: the machine's blocks.
+        data: pages of each that hold something: about what has to be copied.
+        channels: number of workers.
+
+    Raises:
+        HostError: there is not enough memory, or no worker.
+    """
+
+    def __init__(self, guest_blocks: Sequence[GuestBlock], data: Sequence[PageBitmap], channels: int) -> None:
+        self._guest_blocks = guest_blocks
+        self._page_size = guest_blocks[0].block.page_size
+        needed = sum(each.count() for each in data) * self._page_size
+        check_memory(needed, f"a copy of the guest's RAM takes {format_size(needed)}")
+        self._channels = channels
+        self._stack = ExitStack()
+
+    @undone_if_it_fails
+    def __enter__(self) -> Self:
+        self._memory = [_memory(self._stack, each.block) for each in self._guest_blocks]
+        self._job = _CopyJob(self._guest_blocks, self._memory)
+        self._pool = self._stack.enter_context(WorkerPool([self._job], self._channels))
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self._stack.close()
+
+    def take(self, observer: Observer) -> None:
+        """Copy all RAM, in the place of what was copied before; the machine stands still meanwhile.
+
+        Raises:
+            HostError: the memory is out of reach by now.
+        """
+        for fd, each, content in zip(self._memory, self._guest_blocks, self._job.content, strict=True):
+            os.ftruncate(fd, 0)
+            os.ftruncate(fd, each.block.used_length)
+            content.words[:] = 0
+            for found in each.source.data_ranges(PageRange(0, each.block.pages)):
+                content.set_range(found)
+        shards = plan_shards(self._job.content, workers=self._channels)
+        run_job(self._pool, 0, shards, phase="copy", page_size=self._page_size, observer=observer)
+
+    def check(self, image: Image, observer: Observer) -> None:
+        """Hold a file against the copy, page by page, and its own digests.
+
+        Raises:
+            InstantDiffers: it is something else.
+            FormatError: it contradicts itself.
+            HostError: it cannot be read.
+        """
+        with ExitStack() as stack:
+            ram = {}
+            for fd, each in zip(self._memory, self._guest_blocks, strict=True):
+                source = MappedSource(fd, length=each.block.used_length, page_size=self._page_size)
+                stack.callback(source.close)
+                ram[each.block.idstr] = replace(each, source=source)
+            report = verify(image, ram=ram, channels=self._channels, observer=observer)
+        if not report.ok:
+            pages, first = report.bad_pages, report.differences[0]
+            raise InstantDiffers(
+                f"{format_count(pages, 'page')} of the file are not what RAM held while the guest stood still: {first}",
+                pages=pages,
+            )
+
+
+class _CopyJob:
+    """Copies the pages of ``content`` from their sources into shared memory.
+
+    Args:
+        guest_blocks: what to copy.
+        memory: descriptors of where to, one a block, each as long as its block.
+
+    Attributes:
+        content: which pages; a bitmap a block, shared with forks.
+    """
+
+    def __init__(self, guest_blocks: Sequence[GuestBlock], memory: Sequence[int]) -> None:
+        self._guest_blocks = guest_blocks
+        self._memory = memory
+        self.content = shared_bitmaps([each.block for each in guest_blocks])
+
+    def open(self) -> None:
+        """Reach both (Job.open)."""
+        self._copies: list[Pages] = []
+        for fd, each in zip(self._memory, self._guest_blocks, strict=True):
+            each.source.open()
+            view = mmap.mmap(fd, each.block.used_length)
+            self._copies.append(np.frombuffer(view, np.uint64).reshape(each.block.pages, -1))
+
+    def run(self, shard: Shard) -> Tally:
+        """Copy one shard (Job.run)."""
+        source, copy = self._guest_blocks[shard.block].source, self._copies[shard.block]
+        for window in windows(self.content[shard.block], shard):
+            wanted = np.flatnonzero(window.bits)
+            pages = source.pages(window.first, len(window.bits), window.bits)
+            copy[window.first + wanted] = pages[wanted]
+        return Tally()
+
+
+def _memory(stack: ExitStack, block: RAMBlock) -> int:
+    try:
+        fd = os.memfd_create("instant-copy", os.MFD_CLOEXEC)
+    except OSError as error:
+        raise HostError.from_os("cannot get memory for a copy of the guest's RAM", error) from error
+    stack.callback(linux.close, fd)
+    os.ftruncate(fd, block.used_length)
+    return fd
