@@ -152,7 +152,14 @@ def _run_one(args: argparse.Namespace, scenario: Scenario, path: str) -> RunSet:
             raise
 
 
-_COLUMNS = ("total", "last_write", "pause")
+_TIMES = ("total", "last_write", "pause")
+_OF_A_WATCHED_GUEST = ("lost", "gap")
+
+
+def _columns(run_set: RunSet) -> tuple[str, ...]:
+    """Times that are told of its cases."""
+    watched = any(sample.seconds.lost is not None for case in run_set.cases for sample in case.samples)
+    return (*_TIMES, *(_OF_A_WATCHED_GUEST if watched else ()))
 
 
 def _figures(case: CaseResult, name: str) -> tuple[float, float, float] | None:
@@ -166,10 +173,11 @@ def _figures(case: CaseResult, name: str) -> tuple[float, float, float] | None:
 def _print_run_set(run_set: RunSet, path: str) -> None:
     print_folded(f"{run_set.scenario.name}: {run_set.scenario.question}")
     width = max((len(case.id) for case in run_set.cases), default=4)
+    columns = _columns(run_set)
     print_table(
-        f"  {{:<{width}}}" + "{:>26}" * len(_COLUMNS),
-        ("case", *(f"{name.replace('_', ' ')} ms" for name in _COLUMNS)),
-        [(case.id, *(_cell(_figures(case, name)) for name in _COLUMNS)) for case in run_set.cases],
+        f"  {{:<{width}}}" + "{:>26}" * len(columns),
+        ("case", *(f"{name.replace('_', ' ')} ms" for name in columns)),
+        [(case.id, *(_cell(_figures(case, name)) for name in columns)) for case in run_set.cases],
     )
     bench_list.print_missing(run_set)
     print_folded(f"  median (least-most); every sample is in {path}")
@@ -193,7 +201,7 @@ def _summary(run_set: RunSet, path: str) -> dict[str, Any]:
                 "samples": len(case.samples),
                 "seconds": {
                     name: dict(zip(("median", "min", "max"), figures, strict=True)) if figures else None
-                    for name in _COLUMNS
+                    for name in _columns(run_set)
                     for figures in [_figures(case, name)]
                 },
             }

@@ -80,8 +80,8 @@ class InstantDiffers(ContentsDiffer):
         pages: how many pages differ; 0 where it is something else.
     """
 
-    def __init__(self, message: str, *, pages: int) -> None:
-        super().__init__(message)
+    def __init__(self, message: str, *, pages: int = 0, hint: str = "") -> None:
+        super().__init__(message, hint=hint)
         self.pages = pages
 
 

@@ -41,6 +41,9 @@ RESERVED_AT_END = 16 << 20
 TICKS = 100
 """Times a second that it wakes to rewrite pages."""
 
+WORK_AT = 0x7000
+"""Where it counts the pages that it has rewritten: 4 bytes, little-endian, that begin anew past their end."""
+
 _MULTIPLIER, _INCREMENT = 1_664_525, 1_013_904_223  # of a linear congruential generator with the period 2**32
 
 
@@ -55,7 +58,8 @@ def fill_image(*, size: int, share: float, dirty_rate: int = 0, seed: int = 1) -
     Args:
         size: bytes of RAM.
         share: of RAM, how much it fills, from FIRST on.
-        dirty_rate: bytes of pages rewritten a second afterwards, going round the filled range; 0 to sleep for good.
+        dirty_rate: bytes of pages rewritten a second afterwards, going round the filled range; 0 to sleep for good. It
+            never sleeps if it cannot keep up with that.
         seed: where the numbers start.
 
     Raises:
@@ -207,6 +211,7 @@ def _afterwards(end: int, dirty_rate: int) -> list[Part]:
         b"\xb9" + _u32(max(dirty_rate // (PAGE * TICKS), 1)),  # mov ecx, pages
         "page:",
         b"\xff\x47\x08",  # inc dword [edi + 8]
+        b"\xff\x05" + _u32(WORK_AT),  # inc dword [WORK_AT]
         b"\x81\xc7" + _u32(PAGE),  # add edi, PAGE
         b"\x81\xff" + _u32(end),  # cmp edi, end
         (b"\x72", "on", 1, 0),  # jb on

@@ -64,6 +64,8 @@ def _qemu_specs(where: str, table: Any) -> Iterator[QemuSpec]:
         if boot_sector.FIRST + spec.data_bytes > spec.size - boot_sector.RESERVED_AT_END:
             room = 1 - (boot_sector.FIRST + boot_sector.RESERVED_AT_END) / spec.size
             raise RequestError(f"{where}, data: {spec.data:g}, expected at most {room:.3f} of {spec.size >> 20} MiB")
+        if spec.watched and (spec.ram != "memfd" or not spec.dirty_rate):
+            raise RequestError(f"{where}, watched: only with a dirty_rate, and with ram = 'memfd', where it is counted")
         yield spec
 
 

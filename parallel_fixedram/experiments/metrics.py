@@ -15,6 +15,8 @@ class Metric(StrEnum):
     TOTAL = "total"
     LAST_WRITE = "last_write"
     PAUSE = "pause"
+    LOST = "lost"
+    GAP = "gap"
 
     def of(self, sample: Sample) -> float | None:
         """Seconds; None where the way cannot tell."""
@@ -26,6 +28,8 @@ _MEANINGS = {
     Metric.TOTAL: "until everything is on stable storage",
     Metric.LAST_WRITE: "until the last page is written",
     Metric.PAUSE: "while the guest stands still",
+    Metric.LOST: "of work that the guest did not get done",
+    Metric.GAP: "in which the guest got nothing done, at the longest",
 }
 _RUNNING = "until all guests run"
 

@@ -37,11 +37,13 @@ class QemuSpec:
     """Bytes rewritten per second once it is full; 0: it sleeps."""
     fresh: bool = False
     """Whether every run has a guest of its own that has just booted, so that what is measured is its first save."""
+    watched: bool = False
+    """Whether what it gets done is counted around each run."""
 
     def __str__(self) -> str:
         rate = f",dirty_rate={self.dirty_rate >> 20}MiB" if self.dirty_rate else ""
-        fresh = ",fresh" if self.fresh else ""
-        return f"size={self.size >> 20}MiB,data={self.data:g},ram={self.ram}{rate}{fresh}"
+        words = "".join(f",{name}" for name in ("fresh", "watched") if getattr(self, name))
+        return f"size={self.size >> 20}MiB,data={self.data:g},ram={self.ram}{rate}{words}"
 
     @property
     def data_bytes(self) -> int:
@@ -156,5 +158,6 @@ QEMU_PARAMETERS: Mapping[str, Check] = {
     "ram": one_of("memfd", "private"),
     "dirty_rate": _size,
     "fresh": _yes_or_no,
+    "watched": _yes_or_no,
 }
 """Of the table ``qemu``."""

@@ -40,6 +40,11 @@ class Seconds:
     """Until the last page was written; with ``dirty``, the second round alone."""
     pause: float | None = None
     """How long the guest stood still; None where none was running."""
+    lost: float | None = None
+    """Of a guest that is watched: work that it did not get done, in seconds at its pace before and after the run;
+    below 0 for one that was faster meanwhile."""
+    gap: float | None = None
+    """Of a guest that is watched: the longest time in which it got nothing done."""
     wall: float | None = None
     """The whole process seen from outside, its start included; None where there was none."""
     phases: Mapping[str, float] | None = None
@@ -47,6 +52,8 @@ class Seconds:
 
     def __post_init__(self) -> None:
         _require_figures({**(self.phases or {}), **{name: getattr(self, name) for name in _TIMES}})
+        if self.lost is not None and not math.isfinite(self.lost):
+            raise ValueError(f"lost is {self.lost!r}, expected a number")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -67,7 +74,7 @@ class Bytes:
         _require_figures({each.name: getattr(self, each.name) for each in fields(self)})
 
 
-_TIMES = ("total", "last_write", "pause", "wall")
+_TIMES = ("total", "last_write", "pause", "gap", "wall")
 
 
 def _require_figures(found: Mapping[str, float | None]) -> None:
@@ -97,6 +104,9 @@ class Sample:
     """Of a guest that goes on dirtying: (rounds done, bytes that the file takes by then)."""
     sequential: tuple[tuple[int, int], ...] | None = None
     """Computed, next to ``growth``: (rounds done, bytes that a stream which appends every page would have by then)."""
+
+    work: tuple[int, ...] | None = None
+    """Of a guest that is watched: pages that it wrote in each 10 ms, from a second before the run on."""
 
     def __post_init__(self) -> None:
         if self.verified not in VERIFIED:

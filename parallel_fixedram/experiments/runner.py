@@ -32,13 +32,14 @@ import numpy as np
 from parallel_fixedram.core.errors import RequestError
 from parallel_fixedram.experiments import file_systems, pace, planning, results, sources, tools
 from parallel_fixedram.experiments.cases import Case
+from parallel_fixedram.experiments.guest_work import GuestWatch
 from parallel_fixedram.experiments.kept import Kept
 from parallel_fixedram.experiments.planning import Group, Plan
 from parallel_fixedram.experiments.results import CaseResult, RunSet, ScenarioFacts
 from parallel_fixedram.experiments.scenario import Scenario
 from parallel_fixedram.experiments.sources import Source
 from parallel_fixedram.experiments.ways.table import OURS, TABLE
-from parallel_fixedram.experiments.ways.way import Run, clear
+from parallel_fixedram.experiments.ways.way import Measured, Run, clear
 from parallel_fixedram.host.machine_facts import machine_facts
 
 Progress = Callable[[int, int, float, str], None]
@@ -173,6 +174,15 @@ def _commit() -> str | None:
         return None
 
 
+def _watched(run: Run) -> Measured:
+    """A run, and what its guest got done around it."""
+    [ram] = run.source.ram.values()
+    with GuestWatch(ram) as watch:
+        measured = TABLE[run.case.way].run(run)
+    work = watch.work()
+    return replace(measured, seconds=replace(measured.seconds, lost=work.lost, gap=work.gap), work=work.steps)
+
+
 class _Runner:
     """One carrying out of a scenario."""
 
@@ -278,7 +288,7 @@ class _Runner:
 
     def _measure(self, run: Run) -> None:
         way = TABLE[run.case.way]
-        measured = way.run(run)
+        measured = _watched(run) if run.case.qemu and run.case.qemu.watched else way.run(run)
         verified = way.verify(run)
         self._kept.ran(run.case, measured.sample(run.number, verified) if run.number >= 0 else None)
 

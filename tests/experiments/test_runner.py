@@ -16,6 +16,7 @@ from support.qemu_tools import require_qemu
 from parallel_fixedram.cli.bench import COMMANDS
 from parallel_fixedram.core.errors import ContentsDiffer, HostError, RequestError
 from parallel_fixedram.experiments import planning, results
+from parallel_fixedram.experiments.guest_work import STEP_SECONDS
 from parallel_fixedram.experiments.runner import run_scenario
 from parallel_fixedram.experiments.scenario import parse_scenario, shipped
 from parallel_fixedram.experiments.ways.boots import Restore
@@ -306,6 +307,21 @@ def test_a_qemu_guest_that_goes_on_dirtying_makes_a_stream_grow_but_not_a_file_o
     stream, fixed = carry_out(found, tmp_path).cases
     assert stream.samples[0].growth[-1][1] > 48 << 20
     assert fixed.samples[0].growth[-1][1] < 40 << 20
+
+
+@pytest.mark.qemu
+def test_a_guest_that_is_watched_gets_nothing_done_while_it_stands_still(tmp_path, monkeypatch):
+    require_qemu()
+    monkeypatch.chdir(tmp_path)
+    guest = 'qemu = {size = "64MiB", data = 0.5, dirty_rate = "1TiB", watched = true}'
+    Path("s.toml").write_text(scenario(f'way = "qemu-mapped-ram"\n{guest}', repeats=1, warm_up=0).text)
+    heads = done(call("bench", "s.toml", "--folder", tmp_path)).out.splitlines()[1]
+    assert heads.split()[-4:] == ["lost", "ms", "gap", "ms"]
+    [sample] = results.load("bench-results/s.json").cases[0].samples
+    seconds = sample.seconds
+    assert 0.5 * seconds.pause < seconds.gap
+    assert 0.5 * seconds.gap < STEP_SECONDS * sample.work.count(0) + 2 * STEP_SECONDS
+    assert sum(sample.work) > 1000
 
 
 def test_a_plan_runs_nothing_and_says_what_would_be_run(tmp_path, monkeypatch):

@@ -64,6 +64,7 @@ def test_values_of_a_qemu_guest_may_be_lists_too():
         "ram": "private",
         "dirty_rate": 0,
         "fresh": False,
+        "watched": False,
     }
 
 
@@ -152,6 +153,8 @@ WRONG = {
     "way = 'qemu-load'\nqemu = {size = '1GiB'}\ndirect_io = 'on'": "case 1, direct_io: QEMU loads past the page",
     "way = 'clone'\nqemu = {size = '1GiB'}\ncount = 0": "case 1, count: 0: expected a whole number from 1 to 64",
     "way = 'restore'\nguest = 'dense'": "case 1, way: 'restore' needs one source, qemu; found guest",
+    "way = 'ours'\nqemu = {size = '1GiB', watched = true}": "case 1, qemu, watched: only with a dirty_rate",
+    "way = 'ours'\nqemu = {size = '1GiB', dirty_rate = 1, ram = 'private', watched = true}": "case 1, qemu, watched",
     "way = 'ours'\nqemu = {size = '1GiB', fresh = 1}": "case 1, qemu, fresh: 1: expected true or false",
     "way = 'qemu-file'\nqemu = {size = '1GiB'}\nrounds = 3": "case 1, rounds: needs qemu with a dirty_rate",
 }

@@ -195,6 +195,8 @@ def source_text(parameters: Mapping[str, Any]) -> str:
         words.append(f"dirties {format_size(qemu['dirty_rate'])}/s")
     if qemu.get("fresh"):
         words.append("fresh")
+    if qemu.get("watched"):
+        words.append("watched")
     return "QEMU guest, " + ", ".join(words)
 
 

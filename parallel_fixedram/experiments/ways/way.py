@@ -45,6 +45,7 @@ class Measured:
     report: dict[str, Any] | None = None
     growth: tuple[tuple[int, int], ...] | None = None
     sequential: tuple[tuple[int, int], ...] | None = None
+    work: tuple[int, ...] | None = None
 
     def sample(self, number: int, verified: str) -> Sample:
         """As a sample that counts."""
@@ -56,6 +57,7 @@ class Measured:
             report=self.report,
             growth=self.growth,
             sequential=self.sequential,
+            work=self.work,
         )
 
 

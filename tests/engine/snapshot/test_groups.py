@@ -56,6 +56,14 @@ def test_on_huge_pages_all_groups_of_a_page_go_together() -> None:
     assert list(groups.pieces(GROUP)) == [range(1, 9), range(9, 17), range(17, 25), range(1)]
 
 
+def test_groups_are_made_longer_by_whole_units_up_to_the_end_of_their_block() -> None:
+    small, huge = two_blocks(65 * 8, 64), two_blocks(1, 512 * 3, huge=True)
+    assert small.longer(range(2, 3), 3) == range(2, 6)
+    assert small.longer(range(7, 8), 7) == range(7, 9)
+    assert huge.longer(range(1, 9), 7) == range(1, 9)
+    assert huge.longer(range(1, 9), 9) == range(1, 17)
+
+
 def test_what_is_not_protected_is_left_out() -> None:
     blocks = [RAMBlock(idstr="a", used_length=GROUP), RAMBlock(idstr="b", used_length=GROUP)]
     groups = Groups(blocks, [None, B])

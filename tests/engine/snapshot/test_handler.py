@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import random
 import socket
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -34,6 +35,7 @@ class Scripted:
 
     Attributes:
         calls: what was asked of it, with the number of the first group.
+        lengths: how many groups each of them was about.
         fails: called before each of them with its name.
     """
 
@@ -41,6 +43,7 @@ class Scripted:
         self._fd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
         self._messages: list[Message] = []
         self.calls: list[tuple[str, int]] = []
+        self.lengths: list[int] = []
         self.fails: Callable[[str], None] = lambda name: None
         self.closed = False
 
@@ -64,6 +67,7 @@ class Scripted:
         def call(start: int, length: int) -> None:
             self.fails(name)
             self.calls.append((name, (start - START) // GROUP))
+            self.lengths.append(length // GROUP)
 
         return call
 
@@ -133,6 +137,7 @@ class Served:
         self.turns()
         assert self.memory.calls[-1] == ("unprotect", 5)
         self.memory.calls.clear()
+        self.memory.lengths.clear()
 
     def fault(self, *groups: int) -> None:
         self.memory.tell(*(PageFault(START + group * GROUP + 5 * PAGE) for group in groups))
@@ -185,6 +190,88 @@ def test_what_is_written_before_t_is_noted_let_go_and_protected_again_at_t(serve
     served.turns()
     assert served.memory.calls[:2] == [("protect", 1), ("protect", 4)]
     assert served.answer() == Done()
+
+
+def test_who_writes_one_group_after_the_other_waits_less_and_less_often(served: Served) -> None:
+    """What lies behind is copied along, twice as much each time, up to the end of the block; but for zeros."""
+    served.fix()
+    for group in (0, 1, 3):
+        served.fault(group)
+        served.turns()
+    assert served.memory.calls == [("unprotect", 0), ("unprotect", 1), ("unprotect", 3)]
+    assert served.memory.lengths == [1, 2, 3]
+    assert served.spilled() == ["0A", "1B", "2C", "3D", "4E"]
+
+
+def test_what_was_let_go_meanwhile_is_passed_over(served: Served) -> None:
+    served.fix()
+    served.fault(0)
+    served.turns()
+    served.marks.written[1] = 1
+    served.turns()
+    served.fault(2)
+    served.turns()
+    assert served.memory.calls == [("unprotect", 0), ("unprotect", 1), ("unprotect", 2)]
+    assert served.memory.lengths == [1, 1, 2]
+
+
+@pytest.mark.parametrize("faults", [(3, 2, 1), (4, 0, 3)])
+def test_who_writes_here_and_there_gets_what_is_waited_for_and_no_more(served: Served, faults: tuple[int, ...]) -> None:
+    served.fix()
+    for group in faults:
+        served.fault(group)
+        served.turns()
+    assert served.memory.lengths == [1, 1, 1]
+    assert len(served.ring) == 3
+
+
+def test_a_ring_that_fills_keeps_nobody_waiting_for_more_than_is_asked_for() -> None:
+    served = Served(slots=2)
+    served.fix()
+    for group in (0, 1):
+        served.fault(group)
+        served.turns()
+    assert served.memory.lengths == [1, 1]
+    served.close()
+
+
+def test_before_t_nothing_is_let_go_along(served: Served) -> None:
+    served.protect()
+    for group in (0, 1, 2):
+        served.fault(group)
+        served.turns()
+    assert served.marks.noted.tolist() == [1, 1, 1, 0, 0, 0]
+
+
+def test_memory_of_the_ring_that_came_free_is_used_again() -> None:
+    ring = Ring(8, PAGE)
+    for group in (5, 6):
+        ring.room()[:] = group
+        ring.put(group)
+    first = ring.peek(0)[1]
+    ring.take(1)
+    again = ring.room()
+    assert np.shares_memory(first, again)
+    again[:] = 7
+    ring.put(7)
+    assert [(group, int(pages[0, 0])) for group, pages in map(ring.peek, range(2))] == [(6, 6), (7, 7)]
+
+
+def test_a_ring_goes_round_with_what_was_put_into_it() -> None:
+    """Put and taken at random, against a queue."""
+    ring, queue, chance = Ring(4, PAGE), list[int](), random.Random(5)
+    for number in range(400):
+        if not ring.is_full() and chance.random() < 0.55:
+            ring.room()[:] = number
+            ring.put(number)
+            queue.append(number)
+        elif queue:
+            count = chance.randint(1, len(queue))
+            ring.take(count)
+            del queue[:count]
+        found = [(group, int(pages[63, 0])) for group, pages in map(ring.peek, range(len(ring)))]
+        assert found == [(each, each) for each in queue]
+    assert ring.taken > 100
 
 
 def test_faults_are_served_between_the_pieces_that_are_protected(

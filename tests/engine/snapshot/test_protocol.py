@@ -156,6 +156,7 @@ def test_a_worker_may_die_after_any_step(steps: int) -> None:
 
 def test_the_handler_waits_where_the_ring_is_full_until_there_is_room_or_a_worker_was_quicker() -> None:
     world = World()
+    world.ring.room()
     world.ring.put(5)
     steps = serve(world)
     assert [next(steps).name for _ in range(3)] == ["NO_ROOM"] * 3
@@ -163,6 +164,7 @@ def test_the_handler_waits_where_the_ring_is_full_until_there_is_room_or_a_worke
     assert [step.name for step in steps] == ["COPIED", "MARKED", "OPENED"]
 
     world = World()
+    world.ring.room()
     world.ring.put(5)
     steps = serve(world)
     assert next(steps).name == "NO_ROOM"

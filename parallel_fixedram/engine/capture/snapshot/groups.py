@@ -78,6 +78,12 @@ class Groups:
         found = self.within(address, address + 1)
         return found[0] if found else range(0)
 
+    def longer(self, groups: range, more: int) -> range:
+        """Some groups of one block, and up to so many behind them: whole units of the same block."""
+        number, _ = self.place(groups.start)
+        unit = self._unit(number)
+        return range(groups.start, min(groups.stop + more // unit * unit, self._end(number)))
+
     def span(self, groups: range) -> tuple[int, int]:
         """Address and length of some groups, all of one protected block."""
         number, word = self.place(groups.start)

@@ -26,6 +26,9 @@ ANSWER_SECONDS = 600.0
 _SPILL_SECONDS = 30.0
 """How long the spill writer may not get a single group into the file."""
 
+_SLOTS_READY = 32
+"""Of the ring, that have memory before the guest is stopped: as many copies as wait where the spill writer keeps up."""
+
 _LET_GO_SECONDS = 10.0
 """How long memory may take to be let go when it is all for nothing; then the kernel does it at once."""
 
@@ -66,6 +69,7 @@ class Processes:
             _settle_in()
             copier = GroupCopier(origin, marks)
             copier.open()
+            ring.get_ready(_SLOTS_READY)
             copier.rehearse(ring.room())
             handler = Handler(
                 userfaultfd, origin.groups, copier, marks, ring, control=control, link=ours, max_stall=max_stall

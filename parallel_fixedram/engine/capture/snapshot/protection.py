@@ -65,6 +65,10 @@ class Protection:
             self._call(self._userfaultfd.protect, groups)
             yield True
 
+    def longer(self, groups: range, more: int) -> range:
+        """Some groups, and up to so many behind them that lie together with them (Groups.longer)."""
+        return self._groups.longer(groups, more)
+
     def unprotect(self, groups: range) -> None:
         """Who waits to write them goes on, and nobody waits any more."""
         self._call(self._userfaultfd.unprotect, groups)

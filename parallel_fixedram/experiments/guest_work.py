@@ -1,0 +1,125 @@
+"""What a guest gets done while it is saved, seen from outside: it counts the pages that it writes, in memory we share.
+
+::
+
+    1 s before | the run             | 1 s after
+      pace        lost = time - work / pace    pace
+
+Looked at about a thousand times a second by a thread of the runner, which otherwise waits for the run.
+"""
+
+from __future__ import annotations
+
+import mmap
+import os
+import threading
+import time
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from parallel_fixedram.core.errors import HostError, MachineError
+from parallel_fixedram.experiments.boot_sector import PAGE, WORK_AT
+
+MARGIN_SECONDS = 1.0
+"""How long it is looked at before and after a run."""
+STEP_SECONDS = 0.01
+"""Of ``GuestWork.steps``."""
+_PERIOD_SECONDS = 0.0005
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GuestWork:
+    """What a guest got done."""
+
+    lost: float
+    """Seconds of its work, at its pace before and after, that it did not get done in the run; below 0 for a guest that
+    was faster, as a processor may be that others use, too."""
+    gap: float
+    """Seconds, the longest time in which it got nothing done; never more than that."""
+    steps: tuple[int, ...]
+    """Pages written in each STEP_SECONDS, from MARGIN_SECONDS before the run on."""
+
+
+class GuestWatch:
+    """Context manager around a run: the guest is looked at before, meanwhile and after.
+
+    Args:
+        ram: its main memory, as a file.
+
+    Raises:
+        HostError: that cannot be mapped.
+    """
+
+    def __init__(self, ram: str) -> None:
+        try:
+            fd = os.open(ram, os.O_RDONLY | os.O_CLOEXEC)
+            try:
+                memory = mmap.mmap(fd, PAGE, prot=mmap.PROT_READ, offset=WORK_AT // PAGE * PAGE)
+            finally:
+                os.close(fd)
+        except OSError as error:
+            raise HostError.from_os(f"cannot map {ram!r}", error) from error
+        self._counter = np.frombuffer(memory, np.uint32, 1, WORK_AT % PAGE)
+        self._seen: list[tuple[float, int]] = []
+        self._ends = threading.Event()
+        self._thread = threading.Thread(target=self._look, daemon=True)
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        self._ends.wait(MARGIN_SECONDS)
+        self._began = time.perf_counter()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self._ended = time.perf_counter()
+        if error is None:
+            self._ends.wait(MARGIN_SECONDS)
+        self._ends.set()
+        self._thread.join()
+
+    def work(self) -> GuestWork:
+        """What was seen; asked after the block.
+
+        Raises:
+            MachineError: the guest did nothing before or after the run.
+        """
+        times, counts = zip(*self._seen, strict=True)
+        return judge(np.array(times), np.array(counts, np.uint32), self._began, self._ended)
+
+    def _look(self) -> None:
+        while not self._ends.is_set():
+            self._seen.append((time.perf_counter(), int(self._counter[0])))
+            time.sleep(_PERIOD_SECONDS)
+
+
+def judge(times: NDArray[np.float64], counts: NDArray[np.uint32], began: float, ended: float) -> GuestWork:
+    """What these looks at a guest say.
+
+    Args:
+        times: of each look, seconds, ascending.
+        counts: what its counter was then, which may have passed its end.
+        began: when the run did.
+        ended: when it had.
+
+    Raises:
+        MachineError: it did nothing before, or after.
+    """
+    done = np.concatenate([[0], np.cumsum(np.diff(counts), dtype=np.int64)])  # unsigned differences pass the end
+    at_begin, at_end = np.interp([began, ended], times, done)
+    if not at_begin or at_end == done[-1]:
+        raise MachineError("the guest that is to be watched does nothing")
+    pace = (at_begin + done[-1] - at_end) / (began - times[0] + times[-1] - ended)
+    changes = np.flatnonzero(np.diff(done)) + 1
+    starts, ends = np.concatenate([[0], changes]), np.concatenate([changes, [len(done)]]) - 1
+    grid = np.arange(times[0], times[-1], STEP_SECONDS)
+    return GuestWork(
+        lost=float(ended - began - (at_end - at_begin) / pace),
+        gap=float((times[ends] - times[starts]).max()),
+        steps=tuple(np.diff(np.interp(grid, times, done)).round().astype(int).tolist()),
+    )
