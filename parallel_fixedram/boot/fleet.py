@@ -28,6 +28,7 @@ from parallel_fixedram.host.processes import signals
 from parallel_fixedram.host.processes.guardian import Guardian
 from parallel_fixedram.host.processes.identity import require_proc
 from parallel_fixedram.machines.qemu import discovery
+from parallel_fixedram.machines.qemu.fdset import FdSet
 
 if TYPE_CHECKING:
     from parallel_fixedram.machines.qemu.monitor import Monitor
@@ -200,9 +201,8 @@ def _process_behind(monitor: Monitor, likely: int) -> int:
     except OSError as error:
         raise HostError.from_os("cannot get memory", error) from error
     try:
-        fdset = monitor.add_fd(fd, opaque="parallel-fixedram")
-        pid = discovery.find_process(monitor, fd, likely=likely)
-        monitor.remove_fd(fdset)
+        with FdSet(monitor) as fdset:
+            fdset.add(fd)
+            return discovery.find_process(monitor, fd, likely=likely)
     finally:
         linux.close(fd)
-    return pid

@@ -17,6 +17,7 @@ from parallel_fixedram.core.ramblock import RAMBlock
 from parallel_fixedram.core.units import format_exact_size
 from parallel_fixedram.host import linux
 from parallel_fixedram.machines.qemu import discovery
+from parallel_fixedram.machines.qemu.fdset import FdSet
 from parallel_fixedram.machines.qemu.target import check_settings, read_target
 
 if TYPE_CHECKING:
@@ -144,19 +145,14 @@ def _handed_over(monitor: Monitor, source: Source) -> Iterator[str]:
     if source.fd < 0:
         yield source.path
         return
-    fdset = None
-    try:
+    with FdSet(monitor) as fdset:
         for flags in (0, os.O_DIRECT) if source.direct_io else (0,):
             fd = _reopened(source, flags)
             try:
-                fdset = monitor.add_fd(fd, opaque="parallel-fixedram", fdset=fdset)
+                fdset.add(fd)
             finally:
                 linux.close(fd)
-        yield f"/dev/fdset/{fdset}"
-    finally:
-        if fdset is not None:
-            with contextlib.suppress(MachineError):  # QEMU is gone, and that has been said
-                monitor.remove_fd(fdset)
+        yield fdset.path
 
 
 def _reopened(source: Source, flags: int) -> int:

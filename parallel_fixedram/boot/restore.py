@@ -11,6 +11,7 @@ from parallel_fixedram.boot.plan import INCOMING, Boot, state_of
 from parallel_fixedram.core.errors import RequestError
 from parallel_fixedram.format.mapped_ram import SavedBlock
 from parallel_fixedram.host.files.page_cache import takes_direct_io
+from parallel_fixedram.image.cold import is_cold
 from parallel_fixedram.image.image import Image
 
 
@@ -21,7 +22,7 @@ def loaded_by_qemu(image: Image, line: CommandLine, channels: int) -> Boot:
         fd=image.channel.fd,
         offset=image.file.base,
         channels=channels,
-        direct_io=channels > 1 and takes_direct_io(image.path) and image.is_cold(image.blocks),
+        direct_io=channels > 1 and takes_direct_io(image.path) and is_cold(image, image.blocks),
     )
     return Boot(commands=[[*line.arguments, *INCOMING]], source=source, paused=line.paused, state=state_of(image))
 

@@ -48,6 +48,7 @@ from parallel_fixedram.engine.workers.progress import run_job
 from parallel_fixedram.format.mapped_ram import SavedBlock
 from parallel_fixedram.host.files.channel import FileChannel
 from parallel_fixedram.host.memory.ram_target import RamTarget
+from parallel_fixedram.image.cold import direct_channel, is_cold
 from parallel_fixedram.image.image import Image
 from parallel_fixedram.image.verify import check_ranges
 
@@ -158,7 +159,8 @@ def restore(
     with ExitStack() as stack:
         targets = _open_targets(image, destinations, stack)
         parts = [_part(image, image.block(target.block.idstr), target, check_digests) for target in targets]
-        direct = _cold_channel(image, [part.saved for part in parts])
+        blocks = [part.saved for part in parts]
+        direct = stack.enter_context(direct_channel(image, blocks)) if is_cold(image, blocks) else None
         with WorkerPool([RestoreJob(image, parts, direct)], channels, stall_seconds=stall_seconds) as pool:
             shards, size = plan_shards([part.work for part in parts], workers=channels), image.file.page_size
             tally = run_job(pool, 0, shards, phase="restore", page_size=size, observer=observer)
@@ -210,15 +212,6 @@ def _open_targets(image: Image, destinations: Mapping[str, Destination], stack: 
             _check_apart(image, target, targets)
             targets.append(target)
     return targets
-
-
-def _cold_channel(image: Image, blocks: Sequence[SavedBlock]) -> Channel | None:
-    """Past the page cache, where pages would have to come from the device anyway; None for through it.
-
-    What is cached comes from there at the speed of memory. What is not would be copied once more on its way, and push
-    out what others have cached.
-    """
-    return image.open_direct(blocks) if image.is_cold(blocks) else None
 
 
 def check_head(image: Image, *, tables: bool = True) -> None:

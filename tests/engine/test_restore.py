@@ -1,8 +1,10 @@
+import errno
 import os
 import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -19,10 +21,11 @@ from parallel_fixedram.core.errors import ContentsDiffer, FormatError, HostError
 from parallel_fixedram.core.reports.restore import RestoreReport
 from parallel_fixedram.core.save_options import DirectIO
 from parallel_fixedram.core.schemas import from_json, to_json
+from parallel_fixedram.host.files import page_cache
 from parallel_fixedram.host.files.channel import FileChannel
 from parallel_fixedram.host.files.page_cache import cached_bytes, drop_from_cache, takes_direct_io
 from parallel_fixedram.host.memory.ram_target import RamTarget
-from parallel_fixedram.image import image as image_module
+from parallel_fixedram.image.cold import is_cold
 from parallel_fixedram.image.image import Image
 from parallel_fixedram.image.restore import Destination, restore
 
@@ -61,7 +64,7 @@ def cold(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, tmp_pa
     (tmp_path / "PROBE").write_bytes(bytes(PAGE))
     if request.param and not takes_direct_io(str(tmp_path / "PROBE")):
         pytest.skip("the temporary folder takes no direct I/O")
-    monkeypatch.setattr(Image, "is_cold", lambda *_: request.param)
+    monkeypatch.setattr(page_cache, "is_cold", lambda *_: request.param)
     return bool(request.param)
 
 
@@ -150,8 +153,15 @@ def report_of(folder: Folder, file: str) -> bool:
 def test_a_cold_file_where_direct_reading_is_refused_is_read_through_the_page_cache(
     folder: Folder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(Image, "is_cold", lambda *_: True)
-    monkeypatch.setattr(Image, "open_direct", lambda *_: None)
+    real = os.open
+
+    def refuse(path: str, flags: int, *more: Any, **named: Any) -> int:
+        if flags & os.O_DIRECT:
+            raise OSError(errno.EINVAL, "no")
+        return real(path, flags, *more, **named)
+
+    monkeypatch.setattr(page_cache, "is_cold", lambda *_: True)
+    monkeypatch.setattr(os, "open", refuse)
     with Image(folder.save(ram=RAM)) as image:
         assert not restore(image, {"ram": Destination(path=folder / "ram")}).direct_io
     assert (folder.path / "ram").read_bytes() == content(RAM)
@@ -165,9 +175,9 @@ def test_which_pages_are_asked_whether_they_are_cached(folder: Folder, monkeypat
         asked.extend(offsets)
         return False
 
-    monkeypatch.setattr(image_module, "is_cold", note)
+    monkeypatch.setattr(page_cache, "is_cold", note)
     with Image(folder.save(ram="-" * 70 + "A" + "-" * 100 + "B" * 9000, second="-" * 200, third="--Z")) as image:
-        assert not image.is_cold(image.blocks)
+        assert not is_cold(image, image.blocks)
         ram, third = image.block("ram"), image.block("third")
         assert {ram.page_offset(70), third.page_offset(2)} < set(asked)
         pages = [ram.page_at(offset) for offset in asked[:-1]]

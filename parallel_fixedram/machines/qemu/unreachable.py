@@ -9,8 +9,8 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from parallel_fixedram.core.errors import MachineError
+from parallel_fixedram.core.words import shown
 from parallel_fixedram.machines.qemu.discovery import QemuBlock, children
-from parallel_fixedram.machines.qemu.session import shown
 
 if TYPE_CHECKING:
     from parallel_fixedram.machines.qemu.monitor import Monitor

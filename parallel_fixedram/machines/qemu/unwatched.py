@@ -17,7 +17,7 @@ import mmap
 
 from parallel_fixedram.core.errors import HostError, MachineError
 from parallel_fixedram.host.memory import ksm
-from parallel_fixedram.machines.qemu.discovery import Makeup, malformed
+from parallel_fixedram.machines.qemu.discovery import Makeup
 from parallel_fixedram.machines.qemu.monitor import Monitor
 
 _BALLOONS = ("virtio-balloon", "hv-balloon")
@@ -44,7 +44,7 @@ def refuse_unwatched(monitor: Monitor, found: Makeup) -> None:
     nodes = monitor.execute("query-named-block-nodes", {"flat": True})
     for node in nodes if isinstance(nodes, list) else [nodes]:
         if not isinstance(node, dict):
-            raise malformed(monitor, "query-named-block-nodes", nodes)
+            raise monitor.malformed("query-named-block-nodes", nodes)
         if (driver := node.get("drv")) in _PINNING:
             raise MachineError(f"disk {node.get('node-name')!r} is behind {driver}, which writes guest memory unseen")
 
