@@ -94,7 +94,7 @@ class InstantCopy:
         with ExitStack() as stack:
             ram = {}
             for fd, each in zip(self._memory, self._guest_blocks, strict=True):
-                source = MappedSource(fd, length=each.block.used_length, page_size=self._page_size)
+                source = MappedSource(fd, length=each.block.used_length)
                 stack.callback(source.close)
                 ram[each.block.idstr] = replace(each, source=source)
             report = verify(image, ram=ram, channels=self._channels, observer=observer)

@@ -28,7 +28,6 @@ LENGTH = 160
 ENTRY = 2
 """Where a thread is put."""
 
-_RED_ZONE = 128
 _SYSCALL = bytes.fromhex("0f05")
 _SAVE = bytes.fromhex(
     "488d642480"  # lea rsp, [rsp-128]: what is below rsp belongs to whoever was interrupted

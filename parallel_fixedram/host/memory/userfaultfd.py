@@ -148,16 +148,16 @@ class Userfaultfd:
         finally:
             linux.close(device)
 
-    def enable(self, features: Feature = ALL_FEATURES) -> None:
+    def enable(self) -> None:
         """Agree with the kernel on what is told and what is possible; once, before anything else.
 
         Raises:
             HostError: the kernel lacks a feature.
         """
         try:
-            fcntl.ioctl(self._fd, _UFFDIO_API, _THREE.pack(_UFFD_API, features, 0))
+            fcntl.ioctl(self._fd, _UFFDIO_API, _THREE.pack(_UFFD_API, ALL_FEATURES, 0))
         except OSError as error:
-            if missing := missing_features(features) if error.errno == errno.EINVAL else ():
+            if missing := missing_features() if error.errno == errno.EINVAL else ():
                 raise _lacks(missing) from error
             raise HostError.from_os("cannot set up a userfaultfd", error) from error
 
