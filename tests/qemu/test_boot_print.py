@@ -28,12 +28,6 @@ LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 MULTIFD = ("--channels", "2", "--experimental-multifd")
 
 
-@pytest.fixture
-def boot(tmp_path: Path) -> Iterator[BootFolder]:
-    with BootFolder(tmp_path / "boot") as folder:
-        yield folder
-
-
 @pytest.fixture(scope="module")
 def ours(qemu_binary: str, tmp_path_factory: pytest.TempPathFactory) -> SavedGuest:
     """Our file of a running guest, in a folder whose name needs care."""

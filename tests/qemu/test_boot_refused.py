@@ -6,7 +6,6 @@ import contextlib
 import os
 import signal
 import tempfile
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -25,17 +24,6 @@ from parallel_fixedram.machines.qemu import monitor
 MIB = 1 << 20
 VERBS = ("restore", "clone")
 SHARED = [("restore",), ("restore", "--shared"), ("clone",)]
-
-
-@pytest.fixture
-def boot(tmp_path: Path) -> Iterator[BootFolder]:
-    with BootFolder(tmp_path / "boot") as folder:
-        yield folder
-
-
-@pytest.fixture
-def plain(qemu_files: dict[str, SavedGuest]) -> SavedGuest:
-    return qemu_files["plain"]
 
 
 def save_unborn(guest: SavedGuest) -> SavedGuest:

@@ -27,12 +27,6 @@ MULTIFD = ("--channels", "2", "--experimental-multifd")
 
 
 @pytest.fixture
-def boot(tmp_path: Path) -> Iterator[BootFolder]:
-    with BootFolder(tmp_path / "boot") as folder:
-        yield folder
-
-
-@pytest.fixture
 def short() -> Iterator[BootFolder]:
     """One with a short name: with that of a new folder below, it has to do for a socket."""
     with tempfile.TemporaryDirectory() as parent, BootFolder(Path(parent) / "boot") as folder:

@@ -8,13 +8,11 @@ import pwd
 import signal
 import sys
 from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from support.cli import done, refused, run
-from support.command import report
-from support.qemu import QemuProcess, require_qemu, require_tool
+from support.qemu import require_qemu, require_tool
 from support.qemu_boot import BootFolder, HeldBoot, children, ends
 from support.qemu_files import SavedGuest
 
@@ -37,17 +35,6 @@ def boot(tmp_path: Path) -> Iterator[BootFolder]:
         for pid in processes_of(folder):
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
-
-
-@pytest.fixture(scope="module")
-def ours(qemu_files: dict[str, SavedGuest], tmp_path_factory: pytest.TempPathFactory) -> SavedGuest:
-    """A file of ours of a guest that has run, as root has it."""
-    saved = replace(qemu_files["plain"], path=tmp_path_factory.mktemp("ours") / "vm.mr")
-    with QemuProcess(*saved.args, ram=saved.ram) as guest:
-        guest.wait_serial("C")
-        report("save", saved.path, "--qmp", guest.monitor_path)
-    assert saved.path.stat().st_mode & 0o777 == 0o600
-    return saved
 
 
 def wrapped(wrapper: str, line: list[str]) -> list[str]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -22,12 +21,6 @@ RAM = Ram(256 * MIB)
 LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 MD5 = LinuxGuest.md5(4)
 COUNT = 2
-
-
-@pytest.fixture
-def boot(tmp_path: Path) -> Iterator[BootFolder]:
-    with BootFolder(tmp_path / "boot") as folder:
-        yield folder
 
 
 def test_clones_that_write_change_neither_the_file_nor_each_other(

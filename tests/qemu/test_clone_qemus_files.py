@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import shutil
 import signal
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -17,12 +16,6 @@ from support.qemu_files import SavedGuest
 
 LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 CLONES = ("--count", "2")
-
-
-@pytest.fixture
-def boot(tmp_path: Path) -> Iterator[BootFolder]:
-    with BootFolder(tmp_path / "boot") as folder:
-        yield folder
 
 
 def copied(saved: SavedGuest, folder: Path) -> SavedGuest:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import shutil
 import signal
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -20,12 +19,6 @@ from support.qemu_files import SavedGuest
 from parallel_fixedram.verbs.verify_by_loading import verify_by_loading
 
 MIB = 1 << 20
-
-
-@pytest.fixture
-def boot(tmp_path: Path) -> Iterator[BootFolder]:
-    with BootFolder(tmp_path / "boot") as folder:
-        yield folder
 
 
 def argv_of(saved: SavedGuest, boot: BootFolder, *options: str, line: list[str] | None = None) -> list[str]:
