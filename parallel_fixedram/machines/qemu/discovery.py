@@ -32,6 +32,10 @@ RUNNING = ("running", "suspended")
 BUSY = ("inmigrate", "finish-migrate", "restore-vm", "save-vm", "colo")
 """Run states in which there is no guest yet, or it belongs to somebody else's operation."""
 
+FIRMWARE_BYTES = 8 << 20
+"""Blocks other than main memory that are no larger than this are saved with all their pages. The largest firmware of a
+PC takes 4 MiB; video RAM, which starts as zeros in every machine, 16 MiB."""
+
 _REFUSED_DEVICES = {
     "vfio-": "VFIO devices save their state in steps, beside the device sections",
     "vhost-user-": "a vhost-user back-end holds state, and writes to guest memory, in a process of its own",
@@ -61,6 +65,14 @@ class QemuBlock:
     """Whether a memory backend is behind it, rather than firmware or a device."""
     read_only: bool
     """Whether that backend lets nobody write; of firmware, QEMU itself still can."""
+
+    @property
+    def keeps_zero_pages(self) -> bool:
+        """Whether it may be firmware, or a table for the guest: a QEMU fills these before it loads a file.
+
+        What is not in the file then stays what that QEMU has put there.
+        """
+        return not self.main and self.used_length <= FIRMWARE_BYTES
 
     def ramblock(self) -> RAMBlock:
         """What of it stands in a file.

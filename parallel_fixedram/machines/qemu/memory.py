@@ -49,7 +49,12 @@ class Memory:
     def guest_blocks(self) -> Sequence[GuestBlock]:
         """The blocks as the engine has them (Machine.guest_blocks)."""
         return [
-            GuestBlock(block=each.block.ramblock(), source=each.memory.source, main=each.block.main)
+            GuestBlock(
+                block=each.block.ramblock(),
+                source=each.memory.source,
+                main=each.block.main,
+                keeps_zero_pages=each.block.keeps_zero_pages,
+            )
             for each in self.blocks
         ]
 
