@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 from datetime import datetime
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from parallel_fixedram.cli import common, output
@@ -48,7 +49,6 @@ def register(subparsers: common.Subparsers[Any]) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Carry out the verb; returns the exit code."""
-    from parallel_fixedram.core.schemas import to_json
     from parallel_fixedram.verbs.guests import list_guests, stop_guests
 
     if args.action == "stop":
@@ -57,12 +57,8 @@ def run(args: argparse.Namespace) -> int:
         raise RequestError("NAME and --all are for guests stop")
     else:
         report = list_guests()
-    for note in report.notes:
-        output.warn(f"note: {note}")
-    if args.json:
-        output.print_json(to_json(report))
-    else:
-        _print(report, stopping=args.action == "stop")
+    output.print_notes(report.notes)
+    output.print_report(report, partial(_print, stopping=args.action == "stop"), as_json=args.json)
     return 0
 
 

@@ -40,7 +40,6 @@ def register(subparsers: common.Subparsers[Any]) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Carry out the verb; returns the exit code."""
-    from parallel_fixedram.core.schemas import to_json
     from parallel_fixedram.verbs.plan import plan
 
     with shown() as progress:
@@ -52,10 +51,7 @@ def run(args: argparse.Namespace) -> int:
             writing=options.writing(args),
             capture=options.capturing(args),
         )
-    if args.json:
-        output.print_json(to_json(report))
-    else:
-        _print(report)
+    output.print_report(report, _print, as_json=args.json)
     return 0
 
 

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import argparse
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from parallel_fixedram.cli import boot, common, options, output, sources
 from parallel_fixedram.cli.folding import print_folded
 from parallel_fixedram.cli.progress import shown
 from parallel_fixedram.core.errors import RequestError
 from parallel_fixedram.core.units import format_rate, format_size
+
+if TYPE_CHECKING:
+    from parallel_fixedram.core.reports.restore import RestoreReport
 
 _EXAMPLES = """  parallel-fixedram restore /tmp/vm.mr -- qemu-system-x86_64 -m 1G -display none
   parallel-fixedram restore /tmp/guest.mr --ram pc.ram=/dev/shm/restored
@@ -50,7 +53,6 @@ def run(args: argparse.Namespace) -> int:
     """Carry out the verb; returns the exit code."""
     if args.command is not None:
         return _start(args)
-    from parallel_fixedram.core.schemas import to_json
     from parallel_fixedram.verbs.restore import Destination, restore
 
     for option in ("shared", "paused", "run_dir", "print"):
@@ -63,9 +65,11 @@ def run(args: argparse.Namespace) -> int:
         raise RequestError("a block is given two destinations")
     with shown() as progress:
         report = restore(args.file, ram, gate=options.gate(args), check_digests=args.verify, observer=progress)
-    if args.json:
-        output.print_json(to_json(report))
-        return 0
+    output.print_report(report, _print, as_json=args.json)
+    return 0
+
+
+def _print(report: RestoreReport) -> None:
     for block in report.blocks:
         print_folded(
             f"{block.idstr} -> {block.path}: {format_size(block.used_length)}, "
@@ -79,7 +83,6 @@ def run(args: argparse.Namespace) -> int:
     print_folded(
         f"{format_size(report.bytes)} read {how} in {seconds:.3f} s, {format_rate(report.bytes, seconds)}; {checked}"
     )
-    return 0
 
 
 def _start(args: argparse.Namespace) -> int:

@@ -77,7 +77,6 @@ def register(subparsers: common.Subparsers[Any]) -> None:
 def run(args: argparse.Namespace) -> int:
     """Carry out the verb; returns the exit code."""
     from parallel_fixedram.core.save_options import Cache, Durability, Publishing
-    from parallel_fixedram.core.schemas import to_json
     from parallel_fixedram.verbs.save import save
 
     progress = shown()
@@ -102,12 +101,8 @@ def run(args: argparse.Namespace) -> int:
         )
     if args.trace:
         _write_trace(args.trace, shards)
-    for note in report.notes:
-        output.warn(f"note: {note}")
-    if args.json:
-        output.print_json(to_json(report))
-    else:
-        _print(report)
+    output.print_notes(report.notes)
+    output.print_report(report, _print, as_json=args.json)
     return 0
 
 

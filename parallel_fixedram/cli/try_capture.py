@@ -59,7 +59,6 @@ def register(subparsers: common.Subparsers[Any]) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Carry out the verb; returns the exit code."""
-    from parallel_fixedram.core.schemas import to_json
     from parallel_fixedram.verbs.open import open_qemu
     from parallel_fixedram.verbs.try_capture import try_capture
 
@@ -76,10 +75,7 @@ def run(args: argparse.Namespace) -> int:
             capture=options.snapshot_limits(args),
             observer=progress,
         )
-    if args.json:
-        output.print_json(to_json(report))
-    else:
-        _print(report)
+    output.print_report(report, _print, as_json=args.json)
     return 0 if report.passed else 1
 
 

@@ -53,7 +53,6 @@ def register(subparsers: common.Subparsers[Any]) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Carry out the verb; returns the exit code."""
-    from parallel_fixedram.core.schemas import to_json
     from parallel_fixedram.verbs.verify import verify
 
     if args.load:
@@ -65,12 +64,8 @@ def run(args: argparse.Namespace) -> int:
             report = verify(
                 args.file, quick=args.quick, ram=[option.ram_file() for option in args.ram], observer=progress
             )
-    if args.json:
-        output.print_json(to_json(report))
-    else:
-        _print(report)
-    for warning in report.warnings:
-        output.warn(f"note: {warning}")
+    output.print_report(report, _print, as_json=args.json)
+    output.print_notes(report.warnings)
     return 0 if report.ok else 1
 
 
