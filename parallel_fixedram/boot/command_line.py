@@ -243,7 +243,7 @@ class CommandLine:
         has = self._described(self.backends)
         return RequestError(
             f"block {idstr!r} of the file is no memory backend of this QEMU command line, which has {has}",
-            hint="give the command line that the guest was saved with; a -readconfig file is not looked into",
+            hint="give the command line that the guest was saved with; a -readconfig file is not read",
         )
 
     def _described(self, ids: Iterable[str]) -> str:

@@ -101,13 +101,13 @@ def check_machine(monitor: Monitor, machine: str, blocks: Sequence[RAMBlock], ta
     for idstr, length in file_has.items():
         if (other := machine_has.get(idstr)) is None:
             names = ", ".join(map(repr, machine_has))
-            raise RequestError(f"the file has block {idstr!r}, this QEMU has not; it has {names}")
+            raise RequestError(f"the file has block {idstr!r}, which this QEMU lacks; it has {names}")
         if other != length:
             have, want = format_exact_size(other), format_exact_size(length)
             raise RequestError(f"block {idstr!r} has {want} in the file, {have} in this QEMU")
     for idstr, length in machine_has.items():
         if idstr not in file_has:
-            raise RequestError(f"this QEMU has block {idstr!r} of {format_exact_size(length)}, the file has not")
+            raise RequestError(f"this QEMU has block {idstr!r} of {format_exact_size(length)}, which the file lacks")
 
 
 def _machine_hint(monitor: Monitor, machine: str) -> str:

@@ -70,5 +70,5 @@ def known_blocks(paths: Mapping[str, str], main: Collection[str]) -> Mapping[str
     for idstr in paths:
         if idstr not in main:
             names = ", ".join(map(repr, main))
-            raise RequestError(f"block {idstr!r} is no main memory of this guest, which has {names}")
+            raise RequestError(f"block {idstr!r} is not main memory of this guest, which has {names}")
     return paths

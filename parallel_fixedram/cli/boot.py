@@ -31,8 +31,8 @@ def add_run_dir(parser: Any) -> None:
         "--run-dir",
         type=common.output_path,
         metavar="FOLDER",
-        help="where QMP socket, log and pid go, in FOLDER/N; must not exist, and is there as long as QEMU is needed; "
-        "of one that fails the log stays (default: a new one)",
+        help="where QMP socket, log and pid go, in FOLDER/N; must not exist, and is removed when QEMU is no longer "
+        "needed; if a QEMU fails, its log stays (default: a new folder)",
     )
 
 

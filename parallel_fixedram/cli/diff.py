@@ -27,8 +27,8 @@ def register(subparsers: common.Subparsers[Any]) -> None:
         subparsers,
         "diff",
         summary="pages that differ between two files, by RAMBlock and range",
-        about="Compare the RAM in two files page by page; exit code 1 if it differs, also if one file has a block\n"
-        "that the other has not, or has with another length. Who wrote a file, and its device sections, do not matter.",
+        about="Compare the RAM in two files page by page; exit code 1 if it differs, or if one file has a block that\n"
+        "the other lacks or has with another length. Who wrote a file, and its device sections, do not matter.",
         examples=_EXAMPLES,
     )
     parser.add_argument("file_a", metavar="A", help="a mapped-ram file")

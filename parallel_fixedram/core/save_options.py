@@ -215,7 +215,7 @@ class Capturing:
         _at_least(1, "rounds", self.max_rounds)
         _at_least(1, "bytes of capture memory", self.capture_memory)
         if not 0.1 <= self.max_stall <= 60:
-            raise RequestError(f"a stall of at most {self.max_stall:g} s, between 0.1 and 60 are possible")
+            raise RequestError(f"a stall of at most {self.max_stall:g} s, expected between 0.1 and 60")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -69,7 +69,7 @@ def refuse_dash(path: str) -> None:
     """
     if path == "-":
         raise RequestError(
-            "'-' is no file: standard input and output cannot seek", hint="for a file of that name write ./-"
+            "'-' is not a file: standard input and output cannot seek", hint="for a file of that name write ./-"
         )
 
 

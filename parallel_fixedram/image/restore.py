@@ -196,7 +196,7 @@ def _check_request(image: Image, destinations: Mapping[str, Destination], check_
         raise RequestError("no block was given a destination")
     image.check_complete()
     if check_digests and image.file.trailer is None:
-        raise RequestError(f"{image.path!r} carries no digests to check")
+        raise RequestError(f"{image.path!r} has no digests to check")
     check_head(image, tables=check_digests)
 
 

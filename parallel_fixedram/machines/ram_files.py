@@ -85,7 +85,7 @@ class RamFiles(RamOnly, Closing):
 
     def address_space(self) -> NoReturn:
         """Whose memory it is, nobody knows (Machine.address_space)."""
-        raise MachineError("files of RAM do not tell which process writes them")
+        raise MachineError("files of RAM do not say which process writes to them")
 
     def close(self) -> None:
         """Close the files (Machine.close)."""

@@ -32,8 +32,8 @@ from parallel_fixedram.image.verify import verify
 from parallel_fixedram.machines.qemu import discovery
 
 KEPT = (
-    "some of these pages are zero in the file, and QEMU leaves a page as it was that the file has not: what it put "
-    "into firmware and tables of its own is still there"
+    "some of these pages are zero in the file, and QEMU leaves a page that the file does not have as it was: what it "
+    "put into firmware and tables of its own is still there"
 )
 
 
@@ -113,7 +113,7 @@ def _require_standstill(fleet: Fleet) -> None:
     """
     (report,) = fleet.go_on(run=False)
     if report.status in discovery.RUNNING:
-        raise MachineError(f"the guest that was to be looked at is {report.status!r}")
+        raise MachineError(f"the guest that was to be inspected is {report.status!r}")
 
 
 def _has_kept(image: Image, report: VerifyReport) -> bool:

@@ -180,7 +180,7 @@ def behind_its_end() -> Stream:
         ),
         (partial(stream, M, *SMALL, devices=()), "holds no device state"),
         (partial(stream, M), "no RAMBlock besides main memory"),
-        (behind_its_end, "has block 'm' behind the end of its stream"),
+        (behind_its_end, "has block 'm' after the end of its stream"),
         (
             partial(stream, Block(name="m", absent=True), *SMALL, capabilities=("x-ignore-shared", "mapped-ram")),
             "not hold all",
@@ -203,7 +203,7 @@ def test_a_file_that_has_a_trailer_is_refused_and_not_touched(tmp_path: Path) ->
     path = written(tmp_path, FILES["plain"]())
     add(path)
     data = path.read_bytes()
-    with pytest.raises(RequestError, match="has a trailer already"):
+    with pytest.raises(RequestError, match="already has a trailer"):
         add(path)
     assert path.read_bytes() == data
 

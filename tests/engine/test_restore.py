@@ -310,7 +310,7 @@ def test_a_page_whose_bit_was_lost_is_found_before_anything_is_touched(folder: F
 def test_digests_cannot_be_checked_where_there_are_none(folder: Folder) -> None:
     (folder.path / "PLAIN").write_bytes(stream(Block(name="ram", picture="A0-B")).data)
     with Image(folder / "PLAIN") as image:
-        with pytest.raises(RequestError, match="carries no digests"):
+        with pytest.raises(RequestError, match="has no digests"):
             restore(image, {"ram": Destination(path=folder / "ram")}, check_digests=True)
         assert folder.names() == ["PLAIN"]
         restore(image, {"ram": Destination(path=folder / "ram")})

@@ -246,6 +246,6 @@ def test_a_block_that_is_no_main_memory_is_given_no_file(
     refused(
         boot.attempt("restore", saved.path, "--ram", f"pc.bios={tmp_path}/x", line=boot.line_of(saved)),
         2,
-        "block 'pc.bios' is no main memory of this guest, which has 'm'\n",
+        "block 'pc.bios' is not main memory of this guest, which has 'm'\n",
     )
     assert not (tmp_path / "x").exists()

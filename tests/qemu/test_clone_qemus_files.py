@@ -60,7 +60,7 @@ def test_a_clone_stream_is_added_behind_all_that_qemu_wrote(
     refused(
         boot.attempt("clone", saved.uri, "--add-clone-stream", line=boot.line_of(saved)),
         2,
-        f"'{saved.path}' has a trailer already\n",
+        f"'{saved.path}' already has a trailer\n",
     )
     assert_clones_run(boot, saved)
     for capabilities, parameters in (

@@ -138,11 +138,11 @@ class PendingFile:
                 self._rename()
                 self.published = True
         except FileExistsError as error:
-            raise RequestError(f"{self.path!r} exists now: somebody else has made it meanwhile") from error
+            raise RequestError(f"{self.path!r} exists now: somebody else has made it in the meantime") from error
         except OSError as error:
             if self.published:
                 raise DurabilityError(
-                    f"{self.path!r} is published, but {self._part!r} beside it cannot be removed",
+                    f"{self.path!r} is published, but {self._part!r} next to it cannot be removed",
                     errno=error.errno or 0,
                 ) from error
             raise HostError.from_os(f"cannot give {self.path!r} its name", error) from error

@@ -96,7 +96,7 @@ def require_proc() -> None:
     """
     if wrong := why_proc_is_wrong():
         reason, hint = wrong
-        raise HostError(f"cannot tell which processes live: {reason}", hint=hint)
+        raise HostError(f"cannot tell which processes are alive: {reason}", hint=hint)
 
 
 def _start(pid: int) -> int:

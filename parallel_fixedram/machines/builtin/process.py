@@ -136,7 +136,7 @@ class GuestProcess(RamOnly, Closing):
             MachineError: it runs freely already, or died.
         """
         if self._running:
-            raise MachineError(f"guest process {self.pid} runs freely, it cannot be told to do {steps} steps")
+            raise MachineError(f"guest process {self.pid} runs freely and cannot be told to do {steps} steps")
         self.steps = self._control.ask(child.HALT, self.steps + steps)
         return self.steps
 

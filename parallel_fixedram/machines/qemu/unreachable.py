@@ -9,7 +9,6 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from parallel_fixedram.core.errors import MachineError
-from parallel_fixedram.core.words import shown
 from parallel_fixedram.machines.qemu.discovery import QemuBlock, children
 
 if TYPE_CHECKING:
@@ -51,6 +50,5 @@ def _is_guest_memfd(monitor: Monitor, path: str, kind: str) -> bool:
 def _property(monitor: Monitor, path: str, name: str, kind: type[Any]) -> Any:
     answer = monitor.execute("qom-get", {"path": path, "property": name})
     if not isinstance(answer, kind):
-        text = shown(str(answer))
-        raise MachineError(f"QMP socket {monitor.name!r}: QEMU's answer to 'qom-get' is malformed: {text}")
+        raise monitor.malformed("qom-get", answer)
     return answer

@@ -67,9 +67,9 @@ def _program_of(pid: int) -> str:
 
 def _refuse_if_forbidden() -> None:
     if os.environ.get(VARIABLE) == "never":
-        raise HostError(f"{VARIABLE}=never forbids it to ask QEMU's process for a userfaultfd")
+        raise HostError(f"{VARIABLE}=never forbids asking QEMU's process for a userfaultfd")
     if os.path.exists(FORBIDDEN):
-        raise HostError(f"{FORBIDDEN!r} forbids it to ask QEMU's process for a userfaultfd")
+        raise HostError(f"{FORBIDDEN!r} forbids asking QEMU's process for a userfaultfd")
 
 
 def setting(monitor: Monitor) -> Setting:
