@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from parallel_fixedram.machines.qemu.monitor import Monitor
 
 START_SECONDS = 60.0
-"""How long QEMU may take to answer after its start; its end is noticed at once."""
+"""How long QEMU may take to answer after its start; its end is noticed immediately."""
 
 
 class Fleet:
@@ -91,7 +91,7 @@ class Fleet:
         self._stack.__exit__(kind, error, traceback)
 
     def connect(self, file: MigrationFile) -> None:
-        """Wait until every QEMU answers, find out which process it is, and hold its machine against the file.
+        """Wait until every QEMU answers, find out which process it is, and check its machine against the file.
 
         Raises:
             RequestError: a machine does not fit the file.

@@ -1,4 +1,4 @@
-"""A QEMU that waits for its guest (``-incoming defer``): held against the file, then loaded, then running.
+"""A QEMU that waits for its guest (``-incoming defer``): checked against the file, then loaded, then running.
 
 QEMU itself checks neither the length of a block nor that the file has all of them: it loads a 256 MiB file into a 512
 MiB guest without a word (QEMU migration/ram.c, parse_ramblock_mapped_ram).
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from parallel_fixedram.machines.qemu.monitor import Monitor
 
 LOAD_SECONDS = 3600.0
-"""How long QEMU may take to load a file; its end is noticed at once."""
+"""How long QEMU may take to load a file; its end is noticed immediately."""
 
 _WAITS_FOR_CONT = ("paused", "prelaunch", "postmigrate")
 
@@ -74,7 +74,7 @@ class Source:
 
 
 def check_machine(monitor: Monitor, machine: str, blocks: Sequence[RAMBlock], target: str = "") -> None:
-    """Hold a machine that waits for its guest against what a file has.
+    """Check a machine that waits for its guest against what a file has.
 
     Args:
         monitor: of the QEMU.

@@ -57,7 +57,7 @@ class Boot:
 
 
 def hold_against_digests(image: Image, observer: Observer) -> None:
-    """Hold everything in a file against the digests it carries, and the places of zero pages against zero.
+    """Check everything in a file against the digests it carries, and the places of zero pages against zero.
 
     Raises:
         RequestError: it carries none.

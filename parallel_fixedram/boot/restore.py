@@ -16,7 +16,7 @@ from parallel_fixedram.image.image import Image
 
 
 def loaded_by_qemu(image: Image, line: CommandLine, channels: int) -> Boot:
-    """QEMU loads the whole stream; past the page cache where it would have to wait for the device anyway."""
+    """QEMU loads the whole stream; bypassing the page cache where it would have to wait for the device anyway."""
     source = Source(
         path=os.path.abspath(image.path),
         fd=image.channel.fd,

@@ -1,4 +1,4 @@
-"""``bench simulate``: the simulation held against measurements, and what it says of machines that nobody measured."""
+"""``bench simulate``: the simulation compared with measurements, and what it says of machines nobody measured."""
 
 from __future__ import annotations
 

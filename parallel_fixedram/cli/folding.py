@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from typing import TextIO
 
 _LEAST_COLUMNS = 40
-"""A text that would get less room beside what stands before it goes below."""
+"""A text that would get less room after what comes before it goes below."""
 _INDENT = " " * 6
 NO_BREAK = "\N{NO-BREAK SPACE}"
 _UNITS = r"[KMGTPE]?i?B(?:/s)?|[mnµ]?s|min|h|d|%|[KMG]?Hz|(?:byte|page|channel|second)s?"

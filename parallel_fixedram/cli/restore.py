@@ -79,7 +79,7 @@ def _print(report: RestoreReport) -> None:
         print_folded(f"{idstr}: left out, no destination was given")
     checked = "every page matches its digest" if report.verified else "page digests not checked (--verify)"
     seconds = report.seconds.total
-    how = "past the page cache" if report.direct_io else "through the page cache"
+    how = "bypassing the page cache" if report.direct_io else "through the page cache"
     print_folded(
         f"{format_size(report.bytes)} read {how} in {seconds:.3f} s, {format_rate(report.bytes, seconds)}; {checked}"
     )

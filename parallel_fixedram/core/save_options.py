@@ -197,7 +197,7 @@ class Capturing:
         max_stall: how long a write of the guest may have to wait for a ``snapshot``, seconds; one that would wait
             longer is let go, and the snapshot is worth nothing.
         capture_memory: how many bytes of copies of a ``snapshot`` may wait to be written.
-        check_instant: copy all RAM while the guest stands still, which makes the pause long, and hold the file against
+        check_instant: copy all RAM while the guest stands still, which makes the pause long, and check the file against
             that copy, page by page, before it gets its name.
 
     Raises:

@@ -57,7 +57,7 @@ class Bytes:
     data: int | None = None
     """Of pages that are not zero."""
     written: int | None = None
-    """Page bytes written, those written along or again included."""
+    """Page bytes written, those bridged or written again included."""
     file: int | None = None
     """Length of the file."""
     allocated: int | None = None

@@ -60,9 +60,9 @@ def planned(
 
     Args:
         dirty: pages to write.
-        data: pages that may be written along; the dirty ones alone if None.
+        data: pages that may be bridged; the dirty ones alone if None.
         channels: number of workers, which the size of shards depends on.
-        max_gap_pages: so many pages are written along to join two writes.
+        max_gap_pages: so many pages are bridged to join two writes.
         shard_pages: about how many dirty pages a shard has; None for the planner's own rule.
         window_pages: no write is longer.
         share: goes into the workload.

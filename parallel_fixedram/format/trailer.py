@@ -306,7 +306,7 @@ def _read_table_head(cursor: Cursor, payload: int, tables: dict[int, int]) -> in
 
 
 def check_against(trailer: Trailer, blocks: list[SavedBlock], base: int, stream_end: int) -> None:
-    """Hold a trailer against the stream it stands behind.
+    """Check a trailer against the stream it stands behind.
 
     Raises:
         FormatError: it describes another stream: other start, other blocks, or bytes without a digest.

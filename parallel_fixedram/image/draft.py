@@ -50,7 +50,7 @@ class Draft:
     Args:
         path: its final name.
         layout: where everything goes.
-        writing: says whether it has to be written past the page cache.
+        writing: says whether it has to be written bypassing the page cache.
         publishing: says what becomes of it.
 
     Attributes:

@@ -4,7 +4,7 @@
 
     headers, lengths and bitmaps accepted, every destination open -> workers:
         present page                        pread from the file, pwrite into the destination
-        zero page, destination has data     made zero (punched, or written along with its neighbours)
+        zero page, destination has data     made zero (punched, or written together with its neighbours)
         zero page, destination has a hole   left alone: never-touched memory stays untouched
 
 ``pwrite`` into shared memory fills pages without a fault for each. A file that is not in the page cache is read past
@@ -53,7 +53,7 @@ from parallel_fixedram.image.image import Image
 from parallel_fixedram.image.verify import check_ranges
 
 JOIN_ZERO_PAGES = 16
-"""Zero pages between two present ones that are written along rather than punched."""
+"""Zero pages between two present ones that are bridged rather than punched."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -142,7 +142,7 @@ def restore(
         image: the open file.
         destinations: by block name; blocks of the file that are not named are left out, and the report says so.
         channels: number of workers.
-        check_digests: hold every page against its digest as it passes; heads and bitmaps are checked in any case.
+        check_digests: check every page against its digest as it passes; heads and bitmaps are checked in any case.
         observer: hears how far it is.
         stall_seconds: how long a worker may move no byte.
 
@@ -215,7 +215,7 @@ def _open_targets(image: Image, destinations: Mapping[str, Destination], stack: 
 
 
 def check_head(image: Image, *, tables: bool = True) -> None:
-    """Hold heads and bitmaps against their digests, where there are any: they say which page goes where.
+    """Check heads and bitmaps against their digests, where there are any: they say which page goes where.
 
     Args:
         image: the open file.

@@ -37,7 +37,7 @@ MAX_DIFFERENCES = 1000
 
 
 class DigestCheckJob:
-    """Holds the present pages of a shard against their digests."""
+    """Checks the present pages of a shard against their digests."""
 
     def __init__(self, image: Image) -> None:
         self._image = image
@@ -173,7 +173,7 @@ def _pairs(image: Image, ram: Mapping[str, GuestBlock]) -> list[tuple[SavedBlock
 
 
 def check_ranges(image: Image, trailer: Trailer, *, tables: bool = True) -> list[Difference]:
-    """Hold heads, bitmaps, device sections and clone stream against their digests; no page is read.
+    """Check heads, bitmaps, device sections and clone stream against their digests; no page is read.
 
     Args:
         image: the open file.

@@ -1,4 +1,4 @@
-"""``try-capture``: snapshots of a running guest, each held against a copy of its RAM, and thrown away.
+"""``try-capture``: snapshots of a running guest, each checked against a copy of its RAM, and thrown away.
 
 What they show is remembered for this host (``machines/qemu/trials.py``).
 """
@@ -45,7 +45,7 @@ def try_capture(
     capture: Capturing | None = None,
     observer: Observer = SILENT,
 ) -> TryCaptureReport:
-    """Take snapshots of a running QEMU guest, hold each against a copy of its RAM page by page, and throw it away.
+    """Take snapshots of a running QEMU guest, check each against a copy of its RAM page by page, and throw it away.
 
     The guest stands still for as long as a copy of its RAM takes, each time.
 

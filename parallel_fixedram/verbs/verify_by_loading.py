@@ -1,4 +1,4 @@
-"""Verify a file by loading it: what a QEMU makes of it is held against the file, byte by byte, and no guest ever runs.
+"""Verify a file by loading it: what a QEMU makes of it is compared with the file, byte by byte, and no guest runs.
 
 ::
 
@@ -46,7 +46,7 @@ def verify_by_loading(
     folder: str | None = None,
     observer: Observer = SILENT,
 ) -> VerifyReport:
-    """Have a QEMU load a file, and hold every RAMBlock of it against the file; its guest never runs, and it is ended.
+    """Have a QEMU load a file, and check every RAMBlock of it against the file; its guest never runs, and it is ended.
 
     Args:
         uri: a path, or ``file:PATH[,offset=SIZE]``.

@@ -109,7 +109,7 @@ def test_what_the_file_calls_zero_stays_or_becomes_a_hole(folder: Folder) -> Non
             restore(image, {"ram": of(fd)})
     data_pages = sum(letter not in "0-" for letter in RAM)
     assert allocated_pages(fresh) == data_pages
-    # up to 16 zero pages are written along with their neighbours where there was memory already
+    # up to 16 zero pages are written together with their neighbours where there was memory already
     assert data_pages <= allocated_pages(full) <= len(RAM) - 40 - 60
     os.close(fresh)
     os.close(full)
@@ -143,7 +143,7 @@ def test_a_file_that_is_not_cached_is_read_past_the_page_cache_and_stays_so(fold
 
 
 def report_of(folder: Folder, file: str) -> bool:
-    """Whether a restore reads past the page cache."""
+    """Whether a restore reads bypassing the page cache."""
     with Image(file) as image:
         report = restore(image, {"ram": Destination(path=folder / "ram")}, channels=2)
     assert (folder.path / "ram").read_bytes() == content("A" * 4096)

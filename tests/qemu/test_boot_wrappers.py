@@ -132,7 +132,7 @@ def test_a_qemu_that_gives_up_its_rights_loads_what_only_root_may_open(
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can give up rights")
 def test_direct_io_takes_a_descriptor_of_its_own(ours: SavedGuest, boot: BootFolder) -> None:
-    """A cold file is loaded past the page cache."""
+    """A cold file is loaded bypassing the page cache."""
     with ours.path.open("rb") as file:
         os.fsync(file.fileno())
         os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)

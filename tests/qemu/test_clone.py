@@ -166,7 +166,7 @@ sys.exit(code)
 def test_cloning_reads_no_page_of_main_memory(qemu_binary: str, boot: BootFolder) -> None:
     """Eight times the memory, and eight times as much in it, are no more to read but for the bitmap.
 
-    Zeros that take space, as gaps that were written along do, would be looked at: here they are holes.
+    Zeros that take space, as gaps that were bridged do, would be looked at: here they are holes.
     """
     read = []
     for factor in (1, 8):

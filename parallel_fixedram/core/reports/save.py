@@ -59,7 +59,7 @@ class SaveSeconds:
     cont: float
     """Of the pause, to let the guest go on; 0 where there was none."""
     copy: float
-    """Of the pause, to copy all RAM, where the file is held against such a copy."""
+    """Of the pause, to copy all RAM, where the file is checked against such a copy."""
     scan: float
     """Looking for zero pages, mean over the workers."""
     write: float

@@ -42,7 +42,7 @@ class Reservation:
         Args:
             number: the block.
             data: its pages that may hold something.
-            gap_pages: gaps of up to so many pages will be written along, and every range is to be reserved: direct
+            gap_pages: gaps of up to so many pages will be bridged, and every range is to be reserved: direct
                 writes into space that is not go one by one. None to reserve only where that is worth it in itself.
 
         Raises:
@@ -65,7 +65,7 @@ class Reservation:
         self._reserved[number].set_runs(wanted[:taken])
 
     def give_back(self, file: Sequence[PageBitmap], gap_pages: int = 0) -> None:
-        """Make holes of what was reserved for pages that are not in the file, but for gaps that were written along."""
+        """Make holes of what was reserved for pages that are not in the file, but for gaps that were bridged."""
         for saved, reserved, present in zip(self._blocks, self._reserved, file, strict=True):
             reserved.words &= ~present.words
             left = reserved.runs()

@@ -1,8 +1,8 @@
 """Calibration: what writes cost in a folder, measured in one to three seconds.
 
-Runs of one page and whole windows are written into an unnamed file there: past the page cache and into it, with one,
-two and four channels, each followed by a sync. What computing takes is measured in between, several times. What a call,
-a byte and a sync cost follows from these times. The result is kept for the next command, by file system.
+Runs of one page and whole windows are written into an unnamed file there: bypassing the page cache and into it, with
+one, two and four channels, each followed by a sync. What computing takes is measured in between, several times. What a
+call, a byte and a sync cost follows from these times. The result is kept for the next command, by file system.
 """
 
 from __future__ import annotations

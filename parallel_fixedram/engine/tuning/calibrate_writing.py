@@ -1,8 +1,8 @@
 """Calibration of writes: trials in a file without a name, by workers of the same kind as a save's.
 
-What is written, and how, is a pattern: runs of one page or whole windows, few or many of them. Workers write it past
-the page cache or into it, and the file is synced after each trial, which is timed by itself: a device with a volatile
-cache does most of its work only then.
+What is written, and how, is a pattern: runs of one page or whole windows, few or many of them. Workers write it
+bypassing the page cache or into it, and the file is synced after each trial. The sync is timed by itself: a device with
+a volatile cache does most of its work only then.
 """
 
 from __future__ import annotations
@@ -217,7 +217,7 @@ class WriteTrials:
 
 @contextlib.contextmanager
 def unnamed_file(folder: str) -> Iterator[tuple[FileChannel, DirectChannel | None]]:
-    """A file without a name, which is gone whatever happens; and the same past the page cache, if that is possible."""
+    """A file without a name, gone whatever happens; and a channel that bypasses the page cache, if possible."""
     fd = os.open(folder, os.O_TMPFILE | os.O_RDWR | os.O_CLOEXEC, 0o600)
     try:
         try:

@@ -42,7 +42,7 @@ def _is_cached(fd: int, offset: int) -> bool:
 
 
 def takes_direct_io(path: str) -> bool:
-    """Whether the file can be read past the page cache."""
+    """Whether the file can be read bypassing the page cache."""
     try:
         os.close(os.open(path, os.O_RDONLY | os.O_DIRECT | os.O_CLOEXEC))
     except OSError:

@@ -1,6 +1,6 @@
 """ptrace(2) of one thread of another process: seized, not attached to, so that it is not stopped by that.
 
-A tracer that dies lets go of the thread, which goes on from where it is: PTRACE_O_EXITKILL is never set. Every call is
+A tracer that dies releases the thread, which goes on from where it is: PTRACE_O_EXITKILL is never set. Every call is
 made by ``request``. Facts: Linux, include/uapi/linux/ptrace.h; arch/x86/include/uapi/asm/ptrace-abi.h.
 """
 

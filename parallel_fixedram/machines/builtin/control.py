@@ -12,7 +12,7 @@ from parallel_fixedram.host.processes import forked, signals
 from parallel_fixedram.machines.builtin import child
 
 ANSWER_SECONDS = 30.0
-"""How long an answer may take that follows at once."""
+"""How long an answer may take that comes immediately."""
 
 
 class Control:

@@ -64,7 +64,7 @@ class DeviceState:
             self.close()
 
     def close(self) -> None:
-        """Let go of the memory; QEMU lets go of it when the monitor's connection ends, if not before."""
+        """Release the memory; QEMU releases it when the monitor's connection ends, if not before."""
         if self.fd >= 0:
             linux.close(self.fd)
             self.fd = -1

@@ -37,9 +37,9 @@ FIRMWARE_BYTES = 8 << 20
 PC takes 4 MiB; video RAM, which starts as zeros in every machine, 16 MiB."""
 
 _REFUSED_DEVICES = {
-    "vfio-": "VFIO devices save their state in steps, beside the device sections",
+    "vfio-": "VFIO devices save their state in steps, outside the device sections",
     "vhost-user-": "a vhost-user back-end holds state, and writes to guest memory, in a process of its own",
-    "vhost-vdpa-": "a vDPA device holds state, and writes to guest memory, beside QEMU",
+    "vhost-vdpa-": "a vDPA device holds state, and writes to guest memory, outside QEMU",
     "virtio-mem": "virtio-mem has to be set up before RAM is loaded",
 }
 """By the beginning of a device's type: why its guest cannot be saved from outside."""

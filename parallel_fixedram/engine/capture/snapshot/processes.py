@@ -27,7 +27,7 @@ _SPILL_SECONDS = 30.0
 """How long the spill writer may not get a single group into the file."""
 
 _LET_GO_SECONDS = 10.0
-"""How long memory may take to be let go when it is all for nothing; then the kernel does it at once."""
+"""How long memory may take to be let go when it is all for nothing; then the kernel does it immediately."""
 
 
 class Processes:

@@ -39,7 +39,7 @@ class Snapshot(Closing):
         userfaultfd: enabled; belongs to the snapshot from here on.
         staging: where workers copy to and write from.
         window_pages: how many pages they copy and write at a time, a multiple of 64.
-        spill: a channel to the file that is used by nobody else, past the page cache if theirs are.
+        spill: a channel to the file that is used by nobody else, bypassing the page cache if theirs are.
         max_stall: how long a write of the guest may have to wait, seconds; if that is not enough the snapshot is void.
         capture_memory: how many bytes of copies may wait to be written.
 
