@@ -9,6 +9,7 @@ from functools import partial
 from pathlib import Path
 
 import pytest
+from support.damage import flip
 from support.examples import some_of
 from support.observers import Heard
 from support.pictures import allocated_pages
@@ -56,12 +57,6 @@ def written(tmp_path: Path, made: Stream) -> Path:
     path = tmp_path / "FILE"
     path.write_bytes(made.data)
     return path
-
-
-def flip(path: Path, offset: int) -> None:
-    with path.open("r+b") as file:
-        byte = os.pread(file.fileno(), 1, offset)[0]
-        os.pwrite(file.fileno(), bytes([byte ^ 0x40]), offset)
 
 
 @pytest.mark.parametrize("channels", some_of([3, 1], 2))

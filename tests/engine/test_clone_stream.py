@@ -1,11 +1,11 @@
 """Small blocks, device sections and the clone stream, from a save to those who read its file."""
 
-import os
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from support.channels import MemoryChannel
+from support.damage import flip
 from support.examples import some_of
 from support.pictures import PAGE, content, read_all
 from support.saving import altered, save, several
@@ -155,12 +155,6 @@ def test_every_byte_of_the_clone_stream_is_covered_by_a_digest(file: str) -> Non
         flip(file, trailer.clone_offset + place)
     with Image(file) as image:
         assert verify(image).ok
-
-
-def flip(file: str, offset: int) -> None:
-    with open(file, "r+b") as opened:
-        byte = os.pread(opened.fileno(), 1, offset)[0]
-        os.pwrite(opened.fileno(), bytes([byte ^ 0x40]), offset)
 
 
 def test_a_clone_stream_that_is_none_is_an_error_of_that_file(file: str) -> None:

@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from support.channels import DeadlyChannel, FailingChannel
+from support.damage import flip, place
 from support.examples import at_most, letters, some_of
 from support.observers import Heard
 from support.pictures import PAGE, allocated_pages, content, draw, memfd, picture_of, read_all
@@ -260,19 +261,6 @@ def test_two_blocks_cannot_be_restored_into_the_same_memory(folder: Folder, exis
     assert folder.names() == (["FILE", "link", "same"] if exists else ["FILE"])
     if exists:
         assert path.read_bytes() == content("XX")
-
-
-def flip(file: str, offset: int) -> None:
-    with open(file, "r+b") as opened:
-        opened.seek(offset)
-        byte = opened.read(1)[0]
-        opened.seek(offset)
-        opened.write(bytes([byte ^ 0x40]))
-
-
-def place(file: str, where: Callable[[Image], int]) -> int:
-    with Image(file) as image:
-        return where(image)
 
 
 @pytest.mark.usefixtures("cold")
