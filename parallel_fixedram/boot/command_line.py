@@ -82,7 +82,7 @@ class Option:
     name: str
     """Without dashes."""
     value: str | None
-    """The argument behind it, or None for an option that takes none."""
+    """The argument after it, or None for an option that takes none."""
     position: int
     """Index of the option in the arguments; the value's is one more."""
 

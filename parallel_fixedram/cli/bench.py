@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from parallel_fixedram.experiments.scenario import Scenario
 
 COMMANDS = ("list", "run", "compare", "report", "pictures", "simulate")
-"""What may stand behind ``bench``; anything else is a scenario to run."""
+"""What may come after ``bench``; anything else is a scenario to run."""
 
 RESULTS = "bench-results"
 """The folder where results go unless told otherwise."""
@@ -56,7 +56,7 @@ def register(subparsers: common.Subparsers[Any]) -> None:
 
 
 def with_run(argv: Sequence[str]) -> Sequence[str]:
-    """The arguments of a command line with ``run`` behind ``bench`` where no command is named."""
+    """The arguments of a command line with ``run`` after ``bench`` where no command is named."""
     place = argv.index("bench") + 1
     word = next((argument for argument in argv[place:] if not argument.startswith("-")), None)
     if word is None or word in COMMANDS:

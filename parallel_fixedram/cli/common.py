@@ -26,7 +26,7 @@ def add_verb(subparsers: Subparsers[Any], name: str, *, summary: str, about: str
 
 
 def add_manner_options(parser: Any, *, json: bool = False, progress: bool = False) -> None:
-    """How the command talks; ``--quiet`` and ``--debug`` may stand before a verb and behind it."""
+    """How the command talks; ``--quiet`` and ``--debug`` may stand before a verb and after it."""
     group = parser.add_argument_group("output")
     if json:
         group.add_argument("--json", action="store_true", help="one JSON object instead of text, also for an error")

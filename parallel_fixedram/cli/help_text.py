@@ -80,7 +80,7 @@ def _with_kinds(lines: list[str]) -> list[tuple[str, str]]:
 
 
 def _folded_commands(lines: list[str], width: int) -> list[str]:
-    """Commands, which may go on behind a backslash; one that is too wide goes on behind backslashes elsewhere."""
+    """Commands, which may continue after a backslash; one that is too wide is divided elsewhere."""
     folded: list[str] = []
     for command in re.findall(r"(?:.*\\\n)*.+", "\n".join(lines)):
         if max(map(len, command.splitlines())) <= width:

@@ -45,7 +45,7 @@ A verb's module is imported for ``--help``, too: what is slow to import belongs 
 
 
 WITH_COMMAND = ("restore", "clone")
-"""Verbs that take a QEMU command line behind ``--``; ``verify`` does with LOAD."""
+"""Verbs that take a QEMU command line after ``--``; ``verify`` does with LOAD."""
 
 LOAD = "--load"
 

@@ -160,7 +160,7 @@ class RunSet:
     finished: str | None = None
     """None while samples are missing."""
     commit: str | None = None
-    """Of the checkout that ran, with ``+`` behind it when files differed from it; None for an installed copy."""
+    """Of the checkout that ran, with ``+`` after it when files differed from it; None for an installed copy."""
     versions: Mapping[str, str | None]
     host: Mapping[str, Any]
     order: tuple[str, ...]

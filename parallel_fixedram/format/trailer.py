@@ -19,8 +19,7 @@ Every digest is XXH3-64. A page's digest has a fixed place like the page itself,
 zero page costs a hole, and a flipped byte is pinned to its page. The digest in the footer covers the trailer up to
 itself. ``file_length`` is a multiple of 4096. A reader skips part types it does not know, unless REQUIRED is set.
 
-Volumes and tapes put zeros behind the file: the last byte that is not zero is in the footer, whose end is a multiple of
-4096.
+Volumes and tapes add zeros to a file: the last byte that is not zero is in the footer, whose end is a multiple of 4096.
 """
 
 from __future__ import annotations
@@ -265,7 +264,7 @@ class _Parts:
     clone_end: int = 0
 
     def read_next(self, cursor: Cursor, limit: int) -> None:
-        """Read the part at the cursor and move the cursor behind it; no part may reach past ``limit``."""
+        """Read the part at the cursor and move the cursor past it; no part may reach past ``limit``."""
         at = cursor.offset
         kind, flags, payload = _PART.unpack(cursor.take(_PART.size, "head of a trailer part"))
         end = cursor.offset + payload
@@ -306,7 +305,7 @@ def _read_table_head(cursor: Cursor, payload: int, tables: dict[int, int]) -> in
 
 
 def check_against(trailer: Trailer, blocks: list[SavedBlock], base: int, stream_end: int) -> None:
-    """Check a trailer against the stream it stands behind.
+    """Check a trailer against the stream that it follows.
 
     Raises:
         FormatError: it describes another stream: other start, other blocks, or bytes without a digest.

@@ -1,4 +1,4 @@
-"""``restore`` and ``clone`` with a QEMU command line behind ``--``: what is refused before any QEMU is looked for."""
+"""``restore`` and ``clone`` with a QEMU command line after ``--``: what is refused before any QEMU is looked for."""
 
 import json
 import sys

@@ -126,7 +126,7 @@ class SnapshotReport:
     fix_seconds: float
     """Of the pause: to protect once more what had been written meanwhile."""
     let_go_seconds: float
-    """What there was to wait for, behind everything else, until nothing of its memory was protected any more."""
+    """What there was to wait for, after everything else, until nothing of its memory was protected any more."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

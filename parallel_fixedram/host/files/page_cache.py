@@ -14,7 +14,7 @@ from parallel_fixedram.host import linux
 def is_cold(fd: int, offsets: Sequence[int]) -> bool:
     """Whether most of the bytes at ``offsets`` would have to come from the device.
 
-    Memory file systems, and those that cannot tell, count as warm, and so does what lies behind the end of the file.
+    Memory file systems, and those that cannot tell, count as warm, and so does what lies after the end of the file.
     """
     try:
         length = os.fstat(fd).st_size

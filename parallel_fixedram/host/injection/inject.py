@@ -112,7 +112,7 @@ def takes_injection(pid: int, *, filters_are_known: bool = False) -> str | None:
     try:
         lacking = userfaultfd.missing_features()
         if not _free_places(pid):
-            return f"process {pid} has no 64-bit x86 code with free room behind it"
+            return f"process {pid} has no 64-bit x86 code with free room after it"
     except HostError as error:
         return error.message
     if lacking:

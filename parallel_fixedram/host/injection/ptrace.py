@@ -159,7 +159,7 @@ def returned(tid: int) -> tuple[int, int] | None:
 
 
 def seccomp_filter(tid: int, index: int) -> bytes | None:
-    """A filter of a thread that has stopped, an array of struct sock_filter; None behind the last one.
+    """A filter of a thread that has stopped, an array of struct sock_filter; None after the last one.
 
     Raises:
         OSError: EACCES without CAP_SYS_ADMIN, or when this process has filters itself.

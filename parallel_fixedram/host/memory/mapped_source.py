@@ -35,7 +35,7 @@ _MANY_EXTENTS = 1024
 """Data ranges from which on it is worth asking whether the page cache is quicker to ask than the file system."""
 
 _SPARSE_PAGES = 64
-"""Pages a data range and the hole behind it take on average, up to which it is (measured: about 100)."""
+"""Pages a data range and the hole after it take on average, up to which it is (measured: about 100)."""
 
 _BLOCK_BYTES = 512
 """Of ``st_blocks``."""

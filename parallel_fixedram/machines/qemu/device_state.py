@@ -79,7 +79,7 @@ class DeviceState:
             MachineError: QEMU cannot save a device, or writes something else.
         """
         channel = FileChannel(self.fd, "device state")
-        start = channel.stat().st_size  # QEMU goes on behind what it wrote the last time
+        start = channel.stat().st_size  # QEMU continues after what it wrote the last time
         arguments = {"filename": self._fdset.path, "live": False}
         self._monitor.execute("xen-save-devices-state", arguments)
         data = channel.bytes_at(start, channel.stat().st_size - start)

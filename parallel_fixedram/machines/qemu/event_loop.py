@@ -86,7 +86,7 @@ class EventLoop:
                 self.turn(self._abandon)
 
     def turn(self, work: Callable[[], Coroutine[Any, Any, _T]]) -> _T:
-        """Run a short coroutine to its end; handlers of signals that arrived run behind that."""
+        """Run a short coroutine to its end; handlers of signals that arrived run after that."""
         with signals.held():
             return self._loop.run_until_complete(work())
 

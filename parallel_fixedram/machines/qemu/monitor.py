@@ -174,7 +174,7 @@ def _hint(message: str) -> str:
 
 
 def _owner(path: str) -> str:
-    """Whose a socket is, to stand behind a reason; or its folder, where that hides it."""
+    """Whose a socket is, to follow a reason; or its folder, where that hides it."""
     while True:
         try:
             uid = os.stat(path).st_uid

@@ -98,7 +98,7 @@ class Session(Closing):
         """
         try:
             await self.client.connect(self.sock)
-        except AssertionError as error:  # the library takes for granted that nobody ends right behind a greeting
+        except AssertionError as error:  # the library takes for granted that nobody ends right after a greeting
             raise ExecInterruptedError from error
 
     def close(self) -> None:
