@@ -1,6 +1,7 @@
-"""Who may import whom, and where a program may talk to its user or end."""
+"""Who may import whom, where a program may talk to its user or end, and how large its pieces may be."""
 
 import ast
+import statistics
 import sys
 from pathlib import Path
 
@@ -40,6 +41,8 @@ NOT_IN_CORE |= {
     "threading",
 }
 ALLOWED_IN_CORE = {"msgspec", "numpy"}
+MOST_LINES = {ast.ClassDef: 150, ast.FunctionDef: 50, ast.AsyncFunctionDef: 50}
+MOST_LINES_OF_A_MODULE, MEDIAN_LINES = 350, 150
 PURE_ENOUGH = {("errors", "os.strerror")}  # a look-up in a table of libc's
 
 
@@ -74,3 +77,20 @@ def test_only_the_command_line_prints_and_exits(path):
             ast.unparse(node.func) for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Call)
         }
         assert not called & {"print", "sys.exit", "exit", "quit"}
+
+
+@pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_no_class_function_or_module_is_too_long(path):
+    """Lines include docstrings. What is too long does more than one thing: find the other thing, and give it a name."""
+    text = path.read_text()
+    too_long = {
+        node.name: lines
+        for node in ast.walk(ast.parse(text))
+        if type(node) in MOST_LINES and (lines := node.end_lineno - node.lineno + 1) > MOST_LINES[type(node)]
+    }
+    assert not too_long
+    assert text.count("\n") <= MOST_LINES_OF_A_MODULE
+
+
+def test_half_of_all_modules_are_short():
+    assert statistics.median(path.read_text().count("\n") for path in MODULES) < MEDIAN_LINES

@@ -4,7 +4,7 @@
 
     restore           QEMU -incoming defer            loads the whole stream by itself, into memory of its own
     restore, shared   QEMU on shared memory           our workers fill the memory; QEMU loads the clone stream
-    verify --load     QEMU -S -incoming defer         as restore, held against the file instead of run, and ended
+    verify --load     QEMU -S -incoming defer         as restore, checked against the file instead of run, and ended
     clone             QEMU on the file's page arrays  nothing is filled, pages are copied on write; the clone stream
 
 What is handed over lives on; if anything fails, no QEMU is left, and of one that could not start or load nothing but

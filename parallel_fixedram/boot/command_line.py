@@ -82,7 +82,7 @@ class Option:
     name: str
     """Without dashes."""
     value: str | None
-    """The argument behind it, or None for an option that takes none."""
+    """The argument after it, or None for an option that takes none."""
     position: int
     """Index of the option in the arguments; the value's is one more."""
 
@@ -243,7 +243,7 @@ class CommandLine:
         has = self._described(self.backends)
         return RequestError(
             f"block {idstr!r} of the file is no memory backend of this QEMU command line, which has {has}",
-            hint="give the command line that the guest was saved with; a -readconfig file is not looked into",
+            hint="give the command line that the guest was saved with; a -readconfig file is not read",
         )
 
     def _described(self, ids: Iterable[str]) -> str:

@@ -28,12 +28,13 @@ from parallel_fixedram.host.processes import signals
 from parallel_fixedram.host.processes.guardian import Guardian
 from parallel_fixedram.host.processes.identity import require_proc
 from parallel_fixedram.machines.qemu import discovery
+from parallel_fixedram.machines.qemu.fdset import FdSet
 
 if TYPE_CHECKING:
     from parallel_fixedram.machines.qemu.monitor import Monitor
 
 START_SECONDS = 60.0
-"""How long QEMU may take to answer after its start; its end is noticed at once."""
+"""How long QEMU may take to answer after its start; its end is noticed immediately."""
 
 
 class Fleet:
@@ -90,7 +91,7 @@ class Fleet:
         self._stack.__exit__(kind, error, traceback)
 
     def connect(self, file: MigrationFile) -> None:
-        """Wait until every QEMU answers, find out which process it is, and hold its machine against the file.
+        """Wait until every QEMU answers, find out which process it is, and check its machine against the file.
 
         Raises:
             RequestError: a machine does not fit the file.
@@ -200,9 +201,8 @@ def _process_behind(monitor: Monitor, likely: int) -> int:
     except OSError as error:
         raise HostError.from_os("cannot get memory", error) from error
     try:
-        fdset = monitor.add_fd(fd, opaque="parallel-fixedram")
-        pid = discovery.find_process(monitor, fd, likely=likely)
-        monitor.remove_fd(fdset)
+        with FdSet(monitor) as fdset:
+            fdset.add(fd)
+            return discovery.find_process(monitor, fd, likely=likely)
     finally:
         linux.close(fd)
-    return pid

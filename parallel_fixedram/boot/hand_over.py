@@ -46,7 +46,7 @@ class HandedOver:
             verb: which one.
             image: the file.
             how: RAM got into the guests.
-            verified: whether every page was held against its digest.
+            verified: whether every page was checked against its digest.
             started: ``time.perf_counter()`` when the verb began.
             channels: workers, or QEMU's multifd channels.
             fill: whether memory was filled while the guests started.

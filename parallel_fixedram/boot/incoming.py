@@ -1,4 +1,4 @@
-"""A QEMU that waits for its guest (``-incoming defer``): held against the file, then loaded, then running.
+"""A QEMU that waits for its guest (``-incoming defer``): checked against the file, then loaded, then running.
 
 QEMU itself checks neither the length of a block nor that the file has all of them: it loads a 256 MiB file into a 512
 MiB guest without a word (QEMU migration/ram.c, parse_ramblock_mapped_ram).
@@ -17,13 +17,14 @@ from parallel_fixedram.core.ramblock import RAMBlock
 from parallel_fixedram.core.units import format_exact_size
 from parallel_fixedram.host import linux
 from parallel_fixedram.machines.qemu import discovery
+from parallel_fixedram.machines.qemu.fdset import FdSet
 from parallel_fixedram.machines.qemu.target import check_settings, read_target
 
 if TYPE_CHECKING:
     from parallel_fixedram.machines.qemu.monitor import Monitor
 
 LOAD_SECONDS = 3600.0
-"""How long QEMU may take to load a file; its end is noticed at once."""
+"""How long QEMU may take to load a file; its end is noticed immediately."""
 
 _WAITS_FOR_CONT = ("paused", "prelaunch", "postmigrate")
 
@@ -73,7 +74,7 @@ class Source:
 
 
 def check_machine(monitor: Monitor, machine: str, blocks: Sequence[RAMBlock], target: str = "") -> None:
-    """Hold a machine that waits for its guest against what a file has.
+    """Check a machine that waits for its guest against what a file has.
 
     Args:
         monitor: of the QEMU.
@@ -100,13 +101,13 @@ def check_machine(monitor: Monitor, machine: str, blocks: Sequence[RAMBlock], ta
     for idstr, length in file_has.items():
         if (other := machine_has.get(idstr)) is None:
             names = ", ".join(map(repr, machine_has))
-            raise RequestError(f"the file has block {idstr!r}, this QEMU has not; it has {names}")
+            raise RequestError(f"the file has block {idstr!r}, which this QEMU lacks; it has {names}")
         if other != length:
             have, want = format_exact_size(other), format_exact_size(length)
             raise RequestError(f"block {idstr!r} has {want} in the file, {have} in this QEMU")
     for idstr, length in machine_has.items():
         if idstr not in file_has:
-            raise RequestError(f"this QEMU has block {idstr!r} of {format_exact_size(length)}, the file has not")
+            raise RequestError(f"this QEMU has block {idstr!r} of {format_exact_size(length)}, which the file lacks")
 
 
 def _machine_hint(monitor: Monitor, machine: str) -> str:
@@ -144,19 +145,14 @@ def _handed_over(monitor: Monitor, source: Source) -> Iterator[str]:
     if source.fd < 0:
         yield source.path
         return
-    fdset = None
-    try:
+    with FdSet(monitor) as fdset:
         for flags in (0, os.O_DIRECT) if source.direct_io else (0,):
             fd = _reopened(source, flags)
             try:
-                fdset = monitor.add_fd(fd, opaque="parallel-fixedram", fdset=fdset)
+                fdset.add(fd)
             finally:
                 linux.close(fd)
-        yield f"/dev/fdset/{fdset}"
-    finally:
-        if fdset is not None:
-            with contextlib.suppress(MachineError):  # QEMU is gone, and that has been said
-                monitor.remove_fd(fdset)
+        yield fdset.path
 
 
 def _reopened(source: Source, flags: int) -> int:

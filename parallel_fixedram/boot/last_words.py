@@ -40,7 +40,7 @@ def last_words(log_path: str, program: str, *, ended: bool) -> str:
             lines = log.read().decode(errors="replace").splitlines()
     except OSError:
         return ""
-    # with -msg timestamp=on there is a time before the name, and behind it where in a -readconfig file
+    # with -msg timestamp=on there is a time before the name, and after it where in a -readconfig file
     named = re.compile(rf"(?:\d\S*Z )?(?:{re.escape(os.path.basename(program))}|qemu-\S+?):(?: |(?=\S+:\d+: ))(.*)")
     own = [match[1].strip() for line in lines if (match := named.match(line.strip()))]
     chosen = own or ([line.strip() for line in lines if line.strip()] if ended else [])
@@ -50,7 +50,7 @@ def last_words(log_path: str, program: str, *, ended: bool) -> str:
 
 
 def how_it_ended(pid: int) -> str:
-    """How a child ended, to stand behind its name in a sentence; it is left to be reaped. Empty if it lives."""
+    """How a child ended, to follow its name in a sentence; it is left to be reaped. Empty if it lives."""
     try:
         found = os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT)
     except ChildProcessError:  # somebody waits for all children, or SIGCHLD is ignored

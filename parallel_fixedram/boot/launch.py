@@ -62,7 +62,7 @@ class Launch:
         if len(os.fsencode(self.socket_path)) > _MAX_SOCKET_PATH:
             raise RequestError(
                 f"{self.socket_path!r} is too long for the name of a socket",
-                hint=f"--run-dir names a folder; with what follows it a socket's name has {_MAX_SOCKET_PATH} bytes",
+                hint=f"it may have {_MAX_SOCKET_PATH} bytes: give --run-dir a folder with a shorter name",
             )
         with signals.held():
             self._folder.make()

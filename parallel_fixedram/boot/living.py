@@ -151,7 +151,7 @@ class Survey:
             living = {each.name: each for each in self.guests if meant.intersection(_names_of(each))}
             gone = {each.name: each for each in self.ended if name in (each.name, each.name.rpartition("/")[0])}
             if name.rpartition("/")[0] in self.busy or name in self.busy:
-                raise MachineError(f"a command is still at work with {name!r}", hint="end that command, or wait for it")
+                raise MachineError(f"a command is still working with {name!r}", hint="end that command, or wait for it")
             if not living and not gone:
                 there_are = ", ".join(each.name for each in self.guests) or "none"
                 raise RequestError(f"there is no guest {name!r}", hint=f"those that run: {there_are}")

@@ -57,14 +57,14 @@ class Boot:
 
 
 def hold_against_digests(image: Image, observer: Observer) -> None:
-    """Hold everything in a file against the digests it carries, and the places of zero pages against zero.
+    """Check everything in a file against the digests it carries, and the places of zero pages against zero.
 
     Raises:
         RequestError: it carries none.
         ContentsDiffer: something does not match; names the first.
     """
     if image.file.trailer is None:
-        raise RequestError(f"{image.path!r} carries no digests to check")
+        raise RequestError(f"{image.path!r} has no digests to check")
     found = verify(image, channels=readers(), observer=observer)
     if not found.ok:
         raise ContentsDiffer(f"{image.path!r}: {found.differences[0]}", hint="no guest was started")
@@ -120,7 +120,7 @@ def clone_stream_in(image: Image, main: Sequence[SavedBlock]) -> Source:
     """
     if not image.file.trailer or not _has_clone_stream(image, main):
         raise RequestError(
-            f"{image.path!r} carries no clone stream for this command line",
+            f"{image.path!r} has no clone stream for this command line",
             hint="without --print one is put together in memory"
             if image.file.trailer
             else "clone --add-clone-stream adds one; without --print it is put together in memory",

@@ -11,17 +11,18 @@ from parallel_fixedram.boot.plan import INCOMING, Boot, state_of
 from parallel_fixedram.core.errors import RequestError
 from parallel_fixedram.format.mapped_ram import SavedBlock
 from parallel_fixedram.host.files.page_cache import takes_direct_io
+from parallel_fixedram.image.cold import is_cold
 from parallel_fixedram.image.image import Image
 
 
 def loaded_by_qemu(image: Image, line: CommandLine, channels: int) -> Boot:
-    """QEMU loads the whole stream; past the page cache where it would have to wait for the device anyway."""
+    """QEMU loads the whole stream; bypassing the page cache where it would have to wait for the device anyway."""
     source = Source(
         path=os.path.abspath(image.path),
         fd=image.channel.fd,
         offset=image.file.base,
         channels=channels,
-        direct_io=channels > 1 and takes_direct_io(image.path) and image.is_cold(image.blocks),
+        direct_io=channels > 1 and takes_direct_io(image.path) and is_cold(image, image.blocks),
     )
     return Boot(commands=[[*line.arguments, *INCOMING]], source=source, paused=line.paused, state=state_of(image))
 
@@ -69,5 +70,5 @@ def known_blocks(paths: Mapping[str, str], main: Collection[str]) -> Mapping[str
     for idstr in paths:
         if idstr not in main:
             names = ", ".join(map(repr, main))
-            raise RequestError(f"block {idstr!r} is no main memory of this guest, which has {names}")
+            raise RequestError(f"block {idstr!r} is not main memory of this guest, which has {names}")
     return paths

@@ -102,12 +102,6 @@ class RunFolder:
         except (ValueError, RecursionError) as error:
             raise HostError(f"{self._record!r} is not what this command writes there") from error
 
-    def is_kept_log(self) -> bool:
-        """Whether all that is left is what a QEMU printed with which something went wrong."""
-        with contextlib.suppress(OSError):
-            return os.listdir(self.path) == ["log"]
-        return False
-
     def keep_log(self) -> str:
         """Have the log stay if there is anything in it; returns a sentence that says where, or nothing."""
         with contextlib.suppress(OSError):

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from parallel_fixedram.experiments.scenario import Scenario
 
 COMMANDS = ("list", "run", "compare", "report", "pictures", "simulate")
-"""What may stand behind ``bench``; anything else is a scenario to run."""
+"""What may come after ``bench``; anything else is a scenario to run."""
 
 RESULTS = "bench-results"
 """The folder where results go unless told otherwise."""
@@ -41,7 +41,7 @@ def register(subparsers: common.Subparsers[Any]) -> None:
     """Add the verb to the command line."""
     parser = subparsers.add_parser(
         "bench",
-        help="performance experiments: raw results as JSON, and what is made of them",
+        help="performance experiments: raw results as JSON, and reports on them",
         description=_ABOUT,
         epilog=f"examples:\n{_EXAMPLES}",
         formatter_class=HelpFormatter,
@@ -56,7 +56,7 @@ def register(subparsers: common.Subparsers[Any]) -> None:
 
 
 def with_run(argv: Sequence[str]) -> Sequence[str]:
-    """The arguments of a command line with ``run`` behind ``bench`` where no command is named."""
+    """The arguments of a command line with ``run`` after ``bench`` where no command is named."""
     place = argv.index("bench") + 1
     word = next((argument for argument in argv[place:] if not argument.startswith("-")), None)
     if word is None or word in COMMANDS:
@@ -69,7 +69,7 @@ def _register_run(verbs: common.Subparsers[Any]) -> None:
         verbs,
         "run",
         summary="run scenarios and store every sample",
-        about="Run scenarios. Each sample is stored as soon as it is there and verified; cases of a guest take turns\n"
+        about="Run scenarios. Each sample is stored as soon as it is taken and verified; cases of a guest take turns\n"
         "in shuffled order. What cannot be run here is listed with the reason. Leaves nothing but the results.",
         examples=_EXAMPLES,
     )
@@ -82,11 +82,11 @@ def _register_run(verbs: common.Subparsers[Any]) -> None:
         "--results",
         metavar="DIR",
         default=RESULTS,
-        help=f"otherwise the results are NAME.json in there; made if it is not there (default {RESULTS})",
+        help=f"otherwise the results are NAME.json in DIR, which is made if needed (default {RESULTS})",
     )
     parser.add_argument("--repeats", type=_positive, metavar="N", help="samples per case, instead of the scenario's")
     parser.add_argument("--dry-run", action="store_true", help="say what would be run, and run nothing")
-    parser.add_argument("--resume", action="store_true", help="go on where the results in FILE stop")
+    parser.add_argument("--resume", action="store_true", help="continue where the results in FILE stop")
     parser.add_argument("--overwrite", action="store_true", help="replace results in FILE")
     parser.set_defaults(run=run)
 
@@ -108,7 +108,7 @@ def run(args: argparse.Namespace) -> int:
         scenarios = [replace(each, repeats=args.repeats) for each in scenarios]
     outputs = [args.output or os.path.join(args.results, f"{each.name}.json") for each in scenarios]
     if len(set(outputs)) < len(outputs):
-        raise RequestError("several scenarios, but one file for their results: leave --output out, or run them alone")
+        raise RequestError("several scenarios, but one file for results: leave out --output, or run one at a time")
     if args.dry_run:
         plans = [make_plan(each.cases) for each in scenarios]
         bench_list.show_plans(scenarios, plans, outputs, as_json=args.json)

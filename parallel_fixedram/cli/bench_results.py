@@ -20,6 +20,10 @@ _COMPARE = """two files of results of yours:
       before.json after.json"""
 _REPORT = """  parallel-fixedram bench report channels.json gaps.json --output report.html"""
 _PICTURES = """  parallel-fixedram bench pictures channels.json --folder pictures"""
+_METRIC_HELP = (
+    "time to stable storage (default), to the last written page, of the guest's pause; of a guest that is watched: "
+    "work lost, or the longest time without any"
+)
 _METRICS = ("total", "last_write", "pause", "lost", "gap")
 
 
@@ -46,8 +50,7 @@ def register(subparsers: common.Subparsers[Any]) -> None:
         "--metric",
         choices=_METRICS,
         default="total",
-        help="time to stable storage (default), to the last written page, of the guest's pause; of a guest that is "
-        "watched: work lost, or the longest time without any",
+        help=_METRIC_HELP,
     )
     compare.set_defaults(run=run_compare)
     report = common.add_verb(

@@ -1,4 +1,4 @@
-"""``bench simulate``: the simulation held against measurements, and what it says of machines that nobody measured."""
+"""``bench simulate``: the simulation compared with measurements, and what it says of machines nobody measured."""
 
 from __future__ import annotations
 
@@ -36,9 +36,9 @@ def register(subparsers: common.Subparsers[Any]) -> None:
     parser = common.add_verb(
         subparsers,
         "simulate",
-        summary="what a simulated device makes of channels, and of RAM that nobody has",
+        summary="how a simulated device copes with channels, and with RAM that nobody has",
         about="Simulate a save, event by event. With a file of results the parameters are fitted to one channel and\n"
-        "fio, and what they predict for more channels is held against the samples. Never a measurement; it says so.",
+        "fio, and what they predict for more channels is compared with the samples. Never a measurement; it says so.",
         examples=_EXAMPLES,
     )
     parser.add_argument("result", nargs="?", metavar="RESULT.json", help="results to fit the parameters to")
@@ -69,7 +69,7 @@ def register(subparsers: common.Subparsers[Any]) -> None:
         "--direct-io",
         choices=["on", "off"],
         default="on",
-        help="on (default): past the page cache; off: into it, where writers of one file exclude each other",
+        help="on (default): bypass the page cache; off: write into it, where writers of one file exclude each other",
     )
     parser.add_argument("--device-rate", type=_size, metavar="SIZE", help="bytes that one device writes in a second")
     parser.add_argument(
@@ -158,7 +158,7 @@ def _target(args: argparse.Namespace, done: Sequence[Calibration]) -> tuple[Targ
         kind = "direct" if direct else "buffered"
         raise RequestError(
             f"{args.result!r} has no {kind} series of channels that the simulation can be fitted to",
-            hint="leave the file away to simulate with assumed parameters, or choose the other --direct-io",
+            hint="leave out the file to simulate with assumed parameters, or choose the other --direct-io",
         )
     else:
         device = Device(call_seconds=ASSUMED_CALL_SECONDS, byte_seconds=1 / ASSUMED_RATE) if direct else Device()

@@ -31,8 +31,8 @@ def add_run_dir(parser: Any) -> None:
         "--run-dir",
         type=common.output_path,
         metavar="FOLDER",
-        help="where QMP socket, log and pid go, in FOLDER/N; must not exist, and is there as long as QEMU is needed; "
-        "of one that fails the log stays (default: a new one)",
+        help="where QMP socket, log and pid go, in FOLDER/N; must not exist, and is removed when QEMU is no longer "
+        "needed; if a QEMU fails, its log stays (default: a new folder)",
     )
 
 
@@ -42,15 +42,9 @@ def show(args: argparse.Namespace, report: BootReport) -> None:
     Raises:
         HostError: it cannot be printed; says which guests run now.
     """
-    from parallel_fixedram.core.schemas import to_json
-
-    for note in (*report.changes, *report.notes):
-        output.warn(f"note: {note}")
+    output.print_notes((*report.changes, *report.notes))
     try:
-        if args.json:
-            output.print_json(to_json(report))
-        else:
-            _print(report)
+        output.print_report(report, _print, as_json=args.json)
         sys.stdout.flush()
     except (OSError, HostError) as error:
         told = "; ".join((*_guests(report), f"to end: {_ending(report)}"))

@@ -21,9 +21,9 @@ def register(subparsers: common.Subparsers[Any]) -> None:
         summary="start guests copy-on-write, their RAM mapped from a file",
         about="Start N guests from FILE within a fraction of a second each, however much RAM they have: it is mapped\n"
         "from FILE, and only what a guest writes is copied. FILE does not change, and must not be changed while they\n"
-        "live: write a new file and give it the name, never into FILE. Stale bytes where pages are zero, and changes\n"
-        "before the guests run, are noticed; changes after that are not.\n\n"
-        "Behind -- stands the QEMU command line that the guest was saved from; its memory backends are replaced, and\n"
+        "run: do not write into it, but write a new file and rename it. Stale bytes where pages are zero, and changes\n"
+        "before the guests run, are noticed; later changes are not.\n\n"
+        "After -- comes the QEMU command line that the guest was saved from; its memory backends are replaced, and\n"
         "{n} is the clone's number, for disks, sockets and ports, which two QEMUs cannot share. Clones are the same\n"
         "machine: unique MAC addresses, machine ids, disks and random numbers are up to you. Guests with vhost-user\n"
         "or VFIO devices cannot be cloned.",
@@ -32,13 +32,13 @@ def register(subparsers: common.Subparsers[Any]) -> None:
     parser.usage = "%(prog)s FILE [options] -- QEMU [argument ...]"
     parser.add_argument("file", metavar="FILE", help="a mapped-ram file with device state, by QEMU or by us")
     parser.add_argument("--count", type=int, default=1, metavar="N", help="how many (default 1)")
-    parser.add_argument("--verify", action="store_true", help="first hold everything in FILE against its digests")
+    parser.add_argument("--verify", action="store_true", help="first check everything in FILE against its digests")
     boot.add_boot_options(parser)
     parser.add_argument(
         "--punch",
         action="store_true",
-        help="first make holes of stale bytes behind zero pages, which QEMU leaves when it saves a running guest, "
-        "and tools that skip zeros when they write over a file",
+        help="first make holes of the stale bytes that QEMU leaves behind zero pages when it saves a running guest, "
+        "and that tools which skip zeros leave when they write over a file",
     )
     parser.add_argument(
         "--add-clone-stream",
@@ -53,12 +53,14 @@ def run(args: argparse.Namespace) -> int:
     from parallel_fixedram.verbs.clone import clone, plan_clone
 
     if args.command is None:
-        raise RequestError("a QEMU command line is needed, behind --", hint="see parallel-fixedram clone --help")
+        raise RequestError("a QEMU command line is needed after --", hint="see parallel-fixedram clone --help")
     if args.print:
         if args.punch or args.add_clone_stream:
-            raise RequestError("--print changes nothing, so it does not go with --punch and --add-clone-stream")
+            raise RequestError("--print cannot be combined with --punch or --add-clone-stream: it changes nothing")
         if args.verify:
-            raise RequestError("--print reads no page, so it does not go with --verify", hint="verify checks a file")
+            raise RequestError(
+                "--print cannot be combined with --verify: it reads no page", hint="verify checks a file"
+            )
         boot.show_plan(args, plan_clone(args.file, args.command, count=args.count, paused=args.paused))
         return 0
     with shown() as progress:

@@ -26,7 +26,7 @@ def add_verb(subparsers: Subparsers[Any], name: str, *, summary: str, about: str
 
 
 def add_manner_options(parser: Any, *, json: bool = False, progress: bool = False) -> None:
-    """How the command talks; ``--quiet`` and ``--debug`` may stand before a verb and behind it."""
+    """How the command talks; ``--quiet`` and ``--debug`` may stand before a verb and after it."""
     group = parser.add_argument_group("output")
     if json:
         group.add_argument("--json", action="store_true", help="one JSON object instead of text, also for an error")
@@ -35,11 +35,15 @@ def add_manner_options(parser: Any, *, json: bool = False, progress: bool = Fals
             "--progress",
             choices=("auto", "bar", "json", "none"),
             default="auto",
-            help="how to show on stderr how far it is: by a bar, by one JSON object an event and line, or not at all "
-            "(default auto: a bar on a terminal, without --quiet)",
+            help="how to show progress on stderr: with a bar, with one JSON object a line for each event, or not at "
+            "all (default auto: a bar on a terminal, without --quiet)",
         )
     group.add_argument(
-        "-q", "--quiet", action="store_true", default=argparse.SUPPRESS, help="say nothing but errors (and --json)"
+        "-q",
+        "--quiet",
+        action="store_true",
+        default=argparse.SUPPRESS,
+        help="print errors only (and --json)",
     )
     group.add_argument(
         "--debug", action="store_true", default=argparse.SUPPRESS, help="show tracebacks and debug messages"
@@ -53,7 +57,7 @@ def output_path(text: str) -> str:
         argparse.ArgumentTypeError: it is ``-``, for which nothing is written to standard output here.
     """
     if text == "-":
-        raise argparse.ArgumentTypeError("'-' is no file; for one of that name write ./-")
+        raise argparse.ArgumentTypeError("'-' is not a file; for a file of that name write ./-")
     return text
 
 

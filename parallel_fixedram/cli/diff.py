@@ -27,8 +27,8 @@ def register(subparsers: common.Subparsers[Any]) -> None:
         subparsers,
         "diff",
         summary="pages that differ between two files, by RAMBlock and range",
-        about="Compare the RAM in two files page by page; exit code 1 if it differs, also if one file has a block\n"
-        "that the other has not, or has with another length. Who wrote a file, and its device sections, do not matter.",
+        about="Compare the RAM in two files page by page; exit code 1 if it differs, or if one file has a block that\n"
+        "the other lacks or has with another length. Who wrote a file, and its device sections, do not matter.",
         examples=_EXAMPLES,
     )
     parser.add_argument("file_a", metavar="A", help="a mapped-ram file")
@@ -38,14 +38,15 @@ def register(subparsers: common.Subparsers[Any]) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Carry out the verb; returns the exit code."""
-    from parallel_fixedram.core.schemas import to_json
     from parallel_fixedram.verbs.diff import diff
 
     with shown() as progress:
         report = diff(args.file_a, args.file_b, observer=progress)
-    if args.json:
-        output.print_json(to_json(report))
-        return 0 if report.equal else 1
+    output.print_report(report, _print, as_json=args.json)
+    return 0 if report.equal else 1
+
+
+def _print(report: DiffReport) -> None:
     for each in report.differences[:MAX_LINES]:
         print_folded(str(each))
     if report.truncated or len(report.differences) > MAX_LINES:
@@ -53,7 +54,6 @@ def run(args: argparse.Namespace) -> int:
     for block in report.not_compared:
         print_folded(_not_compared(report, block))
     print_folded("equal" if report.equal else format_count(report.differing_pages, "differing page"))
-    return 0 if report.equal else 1
 
 
 def _not_compared(report: DiffReport, block: NotCompared) -> str:

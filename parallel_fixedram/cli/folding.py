@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import os
+import re
 import sys
 import textwrap
 from collections.abc import Sequence
 from typing import TextIO
 
 _LEAST_COLUMNS = 40
-"""A text that would get less room beside what stands before it goes below."""
+"""A text that would get less room after what comes before it goes below."""
 _INDENT = " " * 6
+NO_BREAK = "\N{NO-BREAK SPACE}"
+_UNITS = r"[KMGTPE]?i?B(?:/s)?|[mnµ]?s|min|h|d|%|[KMG]?Hz|(?:byte|page|channel|second)s?"
+_NUMBER = re.compile(rf"(?<=\d) (?=(?:{_UNITS})(?!\w))")
+"""The space between a number and its unit."""
 
 
 def _columns(stream: TextIO) -> int | None:
@@ -81,7 +86,25 @@ def print_table(template: str, heads: Sequence[str], rows: Sequence[Sequence[str
         print(_filled(named, room, "  ", "  "))
 
 
-def _filled(text: str, room: int, first: str, others: str) -> str:
-    return textwrap.fill(
-        text, room, initial_indent=first, subsequent_indent=others, break_on_hyphens=False, break_long_words=False
+def wrap(text: str, room: int, first: str = "", others: str = "") -> list[str]:
+    """Lines of a text that have at most ``room`` characters, divided between words, but not between number and unit.
+
+    Args:
+        text: words with one space in between; NO_BREAK between those that belong together.
+        room: a word that is longer gets a longer line.
+        first: what the first line begins with.
+        others: what all others begin with.
+    """
+    lines = textwrap.wrap(
+        _NUMBER.sub(NO_BREAK, text),
+        room,
+        initial_indent=first,
+        subsequent_indent=others,
+        break_on_hyphens=False,
+        break_long_words=False,
     )
+    return [line.replace(NO_BREAK, " ") for line in lines]
+
+
+def _filled(text: str, room: int, first: str, others: str) -> str:
+    return "\n".join(wrap(text, room, first, others))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 from datetime import datetime
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from parallel_fixedram.cli import common, output
@@ -16,7 +17,7 @@ if TYPE_CHECKING:
 
 _EXAMPLES = """  parallel-fixedram guests
   parallel-fixedram guests stop --all
-with a name of the list, or for all guests of one clone:
+with a name from the list, or for all guests of one clone:
   parallel-fixedram guests stop k3j2h1ab/0
   parallel-fixedram guests stop k3j2h1ab"""
 
@@ -27,11 +28,11 @@ def register(subparsers: common.Subparsers[Any]) -> None:
         subparsers,
         "guests",
         summary="guests that restore and clone have started: list them, end them",
-        about="List the guests of this user that restore and clone have started and that live, or end some of them:\n"
-        "QEMU is told to quit by its monitor; if that is busy, by SIGTERM; and killed if it does neither within\n"
-        "seconds. The guest's system is not shut down first: that is for you to do, in the guest or with\n"
+        about="List the guests of this user that restore and clone have started and that are running, or end some\n"
+        "of them: QEMU is told to quit through its monitor; if that is busy, by SIGTERM; and it is killed if neither\n"
+        "helps within seconds. The guest's system is not shut down first: do that yourself, in the guest or with\n"
         "system_powerdown in its monitor.\n\n"
-        "What guests that ended by themselves have left in their run folders is removed by either.",
+        "Both also remove what guests that ended by themselves have left in their run folders.",
         examples=_EXAMPLES,
     )
     parser.usage = "%(prog)s [--json]\n       %(prog)s stop NAME ... | --all"
@@ -40,7 +41,7 @@ def register(subparsers: common.Subparsers[Any]) -> None:
         "names",
         nargs="*",
         metavar="NAME",
-        help="whom to end: NAME/N is one guest, NAME is all that one command has started, as is its run folder",
+        help="which to end: NAME/N is one guest; NAME, or a run folder, is all that one command has started",
     )
     parser.add_argument("--all", action="store_true", help="end all of them")
     parser.set_defaults(run=run)
@@ -48,7 +49,6 @@ def register(subparsers: common.Subparsers[Any]) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Carry out the verb; returns the exit code."""
-    from parallel_fixedram.core.schemas import to_json
     from parallel_fixedram.verbs.guests import list_guests, stop_guests
 
     if args.action == "stop":
@@ -57,12 +57,8 @@ def run(args: argparse.Namespace) -> int:
         raise RequestError("NAME and --all are for guests stop")
     else:
         report = list_guests()
-    for note in report.notes:
-        output.warn(f"note: {note}")
-    if args.json:
-        output.print_json(to_json(report))
-    else:
-        _print(report, stopping=args.action == "stop")
+    output.print_notes(report.notes)
+    output.print_report(report, partial(_print, stopping=args.action == "stop"), as_json=args.json)
     return 0
 
 

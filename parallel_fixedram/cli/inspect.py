@@ -35,7 +35,6 @@ def register(subparsers: common.Subparsers[Any]) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Carry out the verb; returns the exit code."""
-    from parallel_fixedram.core.schemas import to_json
     from parallel_fixedram.verbs.inspect import inspect, inspect_qemu
 
     if bool(args.file) == bool(args.qmp):
@@ -43,18 +42,11 @@ def run(args: argparse.Namespace) -> int:
     qmp = sources.qmp_arguments(args)
     if args.qmp:
         guest = inspect_qemu(args.qmp, **qmp)
-        if args.json:
-            output.print_json(to_json(guest))
-        else:
-            _print_guest(guest)
+        output.print_report(guest, _print_guest, as_json=args.json)
         return 0
     report = inspect(args.file)
-    if args.json:
-        output.print_json(to_json(report))
-    else:
-        _print(report)
-    for warning in report.warnings:
-        output.warn(f"note: {warning}")
+    output.print_report(report, _print, as_json=args.json)
+    output.print_notes(report.warnings)
     return 0
 
 

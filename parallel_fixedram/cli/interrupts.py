@@ -37,7 +37,7 @@ class Interrupted(BaseException):
         global _dropped
         if not self.answered:
             _dropped = self.signum
-            signal.setitimer(signal.ITIMER_REAL, _AGAIN_SECONDS)  # not at once: we may be where the last one got lost
+            signal.setitimer(signal.ITIMER_REAL, _AGAIN_SECONDS)  # not now: we may be where the last one got lost
 
 
 def begin() -> None:

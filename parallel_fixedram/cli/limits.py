@@ -40,6 +40,6 @@ def require_address_space() -> None:
     soft, _ = resource.getrlimit(resource.RLIMIT_AS)
     if soft != resource.RLIM_INFINITY and soft < LEAST_ADDRESS_SPACE:
         raise HostError(
-            f"the address space is limited to {format_size(soft)}, a verb takes {format_size(LEAST_ADDRESS_SPACE)}",
-            hint="ulimit -v is the limit",
+            f"the address space is limited to {format_size(soft)}, a verb needs {format_size(LEAST_ADDRESS_SPACE)}",
+            hint="ulimit -v sets this limit",
         )

@@ -45,7 +45,7 @@ A verb's module is imported for ``--help``, too: what is slow to import belongs 
 
 
 WITH_COMMAND = ("restore", "clone")
-"""Verbs that take a QEMU command line behind ``--``; ``verify`` does with LOAD."""
+"""Verbs that take a QEMU command line after ``--``; ``verify`` does with LOAD."""
 
 LOAD = "--load"
 
@@ -86,7 +86,7 @@ def build_parser(verbs: Sequence[str] = VERBS) -> argparse.ArgumentParser:
         prog=PROGRAM,
         description="Save a virtual machine's RAM into a file in which every page has a fixed offset, with worker "
         "processes that write disjoint parts of it in parallel; restore, clone, verify and compare it.",
-        epilog=f"Begin with {PROGRAM} demo; {PROGRAM} VERB --help shows the options of a verb, and "
+        epilog=f"Start with {PROGRAM} demo; {PROGRAM} VERB --help shows the options of a verb, and "
         "examples that work.\n\n"
         "Sizes are bytes, or have a suffix: 64KiB, 1.5GiB (1024), 2GB (1000), 1G (1024, as in QEMU).\n\n"
         "Exit codes: 0 done; 1 contents differ; 2 usage, or refused by the capability gate; 3 the file is not what it "
@@ -180,7 +180,7 @@ def _without_text() -> Iterator[None]:
 def _hint_for_unknown(args: argparse.Namespace) -> str:
     """What to do about arguments that no verb knows."""
     if args.verb in WITH_COMMAND and args.command is None:
-        return f"a QEMU command line stands behind --; see {PROGRAM} {args.verb} --help"
+        return f"a QEMU command line comes after --; see {PROGRAM} {args.verb} --help"
     return f"see {PROGRAM} {args.verb} --help"
 
 

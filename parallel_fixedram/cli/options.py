@@ -42,12 +42,12 @@ def add_rule_options(parser: Any) -> None:
         "--profile",
         choices=[str(profile) for profile in Profile],
         default=str(Profile.FIXED_RAM),
-        help="whose rules say what goes together: QEMU 8.2 with the fixed-ram patch (default), QEMU 10.0 or QEMU 11.1",
+        help="whose rules apply: those of QEMU 8.2 with the fixed-ram patch (default), QEMU 10.0 or QEMU 11.1",
     )
     parser.add_argument(
         "--experimental-multifd",
         action="store_true",
-        help="allow fixed-ram with multifd, more than one channel; lifts no other rule",
+        help="allow fixed-ram with multifd, that is, more than one channel; lifts no other rule",
     )
 
 
@@ -65,7 +65,7 @@ def auto_or_number(text: str) -> int | None:
 
 def add_writing_options(parser: Any) -> None:
     """How to write: what is not given is chosen."""
-    group = parser.add_argument_group("how to write", "what is not given follows from what writes cost there")
+    group = parser.add_argument_group("how to write", "what is not given is chosen by what writes cost in that folder")
     group.add_argument(
         "--direct-io",
         choices=("auto", "on", "off"),
@@ -82,10 +82,12 @@ def add_writing_options(parser: Any) -> None:
         "--shard-pages",
         type=auto_or_number,
         metavar="N",
-        help="pages that a worker is handed at a time (default auto)",
+        help="pages that a worker is given at a time (default auto)",
     )
     group.add_argument(
-        "--calibrate", action="store_true", help="measure what writes cost there, even if it is known: about a second"
+        "--calibrate",
+        action="store_true",
+        help="measure what writes cost there, even if that is known (about a second)",
     )
 
 
@@ -116,40 +118,43 @@ def add_snapshot_options(parser: Any) -> None:
         "--max-stall",
         type=float,
         metavar="SECONDS",
-        help="how long a write of the guest may have to wait for a snapshot, which is given up rather than have it "
-        f"wait longer (default {MAX_STALL_SECONDS:g})",
+        help="how long a snapshot may make a write of the guest wait; rather than make it wait longer, the snapshot "
+        f"is given up (default {MAX_STALL_SECONDS:g})",
     )
     parser.add_argument(
         "--capture-memory",
         type=_size,
         metavar="SIZE",
-        help=f"copies of a snapshot that may wait to be written (default {format_size(CAPTURE_MEMORY)})",
+        help=f"memory for copies of a snapshot that wait to be written (default {format_size(CAPTURE_MEMORY)})",
     )
 
 
 def add_capture_options(parser: Any) -> None:
     """How the file comes to hold one instant of a guest that runs."""
     group = parser.add_argument_group(
-        "a guest that runs meanwhile", "a built-in guest does so where --capture names one of the ways"
+        "a guest that runs during the save", "a built-in guest runs if --capture is given, and is not auto"
     )
     group.add_argument(
         "--capture",
         choices=[str(mode) for mode in CaptureMode],
         default=str(CaptureMode.AUTO),
         help="how the file comes to hold one instant. snapshot: all pages while the guest runs, each copied "
-        "before its first write after that instant; compare: all pages while the guest runs, then, while it stands "
-        "still, those whose hash is another one; rounds: what a dirty log names, again and again, the last time while "
-        "it stands still (built-in guest only); stopped: all pages while it stands still; "
-        "auto (default): the one of them that makes the shortest pause, without a dirty log",
+        "before its first write after that instant; compare: all pages while the guest runs, then, while it is "
+        "stopped, those whose hash has changed; rounds: what a dirty log names, again and again, the last time while "
+        "the guest is stopped (built-in guest only); stopped: all pages while the guest is stopped; "
+        "auto (default): the one with the shortest pause, other than rounds",
     )
     group.add_argument(
-        "--max-rounds", type=int, metavar="N", help=f"most rounds of --capture rounds (default {MAX_ROUNDS})"
+        "--max-rounds",
+        type=int,
+        metavar="N",
+        help=f"the most rounds of --capture rounds (default {MAX_ROUNDS})",
     )
     add_snapshot_options(group)
     group.add_argument(
         "--check-instant",
         action="store_true",
-        help="copy all RAM while the guest stands still, and hold the file against the copy, page by page, before it "
+        help="copy all RAM while the guest is stopped, and compare the file with the copy, page by page, before it "
         "gets its name: a test of this program on this host, which makes the pause long",
     )
 

@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
 from parallel_fixedram.cli.folding import folded
-from parallel_fixedram.core.schemas import stamped
+from parallel_fixedram.core.schemas import stamped, to_json
 
 PROGRAM = "parallel-fixedram"
 
@@ -35,6 +36,14 @@ def print_json(value: dict[str, Any]) -> None:
     print(json.dumps(value, indent=2))
 
 
+def print_report(report: Any, as_text: Callable[[Any], None], *, as_json: bool) -> None:
+    """A report: one JSON object, or what ``as_text`` prints of it."""
+    if as_json:
+        print_json(to_json(report))
+    else:
+        as_text(report)
+
+
 def complain(code: int, message: str, hint: str = "") -> None:
     """Say why the command ends with ``code``: one line, and at most one line of hint, or one JSON object."""
     if MANNER.as_json:
@@ -47,6 +56,12 @@ def warn(message: str) -> None:
     """One line that is no error."""
     if not (MANNER.as_json or MANNER.quiet):
         _stderr(f"{PROGRAM}: {message}")
+
+
+def print_notes(sentences: Iterable[str]) -> None:
+    """What there is to know besides, a line each; a report that is printed as JSON has it in itself."""
+    for each in sentences:
+        warn(f"note: {each}")
 
 
 def _stderr(*lines: str) -> None:

@@ -24,9 +24,9 @@ def register(subparsers: common.Subparsers[Any]) -> None:
         subparsers,
         "plan",
         summary="how a save would write, why, and how long that would take; nothing is written",
-        about="Say how the same command with save would write: channels, page cache or not, which gaps are\n"
-        "bridged; what writes into FILE's folder cost; and the time that follows. The guest is not stopped, no file\n"
-        "is made, but where nobody knows yet what writes cost there, it is measured in a file without a name.",
+        about="Say how save, with the same options, would write: channels, page cache or not, which gaps are\n"
+        "bridged; what writes into FILE's folder cost; and how long it would take. The guest is not stopped, and no\n"
+        "file is made; but if it is not known yet what writes cost there, that is measured in a file without a name.",
         examples=_EXAMPLES,
     )
     parser.add_argument("file", metavar="FILE", help="the file that would be written; it may exist")
@@ -40,7 +40,6 @@ def register(subparsers: common.Subparsers[Any]) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Carry out the verb; returns the exit code."""
-    from parallel_fixedram.core.schemas import to_json
     from parallel_fixedram.verbs.plan import plan
 
     with shown() as progress:
@@ -52,10 +51,7 @@ def run(args: argparse.Namespace) -> int:
             writing=options.writing(args),
             capture=options.capturing(args),
         )
-    if args.json:
-        output.print_json(to_json(report))
-    else:
-        _print(report)
+    output.print_report(report, _print, as_json=args.json)
     return 0
 
 

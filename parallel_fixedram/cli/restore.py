@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import argparse
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from parallel_fixedram.cli import boot, common, options, output, sources
 from parallel_fixedram.cli.folding import print_folded
 from parallel_fixedram.cli.progress import shown
 from parallel_fixedram.core.errors import RequestError
 from parallel_fixedram.core.units import format_rate, format_size
+
+if TYPE_CHECKING:
+    from parallel_fixedram.core.reports.restore import RestoreReport
 
 _EXAMPLES = """  parallel-fixedram restore /tmp/vm.mr -- qemu-system-x86_64 -m 1G -display none
   parallel-fixedram restore /tmp/guest.mr --ram pc.ram=/dev/shm/restored
@@ -23,24 +26,24 @@ def register(subparsers: common.Subparsers[Any]) -> None:
         subparsers,
         "restore",
         summary="start a QEMU from a file, or fill guest RAM from it",
-        about="With a QEMU command line behind --, the one that the guest was saved from: start that QEMU with the\n"
-        "RAM and device state of FILE. It lives on when this command is done. QEMU loads FILE into memory of its own;\n"
-        "with --shared it gets shared memory that our workers fill, and its memory backends are replaced.\n"
-        "Disks, sockets and ports are opened again: end the QEMU that the guest was saved from, or name others.\n\n"
-        "Otherwise: fill guest RAM from FILE. Afterwards it is what FILE says, whatever it held before. Blocks that\n"
-        "are given no destination are left out. A destination that does not exist is made, with mode 0600.",
+        about="With a QEMU command line after --, the one that the guest was saved from: start that QEMU with the\n"
+        "RAM and device state of FILE. It keeps running when this command is done. QEMU loads FILE into memory of its\n"
+        "own; with --shared it gets shared memory that our workers fill, and its memory backends are replaced.\n"
+        "Disks, sockets and ports are opened again: end the QEMU that the guest was saved from, or give others.\n\n"
+        "Otherwise: fill guest RAM from FILE, whatever it held before. Blocks without a destination are left out. A\n"
+        "destination that does not exist is made, with mode 0600.",
         examples=_EXAMPLES,
     )
     parser.usage = "%(prog)s FILE [options] -- QEMU [argument ...]\n       %(prog)s FILE [options] --ram IDSTR=PATH ..."
     parser.add_argument("file", metavar="FILE", help="a mapped-ram file, by QEMU or by us")
     sources.add_ram_option(parser, "where a block goes")
     options.add_gate_options(parser)
-    parser.add_argument("--verify", action="store_true", help="hold every page against its digest in FILE")
+    parser.add_argument("--verify", action="store_true", help="check every page against its digest in FILE")
     qemu = parser.add_argument_group("with a QEMU command line")
     qemu.add_argument(
         "--shared",
         action="store_true",
-        help="give the guest shared memory, filled by our workers; --ram names files for it, else it is anonymous",
+        help="give the guest shared memory, filled by our workers; --ram names files for it, otherwise it is anonymous",
     )
     boot.add_boot_options(qemu)
     parser.set_defaults(run=run, verb="restore")
@@ -50,12 +53,11 @@ def run(args: argparse.Namespace) -> int:
     """Carry out the verb; returns the exit code."""
     if args.command is not None:
         return _start(args)
-    from parallel_fixedram.core.schemas import to_json
     from parallel_fixedram.verbs.restore import Destination, restore
 
     for option in ("shared", "paused", "run_dir", "print"):
         if getattr(args, option):
-            raise RequestError(f"--{option.replace('_', '-')} needs a QEMU command line, behind --")
+            raise RequestError(f"--{option.replace('_', '-')} needs a QEMU command line after --")
     if not args.ram:
         raise RequestError("a destination is needed: -- QEMU [argument ...], or --ram IDSTR=PATH")
     ram = {each.idstr: Destination(path=each.path, offset=each.offset, length=each.length) for each in args.ram}
@@ -63,9 +65,11 @@ def run(args: argparse.Namespace) -> int:
         raise RequestError("a block is given two destinations")
     with shown() as progress:
         report = restore(args.file, ram, gate=options.gate(args), check_digests=args.verify, observer=progress)
-    if args.json:
-        output.print_json(to_json(report))
-        return 0
+    output.print_report(report, _print, as_json=args.json)
+    return 0
+
+
+def _print(report: RestoreReport) -> None:
     for block in report.blocks:
         print_folded(
             f"{block.idstr} -> {block.path}: {format_size(block.used_length)}, "
@@ -75,11 +79,10 @@ def run(args: argparse.Namespace) -> int:
         print_folded(f"{idstr}: left out, no destination was given")
     checked = "every page matches its digest" if report.verified else "page digests not checked (--verify)"
     seconds = report.seconds.total
-    how = "past the page cache" if report.direct_io else "through the page cache"
+    how = "bypassing the page cache" if report.direct_io else "through the page cache"
     print_folded(
         f"{format_size(report.bytes)} read {how} in {seconds:.3f} s, {format_rate(report.bytes, seconds)}; {checked}"
     )
-    return 0
 
 
 def _start(args: argparse.Namespace) -> int:
@@ -93,9 +96,11 @@ def _start(args: argparse.Namespace) -> int:
         raise RequestError("a block is given two files")
     if args.print:
         if args.shared and not ram:
-            raise RequestError("anonymous shared memory is filled by a running command only", hint="--ram names a file")
+            raise RequestError("only a running command can fill anonymous shared memory", hint="--ram names a file")
         if args.verify:
-            raise RequestError("--print reads no page, so it does not go with --verify", hint="verify checks a file")
+            raise RequestError(
+                "--print cannot be combined with --verify: it reads no page", hint="verify checks a file"
+            )
         plan = plan_restore(args.file, args.command, gate=options.gate(args), ram=ram, paused=args.paused)
         boot.show_plan(args, plan)
         return 0

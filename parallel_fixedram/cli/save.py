@@ -29,7 +29,7 @@ _EXAMPLES = """  parallel-fixedram save /tmp/guest.mr --guest dense,size=256MiB 
 a running QEMU that was started with -qmp unix:/tmp/qmp,server=on,wait=off:
   parallel-fixedram save /tmp/vm.mr --qmp /tmp/qmp \\
       --channels 2 --experimental-multifd
-with RAM of your own guest, which has to stand still:
+with RAM of your own guest, which must be stopped:
   parallel-fixedram save file:/backup/vm.mr --ram pc.ram=/dev/shm/vm-ram"""
 
 
@@ -42,7 +42,7 @@ def register(subparsers: common.Subparsers[Any]) -> None:
         about="Save the RAM of one source into FILE, a QEMU mapped-ram file. FILE gets its name only when it is\n"
         "complete and on stable storage. FILE may be written as file:PATH[,offset=N].\n\n"
         "With --qmp the whole guest is saved, RAM and device state, so that it can be restored and cloned. It is\n"
-        "stopped only while its pages are read, and goes on even if this command is killed. Disks are not saved.",
+        "stopped only while its pages are read, and continues even if this command is killed. Disks are not saved.",
         examples=_EXAMPLES,
     )
     parser.add_argument("file", metavar="FILE", help="the file to write; an existing one is an error")
@@ -63,13 +63,13 @@ def register(subparsers: common.Subparsers[Any]) -> None:
         "--cache",
         choices=("keep", "drop"),
         default="keep",
-        help="whether FILE may stay in the page cache (default keep); drop takes it out once it is on stable storage",
+        help="whether FILE may stay in the page cache (default keep); drop removes it once FILE is on stable storage",
     )
     result.add_argument(
         "--trace",
         type=common.output_path,
         metavar="PATH",
-        help="write there, one JSON object a line, which worker wrote which part when",
+        help="write to PATH, one JSON object a line, which worker wrote which part when",
     )
     parser.set_defaults(run=run)
 
@@ -77,7 +77,6 @@ def register(subparsers: common.Subparsers[Any]) -> None:
 def run(args: argparse.Namespace) -> int:
     """Carry out the verb; returns the exit code."""
     from parallel_fixedram.core.save_options import Cache, Durability, Publishing
-    from parallel_fixedram.core.schemas import to_json
     from parallel_fixedram.verbs.save import save
 
     progress = shown()
@@ -102,12 +101,8 @@ def run(args: argparse.Namespace) -> int:
         )
     if args.trace:
         _write_trace(args.trace, shards)
-    for note in report.notes:
-        output.warn(f"note: {note}")
-    if args.json:
-        output.print_json(to_json(report))
-    else:
-        _print(report)
+    output.print_notes(report.notes)
+    output.print_report(report, _print, as_json=args.json)
     return 0
 
 

@@ -29,14 +29,14 @@ def add_qmp_options(parser: Any) -> None:
     parser.add_argument(
         "--qmp",
         metavar="SOCKET",
-        help="a running QEMU, by a QMP socket that nobody else is using: PATH, or unix:PATH, or all that QEMU's own "
-        "option -qmp has; it has to be a unix socket",
+        help="a running QEMU, by a QMP socket that nobody else is using: PATH, or unix:PATH, or the whole value of "
+        "QEMU's own option -qmp; it must be a unix socket",
     )
     parser.add_argument(
-        "--pid", type=int, metavar="PID", help="process id of the QEMU behind --qmp, where it cannot be found by itself"
+        "--pid", type=int, metavar="PID", help="process id of that QEMU, if it cannot be found automatically"
     )
     parser.add_argument(
-        "--qmp-timeout", type=_seconds, metavar="S", help="seconds that QEMU may take for an answer (default 30)"
+        "--qmp-timeout", type=_seconds, metavar="S", help="seconds to wait for an answer of QEMU (default 30)"
     )
 
 
@@ -92,12 +92,12 @@ def add_source_options(parser: Any) -> None:
     group.add_argument(
         "--guest",
         metavar="SPEC",
-        help="the built-in guest: zero, dense, random, hot, sweep or text, and behind it, with commas, any of "
-        "size=SIZE, seed=N, fraction=SHARE (of RAM that it writes), rate=SIZE (that it writes a second when it runs) "
-        "and steps=N (after which it idles)",
+        help="the built-in guest: zero, dense, random, hot, sweep or text, followed by any of these, with commas: "
+        "size=SIZE, seed=N, fraction=SHARE (of its RAM that it writes), rate=SIZE (that it writes a second while it "
+        "runs) and steps=N (after which it idles)",
     )
     add_qmp_options(group)
-    add_ram_option(group, "shared memory of a guest; whoever runs on it has to be stopped")
+    add_ram_option(group, "shared memory of a guest, which must be stopped")
 
 
 def source(args: argparse.Namespace, *, running: bool = False, progress: Observer = SILENT) -> Callable[[], Machine]:
@@ -153,5 +153,5 @@ def _ram_file(text: str) -> RamOption:
     if not path:
         raise argparse.ArgumentTypeError(f"{text!r}: the path is empty")
     if path == "-":
-        raise argparse.ArgumentTypeError(f"{text!r}: '-' is no file; for one of that name write ./-")
+        raise argparse.ArgumentTypeError(f"{text!r}: '-' is not a file; for a file of that name write ./-")
     return RamOption(idstr, path, numbers.get("offset", 0), numbers.get("size"))

@@ -40,12 +40,12 @@ def register(subparsers: common.Subparsers[Any]) -> None:
         subparsers,
         "try-capture",
         summary="try whether snapshots of a running QEMU are right on this host",
-        about="Save the guest of a running QEMU with --capture snapshot again and again. Each time all of its RAM\n"
-        "is copied while it stands still, the file is held against the copy, page by page, and thrown away.\n"
-        "The guest stands still for as long as a copy takes, and a copy needs as much memory as it has data.\n\n"
-        f"What {ENOUGH} snapshots or more have shown is remembered for this host, kernel and QEMU: --capture auto\n"
-        "takes snapshots of guests under KVM only after that, and none of any guest where a page was wrong.\n\n"
-        "Exit code 1: a page was wrong, or a snapshot came to nothing.",
+        about="Save the guest of a running QEMU with --capture snapshot several times. Each time all of its RAM is\n"
+        "copied while it is stopped, and the file is compared with the copy, page by page, and thrown away. The guest\n"
+        "is stopped for as long as a copy takes, and a copy needs as much memory as the guest has data.\n\n"
+        f"The result of {ENOUGH} snapshots or more is remembered for this host, kernel and QEMU: --capture auto takes\n"
+        "snapshots of guests under KVM only if it was good, and of no guest at all if a page was wrong.\n\n"
+        "Exit code 1: a page was wrong, or a snapshot failed.",
         examples=_EXAMPLES,
     )
     parser.usage = "%(prog)s --qmp SOCKET [options]"
@@ -59,7 +59,6 @@ def register(subparsers: common.Subparsers[Any]) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Carry out the verb; returns the exit code."""
-    from parallel_fixedram.core.schemas import to_json
     from parallel_fixedram.verbs.open import open_qemu
     from parallel_fixedram.verbs.try_capture import try_capture
 
@@ -76,10 +75,7 @@ def run(args: argparse.Namespace) -> int:
             capture=options.snapshot_limits(args),
             observer=progress,
         )
-    if args.json:
-        output.print_json(to_json(report))
-    else:
-        _print(report)
+    output.print_report(report, _print, as_json=args.json)
     return 0 if report.passed else 1
 
 

@@ -30,22 +30,24 @@ def register(subparsers: common.Subparsers[Any]) -> None:
         subparsers,
         "verify",
         summary="check a file's structure and digests, and compare it with live RAM",
-        about="Check FILE: its structure, the digests it carries if it is one of ours, and with --ram every page\n"
+        about="Check FILE: its structure, its digests if it is one of our files, and with --ram every page\n"
         "against live RAM. Exit code 1 if anything differs, 3 if FILE is not a complete mapped-ram file.\n\n"
-        "With --load, the strongest check there is: the QEMU behind --, whose command line is that of the guest that\n"
-        "was saved, loads FILE as it would to run it; all of its RAM is compared with FILE, byte by byte, and it is\n"
-        "ended. The guest does not run one instruction, and nothing is left. Exit code 4 if QEMU refuses. Disks may\n"
-        "be in use by the guest that was saved: QEMU neither locks nor writes them before a guest runs. All else that\n"
-        "the command line names is opened: name other sockets, ports and taps, and other files for serial lines,\n"
-        "which QEMU empties. Firmware counts as well: what FILE has not, QEMU leaves as it was, and that differs.",
+        "--load is the strongest check: the QEMU given after --, with the command line of the guest that was saved,\n"
+        "loads FILE as if to run it; all of its RAM is compared with FILE, byte by byte, and it is ended. The guest\n"
+        "does not run a single instruction, and nothing is left behind. Exit code 4 if QEMU refuses. Disks may be in\n"
+        "use by the guest that was saved: QEMU neither locks nor writes them before a guest runs. Everything else in\n"
+        "the command line is opened: give other sockets, ports and taps, and other files for serial lines, which\n"
+        "QEMU empties. Firmware is compared too: QEMU leaves what FILE does not have as it was, and that differs.",
         examples=_EXAMPLES,
     )
     parser.add_argument("file", metavar="FILE", help="a mapped-ram file, by QEMU or by us")
     parser.add_argument("--quick", action="store_true", help="structure only: read no page")
-    sources.add_ram_option(parser, "live RAM of a guest that stands still, to compare with")
+    sources.add_ram_option(parser, "live RAM of a stopped guest, to compare with")
     parser.usage = "%(prog)s FILE [options]\n       %(prog)s FILE [options] --load -- QEMU [argument ...]"
     parser.add_argument(
-        "--load", action="store_true", help="have the QEMU behind -- load FILE, and compare all of its RAM with FILE"
+        "--load",
+        action="store_true",
+        help="have the QEMU after -- load FILE, and compare all of its RAM with FILE",
     )
     boot.add_run_dir(parser)
     parser.set_defaults(run=run)
@@ -53,24 +55,19 @@ def register(subparsers: common.Subparsers[Any]) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Carry out the verb; returns the exit code."""
-    from parallel_fixedram.core.schemas import to_json
     from parallel_fixedram.verbs.verify import verify
 
     if args.load:
         report = _load(args)
     elif args.run_dir:
-        raise RequestError("--run-dir needs --load, and a QEMU command line behind --")
+        raise RequestError("--run-dir needs --load, and a QEMU command line after --")
     else:
         with shown() as progress:
             report = verify(
                 args.file, quick=args.quick, ram=[option.ram_file() for option in args.ram], observer=progress
             )
-    if args.json:
-        output.print_json(to_json(report))
-    else:
-        _print(report)
-    for warning in report.warnings:
-        output.warn(f"note: {warning}")
+    output.print_report(report, _print, as_json=args.json)
+    output.print_notes(report.warnings)
     return 0 if report.ok else 1
 
 
@@ -79,9 +76,9 @@ def _load(args: argparse.Namespace) -> VerifyReport:
     from parallel_fixedram.verbs.verify_by_loading import verify_by_loading
 
     if args.command is None:
-        raise RequestError("--load needs a QEMU command line, behind --", hint="see parallel-fixedram verify --help")
+        raise RequestError("--load needs a QEMU command line after --", hint="see parallel-fixedram verify --help")
     if args.ram:
-        raise RequestError("--load compares all RAM of the QEMU that it starts, so it does not go with --ram")
+        raise RequestError("--load cannot be combined with --ram: it compares all RAM of the QEMU that it starts")
     with shown() as progress:
         return verify_by_loading(args.file, args.command, quick=args.quick, folder=args.run_dir, observer=progress)
 
@@ -110,5 +107,5 @@ def _print(report: VerifyReport) -> None:
     elif report.ram:
         checked.append(f"RAM of {', '.join(report.ram)}")
     verdict = "ok" if report.ok else "DIFFERS"
-    missing = "" if report.digests or report.quick else "; the file carries no digests"
+    missing = "" if report.digests or report.quick else "; the file has no digests"
     print_folded(f"{report.file}: {verdict} ({', '.join(checked)} checked{missing})")

@@ -1,4 +1,4 @@
-"""How to write: channels, past the page cache or not, gaps and shards, chosen from what writes cost.
+"""How to write: channels, bypassing the page cache or not, gaps and shards, chosen from what writes cost.
 
 ::
 

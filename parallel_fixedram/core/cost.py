@@ -3,7 +3,7 @@
 A write of a run costs ``a + b * bytes``. What ``a`` and ``b`` are depends on the device, the file system, whether the
 page cache takes part, and how many channels write at once; they are measured (``engine/tuning/``). A device may
 say that a direct write is done when it is in a cache that a power cut empties: what the sync at the end takes follows
-calls and bytes, too. A gap between two runs is worth writing along when its bytes cost less than a second call:
+calls and bytes, too. A gap between two runs is worth bridging when its bytes cost less than a second call:
 ``b * bytes <= a``. Every gap can be judged by itself, so this rule is the best there is under this model.
 """
 
@@ -75,7 +75,7 @@ class DeviceModel:
     source: str
     """Where the numbers come from: ``measured``, ``cached`` (measured by an earlier command) or ``assumed``."""
     direct: Mapping[int, CallCost]
-    """By number of channels: past the page cache, into allocated space. Empty where the file system refuses."""
+    """By number of channels: bypassing the page cache, into allocated space. Empty where the file system refuses."""
     buffered: Mapping[int, CallCost]
     """By number of channels: into the page cache."""
     stable: CallCost
@@ -223,7 +223,7 @@ class Work:
         return self.pages * self.page_size
 
     def merged(self, gap_pages: int, window_pages: int) -> tuple[int, int]:
-        """How many writes, and of how many bytes, are left when gaps of up to ``gap_pages`` are written along.
+        """How many writes, and of how many bytes, are left when gaps of up to ``gap_pages`` are bridged.
 
         Args:
             gap_pages: longest gap that is.

@@ -28,11 +28,6 @@ Pages = NDArray[np.uint64]
 """Pages as words, shape (pages, page_size / 8): the form in which a page is tested for zero fastest."""
 
 
-FIRMWARE_BYTES = 8 << 20
-"""Blocks other than main memory that are no larger than this are saved with all their pages. The largest firmware of a
-PC takes 4 MiB; video RAM, which starts as zeros in every machine, 16 MiB."""
-
-
 class PageSource(Protocol):
     """Where the pages of one RAMBlock are read from."""
 
@@ -149,15 +144,8 @@ class GuestBlock:
     source: PageSource
     main: bool = True
     """Whether it is main memory, which a clone maps out of the file; other blocks (firmware, video RAM) are loaded."""
-
-    @property
-    def keeps_zero_pages(self) -> bool:
-        """Whether zero pages have to be in the file too.
-
-        Firmware and ACPI blocks are filled by the QEMU that loads the file before it does, and pages that are not in
-        the file stay what they are.
-        """
-        return not self.main and self.block.used_length <= FIRMWARE_BYTES
+    keeps_zero_pages: bool = False
+    """Whether zero pages have to be in the file too, because whoever loads it has put something else there before."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

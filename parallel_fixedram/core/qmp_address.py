@@ -21,7 +21,7 @@ def qmp_socket(address: str, exists: Callable[[str], bool]) -> str:
     """The path of the unix socket that is meant, as ``connect`` takes it.
 
     Args:
-        address: ``PATH``, or ``unix:PATH``, each as it is or with the options of QEMU's ``-qmp`` behind it.
+        address: ``PATH``, or ``unix:PATH``, each as it is or with the options of QEMU's ``-qmp`` after it.
         exists: whether there is a file of this name, which is then meant whatever the name looks like.
 
     Raises:

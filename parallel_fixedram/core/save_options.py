@@ -197,7 +197,7 @@ class Capturing:
         max_stall: how long a write of the guest may have to wait for a ``snapshot``, seconds; one that would wait
             longer is let go, and the snapshot is worth nothing.
         capture_memory: how many bytes of copies of a ``snapshot`` may wait to be written.
-        check_instant: copy all RAM while the guest stands still, which makes the pause long, and hold the file against
+        check_instant: copy all RAM while the guest stands still, which makes the pause long, and check the file against
             that copy, page by page, before it gets its name.
 
     Raises:
@@ -215,7 +215,7 @@ class Capturing:
         _at_least(1, "rounds", self.max_rounds)
         _at_least(1, "bytes of capture memory", self.capture_memory)
         if not 0.1 <= self.max_stall <= 60:
-            raise RequestError(f"a stall of at most {self.max_stall:g} s, between 0.1 and 60 are possible")
+            raise RequestError(f"a stall of at most {self.max_stall:g} s, expected between 0.1 and 60")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

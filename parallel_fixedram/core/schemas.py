@@ -68,7 +68,7 @@ def stamped(name: str, value: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def check(data: Mapping[str, Any], name: str) -> None:
-    """Hold the head of an object against what is expected.
+    """Check the head of an object against what is expected.
 
     Raises:
         FormatError: it is of another schema or version, or says none.

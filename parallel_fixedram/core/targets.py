@@ -22,8 +22,8 @@ _ARM_WITH_4K_PAGES = re.compile(r"virt-(?!2\.[67]$).+|sbsa-ref")
 """The machine types of Arm whose target pages have 4 KiB; all others of QEMU 10.0 have 1 KiB."""
 
 _IN_ROUNDS = {
-    "ppc64": "the hash table of the processor ('spapr/htab') is saved in rounds, beside the device sections",
-    "s390x": "storage attributes ('s390-storage_attributes') are saved in rounds, beside the device sections",
+    "ppc64": "the hash table of the processor ('spapr/htab') is saved in rounds, outside the device sections",
+    "s390x": "storage attributes ('s390-storage_attributes') are saved in rounds, outside the device sections",
 }
 """Why not, where that is known."""
 

@@ -69,7 +69,7 @@ def refuse_dash(path: str) -> None:
     """
     if path == "-":
         raise RequestError(
-            "'-' is no file: standard input and output cannot seek", hint="for a file of that name write ./-"
+            "'-' is not a file: standard input and output cannot seek", hint="for a file of that name write ./-"
         )
 
 
@@ -85,7 +85,7 @@ def _parse_offset(text: str) -> int:
     """A size as qemu_strtosz() reads it (util/cutils.c): ``4096``, ``0x1000``, ``4K``, ``.5m``, but not ``4KiB``.
 
     A fraction needs a suffix other than B and is rounded to a whole byte, half a byte up. QEMU reads up to 2**64 - 1
-    and fails later; here what does not fit a file offset is out of range at once.
+    and fails later; here what does not fit a file offset is out of range immediately.
     """
     stripped = text.lstrip(" \t\n\v\f\r")
     size = _size(stripped)

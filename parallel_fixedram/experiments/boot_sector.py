@@ -72,11 +72,11 @@ def fill_image(*, size: int, share: float, dirty_rate: int = 0, seed: int = 1) -
 
 
 def boot_image(*, first: int = 1 << 20, end: int = 40 << 20, hz: int = 100) -> bytes:
-    """A bootable floppy or disk image, empty behind its first sector.
+    """A bootable floppy or disk image, empty after its first sector.
 
     Args:
         first: first byte of the range to dirty, a multiple of 8 KiB, 1 MiB at least.
-        end: first byte behind it, a multiple of 8 KiB. SeaBIOS has its tables at the end of RAM and leaves remains of
+        end: first byte after it, a multiple of 8 KiB. SeaBIOS has its tables at the end of RAM and leaves remains of
             itself before RAM's last 16 MiB, where pages therefore do not hold only what is said above.
         hz: rounds a second, 19 at least, the processor sleeping in between; 0 to go round as fast as possible.
     """

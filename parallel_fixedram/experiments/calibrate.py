@@ -1,4 +1,4 @@
-"""Fit the simulation to what one channel did, predict more channels, and hold the prediction against the measurement.
+"""Fit the simulation to what one channel did, predict more channels, and check the prediction against the measurement.
 
 ::
 
@@ -153,7 +153,7 @@ def _metric(cases: Sequence[CaseResult]) -> Metric:
 
 
 def _is_direct(cases: Sequence[CaseResult]) -> bool:
-    """Whether the pages went past the page cache: as asked, or as the reports say."""
+    """Whether the pages bypassed the page cache: as asked, or as the reports say."""
     asked = cases[0].parameters.get("direct_io")
     if asked in ("on", "off"):
         return bool(asked == "on")

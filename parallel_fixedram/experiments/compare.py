@@ -88,7 +88,7 @@ class Comparison:
 def compare(
     first: RunSet, second: RunSet, *, metric: Metric = Metric.TOTAL, threshold: float = THRESHOLD
 ) -> Comparison:
-    """Hold ``second`` against ``first``.
+    """Check ``second`` against ``first``.
 
     Args:
         first: what was before.

@@ -48,7 +48,7 @@ class Shared:
         self._updated = self._clock.now
 
     def submit(self, work: float, done: Action) -> None:
-        """Start a job; nothing to do is done at once."""
+        """Start a job; one with nothing to do is done immediately."""
         if work <= 0:
             done()
             return

@@ -103,7 +103,7 @@ def _refuse_impossible(where: str, case: Case) -> None:
     if case.way in BOOTS and case.qemu and (case.qemu.dirty_rate or case.qemu.fresh):
         raise RequestError(f"{where}, qemu: {case.way!r} starts guests that are to be equal to one that sleeps")
     if case.way == "qemu-load" and case.direct_io == "on" and case.channels == 1:
-        raise RequestError(f"{where}, direct_io: QEMU loads past the page cache with more than one channel only")
+        raise RequestError(f"{where}, direct_io: QEMU bypasses the page cache only with more than one channel")
 
 
 def checked(where: str, key: str, value: Any, check: Check) -> Any:

@@ -73,7 +73,7 @@ def file_system(kind: str, folder: str, room: int) -> Iterator[str]:
 
 
 def takes_direct_io(folder: str) -> bool:
-    """Whether files in the folder can be written past the page cache."""
+    """Whether files in the folder can be written bypassing the page cache."""
     name = os.path.join(folder, f".direct-{os.getpid()}")
     try:
         os.close(os.open(name, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_DIRECT | os.O_CLOEXEC, 0o600))

@@ -64,7 +64,7 @@ class Bytes:
     data: int | None = None
     """Of pages that are not zero."""
     written: int | None = None
-    """Page bytes written, those written along or again included."""
+    """Page bytes written, those bridged or written again included."""
     file: int | None = None
     """Length of the file."""
     allocated: int | None = None
@@ -170,7 +170,7 @@ class RunSet:
     finished: str | None = None
     """None while samples are missing."""
     commit: str | None = None
-    """Of the checkout that ran, with ``+`` behind it when files differed from it; None for an installed copy."""
+    """Of the checkout that ran, with ``+`` after it when files differed from it; None for an installed copy."""
     versions: Mapping[str, str | None]
     host: Mapping[str, Any]
     order: tuple[str, ...]

@@ -45,18 +45,6 @@ class Workload:
         """Writes in these shards."""
         return sum(len(shard) for shard in self.shards)
 
-    @classmethod
-    def of_sizes(cls, shards: Iterable[Sequence[int]]) -> Workload:
-        """Shards of writes of these many bytes, one behind the other in the file."""
-        offset, found = 0, []
-        for sizes in shards:
-            calls = []
-            for size in sizes:
-                calls.append((offset, size))
-                offset += size
-            found.append(tuple(calls))
-        return cls(shards=tuple(found))
-
 
 def planned(
     dirty: PageBitmap,
@@ -72,9 +60,9 @@ def planned(
 
     Args:
         dirty: pages to write.
-        data: pages that may be written along; the dirty ones alone if None.
+        data: pages that may be bridged; the dirty ones alone if None.
         channels: number of workers, which the size of shards depends on.
-        max_gap_pages: so many pages are written along to join two writes.
+        max_gap_pages: so many pages are bridged to join two writes.
         shard_pages: about how many dirty pages a shard has; None for the planner's own rule.
         window_pages: no write is longer.
         share: goes into the workload.
@@ -110,9 +98,7 @@ def random_pages(pages: int, count: int, seed: int) -> PageBitmap:
     return bitmap
 
 
-def large_guest(
-    pages: int, dirty: float, *, channels: int, max_gap_pages: int, window_pages: int, seed: int = 1
-) -> Workload:
+def large_guest(pages: int, dirty: float, *, channels: int, max_gap_pages: int, window_pages: int) -> Workload:
     """The writes for a guest of any size, whose pages are all data and partly dirty, at random.
 
     Where there are too many, those for the first part of it, which is like the rest.
@@ -123,14 +109,13 @@ def large_guest(
         channels: number of workers.
         max_gap_pages: as for ``planned``.
         window_pages: as for ``planned``.
-        seed: of the choice of pages.
     """
     part = max(MIN_PART_PAGES, PART_PAGES * channels)
     if dirty < 1:
         part = min(part, round(MAX_RUNS / (dirty * (1 - dirty))))
     part = min(pages, part)
     everything = first_pages(part, part)
-    chosen = everything if dirty == 1 else random_pages(part, max(round(part * dirty), 1), seed)
+    chosen = everything if dirty == 1 else random_pages(part, max(round(part * dirty), 1), seed=1)
     return planned(
         chosen,
         everything,

@@ -61,7 +61,7 @@ def open_source(case: Case, seed: int) -> Iterator[Source]:
     if case.qemu:
         if (free := memory_bytes("MemAvailable")) is not None and case.qemu.size > free:
             raise tools.Missing(
-                f"a guest of {format_size(case.qemu.size)} does not fit: {format_size(free)} of memory are available"
+                f"a guest of {format_size(case.qemu.size)} does not fit: {format_size(free)} of memory is available"
             )
         with QemuGuest(case.qemu, seed=seed) as qemu:
             yield Source(

@@ -49,11 +49,6 @@ class Summary:
     lower_quartile: float
     upper_quartile: float
 
-    @property
-    def spread(self) -> float:
-        """Distance of the quartiles as a share of the median; 0 where the median is 0."""
-        return (self.upper_quartile - self.lower_quartile) / self.median if self.median else 0.0
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Ratio:

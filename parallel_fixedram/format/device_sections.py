@@ -54,7 +54,7 @@ def read_device_sections(data: bytes) -> tuple[DeviceSection, ...]:
     """Tell apart the device sections in ``data``, which holds whole FULL sections and nothing else.
 
     Nobody says how long they are, and a guest may have put anything into a body, also what looks like the end of the
-    section. But all of ``data`` has to be used up: of the footers behind which the rest can be divided to its last
+    section. But all of ``data`` has to be used up: of the footers after which the rest can be divided to its last
     byte, the last one ends a section, so none inside it does. The work grows with the length.
 
     Returns:

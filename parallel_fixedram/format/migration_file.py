@@ -135,7 +135,7 @@ def _warnings(ram_ended: bool, has_vmdesc: bool) -> tuple[str, ...]:
 
 
 def _check_end(blocks: Sequence[SavedBlock], stream_end: int, content_end: int) -> None:
-    """Accept nothing but zeros after the stream, and after bitmaps and page arrays that lie behind it."""
+    """Accept nothing but zeros after the stream, and after bitmaps and page arrays that lie after it."""
     end = max(stream_end, *(max(saved.bitmap_end, saved.pages_end) for saved in blocks if not saved.absent), 0)
     if content_end > end:
         raise FormatError(

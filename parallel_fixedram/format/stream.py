@@ -125,7 +125,7 @@ class Cursor:
         return text
 
     def counted_text(self, what: str) -> str:
-        """A string behind its one-byte length (QEMU: qemu_get_counted_string)."""
+        """A string after its one-byte length (QEMU: qemu_get_counted_string)."""
         return self.text(self.u8(what), what)
 
 
@@ -144,7 +144,7 @@ class Configuration:
 
 
 def pack_counted(text: str) -> bytes:
-    """A string behind its one-byte length."""
+    """A string after its one-byte length."""
     data = text.encode("ascii")
     return bytes([len(data)]) + data
 

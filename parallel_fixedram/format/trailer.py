@@ -19,15 +19,14 @@ Every digest is XXH3-64. A page's digest has a fixed place like the page itself,
 zero page costs a hole, and a flipped byte is pinned to its page. The digest in the footer covers the trailer up to
 itself. ``file_length`` is a multiple of 4096. A reader skips part types it does not know, unless REQUIRED is set.
 
-Volumes and tapes put zeros behind the file: the last byte that is not zero is in the footer, whose end is a multiple of
-4096.
+Volumes and tapes add zeros to a file: the last byte that is not zero is in the footer, whose end is a multiple of 4096.
 """
 
 from __future__ import annotations
 
 import struct
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import IntEnum
 
 from parallel_fixedram.core.errors import FormatError
@@ -235,45 +234,57 @@ def read_trailer(read: ReadAt, size: int) -> Trailer:
         raise FormatError(f"the trailer says the file has {length:#x} bytes, it has {size:#x}", offset=footer_offset)
     if not base <= offset <= footer_offset or offset % ALIGNMENT or length % ALIGNMENT or parts > MAX_PARTS:
         raise FormatError("the footer of the trailer contradicts itself", offset=footer_offset)
-    extents: tuple[Extent, ...] = ()
-    tables: dict[int, int] = {}
-    table_pages: dict[int, int] = {}
-    clone_offset = clone_end = 0
+    found = _Parts()
     cursor = Cursor(read, footer_offset, offset)
     for _ in range(parts):
-        at = cursor.offset
-        kind, flags, payload = _PART.unpack(cursor.take(_PART.size, "head of a trailer part"))
-        end = cursor.offset + payload
-        if end > footer_offset:
-            raise FormatError(f"trailer part of {payload:#x} bytes reaches past the trailer", offset=at)
-        if kind == PartType.STREAM_DIGESTS:
-            if extents:
-                raise FormatError("a second table of stream digests", offset=at)
-            extents = _read_extents(cursor, payload)
-        elif kind == PartType.PAGE_DIGESTS:
-            block = _read_table_head(cursor, payload, tables)
-            tables[block], table_pages[block] = cursor.offset, (payload - _TABLE.size) // DIGEST_BYTES
-        elif kind == PartType.CLONE_STREAM:
-            if clone_offset:
-                raise FormatError("a second clone stream", offset=at)
-            clone_offset, clone_end = cursor.offset, end
-        elif kind != PartType.PADDING and flags & REQUIRED:
-            raise FormatError(f"trailer part of unknown type {kind} that a reader must know", offset=at)
-        cursor.offset = end
+        found.read_next(cursor, footer_offset)
     if cursor.offset != footer_offset:
         raise FormatError(f"trailer parts end at {cursor.offset:#x}, expected {footer_offset:#x}", offset=footer_offset)
-    digest = footer.be64("digest of the trailer")
     return Trailer(
         base=base,
         offset=offset,
         file_length=length,
-        digest=digest,
-        extents=extents,
-        tables=tables,
-        table_pages=table_pages,
-        clone_offset=clone_offset,
-        clone_end=clone_end,
+        digest=footer.be64("digest of the trailer"),
+        extents=found.extents,
+        tables=found.tables,
+        table_pages=found.table_pages,
+        clone_offset=found.clone_offset,
+        clone_end=found.clone_end,
     )
+
+
+@dataclass(slots=True)
+class _Parts:
+    """What the parts that have been read so far hold; the fields are those of Trailer."""
+
+    extents: tuple[Extent, ...] = ()
+    tables: dict[int, int] = field(default_factory=dict)
+    table_pages: dict[int, int] = field(default_factory=dict)
+    clone_offset: int = 0
+    clone_end: int = 0
+
+    def read_next(self, cursor: Cursor, limit: int) -> None:
+        """Read the part at the cursor and move the cursor past it; no part may reach past ``limit``."""
+        at = cursor.offset
+        kind, flags, payload = _PART.unpack(cursor.take(_PART.size, "head of a trailer part"))
+        end = cursor.offset + payload
+        if end > limit:
+            raise FormatError(f"trailer part of {payload:#x} bytes reaches past the trailer", offset=at)
+        if kind == PartType.STREAM_DIGESTS:
+            if self.extents:
+                raise FormatError("a second table of stream digests", offset=at)
+            self.extents = _read_extents(cursor, payload)
+        elif kind == PartType.PAGE_DIGESTS:
+            block = _read_table_head(cursor, payload, self.tables)
+            self.tables[block] = cursor.offset
+            self.table_pages[block] = (payload - _TABLE.size) // DIGEST_BYTES
+        elif kind == PartType.CLONE_STREAM:
+            if self.clone_offset:
+                raise FormatError("a second clone stream", offset=at)
+            self.clone_offset, self.clone_end = cursor.offset, end
+        elif kind != PartType.PADDING and flags & REQUIRED:
+            raise FormatError(f"trailer part of unknown type {kind} that a reader must know", offset=at)
+        cursor.offset = end
 
 
 def _read_extents(cursor: Cursor, payload: int) -> tuple[Extent, ...]:
@@ -294,7 +305,7 @@ def _read_table_head(cursor: Cursor, payload: int, tables: dict[int, int]) -> in
 
 
 def check_against(trailer: Trailer, blocks: list[SavedBlock], base: int, stream_end: int) -> None:
-    """Hold a trailer against the stream it stands behind.
+    """Check a trailer against the stream that it follows.
 
     Raises:
         FormatError: it describes another stream: other start, other blocks, or bytes without a digest.

@@ -1,4 +1,4 @@
-"""The VM description: QEMU's JSON behind the end of a stream, which knows how long each device section is.
+"""The VM description: QEMU's JSON after the end of a stream, which knows how long each device section is.
 
 FULL sections carry no length. Their bodies may hold anything, also bytes that look like the end of a section, which the
 guest itself could have put there; the description is not in the guest's hands.
@@ -21,7 +21,7 @@ MAX_VMDESC = 1 << 20
 """Longest VM description that is parsed, bytes. QEMU's takes about 8 KB a processor, and a longer one is never ours."""
 
 MAX_PADDING = 4096
-"""Zeros behind the description, fewer than this many, are overlooked."""
+"""Zeros after the description, fewer than this many, are overlooked."""
 
 TARGET_KEY = "target"
 """Key of QEMU's name for the guest's architecture, in what files of ours add: a machine type may stand for several."""
@@ -41,7 +41,7 @@ def describe_device(name: str, instance_id: int, version_id: int, body_length: i
 
 
 def read_vmdesc(cursor: Cursor) -> Mapping[str, Any] | None:
-    """The description behind the end mark; None if there is none, empty if it is too long to be looked at.
+    """The description after the end mark; None if there is none, empty if it is too long to be looked at.
 
     Raises:
         FormatError: the file ends in it, or it is not a JSON object.

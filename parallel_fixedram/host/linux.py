@@ -133,7 +133,7 @@ def die_with_parent(signum: int, parent: int) -> None:
 
     Args:
         signum: the signal.
-        parent: process id of the parent as seen before the fork; if it is gone already, this process exits at once.
+        parent: process id of the parent as seen before the fork; if it is gone already, this process exits immediately.
     """
     _check(_libc.prctl(PR_SET_PDEATHSIG, signum, 0, 0, 0))
     if os.getppid() != parent:

@@ -79,12 +79,12 @@ def add_trailer(image: Image, main: Collection[str], *, channels: int, observer:
 def _require_place(image: Image) -> None:
     """Refuse a file that has a trailer, or in which there is no place for one."""
     if image.file.trailer is not None:
-        raise RequestError(f"{image.path!r} has a trailer already")
+        raise RequestError(f"{image.path!r} already has a trailer")
     if len(image.blocks) < len(image.file.blocks):
         raise RequestError(f"{image.path!r} does not hold all of its RAMBlocks")
     for saved in image.blocks:
         if max(saved.bitmap_end, saved.pages_end) > image.file.stream_end:
-            raise RequestError(f"{image.path!r} has block {saved.block.idstr!r} behind the end of its stream")
+            raise RequestError(f"{image.path!r} has block {saved.block.idstr!r} after the end of its stream")
 
 
 def _resize(channel: FileChannel, size: int) -> None:

@@ -24,7 +24,8 @@ from parallel_fixedram.engine.pages.reserve import Reservation
 from parallel_fixedram.format.layout import FileLayout
 from parallel_fixedram.host.files.channel import FileChannel
 from parallel_fixedram.host.files.page_cache import cached_bytes, drop_from_cache
-from parallel_fixedram.host.files.publish import PendingFile
+from parallel_fixedram.host.files.publish import PendingFile, copy_prefix
+from parallel_fixedram.host.files.space import Space
 from parallel_fixedram.image.ending import Ending
 from parallel_fixedram.image.image import Image
 
@@ -49,7 +50,7 @@ class Draft:
     Args:
         path: its final name.
         layout: where everything goes.
-        writing: says whether it has to be written past the page cache.
+        writing: says whether it has to be written bypassing the page cache.
         publishing: says what becomes of it.
 
     Attributes:
@@ -66,15 +67,15 @@ class Draft:
         self._writing = writing
         self._publishing = publishing
         self._pending = PendingFile(path, overwrite=publishing.overwrite)
-        self._space = Reservation(self._pending, layout.blocks)
         self.direct: FileChannel | None = None
 
     def __enter__(self) -> Self:
         with ExitStack() as stack:
             pending = stack.enter_context(self._pending)
             self.buffered = pending.channel
+            self._reservation = Reservation(Space(self.buffered), self._layout.blocks)
             if self._layout.base:
-                pending.copy_prefix(self._layout.base)
+                copy_prefix(pending.path, self._layout.base, self.buffered)
             pending.set_size(self._layout.ram_end)
             self.direct = self._open_direct()
             stack.pop_all()
@@ -103,7 +104,7 @@ class Draft:
         """
         for number, (each, data) in enumerate(zip(guest_blocks, ledger.data, strict=True)):
             if each.source.tells_holes:
-                self._space.take(number, data, choice.gap_pages if choice.direct else None)
+                self._reservation.take(number, data, choice.gap_pages if choice.direct else None)
 
     def finish(self, guest_blocks: Sequence[GuestBlock], ledger: Ledger, state: bytes, gap_pages: int) -> None:
         """Write everything but the pages, which are there.
@@ -120,7 +121,7 @@ class Draft:
         """
         ending = Ending(self._layout, guest_blocks, ledger, state)
         self._pending.set_size(ending.file_length)
-        self._space.give_back(ledger.present, gap_pages)
+        self._reservation.give_back(ledger.present, gap_pages)
         ending.write(self.buffered)
 
     def image(self) -> Image:

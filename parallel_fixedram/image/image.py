@@ -6,34 +6,24 @@ against the file's length before it is used.
 
 from __future__ import annotations
 
-import mmap
-import os
-import uuid
-from collections.abc import Collection, Sequence
-from dataclasses import asdict
-from types import TracebackType
+from collections.abc import Collection
 
 import numpy as np
 
-from parallel_fixedram.core.bitmap import WORD_BYTES, WORD_PAGES, PageBitmap, tail_mask, words_for
+from parallel_fixedram.core.bitmap import WORD_BYTES, PageBitmap, tail_mask, words_for
+from parallel_fixedram.core.entering import Closing
 from parallel_fixedram.core.errors import FormatError, RequestError
 from parallel_fixedram.core.ramblock import PageRange
-from parallel_fixedram.core.reports.block import BlockReport
-from parallel_fixedram.core.reports.inspect import DeviceReport, FileBlock, InspectReport
 from parallel_fixedram.core.uri import parse_uri
 from parallel_fixedram.engine.pages.digest import DigestTable
 from parallel_fixedram.engine.pages.ledger import shared_words
 from parallel_fixedram.format.mapped_ram import SavedBlock
 from parallel_fixedram.format.migration_file import MigrationFile, parse, read_clone_blocks
 from parallel_fixedram.host import linux
-from parallel_fixedram.host.files.channel import FileChannel, anonymous_memory, data_end, data_extents, open_readable
-from parallel_fixedram.host.files.page_cache import is_cold
-
-CACHE_SAMPLES = 64
-"""Pages of a block that are looked at to tell whether it is in the page cache."""
+from parallel_fixedram.host.files.channel import FileChannel, data_end, data_extents, open_readable
 
 
-class Image:
+class Image(Closing):
     """Context manager around an open file.
 
     Attributes:
@@ -58,22 +48,12 @@ class Image:
             raise
         self.blocks = [saved for saved in self.file.blocks if not saved.absent]
         self._bitmaps: dict[str, PageBitmap] = {}
-        self._direct_fd = -1
-
-    def __enter__(self) -> Image:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        self.close()
 
     def close(self) -> None:
         """Close the file; more than once does no harm."""
-        for fd in (self._fd, self._direct_fd):
-            if fd >= 0:
-                linux.close(fd)
-        self._fd = self._direct_fd = -1
+        if self._fd >= 0:
+            linux.close(self._fd)
+        self._fd = -1
 
     def block(self, idstr: str) -> SavedBlock:
         """The stored block of that name.
@@ -139,39 +119,6 @@ class Image:
             raise error.in_file(self.path) from error
         return frozenset(saved.block.idstr for saved in found)
 
-    def open_direct(self, blocks: Sequence[SavedBlock]) -> FileChannel | None:
-        """A channel past the page cache for the pages of these blocks; None where the file system or a place refuses.
-
-        Valid until the image is closed.
-        """
-        if any((saved.header.pages_offset | saved.block.page_size) % mmap.PAGESIZE for saved in blocks):
-            return None
-        if self._direct_fd < 0:
-            fd = -1
-            try:
-                # not by its path: another file may have that name by now
-                fd = os.open(f"/proc/self/fd/{self._fd}", os.O_RDONLY | os.O_DIRECT | os.O_CLOEXEC)
-                # some take it when opened and not when read
-                os.preadv(fd, [anonymous_memory(mmap.PAGESIZE)], blocks[0].header.pages_offset)
-            except OSError:
-                if fd >= 0:
-                    linux.close(fd)
-                return None
-            self._direct_fd = fd
-        return FileChannel(self._direct_fd, self.path)
-
-    def is_cold(self, blocks: Sequence[SavedBlock]) -> bool:
-        """Whether most pages of these blocks would have to come from the device."""
-        offsets: list[int] = []
-        for saved in blocks:
-            bitmap = self.bitmap(saved.block.idstr)
-            words = np.flatnonzero(bitmap.words)
-            chosen = words[np.linspace(0, len(words) - 1, min(CACHE_SAMPLES, len(words)), dtype=int)]
-            for word in chosen.tolist():
-                first = word * WORD_PAGES
-                offsets.append(saved.page_offset(first + int(bitmap.page_bits(first, WORD_PAGES).argmax())))
-        return is_cold(self._fd, offsets)
-
     def read_pages(self, idstr: str, first: int, count: int) -> bytes:
         """The contents of pages ``first`` to ``first + count`` of a block, zeros for zero pages.
 
@@ -206,41 +153,6 @@ class Image:
                     hint="the save was interrupted, or was a background snapshot, which loses the bitmaps",
                 ).in_file(self.path)
 
-    def report(self) -> tuple[BlockReport, ...]:
-        """The stored blocks with their page counts."""
-        return tuple(block_report(saved, self.bitmap(saved.block.idstr).count()) for saved in self.blocks)
-
-    def describe(self) -> InspectReport:
-        """What the file says."""
-        file, configuration = self.file, self.file.configuration
-        return InspectReport(
-            file=self.path,
-            size=file.size,
-            offset=file.base,
-            stream_end=file.stream_end,
-            machine=configuration.machine,
-            target=file.target or None,
-            capabilities=tuple(configuration.capabilities),
-            uuid=str(uuid.UUID(bytes=configuration.uuid)) if configuration.uuid else None,
-            page_size=file.page_size,
-            ram_ended=file.ram_ended,
-            vm_description=file.has_vmdesc,
-            digests=file.trailer is not None,
-            clone_offset=file.trailer.clone_offset if file.trailer else 0,
-            blocks=tuple(self._describe_block(saved) for saved in file.blocks),
-            devices=tuple(DeviceReport(**asdict(device)) for device in file.devices),
-            warnings=file.warnings,
-        )
-
-    def _describe_block(self, saved: SavedBlock) -> FileBlock:
-        data_pages = 0 if saved.absent else self.bitmap(saved.block.idstr).count()
-        return FileBlock(
-            **asdict(block_report(saved, data_pages)),
-            absent=saved.absent,
-            record_offset=saved.record_offset,
-            address=saved.address,
-        )
-
     def _read_bitmap(self, saved: SavedBlock) -> PageBitmap:
         words = shared_words(words_for(saved.block.pages))
         start = saved.header.bitmap_offset
@@ -268,17 +180,3 @@ def open_image(uri: str) -> Image:
     """
     target = parse_uri(uri)
     return Image(target.path, offset=target.offset)
-
-
-def block_report(saved: SavedBlock, data_pages: int) -> BlockReport:
-    """A block as reports show it."""
-    return BlockReport(
-        idstr=saved.block.idstr,
-        used_length=saved.block.used_length,
-        page_size=saved.block.page_size,
-        pages=saved.block.pages,
-        data_pages=data_pages,
-        zero_pages=saved.block.pages - data_pages,
-        bitmap_offset=saved.header.bitmap_offset,
-        pages_offset=saved.header.pages_offset,
-    )

@@ -1,4 +1,4 @@
-"""InstantCopy: all RAM of a machine, copied while it stands still, to hold the file of that instant against.
+"""InstantCopy: all RAM of a machine, copied while it stands still, to check the file of that instant against.
 
 It checks a capture, and a save does not need it: the machine stands still for as long as the copy takes, and the copy
 takes as much memory as the machine has data.
@@ -84,7 +84,7 @@ class InstantCopy:
         run_job(self._pool, 0, shards, phase="copy", page_size=self._page_size, observer=observer)
 
     def check(self, image: Image, observer: Observer) -> None:
-        """Hold a file against the copy, page by page, and its own digests.
+        """Check a file against the copy, page by page, and its own digests.
 
         Raises:
             InstantDiffers: it is something else.
@@ -94,7 +94,7 @@ class InstantCopy:
         with ExitStack() as stack:
             ram = {}
             for fd, each in zip(self._memory, self._guest_blocks, strict=True):
-                source = MappedSource(fd, length=each.block.used_length, page_size=self._page_size)
+                source = MappedSource(fd, length=each.block.used_length)
                 stack.callback(source.close)
                 ram[each.block.idstr] = replace(each, source=source)
             report = verify(image, ram=ram, channels=self._channels, observer=observer)

@@ -4,7 +4,7 @@
 
     headers, lengths and bitmaps accepted, every destination open -> workers:
         present page                        pread from the file, pwrite into the destination
-        zero page, destination has data     made zero (punched, or written along with its neighbours)
+        zero page, destination has data     made zero (punched, or written together with its neighbours)
         zero page, destination has a hole   left alone: never-touched memory stays untouched
 
 ``pwrite`` into shared memory fills pages without a fault for each. A file that is not in the page cache is read past
@@ -48,11 +48,12 @@ from parallel_fixedram.engine.workers.progress import run_job
 from parallel_fixedram.format.mapped_ram import SavedBlock
 from parallel_fixedram.host.files.channel import FileChannel
 from parallel_fixedram.host.memory.ram_target import RamTarget
+from parallel_fixedram.image.cold import direct_channel, is_cold
 from parallel_fixedram.image.image import Image
 from parallel_fixedram.image.verify import check_ranges
 
 JOIN_ZERO_PAGES = 16
-"""Zero pages between two present ones that are written along rather than punched."""
+"""Zero pages between two present ones that are bridged rather than punched."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -141,7 +142,7 @@ def restore(
         image: the open file.
         destinations: by block name; blocks of the file that are not named are left out, and the report says so.
         channels: number of workers.
-        check_digests: hold every page against its digest as it passes; heads and bitmaps are checked in any case.
+        check_digests: check every page against its digest as it passes; heads and bitmaps are checked in any case.
         observer: hears how far it is.
         stall_seconds: how long a worker may move no byte.
 
@@ -158,7 +159,8 @@ def restore(
     with ExitStack() as stack:
         targets = _open_targets(image, destinations, stack)
         parts = [_part(image, image.block(target.block.idstr), target, check_digests) for target in targets]
-        direct = _cold_channel(image, [part.saved for part in parts])
+        blocks = [part.saved for part in parts]
+        direct = stack.enter_context(direct_channel(image, blocks)) if is_cold(image, blocks) else None
         with WorkerPool([RestoreJob(image, parts, direct)], channels, stall_seconds=stall_seconds) as pool:
             shards, size = plan_shards([part.work for part in parts], workers=channels), image.file.page_size
             tally = run_job(pool, 0, shards, phase="restore", page_size=size, observer=observer)
@@ -194,7 +196,7 @@ def _check_request(image: Image, destinations: Mapping[str, Destination], check_
         raise RequestError("no block was given a destination")
     image.check_complete()
     if check_digests and image.file.trailer is None:
-        raise RequestError(f"{image.path!r} carries no digests to check")
+        raise RequestError(f"{image.path!r} has no digests to check")
     check_head(image, tables=check_digests)
 
 
@@ -212,17 +214,8 @@ def _open_targets(image: Image, destinations: Mapping[str, Destination], stack: 
     return targets
 
 
-def _cold_channel(image: Image, blocks: Sequence[SavedBlock]) -> Channel | None:
-    """Past the page cache, where pages would have to come from the device anyway; None for through it.
-
-    What is cached comes from there at the speed of memory. What is not would be copied once more on its way, and push
-    out what others have cached.
-    """
-    return image.open_direct(blocks) if image.is_cold(blocks) else None
-
-
 def check_head(image: Image, *, tables: bool = True) -> None:
-    """Hold heads and bitmaps against their digests, where there are any: they say which page goes where.
+    """Check heads and bitmaps against their digests, where there are any: they say which page goes where.
 
     Args:
         image: the open file.

@@ -4,7 +4,7 @@ QEMU leaves them after a live save, and its loader honours the bitmap. Files of 
 zeros writes a new file over an older one. A guest whose RAM is mapped from the page arrays would see them.
 
 A hole holds nothing, so only places that are allocated are read. Zeros may be there, and do no harm: reserved space,
-gaps that were written along, copies by tools and on file systems that know no holes.
+gaps that were bridged, copies by tools and on file systems that know no holes.
 """
 
 from __future__ import annotations

@@ -28,6 +28,7 @@ from parallel_fixedram.engine.workers.worker import Job
 from parallel_fixedram.format.mapped_ram import SavedBlock
 from parallel_fixedram.format.trailer import DIGEST_BYTES, Trailer
 from parallel_fixedram.image.compare import CompareJob, FileSide, RamSide, page_differences, run_check
+from parallel_fixedram.image.describe import block_reports
 from parallel_fixedram.image.image import Image
 from parallel_fixedram.image.stale import StaleJob
 
@@ -36,7 +37,7 @@ MAX_DIFFERENCES = 1000
 
 
 class DigestCheckJob:
-    """Holds the present pages of a shard against their digests."""
+    """Checks the present pages of a shard against their digests."""
 
     def __init__(self, image: Image) -> None:
         self._image = image
@@ -100,7 +101,7 @@ def verify(
         ram=tuple(saved.block.idstr for saved, _ in pairs),
         loaded_by=loaded_by,
         ram_bytes=sum(saved.block.used_length for saved, _ in pairs),
-        blocks=image.report(),
+        blocks=block_reports(image),
         stale_pages=stale_pages,
         bad_pages=bad_pages,
         differences=tuple(differences[:MAX_DIFFERENCES]),
@@ -172,7 +173,7 @@ def _pairs(image: Image, ram: Mapping[str, GuestBlock]) -> list[tuple[SavedBlock
 
 
 def check_ranges(image: Image, trailer: Trailer, *, tables: bool = True) -> list[Difference]:
-    """Hold heads, bitmaps, device sections and clone stream against their digests; no page is read.
+    """Check heads, bitmaps, device sections and clone stream against their digests; no page is read.
 
     Args:
         image: the open file.

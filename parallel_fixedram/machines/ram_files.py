@@ -6,13 +6,14 @@ import os
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
-from types import TracebackType
-from typing import NoReturn, Self
+from typing import NoReturn
 
+from parallel_fixedram.core.entering import Closing
 from parallel_fixedram.core.errors import HostError, MachineError
 from parallel_fixedram.core.protocols import DirtySource, GuestBlock
 from parallel_fixedram.core.ramblock import RAMBlock, check_idstr, check_unique
 from parallel_fixedram.host.memory.ram_file import open_ram_file
+from parallel_fixedram.machines.ram_only import RamOnly
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -27,15 +28,12 @@ class RamFile:
     """Bytes of the block; None for the rest of the file."""
 
 
-class RamFiles:
+class RamFiles(RamOnly, Closing):
     """A Machine that is nothing but RAM: it cannot be paused, and whoever asks for a save makes sure it stands still.
 
     Args:
         files: the blocks, in the order in which the file shall list them.
         name: machine name for the file.
-
-    Attributes:
-        target: none, this is only RAM.
 
     Raises:
         HostError: a file cannot be opened.
@@ -44,7 +42,6 @@ class RamFiles:
 
     def __init__(self, files: Sequence[RamFile], *, name: str) -> None:
         self.name = name
-        self.target = ""
         self._files = tuple(files)
         self._blocks: list[GuestBlock] = []
         for each in files:
@@ -57,14 +54,6 @@ class RamFiles:
                 self._blocks.append(GuestBlock(block=block, source=source))
             check_unique([each.block for each in self._blocks])
             self._stack = stack.pop_all()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        self.close()
 
     def holds(self, path: str) -> bool:
         """Whether ``path`` is one of the files (Machine.holds)."""
@@ -83,13 +72,6 @@ class RamFiles:
         """Nothing runs here (Machine.is_running)."""
         return False
 
-    def get_ready(self) -> None:
-        """Nothing runs here (Machine.get_ready)."""
-
-    def sync_disks(self) -> Sequence[str]:
-        """There are no disks (Machine.sync_disks)."""
-        return ()
-
     def pause(self) -> bool:
         """Nothing runs here (Machine.pause)."""
         return False
@@ -97,21 +79,13 @@ class RamFiles:
     def resume(self) -> None:
         """Nothing runs here (Machine.resume)."""
 
-    def look_again(self) -> bool:
-        """The blocks are those that were given (Machine.look_again)."""
-        return False
-
-    def device_state(self) -> bytes:
-        """There are no devices (Machine.device_state)."""
-        return b""
-
     def dirty_source(self) -> DirtySource | None:
         """Nobody keeps track of writes (Machine.dirty_source)."""
         return None
 
     def address_space(self) -> NoReturn:
         """Whose memory it is, nobody knows (Machine.address_space)."""
-        raise MachineError("files of RAM do not tell which process writes them")
+        raise MachineError("files of RAM do not say which process writes to them")
 
     def close(self) -> None:
         """Close the files (Machine.close)."""

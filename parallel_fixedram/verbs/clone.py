@@ -57,7 +57,7 @@ def clone(
         punch: make holes of stale pages first, in place; what the file says stays the same.
         add_clone_stream: add digests and a clone stream to a file that has none first, in place.
         paused: do not let the guests run.
-        check_digests: hold every page against its digest first.
+        check_digests: check every page against its digest first.
         folder: where each gets a folder for socket and log; must not exist. None for a new one.
         observer: hears how far it is.
 

@@ -33,11 +33,11 @@ def stop_guests(names: Sequence[str] = (), *, everything: bool = False) -> Guest
 
     Raises:
         RequestError: neither or both are given, or there is no guest of a name. None was ended.
-        MachineError: a command is still at work with one, and none was ended; or one does not end.
+        MachineError: a command is still working with one, and none was ended; or one does not end.
         HostError: the system does not tell which processes live, or refuses a signal.
     """
     if bool(names) == everything:
-        raise RequestError("names of guests are needed, or --all, and not both")
+        raise RequestError("names of guests are needed, or --all, but not both")
     with Survey(names) as survey:
         guests, ended = (survey.guests, survey.ended) if everything else survey.chosen(names)
         return GuestsReport(
@@ -49,4 +49,4 @@ def stop_guests(names: Sequence[str] = (), *, everything: bool = False) -> Guest
 
 
 def _busy(survey: Survey) -> list[str]:
-    return [f"a command is still at work with {name!r}" for name in survey.busy]
+    return [f"a command is still working with {name!r}" for name in survey.busy]

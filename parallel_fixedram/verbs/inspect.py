@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from parallel_fixedram.core.reports.inspect import InspectQemuReport, InspectReport
+from parallel_fixedram.image.describe import describe
 from parallel_fixedram.verbs.open import open_image, open_qemu
 
 
@@ -18,7 +19,7 @@ def inspect(uri: str) -> InspectReport:
         HostError: it cannot be read.
     """
     with open_image(uri) as image:
-        return image.describe()
+        return describe(image)
 
 
 def inspect_qemu(socket_path: str, *, pid: int | None = None, timeout: float | None = None) -> InspectQemuReport:
@@ -26,5 +27,7 @@ def inspect_qemu(socket_path: str, *, pid: int | None = None, timeout: float | N
 
     Takes and raises what ``open_qemu`` does.
     """
+    from parallel_fixedram.machines.qemu.describe import describe as describe_qemu
+
     with open_qemu(socket_path, pid=pid, timeout=timeout) as machine:
-        return machine.describe()
+        return describe_qemu(machine)

@@ -65,7 +65,7 @@ def open_qemu(socket_path: str, *, pid: int | None = None, timeout: float | None
 
     Args:
         socket_path: a QMP socket that no other client is attached to: its path, or ``unix:PATH``, each also with the
-            options of QEMU's ``-qmp`` behind it.
+            options of QEMU's ``-qmp`` after it.
         pid: process id of the QEMU, where it cannot be found by itself.
         timeout: how long QEMU may take for an answer, seconds; None for 30.
 

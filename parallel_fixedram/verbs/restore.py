@@ -29,7 +29,7 @@ def restore(
         uri: a path, or ``file:PATH[,offset=SIZE]``.
         ram: where each block goes, by name: a file in shared memory of exactly its size, made if there is none.
         gate: channels and capabilities, of which those that the file records have to be on; one channel if not given.
-        check_digests: hold every page against its digest; heads and bitmaps are checked in any case.
+        check_digests: check every page against its digest; heads and bitmaps are checked in any case.
         observer: hears how far it is.
 
     Raises:

@@ -58,7 +58,7 @@ def restore_guest(
         shared: give the guest shared memory, filled by our workers; otherwise QEMU loads into memory of its own.
         ram: files for the shared memory of some blocks, by name; made with mode 0600. Implies ``shared``.
         paused: do not let the guest run.
-        check_digests: hold every page against its digest first.
+        check_digests: check every page against its digest first.
         folder: where socket and log go; must not exist. None for a new one.
         observer: hears how far it is.
 

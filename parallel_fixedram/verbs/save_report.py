@@ -8,8 +8,8 @@ from parallel_fixedram.engine.capture.pause import Pause
 from parallel_fixedram.engine.capture.task import Task
 from parallel_fixedram.engine.tuning.decide import Decision
 from parallel_fixedram.host.facts import host_facts
+from parallel_fixedram.image.describe import block_report
 from parallel_fixedram.image.draft import Published
-from parallel_fixedram.image.image import block_report
 from parallel_fixedram.verbs.account import Account
 
 

@@ -1,4 +1,4 @@
-"""``try-capture``: snapshots of a running guest, each held against a copy of its RAM, and thrown away.
+"""``try-capture``: snapshots of a running guest, each checked against a copy of its RAM, and thrown away.
 
 What they show is remembered for this host (``machines/qemu/trials.py``).
 """
@@ -6,7 +6,7 @@ What they show is remembered for this host (``machines/qemu/trials.py``).
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -20,6 +20,7 @@ from parallel_fixedram.verbs.temporary import temporary_folder
 
 if TYPE_CHECKING:
     from parallel_fixedram.machines.qemu.machine import QemuMachine
+    from parallel_fixedram.machines.qemu.trials import Setting
 
 NOTHING = TriedSnapshot(
     wrong_pages=0,
@@ -44,7 +45,7 @@ def try_capture(
     capture: Capturing | None = None,
     observer: Observer = SILENT,
 ) -> TryCaptureReport:
-    """Take snapshots of a running QEMU guest, hold each against a copy of its RAM page by page, and throw it away.
+    """Take snapshots of a running QEMU guest, check each against a copy of its RAM page by page, and throw it away.
 
     The guest stands still for as long as a copy of its RAM takes, each time.
 
@@ -74,19 +75,24 @@ def try_capture(
         ram = sum(each.block.used_length for each in opened.guest_blocks())
     capture = replace(capture or Capturing(), mode=CaptureMode.SNAPSHOT, check_instant=True)
     with temporary_folder(folder) as made:
-        tried = tuple(
+        tried = [
             _try_once(machine, os.path.join(made, f"{number}.mr"), gate, capture, observer) for number in range(count)
-        )
+        ]
+    return _report(tried, setting, name, ram)
+
+
+def _report(tried: Sequence[TriedSnapshot], setting: Setting, name: str, ram: int) -> TryCaptureReport:
+    """What they show, which is remembered if it is enough."""
     wrong, given_up = sum(each.wrong_pages for each in tried), sum(bool(each.given_up) for each in tried)
     passed = not wrong and not given_up
-    shows = wrong or (passed and count >= ENOUGH)
+    shows = wrong or (passed and len(tried) >= ENOUGH)
     return TryCaptureReport(
         machine=name,
         ram=ram,
         qemu_version=setting.qemu,
         accelerator=setting.accelerator,
         kernel=os.uname().release,
-        snapshots=tried,
+        snapshots=tuple(tried),
         wrong_pages=wrong,
         given_up=given_up,
         passed=passed,

@@ -1,4 +1,4 @@
-"""Verify a file by loading it: what a QEMU makes of it is held against the file, byte by byte, and no guest ever runs.
+"""Verify a file by loading it: what a QEMU makes of it is compared with the file, byte by byte, and no guest runs.
 
 ::
 
@@ -32,8 +32,8 @@ from parallel_fixedram.image.verify import verify
 from parallel_fixedram.machines.qemu import discovery
 
 KEPT = (
-    "some of these pages are zero in the file, and QEMU leaves a page as it was that the file has not: what it put "
-    "into firmware and tables of its own is still there"
+    "some of these pages are zero in the file, and QEMU leaves a page that the file does not have as it was: what it "
+    "put into firmware and tables of its own is still there"
 )
 
 
@@ -46,7 +46,7 @@ def verify_by_loading(
     folder: str | None = None,
     observer: Observer = SILENT,
 ) -> VerifyReport:
-    """Have a QEMU load a file, and hold every RAMBlock of it against the file; its guest never runs, and it is ended.
+    """Have a QEMU load a file, and check every RAMBlock of it against the file; its guest never runs, and it is ended.
 
     Args:
         uri: a path, or ``file:PATH[,offset=SIZE]``.
@@ -113,7 +113,7 @@ def _require_standstill(fleet: Fleet) -> None:
     """
     (report,) = fleet.go_on(run=False)
     if report.status in discovery.RUNNING:
-        raise MachineError(f"the guest that was to be looked at is {report.status!r}")
+        raise MachineError(f"the guest that was to be inspected is {report.status!r}")
 
 
 def _has_kept(image: Image, report: VerifyReport) -> bool:

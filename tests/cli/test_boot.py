@@ -1,4 +1,4 @@
-"""``restore`` and ``clone`` with a QEMU command line behind ``--``: what is refused before any QEMU is looked for."""
+"""``restore`` and ``clone`` with a QEMU command line after ``--``: what is refused before any QEMU is looked for."""
 
 import json
 import sys
@@ -27,7 +27,7 @@ FIRMWARE = Block(name="bios", picture="B.")
 CLONE, RESTORE = ["clone", "ram.mr"], ["restore", "ram.mr"]
 QEMU = ["--", "qemu", "-m", "1M"]
 WRONG = {
-    "clone without a command line": (CLONE, "a QEMU command line is needed, behind --\n", "clone --help"),
+    "clone without a command line": (CLONE, "a QEMU command line is needed after --\n", "clone --help"),
     "clone of nothing": (["clone"], "the following arguments are required: FILE\n", "clone --help"),
     "clone of nothing with a command line": (["clone", *QEMU], "the following arguments are required: FILE\n", None),
     "restore of nothing with a command line": (["restore", *QEMU], "are required: FILE\n", "restore --help"),
@@ -41,7 +41,7 @@ WRONG = {
     "clone with a command line before --": (
         [*CLONE, "qemu"],
         "unrecognized arguments: qemu\n",
-        "a QEMU command line stands behind --; see parallel-fixedram clone --help",
+        "a QEMU command line comes after --; see parallel-fixedram clone --help",
     ),
     "clone with options of QEMU before --": ([*CLONE, "-m", "1G", *QEMU], "unrecognized arguments: -m 1G\n", None),
     "no clone": ([*CLONE, "--count", "0", *QEMU], "0 clones, at least 1 is needed\n", ""),
@@ -53,21 +53,29 @@ WRONG = {
     ),
     "clones into shared memory": ([*CLONE, "--shared", *QEMU], "unrecognized arguments: --shared\n", None),
     "clones by many channels": ([*CLONE, "--channels", "2", *QEMU], "unrecognized arguments: --channels 2\n", None),
-    "print and punch": ([*CLONE, "--print", "--punch", *QEMU], "--print changes nothing, so it does not go with", ""),
-    "print and add": ([*CLONE, "--print", "--add-clone-stream", *QEMU], "--print changes nothing, so it does", ""),
-    "print and verify": ([*RESTORE, "--print", "--verify", *QEMU], "--print reads no page, so it does not go", None),
+    "print and punch": (
+        [*CLONE, "--print", "--punch", *QEMU],
+        "--print cannot be combined with --punch or --add-clone-stream: it changes nothing\n",
+        "",
+    ),
+    "print and add": (
+        [*CLONE, "--print", "--add-clone-stream", *QEMU],
+        "--print cannot be combined with --punch or --add-clone-stream: it changes nothing\n",
+        "",
+    ),
+    "print and verify": ([*RESTORE, "--print", "--verify", *QEMU], "--print cannot be combined with --verify", None),
     "print of anonymous memory": (
         [*RESTORE, "--print", "--shared", *QEMU],
-        "anonymous shared memory is filled by",
+        "only a running command can fill anonymous",
         None,
     ),
-    "shared without a command line": ([*RESTORE, "--shared"], "--shared needs a QEMU command line, behind --\n", ""),
-    "paused without a command line": ([*RESTORE, "--paused"], "--paused needs a QEMU command line, behind --\n", ""),
-    "print without a command line": ([*RESTORE, "--print"], "--print needs a QEMU command line, behind --\n", ""),
-    "a run folder that is none": ([*CLONE, "--run-dir", "-", *QEMU], "argument --run-dir: '-' is no file", None),
+    "shared without a command line": ([*RESTORE, "--shared"], "--shared needs a QEMU command line after --\n", ""),
+    "paused without a command line": ([*RESTORE, "--paused"], "--paused needs a QEMU command line after --\n", ""),
+    "print without a command line": ([*RESTORE, "--print"], "--print needs a QEMU command line after --\n", ""),
+    "a run folder that is none": ([*CLONE, "--run-dir", "-", *QEMU], "argument --run-dir: '-' is not a file", None),
     "a run folder without a command line": (
         [*RESTORE, "--ram", "pc.ram=new", "--run-dir", "run"],
-        "--run-dir needs a QEMU command line, behind --\n",
+        "--run-dir needs a QEMU command line after --\n",
         "",
     ),
     "a part of a file as shared memory": (

@@ -101,6 +101,19 @@ def test_a_line_goes_on_further_in_than_it_begins_and_no_word_is_divided(monkeyp
     ]
 
 
+@pytest.mark.parametrize("amount", ["64 KiB", "1.5 GiB/s", "25 ms", "0.4 s", "95 %", "4096 bytes", "1 page", "3 d"])
+def test_a_number_stands_with_its_unit(monkeypatch, amount):
+    whole = f"it takes {amount}, no more"
+    for columns in range(12, len(whole)):
+        lines = shown(monkeypatch, columns, print_folded, whole)
+        assert len(lines) > 1
+        assert [line for line in lines if amount in line], lines
+
+
+def test_a_number_before_another_word_does_not(monkeypatch):
+    assert shown(monkeypatch, 12, print_folded, "it takes 25 minors") == ["it takes 25", "  minors"]
+
+
 def test_errors_fold_where_stderr_is_a_terminal_whatever_stdout_is(monkeypatch):
     monkeypatch.setenv("COLUMNS", "40")
     monkeypatch.setattr(sys, "stdout", io.StringIO())

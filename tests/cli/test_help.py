@@ -1,6 +1,7 @@
 """``--help`` of every verb, and that the examples in it work."""
 
 import argparse
+import re
 import shlex
 import tempfile
 
@@ -9,7 +10,7 @@ from support.cli import call, done, run
 
 from parallel_fixedram.cli.bench import COMMANDS
 from parallel_fixedram.cli.help_text import HelpFormatter
-from parallel_fixedram.cli.main import VERBS
+from parallel_fixedram.cli.main import VERBS, build_parser
 from parallel_fixedram.machines.builtin.spec import Workload
 
 SMALL = {"1GiB": "4MiB", "256MiB": "2MiB"}
@@ -45,23 +46,51 @@ def test_the_help_of_the_command_names_every_verb():
     assert result.err == ""
 
 
-@pytest.mark.parametrize(
-    "verb", [[], *([verb] for verb in VERBS), *(["bench", verb] for verb in COMMANDS)], ids=" ".join
-)
+def parsers(parser=None, name=()):
+    """The parser of the command and of every verb, and what is behind the name of the program to get its help."""
+    parser = parser or build_parser()
+    yield name, parser
+    for action in parser._actions:
+        for verb, each in action.choices.items() if isinstance(action, argparse._SubParsersAction) else ():
+            yield from parsers(each, (*name, verb))
+
+
+EVERY_VERB = [" ".join(name) for name, _ in parsers()]
+
+
+@pytest.mark.parametrize("verb", EVERY_VERB)
 @pytest.mark.parametrize("columns", [60, 80, 200])
-def test_a_help_text_keeps_to_the_width_of_the_terminal_but_for_commands_to_copy(verb, columns, monkeypatch):
+def test_a_help_text_keeps_to_the_width_of_the_terminal(verb, columns, monkeypatch):
     """And where the terminal is very wide it stays readable."""
     monkeypatch.setenv("COLUMNS", str(columns))
-    text = done(call(*verb, "--help")).out
-    assert text.startswith(f"usage: {' '.join(['parallel-fixedram', *verb])} ")
-    wanted = ["--quiet", "--debug", "--help"] + (["--json"] if verb not in ([], ["bench"]) else [])
+    text = done(call(*verb.split(), "--help")).out
+    assert text.startswith(f"usage: {f'parallel-fixedram {verb}'.strip()} ")
+    wanted = ["--quiet", "--debug", "--help"] + (["--json"] if verb not in ("", "bench") else [])
     assert [option for option in wanted if option not in text] == []
-    lines = text.splitlines()
-    commands = [
-        line for line in lines if "parallel-fixedram " in line or line.startswith("      ") or "-qmp unix:" in line
-    ]
-    assert max(len(line) for line in lines if line not in commands) <= min(columns, 100)
-    assert max(map(len, lines)) <= max(columns, 80)
+    assert max(map(len, text.splitlines())) <= min(columns, 100)
+
+
+def test_the_verbs_of_bench_have_their_help_too():
+    assert {f"bench {command}" for command in COMMANDS} < set(EVERY_VERB)
+
+
+@pytest.mark.parametrize("verb", EVERY_VERB)
+def test_what_a_help_text_says_is_the_same_however_it_is_folded(verb, monkeypatch):
+    """But for the backslashes of commands to copy, and for where a list of options is divided."""
+    said = []
+    for columns in (40, 60, 100):
+        monkeypatch.setenv("COLUMNS", str(columns))
+        said.append(done(call(*verb.split(), "--help")).out.replace("\\\n", " ").split())
+    assert said[0] == said[1] == said[2]
+
+
+@pytest.mark.parametrize("columns", range(40, 101, 3))
+def test_a_number_stands_with_its_unit(columns, monkeypatch):
+    monkeypatch.setenv("COLUMNS", str(columns))
+    text = "\n\n".join(each.format_help() for _, each in parsers())
+    units = r"(?:MiB|%|channels)"
+    assert re.search(rf"\d {units}", text), "there is something to part"
+    assert re.findall(rf"\d\n *{units}", text) == []
 
 
 def test_a_paragraph_is_filled_wherever_its_lines_end_and_heads_of_indented_lines_stay(monkeypatch):

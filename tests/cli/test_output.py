@@ -111,6 +111,7 @@ SAVE = {
             "device_state",
             "ram",
             "cont",
+            "copy",
             "scan",
             "write",
             "digest",

@@ -45,8 +45,8 @@ SAVES = {
     "RAM without a path": (["--ram", "a"], "'a': expected IDSTR=PATH[,offset=N][,size=N]\n"),
     "RAM with an empty path": (["--ram", "a="], "'a=': the path is empty\n"),
     "RAM without a name": (["--ram", "=ram"], "'=ram': expected IDSTR=PATH"),
-    "RAM is standard input": (["--ram", "a=-"], "'a=-': '-' is no file; for one of that name write ./-\n"),
-    "a trace to standard output": (["--guest", GUEST, "--trace", "-"], "argument --trace: '-' is no file"),
+    "RAM is standard input": (["--ram", "a=-"], "'a=-': '-' is not a file; for a file of that name write ./-\n"),
+    "a trace to standard output": (["--guest", GUEST, "--trace", "-"], "argument --trace: '-' is not a file"),
     "RAM is a folder": (["--ram", "a=sub"], "guest RAM 'sub' is not a regular file\n"),
     "RAM is a pipe": (["--ram", "a=fifo"], "guest RAM 'fifo' is not a regular file\n"),
     "RAM is empty": (["--ram", "a=empty"], "guest RAM 'empty' has 0 bytes, asked for 0 at 0\n"),
@@ -145,7 +145,7 @@ TARGETS = {
     "a device": ("/dev/full", 2, "'/dev/full' is not a regular file\n"),
     "an unknown protocol": ("http:new", 2, "unknown migration protocol: http:new\n"),
     "a bad offset": ("file:new.mr,offset=2x", 2, "file URI has bad offset 2x: Invalid argument\n"),
-    "standard output": ("-", 2, "'-' is no file: standard input and output cannot seek\n"),
+    "standard output": ("-", 2, "'-' is not a file: standard input and output cannot seek\n"),
     "a missing folder": ("no/new.mr", 2, "cannot open the folder 'no': no such file or directory\n"),
     "a file as a folder": ("ram/new.mr", 2, "cannot look at 'ram/new.mr': not a directory\n"),
     "a name that is too long": ("n" * 256, 2, "file name too long\n"),
@@ -334,7 +334,7 @@ def test_what_is_no_migration_file_is_said_to_be_none(folder, verb, name):
         ("n" * 300, ": file name too long\n"),
         ("sub", "'sub' is not a regular file\n"),
         ("fifo", "'fifo' is not a regular file\n"),
-        ("-", "'-' is no file: standard input and output cannot seek\n"),
+        ("-", "'-' is not a file: standard input and output cannot seek\n"),
     ],
 )
 def test_a_name_that_leads_to_no_file_is_its_callers_to_mend(folder, verb, name, message):
@@ -437,4 +437,4 @@ def test_a_file_that_another_process_writes_is_left_to_it(tmp_path):
 )
 def test_standard_output_is_no_file_for_results_either(folder, argv):
     with unchanged(folder):
-        refused(call(*argv), 2, "argument --output: '-' is no file; for one of that name write ./-\n")
+        refused(call(*argv), 2, "argument --output: '-' is not a file; for a file of that name write ./-\n")

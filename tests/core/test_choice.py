@@ -113,7 +113,7 @@ def test_everything_that_was_left_open_has_a_sentence_in_the_same_order():
     assert gaps.startswith("gaps of up to ")
 
 
-# --- past the page cache or not
+# --- bypassing the page cache or not
 
 
 def test_a_file_system_that_refuses_gets_the_page_cache():

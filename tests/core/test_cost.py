@@ -1,4 +1,4 @@
-"""What writes cost: the fit, the work, and the rule that says which gaps are worth writing along."""
+"""What writes cost: the fit, the work, and the rule that says which gaps are worth bridging."""
 
 import copy
 import json

@@ -37,7 +37,7 @@ def test_what_has_no_scheme_is_a_path_as_it_is(path):
 
 
 def test_the_name_of_a_standard_stream_is_no_file():
-    with pytest.raises(RequestError, match="'-' is no file") as caught:
+    with pytest.raises(RequestError, match="'-' is not a file") as caught:
         parse_uri("-")
     assert "./-" in caught.value.hint
     assert parse_uri("file:-").path == "-"

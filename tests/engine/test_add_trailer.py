@@ -9,6 +9,7 @@ from functools import partial
 from pathlib import Path
 
 import pytest
+from support.damage import flip
 from support.examples import some_of
 from support.observers import Heard
 from support.pictures import allocated_pages
@@ -56,12 +57,6 @@ def written(tmp_path: Path, made: Stream) -> Path:
     path = tmp_path / "FILE"
     path.write_bytes(made.data)
     return path
-
-
-def flip(path: Path, offset: int) -> None:
-    with path.open("r+b") as file:
-        byte = os.pread(file.fileno(), 1, offset)[0]
-        os.pwrite(file.fileno(), bytes([byte ^ 0x40]), offset)
 
 
 @pytest.mark.parametrize("channels", some_of([3, 1], 2))
@@ -180,7 +175,7 @@ def behind_its_end() -> Stream:
         ),
         (partial(stream, M, *SMALL, devices=()), "holds no device state"),
         (partial(stream, M), "no RAMBlock besides main memory"),
-        (behind_its_end, "has block 'm' behind the end of its stream"),
+        (behind_its_end, "has block 'm' after the end of its stream"),
         (
             partial(stream, Block(name="m", absent=True), *SMALL, capabilities=("x-ignore-shared", "mapped-ram")),
             "not hold all",
@@ -203,7 +198,7 @@ def test_a_file_that_has_a_trailer_is_refused_and_not_touched(tmp_path: Path) ->
     path = written(tmp_path, FILES["plain"]())
     add(path)
     data = path.read_bytes()
-    with pytest.raises(RequestError, match="has a trailer already"):
+    with pytest.raises(RequestError, match="already has a trailer"):
         add(path)
     assert path.read_bytes() == data
 

@@ -24,8 +24,9 @@ from parallel_fixedram.core.errors import HostError
 from parallel_fixedram.core.protocols import Pages
 from parallel_fixedram.core.shards import Shard
 from parallel_fixedram.engine.pages.staging import Staging
-from parallel_fixedram.engine.tuning import calibrate, calibrate_computing
+from parallel_fixedram.engine.tuning import calibrate, calibrate_computing, calibrate_writing
 from parallel_fixedram.engine.tuning.calibrate import KEPT_SECONDS, WORTH_MEASURING, device_model
+from parallel_fixedram.engine.tuning.calibrate_writing import TRIALS, Pattern, WriteTrials
 from parallel_fixedram.host.files.channel import FileChannel
 from parallel_fixedram.host.processes import forked
 
@@ -231,7 +232,7 @@ def test_an_error_of_a_worker_is_assumed_about(folder: Path, monkeypatch: pytest
     def fail(*_: object) -> None:
         raise HostError("cannot write", errno=errno.EIO)
 
-    monkeypatch.setattr(calibrate._Writer, "run", fail)
+    monkeypatch.setattr(calibrate_writing.Writer, "run", fail)
     assert device_model(str(folder), ENOUGH) is ASSUMED
 
 
@@ -256,22 +257,22 @@ def test_what_the_sync_after_direct_writes_takes_is_found_out(folder: Path, monk
     write, flush, empty, each_window = cost(20, 0.5), cost(7, 1.5), 0.004, 0.0003
     after_direct, after_buffered = 0.009, 0.006
 
-    def known(_: object, job: int, channels: int, pattern: int) -> tuple[float, float, float]:
-        window = calibrate._WINDOW_PAGES[job]
-        calls = windows = calibrate._WRITTEN_WINDOWS[pattern]
+    def known(_: object, job: int, channels: int, pattern: Pattern) -> tuple[float, float, float]:
+        window = calibrate_writing.WINDOW_PAGES[job]
+        calls = windows = TRIALS[pattern].windows
         size = windows * window * 4096
-        if pattern in calibrate._STRIDES:
-            calls = windows * window // calibrate._STRIDES[pattern]
+        if stride := TRIALS[pattern].stride:
+            calls = windows * window // stride
             size = calls * 4096
         seconds = write.seconds(calls, size) + windows * each_window / min(channels, processors)
-        if pattern == calibrate._COMPUTING:
+        if pattern == Pattern.COMPUTING:
             return seconds + 0.75 * 0.001, empty, 0.001  # a quarter of the computing is hidden
-        alone = after_direct if job == calibrate._DIRECT else after_buffered
+        alone = after_direct if job == calibrate_writing.DIRECT else after_buffered
         return seconds, alone + flush.seconds(calls, size), 0.0
 
     processors = len(os.sched_getaffinity(0))
-    monkeypatch.setattr(calibrate._Trials, "middle", known)
-    monkeypatch.setattr(calibrate._Trials, "empty_sync", lambda _: empty)
+    monkeypatch.setattr(WriteTrials, "middle", known)
+    monkeypatch.setattr(WriteTrials, "empty_sync", lambda _: empty)
     found = calibrate.measure(str(folder))
     for channels in CANDIDATES:
         assert found.direct[channels].call == pytest.approx(20e-6)
@@ -287,12 +288,12 @@ def test_what_the_sync_after_direct_writes_takes_is_found_out(folder: Path, monk
 def test_a_device_that_is_quicker_with_much_than_with_little_has_no_cost_below_nothing(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    took = {calibrate._SMALL: 0.3, calibrate._LARGE: 0.2, calibrate._LONG: 0.1}
+    took = {Pattern.SMALL: 0.3, Pattern.LARGE: 0.2, Pattern.LONG: 0.1}
 
-    def known(_: object, job: int, channels: int, pattern: int) -> tuple[float, float, float]:
+    def known(_: object, job: int, channels: int, pattern: Pattern) -> tuple[float, float, float]:
         return 0.001, took.get(pattern, 0.001), 0.001
 
-    monkeypatch.setattr(calibrate._Trials, "middle", known)
+    monkeypatch.setattr(WriteTrials, "middle", known)
     found = calibrate.measure(str(folder))
     assert min(found.flush.byte, found.stable.byte) > 0
     assert min(found.flush.call, found.direct_sync, found.stable.call, found.buffered_sync) >= 0
@@ -301,19 +302,19 @@ def test_a_device_that_is_quicker_with_much_than_with_little_has_no_cost_below_n
 def test_a_trial_is_made_once_however_many_figures_follow_from_it(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    made: list[tuple[int, int, int]] = []
-    real = calibrate._Trials.write
+    made: list[tuple[int, int, Pattern]] = []
+    real = WriteTrials.write
 
-    def write(trials: calibrate._Trials, job: int, channels: int, pattern: int) -> tuple[float, float, float]:
+    def write(trials: WriteTrials, job: int, channels: int, pattern: Pattern) -> tuple[float, float, float]:
         made.append((job, channels, pattern))
         return real(trials, job, channels, pattern)
 
-    monkeypatch.setattr(calibrate._Trials, "write", write)
-    monkeypatch.setattr(calibrate, "_REPEATS", dict.fromkeys(calibrate._WRITTEN_WINDOWS, 1))
+    monkeypatch.setattr(WriteTrials, "write", write)
+    monkeypatch.setattr(calibrate_writing, "_ENOUGH_SECONDS", 0.0)
     calibrate.measure(str(folder))
     assert len(made) == len(set(made))
     for job in {job for job, _, _ in made}:
-        assert {(job, c, each) for c in CANDIDATES for each in (calibrate._SMALL, calibrate._LARGE)} <= set(made)
+        assert {(job, c, each) for c in CANDIDATES for each in (Pattern.SMALL, Pattern.LARGE)} <= set(made)
 
 
 def test_looking_at_pages_is_the_mean_of_samples_and_their_digest_is_no_part_of_it(
@@ -354,13 +355,15 @@ def test_a_trial_writes_what_its_pattern_says_and_where_a_save_copies_pages_it_d
     with open(tmp_path / "FILE", "w+b") as file:
         channel = Noting(file.fileno(), "FILE")
         staging = Staging(lambda: channel, 4096, window_pages=512, slots=2) if staged else None
-        writer = calibrate._Writer(channel, pages, 512, staging)
+        writer = calibrate_writing.Writer(channel, pages, 512, staging)
         writer.open()
-        writer.run(Shard(calibrate._SPARSE, 0, 2 * 512 // 64, 0))
+        writer.run(Shard(Pattern.SPARSE, 0, 2 * 512 // 64, 0))
         found = np.fromfile(file.name, np.uint64).reshape(-1, 512)
+    stride = TRIALS[Pattern.SPARSE].stride
+    assert stride
     for page, contents in enumerate(found):
-        assert (contents == (pages[page % 512] if page % calibrate._SPARSE_STRIDE == 0 else 0)).all()
-    assert len(found) == 2 * 512 - calibrate._SPARSE_STRIDE + 1
+        assert (contents == (pages[page % 512] if page % stride == 0 else 0)).all()
+    assert len(found) == 2 * 512 - stride + 1
     assert (pages.ctypes.data in written_from) != staged
 
 
@@ -389,7 +392,7 @@ def test_one_that_is_killed_leaves_no_file_and_no_worker(folder: Path, kept: Pat
                 os.write(tell, json.dumps(workers).encode())
                 signal.pause()
 
-            calibrate._Trials.middle = hold  # type: ignore[method-assign]
+            WriteTrials.middle = hold  # type: ignore[method-assign]
             device_model(str(folder), ENOUGH)
         finally:
             os._exit(1)
@@ -413,7 +416,7 @@ def test_an_interrupt_ends_the_workers_and_is_passed_on(folder: Path, monkeypatc
         raise KeyboardInterrupt
 
     before = children()
-    monkeypatch.setattr(calibrate._Trials, "middle", interrupt)
+    monkeypatch.setattr(WriteTrials, "middle", interrupt)
     with pytest.raises(KeyboardInterrupt):
         device_model(str(folder), ENOUGH)
     assert children() == before

@@ -1,11 +1,11 @@
 """Small blocks, device sections and the clone stream, from a save to those who read its file."""
 
-import os
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from support.channels import MemoryChannel
+from support.damage import flip
 from support.examples import some_of
 from support.pictures import PAGE, content, read_all
 from support.saving import altered, save, several
@@ -19,6 +19,7 @@ from parallel_fixedram.engine.capture import rounds
 from parallel_fixedram.format.migration_file import parse
 from parallel_fixedram.image.clone_stream import CloneStream, clone_stream_of
 from parallel_fixedram.image.compare import diff
+from parallel_fixedram.image.describe import describe
 from parallel_fixedram.image.image import Image
 from parallel_fixedram.image.restore import Destination, restore
 from parallel_fixedram.image.verify import verify
@@ -79,7 +80,7 @@ def test_there_is_a_clone_stream_where_there_are_devices_and_small_blocks(
         save(guest, target, BUFFERED)
     with Image(target) as image:
         assert image.clone_blocks() == blocks
-        assert bool(image.describe().clone_offset) == bool(blocks)
+        assert bool(describe(image).clone_offset) == bool(blocks)
         assert verify(image).ok
 
 
@@ -156,12 +157,6 @@ def test_every_byte_of_the_clone_stream_is_covered_by_a_digest(file: str) -> Non
         assert verify(image).ok
 
 
-def flip(file: str, offset: int) -> None:
-    with open(file, "r+b") as opened:
-        byte = os.pread(opened.fileno(), 1, offset)[0]
-        os.pwrite(opened.fileno(), bytes([byte ^ 0x40]), offset)
-
-
 def test_a_clone_stream_that_is_none_is_an_error_of_that_file(file: str) -> None:
     with Image(file) as image:
         flip(file, image.file.trailer.clone_offset)
@@ -185,7 +180,7 @@ def test_files_with_a_clone_stream_are_verified_compared_and_restored_like_other
 def test_inspect_lists_devices_and_tells_where_the_clone_stream_is(file: str) -> None:
     made = expected_file()
     with Image(file) as image:
-        said = image.describe()
+        said = describe(image)
     assert said.clone_offset == made.marks["clone"]
     assert [each.name for each in said.devices] == ["timer", "cpu"]
     assert [each.data_pages for each in said.blocks] == [80, 66, 1, 1]

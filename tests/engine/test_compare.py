@@ -723,7 +723,7 @@ def test_the_device_starts_beyond_a_share_of_the_room_and_gets_every_range_once(
 def test_only_what_went_through_the_page_cache_counts(
     target: str, ways: Ways, monkeypatch: pytest.MonkeyPatch, direct_io: DirectIO, rounds: int
 ) -> None:
-    """After a pre-copy that is what changed, of a live save past the page cache nothing."""
+    """After a pre-copy that is what changed, of a live save bypassing the page cache nothing."""
     told: list[int] = []
     monkeypatch.setattr(EarlyWriteback, "wrote", lambda _, offset, length, size, **_kw: told.append(size))
     ways(direct=plain)

@@ -75,7 +75,7 @@ def test_the_choice_is_that_of_the_rules(waits: bool, rounds: int, takes_direct:
 
 @pytest.mark.usefixtures("asked")
 def test_auto_is_direct_for_stretches_and_not_for_scattered_pages() -> None:
-    """A call past the page cache costs 100 microseconds, and as much as 250 pages."""
+    """A call bypassing the page cache costs 100 microseconds, and as much as 250 pages."""
     assert decided(several(), runs(1, 10000)).choice.direct
     assert not decided(several(), runs(1000, 1, gap=400)).choice.direct
     assert decided(several(), runs(1000, 1, gap=400), runs(1, 200_000)).choice.direct

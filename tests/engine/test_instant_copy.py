@@ -84,7 +84,7 @@ def test_memory_for_the_copy_is_asked_about_first(target: str, monkeypatch: pyte
     monkeypatch.setattr(memory_limit, "memory_bytes", lambda name: 1 << 16)
     with (
         closing(ScriptedGuest(RAM)) as guest,
-        pytest.raises(HostError, match=r"copy of the guest's RAM takes .* only 64\.0 KiB of memory are available$"),
+        pytest.raises(HostError, match=r"copy of the guest's RAM takes .* only 64\.0 KiB of memory is available$"),
     ):
         save(guest, target, several(check_instant=True))
     assert guest.calls == []

@@ -16,6 +16,7 @@ from parallel_fixedram.core.shards import Shard
 from parallel_fixedram.engine.pages.read_ahead import ReadAhead
 from parallel_fixedram.engine.pages.window import Window, WindowReader, windows
 from parallel_fixedram.engine.workers.messages import Tally
+from parallel_fixedram.image.cold import direct_channel
 from parallel_fixedram.image.image import Image
 
 SIZES = (1, 64, 512)
@@ -48,8 +49,7 @@ def test_what_is_read_ahead_is_what_is_read_one_by_one(tmp_path: Path, letters: 
 
 @pytest.mark.parametrize("size", SIZES)
 def test_past_the_page_cache_the_same_is_read(tmp_path: Path, size: int) -> None:
-    with image_of(tmp_path, RAM) as image:
-        direct = image.open_direct(image.blocks)
+    with image_of(tmp_path, RAM) as image, direct_channel(image, image.blocks) as direct:
         if direct is None:
             pytest.skip("this file system takes no direct I/O")
         plain, _ = everything(WindowReader(image.channel, 4096, size), image, size)
@@ -128,7 +128,8 @@ def test_a_place_that_is_not_aligned_is_not_read_past_the_page_cache(tmp_path: P
     with image_of(tmp_path, "A") as image:
         saved = image.blocks[0]
         object.__setattr__(saved.header, "pages_offset", saved.header.pages_offset + 512)
-        assert image.open_direct([saved]) is None
+        with direct_channel(image, [saved]) as direct:
+            assert direct is None
 
 
 def test_where_direct_reading_is_refused_nothing_is_left_open(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -137,8 +138,8 @@ def test_where_direct_reading_is_refused_nothing_is_left_open(tmp_path: Path, mo
 
     with image_of(tmp_path, "A") as image:
         before = os.listdir("/proc/self/fd")
-        monkeypatch.setattr(os, "preadv", refuse)
-        assert image.open_direct(image.blocks) is None
-        monkeypatch.setattr(os, "open", refuse)
-        assert image.open_direct(image.blocks) is None
-        assert os.listdir("/proc/self/fd") == before
+        for call in ("preadv", "open"):
+            monkeypatch.setattr(os, call, refuse)
+            with direct_channel(image, image.blocks) as direct:
+                assert direct is None
+                assert os.listdir("/proc/self/fd") == before

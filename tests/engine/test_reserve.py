@@ -1,3 +1,4 @@
+import contextlib
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -20,33 +21,40 @@ from parallel_fixedram.engine.pages.reserve import (
     dense_runs,
 )
 from parallel_fixedram.format.layout import FileLayout
-from parallel_fixedram.host.files.publish import PendingFile
+from parallel_fixedram.host.files.channel import FileChannel
+from parallel_fixedram.host.files.space import Space
 
 
-class NotingFile(PendingFile):
-    """Notes what is reserved and what is punched, as pages of the only block; ``takes`` reservations it says yes to."""
+class NotingSpace(Space):
+    """Notes what is reserved and given back, as pages of the only block; ``takes`` reservations it says yes to."""
 
-    def __init__(self, path: str, first: int) -> None:
-        super().__init__(path)
-        self.first = first
+    def __init__(self, channel: FileChannel, first: int) -> None:
+        super().__init__(channel)
+        self.channel, self.first = channel, first
         self.reserved: list[tuple[int, int]] = []
-        self.punched: list[tuple[int, int]] = []
+        self.given_back: list[tuple[int, int]] = []
+        self.asked = 0
         self.takes = 1 << 30
 
     def reserve(self, offset: int, length: int) -> bool:
+        self.asked += 1
         if len(self.reserved) == self.takes:
             return False
         self.reserved.append(((offset - self.first) // PAGE, length // PAGE))
         return super().reserve(offset, length)
 
-    def note_punches(self) -> None:
-        punch = self.channel.punch
+    def give_back(self, offset: int, length: int) -> None:
+        self.given_back.append(((offset - self.first) // PAGE, length // PAGE))
+        super().give_back(offset, length)
 
-        def noting(offset: int, length: int) -> None:
-            self.punched.append(((offset - self.first) // PAGE, length // PAGE))
-            punch(offset, length)
 
-        self.channel.punch = noting
+@contextlib.contextmanager
+def noting_space(path: Path) -> Iterator[tuple[NotingSpace, Reservation]]:
+    layout = FileLayout.plan("m", [RAMBlock(idstr="ram", used_length=len(PICTURE) * PAGE)])
+    with path.open("w+b") as file:
+        file.truncate(layout.ram_end)
+        space = NotingSpace(FileChannel(file.fileno(), str(path)), layout.blocks[0].header.pages_offset)
+        yield space, Reservation(space, layout.blocks)
 
 
 def bitmap(picture: str) -> PageBitmap:
@@ -73,49 +81,39 @@ PICTURE = "x-x---x" + "-" * 20 + "x" * 70 + "-" * 64 + "x" + "-" * 100 + "xx-x"
 
 
 @pytest.fixture
-def noting(tmp_path: Path) -> Iterator[tuple[NotingFile, Reservation]]:
-    layout = FileLayout.plan("m", [RAMBlock(idstr="ram", used_length=len(PICTURE) * PAGE)])
-    with NotingFile(str(tmp_path / "FILE"), layout.blocks[0].header.pages_offset) as pending:
-        pending.set_size(layout.ram_end)
-        pending.note_punches()
-        yield pending, Reservation(pending, layout.blocks)
+def noting(tmp_path: Path) -> Iterator[tuple[NotingSpace, Reservation]]:
+    with noting_space(tmp_path / "FILE") as both:
+        yield both
 
 
 @pytest.mark.parametrize("gap", [0, 1, 3, 20, 64, 99, 100, 255])
 def test_every_range_that_direct_writes_will_fill_is_reserved_however_short(
-    noting: tuple[NotingFile, Reservation], gap: int
+    noting: tuple[NotingSpace, Reservation], gap: int
 ) -> None:
-    pending, space = noting
-    space.take(0, bitmap(PICTURE), gap)
-    assert pending.reserved == written_along(PICTURE, gap)
+    space, reservation = noting
+    reservation.take(0, bitmap(PICTURE), gap)
+    assert space.reserved == written_along(PICTURE, gap)
 
 
 def test_through_the_page_cache_only_what_is_long_and_nearly_all_data_is_reserved(
-    noting: tuple[NotingFile, Reservation],
+    noting: tuple[NotingSpace, Reservation],
 ) -> None:
-    pending, space = noting
-    space.take(0, bitmap(PICTURE))
-    assert pending.reserved == [(27, 70)]
+    space, reservation = noting
+    reservation.take(0, bitmap(PICTURE))
+    assert space.reserved == [(27, 70)]
     assert MIN_RESERVED_PAGES <= 70
     assert JOIN_GAP_PAGES < 64
 
 
 def test_on_tmpfs_it_is_asked_once_whether_all_of_it_fits_and_nothing_is_taken_or_given_back(tmp_path: Path) -> None:
-    layout = FileLayout.plan("m", [RAMBlock(idstr="ram", used_length=len(PICTURE) * PAGE)])
-    with (
-        tmpfs(tmp_path / "small", "size=1m") as small,
-        NotingFile(str(small / "FILE"), layout.blocks[0].header.pages_offset) as pending,
-    ):
-        pending.set_size(layout.ram_end)
-        pending.note_punches()
-        space = Reservation(pending, layout.blocks)
-        space.take(0, bitmap(PICTURE), 0)
-        assert pending.reserved == [(0, PICTURE.count("x"))]
-        space.give_back([PageBitmap(len(PICTURE))], 0)
-        assert pending.punched == []
-        assert os.fstat(pending.fd).st_blocks == 0
+    with tmpfs(tmp_path / "small", "size=1m") as small, noting_space(small / "FILE") as (space, reservation):
+        reservation.take(0, bitmap(PICTURE), 0)
+        assert space.reserved == [(0, PICTURE.count("x"))]
+        reservation.give_back([PageBitmap(len(PICTURE))], 0)
+        assert space.given_back == []
+        assert os.fstat(space.channel.fd).st_blocks == 0
         with pytest.raises(HostError, match="no space left"):
-            space.take(0, bitmap("x-" * 300), 0)
+            reservation.take(0, bitmap("x-" * 300), 0)
 
 
 @given(
@@ -141,16 +139,13 @@ def test_ranges_are_joined_as_the_naive_twin_joins_them_one_after_the_other(
     assert dense_runs(np.array(runs, np.int64).reshape(-1, 2), gap).tolist() == expected
 
 
-def test_a_file_system_that_cannot_reserve_is_asked_once(noting: tuple[NotingFile, Reservation]) -> None:
-    pending, space = noting
-    pending.takes = 0
-    asked: list[int] = []
-    real = pending.reserve
-    pending.reserve = lambda offset, length: (asked.append(offset), real(offset, length))[1]
-    space.take(0, bitmap(PICTURE), 0)
-    assert len(asked) == 1
-    space.give_back([PageBitmap(len(PICTURE))], 0)
-    assert pending.punched == []
+def test_a_file_system_that_cannot_reserve_is_asked_once(noting: tuple[NotingSpace, Reservation]) -> None:
+    space, reservation = noting
+    space.takes = 0
+    reservation.take(0, bitmap(PICTURE), 0)
+    assert space.asked == 1
+    reservation.give_back([PageBitmap(len(PICTURE))], 0)
+    assert space.given_back == []
 
 
 @pytest.mark.parametrize(
@@ -166,15 +161,15 @@ def test_a_file_system_that_cannot_reserve_is_asked_once(noting: tuple[NotingFil
     ],
 )
 def test_zero_pages_give_their_space_back_unless_they_are_few_or_were_written_along(
-    noting: tuple[NotingFile, Reservation], gap: int, zeros: int, given_back: bool
+    noting: tuple[NotingSpace, Reservation], gap: int, zeros: int, given_back: bool
 ) -> None:
-    pending, space = noting
+    space, reservation = noting
     ram = "x" * 27 + "0" * zeros + "x" * 10
-    space.take(0, bitmap(ram.ljust(len(PICTURE), "-")), gap)
+    reservation.take(0, bitmap(ram.ljust(len(PICTURE), "-")), gap)
     file = bitmap(ram.replace("0", "-").ljust(len(PICTURE), "-"))
     before = file.to_bytes()
-    space.give_back([file], gap)
-    assert pending.punched == ([(27, zeros)] if given_back else [])
+    reservation.give_back([file], gap)
+    assert space.given_back == ([(27, zeros)] if given_back else [])
     assert file.to_bytes() == before
 
 
@@ -184,17 +179,17 @@ def test_zero_pages_give_their_space_back_unless_they_are_few_or_were_written_al
 )
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_what_is_given_back_is_neither_in_the_file_nor_written_along(
-    noting: tuple[NotingFile, Reservation], stretches: list[tuple[str, int]], gap: int | None
+    noting: tuple[NotingSpace, Reservation], stretches: list[tuple[str, int]], gap: int | None
 ) -> None:
     """``0`` is a page that was expected to hold something and is zero."""
-    pending, space = noting
+    space, reservation = noting
     ram = "".join(letter * count for letter, count in stretches)[: len(PICTURE)].ljust(len(PICTURE), "-")
-    pending.reserved, pending.punched = [], []
-    space.take(0, bitmap(ram), gap)
-    space.give_back([bitmap(ram.replace("0", "-"))], gap or 0)
-    space._reserved[0].words[:] = 0
-    reserved = {page for first, count in pending.reserved for page in range(first, first + count)}
-    given_back = {page for first, count in pending.punched for page in range(first, first + count)}
+    space.reserved, space.given_back = [], []
+    reservation.take(0, bitmap(ram), gap)
+    reservation.give_back([bitmap(ram.replace("0", "-"))], gap or 0)
+    reservation._reserved[0].words[:] = 0
+    reserved = {page for first, count in space.reserved for page in range(first, first + count)}
+    given_back = {page for first, count in space.given_back for page in range(first, first + count)}
     written = {page for first, count in written_along(ram.replace("0", "-"), gap or 0)
                for page in range(first, first + count)}  # fmt: skip
     assert given_back <= reserved - written
@@ -205,14 +200,14 @@ def test_what_is_given_back_is_neither_in_the_file_nor_written_along(
 
 
 def test_what_is_reserved_takes_space_and_what_is_given_back_takes_none(
-    noting: tuple[NotingFile, Reservation],
+    noting: tuple[NotingSpace, Reservation],
 ) -> None:
-    pending, space = noting
-    space.take(0, bitmap(PICTURE), 64)
-    status = pending.channel.stat()
-    assert status.st_blocks * 512 // PAGE >= sum(count for _, count in pending.reserved)
-    space.give_back([PageBitmap(len(PICTURE))], 64)
-    long = [each for each in pending.reserved if each[1] > 64]
-    assert pending.punched == long
-    freed = status.st_blocks - pending.channel.stat().st_blocks
+    space, reservation = noting
+    reservation.take(0, bitmap(PICTURE), 64)
+    status = space.channel.stat()
+    assert status.st_blocks * 512 // PAGE >= sum(count for _, count in space.reserved)
+    reservation.give_back([PageBitmap(len(PICTURE))], 64)
+    long = [each for each in space.reserved if each[1] > 64]
+    assert space.given_back == long
+    freed = status.st_blocks - space.channel.stat().st_blocks
     assert freed * 512 // PAGE == sum(count for _, count in long)

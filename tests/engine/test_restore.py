@@ -1,13 +1,16 @@
+import errno
 import os
 import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from support.channels import DeadlyChannel, FailingChannel
+from support.damage import flip, place
 from support.examples import at_most, letters, some_of
 from support.observers import Heard
 from support.pictures import PAGE, allocated_pages, content, draw, memfd, picture_of, read_all
@@ -19,10 +22,11 @@ from parallel_fixedram.core.errors import ContentsDiffer, FormatError, HostError
 from parallel_fixedram.core.reports.restore import RestoreReport
 from parallel_fixedram.core.save_options import DirectIO
 from parallel_fixedram.core.schemas import from_json, to_json
+from parallel_fixedram.host.files import page_cache
 from parallel_fixedram.host.files.channel import FileChannel
 from parallel_fixedram.host.files.page_cache import cached_bytes, drop_from_cache, takes_direct_io
 from parallel_fixedram.host.memory.ram_target import RamTarget
-from parallel_fixedram.image import image as image_module
+from parallel_fixedram.image.cold import is_cold
 from parallel_fixedram.image.image import Image
 from parallel_fixedram.image.restore import Destination, restore
 
@@ -61,7 +65,7 @@ def cold(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, tmp_pa
     (tmp_path / "PROBE").write_bytes(bytes(PAGE))
     if request.param and not takes_direct_io(str(tmp_path / "PROBE")):
         pytest.skip("the temporary folder takes no direct I/O")
-    monkeypatch.setattr(Image, "is_cold", lambda *_: request.param)
+    monkeypatch.setattr(page_cache, "is_cold", lambda *_: request.param)
     return bool(request.param)
 
 
@@ -106,7 +110,7 @@ def test_what_the_file_calls_zero_stays_or_becomes_a_hole(folder: Folder) -> Non
             restore(image, {"ram": of(fd)})
     data_pages = sum(letter not in "0-" for letter in RAM)
     assert allocated_pages(fresh) == data_pages
-    # up to 16 zero pages are written along with their neighbours where there was memory already
+    # up to 16 zero pages are written together with their neighbours where there was memory already
     assert data_pages <= allocated_pages(full) <= len(RAM) - 40 - 60
     os.close(fresh)
     os.close(full)
@@ -140,7 +144,7 @@ def test_a_file_that_is_not_cached_is_read_past_the_page_cache_and_stays_so(fold
 
 
 def report_of(folder: Folder, file: str) -> bool:
-    """Whether a restore reads past the page cache."""
+    """Whether a restore reads bypassing the page cache."""
     with Image(file) as image:
         report = restore(image, {"ram": Destination(path=folder / "ram")}, channels=2)
     assert (folder.path / "ram").read_bytes() == content("A" * 4096)
@@ -150,8 +154,15 @@ def report_of(folder: Folder, file: str) -> bool:
 def test_a_cold_file_where_direct_reading_is_refused_is_read_through_the_page_cache(
     folder: Folder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(Image, "is_cold", lambda *_: True)
-    monkeypatch.setattr(Image, "open_direct", lambda *_: None)
+    real = os.open
+
+    def refuse(path: str, flags: int, *more: Any, **named: Any) -> int:
+        if flags & os.O_DIRECT:
+            raise OSError(errno.EINVAL, "no")
+        return real(path, flags, *more, **named)
+
+    monkeypatch.setattr(page_cache, "is_cold", lambda *_: True)
+    monkeypatch.setattr(os, "open", refuse)
     with Image(folder.save(ram=RAM)) as image:
         assert not restore(image, {"ram": Destination(path=folder / "ram")}).direct_io
     assert (folder.path / "ram").read_bytes() == content(RAM)
@@ -165,9 +176,9 @@ def test_which_pages_are_asked_whether_they_are_cached(folder: Folder, monkeypat
         asked.extend(offsets)
         return False
 
-    monkeypatch.setattr(image_module, "is_cold", note)
+    monkeypatch.setattr(page_cache, "is_cold", note)
     with Image(folder.save(ram="-" * 70 + "A" + "-" * 100 + "B" * 9000, second="-" * 200, third="--Z")) as image:
-        assert not image.is_cold(image.blocks)
+        assert not is_cold(image, image.blocks)
         ram, third = image.block("ram"), image.block("third")
         assert {ram.page_offset(70), third.page_offset(2)} < set(asked)
         pages = [ram.page_at(offset) for offset in asked[:-1]]
@@ -252,19 +263,6 @@ def test_two_blocks_cannot_be_restored_into_the_same_memory(folder: Folder, exis
         assert path.read_bytes() == content("XX")
 
 
-def flip(file: str, offset: int) -> None:
-    with open(file, "r+b") as opened:
-        opened.seek(offset)
-        byte = opened.read(1)[0]
-        opened.seek(offset)
-        opened.write(bytes([byte ^ 0x40]))
-
-
-def place(file: str, where: Callable[[Image], int]) -> int:
-    with Image(file) as image:
-        return where(image)
-
-
 @pytest.mark.usefixtures("cold")
 def test_a_changed_page_is_found_while_it_is_restored_and_named(folder: Folder) -> None:
     file = folder.save(ram=RAM)
@@ -300,7 +298,7 @@ def test_a_page_whose_bit_was_lost_is_found_before_anything_is_touched(folder: F
 def test_digests_cannot_be_checked_where_there_are_none(folder: Folder) -> None:
     (folder.path / "PLAIN").write_bytes(stream(Block(name="ram", picture="A0-B")).data)
     with Image(folder / "PLAIN") as image:
-        with pytest.raises(RequestError, match="carries no digests"):
+        with pytest.raises(RequestError, match="has no digests"):
             restore(image, {"ram": Destination(path=folder / "ram")}, check_digests=True)
         assert folder.names() == ["PLAIN"]
         restore(image, {"ram": Destination(path=folder / "ram")})

@@ -31,6 +31,7 @@ from parallel_fixedram.host import linux
 from parallel_fixedram.host.files import aio
 from parallel_fixedram.host.files.channel import FileChannel
 from parallel_fixedram.host.files.publish import PendingFile
+from parallel_fixedram.host.files.space import Space
 from parallel_fixedram.image import draft
 from parallel_fixedram.image.image import Image
 from parallel_fixedram.image.restore import Destination, restore
@@ -541,7 +542,7 @@ def test_a_full_file_system_fails_the_save_and_gets_its_space_back(
     small_tmpfs: Path, monkeypatch: pytest.MonkeyPatch, durability: Durability, reserve: bool
 ) -> None:
     if not reserve:
-        monkeypatch.setattr(PendingFile, "reserve", lambda *_: None)
+        monkeypatch.setattr(Space, "reserve", lambda *_: None)
     with ScriptedGuest({"ram": "A" * 1024}) as guest:
         with pytest.raises(HostError) as caught:
             save(guest, str(small_tmpfs / "FILE"), several(channels=2, durability=durability))

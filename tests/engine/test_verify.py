@@ -3,6 +3,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from support.damage import flip, place
 from support.observers import Heard
 from support.pictures import PAGE, allocated_pages
 from support.saving import save, several
@@ -32,20 +33,6 @@ def file(tmp_path: Path) -> str:
 def checked(file: str, *, quick: bool = False, channels: int = 1) -> VerifyReport:
     with Image(file) as image:
         return verify(image, quick=quick, channels=channels)
-
-
-def place(file: str, where: Callable[[Image], int]) -> int:
-    with Image(file) as image:
-        return where(image)
-
-
-def flip(file: str, offset: int) -> None:
-    """Change one bit of one byte; done twice, nothing has happened."""
-    with open(file, "r+b") as opened:
-        opened.seek(offset)
-        byte = opened.read(1)[0]
-        opened.seek(offset)
-        opened.write(bytes([byte ^ 0x40]))
 
 
 @pytest.mark.parametrize("channels", [1, 3])

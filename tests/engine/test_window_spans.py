@@ -1,4 +1,4 @@
-"""Which pages lie in runs, held against a loop."""
+"""Which pages lie in runs, checked against a loop."""
 
 import numpy as np
 from hypothesis import given

@@ -1,4 +1,4 @@
-"""The worker's part of a save, held against a twin that goes page by page."""
+"""The worker's part of a save, checked against a twin that goes page by page."""
 
 import os
 from dataclasses import dataclass

@@ -202,7 +202,7 @@ def test_a_small_block_that_takes_no_protection_is_read_in_the_pause(
     """Of one that is not small, this would be a pause that grows with it."""
 
     def register(*_: object) -> None:
-        raise HostError("this memory takes no write protection")
+        raise HostError("this memory cannot be write-protected")
 
     monkeypatch.setattr(Userfaultfd, "register", register)
     guest.main = False
@@ -210,7 +210,7 @@ def test_a_small_block_that_takes_no_protection_is_read_in_the_pause(
     assert guest.is_in(target)
     assert [each.while_running for each in report.rounds] == [False, True]
     with Guest("hot,size=12MiB") as larger:
-        with pytest.raises(SnapshotFailed, match="takes no write protection"):
+        with pytest.raises(SnapshotFailed, match="cannot be write-protected"):
             save(larger, target, several(mode=SNAPSHOT, overwrite=True))
         assert larger.goes_on()
 

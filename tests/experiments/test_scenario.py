@@ -150,7 +150,7 @@ WRONG = {
     "way = 'ours'\nqemu = {size = '1GiB', dirty_rate = '1MiB'}\nrounds = 3": "case 1, rounds: 'ours' saves",
     "way = 'clone'\nqemu = {size = '1GiB', fresh = true}": "case 1, qemu: 'clone' starts guests that are to be",
     "way = 'restore'\nqemu = {size = '1GiB', dirty_rate = '1MiB'}": "case 1, qemu: 'restore' starts guests that are to",
-    "way = 'qemu-load'\nqemu = {size = '1GiB'}\ndirect_io = 'on'": "case 1, direct_io: QEMU loads past the page",
+    "way = 'qemu-load'\nqemu = {size = '1GiB'}\ndirect_io = 'on'": "case 1, direct_io: QEMU bypasses the page cache",
     "way = 'clone'\nqemu = {size = '1GiB'}\ncount = 0": "case 1, count: 0: expected a whole number from 1 to 64",
     "way = 'restore'\nguest = 'dense'": "case 1, way: 'restore' needs one source, qemu; found guest",
     "way = 'ours'\nqemu = {size = '1GiB', watched = true}": "case 1, qemu, watched: only with a dirty_rate",

@@ -39,8 +39,14 @@ MIB = 1 << 20
 PLENTY = Host(processors=1000)
 
 
+def of_sizes(shards):
+    """Shards of writes of these many bytes, one behind the other in the file."""
+    ends = itertools.accumulate(size for sizes in shards for size in sizes)
+    return Workload(shards=tuple(tuple((next(ends) - size, size) for size in sizes) for sizes in shards))
+
+
 def equal_calls(shards, calls, size=MIB):
-    return Workload.of_sizes([[size] * calls] * shards)
+    return of_sizes([[size] * calls] * shards)
 
 
 def test_one_channel_takes_every_call_with_its_bytes_one_after_the_other():
@@ -167,7 +173,7 @@ costs = st.sampled_from([0.0, 1e-10, 1e-9])
     ),
 )
 def test_nothing_is_busier_than_all_the_time_and_every_call_is_made(shards, channels, device, host):
-    workload = Workload.of_sizes(shards)
+    workload = of_sizes(shards)
     found = simulate(workload, channels=channels, device=device, host=host)
     assert found == simulate(workload, channels=channels, device=device, host=host)
     assert all(0 <= share <= 1 for share in found.busy.values())

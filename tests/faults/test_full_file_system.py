@@ -14,7 +14,7 @@ from support.pictures import content, draw
 
 import parallel_fixedram
 from parallel_fixedram.core.errors import HostError
-from parallel_fixedram.host.files.publish import PendingFile
+from parallel_fixedram.host.files.space import Space
 
 SIZE = 2 << 20
 PICTURE = "A" * 900 + "0-" * 10
@@ -64,7 +64,7 @@ def test_a_save_that_cannot_reserve_space_notices_when_it_writes(
     full: Path, ram: dict[str, str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (full / "vm.mr").write_bytes(b"old")
-    monkeypatch.setattr(PendingFile, "reserve", lambda *_: False)
+    monkeypatch.setattr(Space, "reserve", lambda *_: False)
 
     with pytest.raises(HostError, match="cannot write") as caught:
         save(ram, full / "vm.mr")

@@ -27,7 +27,7 @@ SETUP, DESTROY, GETEVENTS, SUBMIT = range(4)
 
 @pytest.fixture
 def fd(tmp_path: Path) -> Iterator[int]:
-    """A file past the page cache, all of it allocated."""
+    """A file bypassing the page cache, all of it allocated."""
     path = tmp_path / "file"
     path.write_bytes(bytes(PAGES * PAGE))
     try:

@@ -1,4 +1,4 @@
-"""Runs past the page cache, held against a channel that writes them page by page."""
+"""Runs bypassing the page cache, checked against a channel that writes them page by page."""
 
 import errno
 import mmap
@@ -28,7 +28,7 @@ PAGES = 200
 
 
 def opened(path: Path, pages: int = PAGES, depth: int = QUEUE_DEPTH) -> DirectChannel:
-    """A file on a disk, past the page cache, all of it allocated."""
+    """A file on a disk, bypassing the page cache, all of it allocated."""
     path.write_bytes(bytes(pages * PAGE))
     try:
         fd = os.open(path, os.O_RDWR | os.O_DIRECT | os.O_CLOEXEC)

@@ -325,7 +325,7 @@ class TestRefused:
                 with pytest.raises(InjectionRefused, match=f"has no room for {stub.LENGTH} bytes of code"):
                     userfaultfd_of(process.pid)
                 patch.setattr(inject, "_free_places", lambda _: [])
-                self.refused(process.pid, "has no 64-bit x86 code with free room behind it")
+                self.refused(process.pid, "has no 64-bit x86 code with free room after it")
             process.check()
 
     def test_one_that_runs_32_bit_code_at_that_moment(self, monkeypatch: pytest.MonkeyPatch) -> None:

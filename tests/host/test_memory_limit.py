@@ -107,6 +107,6 @@ def test_only_what_is_killed_for_counts(monkeypatch: pytest.MonkeyPatch, tmp_pat
 
 def test_a_guest_that_its_control_group_would_be_killed_for_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(memory_limit, "memory_until_killed", lambda _pid: 1 << 20)
-    with pytest.raises(HostError, match=r"writes 2\.0 MiB of RAM, but only 1\.0 MiB of memory are available to this"):
+    with pytest.raises(HostError, match=r"writes 2\.0 MiB of RAM, but only 1\.0 MiB of memory is available to this"):
         GuestProcess(GuestSpec.parse("dense,size=2MiB"))
     GuestProcess(GuestSpec.parse("zero,size=2MiB")).close()  # it writes nothing

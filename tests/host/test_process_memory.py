@@ -553,11 +553,11 @@ def test_the_ioctl_and_the_list_say_the_same(pages: int, rarity: int, seed: int)
     for index in np.flatnonzero(wanted).tolist():
         view[index * PAGE] = 1
     fd = os.open("/proc/self/pagemap", os.O_RDONLY)
-    assert np.array_equal(pagemap._listed(fd, start, pages), wanted)
+    assert np.array_equal(pagemap._listed(fd, start, pages, True), wanted)
     with pytest.MonkeyPatch.context() as patch:
         for regions in (1 << 15, 3, 1):
             patch.setattr(pagemap, "_REGIONS", regions)
-            assert np.array_equal(pagemap._scanned(fd, start, pages), wanted)
+            assert np.array_equal(pagemap._scanned(fd, start, pages, True), wanted)
         patch.setattr(pagemap, "_CHUNK_PAGES", 64)
         found = pagemap.occupied(os.getpid(), start, pages)
     assert np.array_equal(found.bits(0, len(found.words)), wanted)
@@ -586,7 +586,7 @@ def test_more_regions_than_the_kernel_passes_on_at_once_are_each_counted_once() 
     for index in range(0, pages, 2):
         view[index * PAGE] = 1
     fd = os.open("/proc/self/pagemap", os.O_RDONLY)
-    assert pagemap._scanned(fd, address_of(view), pages).tolist() == [1, 0] * (pages // 2)
+    assert pagemap._scanned(fd, address_of(view), pages, True).tolist() == [1, 0] * (pages // 2)
     os.close(fd)
 
 

@@ -13,7 +13,8 @@ from support.pictures import PAGE, allocated_pages, content
 
 from parallel_fixedram.core.errors import CapabilityError, DurabilityError, HostError, NoFileError, RequestError
 from parallel_fixedram.host import linux
-from parallel_fixedram.host.files.publish import PendingFile, check_target
+from parallel_fixedram.host.files.publish import PendingFile, check_target, copy_prefix
+from parallel_fixedram.host.files.space import Space
 
 
 @pytest.fixture
@@ -395,7 +396,7 @@ def test_a_replaced_file_with_another_name_keeps_all_it_has(path: Path) -> None:
 def test_reserving_takes_space_and_keeps_the_size(path: Path) -> None:
     with PendingFile(str(path)) as pending:
         pending.set_size(8 * PAGE)
-        pending.reserve(2 * PAGE, 3 * PAGE)
+        Space(pending.channel).reserve(2 * PAGE, 3 * PAGE)
         assert (allocated_pages(pending.fd), os.fstat(pending.fd).st_size) == (3, 8 * PAGE)
 
 
@@ -403,7 +404,7 @@ def test_more_than_there_is_cannot_be_reserved(path: Path) -> None:
     space = os.statvfs(path.parent)
     with PendingFile(str(path)) as pending:
         with pytest.raises(HostError, match="cannot reserve") as caught:
-            pending.reserve(0, 2 * space.f_blocks * space.f_frsize)
+            Space(pending.channel).reserve(0, 2 * space.f_blocks * space.f_frsize)
         assert caught.value.errno in (errno.ENOSPC, errno.EFBIG)
     assert names(path) == []
 
@@ -414,7 +415,7 @@ def test_a_file_system_that_cannot_reserve_is_taken_as_it_is(path: Path, monkeyp
 
     monkeypatch.setattr(linux, "fallocate", refuse)
     with PendingFile(str(path)) as pending:
-        pending.reserve(0, PAGE)
+        Space(pending.channel).reserve(0, PAGE)
         assert allocated_pages(pending.fd) == 0
 
 
@@ -452,14 +453,14 @@ def test_the_beginning_of_the_old_file_can_be_taken_over(path: Path, length: int
     old = os.urandom(2 << 20)
     path.write_bytes(old)
     with PendingFile(str(path), overwrite=True) as pending:
-        pending.copy_prefix(length)
+        copy_prefix(str(path), length, pending.channel)
         pending.publish()
     assert path.read_bytes() == old[:length]
 
 
 def test_where_there_is_no_old_file_its_beginning_is_empty(path: Path) -> None:
     with PendingFile(str(path)) as pending:
-        pending.copy_prefix(PAGE)
+        copy_prefix(str(path), PAGE, pending.channel)
         pending.channel.write(PAGE, memoryview(content("A")))
         pending.publish()
     assert path.read_bytes() == bytes(PAGE) + content("A")

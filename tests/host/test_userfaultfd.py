@@ -472,7 +472,7 @@ class TestRefused:
             file.truncate(PAGES * PAGE)
             with (
                 Watched(lambda: mmap.mmap(file.fileno(), PAGES * PAGE, flags=flags)) as process,
-                pytest.raises(HostError, match="this memory takes no write protection"),
+                pytest.raises(HostError, match="this memory cannot be write-protected"),
             ):
                 process.register()
 
@@ -481,7 +481,7 @@ class TestRefused:
     ) -> None:
         with Watched(private_memory) as process:
             monkeypatch.setattr(userfaultfd, "_WRITEPROTECT_BIT", 1 << 62)
-            with pytest.raises(HostError, match="this memory takes no write protection"):
+            with pytest.raises(HostError, match="this memory cannot be write-protected"):
                 process.register()
             process.call(advise, mmap.MADV_DONTNEED, 0, 1)
 

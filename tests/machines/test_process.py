@@ -245,7 +245,7 @@ def test_a_guest_killed_while_paused_is_reported_by_resume() -> None:
 
 
 def test_a_stopped_guest_does_not_hold_up_its_saver_for_ever(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(process, "_ANSWER_SECONDS", 0.05)
+    monkeypatch.setattr(process, "ANSWER_SECONDS", 0.05)
     with booted("hot,size=1MiB") as guest:
         guest.start()
         os.kill(guest.pid, signal.SIGSTOP)

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from support.command import report
 from support.qemu import Missing, QemuError, QemuProcess, Ram, boot_from, missing, require_qemu
+from support.qemu_boot import BootFolder
 from support.qemu_files import SavedGuest, Variants, write_background_snapshot
 from support.qemu_linux import LinuxGuest, linux_guest
 from support.snapshots import When, at_moments
@@ -70,6 +72,29 @@ def qemu_files(qemu_binary: str, tmp_path_factory: pytest.TempPathFactory) -> It
     folder = tmp_path_factory.mktemp("qemu-files")
     yield Variants(folder)
     shutil.rmtree(folder)  # hundreds of MiB, which pytest would keep for three runs
+
+
+@pytest.fixture
+def plain(qemu_files: Variants) -> SavedGuest:
+    """QEMU's own file of the guest of ``ticker``."""
+    return qemu_files["plain"]
+
+
+@pytest.fixture(scope="session")
+def ours(qemu_files: Variants, tmp_path_factory: pytest.TempPathFactory) -> SavedGuest:
+    """A file of ours of a guest that has run; nobody changes it."""
+    saved = replace(qemu_files["plain"], path=tmp_path_factory.mktemp("ours") / "vm.mr")
+    with QemuProcess(*saved.args, ram=saved.ram) as guest:
+        guest.wait_serial("C")
+        report("save", saved.path, "--qmp", guest.monitor_path)
+    return saved
+
+
+@pytest.fixture
+def boot(tmp_path: Path) -> Iterator[BootFolder]:
+    """A folder for guests that are started; they end with the test."""
+    with BootFolder(tmp_path / "boot") as folder:
+        yield folder
 
 
 @pytest.fixture(scope="session")

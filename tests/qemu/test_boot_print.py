@@ -28,12 +28,6 @@ LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 MULTIFD = ("--channels", "2", "--experimental-multifd")
 
 
-@pytest.fixture
-def boot(tmp_path: Path) -> Iterator[BootFolder]:
-    with BootFolder(tmp_path / "boot") as folder:
-        yield folder
-
-
 @pytest.fixture(scope="module")
 def ours(qemu_binary: str, tmp_path_factory: pytest.TempPathFactory) -> SavedGuest:
     """Our file of a running guest, in a folder whose name needs care."""
@@ -147,7 +141,7 @@ def test_what_cannot_be_done_by_hand_is_not_printed(
 ) -> None:
     plain, numa = qemu_files["plain"], qemu_files["numa"]
     line = boot.line_of(plain)
-    no_stream = "carries no clone stream for this command line\n"
+    no_stream = "has no clone stream for this command line\n"
     refused(boot.attempt("clone", plain.path, "--print", line=line), 2, no_stream, "--add-clone-stream adds one")
     refused(boot.attempt("restore", plain.path, "--print", "--ram", "m=ram", line=line), 2, no_stream, "--add-clone")
     for more in (["--shared"], ["--verify"]):

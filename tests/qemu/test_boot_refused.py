@@ -6,7 +6,6 @@ import contextlib
 import os
 import signal
 import tempfile
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -25,17 +24,6 @@ from parallel_fixedram.machines.qemu import monitor
 MIB = 1 << 20
 VERBS = ("restore", "clone")
 SHARED = [("restore",), ("restore", "--shared"), ("clone",)]
-
-
-@pytest.fixture
-def boot(tmp_path: Path) -> Iterator[BootFolder]:
-    with BootFolder(tmp_path / "boot") as folder:
-        yield folder
-
-
-@pytest.fixture
-def plain(qemu_files: dict[str, SavedGuest]) -> SavedGuest:
-    return qemu_files["plain"]
 
 
 def save_unborn(guest: SavedGuest) -> SavedGuest:
@@ -109,7 +97,9 @@ def test_a_device_with_ram_that_was_not_there_is_refused(
     plain: SavedGuest, boot: BootFolder, way: tuple[str, ...]
 ) -> None:
     line = boot.line(*plain.args, "-device", "VGA")
-    attempt(boot, way, plain, line, 2, "this QEMU has block '0000:00:01.0/vga.vram' of 16.0 MiB (16777216 bytes), the")
+    attempt(
+        boot, way, plain, line, 2, "this QEMU has block '0000:00:01.0/vga.vram' of 16.0 MiB (16777216 bytes), which"
+    )
 
 
 @pytest.mark.parametrize("way", SHARED, ids=" ".join)
@@ -117,7 +107,9 @@ def test_a_device_with_ram_that_is_missing_is_refused(
     with_vga: SavedGuest, boot: BootFolder, way: tuple[str, ...]
 ) -> None:
     line = boot.line(*with_vga.args[:-2])
-    attempt(boot, way, with_vga, line, 2, "the file has block '0000:00:01.0/vga.vram', this QEMU has not; it has 'm'")
+    attempt(
+        boot, way, with_vga, line, 2, "the file has block '0000:00:01.0/vga.vram', which this QEMU lacks; it has 'm'"
+    )
 
 
 @pytest.mark.parametrize("way", SHARED, ids=" ".join)
@@ -178,7 +170,7 @@ def test_a_long_tmpdir_is_told_with_the_option_that_helps(
     monkeypatch.delenv("XDG_RUNTIME_DIR", raising=False)
     monkeypatch.setattr(tempfile, "tempdir", str(deep))
     result = call("restore", plain.path, "--", *boot.line_of(plain))
-    refused(result, 2, "/0/qmp' is too long for the name of a socket\n", "--run-dir names a folder")
+    refused(result, 2, "/0/qmp' is too long for the name of a socket\n", "give --run-dir a folder")
     assert list(deep.iterdir()) == []
 
 

@@ -27,12 +27,6 @@ MULTIFD = ("--channels", "2", "--experimental-multifd")
 
 
 @pytest.fixture
-def boot(tmp_path: Path) -> Iterator[BootFolder]:
-    with BootFolder(tmp_path / "boot") as folder:
-        yield folder
-
-
-@pytest.fixture
 def short() -> Iterator[BootFolder]:
     """One with a short name: with that of a new folder below, it has to do for a socket."""
     with tempfile.TemporaryDirectory() as parent, BootFolder(Path(parent) / "boot") as folder:
@@ -252,6 +246,6 @@ def test_a_block_that_is_no_main_memory_is_given_no_file(
     refused(
         boot.attempt("restore", saved.path, "--ram", f"pc.bios={tmp_path}/x", line=boot.line_of(saved)),
         2,
-        "block 'pc.bios' is no main memory of this guest, which has 'm'\n",
+        "block 'pc.bios' is not main memory of this guest, which has 'm'\n",
     )
     assert not (tmp_path / "x").exists()

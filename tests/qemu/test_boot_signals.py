@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import signal
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -15,17 +14,6 @@ from support.qemu_files import SavedGuest
 
 SIGNALS = [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGKILL, -9)]
 WAYS = [("restore", "--shared"), ("clone", "--count", "2")]
-
-
-@pytest.fixture
-def boot(tmp_path: Path) -> Iterator[BootFolder]:
-    with BootFolder(tmp_path / "boot") as folder:
-        yield folder
-
-
-@pytest.fixture
-def plain(qemu_files: dict[str, SavedGuest]) -> SavedGuest:
-    return qemu_files["plain"]
 
 
 def argv_of(way: tuple[str, ...], saved: SavedGuest, boot: BootFolder, program: Path | None = None) -> list[str]:

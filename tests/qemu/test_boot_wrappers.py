@@ -8,13 +8,11 @@ import pwd
 import signal
 import sys
 from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from support.cli import done, refused, run
-from support.command import report
-from support.qemu import QemuProcess, require_qemu, require_tool
+from support.qemu import require_qemu, require_tool
 from support.qemu_boot import BootFolder, HeldBoot, children, ends
 from support.qemu_files import SavedGuest
 
@@ -37,17 +35,6 @@ def boot(tmp_path: Path) -> Iterator[BootFolder]:
         for pid in processes_of(folder):
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
-
-
-@pytest.fixture(scope="module")
-def ours(qemu_files: dict[str, SavedGuest], tmp_path_factory: pytest.TempPathFactory) -> SavedGuest:
-    """A file of ours of a guest that has run, as root has it."""
-    saved = replace(qemu_files["plain"], path=tmp_path_factory.mktemp("ours") / "vm.mr")
-    with QemuProcess(*saved.args, ram=saved.ram) as guest:
-        guest.wait_serial("C")
-        report("save", saved.path, "--qmp", guest.monitor_path)
-    assert saved.path.stat().st_mode & 0o777 == 0o600
-    return saved
 
 
 def wrapped(wrapper: str, line: list[str]) -> list[str]:
@@ -145,7 +132,7 @@ def test_a_qemu_that_gives_up_its_rights_loads_what_only_root_may_open(
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can give up rights")
 def test_direct_io_takes_a_descriptor_of_its_own(ours: SavedGuest, boot: BootFolder) -> None:
-    """A cold file is loaded past the page cache."""
+    """A cold file is loaded bypassing the page cache."""
     with ours.path.open("rb") as file:
         os.fsync(file.fileno())
         os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -22,12 +21,6 @@ RAM = Ram(256 * MIB)
 LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 MD5 = LinuxGuest.md5(4)
 COUNT = 2
-
-
-@pytest.fixture
-def boot(tmp_path: Path) -> Iterator[BootFolder]:
-    with BootFolder(tmp_path / "boot") as folder:
-        yield folder
 
 
 def test_clones_that_write_change_neither_the_file_nor_each_other(
@@ -173,7 +166,7 @@ sys.exit(code)
 def test_cloning_reads_no_page_of_main_memory(qemu_binary: str, boot: BootFolder) -> None:
     """Eight times the memory, and eight times as much in it, are no more to read but for the bitmap.
 
-    Zeros that take space, as gaps that were written along do, would be looked at: here they are holes.
+    Zeros that take space, as gaps that were bridged do, would be looked at: here they are holes.
     """
     read = []
     for factor in (1, 8):

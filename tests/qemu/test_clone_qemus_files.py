@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import shutil
 import signal
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -17,12 +16,6 @@ from support.qemu_files import SavedGuest
 
 LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 CLONES = ("--count", "2")
-
-
-@pytest.fixture
-def boot(tmp_path: Path) -> Iterator[BootFolder]:
-    with BootFolder(tmp_path / "boot") as folder:
-        yield folder
 
 
 def copied(saved: SavedGuest, folder: Path) -> SavedGuest:
@@ -67,7 +60,7 @@ def test_a_clone_stream_is_added_behind_all_that_qemu_wrote(
     refused(
         boot.attempt("clone", saved.uri, "--add-clone-stream", line=boot.line_of(saved)),
         2,
-        f"'{saved.path}' has a trailer already\n",
+        f"'{saved.path}' already has a trailer\n",
     )
     assert_clones_run(boot, saved)
     for capabilities, parameters in (

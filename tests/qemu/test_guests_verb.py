@@ -4,19 +4,10 @@ from __future__ import annotations
 
 import re
 import shlex
-from collections.abc import Iterator
-from pathlib import Path
 
-import pytest
 from support.cli import call, done, run
 from support.qemu_boot import BootFolder, ends
 from support.qemu_files import SavedGuest
-
-
-@pytest.fixture
-def boot(tmp_path: Path) -> Iterator[BootFolder]:
-    with BootFolder(tmp_path / "boot") as folder:
-        yield folder
 
 
 def test_clones_are_listed_and_ended_by_the_line_that_was_shown(

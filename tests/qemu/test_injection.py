@@ -14,6 +14,7 @@ from support.watched import require_userfaultfd
 
 from parallel_fixedram.host.injection.inject import takes_injection, userfaultfd_of
 from parallel_fixedram.host.memory.userfaultfd import DEVICE, PageFault, Userfaultfd
+from parallel_fixedram.machines.qemu.fdset import FdSet
 from parallel_fixedram.machines.qemu.monitor import Monitor
 
 SANDBOX = ("-sandbox", "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny")
@@ -82,14 +83,15 @@ def test_a_qemu_without_the_right_is_handed_the_device(ticker: list[str]) -> Non
     with QemuProcess(*ticker, "-run-with", "user=nobody") as guest, Monitor(os.fspath(guest.monitor_path)) as monitor:
         guest.wait_serial("C")
         before = descriptors(guest)
-        sets = []
+        with FdSet(monitor) as fdset:
 
-        def hand_over(device: int) -> int:
-            sets.append(monitor.add_fd(device))
-            return next(int(number) for number, what in descriptors(guest).items() if what == DEVICE)
+            def hand_over(device: int) -> int:
+                fdset.add(device)
+                [number] = (int(number) for number, what in descriptors(guest).items() if what == DEVICE)
+                assert fdset.number_in_qemu() == number
+                return number
 
-        found = userfaultfd_of(guest.pid, hand_over=hand_over)
-        monitor.remove_fd(*sets)
+            found = userfaultfd_of(guest.pid, hand_over=hand_over)
         watch(guest, found)
         assert ticks(guest)
         assert descriptors(guest) == before

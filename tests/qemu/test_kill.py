@@ -73,7 +73,7 @@ STEPS = BEFORE | PAUSED | AFTER | RENAMED
 STILL = STEPS | {"pages being written": before(RoundJob, "run", since=STOPPED)}
 """Of a guest that stood still before: all its pages are written when it is certain that it stands."""
 PAST_THE_CACHE = ["first pass begun", "first pass done", "pages being written"]
-"""Steps that are others where pages are written past the page cache."""
+"""Steps that are others where pages are written bypassing the page cache."""
 NEXT = unless_thorough(
     [
         "memory for the device state handed over",

@@ -24,7 +24,7 @@ from parallel_fixedram.engine.pages.changed_job import ChangedJob
 from parallel_fixedram.experiments.boot_sector import boot_image
 from parallel_fixedram.host.files.publish import PendingFile
 from parallel_fixedram.host.processes.guardian import Guardian
-from parallel_fixedram.machines.qemu import device_state, discovery
+from parallel_fixedram.machines.qemu import discovery, fdset
 from parallel_fixedram.machines.qemu.machine import QemuMachine
 from parallel_fixedram.machines.qemu.monitor import Monitor
 
@@ -66,7 +66,7 @@ def guest(image: list[str]) -> Iterator[QemuProcess]:
 
 def saving(guest: QemuProcess, file: Path, moment: Moment, act: Callable[..., object], timeout: float) -> Forked:
     def prepare() -> None:
-        device_state._GOODBYE_SECONDS = min(timeout, device_state._GOODBYE_SECONDS)
+        fdset._GOODBYE_SECONDS = min(timeout, fdset._GOODBYE_SECONDS)
 
     argv = ["save", file, "--qmp", guest.monitor_path, "--channels", 2, "--experimental-multifd"]
     argv += ["--qmp-timeout", timeout, "--capture", "compare"]

@@ -15,6 +15,7 @@ from support.fake_qmp import line
 from support.qemu import QemuProcess
 
 from parallel_fixedram.core.errors import MachineError
+from parallel_fixedram.machines.qemu.fdset import FdSet
 from parallel_fixedram.machines.qemu.monitor import Monitor
 
 SHORT = 0.2
@@ -61,11 +62,11 @@ class TestMonitor:
         memory = os.memfd_create("state")
         writable = os.open(f"/proc/self/fd/{memory}", os.O_WRONLY)  # QEMU takes none that it could also read
         monitor.execute("stop")
-        fdset = monitor.add_fd(writable, opaque="a note")
-        [found] = monitor.execute("query-fdsets")
-        assert (found["fdset-id"], found["fds"][0]["opaque"]) == (fdset, "a note")
-        monitor.execute("xen-save-devices-state", {"filename": f"/dev/fdset/{fdset}", "live": False})
-        monitor.remove_fd(fdset)
+        with FdSet(monitor) as fdset:
+            fdset.add(writable)
+            [found] = monitor.execute("query-fdsets")
+            assert (f"/dev/fdset/{found['fdset-id']}", found["fds"][0]["opaque"]) == (fdset.path, "parallel-fixedram")
+            monitor.execute("xen-save-devices-state", {"filename": fdset.path, "live": False})
         assert monitor.execute("query-fdsets") == []
         assert os.pread(memory, 4, 0) == b"QEVM"
         os.close(writable)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from itertools import product
 from pathlib import Path
 from typing import NamedTuple
@@ -37,12 +37,6 @@ KINDS = {
     "aarch64": Kind("virt", arm_guest.arguments, "mach-virt.ram", arm_guest.check_pages),
     "arm": Kind("virt", arm_guest.arguments, "mach-virt.ram", arm_guest.check_pages),
 }
-
-
-@pytest.fixture
-def boot(tmp_path: Path) -> Iterator[BootFolder]:
-    with BootFolder(tmp_path / "boot") as folder:
-        yield folder
 
 
 @pytest.mark.parametrize(

@@ -5,35 +5,17 @@ from __future__ import annotations
 import os
 import shutil
 import subprocess
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from support.cli import done, run
 from support.command import report
-from support.qemu import QemuProcess
 from support.qemu_boot import BootFolder
 from support.qemu_files import SavedGuest
 
 MIB = 1 << 20
 LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
-
-
-@pytest.fixture
-def boot(tmp_path: Path) -> Iterator[BootFolder]:
-    with BootFolder(tmp_path / "boot") as folder:
-        yield folder
-
-
-@pytest.fixture(scope="module")
-def ours(qemu_files: dict[str, SavedGuest], tmp_path_factory: pytest.TempPathFactory) -> SavedGuest:
-    """A file of ours of a guest that has run."""
-    saved = replace(qemu_files["plain"], path=tmp_path_factory.mktemp("ours") / "vm.mr")
-    with QemuProcess(*saved.args, ram=saved.ram) as guest:
-        guest.wait_serial("C")
-        report("save", saved.path, "--qmp", guest.monitor_path)
-    return saved
 
 
 def assert_good(boot: BootFolder, padded: SavedGuest, original: SavedGuest) -> None:

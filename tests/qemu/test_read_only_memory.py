@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -25,12 +24,6 @@ def image(tmp_path: Path) -> Path:
     path = tmp_path / "root.img"
     path.write_bytes(bytes(range(256)) * (16 * MIB // 256))
     return path
-
-
-@pytest.fixture
-def boot(tmp_path: Path) -> Iterator[BootFolder]:
-    with BootFolder(tmp_path / "boot") as folder:
-        yield folder
 
 
 def nvdimm(image: Path, backed: str) -> tuple[str, ...]:

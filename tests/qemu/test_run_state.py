@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import socket
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
@@ -80,12 +80,6 @@ def loaded(stock: QemuProcess, path: Path) -> str:
     """The run state of a guest that QEMU has loaded by itself."""
     stock.load(f"file:{path}")
     return stock.status()
-
-
-@pytest.fixture
-def boot(tmp_path: Path) -> Iterator[BootFolder]:
-    with BootFolder(tmp_path / "boot") as folder:
-        yield folder
 
 
 @pytest.mark.parametrize("state", CASES)

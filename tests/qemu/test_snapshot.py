@@ -96,7 +96,7 @@ def test_whoever_runs_it_may_forbid_it(ticker: list[str], tmp_path: Path, monkey
         monkeypatch.setenv(VARIABLE, "never")
         assert f"compare, because {VARIABLE}=never" in done(call("inspect", "--qmp", guest.monitor_path)).out
         result = call("save", tmp_path / "saved", "--qmp", guest.monitor_path, *SNAPSHOT)
-        refused(result, 5, f"{VARIABLE}=never forbids it to ask QEMU's process for a userfaultfd\n")
+        refused(result, 5, f"{VARIABLE}=never forbids asking QEMU's process for a userfaultfd\n")
         assert guest.status() == "running"
 
 
@@ -108,6 +108,6 @@ def test_memory_that_takes_no_protection_is_refused(ticker: list[str], tmp_path:
     with QemuProcess(*args, ram=None) as guest, unchanged(folder):
         guest.wait_serial("C")
         result = call("save", folder / "saved", "--qmp", guest.monitor_path, *SNAPSHOT)
-        refused(result, 5, "this memory takes no write protection\n")
+        refused(result, 5, "this memory cannot be write-protected\n")
         assert guest.status() == "running"
         assert traces(guest)[1] == 0

@@ -378,7 +378,7 @@ class TestWhatAUserfaultfdIsNotToldOf:
         )
         with QemuProcess(*ticker, *shared) as guest:
             guest.wait_serial("C")
-            self.refused_by_name_and_compared(guest, tmp_path, 4, "is an ivshmem-plain: who shares its memory")
+            self.refused_by_name_and_compared(guest, tmp_path, 4, "is an ivshmem-plain: whoever shares its memory")
 
     def test_a_disk_that_writes_memory_by_itself(
         self, ticker: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -1,4 +1,4 @@
-"""``try-capture``: snapshots of a QEMU, each held against its RAM; what they show is all that is left."""
+"""``try-capture``: snapshots of a QEMU, each checked against its RAM; what they show is all that is left."""
 
 from __future__ import annotations
 

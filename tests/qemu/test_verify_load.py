@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import shutil
 import signal
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -20,12 +19,6 @@ from support.qemu_files import SavedGuest
 from parallel_fixedram.verbs.verify_by_loading import verify_by_loading
 
 MIB = 1 << 20
-
-
-@pytest.fixture
-def boot(tmp_path: Path) -> Iterator[BootFolder]:
-    with BootFolder(tmp_path / "boot") as folder:
-        yield folder
 
 
 def argv_of(saved: SavedGuest, boot: BootFolder, *options: str, line: list[str] | None = None) -> list[str]:
@@ -120,7 +113,7 @@ def test_firmware_that_qemu_keeps_where_the_file_has_zeros_is_a_difference(
     assert found.code == 1
     place = f"block {name!r} page 1 at {tables['pages_offset'] + 4096:#x}"
     assert f"{place}: is not what the QEMU has that loaded the file\n" in found.out
-    assert "QEMU leaves a page as it was that the file has not" in found.err
+    assert "QEMU leaves a page that the file does not have as it was" in found.err
     found = loaded(changed, boot, "--json", "--quick")
     assert [(each["idstr"], each["first_page"], each["pages"]) for each in found.json["differences"]] == [(name, 1, 1)]
 
@@ -163,8 +156,13 @@ def test_a_signal_leaves_no_qemu(
 def test_what_does_not_fit_is_refused(qemu_files: dict[str, SavedGuest], boot: BootFolder, tmp_path: Path) -> None:
     plain = qemu_files["plain"]
     refused(loaded(plain, boot, line=boot.line(*plain.args, machine="pc")), 2, "the file is of machine type")
-    refused(call("verify", plain.path, "--load"), 2, "--load needs a QEMU command line, behind --\n", "verify --help")
-    refused(loaded(plain, boot, "--ram", "m=x"), 2, "so it does not go with --ram\n", "")
+    refused(call("verify", plain.path, "--load"), 2, "--load needs a QEMU command line after --\n", "verify --help")
+    refused(
+        loaded(plain, boot, "--ram", "m=x"),
+        2,
+        "--load cannot be combined with --ram: it compares all RAM of the QEMU that it starts\n",
+        "",
+    )
     refused(call("verify", plain.path, "--run-dir", "x"), 2, "--run-dir needs --load, and a QEMU command line", "")
     report("save", tmp_path / "ram.mr", "--guest", "dense,size=1MiB")
     ram = replace(plain, path=tmp_path / "ram.mr")

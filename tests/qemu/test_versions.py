@@ -1,6 +1,6 @@
 """A file outlives an upgrade of QEMU, and the way back: machine types have versions, which every QEMU keeps for years.
 
-The oldest and the newest QEMU in PATH are held against each other.
+The oldest and the newest QEMU in PATH are checked against each other.
 """
 
 from __future__ import annotations

@@ -183,7 +183,7 @@ class Capture:
         self.file = MemoryChannel(self.layout.ram_end)
         self.digests = [shared_words(block.pages) for block in ram.blocks]
         self._guest_blocks = [
-            GuestBlock(block=block, source=source, main=not keep)
+            GuestBlock(block=block, source=source, keeps_zero_pages=keep)
             for block, source in zip(ram.blocks, ram.sources, strict=True)
         ]
         self.truth: list[bytes] = []

@@ -221,7 +221,7 @@ class RecordingChannel(WrappedChannel):
         pages = slice(offset // _PAGE, -(-(offset + length) // _PAGE))
         with self._lock:
             self._note(kind, offset, length)
-            # a worker may punch what it has just written along as a gap: only two writes of a page are one too many
+            # a worker may punch what it has just bridged as a gap: only two writes of a page are one too many
             if any(self._in_flight[pages]) or (self._once and kind == b"W" and any(self._done[pages])):
                 self._note(b"!", offset, length)
             self._in_flight[pages] = b"\1" * (pages.stop - pages.start)

@@ -15,7 +15,7 @@ import stat
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
@@ -156,20 +156,22 @@ sys.exit(main.main())
 """
 
 
-class Held(Running):
-    """The command, held in the middle of its work: the workers have their first shards and do nothing about them.
+class HeldRunning(Running):
+    """The command, held at some point of its work until it is released.
 
     Args:
         argv: verb and arguments.
-        bar_after: seconds after which there is a progress bar on a terminal.
+        hold: a program that runs the command; where it is to be held it writes a byte to the descriptor ``{ready}`` and
+            reads one from ``{go}``, which is not there until it is released.
+        values: what else is to be filled in there.
         options: as for Running.
     """
 
-    def __init__(self, *argv: str | Path, bar_after: float = 1.0, **options: Any) -> None:
+    def __init__(self, *argv: str | Path, hold: str, values: Mapping[str, object], **options: Any) -> None:
         self._ready, ready = os.pipe()
         go, self._go = os.pipe()
         try:
-            python = ("-c", _HOLD.format(ready=ready, go=go, bar_after=bar_after))
+            python = ("-c", hold.format(ready=ready, go=go, **values))
             super().__init__(*argv, python=python, pass_fds=(ready, go), **options)
         finally:
             os.close(ready)
@@ -185,16 +187,29 @@ class Held(Running):
         os.close(self._ready)
         self.release()
 
+    def release(self) -> None:
+        """Let it go on."""
+        if self._go >= 0:
+            os.close(self._go)
+            self._go = -1
+
+
+class Held(HeldRunning):
+    """The command, held in the middle of its work: the workers have their first shards and do nothing about them.
+
+    Args:
+        argv: verb and arguments.
+        bar_after: seconds after which there is a progress bar on a terminal.
+        options: as for Running.
+    """
+
+    def __init__(self, *argv: str | Path, bar_after: float = 1.0, **options: Any) -> None:
+        super().__init__(*argv, hold=_HOLD, values={"bar_after": bar_after}, **options)
+
     def one_shard(self) -> None:
         """Let the workers do one shard, and return when the next one is held."""
         os.write(self._go, b".")
         assert os.read(self._ready, 1) == b"."
-
-    def release(self) -> None:
-        """Let the workers work."""
-        if self._go >= 0:
-            os.close(self._go)
-            self._go = -1
 
 
 def run(*argv: str | Path, **options: Any) -> Result:

@@ -1,4 +1,4 @@
-"""Held: a machine that is copied page by page at the end of each pause, to hold the file against."""
+"""Held: a machine that is copied page by page at the end of each pause, to check the file against."""
 
 from __future__ import annotations
 

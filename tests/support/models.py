@@ -56,4 +56,4 @@ def model(
 
 
 CALLS_COST = model(direct={1: (100, 0.1)}, buffered={1: (1, 1)}, stable=(1, 1))
-"""A call past the page cache is dear, a byte is cheap: scattered pages belong into the page cache, stretches do not."""
+"""A call bypassing the page cache is dear, a byte is cheap: scattered pages belong in the page cache, runs do not."""

@@ -26,7 +26,7 @@ from types import TracebackType
 from typing import Any, NamedTuple, Self
 
 import psutil
-from support.cli import Result, Running, call, done, run
+from support.cli import HeldRunning, Result, call, done, run
 from support.qemu import TIMEOUT, Ram, require_qemu
 from support.qemu_files import SavedGuest
 from support.qemu_monitor import Monitor
@@ -274,7 +274,7 @@ sys.exit(main.main())
 """
 
 
-class HeldBoot(Running):
+class HeldBoot(HeldRunning):
     """The command, held before it sends a QMP command.
 
     Args:
@@ -283,30 +283,7 @@ class HeldBoot(Running):
     """
 
     def __init__(self, *argv: str | Path, before: str) -> None:
-        self._ready, ready = os.pipe()
-        go, self._go = os.pipe()
-        try:
-            python = ("-c", _HOLD.format(before=before, ready=ready, go=go))
-            super().__init__(*argv, python=python, pass_fds=(ready, go))
-        finally:
-            os.close(ready)
-            os.close(go)
-
-    def __enter__(self) -> Self:
-        super().__enter__()
-        assert os.read(self._ready, 1) == b".", f"ended too early: {self.process.communicate()}"
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        super().__exit__(*error)
-        os.close(self._ready)
-        self.release()
-
-    def release(self) -> None:
-        """Let it go on."""
-        if self._go >= 0:
-            os.close(self._go)
-            self._go = -1
+        super().__init__(*argv, hold=_HOLD, values={"before": before})
 
 
 @contextlib.contextmanager

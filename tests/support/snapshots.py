@@ -112,7 +112,7 @@ def ticks(guest: QemuProcess) -> None:
 
 
 class Saved:
-    """A save in this process, held against a copy of all RAM that is taken in its pause."""
+    """A save in this process, checked against a copy of all RAM that is taken in its pause."""
 
     def __init__(
         self, guest: QemuProcess, path: Path, mode: str = "snapshot", *, channels: int = 1, direct: str = "off"

@@ -22,6 +22,7 @@ from parallel_fixedram.core.protocols import DirtySource, GuestBlock, Pages, Pag
 from parallel_fixedram.core.ramblock import PageRange, RAMBlock
 from parallel_fixedram.host.memory.mapped_source import MappedSource
 from parallel_fixedram.machines.builtin.dirty_log import DirtyLog
+from parallel_fixedram.machines.qemu.discovery import FIRMWARE_BYTES
 
 _POOL = Path("/proc/sys/vm/nr_hugepages")
 
@@ -110,7 +111,9 @@ class ScriptedGuest:
             length = os.fstat(fd).st_size
             block = RAMBlock(idstr=idstr, used_length=length)
             source = MappedSource(fd, length=length)
-            self._blocks.append(GuestBlock(block=block, source=source, main=idstr not in small))
+            is_small = idstr in small
+            keeps = is_small and length <= FIRMWARE_BYTES  # as of a QEMU
+            self._blocks.append(GuestBlock(block=block, source=source, main=not is_small, keeps_zero_pages=keeps))
 
     def __enter__(self) -> Self:
         return self

@@ -38,7 +38,7 @@ guest = "dense,size=1GiB"
 """
 GAPS = """
 name = "gaps"
-question = "How many clean pages should be written along to join two writes?"
+question = "How many clean pages should be bridged to join two writes?"
 [[case]]
 way = "ours"
 guest = "dense,size=1GiB"

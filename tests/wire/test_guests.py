@@ -197,9 +197,9 @@ def test_a_folder_with_which_a_command_is_at_work_is_left_to_it(place: Path) -> 
     with socket.socket(socket.AF_UNIX) as listener:
         listener.bind(fleet.of(0).socket)
         report = list_guests()
-        assert report.notes == (f"a command is still at work with {fleet.name!r}",)
+        assert report.notes == (f"a command is still working with {fleet.name!r}",)
         for name in (fleet.name, f"{fleet.name}/0"):
-            with pytest.raises(MachineError, match="still at work"):
+            with pytest.raises(MachineError, match="still working"):
                 stop_guests([name])
         assert os.listdir(fleet.of(0).path) == ["qmp"]
         fleet.let_go()  # as when it is killed
@@ -287,8 +287,8 @@ def test_a_name_that_there_is_not_ends_nobody(start: Start) -> None:
 
 
 WRONG = {
-    "nobody to stop": (["stop"], "names of guests are needed, or --all, and not both\n"),
-    "some and all": (["stop", "one", "--all"], "names of guests are needed, or --all, and not both\n"),
+    "nobody to stop": (["stop"], "names of guests are needed, or --all, but not both\n"),
+    "some and all": (["stop", "one", "--all"], "names of guests are needed, or --all, but not both\n"),
     "a name to list": (["list", "one"], "NAME and --all are for guests stop\n"),
     "all without stop": (["--all"], "NAME and --all are for guests stop\n"),
     "another action": (["kill"], "argument action: invalid choice: 'kill'"),
@@ -304,7 +304,7 @@ def test_what_makes_no_sense_is_a_usage_error(argv: list[str], message: str) -> 
 def test_without_proc_nobody_is_taken_for_ended(start: Start, place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     start()
     monkeypatch.setattr("parallel_fixedram.host.processes.identity.why_proc_is_wrong", lambda: ("no /proc", "mount it"))
-    refused(call("guests"), 5, "cannot tell which processes live: no /proc\n", "mount it")
+    refused(call("guests"), 5, "cannot tell which processes are alive: no /proc\n", "mount it")
     with pytest.raises(HostError, match="no /proc"):
         identity_of(os.getpid())
     assert os.listdir(place) == [f"{PREFIX}one"]

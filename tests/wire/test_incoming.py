@@ -9,19 +9,24 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from support.fake_qmp import FakeQmp, returns
 
 from parallel_fixedram.boot import incoming
 from parallel_fixedram.boot.launch import Launch
 from parallel_fixedram.core.errors import MachineError, RequestError
+from parallel_fixedram.machines.qemu.monitor import Monitor
 
 HIGH = 1100
 """Beyond what select(2) takes."""
 
 
 @pytest.mark.parametrize("answer", [None, [], {}, {"status": 1}])
-def test_a_run_state_that_is_none_is_an_error_of_the_machine(answer: object) -> None:
-    monitor: Any = SimpleNamespace(name="SOCKET", execute=lambda _command: answer)
-    with pytest.raises(MachineError, match="answer to 'query-status' is malformed"):
+def test_a_run_state_that_is_none_is_an_error_of_the_machine(tmp_path: Path, answer: object) -> None:
+    with (
+        FakeQmp(tmp_path / "qmp", {"query-status": returns(answer)}) as server,
+        Monitor(str(server.path)) as monitor,
+        pytest.raises(MachineError, match="answer to 'query-status' is malformed"),
+    ):
         incoming.go_on(monitor, run=True)
 
 

@@ -47,6 +47,7 @@ from support.fake_qmp import (
 )
 
 from parallel_fixedram.core.errors import MachineError
+from parallel_fixedram.machines.qemu.fdset import FdSet
 from parallel_fixedram.machines.qemu.monitor import Monitor
 
 SHORT = 0.2
@@ -147,12 +148,12 @@ class TestConversation:
         server = serve({**sets.answers, "xen-save-devices-state": sets.writes("filename", b"state")})
         reader, writer = os.pipe()
         with open(reader, "rb") as state, Monitor(str(server.path)) as monitor:
-            fdset = monitor.add_fd(writer, opaque="a note")
-            os.close(writer)
-            monitor.execute("xen-save-devices-state", {"filename": f"/dev/fdset/{fdset}", "live": False})
-            monitor.remove_fd(fdset)
+            with FdSet(monitor) as fdset:
+                fdset.add(writer)
+                os.close(writer)
+                monitor.execute("xen-save-devices-state", {"filename": fdset.path, "live": False})
             assert state.read() == b"state"
-        assert server.requests[1] == ("add-fd", {"opaque": "a note"})
+        assert server.requests[1] == ("add-fd", {"opaque": "parallel-fixedram"})
 
     def test_two_threads_can_take_turns(self, serve: Callable[..., FakeQmp]) -> None:
         answers: list[Any] = []
@@ -314,7 +315,7 @@ class TestLostSession:
     def test_an_answer_of_another_type_does_not(self, serve: Callable[..., FakeQmp], value: object) -> None:
         with Monitor(str(serve({"add-fd": returns(value), "stop": returns(1)}).path)) as monitor:
             with pytest.raises(MachineError, match="QEMU's answer to 'add-fd' is malformed"):
-                monitor.add_fd(0)
+                FdSet(monitor).add(0)
             assert monitor.execute("stop") == 1
 
     def test_an_unanswered_command(self, serve: Callable[..., FakeQmp]) -> None:

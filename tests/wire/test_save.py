@@ -405,7 +405,7 @@ CANNOT_BE_SAVED: dict[str, tuple[str, str, dict[str, object], str]] = {
         "human-monitor-command",
         "command-line",
         {"info network": f"{PEERS}vhost-vdpa,vhost-vdpa0\r\n"},
-        "netdev 'n' is vhost-vdpa: a vDPA device holds state, and writes to guest memory, beside QEMU\n",
+        "netdev 'n' is vhost-vdpa: a vDPA device holds state, and writes to guest memory, outside QEMU\n",
     ),
     "a vDPA device": (
         "qom-list",

@@ -52,7 +52,7 @@ class BootReport:
     changes: tuple[str, ...]
     """What of the command line was replaced, a sentence each."""
     verified: bool
-    """Whether every page was held against its digest."""
+    """Whether every page was checked against its digest."""
     seconds: BootSeconds
     notes: tuple[str, ...] = ()
     """What the user has to know, a sentence each."""

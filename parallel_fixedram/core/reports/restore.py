@@ -38,12 +38,12 @@ class RestoreReport:
     file: str
     channels: int
     direct_io: bool
-    """Whether pages were read past the page cache, in which the file was not."""
+    """Whether pages were read bypassing the page cache, in which the file was not."""
     blocks: tuple[RestoredBlock, ...]
     left_out: tuple[str, ...]
     """Blocks of the file that no destination was given for."""
     verified: bool
-    """Whether every page was held against its digest."""
+    """Whether every page was checked against its digest."""
     seconds: RestoreSeconds
     bytes: int
     """Page bytes read from the file."""

@@ -59,7 +59,7 @@ class SaveSeconds:
     cont: float
     """Of the pause, to let the guest go on; 0 where there was none."""
     copy: float
-    """Of the pause, to copy all RAM, where the file is held against such a copy."""
+    """Of the pause, to copy all RAM, where the file is checked against such a copy."""
     scan: float
     """Looking for zero pages, mean over the workers."""
     write: float
@@ -126,7 +126,7 @@ class SnapshotReport:
     fix_seconds: float
     """Of the pause: to protect once more what had been written meanwhile."""
     let_go_seconds: float
-    """What there was to wait for, behind everything else, until nothing of its memory was protected any more."""
+    """What there was to wait for, after everything else, until nothing of its memory was protected any more."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -13,7 +13,7 @@ ENOUGH = 20
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TriedSnapshot:
-    """One snapshot, whose file was held against a copy of the guest's RAM and thrown away."""
+    """One snapshot, whose file was checked against a copy of the guest's RAM and thrown away."""
 
     wrong_pages: int
     given_up: str

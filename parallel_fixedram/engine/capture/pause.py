@@ -38,7 +38,7 @@ class Pause:
         seconds: from the request to stop to the moment it may go on.
         stop_seconds: of that, until it stood still.
         ram_seconds: of that, until its RAM needed it no longer; told by whoever read that.
-        state_seconds: how long its device state took, beside everything else.
+        state_seconds: how long its device state took, next to everything else.
         cont_seconds: of ``seconds``, to let it go on.
         copy_seconds: of ``seconds``, to copy its RAM for a check; told by whoever did that.
     """

@@ -155,7 +155,7 @@ class WriteProtect(Capture):
         """Wait until nothing is protected any more (Capture.let_go)."""
         started = time.perf_counter()
         figures = self._snapshot.finish()
-        if figures is None:  # it died over that, and the kernel has let go of everything
+        if figures is None:  # it died over that, and the kernel has released everything
             return None
         return SnapshotReport(
             faults=figures.faults,

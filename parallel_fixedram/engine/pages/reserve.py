@@ -9,7 +9,7 @@ import numpy as np
 from parallel_fixedram.core.bitmap import PageBitmap, Runs
 from parallel_fixedram.engine.pages.window import merge_runs
 from parallel_fixedram.format.mapped_ram import SavedBlock
-from parallel_fixedram.host.files.publish import PendingFile
+from parallel_fixedram.host.files.space import Space
 
 JOIN_GAP_PAGES = 16
 """Data ranges closer than this are reserved as one, as long as it is nearly all data."""
@@ -22,17 +22,17 @@ GIVE_BACK_PAGES = 16
 
 
 class Reservation:
-    """Space in a file in the making.
+    """Space for the pages of some blocks.
 
     A full file system is noticed before the guest is stopped, and writes into reserved space are faster.
 
     Args:
-        pending: the file.
+        space: of the file.
         blocks: where the pages go.
     """
 
-    def __init__(self, pending: PendingFile, blocks: Sequence[SavedBlock]) -> None:
-        self._pending = pending
+    def __init__(self, space: Space, blocks: Sequence[SavedBlock]) -> None:
+        self._space = space
         self._blocks = blocks
         self._reserved = [PageBitmap(saved.block.pages) for saved in blocks]
 
@@ -42,7 +42,7 @@ class Reservation:
         Args:
             number: the block.
             data: its pages that may hold something.
-            gap_pages: gaps of up to so many pages will be written along, and every range is to be reserved: direct
+            gap_pages: gaps of up to so many pages will be bridged, and every range is to be reserved: direct
                 writes into space that is not go one by one. None to reserve only where that is worth it in itself.
 
         Raises:
@@ -55,22 +55,22 @@ class Reservation:
         else:
             wanted = merge_runs(data.runs(), gap_pages)
         offset, size, taken = saved.page_offset(0), saved.block.page_size, 0
-        if self._pending.is_in_memory():  # nothing is taken there; whether all of it fits is one question
-            self._pending.reserve(offset, int(wanted[:, 1].sum()) * size)
+        if self._space.is_in_memory():  # nothing is taken there; whether all of it fits is one question
+            self._space.reserve(offset, int(wanted[:, 1].sum()) * size)
             return
         for first, count in wanted.tolist():
-            if not self._pending.reserve(offset + first * size, count * size):
+            if not self._space.reserve(offset + first * size, count * size):
                 break
             taken += 1
         self._reserved[number].set_runs(wanted[:taken])
 
     def give_back(self, file: Sequence[PageBitmap], gap_pages: int = 0) -> None:
-        """Make holes of what was reserved for pages that are not in the file, but for gaps that were written along."""
+        """Make holes of what was reserved for pages that are not in the file, but for gaps that were bridged."""
         for saved, reserved, present in zip(self._blocks, self._reserved, file, strict=True):
             reserved.words &= ~present.words
             left = reserved.runs()
             for first, count in left[left[:, 1] >= max(GIVE_BACK_PAGES, gap_pages + 1)].tolist():
-                self._pending.channel.punch(saved.page_offset(first), count * saved.block.page_size)
+                self._space.give_back(saved.page_offset(first), count * saved.block.page_size)
 
 
 def dense_runs(runs: Runs, max_gap_pages: int) -> Runs:

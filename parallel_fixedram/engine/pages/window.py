@@ -19,7 +19,7 @@ WINDOW_PAGES = 256
 """Pages in a window: 1 MiB, past which a larger write is not faster."""
 
 DIRECT_READ_PAGES = 512
-"""Pages in a window that is read past the page cache: 2 MiB, a huge page, from which on a device reads at its speed."""
+"""Pages in a window that is read bypassing the page cache: 2 MiB, a huge page, which a device reads at full speed."""
 
 MAX_SCAN_RUNS = 8
 """Runs in a window up to which each is tested for zero pages in its place; pages of more are picked out first."""

@@ -44,7 +44,7 @@ class PageWriter:
         blocks: where the pages of each block go, in the same order.
         ledger: gets the digests.
         channel: the file.
-        max_gap_pages: how many pages may be written along to join two writes into one.
+        max_gap_pages: how many pages may be bridged to join two writes into one.
         staging: where pages are copied and written from, instead of from where they are.
         may_change: whether RAM changes meanwhile; it needs ``staging``.
         hashes: get the hashes of what is written, too.

@@ -55,7 +55,7 @@ class Tally:
     written_pages: int = 0
     """Pages written because they hold data."""
     gap_pages: int = 0
-    """Pages written along between two others because one call is cheaper than two."""
+    """Pages bridged between two others because one call is cheaper than two."""
     zero_pages: int = 0
     """Pages found to be zero."""
     bytes: int = 0

@@ -7,7 +7,7 @@
          +------ ...        worker n-1    a worker that stalls is killed; its shard waits until it is really gone
 
 ``multiprocessing.Pool`` never completes the task of a killed worker and ``ProcessPoolExecutor`` gives up as a whole;
-here a shard is idempotent, so losing a worker costs a repetition. The end of a worker shows in its pidfd at once.
+here a shard is idempotent, so losing a worker costs a repetition. The end of a worker shows in its pidfd immediately.
 """
 
 from __future__ import annotations

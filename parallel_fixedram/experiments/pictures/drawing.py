@@ -120,9 +120,7 @@ def finish(
     heading = [(line, _TITLE_POINTS) for line in textwrap.wrap(title, 95)]
     heading += [(line, _SUBJECT_POINTS) for line in textwrap.wrap(subject, 130)]
     foot = [line for part in _foot(run_set, samples, note) for line in textwrap.wrap(part, 165)]
-    longest = max((len(label) for _, label in drawn.entries), default=0)
-    column = longest * _LEGEND_POINTS * _LETTER / 72 + 0.75
-    columns = max(int((_WIDTH - 0.4) / column), 1)
+    columns = _legend_columns(drawn)
     rows = -(-len(drawn.entries) // columns)
     plain = figure.get_figheight()
     below = rows * 0.16 + (0.2 if rows else 0) + len(foot) * 0.135 + 0.12
@@ -139,23 +137,35 @@ def finish(
         y = (0.07 + line * 0.135) / total
         figure.text(0.012, y, text, fontsize=_FOOT_POINTS, color="#444444", gid="foot", parse_math=False)
     if drawn.entries:
-        handles, labels = zip(*drawn.entries, strict=True)
-        legend = figure.legend(
-            handles,
-            labels,
-            loc="upper center",
-            bbox_to_anchor=(0.5, (below - 0.02) / total),
-            ncols=columns,
-            fontsize=_LEGEND_POINTS,
-            frameon=False,
-            handlelength=3.2,
-            borderpad=0.2,
-            labelspacing=0.35,
-        )
-        legend.set_in_layout(False)
-        for label in legend.get_texts():
-            label.set_parse_math(False)
+        _draw_legend(drawn, columns, top=(below - 0.02) / total)
     return Picture(name=name, figure=figure, title=title)
+
+
+def _legend_columns(drawn: Sheet) -> int:
+    """How many columns the longest label leaves room for."""
+    longest = max((len(label) for _, label in drawn.entries), default=0)
+    column = longest * _LEGEND_POINTS * _LETTER / 72 + 0.75
+    return max(int((_WIDTH - 0.4) / column), 1)
+
+
+def _draw_legend(drawn: Sheet, columns: int, top: float) -> None:
+    """Put the legend below the axes; ``top`` is a share of the figure's height."""
+    handles, labels = zip(*drawn.entries, strict=True)
+    legend = drawn.figure.legend(
+        handles,
+        labels,
+        loc="upper center",
+        bbox_to_anchor=(0.5, top),
+        ncols=columns,
+        fontsize=_LEGEND_POINTS,
+        frameon=False,
+        handlelength=3.2,
+        borderpad=0.2,
+        labelspacing=0.35,
+    )
+    legend.set_in_layout(False)
+    for label in legend.get_texts():
+        label.set_parse_math(False)
 
 
 def _foot(run_set: RunSet, samples: Sequence[int], note: str) -> list[str]:

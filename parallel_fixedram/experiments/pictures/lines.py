@@ -11,6 +11,8 @@ from parallel_fixedram.experiments.pictures.series import Series
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
+_APART = 1.25
+
 
 def log_log(
     drawn: drawing.Sheet, axes: Axes, lines: Sequence[Series], *, open_marks: Callable[[Series], bool] | None = None
@@ -37,10 +39,10 @@ def log_log(
     style.grid(axes)
 
 
-def apart(values: Sequence[float], factor: float = 1.25) -> list[float]:
-    """Values at which a logarithmic axis has room for numbers: each at least ``factor`` times the one before."""
+def apart(values: Sequence[float]) -> list[float]:
+    """Values at which a logarithmic axis has room for numbers: each at least ``_APART`` times the one before."""
     found: list[float] = []
     for value in sorted(set(values)):
-        if not found or value >= found[-1] * factor:
+        if not found or value >= found[-1] * _APART:
             found.append(value)
     return found

@@ -4,7 +4,7 @@
 
     source, a QEMU that sleeps --- saved once, not timed ---> FILE ---> guests that run     timed
                                                                |          |
-                                                               +-- held against their RAM  not timed, once a case
+                                                               +-- checked against their RAM  not timed, once a case
 
 Guests are found again by a name of their own in their command lines, so that none is left, whatever ended the run.
 """
@@ -89,7 +89,7 @@ class _Boots(ABC):
 
 
 class _Command(_Boots):
-    """A command of ours that starts guests and lets go of them."""
+    """A command of ours that starts guests and leaves them running."""
 
     verb: ClassVar[str]
 
@@ -144,7 +144,7 @@ class QemuLoad(_Boots):
             if "direct-io" in parameters_known(guest):
                 parameters["direct-io"] = direct
             elif direct:
-                raise tools.Missing("this QEMU does not load past the page cache, 9.1 and later do")
+                raise tools.Missing("this QEMU cannot bypass the page cache when it loads, 9.1 and later can")
             set_capabilities(guest, ("mapped-ram", "multifd") if channels > 1 else ("mapped-ram",))
             guest.execute("migrate-set-parameters", parameters)
             if (status := load(guest, file)) != "completed":

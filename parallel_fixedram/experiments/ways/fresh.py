@@ -59,7 +59,7 @@ class Ours(_Fresh):
         if not found.ok:
             raise run.wrong(f"{found.differences[0]}")
         if not found.digests:
-            raise run.wrong("the file carries no digests")
+            raise run.wrong("the file has no digests")
         if not (run.thorough and run.source.stands_still and run.source.ram):
             return "digests"
         found = verify(run.path, ram=run.source.ram)

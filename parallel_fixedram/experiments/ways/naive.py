@@ -29,7 +29,7 @@ from parallel_fixedram.host.files.channel import FileChannel, anonymous_memory
 from parallel_fixedram.verbs.open import open_ram
 
 FLAG_ZERO, FLAG_PAGE, FLAG_CONTINUE = 0x02, 0x08, 0x20
-"""In the lowest bits of a head, beside the page's address (QEMU migration/ram.c, RAM_SAVE_FLAG_*)."""
+"""In the lowest bits of a head, next to the page's address (QEMU migration/ram.c, RAM_SAVE_FLAG_*)."""
 
 _PAGES_PER_CALL = 32
 """QEMU hands 64 pieces to writev, a page and its head are two (migration/qemu-file.c, MAX_IOV_SIZE)."""

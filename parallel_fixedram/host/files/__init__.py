@@ -1,1 +1,1 @@
-"""Files: written and read at absolute offsets, past the page cache or through it, and published when complete."""
+"""Files: written and read at absolute offsets, bypassing the page cache or through it, and published when complete."""

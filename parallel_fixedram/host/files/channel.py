@@ -245,7 +245,7 @@ def _open_seekable(path: str, flags: int, *, or_device: bool) -> int:
 
 def data_end(fd: int, size: int) -> int:
     """From where on a file of ``size`` bytes is a hole; ``size`` where the file system cannot tell."""
-    low, high = 0, size  # there is data at or behind low, if anywhere; none at high
+    low, high = 0, size  # there is data at or after low, if anywhere; none at high
     while low < high:
         middle = (low + high) // 2
         try:

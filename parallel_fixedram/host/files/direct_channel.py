@@ -1,4 +1,4 @@
-"""DirectChannel: a file written past the page cache, many runs of pages in flight at once."""
+"""DirectChannel: a file written bypassing the page cache, many runs of pages in flight at once."""
 
 from __future__ import annotations
 

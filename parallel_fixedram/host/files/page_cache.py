@@ -14,7 +14,7 @@ from parallel_fixedram.host import linux
 def is_cold(fd: int, offsets: Sequence[int]) -> bool:
     """Whether most of the bytes at ``offsets`` would have to come from the device.
 
-    Memory file systems, and those that cannot tell, count as warm, and so does what lies behind the end of the file.
+    Memory file systems, and those that cannot tell, count as warm, and so does what lies after the end of the file.
     """
     try:
         length = os.fstat(fd).st_size
@@ -42,7 +42,7 @@ def _is_cached(fd: int, offset: int) -> bool:
 
 
 def takes_direct_io(path: str) -> bool:
-    """Whether the file can be read past the page cache."""
+    """Whether the file can be read bypassing the page cache."""
     try:
         os.close(os.open(path, os.O_RDONLY | os.O_DIRECT | os.O_CLOEXEC))
     except OSError:

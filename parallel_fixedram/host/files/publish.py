@@ -69,8 +69,6 @@ class PendingFile:
         check_target(path, overwrite=overwrite)
         self._folder_path = folder or "."
         self._folder = self.fd = self._direct_fd = self._replaced = -1
-        self._on_tmpfs: bool | None = None
-        self._promised = 0
 
     @undone_if_it_fails
     def __enter__(self) -> Self:
@@ -90,7 +88,7 @@ class PendingFile:
     ) -> None:
         try:
             if self.fd >= 0 and not self.published:
-                self._remove(self._part)
+                _remove(self._part, self._folder)
         finally:
             for fd in (self.fd, self._direct_fd, self._folder):
                 if fd >= 0:
@@ -126,60 +124,6 @@ class PendingFile:
         except OSError as error:
             raise HostError.from_os(f"cannot size {self.path!r} to {size} bytes", error) from error
 
-    def is_in_memory(self) -> bool:
-        """Whether it is on tmpfs, where allocated space is memory.
-
-        Raises:
-            HostError: it cannot be looked at.
-        """
-        if self._on_tmpfs is None:  # asked once: there may be many calls for scattered space
-            try:
-                self._on_tmpfs = linux.is_tmpfs(self.fd)
-            except OSError as error:
-                raise HostError.from_os(f"cannot look at {self.path!r}", error) from error
-        return self._on_tmpfs
-
-    def reserve(self, offset: int, length: int) -> bool:
-        """Allocate space, so that a full file system is noticed now.
-
-        Not on tmpfs, where it would be to fill memory twice: there it is only held against what is free.
-
-        Returns:
-            Whether there is; not every file system can tell.
-
-        Raises:
-            HostError: there is not enough space.
-        """
-        try:
-            if self.is_in_memory():
-                self._promised += length
-                found = os.fstatvfs(self.fd)
-                if found.f_blocks and self._promised > found.f_bavail * found.f_frsize:
-                    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-                return True
-            linux.fallocate(self.fd, linux.FALLOC_FL_KEEP_SIZE, offset, length)
-        except OSError as error:
-            if error.errno in (errno.EOPNOTSUPP, errno.ENOSYS):
-                return False
-            raise HostError.from_os(f"cannot reserve {length} bytes for {self.path!r}", error) from error
-        return True
-
-    def copy_prefix(self, length: int) -> None:
-        """Take over the first ``length`` bytes of the file that has the final name now, if there is one."""
-        try:
-            fd = open_readable(self.path)
-        except NoFileError as error:
-            if error.errno == errno.ENOENT:
-                return
-            raise
-        try:
-            source, offset = FileChannel(fd, self.path), 0
-            while offset < length and (data := source.bytes_at(offset, min(1 << 20, length - offset))):
-                self.channel.write(offset, memoryview(data))
-                offset += len(data)
-        finally:
-            linux.close(fd)
-
     def publish(self) -> None:
         """Give the file its final name; what was written has to be synced before.
 
@@ -194,11 +138,11 @@ class PendingFile:
                 self._rename()
                 self.published = True
         except FileExistsError as error:
-            raise RequestError(f"{self.path!r} exists now: somebody else has made it meanwhile") from error
+            raise RequestError(f"{self.path!r} exists now: somebody else has made it in the meantime") from error
         except OSError as error:
             if self.published:
                 raise DurabilityError(
-                    f"{self.path!r} is published, but {self._part!r} beside it cannot be removed",
+                    f"{self.path!r} is published, but {self._part!r} next to it cannot be removed",
                     errno=error.errno or 0,
                 ) from error
             raise HostError.from_os(f"cannot give {self.path!r} its name", error) from error
@@ -207,27 +151,8 @@ class PendingFile:
         """Take back what was published, if it still has its name: of several files all are there, or none."""
         if self.published:
             for name in (self._name, self._part):
-                if self._is_called(name):
-                    self._remove(name)
-
-    def _is_called(self, name: str) -> bool:
-        """Whether that name leads to this file, and not to one that somebody else has put there."""
-        try:
-            return os.path.samestat(os.fstat(self.fd), os.stat(name, dir_fd=self._folder, follow_symlinks=False))
-        except FileNotFoundError:
-            return False
-        except OSError as failure:
-            logger.warning("cannot remove %r: %s", name, os_message(failure.errno or 0))
-            return False
-
-    def _remove(self, name: str) -> None:
-        """Remove a name; what fails is said, but why the file is to go matters more."""
-        try:
-            os.unlink(name, dir_fd=self._folder)
-        except FileNotFoundError:
-            pass
-        except OSError as failure:  # of a .part: the next writer of that name removes it
-            logger.warning("cannot remove %r: %s", name, os_message(failure.errno or 0))
+                if _is_called(name, self._folder, self.fd):
+                    _remove(name, self._folder)
 
     def _keep_replaced(self) -> None:
         """Open what is about to lose its name; what cannot be opened is freed when its name goes."""
@@ -262,6 +187,44 @@ class PendingFile:
             raise DurabilityError(
                 f"{self.path!r} is published, but its folder cannot be synced", errno=error.errno or 0
             ) from error
+
+
+def _is_called(name: str, folder: int, fd: int) -> bool:
+    """Whether that name leads to this file, and not to one that somebody else has put there."""
+    try:
+        return os.path.samestat(os.fstat(fd), os.stat(name, dir_fd=folder, follow_symlinks=False))
+    except FileNotFoundError:
+        return False
+    except OSError as failure:
+        logger.warning("cannot remove %r: %s", name, os_message(failure.errno or 0))
+        return False
+
+
+def _remove(name: str, folder: int) -> None:
+    """Remove a name; what fails is said, but why the file is to go matters more."""
+    try:
+        os.unlink(name, dir_fd=folder)
+    except FileNotFoundError:
+        pass
+    except OSError as failure:  # of a .part: the next writer of that name removes it
+        logger.warning("cannot remove %r: %s", name, os_message(failure.errno or 0))
+
+
+def copy_prefix(path: str, length: int, into: FileChannel) -> None:
+    """Take over the first ``length`` bytes of the file that has this name now, if there is one."""
+    try:
+        fd = open_readable(path)
+    except NoFileError as error:
+        if error.errno == errno.ENOENT:
+            return
+        raise
+    try:
+        source, offset = FileChannel(fd, path), 0
+        while offset < length and (data := source.bytes_at(offset, min(1 << 20, length - offset))):
+            into.write(offset, memoryview(data))
+            offset += len(data)
+    finally:
+        linux.close(fd)
 
 
 def exists(path: str) -> bool:

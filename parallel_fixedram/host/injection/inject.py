@@ -112,7 +112,7 @@ def takes_injection(pid: int, *, filters_are_known: bool = False) -> str | None:
     try:
         lacking = userfaultfd.missing_features()
         if not _free_places(pid):
-            return f"process {pid} has no 64-bit x86 code with free room behind it"
+            return f"process {pid} has no 64-bit x86 code with free room after it"
     except HostError as error:
         return error.message
     if lacking:
@@ -177,7 +177,7 @@ def _made(pid: int, call: Call, filters_are_known: bool) -> Userfaultfd:
     fd = _injected(pid, call, filters_are_known)
     if os.readlink(f"/proc/self/fd/{fd}") != "anon_inode:[userfaultfd]":
         linux.close(fd)
-        raise HostError(f"process {pid} gave something else than a userfaultfd")
+        raise HostError(f"process {pid} handed over something other than a userfaultfd")
     return Userfaultfd(fd)
 
 
@@ -201,7 +201,7 @@ def _injected(pid: int, call: Call, filters_are_known: bool) -> int:
             ended, child = forked.reap(child), 0
             raise HostError(f"the process that was to stop process {pid} {ended}")
         except TimeoutError as error:
-            raise HostError(f"process {pid} does not stop: it may be frozen, or wait for a disk") from error
+            raise HostError(f"process {pid} does not stop: it may be frozen, or waiting for a disk") from error
         except OSError as error:
             raise HostError.from_os(f"cannot stop process {pid}", error) from error
         finally:

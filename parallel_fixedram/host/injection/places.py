@@ -1,4 +1,4 @@
-"""Where a stub can be: zeros behind the code of a file that a process has mapped, up to the end of the page.
+"""Where a stub can be: zeros after the code of a file that a process has mapped, up to the end of the page.
 
 The linker fills the last page of code with them, no header of the file names them, and nothing refers to them. They
 are mapped executable because a page cannot be so in part. Bytes that are not zero are left alone: they may be a part of
@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 HEAD_LENGTH = 4096
-"""How much of a file is looked at: its ELF header and the program headers, which linkers put right behind it."""
+"""How much of a file is looked at: its ELF header and the program headers, which linkers put right after it."""
 
 _ELF64_LSB = b"\x7fELF\x02\x01"
 _EM_X86_64 = 62
@@ -42,7 +42,7 @@ def is_64_bit_x86(head: bytes) -> bool:
 
 
 def code_ends(head: bytes) -> list[int]:
-    """Offsets in a file right behind each piece of code that it has; nothing if it is no file of 64-bit x86.
+    """Offsets in a file right after each piece of code that it has; nothing if it is no file of 64-bit x86.
 
     Args:
         head: its first bytes, ``HEAD_LENGTH`` or fewer.

@@ -1,6 +1,6 @@
 """ptrace(2) of one thread of another process: seized, not attached to, so that it is not stopped by that.
 
-A tracer that dies lets go of the thread, which goes on from where it is: PTRACE_O_EXITKILL is never set. Every call is
+A tracer that dies releases the thread, which goes on from where it is: PTRACE_O_EXITKILL is never set. Every call is
 made by ``request``. Facts: Linux, include/uapi/linux/ptrace.h; arch/x86/include/uapi/asm/ptrace-abi.h.
 """
 
@@ -159,7 +159,7 @@ def returned(tid: int) -> tuple[int, int] | None:
 
 
 def seccomp_filter(tid: int, index: int) -> bytes | None:
-    """A filter of a thread that has stopped, an array of struct sock_filter; None behind the last one.
+    """A filter of a thread that has stopped, an array of struct sock_filter; None after the last one.
 
     Raises:
         OSError: EACCES without CAP_SYS_ADMIN, or when this process has filters itself.

@@ -28,7 +28,6 @@ LENGTH = 160
 ENTRY = 2
 """Where a thread is put."""
 
-_RED_ZONE = 128
 _SYSCALL = bytes.fromhex("0f05")
 _SAVE = bytes.fromhex(
     "488d642480"  # lea rsp, [rsp-128]: what is below rsp belongs to whoever was interrupted
@@ -43,7 +42,7 @@ _RESTORE = bytes.fromhex(
     "41 5b 5f 5e 5a 59 58"  # pop r11, rdi, rsi, rdx, rcx, rax
     "9d"  # popfq
     "488da42480000000"  # lea rsp, [rsp+128]
-    "ff2500000000"  # jmp [rip+0]: the address behind it
+    "ff2500000000"  # jmp [rip+0]: the address after it
 )
 
 

@@ -66,13 +66,12 @@ class CopiedSource(CopyingSource):
     Args:
         fd: descriptor of the file, readable; duplicated.
         offset: where the block starts in the file, bytes.
-        page_size: target page size in bytes.
     """
 
     tells_holes = False
 
-    def __init__(self, fd: int, *, offset: int = 0, page_size: int = TARGET_PAGE_SIZE) -> None:
-        super().__init__(page_size=page_size)
+    def __init__(self, fd: int, *, offset: int = 0) -> None:
+        super().__init__(page_size=TARGET_PAGE_SIZE)
         self._fd = os.dup(fd)
         self._offset = offset
 

@@ -35,7 +35,7 @@ _MANY_EXTENTS = 1024
 """Data ranges from which on it is worth asking whether the page cache is quicker to ask than the file system."""
 
 _SPARSE_PAGES = 64
-"""Pages a data range and the hole behind it take on average, up to which it is (measured: about 100)."""
+"""Pages a data range and the hole after it take on average, up to which it is (measured: about 100)."""
 
 _BLOCK_BYTES = 512
 """Of ``st_blocks``."""
@@ -49,18 +49,16 @@ class MappedSource:
     Args:
         fd: descriptor of the file, readable; duplicated.
         offset: where the block starts in the file, bytes, a multiple of the host page size.
-        length: bytes of the block, a multiple of ``page_size``.
-        page_size: target page size in bytes.
+        length: bytes of the block, whole target pages.
     """
 
     tells_holes = True
     views_stay_valid = True
 
-    def __init__(self, fd: int, *, offset: int = 0, length: int, page_size: int = TARGET_PAGE_SIZE) -> None:
+    def __init__(self, fd: int, *, offset: int = 0, length: int) -> None:
         self._fd = os.dup(fd)
         self._offset = offset
         self._length = length
-        self._page_size = page_size
         self._view: mmap.mmap | None = None
         self._pages: Pages | None = None
         self._swapped_out: int | None = None
@@ -70,8 +68,8 @@ class MappedSource:
     def open(self) -> None:
         """Map the block (PageSource.open)."""
         view = self._map()
-        if self._page_size == mmap.PAGESIZE and _is_in_shared_memory(self._fd) and has_swap():
-            self._from_swap = _FromSwap(view, self._page_size)
+        if TARGET_PAGE_SIZE == mmap.PAGESIZE and _is_in_shared_memory(self._fd) and has_swap():
+            self._from_swap = _FromSwap(view)
 
     def _map(self) -> mmap.mmap:
         if self._view is None:
@@ -81,7 +79,7 @@ class MappedSource:
                 raise HostError.from_os("cannot map guest RAM", error) from error
             except ValueError as error:  # mmap looks at the file's size itself
                 raise HostError("cannot map guest RAM: its file became shorter") from error
-            self._pages = np.frombuffer(self._view, np.uint64).reshape(-1, self._page_size // 8)
+            self._pages = np.frombuffer(self._view, np.uint64).reshape(-1, TARGET_PAGE_SIZE // 8)
         return self._view
 
     def pages(self, first: int, count: int, wanted: Bits | None = None) -> Pages:
@@ -97,7 +95,7 @@ class MappedSource:
 
     def data_ranges(self, within: PageRange) -> list[PageRange]:
         """What SEEK_DATA and SEEK_HOLE say; everything where the file system does not know (PageSource.data_ranges)."""
-        if self._swapped_out is None or within.count * self._page_size == self._length:
+        if self._swapped_out is None or within.count * TARGET_PAGE_SIZE == self._length:
             self._swapped_out = swapped_out()  # asked before: what goes to swap from here on may be missed by the cache
             self._nothing_in_swap = self._swapped_out == 0 or not has_swap()
         found: list[PageRange] = []
@@ -118,10 +116,10 @@ class MappedSource:
         if _is_all_there(self._fd):
             yield within
             return
-        first = self._offset + within.first * self._page_size
-        for start, end in data_extents(self._fd, first, first + within.count * self._page_size):
-            page = (start - self._offset) // self._page_size
-            yield PageRange(page, -(-(end - self._offset) // self._page_size) - page)
+        first = self._offset + within.first * TARGET_PAGE_SIZE
+        for start, end in data_extents(self._fd, first, first + within.count * TARGET_PAGE_SIZE):
+            page = (start - self._offset) // TARGET_PAGE_SIZE
+            yield PageRange(page, -(-(end - self._offset) // TARGET_PAGE_SIZE) - page)
 
     def _never_swapped(self) -> bool:
         """Whether the page cache knows every page that holds something, since nothing is in swap."""
@@ -129,7 +127,7 @@ class MappedSource:
 
     def _resident(self, within: PageRange) -> list[PageRange]:
         """What is in the page cache, or, if anything went to swap while that was asked, what the file system says."""
-        found, opened = PageBitmap(self._length // self._page_size), self._pages is not None
+        found, opened = PageBitmap(self._length // TARGET_PAGE_SIZE), self._pages is not None
         for page in range(within.first // _CHUNK_PAGES * _CHUNK_PAGES, within.end, _CHUNK_PAGES):
             found.put_bits(page // WORD_PAGES, self._in_cache(page, found.pages))
         if not opened:  # whoever reads maps for itself, and notices then if the file became shorter
@@ -168,7 +166,7 @@ class MappedSource:
 
     def _cache_tells(self) -> bool:
         """Whether the page cache knows every page that holds something, and tells us."""
-        if self._swapped_out is None or self._page_size != mmap.PAGESIZE or not _is_in_shared_memory(self._fd):
+        if self._swapped_out is None or TARGET_PAGE_SIZE != mmap.PAGESIZE or not _is_in_shared_memory(self._fd):
             return False
         return os.access(f"/proc/self/fd/{self._fd}", os.W_OK, effective_ids=True)
 
@@ -181,7 +179,7 @@ class MappedSource:
         assert self._pages is not None, "open() comes first"
         resident = np.empty(count, np.uint8)
         try:
-            linux.mincore(self._pages[first:].ctypes.data, len(resident) * self._page_size, resident)
+            linux.mincore(self._pages[first:].ctypes.data, len(resident) * TARGET_PAGE_SIZE, resident)
         except OSError as error:
             raise HostError.from_os("cannot ask which pages of guest RAM are in memory", error) from error
         resident &= 1
@@ -204,13 +202,11 @@ class _FromSwap:
 
     Args:
         view: the mapping.
-        page_size: bytes.
     """
 
-    def __init__(self, view: mmap.mmap, page_size: int) -> None:
+    def __init__(self, view: mmap.mmap) -> None:
         self._view = view
-        self._page_size = page_size
-        self._swapped: Bits = np.zeros(len(view) // page_size, np.uint8)
+        self._swapped: Bits = np.zeros(len(view) // TARGET_PAGE_SIZE, np.uint8)
         self._looked_at: list[tuple[int, int]] = []
 
     def bring_in(self, first: int, resident: Bits, wanted: Bits | None) -> None:
@@ -235,7 +231,7 @@ class _FromSwap:
     def _advise(self, advice: int) -> None:
         for first, count in self._looked_at:
             with contextlib.suppress(OSError):  # it is advice
-                self._view.madvise(advice, first * self._page_size, count * self._page_size)
+                self._view.madvise(advice, first * TARGET_PAGE_SIZE, count * TARGET_PAGE_SIZE)
 
 
 def _is_all_there(fd: int) -> bool:

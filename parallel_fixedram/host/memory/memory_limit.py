@@ -67,7 +67,7 @@ def check_memory(needed: int, what: str, *, hint: str = "") -> None:
         (memory_until_killed(os.getpid()), " to this control group"),
     ):
         if available is not None and needed > available:
-            raise HostError(f"{what}, but only {format_size(available)} of memory are available{where}", hint=hint)
+            raise HostError(f"{what}, but only {format_size(available)} of memory is available{where}", hint=hint)
 
 
 def _cached(folder: str) -> int:

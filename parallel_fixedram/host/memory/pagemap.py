@@ -55,7 +55,7 @@ def occupied(pid: int, address: int, pages: int, *, swapped: bool = True) -> Pag
     return found
 
 
-def _scanned(fd: int, address: int, count: int, swapped: bool = True) -> NDArray[np.uint8]:
+def _scanned(fd: int, address: int, count: int, swapped: bool) -> NDArray[np.uint8]:
     """By the ioctl, which skips what is not there: 0 or 1 for each page."""
     turns = np.zeros(count + 1, np.int8)
     regions = np.empty((_REGIONS, 3), np.uint64)
@@ -70,7 +70,7 @@ def _scanned(fd: int, address: int, count: int, swapped: bool = True) -> NDArray
     return np.cumsum(turns[:-1], dtype=np.int8).view(np.uint8)
 
 
-def _listed(fd: int, address: int, count: int, swapped: bool = True) -> NDArray[np.uint8]:
+def _listed(fd: int, address: int, count: int, swapped: bool) -> NDArray[np.uint8]:
     """By reading an entry for every page: 0 or 1 for each."""
     entries = np.empty(count, np.uint64)
     into, offset = entries.data.cast("B"), address // mmap.PAGESIZE * entries.itemsize

@@ -25,7 +25,7 @@ from parallel_fixedram.host.memory.process_maps import refusal
 logger = logging.getLogger(__name__)
 
 STEP_BYTES = 1 << 20
-"""How much is brought in at a time: little beside what a process that is held to anything has."""
+"""How much is brought in at a time: little compared with what a process that is held to anything has."""
 
 _MOST_RANGES = 512
 """Of one call; UIO_MAXIOV is twice that."""

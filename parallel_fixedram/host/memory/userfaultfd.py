@@ -148,16 +148,16 @@ class Userfaultfd:
         finally:
             linux.close(device)
 
-    def enable(self, features: Feature = ALL_FEATURES) -> None:
+    def enable(self) -> None:
         """Agree with the kernel on what is told and what is possible; once, before anything else.
 
         Raises:
             HostError: the kernel lacks a feature.
         """
         try:
-            fcntl.ioctl(self._fd, _UFFDIO_API, _THREE.pack(_UFFD_API, features, 0))
+            fcntl.ioctl(self._fd, _UFFDIO_API, _THREE.pack(_UFFD_API, ALL_FEATURES, 0))
         except OSError as error:
-            if missing := missing_features(features) if error.errno == errno.EINVAL else ():
+            if missing := missing_features() if error.errno == errno.EINVAL else ():
                 raise _lacks(missing) from error
             raise HostError.from_os("cannot set up a userfaultfd", error) from error
 
@@ -181,11 +181,11 @@ class Userfaultfd:
                 case errno.EBUSY:
                     raise HostError(f"{what}: somebody else watches this memory") from error
                 case errno.EINVAL:
-                    raise HostError(f"{what}: this memory takes no write protection") from error
+                    raise HostError(f"{what}: this memory cannot be write-protected") from error
             raise self._failure(what, error) from error
         if not _REGISTER.unpack(argument)[3] & _WRITEPROTECT_BIT:
             self.unregister(start, length)
-            raise HostError(f"{what}: this memory takes no write protection")
+            raise HostError(f"{what}: this memory cannot be write-protected")
 
     def protect(self, start: int, length: int) -> None:
         """Have writes wait from now on, also to pages that were never touched.
@@ -307,7 +307,7 @@ def missing_features(wanted: Feature = ALL_FEATURES) -> tuple[Feature, ...]:
 
 def _lacks(missing: tuple[Feature, ...]) -> HostError:
     names = ", ".join(f"UFFD_FEATURE_{each.name}" for each in missing)
-    return HostError(f"this kernel has no {names}", hint="it takes Linux 6.4 or later")
+    return HostError(f"this kernel has no {names}", hint="Linux 6.4 or later is needed")
 
 
 def _message(event: int, first: int, second: int, third: int) -> Message:
@@ -320,4 +320,4 @@ def _message(event: int, first: int, second: int, third: int) -> Message:
             return Unmapped(first, second)
         case 0x14:  # UFFD_EVENT_REMAP
             return Remapped(first, second, third)
-    raise HostError(f"a userfaultfd tells of an event {event:#x}, which was not asked for")
+    raise HostError(f"a userfaultfd reports an event {event:#x}, which was not asked for")

@@ -61,7 +61,7 @@ def kill(pid: int) -> None:
 
 
 def reap(pid: int) -> str:
-    """Wait for the end of a child; returns how it ended, to stand behind its name in a sentence."""
+    """Wait for the end of a child; returns how it ended, to follow its name in a sentence."""
     try:
         code = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
     except ChildProcessError:  # somebody waits for all children, or SIGCHLD is ignored

@@ -12,7 +12,7 @@ from parallel_fixedram.host.processes import forked
 from parallel_fixedram.host.processes.unseen import why_proc_is_wrong
 
 _BOOT = "/proc/sys/kernel/random/boot_id"
-_START_FIELD = 19  # of those behind the name: starttime (Linux: man 5 proc_pid_stat)
+_START_FIELD = 19  # of those after the name: starttime (Linux: man 5 proc_pid_stat)
 
 
 class Whereabouts(Enum):
@@ -96,7 +96,7 @@ def require_proc() -> None:
     """
     if wrong := why_proc_is_wrong():
         reason, hint = wrong
-        raise HostError(f"cannot tell which processes live: {reason}", hint=hint)
+        raise HostError(f"cannot tell which processes are alive: {reason}", hint=hint)
 
 
 def _start(pid: int) -> int:

@@ -2,10 +2,10 @@
 
 ::
 
-    GO n      run until n steps are done in all, then idle       answered at once
+    GO n      run until n steps are done in all, then idle       answered immediately
     HALT n    run until n steps are done in all, if fewer are,   answered when nothing moves any more
               then stand still
-    WATCH     hand over a userfaultfd of this process              answered at once, with the descriptor
+    WATCH     hand over a userfaultfd of this process              answered immediately, with the descriptor
               and say where RAM is mapped                          or, where there is none, with a failure
 
 While it boots it says how far it is (FILLED). An answer repeats the command's sequence number and says how many steps

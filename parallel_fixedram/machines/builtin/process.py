@@ -17,13 +17,10 @@ from __future__ import annotations
 import fcntl
 import logging
 import os
-import socket
-from collections.abc import Sequence
 from contextlib import ExitStack, closing
-from types import TracebackType
-from typing import Self
 
-from parallel_fixedram.core.errors import FixedRamError, HostError, MachineError
+from parallel_fixedram.core.entering import Closing
+from parallel_fixedram.core.errors import HostError, MachineError
 from parallel_fixedram.core.observer import SILENT, Observer
 from parallel_fixedram.core.protocols import AddressSpace, GuestBlock
 from parallel_fixedram.core.ramblock import TARGET_PAGE_SIZE, RAMBlock
@@ -31,10 +28,12 @@ from parallel_fixedram.core.units import format_size
 from parallel_fixedram.host.memory.mapped_source import MappedSource
 from parallel_fixedram.host.memory.memory_limit import check_memory
 from parallel_fixedram.host.memory.userfaultfd import Userfaultfd
-from parallel_fixedram.host.processes import forked, signals
+from parallel_fixedram.host.processes import signals
 from parallel_fixedram.machines.builtin import child
+from parallel_fixedram.machines.builtin.control import ANSWER_SECONDS, Control
 from parallel_fixedram.machines.builtin.dirty_log import DirtyLog
 from parallel_fixedram.machines.builtin.spec import GuestSpec
+from parallel_fixedram.machines.ram_only import RamOnly
 
 MACHINE_NAME = "parallel-fixedram"
 """Machine type that the built-in guest writes into a file."""
@@ -42,13 +41,12 @@ MACHINE_NAME = "parallel-fixedram"
 RAM_IDSTR = "pc.ram"
 """Name of its only RAMBlock, as QEMU's PC machines call theirs."""
 
-_ANSWER_SECONDS = 30.0
 _FOREVER = (1 << 64) - 1
 
 _log = logging.getLogger(__name__)
 
 
-class GuestProcess:
+class GuestProcess(RamOnly, Closing):
     """The built-in guest: a Machine that also keeps a dirty log.
 
     When the constructor returns it has booted and stands still. Use it as a context manager, or ``close`` it.
@@ -60,7 +58,6 @@ class GuestProcess:
     Attributes:
         spec: the same.
         log: the dirty log (a DirtySource); what was written since boot is in it, boot included.
-        pid: process id of the guest.
         steps: steps done when it last answered; exact while it stands still.
 
     Raises:
@@ -71,51 +68,40 @@ class GuestProcess:
     def __init__(self, spec: GuestSpec, observer: Observer = SILENT) -> None:
         _check_memory(spec)
         self.spec = spec
-        self._observer = observer
-        self._filled_pages = 0
         self.steps = 0
-        self.pid = 0
-        self._sequence = 0
         self._running = False
         self._goes_on = False  # resume() has something to undo
         try:
             with ExitStack() as stack:
-                self._set_up(stack)
+                self._set_up(stack, observer)
                 self._stack = stack.pop_all()
         except OSError as error:
             raise HostError.from_os(f"cannot create a guest of {format_size(spec.size)}", error) from error
         _log.debug("guest %d has booted: %s", self.pid, spec)
 
-    def _set_up(self, stack: ExitStack) -> None:
+    def _set_up(self, stack: ExitStack, observer: Observer) -> None:
         self.log = stack.enter_context(closing(DirtyLog(self.spec.pages)))
         self._memfd = _create_ram(self.spec.size)
         stack.callback(os.close, self._memfd)
         source = MappedSource(self._memfd, length=self.spec.size)
         stack.callback(source.close)
         self._block = GuestBlock(block=RAMBlock(idstr=RAM_IDSTR, used_length=self.spec.size), source=source)
-        self._socket, socket_of_child = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        stack.enter_context(self._socket)
-        with socket_of_child:
-            parent = os.getpid()
-            with signals.held():
-                self.pid = os.fork()
-                if self.pid == 0:
-                    child.live(self.spec, self._memfd, self.log, socket_of_child, parent)
-                stack.callback(self._kill)
-        if self.spec.written_pages:
-            self._observer.phase("fill", self.spec.written_pages * TARGET_PAGE_SIZE)
-        self.steps = self._answer(None)
-        self._filled(self.spec.written_pages)
+        with signals.held():
+            self._control = Control(lambda sock, parent: child.live(self.spec, self._memfd, self.log, sock, parent))
+            stack.callback(self._control.close)
+        progress = _Progress(self.spec.written_pages, observer)
+        self.steps = self._control.wait_until_booted(progress.filled)
+        progress.filled(self.spec.written_pages)
+
+    @property
+    def pid(self) -> int:
+        """Process id of the guest; -1 when it is gone."""
+        return self._control.pid
 
     @property
     def name(self) -> str:
         """MACHINE_NAME (Machine.name)."""
         return MACHINE_NAME
-
-    @property
-    def target(self) -> str:
-        """None of QEMU's (Machine.target)."""
-        return ""
 
     def dirty_source(self) -> DirtyLog:
         """``log`` (Machine.dirty_source)."""
@@ -137,7 +123,7 @@ class GuestProcess:
             MachineError: it does not.
         """
         limit = _FOREVER if self.spec.steps is None else self.spec.steps
-        self.steps = self._ask(child.GO, limit, _ANSWER_SECONDS)
+        self.steps = self._control.ask(child.GO, limit, ANSWER_SECONDS)
         self._running = True
 
     def run(self, steps: int) -> int:
@@ -150,8 +136,8 @@ class GuestProcess:
             MachineError: it runs freely already, or died.
         """
         if self._running:
-            raise MachineError(f"guest process {self.pid} runs freely, it cannot be told to do {steps} steps")
-        self.steps = self._ask(child.HALT, self.steps + steps)
+            raise MachineError(f"guest process {self.pid} runs freely and cannot be told to do {steps} steps")
+        self.steps = self._control.ask(child.HALT, self.steps + steps)
         return self.steps
 
     def holds(self, path: str) -> bool:
@@ -162,19 +148,12 @@ class GuestProcess:
         """Whether it runs freely (Machine.is_running)."""
         return self._running
 
-    def get_ready(self) -> None:
-        """There is nothing to do (Machine.get_ready)."""
-
-    def sync_disks(self) -> Sequence[str]:
-        """It has none (Machine.sync_disks)."""
-        return ()
-
     def pause(self) -> bool:
         """Return when no page changes any more (Machine.pause); one that idles after its steps counts as running."""
         was_running = self._running
         if was_running:  # noted first: whatever happens on the way, resume() lets it go on
             self._running, self._goes_on = False, True
-        self.steps = self._ask(child.HALT, 0, _ANSWER_SECONDS)
+        self.steps = self._control.ask(child.HALT, 0, ANSWER_SECONDS)
         return was_running
 
     def resume(self) -> None:
@@ -182,14 +161,6 @@ class GuestProcess:
         if self._goes_on:
             self.start()
             self._goes_on = False
-
-    def look_again(self) -> bool:
-        """Its RAM stays what it was booted with (Machine.look_again)."""
-        return False
-
-    def device_state(self) -> bytes:
-        """Empty: it has no devices (Machine.device_state)."""
-        return b""
 
     def address_space(self) -> AddressSpace:
         """It gives a userfaultfd of itself (Machine.address_space)."""
@@ -204,17 +175,8 @@ class GuestProcess:
             HostError: the guest cannot have one.
             MachineError: it died.
         """
-        self._send(child.WATCH, 0)
-        while True:
-            message, descriptors = self._receive(_ANSWER_SECONDS)
-            if message[:1] in (child.FAILED, child.HOST_FAILED):
-                raise self._failure(message)
-            _, sequence, address = child.ANSWER.unpack(message)
-            for fd in descriptors:
-                os.set_inheritable(fd, False)
-                if sequence == self._sequence:
-                    return Userfaultfd(fd), address
-                os.close(fd)  # of a question that was interrupted before it was answered
+        fd, address = self._control.ask_for_userfaultfd()
+        return Userfaultfd(fd), address
 
     def _watch(self) -> tuple[int, list[int]]:
         userfaultfd, address = self.userfaultfd()
@@ -228,81 +190,21 @@ class GuestProcess:
         self._memfd = -1
         self._stack.close()
 
-    def __enter__(self) -> Self:
-        return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        self.close()
+class _Progress:
+    """How far the phase ``fill`` is, which there is if the guest writes anything while it boots."""
 
-    def _ask(self, command: bytes, number: int, seconds: float | None = None) -> int:
-        """Send a command and return how many steps are done when it is answered."""
-        self._send(command, number)
-        return self._answer(seconds)
+    def __init__(self, pages: int, observer: Observer) -> None:
+        self._observer = observer
+        self._pages = 0
+        if pages:
+            observer.phase("fill", pages * TARGET_PAGE_SIZE)
 
-    def _send(self, command: bytes, number: int) -> None:
-        if self.pid <= 0:
-            raise MachineError("the guest's process is gone")
-        self._sequence += 1
-        try:
-            self._socket.send(child.COMMAND.pack(command, self._sequence, number))
-        except OSError:
-            raise MachineError(self._death()) from None
-
-    def _receive(self, seconds: float | None) -> tuple[bytes, list[int]]:
-        """The next message, and the descriptors that came with it."""
-        self._socket.settimeout(seconds)
-        try:
-            message, descriptors, _, _ = socket.recv_fds(self._socket, child.MESSAGE_BYTES, 1)
-        except TimeoutError:
-            raise MachineError(f"guest process {self.pid} did not answer within {seconds:g} s") from None
-        except OSError:
-            message = b""
-        if not message:
-            raise MachineError(self._death())
-        return message, descriptors
-
-    def _answer(self, seconds: float | None) -> int:
-        while True:
-            message, descriptors = self._receive(seconds)
-            for fd in descriptors:  # of a userfaultfd that was not waited for
-                os.close(fd)
-            if message[:1] in (child.FAILED, child.HOST_FAILED):
-                raise self._failure(message)
-            kind, sequence, steps = child.ANSWER.unpack(message)
-            if kind == child.FILLED:
-                self._filled(steps)
-                continue
-            if sequence == self._sequence:  # an older answer was interrupted before it was read
-                return int(steps)
-
-    def _filled(self, pages: int) -> None:
+    def filled(self, pages: int) -> None:
         """So many pages are filled in all."""
-        if pages > self._filled_pages:
-            self._observer.advanced((pages - self._filled_pages) * TARGET_PAGE_SIZE)
-            self._filled_pages = pages
-
-    def _failure(self, message: bytes) -> FixedRamError:
-        """What the guest says of its end."""
-        kind, number = child.FAILURE.unpack_from(message)
-        text = f"guest process {self.pid} failed: {message[child.FAILURE.size :].decode('utf-8', 'replace')}"
-        if kind == child.FAILED:
-            return MachineError(text)
-        error = HostError(text)
-        error.errno = number
-        return error
-
-    def _death(self) -> str:
-        """What became of a process that has closed its end of the socket, which only its end does."""
-        pid, self.pid = self.pid, -1
-        return f"guest process {pid} {forked.reap(pid)}"
-
-    def _kill(self) -> None:
-        if self.pid > 0:
-            forked.kill(self.pid)
-            forked.reap(self.pid)
-            self.pid = -1
+        if pages > self._pages:
+            self._observer.advanced((pages - self._pages) * TARGET_PAGE_SIZE)
+            self._pages = pages
 
 
 def _check_memory(spec: GuestSpec) -> None:

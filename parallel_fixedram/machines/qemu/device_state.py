@@ -8,22 +8,21 @@ Source: QEMU migration/savevm.c (qmp_xen_save_devices_state, qemu_save_device_st
 
 from __future__ import annotations
 
-import contextlib
 import os
 import struct
 from types import TracebackType
 from typing import Self
 
 from parallel_fixedram.core.entering import undone_if_it_fails
-from parallel_fixedram.core.errors import FixedRamError, FormatError, HostError, MachineError
+from parallel_fixedram.core.errors import FormatError, HostError, MachineError
 from parallel_fixedram.format.globalstate import with_run_state
 from parallel_fixedram.format.stream import QEMU_VM_EOF, QEMU_VM_FILE_MAGIC, QEMU_VM_FILE_VERSION
 from parallel_fixedram.host import linux
 from parallel_fixedram.host.files.channel import FileChannel
+from parallel_fixedram.machines.qemu.fdset import FdSet
 from parallel_fixedram.machines.qemu.monitor import Monitor
 
 _HEAD = struct.pack(">II", QEMU_VM_FILE_MAGIC, QEMU_VM_FILE_VERSION)
-_GOODBYE_SECONDS = 1.0
 
 
 class DeviceState:
@@ -39,7 +38,8 @@ class DeviceState:
 
     def __init__(self, monitor: Monitor) -> None:
         self._monitor = monitor
-        self.fd = self._fdset = -1
+        self.fd = -1
+        self._fdset = FdSet(monitor)
 
     @undone_if_it_fails
     def __enter__(self) -> Self:
@@ -50,7 +50,7 @@ class DeviceState:
         except OSError as error:
             raise HostError.from_os("cannot get memory for the device state", error) from error
         try:
-            self._fdset = self._monitor.add_fd(writable, opaque="parallel-fixedram")
+            self._fdset.add(writable)
         finally:
             os.close(writable)
         return self
@@ -58,17 +58,13 @@ class DeviceState:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        fdset, self._fdset = self._fdset, -1
         try:
-            if fdset >= 0:
-                # a courtesy, not worth a long wait, nor an error in the place of the one that brought us here
-                with contextlib.suppress(FixedRamError):
-                    self._monitor.remove_fd(fdset, timeout=_GOODBYE_SECONDS)
+            self._fdset.close()
         finally:
             self.close()
 
     def close(self) -> None:
-        """Let go of the memory; QEMU lets go of it when the monitor's connection ends, if not before."""
+        """Release the memory; QEMU releases it when the monitor's connection ends, if not before."""
         if self.fd >= 0:
             linux.close(self.fd)
             self.fd = -1
@@ -83,8 +79,8 @@ class DeviceState:
             MachineError: QEMU cannot save a device, or writes something else.
         """
         channel = FileChannel(self.fd, "device state")
-        start = channel.stat().st_size  # QEMU goes on behind what it wrote the last time
-        arguments = {"filename": f"/dev/fdset/{self._fdset}", "live": False}
+        start = channel.stat().st_size  # QEMU continues after what it wrote the last time
+        arguments = {"filename": self._fdset.path, "live": False}
         self._monitor.execute("xen-save-devices-state", arguments)
         data = channel.bytes_at(start, channel.stat().st_size - start)
         if not data.startswith(_HEAD) or data[-1] != QEMU_VM_EOF or len(data) <= len(_HEAD) + 1:

@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING, Any
 from parallel_fixedram.core.errors import MachineError, RequestError
 from parallel_fixedram.core.ramblock import RAMBlock, check_unique
 from parallel_fixedram.core.units import GIB, KIB, MIB
+from parallel_fixedram.core.words import shown
 from parallel_fixedram.format.stream import MAX_MACHINE_NAME
 from parallel_fixedram.host.processes.forked import is_gone
 from parallel_fixedram.host.processes.unseen import why_proc_is_wrong, why_unseen
-from parallel_fixedram.machines.qemu.session import shown
 
 if TYPE_CHECKING:
     from parallel_fixedram.machines.qemu.monitor import Monitor
@@ -32,10 +32,14 @@ RUNNING = ("running", "suspended")
 BUSY = ("inmigrate", "finish-migrate", "restore-vm", "save-vm", "colo")
 """Run states in which there is no guest yet, or it belongs to somebody else's operation."""
 
+FIRMWARE_BYTES = 8 << 20
+"""Blocks other than main memory that are no larger than this are saved with all their pages. The largest firmware of a
+PC takes 4 MiB; video RAM, which starts as zeros in every machine, 16 MiB."""
+
 _REFUSED_DEVICES = {
-    "vfio-": "VFIO devices save their state in steps, beside the device sections",
+    "vfio-": "VFIO devices save their state in steps, outside the device sections",
     "vhost-user-": "a vhost-user back-end holds state, and writes to guest memory, in a process of its own",
-    "vhost-vdpa-": "a vDPA device holds state, and writes to guest memory, beside QEMU",
+    "vhost-vdpa-": "a vDPA device holds state, and writes to guest memory, outside QEMU",
     "virtio-mem": "virtio-mem has to be set up before RAM is loaded",
 }
 """By the beginning of a device's type: why its guest cannot be saved from outside."""
@@ -61,6 +65,14 @@ class QemuBlock:
     """Whether a memory backend is behind it, rather than firmware or a device."""
     read_only: bool
     """Whether that backend lets nobody write; of firmware, QEMU itself still can."""
+
+    @property
+    def keeps_zero_pages(self) -> bool:
+        """Whether it may be firmware, or a table for the guest: a QEMU fills these before it loads a file.
+
+        What is not in the file then stays what that QEMU has put there.
+        """
+        return not self.main and self.used_length <= FIRMWARE_BYTES
 
     def ramblock(self) -> RAMBlock:
         """What of it stands in a file.
@@ -102,7 +114,7 @@ def run_state(monitor: Monitor) -> str:
     """
     answer = monitor.execute("query-status")
     if not isinstance(answer, dict) or not isinstance(status := answer.get("status"), str):
-        raise malformed(monitor, "query-status", answer)
+        raise monitor.malformed("query-status", answer)
     return status
 
 
@@ -114,7 +126,7 @@ def machine_type(monitor: Monitor) -> str:
     """
     answer = monitor.execute("qom-get", {"path": "/machine", "property": "type"})
     if not (isinstance(answer, str) and answer.isascii() and answer.isprintable() and len(answer) <= MAX_MACHINE_NAME):
-        raise malformed(monitor, "qom-get", answer)
+        raise monitor.malformed("qom-get", answer)
     return answer.removesuffix("-machine")
 
 
@@ -192,7 +204,7 @@ def refuse_what_cannot_be_migrated(monitor: Monitor) -> None:
     """
     migration = monitor.execute("query-migrate")
     if not isinstance(migration, dict) or not isinstance(reasons := migration.get("blocked-reasons", []), list):
-        raise malformed(monitor, "query-migrate", migration)
+        raise monitor.malformed("query-migrate", migration)
     if reasons:
         raise MachineError(f"QEMU says that this guest cannot be migrated: {shown(str(reasons[0]))}")
     if migration.get("status") in ("setup", "active", "pre-switchover", "device", "postcopy-active", "cancelling"):
@@ -221,14 +233,8 @@ def _listed(monitor: Monitor, command: str, arguments: dict[str, Any] | None = N
     """The objects that a command returns."""
     answer = monitor.execute(command, arguments)
     if not isinstance(answer, list) or not all(isinstance(each, dict) for each in answer):
-        raise malformed(monitor, command, answer)
+        raise monitor.malformed(command, answer)
     return answer
-
-
-def malformed(monitor: Monitor, command: str, answer: object) -> MachineError:
-    """What to raise when an answer is not what QEMU's documents say."""
-    text = shown(str(answer))
-    return MachineError(f"QMP socket {monitor.name!r}: QEMU's answer to {command!r} is malformed: {text}")
 
 
 def find_process(monitor: Monitor, fd: int, pid: int | None = None, *, likely: int = 0) -> int:

@@ -14,10 +14,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from parallel_fixedram.core.errors import FixedRamError, MachineError
+from parallel_fixedram.core.errors import FixedRamError
 from parallel_fixedram.host.files.open_files import sync_open_files, written_files
 from parallel_fixedram.machines.qemu.monitor import Monitor
-from parallel_fixedram.machines.qemu.session import shown
 
 MOST_SECONDS = 30.0
 """How long disks may take: what QEMU has to flush after that, it will."""
@@ -84,8 +83,7 @@ def _written_nodes(monitor: Monitor) -> Iterator[_Node]:
             }:
                 yield _Node(name, driver, file, not no_flush)
             case _:
-                what = f"QEMU's answer to 'query-named-block-nodes' is malformed: {shown(str(each))}"
-                raise MachineError(f"QMP socket {monitor.name!r}: {what}")
+                raise monitor.malformed("query-named-block-nodes", each)
 
 
 def _is(path: str, name: str) -> bool:

@@ -25,7 +25,7 @@ from typing import Any
 from parallel_fixedram.machines.qemu.discovery import BUSY, RUNNING
 
 _HELD = ("paused", "prelaunch")
-"""What the run state is after our ``stop``, and after a reset behind it."""
+"""What the run state is after our ``stop``, and after a reset that follows it."""
 
 HARMLESS = frozenset(
     (

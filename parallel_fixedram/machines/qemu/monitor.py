@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import os
 import pwd
 import socket
 import struct
-from collections.abc import Collection, Iterator, Mapping
-from types import TracebackType
-from typing import Any, Self
+from collections.abc import Collection, Mapping
+from contextlib import AbstractContextManager, ExitStack
+from typing import Any
 
+from parallel_fixedram.core.entering import Closing
 from parallel_fixedram.core.errors import MachineError, os_message
+from parallel_fixedram.core.words import shown
 from parallel_fixedram.host.processes import signals
-from parallel_fixedram.machines.qemu.session import Collector, Session, TimedOut, no_answer, shown
+from parallel_fixedram.machines.qemu.events import Events, listen
+from parallel_fixedram.machines.qemu.session import Session, TimedOut
 
 TIMEOUT_SECONDS = 30.0
 """How long QEMU may take for an answer, if the caller does not say."""
@@ -24,7 +26,7 @@ _PEER = struct.Struct("3i")  # struct ucred: pid, uid, gid
 _log = logging.getLogger(__name__)
 
 
-class Monitor:
+class Monitor(Closing):
     """A QMP session; use it as a context manager, or ``close`` it.
 
     Calls may come from any thread, but never two at once, and not from inside a running event loop. After an error
@@ -56,7 +58,7 @@ class Monitor:
     ) -> None:
         self.name = path
         self._greeting_timeout = greeting_timeout
-        with contextlib.ExitStack() as stack:
+        with ExitStack() as stack:
             with signals.held():
                 sock = stack.enter_context(_connect(path))
                 self._session = stack.enter_context(Session(sock, path, timeout, pidfd))
@@ -72,11 +74,11 @@ class Monitor:
     @property
     def pidfd(self) -> int | None:
         """As given; may be set later, when ``peer_pid`` has told whose to open."""
-        return self._session.pidfd
+        return self._session.loop.pidfd
 
     @pidfd.setter
     def pidfd(self, fd: int | None) -> None:
-        self._session.pidfd = fd
+        self._session.loop.pidfd = fd
 
     @property
     def peer_pid(self) -> int:
@@ -84,21 +86,33 @@ class Monitor:
         pid: int = _PEER.unpack(self.sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _PEER.size))[0]
         return pid
 
-    def execute(self, command: str, arguments: Mapping[str, Any] | None = None, *, timeout: float | None = None) -> Any:
+    def execute(
+        self,
+        command: str,
+        arguments: Mapping[str, Any] | None = None,
+        *,
+        timeout: float | None = None,
+        fd: int | None = None,
+    ) -> Any:
         """Have a command carried out, and return what it returns.
 
         Args:
             command: name of the command.
             arguments: under QMP's own names; what JSON can say.
             timeout: seconds; None for the session's.
+            fd: a descriptor that goes with the command.
 
         Raises:
             MachineError: QEMU refuses, ends, does not answer in time or not in QMP. Only after a refusal it is
                 certain that the command was not carried out.
         """
-        return self._session.run(
-            no_answer(command), timeout, lambda: self._session.client.execute(command, arguments), command
-        )
+
+        async def send() -> object:
+            if fd is not None:
+                self._session.client.send_fd_scm(fd)  # QEMU keeps it for the next command
+            return await self._session.client.execute(command, arguments)
+
+        return self._session.run(f"QEMU did not answer {command!r}", timeout, send, command)
 
     def hmp(self, line: str) -> str:
         """Have a command of the human monitor carried out, and return what it prints; errors are printed, too.
@@ -108,50 +122,10 @@ class Monitor:
         """
         printed = self.execute("human-monitor-command", {"command-line": line})
         if not isinstance(printed, str):
-            raise self._malformed("human-monitor-command", printed)
+            raise self.malformed("human-monitor-command", printed)
         return printed
 
-    def add_fd(self, fd: int, *, opaque: str = "", fdset: int | None = None) -> int:
-        """Give QEMU a copy of a descriptor, which it then knows as ``/dev/fdset/N``.
-
-        QEMU closes it when ``remove_fd`` or the end of the last session has come and nothing uses it any more.
-
-        Args:
-            fd: stays open here.
-            opaque: a note for whoever lists the descriptors.
-            fdset: N of an earlier one that this is another way to open; None for a new one.
-
-        Returns:
-            N.
-
-        Raises:
-            MachineError: as for ``execute``.
-        """
-
-        async def send() -> object:
-            self._session.client.send_fd_scm(fd)  # QEMU keeps it for the next command
-            which = {} if fdset is None else {"fdset-id": fdset}
-            return await self._session.client.execute("add-fd", {"opaque": opaque, **which})
-
-        answer = self._session.run(no_answer("add-fd"), None, send, "add-fd")
-        if not isinstance(answer, dict) or not isinstance(answer.get("fdset-id"), int):
-            raise self._malformed("add-fd", answer)
-        return int(answer["fdset-id"])
-
-    def remove_fd(self, fdset: int, *, timeout: float | None = None) -> None:
-        """Take back what ``add_fd`` gave.
-
-        Args:
-            fdset: what ``add_fd`` returned.
-            timeout: seconds; None for the session's.
-
-        Raises:
-            MachineError: as for ``execute``.
-        """
-        self.execute("remove-fd", {"fdset-id": fdset}, timeout=timeout)
-
-    @contextlib.contextmanager
-    def listen(self, *names: str, ignored: Collection[str] = ()) -> Iterator[Events]:
+    def listen(self, *names: str, ignored: Collection[str] = ()) -> AbstractContextManager[Events]:
         """Keep events from now on until the block is left: none is lost between command and wait.
 
         Args:
@@ -161,20 +135,15 @@ class Monitor:
         Raises:
             MachineError: the session is lost.
         """
-        with self._session.collect(names, ignored) as collector:
-            yield Events(self._session, collector)
+        return listen(self._session, names, ignored)
+
+    def malformed(self, command: str, answer: object) -> MachineError:
+        """What to raise when an answer is not what QEMU's documents say."""
+        return self._session.error(f"QEMU's answer to {command!r} is malformed: {shown(str(answer))}")
 
     def close(self) -> None:
         """End the session, whatever state it is in, within seconds; more than once does no harm."""
         self._session.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        self.close()
 
     def _greet(self) -> tuple[int, int, int]:
         """Wait for the greeting and answer it; returns QEMU's version."""
@@ -194,43 +163,6 @@ class Monitor:
                 return major, minor, micro
         raise self._session.error(f"the greeting has no version of QEMU: {shown(str(found))}")
 
-    def _malformed(self, command: str, answer: object) -> MachineError:
-        return self._session.error(f"QEMU's answer to {command!r} is malformed: {shown(str(answer))}")
-
-
-class Events:
-    """Events since ``Monitor.listen``; the newest 1000, should nobody take them."""
-
-    def __init__(self, session: Session, collector: Collector) -> None:
-        self._session = session
-        self._collector = collector
-
-    def clear(self) -> None:
-        """Forget those that have arrived, also unread ones.
-
-        Raises:
-            MachineError: the session is lost.
-        """
-        self._session.take_in()
-        self._collector.clear()
-
-    def take(self) -> tuple[list[dict[str, Any]], bool]:
-        """Those that have arrived, and whether that is all; those that QEMU sent before its last answer have."""
-        complete = not self._collector.lost
-        return [dict(event) for event in self._collector.clear()], complete
-
-    def wait(self, timeout: float | None = None) -> dict[str, Any]:
-        """The next event, as QEMU sent it: ``event``, ``timestamp``, mostly ``data``.
-
-        Args:
-            timeout: seconds; None for the session's.
-
-        Raises:
-            MachineError: it does not come in time, or cannot come any more.
-        """
-        late = f"no event {' or '.join(sorted(self._collector.names))}"
-        return dict(self._session.run(late, timeout, lambda: self._session.next_event(self._collector)))
-
 
 def _hint(message: str) -> str:
     """What to do where something else than a greeting came."""
@@ -242,7 +174,7 @@ def _hint(message: str) -> str:
 
 
 def _owner(path: str) -> str:
-    """Whose a socket is, to stand behind a reason; or its folder, where that hides it."""
+    """Whose a socket is, to follow a reason; or its folder, where that hides it."""
     while True:
         try:
             uid = os.stat(path).st_uid

@@ -9,7 +9,6 @@ import re
 from typing import TYPE_CHECKING
 
 from parallel_fixedram.core.errors import MachineError
-from parallel_fixedram.machines.qemu.session import shown
 
 if TYPE_CHECKING:
     from parallel_fixedram.machines.qemu.monitor import Monitor
@@ -27,9 +26,7 @@ def read_target(monitor: Monitor) -> str:
     answer = monitor.execute("query-target")
     if isinstance(answer, dict) and isinstance(arch := answer.get("arch"), str):
         return arch
-    raise MachineError(
-        f"QMP socket {monitor.name!r}: QEMU's answer to 'query-target' is malformed: {shown(str(answer))}"
-    )
+    raise monitor.malformed("query-target", answer)
 
 
 def check_settings(monitor: Monitor) -> None:

@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any
 
 from parallel_fixedram.core.errors import MachineError
 from parallel_fixedram.machines.qemu.discovery import QemuBlock, children
-from parallel_fixedram.machines.qemu.session import shown
 
 if TYPE_CHECKING:
     from parallel_fixedram.machines.qemu.monitor import Monitor
@@ -51,6 +50,5 @@ def _is_guest_memfd(monitor: Monitor, path: str, kind: str) -> bool:
 def _property(monitor: Monitor, path: str, name: str, kind: type[Any]) -> Any:
     answer = monitor.execute("qom-get", {"path": path, "property": name})
     if not isinstance(answer, kind):
-        text = shown(str(answer))
-        raise MachineError(f"QMP socket {monitor.name!r}: QEMU's answer to 'qom-get' is malformed: {text}")
+        raise monitor.malformed("qom-get", answer)
     return answer

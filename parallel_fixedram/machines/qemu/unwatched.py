@@ -17,7 +17,7 @@ import mmap
 
 from parallel_fixedram.core.errors import HostError, MachineError
 from parallel_fixedram.host.memory import ksm
-from parallel_fixedram.machines.qemu.discovery import Makeup, malformed
+from parallel_fixedram.machines.qemu.discovery import Makeup
 from parallel_fixedram.machines.qemu.monitor import Monitor
 
 _BALLOONS = ("virtio-balloon", "hv-balloon")
@@ -38,13 +38,13 @@ def refuse_unwatched(monitor: Monitor, found: Makeup) -> None:
     huge = any(block.host_page_size > mmap.PAGESIZE for block in found.blocks)
     for name, kind in found.devices:
         if kind.startswith(_SHARING):
-            raise MachineError(f"device {name!r} is an {kind}: who shares its memory writes it unseen")
+            raise MachineError(f"device {name!r} is an {kind}: whoever shares its memory writes to it unseen")
         if huge and kind.startswith(_BALLOONS):
             raise MachineError(f"device {name!r} is a {kind}, which discards parts of huge pages")
     nodes = monitor.execute("query-named-block-nodes", {"flat": True})
     for node in nodes if isinstance(nodes, list) else [nodes]:
         if not isinstance(node, dict):
-            raise malformed(monitor, "query-named-block-nodes", nodes)
+            raise monitor.malformed("query-named-block-nodes", nodes)
         if (driver := node.get("drv")) in _PINNING:
             raise MachineError(f"disk {node.get('node-name')!r} is behind {driver}, which writes guest memory unseen")
 
@@ -74,6 +74,6 @@ class Merging:
         for block in self._found.blocks:
             if ksm.is_mergeable(self._pid, block.address, block.used_length):
                 raise HostError(
-                    "this host merges pages of guests (KSM), which takes their write protection away",
+                    "this host merges pages of guests (KSM), which removes their write protection",
                     hint="start QEMU with -machine mem-merge=off, or stop it: echo 0 > /sys/kernel/mm/ksm/run",
                 )

@@ -7,13 +7,13 @@ the environment of the command, or for everybody on the host.
 from __future__ import annotations
 
 import os
-from contextlib import ExitStack
 
 from parallel_fixedram.core.errors import HostError, MachineError
 from parallel_fixedram.core.protocols import AddressSpace
 from parallel_fixedram.host.injection.inject import require_right, takes_injection, userfaultfd_of
 from parallel_fixedram.host.memory.process_maps import refusal
-from parallel_fixedram.machines.qemu.discovery import Makeup, malformed, run_state
+from parallel_fixedram.machines.qemu.discovery import Makeup, run_state
+from parallel_fixedram.machines.qemu.fdset import FdSet
 from parallel_fixedram.machines.qemu.monitor import Monitor
 from parallel_fixedram.machines.qemu.trials import Setting
 from parallel_fixedram.machines.qemu.unwatched import Merging, refuse_unwatched
@@ -67,34 +67,24 @@ def _program_of(pid: int) -> str:
 
 def _refuse_if_forbidden() -> None:
     if os.environ.get(VARIABLE) == "never":
-        raise HostError(f"{VARIABLE}=never forbids it to ask QEMU's process for a userfaultfd")
+        raise HostError(f"{VARIABLE}=never forbids asking QEMU's process for a userfaultfd")
     if os.path.exists(FORBIDDEN):
-        raise HostError(f"{FORBIDDEN!r} forbids it to ask QEMU's process for a userfaultfd")
+        raise HostError(f"{FORBIDDEN!r} forbids asking QEMU's process for a userfaultfd")
 
 
 def setting(monitor: Monitor) -> Setting:
     """What a snapshot of this QEMU has to work with."""
     answer = monitor.execute("query-kvm")
     if not isinstance(answer, dict) or not isinstance(answer.get("enabled"), bool):
-        raise malformed(monitor, "query-kvm", answer)
+        raise monitor.malformed("query-kvm", answer)
     return Setting(qemu=".".join(map(str, monitor.version)), kvm=answer["enabled"])
 
 
 def _userfaultfd(monitor: Monitor, pid: int) -> int:
-    with ExitStack() as stack:
+    with FdSet(monitor) as handed_over:
 
         def hand_over(device: int) -> int:
-            fdset = monitor.add_fd(device, opaque="parallel-fixedram")
-            stack.callback(monitor.remove_fd, fdset)
-            return _number_of(monitor, fdset)
+            handed_over.add(device)
+            return handed_over.number_in_qemu()
 
         return userfaultfd_of(pid, hand_over=hand_over).detach()
-
-
-def _number_of(monitor: Monitor, fdset: int) -> int:
-    """The descriptor that QEMU has for what it was handed."""
-    answer = monitor.execute("query-fdsets")
-    try:
-        return next(int(each["fds"][0]["fd"]) for each in answer if each["fdset-id"] == fdset)
-    except (LookupError, TypeError, ValueError, StopIteration):
-        raise malformed(monitor, "query-fdsets", answer) from None

@@ -19,7 +19,7 @@ class Child:
     """Forked when it is made; dies with the thread that made it.
 
     Args:
-        name: what it does, to stand behind "the process that".
+        name: what it does, to follow "the process that".
         run: what it runs, with its end of a socket to us.
 
     Attributes:

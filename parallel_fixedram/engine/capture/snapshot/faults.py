@@ -111,10 +111,16 @@ class Faults:
         self._open[:] = 0
 
     def sweeping(self) -> Iterator[bool]:
-        """Let go what is captured before somebody has to wait for it; True behind every piece."""
-        for groups in self._memory.unprotecting(self._superfluous):
-            self._open[groups.start : groups.stop] = 1
-            yield True
+        """Let go what is captured before somebody has to wait for it, again and again.
+
+        Yields:
+            True after every piece, False when all memory has been looked at once more.
+        """
+        while True:
+            for groups in self._memory.unprotecting(self._superfluous):
+                self._open[groups.start : groups.stop] = 1
+                yield True
+            yield False
 
     def _superfluous(self, part: slice) -> Marked:
         """1 for every group, of a part of one block, that is protected, though it is captured or held nothing."""

@@ -169,14 +169,8 @@ class Handler:
         self._faults.all_closed()
         self._faults.tallies.noted = int(np.count_nonzero(self._marks.noted))
         self._marks.phase[0] = Phase.CAPTURING
-        self._work = self._sweeping()
+        self._work = self._faults.sweeping()
         send(self._control, Done())
-
-    def _sweeping(self) -> Iterator[bool]:
-        """Let go what is captured before somebody has to wait for it."""
-        while True:
-            yield from self._faults.sweeping()
-            yield False
 
     def _releasing(self) -> Iterator[bool]:
         yield from self._memory.releasing()

@@ -36,4 +36,4 @@ class Target:
     keep_zero_pages: Sequence[bool]
     """Whether zero pages are written like others."""
     max_gap_pages: int
-    """How many zero pages may be written along to join two writes into one."""
+    """How many zero pages may be bridged to join two writes into one."""

@@ -30,7 +30,7 @@ _SLOTS_READY = 32
 """Of the ring, that have memory before the guest is stopped: as many copies as wait where the spill writer keeps up."""
 
 _LET_GO_SECONDS = 10.0
-"""How long memory may take to be let go when it is all for nothing; then the kernel does it at once."""
+"""How long memory may take to be let go when it is all for nothing; then the kernel does it immediately."""
 
 
 class Processes:

@@ -60,7 +60,7 @@ class Protection:
         return bool(messages)
 
     def protecting(self, marked: Callable[[slice], Marked] | None = None) -> Iterator[bool]:
-        """From now on who writes them waits: all groups, or those marked; True behind every piece."""
+        """From now on who writes them waits: all groups, or those marked; True after every piece."""
         for groups in self._groups.pieces(PROTECT_BYTES, marked):
             self._call(self._userfaultfd.protect, groups)
             yield True
@@ -80,7 +80,7 @@ class Protection:
             yield groups
 
     def releasing(self) -> Iterator[bool]:
-        """Let go of all groups for good; True behind every piece."""
+        """Let go of all groups for good; True after every piece."""
         for groups in self._groups.pieces(RELEASE_BYTES):
             self._call(self._userfaultfd.unregister, groups)
             yield True

@@ -10,7 +10,7 @@ If it sees 0 its copy is older: that of T. The handler may then copy the same gr
 ``written`` comes after the last byte is in the file, and the handler lets that group be written without a copy.
 So whoever dies, and whenever: a group that is in neither state is still protected, and is done again.
 
-Both sides are generators that stop behind every step that another process may see. What runs them decides how long it
+Both sides are generators that stop after every step that another process may see. What runs them decides how long it
 waits at each; tests run them in every order.
 """
 

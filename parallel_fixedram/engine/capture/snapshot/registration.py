@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from parallel_fixedram.core.errors import HostError
-from parallel_fixedram.core.protocols import FIRMWARE_BYTES
 from parallel_fixedram.core.ramblock import RAMBlock
 from parallel_fixedram.host.memory.userfaultfd import Userfaultfd
+
+MOST_COPIED_BYTES = 8 << 20
+"""A block that takes no protection may have so many bytes: to copy them takes a few milliseconds of the pause."""
 
 
 def register(userfaultfd: Userfaultfd, blocks: Sequence[RAMBlock], addresses: Sequence[int | None]) -> list[int | None]:
@@ -31,7 +33,7 @@ def register(userfaultfd: Userfaultfd, blocks: Sequence[RAMBlock], addresses: Se
             try:
                 userfaultfd.register(address, block.used_length)
             except HostError:
-                if block.used_length > FIRMWARE_BYTES:
+                if block.used_length > MOST_COPIED_BYTES:
                     raise
                 found[number] = None
     return found

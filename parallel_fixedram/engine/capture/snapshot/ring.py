@@ -75,7 +75,7 @@ class Ring:
         self._head[0] = head + 1
 
     def peek(self, place: int) -> tuple[int, Pages]:
-        """The group that is ``place`` places behind the next one to be taken, and its pages."""
+        """The group that is ``place`` places after the next one to be taken, and its pages."""
         at = (int(self._tail[0]) + place) % self.slots
         return int(self._groups[at]), self._pages[self._slot_at[at]]
 

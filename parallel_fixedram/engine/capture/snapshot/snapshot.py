@@ -13,10 +13,8 @@
 
 from __future__ import annotations
 
-from types import TracebackType
-from typing import Self
-
 from parallel_fixedram.core.bitmap import WORD_PAGES, runs_of_ones, words_for
+from parallel_fixedram.core.entering import Closing
 from parallel_fixedram.core.errors import FixedRamError, WorkerError
 from parallel_fixedram.core.protocols import Channel
 from parallel_fixedram.core.ramblock import PageRange
@@ -32,7 +30,7 @@ from parallel_fixedram.host.memory.process_memory import ProcessSource
 from parallel_fixedram.host.memory.userfaultfd import Userfaultfd
 
 
-class Snapshot:
+class Snapshot(Closing):
     """Context manager around a capture. Make and use it in one thread, which its processes do not outlive.
 
     Args:
@@ -41,7 +39,7 @@ class Snapshot:
         userfaultfd: enabled; belongs to the snapshot from here on.
         staging: where workers copy to and write from.
         window_pages: how many pages they copy and write at a time, a multiple of 64.
-        spill: a channel to the file that is used by nobody else, past the page cache if theirs are.
+        spill: a channel to the file that is used by nobody else, bypassing the page cache if theirs are.
         max_stall: how long a write of the guest may have to wait, seconds; if that is not enough the snapshot is void.
         capture_memory: how many bytes of copies may wait to be written.
 
@@ -70,14 +68,6 @@ class Snapshot:
         self._marks = Marks(origin.groups.count, [saved.block for saved in target.blocks])
         self._processes: Processes | None = None
         self.job = CaptureJob(origin, target, self._marks, staging, window_pages=window_pages)
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        self.close()
 
     def prepare(self) -> None:
         """Start all processes but the workers. From here on only the handler holds the userfaultfd.

@@ -30,7 +30,7 @@ class SpillWriter:
         target: where they go, and their digests; which pages are in the file is told by the marks.
         marks: of all groups.
         ring: where the groups come from.
-        channel: the file, past the page cache if the workers write past it, too.
+        channel: the file, bypassing the page cache if the workers do, too.
     """
 
     def __init__(self, groups: Groups, target: Target, marks: Marks, ring: Ring, channel: Channel) -> None:

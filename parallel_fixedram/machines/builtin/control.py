@@ -1,0 +1,142 @@
+"""Control: the built-in guest's process, and the socket over which it is told what to do (``child.py`` says how)."""
+
+from __future__ import annotations
+
+import os
+import socket
+from collections.abc import Callable
+from typing import NoReturn
+
+from parallel_fixedram.core.errors import FixedRamError, HostError, MachineError
+from parallel_fixedram.host.processes import forked, signals
+from parallel_fixedram.machines.builtin import child
+
+ANSWER_SECONDS = 30.0
+"""How long an answer may take that comes immediately."""
+
+
+class Control:
+    """A process just forked; ``close`` ends it.
+
+    Args:
+        live: what the process does, with its end of the socket and the process id of its parent.
+
+    Attributes:
+        pid: its process id; -1 when it is gone.
+
+    Raises:
+        OSError: no process, or no socket, for it.
+    """
+
+    def __init__(self, live: Callable[[socket.socket, int], NoReturn]) -> None:
+        self.pid = self._sequence = 0
+        self._socket, socket_of_child = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        parent = os.getpid()
+        with socket_of_child:
+            try:
+                with signals.held():
+                    self.pid = os.fork()
+                    if self.pid == 0:
+                        live(socket_of_child, parent)
+            except BaseException:
+                self.close()
+                raise
+
+    def wait_until_booted(self, filled: Callable[[int], None]) -> int:
+        """Wait for its first answer, and return it; ``filled`` hears how many pages it has written meanwhile.
+
+        Raises:
+            MachineError: it died or failed.
+            HostError: it failed, and the host is to blame.
+        """
+        return self._answer(None, filled)
+
+    def ask(self, command: bytes, number: int, seconds: float | None = None) -> int:
+        """Send a command and return how many steps are done when it is answered.
+
+        Args:
+            command: GO or HALT.
+            number: of steps.
+            seconds: how long it may take; None for as long as it takes.
+
+        Raises:
+            MachineError: it died or failed, or does not answer in time.
+            HostError: it failed, and the host is to blame.
+        """
+        self._send(command, number)
+        return self._answer(seconds, lambda _: None)
+
+    def ask_for_userfaultfd(self) -> tuple[int, int]:
+        """A descriptor of a userfaultfd of the process, and the address of its RAM there.
+
+        Raises:
+            MachineError: it died, or does not answer in time.
+            HostError: it cannot have one.
+        """
+        self._send(child.WATCH, 0)
+        while True:
+            message, descriptors = self._receive(ANSWER_SECONDS)
+            _, sequence, address = child.ANSWER.unpack(message)
+            for fd in descriptors:
+                os.set_inheritable(fd, False)
+                if sequence == self._sequence:
+                    return fd, address
+                os.close(fd)  # of a question that was interrupted before it was answered
+
+    def close(self) -> None:
+        """End the process; more than once does no harm."""
+        if self.pid > 0:
+            forked.kill(self.pid)
+            forked.reap(self.pid)
+            self.pid = -1
+        self._socket.close()
+
+    def _send(self, command: bytes, number: int) -> None:
+        if self.pid <= 0:
+            raise MachineError("the guest's process is gone")
+        self._sequence += 1
+        try:
+            self._socket.send(child.COMMAND.pack(command, self._sequence, number))
+        except OSError:
+            raise MachineError(self._death()) from None
+
+    def _answer(self, seconds: float | None, filled: Callable[[int], None]) -> int:
+        while True:
+            message, descriptors = self._receive(seconds)
+            for fd in descriptors:  # of a userfaultfd that was not waited for
+                os.close(fd)
+            kind, sequence, number = child.ANSWER.unpack(message)
+            if kind == child.FILLED:
+                filled(int(number))
+            elif sequence == self._sequence:  # an older answer was interrupted before it was read
+                return int(number)
+
+    def _receive(self, seconds: float | None) -> tuple[bytes, list[int]]:
+        """The next answer, and the descriptors that came with it."""
+        self._socket.settimeout(seconds)
+        try:
+            message, descriptors, _, _ = socket.recv_fds(self._socket, child.MESSAGE_BYTES, 1)
+        except TimeoutError:
+            raise MachineError(f"guest process {self.pid} did not answer within {seconds:g} s") from None
+        except OSError:
+            message = b""
+        if not message:
+            raise MachineError(self._death())
+        if message[:1] in (child.FAILED, child.HOST_FAILED):
+            raise self._failure(message)
+        return message, descriptors
+
+    def _failure(self, message: bytes) -> FixedRamError:
+        """What the guest says of its end."""
+        kind, number = child.FAILURE.unpack_from(message)
+        text = f"guest process {self.pid} failed: {message[child.FAILURE.size :].decode('utf-8', 'replace')}"
+        if kind == child.FAILED:
+            return MachineError(text)
+        error = HostError(text)
+        error.errno = number
+        return error
+
+    def _death(self) -> str:
+        """What became of a process that has closed its end of the socket, which only its end does."""
+        pid, self.pid = self.pid, -1
+        return f"guest process {pid} {forked.reap(pid)}"

@@ -1,0 +1,157 @@
+"""RunState: a guest's run state while its QEMU is saved: whether it runs, stopped, looked after, and given back.
+
+::
+
+    us -- stop, cont --> QEMU
+    guardian -- cont, on the same connection, if we die in between --> QEMU
+
+What others do to the guest meanwhile is found out before it goes on (``instant.py``).
+"""
+
+from __future__ import annotations
+
+import os
+import select
+from contextlib import ExitStack
+
+from parallel_fixedram.core.errors import MachineError
+from parallel_fixedram.format.globalstate import RUNNING
+from parallel_fixedram.host.processes.guardian import Guardian
+from parallel_fixedram.machines.qemu import discovery
+from parallel_fixedram.machines.qemu.events import Events
+from parallel_fixedram.machines.qemu.instant import HARMLESS, Held, look_back
+from parallel_fixedram.machines.qemu.monitor import Monitor
+
+_CONTINUE = b'\xff\n{"execute": "cont", "id": "guardian"}\n'
+"""0xff makes QEMU forget a command of which we may have sent only a half (QEMU docs/interop/qmp-spec.rst)."""
+
+
+class RunState:
+    """What ``stop`` and ``cont`` change; nothing is changed by making one.
+
+    Args:
+        monitor: of the QEMU.
+
+    Raises:
+        HostError: there is no process to be had for the guardian.
+    """
+
+    def __init__(self, monitor: Monitor) -> None:
+        self._monitor = monitor
+        self._runs = self._stopped = self._held = False
+        self._ran_as = RUNNING
+        self._events: Events | None = None
+        self._stack = ExitStack()
+        self._guardian = Guardian(self._go_on, [monitor.sock.fileno()])
+        self._guardian.__enter__()
+
+    def now(self) -> str:
+        """What QEMU says."""
+        return discovery.run_state(self._monitor)
+
+    def is_running(self) -> bool:
+        """Ask QEMU whether the guest runs."""
+        return self.now() in discovery.RUNNING
+
+    def ran(self) -> bool:
+        """Whether it ran when ``get_ready`` was called."""
+        return self._runs
+
+    def to_save(self) -> str:
+        """What the file shall say that the guest was doing: what it did before ``pause`` stopped it."""
+        return self._ran_as if self._stopped else self.now()
+
+    def get_ready(self) -> None:
+        """Ask whether the guest runs, and listen to what happens to it."""
+        if self._events is None:
+            self._events = self._stack.enter_context(self._monitor.listen(ignored=HARMLESS))
+        status = self.now()
+        self._runs = status in discovery.RUNNING
+        self._ran_as = status if self._runs else RUNNING
+        self._events.clear()
+
+    def pause(self) -> bool:
+        """Stop the guest; from then on the guardian watches. Returns whether this stopped it.
+
+        QEMU tells that by an event: somebody else may have started or stopped it since ``get_ready``. To a guest that
+        stands still, ``stop`` does nothing (QEMU system/cpus.c, do_vm_stop).
+        """
+        assert self._events is not None, "get_ready() comes first"
+        self._events.clear()  # a stop that was reported already is somebody else's
+        self._held = True
+        if self._runs:
+            self._guardian.arm()
+            self._stopped = True
+        self._monitor.execute("stop")
+        self._stopped = any(event["event"] == "STOP" for event in self._events.take()[0])
+        if self._stopped:
+            self._guardian.arm()
+        else:
+            self._guardian.disarm()
+        return self._stopped
+
+    def resume(self) -> str | None:
+        """Let the guest go on if ``pause`` stopped it, and nobody else did anything about that (Machine.resume).
+
+        Raises:
+            MachineError: QEMU refuses, does not answer, or has ended: then what was read was not its memory. Or the
+                guest has come to its end, and stays as it is.
+        """
+        if not self._held:
+            return None
+        try:
+            held = self._look_back()
+        except MachineError:
+            self._go_on_if(self._stopped)
+            raise
+        self._go_on_if(held.ours)
+        if held.over:
+            raise MachineError(f"{self._monitor.name!r}: {held.torn} while it was saved, and was left as it is")
+        return held.torn or None
+
+    def close(self) -> None:
+        """Stop listening; a guardian that has nothing to look after ends."""
+        if not self._stopped:
+            self._guardian.close()
+        self._stack.close()
+
+    def let_go(self) -> None:
+        """Once the connection is ours no more: where the guest could not be told to go on, the guardian tells it.
+
+        It has the connection for itself then, and is the last hope.
+        """
+        self._guardian.let_go()
+
+    def _look_back(self) -> Held:
+        """What became of the guest since ``pause``."""
+        assert self._events is not None, "get_ready() comes first"
+        status = self.now()
+        events, complete = self._events.take()
+        return look_back(events, status, ours=self._stopped, complete=complete)
+
+    def _go_on_if(self, ours: bool) -> None:
+        """End the time in which the guest is held; it goes on if it stands still because of us."""
+        if ours:
+            self._monitor.execute("cont")
+        self._stopped = self._held = False
+        self._guardian.disarm()
+
+    def _go_on(self) -> None:
+        """Runs in the guardian: the connection is the one thing that is left of us.
+
+        However long QEMU hangs: of a connection that is closed it reads nothing more, not even what was sent before.
+        """
+        fd = self._monitor.sock.fileno()
+        request, answer = memoryview(_CONTINUE), b""
+        poll = select.poll()
+        while b'"guardian"' not in answer:
+            poll.register(fd, select.POLLIN | (select.POLLOUT if request else 0))
+            for _, events in poll.poll():
+                if request and events & select.POLLOUT:
+                    request = request[os.write(fd, request) :]
+                elif events & select.POLLIN:
+                    if not (data := os.read(fd, 1 << 16)):
+                        return
+                    answer = answer[-64:] + data
+                if events & (select.POLLHUP | select.POLLERR):
+                    return

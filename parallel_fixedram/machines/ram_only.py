@@ -1,0 +1,27 @@
+"""RamOnly: what a Machine answers that has neither processors of QEMU's, disks nor devices, and keeps its blocks."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+
+class RamOnly:
+    """A part of a Machine; what is asked of its RAM it leaves to the other part."""
+
+    target = ""
+    """None of QEMU's (Machine.target)."""
+
+    def get_ready(self) -> None:
+        """There is nothing to do (Machine.get_ready)."""
+
+    def sync_disks(self) -> Sequence[str]:
+        """There are no disks (Machine.sync_disks)."""
+        return ()
+
+    def look_again(self) -> bool:
+        """The blocks stay what they were (Machine.look_again)."""
+        return False
+
+    def device_state(self) -> bytes:
+        """There are no devices (Machine.device_state)."""
+        return b""
