@@ -11,7 +11,7 @@ from parallel_fixedram.cli import common, options, output, sources
 from parallel_fixedram.cli.folding import print_folded, print_named, print_table
 from parallel_fixedram.cli.progress import shown
 from parallel_fixedram.core.errors import RequestError
-from parallel_fixedram.core.reports.try_capture import ENOUGH
+from parallel_fixedram.core.save_options import TRIAL_SNAPSHOTS
 from parallel_fixedram.core.units import format_count, format_size
 
 if TYPE_CHECKING:
@@ -43,14 +43,16 @@ def register(subparsers: common.Subparsers[Any]) -> None:
         about="Save the guest of a running QEMU with --capture snapshot several times. Each time all of its RAM is\n"
         "copied while it is stopped, and the file is compared with the copy, page by page, and thrown away. The guest\n"
         "is stopped for as long as a copy takes, and a copy needs as much memory as the guest has data.\n\n"
-        f"The result of {ENOUGH} snapshots or more is remembered for this host, kernel and QEMU: --capture auto takes\n"
+        f"The result of {TRIAL_SNAPSHOTS} snapshots or more is remembered for this host, kernel and QEMU: --capture auto takes\n"
         "snapshots of guests under KVM only if it was good, and of no guest at all if a page was wrong.\n\n"
         "Exit code 1: a page was wrong, or a snapshot failed.",
         examples=_EXAMPLES,
     )
     parser.usage = "%(prog)s --qmp SOCKET [options]"
     sources.add_qmp_options(parser)
-    parser.add_argument("--count", type=int, default=ENOUGH, metavar="N", help=f"how many (default {ENOUGH})")
+    parser.add_argument(
+        "--count", type=int, default=TRIAL_SNAPSHOTS, metavar="N", help=f"how many (default {TRIAL_SNAPSHOTS})"
+    )
     parser.add_argument("--folder", metavar="DIR", help="where the files go (default: where temporary files do)")
     options.add_snapshot_options(parser.add_argument_group("snapshots"))
     options.add_gate_options(parser)
@@ -105,7 +107,7 @@ def _spread(seconds: Sequence[float]) -> tuple[str, str]:
 
 def _verdict(report: TryCaptureReport) -> str:
     if report.remembered is None:
-        kept = f"not remembered, {ENOUGH} without a fault are" if report.passed else "not remembered"
+        kept = f"not remembered, {TRIAL_SNAPSHOTS} without a fault are" if report.passed else "not remembered"
     else:
         kept = "remembered for this host" if report.remembered else "not remembered: the cache folder cannot be written"
     return f"{'passed' if report.passed else 'failed'}; {kept}"

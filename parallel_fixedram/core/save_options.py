@@ -34,6 +34,9 @@ MAX_ROUNDS = 16
 MAX_STALL_SECONDS = 1.0
 """How long a write of a guest may have to wait while a snapshot is taken."""
 
+TRIAL_SNAPSHOTS = 20
+"""Snapshots without a fault that show that they work on a host."""
+
 CAPTURE_MEMORY = 256 << 20
 """Bytes of copies that may wait to be written while a snapshot is taken."""
 

@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING
 from parallel_fixedram.core.errors import InstantDiffers, MachineError, RequestError, SnapshotFailed
 from parallel_fixedram.core.observer import SILENT, Observer
 from parallel_fixedram.core.reports.save import FaultSeconds, SaveReport
-from parallel_fixedram.core.reports.try_capture import ENOUGH, TriedSnapshot, TryCaptureReport
-from parallel_fixedram.core.save_options import CaptureMode, Capturing, Durability, Gate, Publishing
+from parallel_fixedram.core.reports.try_capture import TriedSnapshot, TryCaptureReport
+from parallel_fixedram.core.save_options import TRIAL_SNAPSHOTS, CaptureMode, Capturing, Durability, Gate, Publishing
 from parallel_fixedram.verbs.save import save
 from parallel_fixedram.verbs.temporary import temporary_folder
 
@@ -39,7 +39,7 @@ NOTHING = TriedSnapshot(
 def try_capture(
     machine: Callable[[], QemuMachine],
     *,
-    count: int = ENOUGH,
+    count: int = TRIAL_SNAPSHOTS,
     folder: str | None = None,
     gate: Gate | None = None,
     capture: Capturing | None = None,
@@ -85,7 +85,7 @@ def _report(tried: Sequence[TriedSnapshot], setting: Setting, name: str, ram: in
     """What they show, which is remembered if it is enough."""
     wrong, given_up = sum(each.wrong_pages for each in tried), sum(bool(each.given_up) for each in tried)
     passed = not wrong and not given_up
-    shows = wrong or (passed and len(tried) >= ENOUGH)
+    shows = wrong or (passed and len(tried) >= TRIAL_SNAPSHOTS)
     return TryCaptureReport(
         machine=name,
         ram=ram,

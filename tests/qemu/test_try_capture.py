@@ -27,7 +27,7 @@ def needed() -> None:
 @pytest.fixture(autouse=True)
 def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    monkeypatch.setattr(importlib.import_module("parallel_fixedram.verbs.try_capture"), "ENOUGH", 2)
+    monkeypatch.setattr(importlib.import_module("parallel_fixedram.verbs.try_capture"), "TRIAL_SNAPSHOTS", 2)
     return tmp_path / "cache" / "parallel-fixedram" / "snapshots.json"
 
 

@@ -7,9 +7,6 @@ from typing import ClassVar
 
 from parallel_fixedram.core.reports.save import FaultSeconds
 
-ENOUGH = 20
-"""Snapshots without a fault that show something."""
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TriedSnapshot:
