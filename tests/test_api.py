@@ -94,6 +94,7 @@ def test_every_error_says_in_its_exit_code_who_has_to_act():
         assert error.exit_code == code
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "statement",
     [
@@ -276,6 +277,7 @@ def four_pay(monkeypatch):
 CAPABILITIES = {"fixed-ram": {"fixed-ram": True}, "qemu-10.0": {"mapped-ram": True}, "qemu-11.1": {"mapped-ram": True}}
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("four_pay")
 @pytest.mark.parametrize(
     ("options", "channels", "why"),
@@ -359,6 +361,7 @@ def test_a_plan_is_what_the_save_then_does_and_touches_neither_folder_nor_guest(
     assert parallel_fixedram.from_json(parallel_fixedram.PlanReport, parallel_fixedram.to_json(planned)) == planned
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("nothing_known")
 def test_a_plan_that_measures_leaves_what_it_learned_to_the_save(tmp_path):
     with parallel_fixedram.open_guest("dense,size=1MiB") as guest:
