@@ -16,6 +16,7 @@ files = $(wildcard $(patsubst %,tests/%.py,$(1)))
 PART_faults := tests/faults
 PART_machines := $(call files,qemu/test_machines qemu/test_targets qemu/test_other_targets qemu/test_run_state)
 PART_boot := $(call files,qemu/test_boot_* qemu/test_command_line qemu/test_load qemu/test_verify_load)
+PART_captures := $(call files,qemu/test_qmp_save qemu/test_save qemu/test_snapshot* qemu/test_try_capture)
 PART_clones := $(call files,qemu/test_clone* qemu/test_guests* qemu/test_restore)
 PART_kill := $(call files,qemu/test_kill* qemu/test_disks qemu/test_damage)
 PART_drawing := $(call files,experiments/test_pictures experiments/test_report)
@@ -30,10 +31,10 @@ PART_host := tests/host
 PART_api := tests/machines tests/test_api.py
 PART_format := tests/core tests/format
 ROOMS := snapshots saving reading host api format
-NAMED := faults machines boot clones kill drawing experiments command cli wire $(ROOMS)
+NAMED := faults machines captures boot clones kill drawing experiments command cli wire $(ROOMS)
 TESTS := $(wildcard tests/test_*.py tests/*/test_*.py tests/*/*/test_*.py)
 PART_others := $(filter-out $(foreach part,$(NAMED),$(PART_$(part)) $(PART_$(part):%=%/%)),$(TESTS))
-PARTS := faults machines others $(filter-out faults machines,$(NAMED))
+PARTS := $(NAMED) others
 in_parts = $(MAKE) --no-print-directory --keep-going --output-sync=target --jobs=$$(($$(nproc) + 1)) $(1:%=part-%) OPTIONS='$(2)'
 
 # What was compiled, and rewritten for pytest, stays so for the next process.
