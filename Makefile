@@ -11,7 +11,7 @@ VERSIONED := tests/core/test_capabilities.py $(filter-out $(OURS:%=tests/qemu/te
 
 # A part is one process of pytest, and parts run side by side, one more than there are processors, because many tests wait
 # for a disk or for a QEMU. What a test forks is a copy of its process: that is why it collects no more than it runs. Those
-# that take longest come first; what is in no other part is in the last.
+# that take longest come first; what no other part names is in `others`.
 files = $(wildcard $(patsubst %,tests/%.py,$(1)))
 PART_faults := tests/faults
 PART_machines := $(call files,qemu/test_machines qemu/test_targets qemu/test_other_targets qemu/test_run_state)
@@ -34,7 +34,7 @@ ROOMS := snapshots saving reading host api format
 NAMED := faults machines captures boot clones kill drawing experiments command cli wire $(ROOMS)
 TESTS := $(wildcard tests/test_*.py tests/*/test_*.py tests/*/*/test_*.py)
 PART_others := $(filter-out $(foreach part,$(NAMED),$(PART_$(part)) $(PART_$(part):%=%/%)),$(TESTS))
-PARTS := $(NAMED) others
+PARTS := faults machines captures others $(filter-out faults machines captures,$(NAMED))
 in_parts = $(MAKE) --no-print-directory --keep-going --output-sync=target --jobs=$$(($$(nproc) + 1)) $(1:%=part-%) OPTIONS='$(2)'
 
 # What was compiled, and rewritten for pytest, stays so for the next process.
