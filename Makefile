@@ -9,19 +9,38 @@ SHOWN := $(shell grep -o 'pictures/[a-z0-9-]*\.png' docs/experiments.md | sed 's
 OURS := boot_signals guests kill others swap reach disks damage
 VERSIONED := tests/core/test_capabilities.py $(filter-out $(OURS:%=tests/qemu/test_%.py),$(wildcard tests/qemu/test_*.py))
 
-# A fork copies the page tables of all that was collected, so tests that fork much are not collected with all others.
-FORKING := tests/host tests/machines tests/engine tests/wire
-OUTSIDE := tests/faults tests/qemu
-OTHERS := $(filter-out $(FORKING) $(OUTSIDE) tests/support tests/__pycache__,$(patsubst %/,%,$(wildcard tests/*/)) $(wildcard tests/test_*.py))
-ALL := "$(FORKING)" "$(OUTSIDE)" "$(OTHERS)"
-FAST := "tests/host tests/machines tests/engine" "tests/core tests/format tests/test_api.py"
-each_part = failed=0; for part in $(1); do \
-	$(BIN)/python -m pytest -q -n auto --dist worksteal $(2) $$part || failed=1; done; exit $$failed
+# A part is one process of pytest, and parts run side by side, one more than there are processors, because many tests wait
+# for a disk or for a QEMU. What a test forks is a copy of its process: that is why it collects no more than it runs. Those
+# that take longest come first; what no other part names is in `others`.
+files = $(wildcard $(patsubst %,tests/%.py,$(1)))
+PART_faults := tests/faults
+PART_machines := $(call files,qemu/test_machines qemu/test_targets qemu/test_other_targets qemu/test_run_state)
+PART_boot := $(call files,qemu/test_boot_* qemu/test_command_line qemu/test_load qemu/test_verify_load)
+PART_captures := $(call files,qemu/test_qmp_save qemu/test_save qemu/test_snapshot* qemu/test_try_capture)
+PART_clones := $(call files,qemu/test_clone* qemu/test_guests* qemu/test_restore)
+PART_kill := $(call files,qemu/test_kill* qemu/test_disks qemu/test_damage)
+PART_drawing := $(call files,experiments/test_pictures experiments/test_report)
+PART_experiments := $(filter-out $(PART_drawing),$(wildcard tests/experiments/test_*.py))
+PART_command := $(call files,cli/test_signals cli/test_round_trips cli/test_demo cli/test_imports)
+PART_cli := $(filter-out $(PART_command),$(wildcard tests/cli/test_*.py))
+PART_wire := tests/wire
+PART_snapshots := $(call files,engine/snapshot/test_* engine/test_write_protect engine/test_torn engine/test_rounds)
+PART_reading := $(call files,$(addprefix engine/test_,restore verify diff clone_stream add_trailer read_ahead))
+PART_saving := $(filter-out $(PART_snapshots) $(PART_reading),$(wildcard tests/engine/test_*.py))
+PART_host := tests/host
+PART_api := tests/machines tests/test_api.py
+PART_format := tests/core tests/format
+ROOMS := snapshots saving reading host api format
+NAMED := faults machines captures boot clones kill drawing experiments command cli wire $(ROOMS)
+TESTS := $(wildcard tests/test_*.py tests/*/test_*.py tests/*/*/test_*.py)
+PART_others := $(filter-out $(foreach part,$(NAMED),$(PART_$(part)) $(PART_$(part):%=%/%)),$(TESTS))
+PARTS := faults machines captures others $(filter-out faults machines captures,$(NAMED))
+in_parts = $(MAKE) --no-print-directory --keep-going --output-sync=target --jobs=$$(($$(nproc) + 1)) $(1:%=part-%) OPTIONS='$(2)'
 
 # What was compiled, and rewritten for pytest, stays so for the next process.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: help demo test test-fast test-qemu soak check format bench bench-pictures bench-host bench-prediction bench-micro clean
+.PHONY: $(PARTS:%=part-%) help demo test test-fast test-qemu soak check format bench bench-pictures bench-host bench-prediction bench-micro clean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -44,16 +63,19 @@ demo: .venv/run.stamp ## run the main job on the built-in guest
 	@$(BIN)/python -m parallel_fixedram demo
 
 test: .venv/test.stamp ## run every test this machine can run
-	@$(call each_part,$(ALL))
+	@$(call in_parts,$(PARTS))
 
 test-fast: .venv/test.stamp ## run the tests of the package's rooms: no QEMU, no faults, no command, few examples of each
-	@$(call each_part,$(FAST),--hypothesis-profile=quick -m 'not slow and not qemu')
+	@$(call in_parts,$(ROOMS),--hypothesis-profile=quick -m "not slow and not qemu")
+
+$(PARTS:%=part-%): part-%:
+	@$(BIN)/python -m pytest -q $(OPTIONS) $(PART_$*)
 
 test-qemu: .venv/test.stamp ## run the tests whose subject is what a QEMU does, with the first QEMU in PATH
 	@$(BIN)/python -m pytest -q -n auto --dist worksteal $(VERSIONED)
 
 soak: .venv/test.stamp ## run every test with many more examples, and every fault at every place
-	@$(call each_part,$(ALL),--hypothesis-profile=soak --timeout 3600)
+	@$(call in_parts,$(PARTS),--hypothesis-profile=soak --timeout 3600)
 
 check: .venv/check.stamp ## lint, format check, types, layers
 	$(BIN)/ruff check .

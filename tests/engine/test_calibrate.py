@@ -61,6 +61,7 @@ def measured(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     return asked
 
 
+@pytest.mark.slow
 def test_it_is_really_measured_and_leaves_nothing_behind(folder: Path) -> None:
     before = folder.stat().st_mtime_ns
     found = device_model(str(folder), ENOUGH)
@@ -236,6 +237,7 @@ def test_an_error_of_a_worker_is_assumed_about(folder: Path, monkeypatch: pytest
     assert device_model(str(folder), ENOUGH) is ASSUMED
 
 
+@pytest.mark.slow
 def test_where_direct_io_is_refused_only_the_page_cache_is_measured(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -299,6 +301,7 @@ def test_a_device_that_is_quicker_with_much_than_with_little_has_no_cost_below_n
     assert min(found.flush.call, found.direct_sync, found.stable.call, found.buffered_sync) >= 0
 
 
+@pytest.mark.slow
 def test_a_trial_is_made_once_however_many_figures_follow_from_it(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -367,12 +370,14 @@ def test_a_trial_writes_what_its_pattern_says_and_where_a_save_copies_pages_it_d
     assert (pages.ctypes.data in written_from) != staged
 
 
+@pytest.mark.slow
 def test_half_a_gigabyte_is_room_enough(tmp_path: Path) -> None:
     """However fast the device is, and so often everything is written."""
     with tmpfs(tmp_path / "memory", "size=512m") as memory:
         assert device_model(str(memory), ENOUGH).source == "measured"
 
 
+@pytest.mark.slow
 def test_nothing_is_reserved_where_files_are_memory(tmp_path: Path) -> None:
     with tmpfs(tmp_path / "memory", "size=1g") as memory:
         assert calibrate.measure(str(memory)).reserve == 0.0

@@ -82,6 +82,7 @@ def test_blocks_are_matched_by_name_not_by_place(files: Files) -> None:
     assert files.diff({"one": "AB", "two": "CD"}, {"two": "CD", "one": "AB"}).equal
 
 
+@pytest.mark.slow
 def test_every_range_is_named(files: Files) -> None:
     report = files.diff({"ram": "AB" * 5000}, {"ram": "AX" * 5000})
     assert [each.first_page for each in report.differences] == list(range(1, 10000, 2))

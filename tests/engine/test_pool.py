@@ -252,6 +252,7 @@ def test_a_worker_that_stalls_while_it_opens_its_jobs_is_killed(counter: Callabl
     assert set(job.done.tolist()) == {1}
 
 
+@pytest.mark.slow
 def test_a_worker_that_maps_memory_for_long_while_it_opens_its_jobs_is_not_stalled() -> None:
     def map_slowly() -> None:
         seconds, length = 1.5, 64 << 20

@@ -261,6 +261,7 @@ def test_the_file_is_ram_as_it_was_when_it_was_paused_whatever_the_guest_does(
         assert verify(image).ok
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("workload", some_of(["hot", "sweep", "dense", "random"], 2))
 def test_a_guest_that_really_runs_is_saved_as_it_was_when_it_was_paused(target: str, workload: str) -> None:
     with GuestProcess(GuestSpec.parse(f"{workload},size=16MiB,fraction=0.5,rate=200MiB,seed=4")) as guest:

@@ -194,6 +194,7 @@ def test_progress_goes_up_to_the_total(target: str, running: bool) -> None:
         assert steps[-1] == (3000 * PAGE, 3000 * PAGE)
 
 
+@pytest.mark.slow
 def test_no_worker_writes_what_another_one_writes(
     target: str, through: Callable[[Callable[[FileChannel], Channel]], None]
 ) -> None:
@@ -643,6 +644,7 @@ def test_scattered_pages_take_the_space_of_what_is_there(tmp_path: Path, direct_
     assert allocated_bytes(str(tmp_path / "FILE")) < 16384 // 250 * 4 * PAGE + 100 * PAGE
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("device", "direct", "gap", "most"),
     [

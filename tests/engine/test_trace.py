@@ -44,6 +44,7 @@ def check_times(shards: list[ShardTrace], report: SaveReport) -> None:
         assert max(before) <= min(after)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("direct_io", [DirectIO.ON, DirectIO.OFF])
 @pytest.mark.parametrize("running", [False, True])
 def test_every_page_with_data_is_in_exactly_one_shard(target: str, direct_io: DirectIO, running: bool) -> None:
@@ -78,6 +79,7 @@ def test_bytes_places_and_workers_are_those_of_the_report(target: str) -> None:
     assert Path(target).stat().st_size >= max(shard.offset + shard.bytes for shard in shards)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("wanted", "fewest"), [(64, 100), (300, 20), (10**6, 3)])
 def test_shards_are_about_as_large_as_asked_for(target: str, wanted: int, fewest: int) -> None:
     with ScriptedGuest(PICTURES, running=False) as guest:

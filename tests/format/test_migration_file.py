@@ -252,10 +252,14 @@ def test_a_body_that_looks_like_its_footer_does_not_end_the_section():
     assert read(made).devices[0].length == 1 + 4 + 4 + 8 + len(body) + 5
 
 
-@pytest.mark.parametrize("length", [*range(4070, 4100), *range(65_500, 65_560), *range((1 << 20) - 40, (1 << 20) + 10)])
-def test_a_footer_is_found_wherever_it_lies_in_what_is_read_ahead(length):
-    made = stream(BIOS, devices=(Section(name="a", body=b"~\0\0\0" * (length // 4) + b"~" * (length % 4)), *DEVICES))
-    assert [each.name for each in read(made).devices] == ["a", "timer", "cpu"]
+@pytest.mark.parametrize(
+    "lengths", [range(4070, 4100), range(65_500, 65_560), range((1 << 20) - 40, (1 << 20) + 10)], ids=repr
+)
+def test_a_footer_is_found_wherever_it_lies_in_what_is_read_ahead(lengths):
+    for length in lengths:
+        body = b"~\0\0\0" * (length // 4) + b"~" * (length % 4)
+        made = stream(BIOS, devices=(Section(name="a", body=body), *DEVICES))
+        assert [each.name for each in read(made).devices] == ["a", "timer", "cpu"], length
 
 
 @pytest.mark.parametrize(

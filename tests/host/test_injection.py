@@ -171,6 +171,7 @@ class TestSignals:
                 if not reached():
                     break
 
+    @pytest.mark.slow
     def test_an_alarm_every_third_of_a_millisecond_changes_nothing(self) -> None:
         def alarms() -> None:
             handles(signal.SIGALRM)()

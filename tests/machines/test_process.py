@@ -191,6 +191,7 @@ def test_a_guest_within_its_rate_does_all_its_steps() -> None:
         assert guest.run(10) == 10
 
 
+@pytest.mark.slow
 def test_a_live_copy_driven_by_the_dirty_log_loses_no_update() -> None:
     with booted("hot,size=4MiB,seed=3") as guest:
         ram = ram_of(guest)

@@ -154,11 +154,11 @@ def test_a_seed_means_the_same_ram_in_every_version(workload: Workload, checksum
     assert zlib.crc32(render(guest(workload, 300, seed=7), 2).tobytes()) == checksum
 
 
-@pytest.mark.parametrize("size", [*range(1, 70), 255, 256, 257, 1000, 65_537])
-def test_scattering_is_one_to_one(size: int) -> None:
-    key = mix(np.array([size], np.uint64))
-    places = scatter(np.arange(size, dtype=np.uint64), size, key)
-    assert np.array_equal(np.sort(places), np.arange(size))
+def test_scattering_is_one_to_one() -> None:
+    for size in (*range(1, 70), 255, 256, 257, 1000, 65_537):
+        key = mix(np.array([size], np.uint64))
+        places = scatter(np.arange(size, dtype=np.uint64), size, key)
+        assert np.array_equal(np.sort(places), np.arange(size)), size
 
 
 def test_scattering_depends_on_the_key() -> None:

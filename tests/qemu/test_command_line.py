@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import re
 import subprocess
+from itertools import cycle, product
 from pathlib import Path
 
 import pytest
+from support.examples import unless_thorough
 from support.qemu import QemuProcess
 
 from parallel_fixedram.boot.command_line import CommandLine, MemoryFile
@@ -82,8 +84,9 @@ def lay_out(path: Path, lengths: dict[str, int], *, shared: bool) -> dict[str, M
     return files
 
 
-@pytest.mark.parametrize("shared", [False, True], ids=["clone", "shared"])
-@pytest.mark.parametrize("line", LINES)
+@pytest.mark.parametrize(
+    ("line", "shared"), unless_thorough(zip(LINES, cycle([False, True])), product(LINES, [False, True]))
+)
 def test_blocks_keep_names_and_lengths_and_are_in_the_file(line: str, shared: bool, tmp_path: Path) -> None:
     arguments = LINES[line]
     with RawQemu(*arguments) as before:

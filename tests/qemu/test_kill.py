@@ -323,7 +323,7 @@ class TestAtASystemCall:
     def test_a_worker_killed(self, guest: QemuProcess, tmp_path: Path) -> None:
         file = tmp_path / "vm.mr"
         died = 0
-        for at in range(0, 1000, 7 if thorough() else 23):
+        for at in range(0, 1000, 7 if thorough() else 61):
             run = self.saved(guest, file, at, lambda call, run: Kill([call.pid]) if call.by_worker else None)
             assert run.value == 0, run.stderr
             assert os.listdir(tmp_path) == [file.name]

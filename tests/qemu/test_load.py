@@ -5,16 +5,13 @@ from __future__ import annotations
 import shutil
 from collections.abc import Iterator
 from itertools import product
-from pathlib import Path
 from typing import Any
 
 import pytest
 from support.command import report
 from support.examples import unless_thorough
-from support.qemu import QemuProcess, Ram
 from support.qemu_compose import compose
 from support.qemu_files import SavedGuest
-from support.qemu_linux import LinuxGuest
 from support.qemu_reader import read_stored
 
 MIB = 1 << 20
@@ -80,23 +77,3 @@ def test_our_file_is_verified_and_holds_what_qemus_own_holds(
     assert (mine.machine, mine.capabilities) == (theirs.machine, theirs.capabilities)
     for block, raw in ours.blocks.items():
         assert mine.blocks[block].contents() == raw.read_bytes()
-
-
-def test_a_linux_guest_goes_on_from_our_file(linux: LinuxGuest, tmp_path: Path) -> None:
-    args, ram = tuple(linux.args(size_mib=8)), Ram(256 * MIB, backend="file")
-    with QemuProcess(*args, ram=ram) as guest:
-        number = int(guest.wait_serial(r"tick (\d+) \w+\r")[1])
-        guest.stop()
-        guest.migrate(f"file:{tmp_path / 'qemus'}")
-        blocks = {}
-        for index, block in enumerate(guest.ramblocks()):
-            blocks[block.name] = tmp_path / str(index)
-            blocks[block.name].write_bytes(guest.read_block(block.name))
-        saved = SavedGuest(path=tmp_path / "qemus", blocks=blocks, args=args, ram=ram)
-        ours = compose(saved, tmp_path / "ours")
-    with ours.destination() as guest:
-        guest.load(ours.uri, *WAYS["direct-io"])
-        guest.cont()
-        tick = guest.wait_serial(r"tick (\d+) (\w+)\r")
-    assert int(tick[1]) > number  # not again from 1
-    assert tick[2] == linux.md5(8)

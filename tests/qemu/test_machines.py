@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import re
 import struct
 import subprocess
 from collections.abc import Iterator
@@ -17,7 +16,7 @@ from support.examples import unless_thorough
 from support.qemu import QemuProcess, Ram, boot_from
 from support.qemu_linux import LinuxGuest
 from support.qemu_reader import read_stored
-from support.qemu_saved import KNOWN_MIB, TICK, WAYS_TO_LOAD, contents, differences, in_turn, save, wait_tick
+from support.qemu_saved import KNOWN_MIB, WAYS_TO_LOAD, contents, differences, in_turn, save, wait_tick
 from support.sources import huge_file
 
 import parallel_fixedram
@@ -87,20 +86,29 @@ def test_a_linux_guest_with_devices_and_two_processors(linux: LinuxGuest, tmp_pa
         assert destination.complaints() == []
 
 
-def test_two_numa_nodes_one_of_them_shared(linux: LinuxGuest, tmp_path: Path) -> None:
+def mark(guest: QemuProcess, marker: bytes, *names: str) -> None:
+    """Write into these blocks, a MiB before their ends."""
+    with open(f"/proc/{guest.pid}/mem", "r+b", buffering=0) as memory:
+        for block in guest.ramblocks():
+            if block.name in names:
+                assert os.pwrite(memory.fileno(), marker, block.hva + block.used - MIB) == len(marker)
+
+
+def test_two_numa_nodes_one_of_them_shared(ticker: list[str], tmp_path: Path) -> None:
     path = tmp_path / "saved"
     nodes = (
-        *("-m", "256M", "-smp", "2"),
-        *("-object", "memory-backend-memfd,id=n0,size=128M,share=on", "-numa", "node,cpus=0,memdev=n0"),
-        *("-object", "memory-backend-ram,id=n1,size=128M", "-numa", "node,cpus=1,memdev=n1"),
+        *("-m", "128M", "-smp", "2"),
+        *("-object", "memory-backend-memfd,id=n0,size=64M,share=on", "-numa", "node,cpus=0,memdev=n0"),
+        *("-object", "memory-backend-ram,id=n1,size=64M", "-numa", "node,cpus=1,memdev=n1"),
     )
-    args = (*linux.args(size_mib=KNOWN_MIB, tick=0.1), *nodes)
+    args = (*ticker, *nodes)
     with QemuProcess(*args, ram=None) as source:
-        wait_tick(source)
+        source.wait_serial("C")
+        mark(source, b"the other node", "n1")
         save(source, path, *FOUR)
-        number = wait_tick(source)
+        assert in_turn(source.wait_serial("[A-Z]{3}")[0])
         source.stop()
-        number += len(re.findall(TICK, source.take_serial()))
+        letters = source.take_serial()
         saved = save(source, path, *FOUR, "--overwrite")
         assert {"n0", "n1"} <= {block["idstr"] for block in saved["blocks"] if block["data_pages"]}
         before = contents(source)
@@ -109,36 +117,30 @@ def test_two_numa_nodes_one_of_them_shared(linux: LinuxGuest, tmp_path: Path) ->
             destination.load(f"file:{path}", *WAYS_TO_LOAD[way])
             assert differences(before, contents(destination)) == {}
             destination.cont()
-            assert number < wait_tick(destination) <= number + 2
+            assert in_turn(letters + destination.wait_serial("[A-Z]{3}")[0])
 
 
 @pytest.mark.parametrize("machine", unless_thorough(["pc"], MACHINES))
-def test_memory_that_was_plugged_in(linux: LinuxGuest, tmp_path: Path, machine: str) -> None:
-    path, marker = tmp_path / "saved", b"plugged in" * 500
-    args = (*linux.args(size_mib=KNOWN_MIB, tick=0.1), "-m", "256M,slots=2,maxmem=1G")
+def test_memory_that_was_plugged_in(ticker: list[str], tmp_path: Path, machine: str) -> None:
+    path, marker, size = tmp_path / "saved", b"plugged in" * 500, 128 * MIB
+    args = (*ticker, "-m", "64M,slots=2,maxmem=1G")
     plugged = (
         *("-object", "memory-backend-ram,id=more,size=128M"),
         *("-object", "memory-backend-memfd,id=shared,size=128M,share=on"),
         *("-device", "pc-dimm,id=dimm0,memdev=more", "-device", "pc-dimm,id=dimm1,memdev=shared"),
     )
     with QemuProcess(*args, ram=None, machine=machine) as source:
-        wait_tick(source)
-        size = 128 * MIB
+        source.wait_serial("C")
         source.qmp("object-add", qom_type="memory-backend-ram", id="more", size=size)
         source.qmp("object-add", qom_type="memory-backend-memfd", id="shared", size=size, share=True)
         source.qmp("device_add", driver="pc-dimm", id="dimm0", memdev="more")
         source.qmp("device_add", driver="pc-dimm", id="dimm1", memdev="shared")
-        before = wait_tick(source)
-        places = {block.name: block.hva for block in source.ramblocks()}
-        with open(f"/proc/{source.pid}/mem", "r+b", buffering=0) as memory:
-            for name in ("more", "shared"):
-                os.pwrite(memory.fileno(), marker, places[name] + size - MIB)
+        mark(source, marker, "more", "shared")
         save(source, path, *FOUR)
-        source.take_serial()
-        after = wait_tick(source)
+        assert in_turn(source.wait_serial("[A-Z]{3}")[0])
     with QemuProcess(*args, *plugged, ram=None, machine=machine, incoming=True) as destination:
         destination.load(f"file:{path}", *WAYS_TO_LOAD["multifd 8"])
-        assert before < wait_tick(destination) <= after + 1
+        assert in_turn(destination.wait_serial("[A-Z]{3}")[0])
         for name in ("more", "shared"):
             assert destination.read_block(name)[size - MIB :].startswith(marker)
 

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator
 import pytest
 from support.captured_ram import Capture, Ram
 from support.channels import DeadlyChannel, FailingChannel
+from support.examples import some_of
 
 from parallel_fixedram.core.errors import FixedRamError, HostError, WorkerError
 from parallel_fixedram.core.protocols import Channel
@@ -73,7 +74,7 @@ def all_of_it(ram: Ram, capture: Capture) -> None:
 
 
 @pytest.mark.parametrize(("owner", "name", "phase"), STRIKES)
-@pytest.mark.parametrize("signum", [signal.SIGKILL, signal.SIGSTOP])
+@pytest.mark.parametrize("signum", some_of([signal.SIGKILL, signal.SIGSTOP], 2))
 def test_a_handler_that_dies_or_goes_deaf_costs_the_snapshot_unless_all_is_captured(
     ram: Ram, owner: type, name: str, phase: Phase, signum: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -241,7 +242,7 @@ REST: dict[str, Callable[[Capture], object]] = {
 
 
 @pytest.mark.parametrize("who", ["_handler", "_spill", "_watchdog"])
-@pytest.mark.parametrize("stage", REST)
+@pytest.mark.parametrize("stage", some_of(REST, 2))
 def test_a_process_that_is_killed_between_two_steps_costs_the_snapshot_alone(ram: Ram, who: str, stage: str) -> None:
     with Capture(ram) as capture:
         STAGES[stage](capture)

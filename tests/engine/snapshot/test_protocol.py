@@ -149,6 +149,7 @@ def test_in_every_order_of_a_fault_a_window_and_a_spilled_copy_the_file_has_the_
     assert in_every_order(guest, handler, worker, spill_writer) > 300
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("steps", range(1, 4))
 def test_a_worker_may_die_after_any_step(steps: int) -> None:
     assert in_every_order(guest, handler, lost_worker(steps), spill_writer) > 1000

@@ -7,6 +7,7 @@ import mmap
 import pytest
 from support.captured_ram import Capture, Ram, discard
 from support.channels import DeadlyChannel, LateChannel
+from support.examples import some_of
 from support.watched import PAGE, move, unmap, write
 
 from parallel_fixedram.core.bitmap import Bits, Runs
@@ -42,7 +43,7 @@ def test_a_snapshot_is_the_memory_at_one_instant(shared: bool) -> None:
 
 
 @KINDS
-@pytest.mark.parametrize("pages", [1, 15, 16, 17, 63, 64, 65])
+@pytest.mark.parametrize("pages", some_of([1, 15, 16, 17, 63, 64, 65], 3))
 def test_blocks_of_any_number_of_pages(pages: int, shared: bool) -> None:
     """All of it is written between T and the first look of a worker, so all of it is spilled."""
     with Ram(pages, 65, shared=shared) as ram:
@@ -126,6 +127,7 @@ def test_a_gap_with_a_page_in_it_that_was_dropped_is_not_written_along() -> None
             capture.finish()
 
 
+@pytest.mark.slow
 @KINDS
 def test_workers_that_die_on_the_way_cost_nothing(shared: bool) -> None:
     with Ram(2000, shared=shared) as ram:
