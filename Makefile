@@ -1,5 +1,7 @@
 # Everything runs in .venv, which is made and filled on first use and again when pyproject.toml changes.
 .DEFAULT_GOAL := help
+SHELL := /bin/bash
+.SHELLFLAGS := -o pipefail -c
 PYTHON ?= python3
 BIN := .venv/bin
 SCENARIOS := roofline channels gaps few scattered size cache growth prediction qemu pauses first load clone
@@ -35,7 +37,8 @@ NAMED := faults machines captures boot clones kill drawing experiments command c
 TESTS := $(wildcard tests/test_*.py tests/*/test_*.py tests/*/*/test_*.py)
 PART_others := $(filter-out $(foreach part,$(NAMED),$(PART_$(part)) $(PART_$(part):%=%/%)),$(TESTS))
 PARTS := faults machines captures others $(filter-out faults machines captures,$(NAMED))
-in_parts = $(MAKE) --no-print-directory --keep-going --output-sync=target --jobs=$$(($$(nproc) + 1)) $(1:%=part-%) OPTIONS='$(2)'
+in_parts = $(MAKE) --no-print-directory --keep-going --output-sync=target --jobs=$$(($$(nproc) + 1)) $(1:%=part-%) OPTIONS='$(2)' \
+	| awk -f tests/closing_line.awk
 
 # What was compiled, and rewritten for pytest, stays so for the next process.
 unexport PYTHONDONTWRITEBYTECODE

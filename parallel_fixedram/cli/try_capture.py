@@ -43,8 +43,8 @@ def register(subparsers: common.Subparsers[Any]) -> None:
         about="Save the guest of a running QEMU with --capture snapshot several times. Each time all of its RAM is\n"
         "copied while it is stopped, and the file is compared with the copy, page by page, and thrown away. The guest\n"
         "is stopped for as long as a copy takes, and a copy needs as much memory as the guest has data.\n\n"
-        f"The result of {TRIAL_SNAPSHOTS} snapshots or more is remembered for this host, kernel and QEMU: --capture auto takes\n"
-        "snapshots of guests under KVM only if it was good, and of no guest at all if a page was wrong.\n\n"
+        f"The result of {TRIAL_SNAPSHOTS} snapshots or more is remembered for this host, kernel and QEMU: --capture\n"
+        "auto takes snapshots of guests under KVM only if it was good, and of no guest if a page was wrong.\n\n"
         "Exit code 1: a page was wrong, or a snapshot failed.",
         examples=_EXAMPLES,
     )

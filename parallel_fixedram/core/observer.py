@@ -13,7 +13,10 @@ An observer of one's own overrides what it wants to hear::
 
 from __future__ import annotations
 
-from parallel_fixedram.core.reports.save import ShardTrace
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from parallel_fixedram.core.reports.save import ShardTrace
 
 
 class Observer:
