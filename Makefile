@@ -4,7 +4,7 @@ SHELL := /bin/bash
 .SHELLFLAGS := -o pipefail -c
 PYTHON ?= python3
 BIN := .venv/bin
-SCENARIOS := roofline channels gaps few scattered size cache growth prediction qemu pauses first load clone
+SCENARIOS := roofline channels gaps few scattered size cache growth prediction qemu pauses instants work first load clone
 RESULTS := $(wildcard $(SCENARIOS:%=bench/results/%.json))
 SHOWN := $(shell grep -o 'pictures/[a-z0-9-]*\.png' docs/experiments.md | sed 's|pictures/\(.*\)\.png|\1|')
 # Not of a QEMU but of us: signals, kills, and swap, which cost the most time; and what other tests of the same QEMU show.
@@ -38,7 +38,7 @@ TESTS := $(wildcard tests/test_*.py tests/*/test_*.py tests/*/*/test_*.py)
 PART_others := $(filter-out $(foreach part,$(NAMED),$(PART_$(part)) $(PART_$(part):%=%/%)),$(TESTS))
 PARTS := faults machines captures others $(filter-out faults machines captures,$(NAMED))
 in_parts = $(MAKE) --no-print-directory --keep-going --output-sync=target --jobs=$$(($$(nproc) + 1)) $(1:%=part-%) OPTIONS='$(2)' \
-	| awk -f tests/closing_line.awk
+	| $(BIN)/python tests/closing_line.py
 
 # What was compiled, and rewritten for pytest, stays so for the next process.
 unexport PYTHONDONTWRITEBYTECODE

@@ -453,5 +453,5 @@ def test_words_behind_bench_that_are_wrong_are_refused(tmp_path, monkeypatch):
     refused(call("bench", "nothing"), 2, "no scenario 'nothing'")
     refused(call("bench", "s.toml", "--folder", "nowhere"), 2, "'nowhere' is no folder")
     refused(call("bench", "s.toml", "--repeats", "0"), 2, "expected a whole number of 1 or more")
-    refused(call("bench", "s.toml", "s.toml"), 2, "one file for their results")
+    refused(call("bench", "s.toml", "s.toml"), 2, "one file for results")
     refused(call("bench", "s.toml", "--resume", "--overwrite"), 2, "either resume or overwrite")
