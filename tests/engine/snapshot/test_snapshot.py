@@ -179,7 +179,7 @@ def test_memory_lost_after_t_makes_it_void_and_the_guest_runs_on(how: str, share
                 ram.watched.call(discard, ram.fd, 100, 200)
             else:
                 ram.watched.call({"unmap": unmap, "move": move}[how], 128, 64)
-            with pytest.raises(HostError, match="void: memory of the guest was|cannot read memory of process"):
+            with pytest.raises(HostError, match=r"void: memory of the guest was|cannot read memory of process"):
                 capture.work_and_end()  # a worker may find it gone before the handler has heard of it
             assert str(capture.snapshot.cause()).startswith("the snapshot is void: memory of the guest was")
             ram.fill([0, 639], value=4)
