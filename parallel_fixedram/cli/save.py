@@ -174,13 +174,17 @@ def _print(report: SaveReport) -> None:
         )
     if seconds.pause:
         stop, ram, cont = (1000 * each for each in (seconds.stop, seconds.ram, seconds.cont))
+        copy = f"copy for the check {1000 * seconds.copy:.1f}, " if seconds.copy else ""
         state = f", device state {1000 * seconds.device_state:.1f} ms meanwhile" if seconds.device_state else ""
         print_named(
             "pause",
-            f"guest stopped for {1000 * seconds.pause:.1f} ms: stop {stop:.1f}, RAM {ram:.1f}, cont {cont:.1f}{state}",
+            f"guest stopped for {1000 * seconds.pause:.1f} ms: "
+            f"stop {stop:.1f}, RAM {ram:.1f}, {copy}cont {cont:.1f}{state}",
         )
     if (taken := report.snapshot) is not None:
         waited = format_count(taken.faults, "write")
         print_named(
             "waits", f"{waited} of the guest waited for a copy, {1000 * taken.fault_seconds.max:.1f} ms at most"
         )
+    if any(each.name == "check" for each in report.phases):
+        print_named("checked", "every page is what RAM held at that instant")

@@ -25,6 +25,7 @@ def save_report(
 ) -> SaveReport:
     """What happened."""
     choice, layout = task.choice, task.layout
+    checking = pause.copy_seconds + sum(each.seconds for each in account.phases if each.name == "check")
     write_seconds = run.rounds[-1].seconds if snapshot else pause.ram_seconds
     return SaveReport(
         file=path,
@@ -43,7 +44,7 @@ def save_report(
             allocated=published.allocated,
             cached=published.cached,
         ),
-        choice=decision.report(write_seconds, account.seconds - account.started("reserve")),
+        choice=decision.report(write_seconds, account.seconds - account.started("reserve") - checking),
         workers=tuple(
             WorkerReport(shards=each.shards, written_pages=each.tally.written_pages, seconds=each.seconds)
             for each in run.workers

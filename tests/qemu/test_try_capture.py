@@ -105,3 +105,11 @@ def test_what_cannot_be_tried_is_refused(ticker: list[str], tmp_path: Path) -> N
         refused(call(VERB, "--qmp", guest.monitor_path, "--folder", tmp_path / "none"), 2, "cannot make a folder in")
         guest.stop()
         refused(call(VERB, "--qmp", guest.monitor_path), 4, "the guest stands still")
+
+
+def test_a_save_can_be_held_against_its_instant(ticker: list[str], tmp_path: Path) -> None:
+    with QemuProcess(*ticker) as guest:
+        guest.wait_serial("C")
+        said = done(call("save", tmp_path / "file", "--qmp", guest.monitor_path, "--check-instant")).out
+    assert ", copy for the check " in said
+    assert "  checked   every page is what RAM held at that instant\n" in said
