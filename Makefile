@@ -37,7 +37,7 @@ NAMED := faults machines captures boot clones kill drawing experiments command c
 TESTS := $(wildcard tests/test_*.py tests/*/test_*.py tests/*/*/test_*.py)
 PART_others := $(filter-out $(foreach part,$(NAMED),$(PART_$(part)) $(PART_$(part):%=%/%)),$(TESTS))
 PARTS := faults machines captures others $(filter-out faults machines captures,$(NAMED))
-in_parts = $(MAKE) --no-print-directory --keep-going --output-sync=target --jobs=$$(($$(nproc) + 1)) $(1:%=part-%) OPTIONS='$(2)' \
+in_parts = echo "$(words $(1)) parts, $$(($$(nproc) + 1)) at a time; each prints its lines when it is done"; $(MAKE) --no-print-directory --keep-going --output-sync=target --jobs=$$(($$(nproc) + 1)) $(1:%=part-%) OPTIONS='$(2)' \
 	| $(BIN)/python tests/closing_line.py
 
 # What was compiled, and rewritten for pytest, stays so for the next process.

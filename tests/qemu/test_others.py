@@ -16,6 +16,7 @@ from support.examples import unless_thorough
 from support.qemu import QemuProcess, Ram
 from support.qemu_reader import read_stored
 from support.qemu_saved import assert_one_instant, contents, differences, save
+from support.watched import require_userfaultfd
 
 import parallel_fixedram
 from parallel_fixedram.engine.capture import pause
@@ -91,6 +92,11 @@ AGAIN = {
 
 
 class TestTheGuestIsLetGoOn:
+    @pytest.fixture(autouse=True)
+    def can_be_captured(self, request: pytest.FixtureRequest) -> None:
+        if getattr(request.node, "callspec", None) and request.node.callspec.params.get("capture") == "snapshot":
+            require_userfaultfd()
+
     @pytest.mark.parametrize(
         ("capture", "before", "backend"),
         unless_thorough(
