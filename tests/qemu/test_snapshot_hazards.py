@@ -475,6 +475,7 @@ def common_machine() -> str:
 
 @pytest.fixture(scope="module")
 def snapshot(ticker: list[str], tmp_path_factory: pytest.TempPathFactory) -> Saved:
+    require_userfaultfd()  # a fixture of a module comes before those of its tests
     with QemuProcess(*ticker, machine=common_machine()) as guest:
         guest.wait_serial("C")
         saved = Saved(guest, tmp_path_factory.mktemp("saved") / "saved", channels=2)
