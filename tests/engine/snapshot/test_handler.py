@@ -192,8 +192,9 @@ def test_what_is_written_before_t_is_noted_let_go_and_protected_again_at_t(serve
     assert served.answer() == Done()
 
 
-def test_who_writes_one_group_after_the_other_waits_less_and_less_often(served: Served) -> None:
+def test_who_writes_one_group_after_the_other_waits_less_and_less_often() -> None:
     """What lies behind is copied along, twice as much each time, up to the end of the block; but for zeros."""
+    served = Served(slots=16)
     served.fix()
     for group in (0, 1, 3):
         served.fault(group)
@@ -201,6 +202,7 @@ def test_who_writes_one_group_after_the_other_waits_less_and_less_often(served: 
     assert served.memory.calls == [("unprotect", 0), ("unprotect", 1), ("unprotect", 3)]
     assert served.memory.lengths == [1, 2, 3]
     assert served.spilled() == ["0A", "1B", "2C", "3D", "4E"]
+    served.close()
 
 
 def test_what_was_let_go_meanwhile_is_passed_over(served: Served) -> None:
@@ -233,6 +235,15 @@ def test_a_ring_that_fills_keeps_nobody_waiting_for_more_than_is_asked_for() -> 
         served.turns()
     assert served.memory.lengths == [1, 1]
     served.close()
+
+
+def test_no_more_is_copied_along_than_half_the_ring_has_room_for(served: Served) -> None:
+    """Of its eight slots one is taken, and then three."""
+    served.fix()
+    for group in (0, 1, 3):
+        served.fault(group)
+        served.turns()
+    assert served.memory.lengths == [1, 2, 2]
 
 
 def test_before_t_nothing_is_let_go_along(served: Served) -> None:

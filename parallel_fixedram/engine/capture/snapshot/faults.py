@@ -78,8 +78,8 @@ class Faults:
         if self._marks.phase[0] != Phase.CAPTURING:
             return groups
         in_turn = self._next is not None and groups.start - self._next >= 0 and self._is_open(self._next, groups.start)
-        has_room = len(self._ring) < self._ring.slots // 2
-        self._more = min(2 * self._more + 1, MOST_AHEAD) if in_turn and has_room else 0
+        room = max(self._ring.slots // 2 - len(self._ring), 0)  # nobody shall wait for room for more than they need
+        self._more = min(2 * self._more + 1, MOST_AHEAD, room) if in_turn else 0
         found = self._memory.longer(groups, self._more)
         self._next = found.stop
         return found
