@@ -1,0 +1,70 @@
+"""Disks of a saved guest: the image files whose contents belong to the instant that a file shows.
+
+::
+
+    disk of the guest --> images[0] --> images[1] --> ...     top first; each but the last has the next one behind it
+                          qcow2         raw                   (backing file)
+
+Whoever boots the file gives each guest an overlay of its own on ``images[0]``: none of these files may be written.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+
+from parallel_fixedram.core.plain import from_plain
+
+ENDS = 1 << 20
+"""An image's digest covers its first and its last so many bytes: a qcow2 header and its first tables are among them."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DiskImage:
+    """A file that a disk's contents are in, as it was at the instant.
+
+    Attributes:
+        path: absolute.
+        format: QEMU's block driver: ``qcow2`` or ``raw``.
+        bytes: length of the file; of a block device, its size.
+        modified_ns: when it was last written, nanoseconds since the epoch; 0 for a block device, which does not tell.
+        digest: XXH3-128 of its first and last ``ENDS`` bytes, hexadecimal.
+    """
+
+    path: str
+    format: str
+    bytes: int = 0
+    modified_ns: int = 0
+    digest: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Disk:
+    """A disk of the guest.
+
+    Attributes:
+        device: what the guest's device is called: its id, else its path among QEMU's objects.
+        node: node-name of its image in QEMU's block graph.
+        size: bytes that the guest sees.
+        images: top first, then what is behind it.
+    """
+
+    device: str
+    node: str
+    size: int
+    images: tuple[DiskImage, ...]
+
+
+def pack(disks: Sequence[Disk]) -> bytes:
+    """As JSON, for a file's trailer."""
+    return json.dumps([asdict(each) for each in disks]).encode()
+
+
+def unpack(data: bytes) -> tuple[Disk, ...]:
+    """What ``pack`` made, perhaps with spaces behind it.
+
+    Raises:
+        ValueError: it is not that.
+    """
+    return from_plain(tuple[Disk, ...], json.loads(data))
