@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
 from parallel_fixedram.cli import common, output, sources
@@ -11,6 +12,7 @@ from parallel_fixedram.core.errors import RequestError
 from parallel_fixedram.core.units import format_size
 
 if TYPE_CHECKING:
+    from parallel_fixedram.core.disks import DiskImage
     from parallel_fixedram.core.reports.inspect import FileBlock, InspectQemuReport, InspectReport
 
 _EXAMPLES = """  parallel-fixedram inspect --qmp /tmp/qmp
@@ -65,6 +67,10 @@ def _print(report: InspectReport) -> None:
         ("RAMBlock", "used_length", "present", "pages", "bitmap_offset", "pages_offset"),
         [_block_cells(block) for block in report.blocks],
     )
+    for disk in report.disks:
+        print_folded(f"disk {disk.device} of {format_size(disk.size)}, node {disk.node}")
+        for image in disk.images:
+            print_hanging("  image  ", f"{image.path}, {image.format}, {image.bytes} bytes{_written(image)}")
     if report.devices:
         print_table(
             "{:<44} {:>9} {:>8} {:>14} {:>8}",
@@ -80,6 +86,13 @@ def _print(report: InspectReport) -> None:
                 for device in report.devices
             ],
         )
+
+
+def _written(image: DiskImage) -> str:
+    if not image.modified_ns:
+        return ""
+    when = datetime.fromtimestamp(image.modified_ns / 1e9).astimezone().isoformat(" ", "milliseconds")
+    return f", last written {when}"
 
 
 def _block_cells(block: FileBlock) -> tuple[str, ...]:

@@ -31,6 +31,7 @@ VERBS = (
     "restore",
     "clone",
     "guests",
+    "disks",
     "try-capture",
     "verify",
     "inspect",
@@ -49,7 +50,7 @@ WITH_COMMAND = ("restore", "clone")
 
 LOAD = "--load"
 
-WITH_PROGRESS = ("demo", "save", "plan", "restore", "clone", "try-capture", "verify", "diff")
+WITH_PROGRESS = ("demo", "save", "plan", "restore", "clone", "disks", "try-capture", "verify", "diff")
 """Verbs that may take a while, and show how far they are."""
 
 

@@ -11,6 +11,7 @@ from parallel_fixedram.cli.folding import print_folded, print_named
 from parallel_fixedram.cli.progress import shown
 from parallel_fixedram.core.errors import HostError, RequestError
 from parallel_fixedram.core.observer import Observer
+from parallel_fixedram.core.save_options import Disks, DisksMode
 from parallel_fixedram.core.units import format_count, format_rate, format_size
 from parallel_fixedram.core.uri import parse_uri
 
@@ -27,7 +28,7 @@ _EXAMPLES = """  parallel-fixedram save /tmp/guest.mr --guest dense,size=256MiB 
   parallel-fixedram save /tmp/guest.mr --guest hot,size=256MiB \\
       --capture rounds --overwrite
 a running QEMU that was started with -qmp unix:/tmp/qmp,server=on,wait=off:
-  parallel-fixedram save /tmp/vm.mr --qmp /tmp/qmp \\
+  parallel-fixedram save /tmp/vm.mr --qmp /tmp/qmp --disks overlay \\
       --channels 2 --experimental-multifd
 with RAM of your own guest, which must be stopped:
   parallel-fixedram save file:/backup/vm.mr --ram pc.ram=/dev/shm/vm-ram"""
@@ -42,7 +43,10 @@ def register(subparsers: common.Subparsers[Any]) -> None:
         about="Save the RAM of one source into FILE, a QEMU mapped-ram file. FILE gets its name only when it is\n"
         "complete and on stable storage. FILE may be written as file:PATH[,offset=N].\n\n"
         "With --qmp the whole guest is saved, RAM and device state, so that it can be restored and cloned. It is\n"
-        "stopped only while its pages are read, and continues even if this command is killed. Disks are not saved.",
+        "stopped only while its pages are read, and continues even if this command is killed.\n\n"
+        "A guest needs the disks of the same instant. With --disks overlay the images of all disks stay what they\n"
+        "were then, and the guest goes on with overlays (qcow2) that QEMU makes; restore and clone give each guest\n"
+        "overlays of its own on the same images. disks commit merges overlays back while the guest runs.",
         examples=_EXAMPLES,
     )
     parser.add_argument("file", metavar="FILE", help="the file to write; an existing one is an error")
@@ -50,6 +54,7 @@ def register(subparsers: common.Subparsers[Any]) -> None:
     options.add_gate_options(parser, auto=True)
     options.add_writing_options(parser)
     options.add_capture_options(parser)
+    _add_disk_options(parser.add_argument_group("disks of a QEMU"))
     parser.usage = sources.SOURCE_USAGE
     result = parser.add_argument_group("the file")
     result.add_argument("--overwrite", action="store_true", help="replace FILE once the new one is complete")
@@ -72,6 +77,17 @@ def register(subparsers: common.Subparsers[Any]) -> None:
         help="write to PATH, one JSON object a line, which worker wrote which part when",
     )
     parser.set_defaults(run=run)
+
+
+def _add_disk_options(group: Any) -> None:
+    group.add_argument(
+        "--disks",
+        choices=[str(mode) for mode in DisksMode],
+        help="what becomes of disks that the guest writes to. overlay: it goes on with overlays, so that their images "
+        "stay as they are at that instant; none: nothing; refuse: they are an error. Default: refuse if the guest "
+        "runs, none if it stands still and stays so",
+    )
+    group.add_argument("--disk-folder", metavar="DIR", help="where overlays are made (default: each beside its image)")
 
 
 def run(args: argparse.Namespace) -> int:
@@ -97,6 +113,7 @@ def run(args: argparse.Namespace) -> int:
             publishing=Publishing(
                 overwrite=args.overwrite, durability=Durability(args.durability), cache=Cache(args.cache)
             ),
+            disks=_disks(args),
             observer=_Traced(progress, shards) if args.trace else progress,
         )
     if args.trace:
@@ -104,6 +121,14 @@ def run(args: argparse.Namespace) -> int:
     output.print_notes(report.notes)
     output.print_report(report, _print, as_json=args.json)
     return 0
+
+
+def _disks(args: argparse.Namespace) -> Disks:
+    if (args.disks or args.disk_folder) and not args.qmp:
+        raise RequestError("--disks and --disk-folder are for --qmp: nothing else has disks")
+    if args.disk_folder and args.disks != DisksMode.OVERLAY:
+        raise RequestError("--disk-folder is for --disks overlay")
+    return Disks(mode=args.disks, folder=args.disk_folder)
 
 
 class _Traced(Observer):
@@ -174,13 +199,16 @@ def _print(report: SaveReport) -> None:
         )
     if seconds.pause:
         stop, ram, cont = (1000 * each for each in (seconds.stop, seconds.ram, seconds.cont))
+        frozen = f"disks {1000 * seconds.disks:.1f}, " if report.disks else ""
         copy = f"copy for the check {1000 * seconds.copy:.1f}, " if seconds.copy else ""
         state = f", device state {1000 * seconds.device_state:.1f} ms meanwhile" if seconds.device_state else ""
         print_named(
             "pause",
             f"guest stopped for {1000 * seconds.pause:.1f} ms: "
-            f"stop {stop:.1f}, RAM {ram:.1f}, {copy}cont {cont:.1f}{state}",
+            f"stop {stop:.1f}, RAM {ram:.1f}, {frozen}{copy}cont {cont:.1f}{state}",
         )
+    for disk in report.disks:
+        print_named("disk", f"{disk.device}: {disk.image} stays as it is, the guest goes on with {disk.overlay}")
     if (taken := report.snapshot) is not None:
         waited = format_count(taken.faults, "write")
         print_named(

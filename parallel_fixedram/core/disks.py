@@ -44,7 +44,7 @@ class Disk:
     """A disk of the guest.
 
     Attributes:
-        device: what the guest's device is called: its id, else its path among QEMU's objects.
+        device: what people call it: the id of its device, else that of its drive, else its path among QEMU's objects.
         node: node-name of its image in QEMU's block graph.
         size: bytes that the guest sees.
         images: top first, then what is behind it.
@@ -56,15 +56,18 @@ class Disk:
     images: tuple[DiskImage, ...]
 
 
-def pack(disks: Sequence[Disk]) -> bytes:
+def pack_disks(disks: Sequence[Disk]) -> bytes:
     """As JSON, for a file's trailer."""
     return json.dumps([asdict(each) for each in disks]).encode()
 
 
-def unpack(data: bytes) -> tuple[Disk, ...]:
-    """What ``pack`` made, perhaps with spaces behind it.
+def unpack_disks(data: bytes) -> tuple[Disk, ...]:
+    """What ``pack_disks`` made.
 
     Raises:
         ValueError: it is not that.
     """
-    return from_plain(tuple[Disk, ...], json.loads(data))
+    disks = from_plain(tuple[Disk, ...], json.loads(data))
+    if not all(each.images for each in disks):
+        raise ValueError("a disk without an image")
+    return disks

@@ -1,4 +1,4 @@
-"""The four protocols that carry everything.
+"""The protocols that carry everything.
 
 ::
 
@@ -7,6 +7,7 @@
        +-- pause(), resume(), device_state()        |
        +-- dirty_source() --> DirtySource --sync--> dirty bitmap
        +-- address_space() --> AddressSpace: writes that wait
+       +-- overlays() --> DiskOverlays: what its disks go on with
 
 A new kind of guest is a new Machine, a new way to reach its memory a new PageSource, a new way to know what changed a
 new DirtySource, a new kind of file a new Channel. None of them touches the engine.
@@ -16,12 +17,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from types import TracebackType
+from typing import Protocol, Self
 
 import numpy as np
 from numpy.typing import NDArray
 
 from parallel_fixedram.core.bitmap import Bits, PageBitmap, Runs
+from parallel_fixedram.core.disks import Disk
 from parallel_fixedram.core.ramblock import PageRange, RAMBlock
 
 Pages = NDArray[np.uint64]
@@ -161,6 +164,50 @@ class AddressSpace:
     """Why that is done only where it is asked for by name, as the end of a sentence; empty if it is not so."""
 
 
+class DiskOverlays(Protocol):
+    """Files that the disks of a machine go on with from one instant on, so that their images stay what they are.
+
+    A context manager: what is not in use when it is left, is removed.
+    """
+
+    def __enter__(self) -> Self: ...
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None: ...
+
+    def prepare(self) -> Sequence[str]:
+        """Make overlays for all disks, which the machine does not notice; those that are not used yet stay.
+
+        Returns:
+            What there is to know of the disks: a sentence each.
+
+        Raises:
+            MachineError: a disk cannot have one; says which and why.
+            HostError: the files cannot be made.
+        """
+
+    def freeze(self) -> None:
+        """Have all disks go on with their overlays, at once, or none; called while the machine is paused.
+
+        Raises:
+            MachineError: that was refused, or nobody knows.
+        """
+
+    def frozen(self, *, durable: bool) -> Sequence[tuple[Disk, str]]:
+        """The disks as they were when ``freeze`` was called last, and for each the overlay that it goes on with.
+
+        Called when the machine may run again.
+
+        Args:
+            durable: have their images on stable storage.
+
+        Raises:
+            MachineChanged: they are not those of the machine any more.
+            HostError: an image cannot be read or synced.
+        """
+
+
 class Machine(Protocol):
     """Something with RAM that can be made to stand still; knows nothing about files."""
 
@@ -256,6 +303,20 @@ class Machine(Protocol):
         Raises:
             MachineError: they cannot: what it is made of forbids it.
             HostError: they cannot: a right or the kernel is missing.
+        """
+
+    def disks(self) -> Sequence[str]:
+        """Names of the disks that it can write to, and nobody else: their contents go on when RAM has been saved.
+
+        Raises:
+            MachineError: the machine is gone.
+        """
+
+    def overlays(self, folder: str | None) -> DiskOverlays:
+        """Overlays for ``disks``; nothing is made yet.
+
+        Args:
+            folder: where they will be made; None for beside each image.
         """
 
     def close(self) -> None:

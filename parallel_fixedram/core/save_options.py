@@ -1,4 +1,4 @@
-"""How to save: four groups of options, each a value that refuses what it cannot be.
+"""How to save: five groups of options, each a value that refuses what it cannot be.
 
 ::
 
@@ -6,6 +6,7 @@
       gate        channels and capabilities, and whose rules say what goes together
       writing     how pages get into the file; None for what is to be chosen
       capture     how the file comes to hold RAM as it was at one instant
+      disks       what becomes of the guest's disks
       publishing  what becomes of the file
 """
 
@@ -65,6 +66,17 @@ class CaptureMode(StrEnum):
     """Rounds of pages that a dirty log names while the guest runs; the last one while it stands still."""
     STOPPED = "stopped"
     """All pages while the guest stands still."""
+
+
+class DisksMode(StrEnum):
+    """What becomes of the disks that a guest writes to."""
+
+    OVERLAY = "overlay"
+    """They go on with an overlay from the instant of the file on: their images stay what they were then."""
+    NONE = "none"
+    """They are not looked at: their contents go on without the file."""
+    REFUSE = "refuse"
+    """There must not be any."""
 
 
 class Durability(StrEnum):
@@ -222,6 +234,28 @@ class Capturing:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Disks:
+    """What becomes of the guest's disks.
+
+    Attributes:
+        mode: None for ``refuse`` if the guest runs, and ``none`` if it stands still: then they are its owner's to keep.
+        folder: where overlays are made; None for beside each image.
+
+    Raises:
+        RequestError: a folder without overlays.
+    """
+
+    mode: DisksMode | None = None
+    folder: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.mode is not None:
+            object.__setattr__(self, "mode", choice(DisksMode, self.mode, "disks"))
+        if self.folder is not None and self.mode is not DisksMode.OVERLAY:
+            raise RequestError("a folder for overlays is for disks that go on with overlays")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Publishing:
     """What becomes of the file.
 
@@ -252,11 +286,17 @@ class SaveOptions:
     gate: Gate = field(default_factory=Gate)
     writing: Writing = field(default_factory=Writing)
     capture: Capturing = field(default_factory=Capturing)
+    disks: Disks = field(default_factory=Disks)
     publishing: Publishing = field(default_factory=Publishing)
 
     @classmethod
     def of(
-        cls, gate: Gate | None, writing: Writing | None, capture: Capturing | None, publishing: Publishing | None
+        cls,
+        gate: Gate | None,
+        writing: Writing | None,
+        capture: Capturing | None,
+        publishing: Publishing | None,
+        disks: Disks | None = None,
     ) -> SaveOptions:
         """The groups that are given, and defaults for the others.
 
@@ -267,6 +307,7 @@ class SaveOptions:
             gate=gate or Gate(),
             writing=writing or Writing(),
             capture=capture or Capturing(),
+            disks=disks or Disks(),
             publishing=publishing or Publishing(),
         )
         options.gate.most_channels()

@@ -13,12 +13,13 @@ from parallel_fixedram.core.errors import FormatError
 from parallel_fixedram.core.profiles import FIXED_RAM, MAPPED_RAM
 from parallel_fixedram.core.ramblock import TARGET_PAGE_SIZE
 from parallel_fixedram.core.units import align_up
-from parallel_fixedram.format import mapped_ram, stream, trailer, vmdesc
+from parallel_fixedram.format import mapped_ram, stream, trailer_reader, vmdesc
 from parallel_fixedram.format.device_sections import RAM_SECTION_ID, DeviceSection
 from parallel_fixedram.format.mapped_ram import SavedBlock
 from parallel_fixedram.format.sections import Walk
 from parallel_fixedram.format.stream import Configuration, Cursor, ReadAt
-from parallel_fixedram.format.trailer import Trailer
+from parallel_fixedram.format.trailer import ALIGNMENT
+from parallel_fixedram.format.trailer_reader import Trailer
 
 TRAILER_KEY = "parallel-fixedram"
 """Key in the VM description of our files: it announces the trailer, so that a file cut off before it is found out."""
@@ -69,9 +70,9 @@ def parse(read: ReadAt, size: int, base: int = 0, data_end: int | None = None) -
     if not {MAPPED_RAM, FIXED_RAM}.intersection(configuration.capabilities):
         raise FormatError("Capability mapped-ram is on, but received capability is off", offset=base)
     page_size = TARGET_PAGE_SIZE if configuration.page_bits is None else 1 << configuration.page_bits
-    content_end = trailer.content_end(read, size if data_end is None else min(size, data_end))
-    end = min(size, align_up(content_end, trailer.ALIGNMENT))
-    found_trailer = trailer.read_trailer(read, end) if trailer.has_trailer(read, end) else None
+    content_end = trailer_reader.content_end(read, size if data_end is None else min(size, data_end))
+    end = min(size, align_up(content_end, ALIGNMENT))
+    found_trailer = trailer_reader.read_trailer(read, end) if trailer_reader.has_trailer(read, end) else None
     if found_trailer:
         cursor.end = end = found_trailer.offset
     walk = Walk(cursor, page_size, configuration, base, description_end=end)
@@ -82,7 +83,7 @@ def parse(read: ReadAt, size: int, base: int = 0, data_end: int | None = None) -
     stream_end = cursor.offset
     mapped_ram.check_overlaps(walk.blocks, base, stream_end)
     if found_trailer:
-        trailer.check_against(found_trailer, walk.blocks, base, stream_end)
+        trailer_reader.check_against(found_trailer, walk.blocks, base, stream_end)
         _check_zeros(read, stream_end, found_trailer.offset)
     else:
         if walk.ram_id == RAM_SECTION_ID or TRAILER_KEY in (description or ()):

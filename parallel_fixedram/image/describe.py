@@ -34,6 +34,7 @@ def describe(image: Image) -> InspectReport:
         clone_offset=file.trailer.clone_offset if file.trailer else 0,
         blocks=tuple(_describe_block(image, saved) for saved in file.blocks),
         devices=tuple(DeviceReport(**asdict(device)) for device in file.devices),
+        disks=image.disks,
         warnings=file.warnings,
     )
 

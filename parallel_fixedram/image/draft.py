@@ -15,6 +15,7 @@ from types import TracebackType
 from typing import Self
 
 from parallel_fixedram.core.choice import Choice
+from parallel_fixedram.core.disks import Disk
 from parallel_fixedram.core.errors import HostError
 from parallel_fixedram.core.observer import Observer
 from parallel_fixedram.core.protocols import GuestBlock
@@ -106,7 +107,14 @@ class Draft:
             if each.source.tells_holes:
                 self._reservation.take(number, data, choice.gap_pages if choice.direct else None)
 
-    def finish(self, guest_blocks: Sequence[GuestBlock], ledger: Ledger, state: bytes, gap_pages: int) -> None:
+    def finish(
+        self,
+        guest_blocks: Sequence[GuestBlock],
+        ledger: Ledger,
+        state: bytes,
+        gap_pages: int,
+        disks: Sequence[Disk] = (),
+    ) -> None:
         """Write everything but the pages, which are there.
 
         Args:
@@ -114,12 +122,13 @@ class Draft:
             ledger: which pages are there, and their digests.
             state: device sections.
             gap_pages: gaps of up to so many pages were bridged.
+            disks: those of the instant.
 
         Raises:
             MachineError: the device state is not what QEMU writes.
             HostError: I/O.
         """
-        ending = Ending(self._layout, guest_blocks, ledger, state)
+        ending = Ending(self._layout, guest_blocks, ledger, state, disks)
         self._pending.set_size(ending.file_length)
         self._reservation.give_back(ledger.present, gap_pages)
         ending.write(self.buffered)

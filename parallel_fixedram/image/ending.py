@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from parallel_fixedram.core.disks import Disk
 from parallel_fixedram.core.errors import FormatError, MachineError
 from parallel_fixedram.core.protocols import GuestBlock
 from parallel_fixedram.engine.pages.digest import write_digests, write_trailer
@@ -27,12 +28,20 @@ class Ending:
         guest_blocks: the machine's blocks, in the same order.
         ledger: which pages are in the file, and their digests.
         state: device sections; empty where there are none.
+        disks: those of the instant.
 
     Raises:
         MachineError: the device state is not what QEMU writes.
     """
 
-    def __init__(self, layout: FileLayout, guest_blocks: Sequence[GuestBlock], ledger: Ledger, state: bytes) -> None:
+    def __init__(
+        self,
+        layout: FileLayout,
+        guest_blocks: Sequence[GuestBlock],
+        ledger: Ledger,
+        state: bytes,
+        disks: Sequence[Disk],
+    ) -> None:
         try:
             self._tail = layout.tail(state)
         except FormatError as error:
@@ -54,6 +63,7 @@ class Ending:
             stream_end=layout.ram_end + len(self._tail),
             blocks=[saved.block for saved in layout.blocks],
             clone_end=self._clone.end if self._clone else None,
+            disks=disks,
         )
 
     @property

@@ -11,6 +11,7 @@ from collections.abc import Collection
 import numpy as np
 
 from parallel_fixedram.core.bitmap import WORD_BYTES, PageBitmap, tail_mask, words_for
+from parallel_fixedram.core.disks import Disk
 from parallel_fixedram.core.entering import Closing
 from parallel_fixedram.core.errors import FormatError, RequestError
 from parallel_fixedram.core.ramblock import PageRange
@@ -54,6 +55,11 @@ class Image(Closing):
         if self._fd >= 0:
             linux.close(self._fd)
         self._fd = -1
+
+    @property
+    def disks(self) -> tuple[Disk, ...]:
+        """Disks that belong to the instant; none where the file says nothing of any."""
+        return self.file.trailer.disks if self.file.trailer else ()
 
     def block(self, idstr: str) -> SavedBlock:
         """The stored block of that name.

@@ -26,7 +26,8 @@ from parallel_fixedram.engine.workers.messages import Tally
 from parallel_fixedram.engine.workers.pool import WorkerPool
 from parallel_fixedram.engine.workers.worker import Job
 from parallel_fixedram.format.mapped_ram import SavedBlock
-from parallel_fixedram.format.trailer import DIGEST_BYTES, Trailer
+from parallel_fixedram.format.trailer import DIGEST_BYTES
+from parallel_fixedram.format.trailer_reader import Trailer
 from parallel_fixedram.image.compare import CompareJob, FileSide, RamSide, page_differences, run_check
 from parallel_fixedram.image.describe import block_reports
 from parallel_fixedram.image.image import Image

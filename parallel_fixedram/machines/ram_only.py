@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from parallel_fixedram.core.errors import RequestError
+from parallel_fixedram.core.protocols import DiskOverlays
+
 
 class RamOnly:
     """A part of a Machine; what is asked of its RAM it leaves to the other part."""
@@ -17,6 +20,14 @@ class RamOnly:
     def sync_disks(self) -> Sequence[str]:
         """There are no disks (Machine.sync_disks)."""
         return ()
+
+    def disks(self) -> Sequence[str]:
+        """There are none (Machine.disks)."""
+        return ()
+
+    def overlays(self, folder: str | None) -> DiskOverlays:
+        """There are no disks to go on with any (Machine.overlays)."""
+        raise RequestError("there are no disks that could go on with overlays")
 
     def look_again(self) -> bool:
         """The blocks stay what they were (Machine.look_again)."""

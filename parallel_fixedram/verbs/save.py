@@ -2,10 +2,11 @@
 
 ::
 
+    overlays made for its disks                                                         the machine runs
     draft sized and opened, data map asked, way decided, space reserved, workers up     the machine runs
     capture.before                                                                      the machine runs
     capture.rehearse, its disks synced                                                  the machine runs
-    pause: device state begun | capture.stopped | device state                          the machine stands still
+    pause: device state begun | capture.stopped | device state | disks onto overlays    the machine stands still
     [torn by somebody: rehearsed, stopped and looked at once more]
     capture.after, everything but the pages, sync, name                                 the machine runs
 
@@ -30,9 +31,18 @@ from parallel_fixedram.core.errors import (
     SnapshotFailed,
 )
 from parallel_fixedram.core.observer import SILENT, Observer
-from parallel_fixedram.core.protocols import Machine
+from parallel_fixedram.core.protocols import DiskOverlays, Machine
 from parallel_fixedram.core.reports.save import SaveReport
-from parallel_fixedram.core.save_options import CaptureMode, Capturing, DirectIO, Gate, Publishing, SaveOptions, Writing
+from parallel_fixedram.core.save_options import (
+    CaptureMode,
+    Capturing,
+    DirectIO,
+    Disks,
+    Gate,
+    Publishing,
+    SaveOptions,
+    Writing,
+)
 from parallel_fixedram.core.targets import recorded_page_bits
 from parallel_fixedram.core.uri import FileTarget, parse_uri
 from parallel_fixedram.engine.capture.capture import Capture
@@ -53,6 +63,7 @@ from parallel_fixedram.host.files.publish import check_target, replaced_link
 from parallel_fixedram.image.draft import Draft
 from parallel_fixedram.image.instant_copy import InstantCopy
 from parallel_fixedram.verbs.account import Account
+from parallel_fixedram.verbs.save_disks import overlays_for
 from parallel_fixedram.verbs.save_report import save_report
 
 CHANGED = "memory or devices were plugged in or out while the machine was saved"
@@ -71,6 +82,7 @@ def save(
     writing: Writing | None = None,
     capture: Capturing | None = None,
     publishing: Publishing | None = None,
+    disks: Disks | None = None,
     observer: Observer = SILENT,
 ) -> SaveReport:
     """Save a machine's RAM and device state into a mapped-ram file with parallel workers.
@@ -82,6 +94,7 @@ def save(
         writing: how pages get into the file; chosen if not given.
         capture: how it comes to hold one instant.
         publishing: what becomes of the file.
+        disks: what becomes of the disks that the guest writes to; if not given, a guest that runs must not have any.
         observer: hears of phases, bytes, shards and notes.
 
     Returns:
@@ -95,7 +108,7 @@ def save(
         HostError: I/O or memory, ENOSPC among them; a WorkerError if no worker survived. No file is left.
         DurabilityError: the file is published, but may not survive a power cut.
     """
-    target, options = parse_uri(uri), SaveOptions.of(gate, writing, capture, publishing)
+    target, options = parse_uri(uri), SaveOptions.of(gate, writing, capture, publishing, disks)
     check_target(target.path, overwrite=options.publishing.overwrite)
     with ExitStack() as stack:
         if callable(machine):
@@ -138,6 +151,10 @@ def _save_until_it_stays(machine: Machine, target: FileTarget, options: SaveOpti
 def _save(machine: Machine, target: FileTarget, options: SaveOptions, account: Account) -> SaveReport:
     """Save once."""
     with ExitStack() as stack:
+        overlays = stack.enter_context(overlays_for(machine, options.disks, runs=machine.is_running()))
+        for note in overlays.prepare():
+            account.note(note)
+        account.end("disks")
         draft, task, decision = _begin(machine, target, options, account, stack)
         capture = WAYS[task.choice.capture](task)
         if capture.reserves:
@@ -152,11 +169,12 @@ def _save(machine: Machine, target: FileTarget, options: SaveOptions, account: A
         account.end("start")
         capture.before(run)
         account.end("before")
-        pause, state = _one_instant(machine, capture, run, copy, account)
+        pause, state = _one_instant(machine, capture, run, overlays, copy, account)
         capture.after(run)
         account.end("after")
         pool.dismiss()  # they end while the file is finished
-        draft.finish(task.guest_blocks, task.ledger, state, task.choice.gap_pages)
+        disks = overlays.frozen(durable=options.publishing.durable)
+        draft.finish(task.guest_blocks, task.ledger, state, task.choice.gap_pages, disks=[disk for disk, _ in disks])
         snapshot = capture.let_go()
         account.end("finish")
         if copy:
@@ -165,7 +183,7 @@ def _save(machine: Machine, target: FileTarget, options: SaveOptions, account: A
             account.end("check")
         published = draft.publish(account.observer)
         account.end("publish")
-        return save_report(target.path, task, decision, run, pause, account, published, snapshot)
+        return save_report(target.path, task, decision, run, pause, account, published, snapshot, disks)
 
 
 def _begin(
@@ -222,7 +240,12 @@ def _copy(task: Task, stack: ExitStack) -> InstantCopy | None:
 
 
 def _one_instant(
-    machine: Machine, capture: Capture, run: Coordinator, copy: InstantCopy | None, account: Account
+    machine: Machine,
+    capture: Capture,
+    run: Coordinator,
+    overlays: DiskOverlays,
+    copy: InstantCopy | None,
+    account: Account,
 ) -> tuple[Pause, bytes]:
     """Stop the machine for what has to be done then, until nobody else has acted on it meanwhile.
 
@@ -233,6 +256,7 @@ def _one_instant(
     for _ in range(MOST_INSTANTS):
         account.observer.phase("prepare")
         pause = Pause(machine)
+        overlays.prepare()  # once more, if those made before are in use by now
         pause.prepare()
         capture.rehearse(run, torn=torn)
         if torn:
@@ -245,6 +269,9 @@ def _one_instant(
             capture.stopped(run)
             pause.ram_seconds = time.perf_counter() - started
             state = pause.device_state()  # it has to be there before the machine goes on
+            started = time.perf_counter()
+            overlays.freeze()
+            pause.disks_seconds = time.perf_counter() - started
             if copy:
                 started = time.perf_counter()
                 copy.take(account.observer)

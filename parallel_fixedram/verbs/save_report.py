@@ -2,7 +2,17 @@
 
 from __future__ import annotations
 
-from parallel_fixedram.core.reports.save import SaveBytes, SaveReport, SaveSeconds, SnapshotReport, WorkerReport
+from collections.abc import Sequence
+
+from parallel_fixedram.core.disks import Disk
+from parallel_fixedram.core.reports.save import (
+    SaveBytes,
+    SavedDisk,
+    SaveReport,
+    SaveSeconds,
+    SnapshotReport,
+    WorkerReport,
+)
 from parallel_fixedram.engine.capture.coordinator import Coordinator
 from parallel_fixedram.engine.capture.pause import Pause
 from parallel_fixedram.engine.capture.task import Task
@@ -22,6 +32,7 @@ def save_report(
     account: Account,
     published: Published,
     snapshot: SnapshotReport | None,
+    disks: Sequence[tuple[Disk, str]],
 ) -> SaveReport:
     """What happened."""
     choice, layout = task.choice, task.layout
@@ -50,6 +61,10 @@ def save_report(
             for each in run.workers
         ),
         snapshot=snapshot,
+        disks=tuple(
+            SavedDisk(device=each.device, image=each.images[0].path, format=each.images[0].format, overlay=overlay)
+            for each, overlay in disks
+        ),
         host=host_facts(path),
         notes=(*account.notes, *pause.notes),
     )
@@ -65,6 +80,7 @@ def _seconds(run: Coordinator, pause: Pause, account: Account, published: Publis
         stop=pause.stop_seconds if waited else 0.0,
         device_state=pause.state_seconds,
         ram=pause.ram_seconds,
+        disks=pause.disks_seconds if waited else 0.0,
         cont=pause.cont_seconds if waited else 0.0,
         copy=pause.copy_seconds if waited else 0.0,
         scan=run.written.scan_seconds / channels,

@@ -14,7 +14,16 @@ from parallel_fixedram.core.errors import InstantDiffers, MachineError, RequestE
 from parallel_fixedram.core.observer import SILENT, Observer
 from parallel_fixedram.core.reports.save import FaultSeconds, SaveReport
 from parallel_fixedram.core.reports.try_capture import TriedSnapshot, TryCaptureReport
-from parallel_fixedram.core.save_options import TRIAL_SNAPSHOTS, CaptureMode, Capturing, Durability, Gate, Publishing
+from parallel_fixedram.core.save_options import (
+    TRIAL_SNAPSHOTS,
+    CaptureMode,
+    Capturing,
+    Disks,
+    DisksMode,
+    Durability,
+    Gate,
+    Publishing,
+)
 from parallel_fixedram.verbs.save import save
 from parallel_fixedram.verbs.temporary import temporary_folder
 
@@ -110,6 +119,7 @@ def _try_once(
             gate=gate,
             capture=capture,
             publishing=Publishing(durability=Durability.NONE),
+            disks=Disks(mode=DisksMode.NONE),
             observer=observer,
         )
     except InstantDiffers as error:

@@ -112,6 +112,7 @@ SAVE = {
             "ram",
             "cont",
             "copy",
+            "disks",
             "scan",
             "write",
             "digest",
@@ -124,6 +125,7 @@ SAVE = {
     "choice": CHOICE,
     "workers": [{"shards": int, "written_pages": int, "seconds": float}],
     "snapshot": type(None),
+    "disks": [dict],
     "host": HOST,
     "notes": [str],
 }
@@ -194,6 +196,7 @@ INSPECT = {
     "digests": bool,
     "blocks": [BLOCK | {"absent": bool, "record_offset": int, "address": (int, type(None))}],
     "devices": [dict],
+    "disks": [dict],
     "warnings": [str],
 }
 

@@ -28,7 +28,8 @@ from parallel_fixedram.core.errors import FormatError
 from parallel_fixedram.core.ramblock import RAMBlock
 from parallel_fixedram.format.layout import FileLayout
 from parallel_fixedram.format.migration_file import parse, read_clone_blocks
-from parallel_fixedram.format.trailer import TrailerLayout, read_trailer
+from parallel_fixedram.format.trailer import TrailerLayout
+from parallel_fixedram.format.trailer_reader import read_trailer
 
 M = Block(name="m", picture="A0C")
 SMALL = (Block(name="pc.bios", picture="B."), Block(name="vram", picture="0" * 65 + "V"))

@@ -39,12 +39,10 @@ from parallel_fixedram.format.trailer import (
     FOOTER_BYTES,
     Extent,
     TrailerLayout,
-    content_end,
-    has_trailer,
     pack_extents,
-    read_trailer,
     uncovered,
 )
+from parallel_fixedram.format.trailer_reader import content_end, has_trailer, read_trailer
 
 M = Block(name="m", picture="A0C")
 BIOS = Block(name="pc.bios", picture="B")

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
+from parallel_fixedram.core.disks import Disk
 from parallel_fixedram.core.reports.block import BlockReport
 
 
@@ -61,6 +62,8 @@ class InspectReport:
     """Where the clone stream is; 0 where there is none."""
     blocks: tuple[FileBlock, ...]
     devices: tuple[DeviceReport, ...]
+    disks: tuple[Disk, ...] = ()
+    """Disks whose images belong to the instant; none where the file says nothing of any."""
     warnings: tuple[str, ...]
     """What is unusual but legal, a sentence each."""
 

@@ -30,9 +30,9 @@ class PhaseReport:
     """One of the phases of a save, which follow each other."""
 
     name: str
-    """``decide``, ``reserve``, ``start``, ``before``, ``prepare``, ``pause``, ``after``, ``finish``, ``publish``, and
-    ``check`` before that where it is asked for; ``prepare`` and ``pause`` once more for each time that the instant was
-    torn."""
+    """``disks``, ``decide``, ``reserve``, ``start``, ``before``, ``prepare``, ``pause``, ``after``, ``finish``,
+    ``publish``, and ``check`` before that where it is asked for; ``prepare`` and ``pause`` once more for each time that
+    the instant was torn."""
     started: float
     """Since the save began."""
     seconds: float
@@ -56,9 +56,11 @@ class SaveSeconds:
     """Until the device state was there, at the same time as the last round."""
     ram: float
     """The last round, the one with the guest stopped."""
+    disks: float = 0.0
+    """Of the pause, to have its disks go on with overlays."""
     cont: float
     """Of the pause, to let the guest go on; 0 where there was none."""
-    copy: float
+    copy: float = 0.0
     """Of the pause, to copy all RAM, where the file is checked against such a copy."""
     scan: float
     """Looking for zero pages, mean over the workers."""
@@ -151,6 +153,18 @@ class ShardTrace:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class SavedDisk:
+    """A disk of the guest whose image stays what it was at the instant."""
+
+    device: str
+    """Its id, that of its drive, or its path among QEMU's objects."""
+    image: str
+    format: str
+    overlay: str
+    """The image that the guest goes on with."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class SaveReport:
     """A finished save."""
 
@@ -172,6 +186,8 @@ class SaveReport:
     workers: tuple[WorkerReport, ...]
     snapshot: SnapshotReport | None
     """Of a snapshot; None for another capture."""
+    disks: tuple[SavedDisk, ...] = ()
+    """Disks that went on with overlays."""
     host: Mapping[str, Any]
     notes: tuple[str, ...] = ()
     """What was done otherwise than asked, a sentence each."""

@@ -39,6 +39,7 @@ class Pause:
         stop_seconds: of that, until it stood still.
         ram_seconds: of that, until its RAM needed it no longer; told by whoever read that.
         state_seconds: how long its device state took, next to everything else.
+        disks_seconds: of that, until its disks had gone on to overlays; told by whoever had them do so.
         cont_seconds: of ``seconds``, to let it go on.
         copy_seconds: of ``seconds``, to copy its RAM for a check; told by whoever did that.
     """
@@ -53,7 +54,7 @@ class Pause:
         self._notes: list[str] = []
         self.sync_disks_seconds = 0.0
         self.seconds = self.stop_seconds = self.ram_seconds = 0.0
-        self.state_seconds = self.cont_seconds = self.copy_seconds = 0.0
+        self.state_seconds = self.disks_seconds = self.cont_seconds = self.copy_seconds = 0.0
 
     def prepare(self) -> None:
         """Get ready while nobody waits (Machine.get_ready, Machine.sync_disks)."""

@@ -68,6 +68,54 @@ def written_files(pid: int) -> dict[int, str]:
     return found
 
 
+class OpenFiles:
+    """The files and block devices that a process has open now, found again by the names that it has for them.
+
+    Raises:
+        MachineError: the process has ended.
+        HostError: no right to ask.
+    """
+
+    def __init__(self, pid: int) -> None:
+        self._paths: dict[_Key, str] = {}
+        try:
+            for number in os.listdir(f"/proc/{pid}/fd"):
+                with contextlib.suppress(OSError):  # closed meanwhile
+                    path = f"/proc/{pid}/fd/{number}"
+                    if (key := _key(path)) is not None:
+                        self._paths[key] = os.readlink(path)
+        except OSError as error:
+            raise refusal(pid, error, f"cannot list the files that process {pid} has open") from error
+
+    def find(self, name: str) -> str | None:
+        """The absolute path by which an open file is reached from here; None if that is not certain.
+
+        Args:
+            name: the process's own: absolute, or relative to a folder that it was in once.
+        """
+        if os.path.isabs(name):
+            return name if self._holds(name) else None
+        ends = f"/{os.path.normpath(name)}".replace("/..", "")
+        found = [path for path in self._paths.values() if path.endswith(ends) and self._holds(path)]
+        return found[0] if len(found) == 1 else None
+
+    def _holds(self, path: str) -> bool:
+        with contextlib.suppress(OSError, ValueError):
+            return _key(path) in self._paths
+        return False
+
+
+_Key = tuple[int, int]
+"""Device and inode of a file; 0 and the device number of a block device, which may have several names."""
+
+
+def _key(path: str) -> _Key | None:
+    status = os.stat(path)
+    if stat.S_ISBLK(status.st_mode):
+        return 0, status.st_rdev
+    return (status.st_dev, status.st_ino) if stat.S_ISREG(status.st_mode) else None
+
+
 def _is_written(pid: int, number: str) -> bool:
     with open(f"/proc/{pid}/fdinfo/{number}", encoding="ascii") as file:
         flags = next((int(line.split()[1], 8) for line in file if line.startswith("flags:")), os.O_RDONLY)

@@ -136,7 +136,7 @@ def machine_types(monitor: Monitor) -> set[str]:
     Raises:
         MachineError: QEMU lists none.
     """
-    return {str(each.get("name")) for each in _listed(monitor, "query-machines")}
+    return {str(each.get("name")) for each in listed(monitor, "query-machines")}
 
 
 def ramblocks(monitor: Monitor) -> list[QemuBlock]:
@@ -147,7 +147,7 @@ def ramblocks(monitor: Monitor) -> list[QemuBlock]:
     Raises:
         MachineError: QEMU lists none, or what cannot be any.
     """
-    backends = {str(each.get("id")) for each in _listed(monitor, "query-memdev")}
+    backends = {str(each.get("id")) for each in listed(monitor, "query-memdev")}
     head, *lines = monitor.hmp("info ramblock").splitlines() or [""]
     matches = [_RAMBLOCK.fullmatch(line) for line in lines]
     if "Block Name" not in head or None in matches:  # a block that is overlooked would be missing in the file
@@ -223,13 +223,13 @@ def children(monitor: Monitor, path: str, of_type: str = "") -> Iterator[tuple[s
     Raises:
         MachineError: QEMU does not say.
     """
-    for child in _listed(monitor, "qom-list", {"path": path}):
+    for child in listed(monitor, "qom-list", {"path": path}):
         kind = str(child.get("type", ""))
         if kind == of_type or (not of_type and kind.startswith("child<")):
             yield str(child.get("name")), kind.removeprefix("child<").removesuffix(">")
 
 
-def _listed(monitor: Monitor, command: str, arguments: dict[str, Any] | None = None) -> list[dict[str, Any]]:
+def listed(monitor: Monitor, command: str, arguments: dict[str, Any] | None = None) -> list[dict[str, Any]]:
     """The objects that a command returns."""
     answer = monitor.execute(command, arguments)
     if not isinstance(answer, list) or not all(isinstance(each, dict) for each in answer):

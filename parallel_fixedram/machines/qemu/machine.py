@@ -24,8 +24,10 @@ from parallel_fixedram.core.targets import check_target
 from parallel_fixedram.machines.qemu import discovery
 from parallel_fixedram.machines.qemu.device_state import DeviceState
 from parallel_fixedram.machines.qemu.disks import sync_disks
+from parallel_fixedram.machines.qemu.drives import disk_names
 from parallel_fixedram.machines.qemu.memory import Memory
 from parallel_fixedram.machines.qemu.monitor import TIMEOUT_SECONDS, Monitor
+from parallel_fixedram.machines.qemu.overlays import Overlays
 from parallel_fixedram.machines.qemu.run_state import RunState
 from parallel_fixedram.machines.qemu.target import check_settings, read_target
 from parallel_fixedram.machines.qemu.trials import Setting
@@ -94,6 +96,14 @@ class QemuMachine(Closing):
     def sync_disks(self) -> Sequence[str]:
         """Sync the files behind its disks (Machine.sync_disks); not where the guest stands still already."""
         return sync_disks(self.monitor, self.pid) if self.run_state.ran() else ()
+
+    def disks(self) -> Sequence[str]:
+        """Ask QEMU (Machine.disks)."""
+        return disk_names(self.monitor)
+
+    def overlays(self, folder: str | None) -> Overlays:
+        """QEMU makes them, and moves its disks onto them (Machine.overlays)."""
+        return Overlays(self.monitor, self.pid, folder)
 
     def pause(self) -> bool:
         """Stop the guest (Machine.pause)."""

@@ -1,0 +1,52 @@
+"""Files that are made for another process: it may write them, and nobody else may read them."""
+
+from __future__ import annotations
+
+import os
+import re
+
+from parallel_fixedram.core.errors import HostError
+
+
+def make_for(pid: int, path: str) -> None:
+    """Make an empty file that belongs to the user that a process acts as, mode 0600; its name is on stable storage.
+
+    Raises:
+        HostError: it is there already, or cannot be made; nothing of it is left.
+    """
+    try:
+        fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+        try:
+            os.fchmod(fd, 0o600)  # whatever the umask is
+            if (ids := _acts_as(pid)) != (os.geteuid(), os.getegid()):
+                os.fchown(fd, *ids)
+            sync(os.path.dirname(path))
+        except BaseException:
+            os.unlink(path)
+            raise
+        finally:
+            os.close(fd)
+    except OSError as error:
+        raise HostError.from_os(f"{path!r} cannot be made for process {pid}", error) from error
+
+
+def sync(path: str) -> None:
+    """Have a file, or the names in a folder, on stable storage.
+
+    Raises:
+        OSError: that failed.
+    """
+    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+def _acts_as(pid: int) -> tuple[int, int]:
+    """User and group that a process makes files as (proc_pid_status(5): real, effective, saved, file system)."""
+    with open(f"/proc/{pid}/status", encoding="utf-8", errors="surrogateescape") as file:
+        found = re.search(r"^Uid:.*\t(\d+)\nGid:.*\t(\d+)$", file.read(), re.MULTILINE)
+    if found is None:
+        raise ProcessLookupError(f"process {pid} has ended")
+    return int(found[1]), int(found[2])

@@ -1,0 +1,96 @@
+"""Overlays of ours, merged back into the images that they are on, while the guest runs.
+
+::
+
+    disk --> overlay --> overlay --> image        block-commit of the top one; when all is copied,
+    disk --> image                                job-complete: the disk goes on with the image
+
+Source: QEMU docs/interop/live-block-operations.rst (active block commit).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+
+from parallel_fixedram.core.errors import FixedRamError, MachineError
+from parallel_fixedram.core.observer import Observer
+from parallel_fixedram.core.reports.disks import CommittedDisk
+from parallel_fixedram.machines.qemu.drives import Drive
+from parallel_fixedram.machines.qemu.jobs import end_job, find_job, follow_job
+from parallel_fixedram.machines.qemu.monitor import Monitor
+from parallel_fixedram.machines.qemu.overlays import is_ours, left_overlays, overlays_of_ours, remove_nodes
+
+
+def commit_overlays(monitor: Monitor, drive: Drive, observer: Observer) -> CommittedDisk | None:
+    """Merge the overlays of ours that a disk is on into the image below them, and remove them.
+
+    Args:
+        monitor: of the QEMU.
+        drive: the disk.
+        observer: hears how far it is.
+
+    Returns:
+        What was done; None for a disk that is on none.
+
+    Raises:
+        MachineError: that is not possible, or QEMU failed; the disk goes on with its overlay.
+    """
+    paths = [each.path for each in drive.disk.images]
+    ours = overlays_of_ours(drive.disk)
+    if not ours and not any(map(is_ours, paths)):
+        return None
+    name = f"{monitor.name!r}: disk {drive.disk.device!r}"
+    if not ours:
+        raise MachineError(f"{name} goes on with {paths[0]!r}, an overlay by somebody else on one of ours")
+    if ours == len(paths):
+        raise MachineError(f"{name}: nothing is known of the image that {paths[-1]!r} is on: {drive.why_not}")
+    done = _merge(monitor, drive, drive.nodes[ours], f"{name} cannot be merged into {paths[ours]!r}", observer)
+    for node, path in zip(drive.nodes[:ours], paths[:ours], strict=True):
+        remove_nodes(monitor, node)
+        _remove(path)
+    return CommittedDisk(device=drive.disk.device, image=paths[ours], overlays=tuple(paths[:ours]), bytes=done)
+
+
+def remove_left(monitor: Monitor) -> tuple[str, ...]:
+    """Remove overlays that were made and never used; returns their paths.
+
+    Raises:
+        MachineError: QEMU does not answer.
+    """
+    removed = left_overlays(monitor)
+    for node, path in removed.items():
+        remove_nodes(monitor, node)
+        if is_ours(path):
+            _remove(path)
+    return tuple(removed.values())
+
+
+def _merge(monitor: Monitor, drive: Drive, base: str, what: str, observer: Observer) -> int:
+    """Have QEMU do it, or see through what was begun before; returns how many bytes it copied."""
+    top, done, whole = drive.disk.node, 0, 0
+    job = f"commit-{top.removeprefix('#')}"
+    if (begun := find_job(monitor, job)) and begun.get("status") == "concluded":
+        with contextlib.suppress(MachineError):  # what came of that one matters no more
+            end_job(monitor, what, job)
+        begun = None
+    if not begun:
+        arguments = {"job-id": job, "device": top, "base-node": base, "auto-dismiss": False}
+        monitor.execute("block-commit", arguments)
+    try:
+        for at, total in follow_job(monitor, what, job):
+            if total != whole:
+                observer.phase("commit", total)
+                whole, done = total, 0
+            observer.advanced(at - done)
+            done = at
+    except BaseException:
+        with contextlib.suppress(FixedRamError):  # it may have failed by itself, or QEMU may be gone
+            monitor.execute("job-cancel", {"id": job})
+        raise
+    return done
+
+
+def _remove(path: str) -> None:
+    with contextlib.suppress(FileNotFoundError):
+        os.unlink(path)

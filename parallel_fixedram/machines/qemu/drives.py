@@ -1,0 +1,199 @@
+"""The disks that a running QEMU's guest writes to: which files they are in, and which can go on with an overlay.
+
+::
+
+    query-block        what is attached to which device, and of what format
+    query-blockstats   the nodes behind it: image, the file below it, the image behind that
+    /proc/PID/fd       which file on this host such a name stands for
+
+Names that QEMU has for files are those it was given: relative to a folder that it may have left, of another mount
+namespace, replaced since. So a name only counts if it leads, from here, to a file that QEMU has open.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from parallel_fixedram.core.disks import Disk, DiskImage
+from parallel_fixedram.host.files.open_files import OpenFiles
+from parallel_fixedram.machines.qemu.discovery import children, listed
+from parallel_fixedram.machines.qemu.monitor import Monitor
+
+FORMATS = ("raw", "qcow2")
+"""Image formats that an overlay can be on."""
+
+LOCAL = ("file", "host_device")
+"""Block drivers whose images are files or block devices of this host (QEMU block/file-posix.c)."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Drive:
+    """A disk that the guest can write to.
+
+    Attributes:
+        disk: what it is called and where it is; nothing is known yet of the contents of its images.
+        nodes: node-names of its images, in the same order.
+        cache: QEMU's cache settings of its image, ``direct`` and ``no-flush``.
+        shared: whether other guests may write to it at the same time (share-rw).
+        why_not: why it cannot go on with an overlay, as the end of a sentence; empty if it can.
+    """
+
+    disk: Disk
+    nodes: tuple[str, ...]
+    cache: Mapping[str, bool]
+    shared: bool
+    why_not: str
+
+
+class _Unsuitable(Exception):
+    """Why no overlay can be on an image, as the end of a sentence."""
+
+
+def find_drives(monitor: Monitor, pid: int) -> list[Drive]:
+    """Every disk that a device of the guest can write to, but removable media.
+
+    Args:
+        monitor: of the QEMU.
+        pid: its process.
+
+    Raises:
+        MachineError: QEMU does not say what disks it has, or has ended.
+        HostError: no right to see which files it has open.
+    """
+    if not (attached := _attached(monitor)):
+        return []
+    graphs = {str(each.get("node-name")): each for each in listed(monitor, "query-blockstats")}
+    nodes = {str(each.get("node-name")): each for each in listed(monitor, "query-named-block-nodes", {"flat": True})}
+    files, found = OpenFiles(pid), list[Drive]()
+    for each in attached:
+        match each["inserted"]:
+            case {"node-name": str(name), "image": {"virtual-size": int(size)}, "cache": {**cache}}:
+                chain, why_not = _images(graphs.get(name, {}), nodes, files)
+                found.append(
+                    Drive(
+                        disk=Disk(
+                            device=_device(each), node=name, size=size, images=tuple(image for _, image in chain)
+                        ),
+                        nodes=tuple(node for node, _ in chain),
+                        cache={key: bool(cache.get(key)) for key in ("direct", "no-flush")},
+                        shared=_is_shared(monitor, str(each["qdev"])),
+                        why_not=why_not,
+                    )
+                )
+            case _:
+                raise monitor.malformed("query-block", each)
+    return [_alone(each, found) for each in found]
+
+
+def disk_names(monitor: Monitor) -> list[str]:
+    """What the disks are called that only this guest writes to.
+
+    Raises:
+        MachineError: QEMU does not say what disks it has, or has ended.
+    """
+    return [_device(each) for each in _attached(monitor) if not _is_shared(monitor, str(each["qdev"]))]
+
+
+def nodes_in_use(monitor: Monitor) -> dict[str, str]:
+    """For each disk that the guest can write to, by its name: the node-name of its image.
+
+    Raises:
+        MachineError: QEMU does not say what disks it has, or has ended.
+    """
+    return {_device(each): str(each["inserted"].get("node-name")) for each in _attached(monitor)}
+
+
+def used_nodes(monitor: Monitor) -> set[str]:
+    """Names of all nodes that something of the guest's reads or writes, directly or through others.
+
+    Raises:
+        MachineError: QEMU does not say.
+    """
+    graphs, names = listed(monitor, "query-blockstats"), set[str]()
+    while graphs:
+        graph = graphs.pop()
+        names.add(str(graph.get("node-name")))
+        graphs += [each for each in (graph.get("parent"), graph.get("backing")) if each]
+    return names
+
+
+def _alone(drive: Drive, drives: Sequence[Drive]) -> Drive:
+    """The same, and that another one writes to one of its images, if so."""
+    images = {each.path for each in drive.disk.images}
+    for other in drives:
+        if other is not drive and images & {each.path for each in other.disk.images[:1]}:
+            return replace(drive, why_not=drive.why_not or f"disk {other.disk.device!r} writes to the same image")
+    return drive
+
+
+def _attached(monitor: Monitor) -> list[dict[str, Any]]:
+    return [each for each in listed(monitor, "query-block") if _is_written(each)]
+
+
+def _is_written(drive: Mapping[str, Any]) -> bool:
+    match drive:
+        case {"qdev": str(), "removable": False, "inserted": {"ro": False}}:
+            return True
+    return False
+
+
+def _device(drive: Mapping[str, Any]) -> str:
+    """What people call it: the id of its device, else that of its drive, else its path among QEMU's objects."""
+    path = str(drive["qdev"])
+    head, _, name = path.removeprefix("/machine/").partition("/")
+    return name.partition("/")[0] if head == "peripheral" else str(drive.get("device") or path)
+
+
+def _is_shared(monitor: Monitor, path: str) -> bool:
+    if "share-rw" not in dict(children(monitor, path, "bool")):
+        return False
+    return monitor.execute("qom-get", {"path": path, "property": "share-rw"}) is True
+
+
+def _images(
+    graph: Mapping[str, Any], nodes: Mapping[str, Mapping[str, Any]], files: OpenFiles
+) -> tuple[list[tuple[str, DiskImage]], str]:
+    """Nodes and images of a disk, top first, as far as they can be known; and why no overlay can be on them, if so."""
+    images: list[tuple[str, DiskImage]] = []
+    try:
+        images.extend(_chain(graph, nodes, files))
+        return images, ""
+    except _Unsuitable as reason:
+        return images, str(reason)
+
+
+def _chain(
+    graph: Mapping[str, Any] | None, nodes: Mapping[str, Mapping[str, Any]], files: OpenFiles
+) -> Iterator[tuple[str, DiskImage]]:
+    while graph:
+        node = nodes.get(str(graph.get("node-name")), {})
+        below = nodes.get(str(graph.get("parent", {}).get("node-name")), {})
+        kind, protocol = str(node.get("drv")), str(below.get("drv"))
+        if kind not in FORMATS:
+            raise _Unsuitable(f"it is of format {kind!r}, not {' or '.join(FORMATS)}")
+        if protocol not in LOCAL:
+            raise _Unsuitable(f"it is behind {protocol!r}, not in a file or block device of this host")
+        _refuse_parts(node)
+        name = str(below.get("file"))
+        if (path := files.find(name)) is None:
+            raise _Unsuitable(f"{name!r} does not lead from here to the file that QEMU has open")
+        yield str(graph.get("node-name")), DiskImage(path=path, format=kind)
+        graph = graph.get("backing")
+
+
+def _refuse_parts(node: Mapping[str, Any]) -> None:
+    """Contents that are not, or not only, in the image's file as such."""
+    if node.get("encrypted"):
+        raise _Unsuitable("it is encrypted, and its overlay would not be")
+    name = str(node.get("file"))
+    if name.startswith("json:") and node.get("drv") == "raw":
+        options = json.loads(name.removeprefix("json:"))
+        if isinstance(options, dict) and {"offset", "size"} & options.keys():
+            raise _Unsuitable("it is a part of its file (offset, size)")
+    specific = node.get("image", {}).get("format-specific", {}).get("data", {})
+    if isinstance(specific, dict) and "data-file" in specific:
+        raise _Unsuitable(f"its contents are in another file ({os.fspath(specific['data-file'])!r})")

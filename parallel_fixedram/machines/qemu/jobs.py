@@ -1,0 +1,78 @@
+"""Jobs of a QEMU, waited for until they have ended: making an image, merging one into another.
+
+::
+
+    created -> running -> [ready, until it is told to complete] -> concluded, until it is dismissed
+
+Source: QEMU qapi/job.json, docs/interop/live-block-operations.rst.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+from parallel_fixedram.core.errors import MachineError
+from parallel_fixedram.core.words import shown
+from parallel_fixedram.machines.qemu.discovery import listed
+from parallel_fixedram.machines.qemu.monitor import Monitor
+from parallel_fixedram.machines.qemu.session import TimedOut
+
+_LOOK_SECONDS = 0.2
+"""How often a job is asked how far it is: only ends are reported by events."""
+
+
+def run_job(monitor: Monitor, what: str, start: Callable[[str], object], name: str) -> None:
+    """Start a job and return when it has ended.
+
+    Args:
+        monitor: of the QEMU.
+        what: it does, for messages.
+        start: has QEMU start it, under the name that it is given.
+        name: of the job; no other may have it.
+
+    Raises:
+        MachineError: it failed, or QEMU does not answer.
+    """
+    with monitor.listen("JOB_STATUS_CHANGE") as events:
+        start(name)
+        while (job := find_job(monitor, name)) and job.get("status") != "concluded":
+            events.wait()
+    end_job(monitor, what, name)
+
+
+def follow_job(monitor: Monitor, what: str, name: str) -> Iterator[tuple[int, int]]:
+    """See a job through that has to be told to complete; yields how far it is and how far it goes, bytes.
+
+    Raises:
+        MachineError: it failed, or QEMU does not answer.
+    """
+    told = False
+    with monitor.listen("JOB_STATUS_CHANGE") as events:
+        while (job := find_job(monitor, name)) and job.get("status") != "concluded":
+            yield int(job.get("current-progress", 0)), int(job.get("total-progress", 0))
+            if job.get("status") == "ready" and not told:
+                monitor.execute("job-complete", {"id": name})
+                told = True
+            with contextlib.suppress(TimedOut):
+                events.wait(_LOOK_SECONDS)
+    end_job(monitor, what, name)
+
+
+def find_job(monitor: Monitor, name: str) -> Mapping[str, Any] | None:
+    """What QEMU says of a job; None where there is none."""
+    return next((each for each in listed(monitor, "query-jobs") if each.get("id") == name), None)
+
+
+def end_job(monitor: Monitor, what: str, name: str) -> None:
+    """Forget a job that has concluded.
+
+    Raises:
+        MachineError: it failed.
+    """
+    if (job := find_job(monitor, name)) is None:
+        raise MachineError(f"{monitor.name!r}: {what}: somebody dismissed the job")
+    monitor.execute("job-dismiss", {"id": name})
+    if error := job.get("error"):
+        raise MachineError(f"{monitor.name!r}: {what}: {shown(str(error))}")

@@ -1,0 +1,253 @@
+"""Overlays: qcow2 images that the disks of a running QEMU go on with from one instant on.
+
+::
+
+    before:  disk --> image                                       the guest runs
+             overlay made, opened, formatted                      a file of no contents, by QEMU's own jobs
+    pause:   transaction { blockdev-snapshot, one for each disk }
+    after:   disk --> overlay --> image                           which nobody writes any more
+
+An overlay is ``IMAGE.SNAPSHOT.qcow2``, beside its image if nothing else is said; SNAPSHOT says when. By this name it is
+known as ours later, and by that of its node as long as this QEMU lives.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from types import TracebackType
+from typing import Self
+
+from parallel_fixedram.core.disks import Disk
+from parallel_fixedram.core.errors import FixedRamError, HostError, MachineChanged, MachineError
+from parallel_fixedram.host.files.handed_over import make_for, sync
+from parallel_fixedram.host.files.image_facts import image_now
+from parallel_fixedram.host.processes import forked, signals
+from parallel_fixedram.machines.qemu.discovery import listed
+from parallel_fixedram.machines.qemu.drives import Drive, find_drives, nodes_in_use, used_nodes
+from parallel_fixedram.machines.qemu.jobs import find_job, run_job
+from parallel_fixedram.machines.qemu.monitor import Monitor
+
+PREFIX = "fixedram-"
+"""What the names of our snapshots, and so of our nodes, begin with."""
+
+_SUFFIX = re.compile(rf"\.{PREFIX}\d{{8}}-\d{{6}}[a-z]?\.qcow2$")
+_FILE = ".f"
+"""What the name of an overlay's file's node ends with."""
+
+_LETTERS = ("", *"abcdefghijklmnopqrstuvwxyz")
+COMMIT = "`disks commit` merges overlays into their images, and removes those that were left"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Overlay:
+    """An overlay for one disk, and the names of its nodes in QEMU."""
+
+    drive: Drive
+    path: str
+    node: str
+
+    @property
+    def file_node(self) -> str:
+        """The node of the file that the image is in."""
+        return self.node + _FILE
+
+
+def is_ours(path: str) -> bool:
+    """Whether a file is an overlay of ours, by its name."""
+    return _SUFFIX.search(path) is not None
+
+
+def overlays_of_ours(disk: Disk) -> int:
+    """How many images of a disk, from the top, are overlays of ours."""
+    return next((number for number, each in enumerate(disk.images) if not is_ours(each.path)), len(disk.images))
+
+
+class Overlays:
+    """DiskOverlays of a QEMU; a context manager. What is not in use when it is left, is removed.
+
+    Args:
+        monitor: of the QEMU.
+        pid: its process.
+        folder: where the overlays are made; None for beside each image.
+    """
+
+    def __init__(self, monitor: Monitor, pid: int, folder: str | None) -> None:
+        self._monitor = monitor
+        self._pid = pid
+        self._folder = folder
+        self._ready: list[Overlay] = []
+        self._frozen: list[Overlay] = []
+        self._shared: list[str] = []
+        self._paths: list[str] = []
+        self._asked = False
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        left = [each.path for each in self._ready if not self._remove(each)]
+        if isinstance(error, FixedRamError) and (paths := [*self._paths, *left]):
+            error.hint = "; ".join(filter(None, (error.hint, f"disks go on with {', '.join(paths)}: {COMMIT}")))
+
+    def prepare(self) -> Sequence[str]:
+        """Make overlays for all disks, unless those made before are still there (DiskOverlays.prepare)."""
+        if self._ready:
+            return ()
+        drives = find_drives(self._monitor, self._pid)
+        own = [each for each in drives if not each.shared]
+        for drive in own:
+            if drive.why_not:
+                raise MachineError(
+                    f"{self._monitor.name!r}: disk {drive.disk.device!r} cannot go on with an overlay: {drive.why_not}",
+                    hint="--disks none saves the guest without its disks",
+                )
+        left = left_overlays(self._monitor)
+        for each in self._planned(own):
+            with signals.held():
+                make_for(self._pid, each.path)
+                self._ready.append(each)  # what fails half way is removed as well
+            self._make(each)
+        self._shared = [each.disk.device for each in drives if each.shared]
+        return [
+            *(f"disk {name!r} is shared with other guests (share-rw): it is not saved" for name in self._shared),
+            *(f"{path!r} is left from a save that was killed: {COMMIT}" for path in left.values()),
+        ]
+
+    def freeze(self) -> None:
+        """Have all disks go on with their overlays, at once (DiskOverlays.freeze)."""
+        if not self._ready:
+            return
+        self._asked = True
+        actions = [
+            {"type": "blockdev-snapshot", "data": {"node": each.drive.disk.node, "overlay": each.node}}
+            for each in self._ready
+        ]
+        self._monitor.execute("transaction", {"actions": actions})
+        self._frozen, self._ready = self._ready, []
+        self._paths += [each.path for each in self._frozen]
+
+    def frozen(self, *, durable: bool) -> tuple[tuple[Disk, str], ...]:
+        """The disks as they were then, and where they go on (DiskOverlays.frozen)."""
+        now = nodes_in_use(self._monitor)
+        expected = {each.drive.disk.device: each.node for each in self._frozen}
+        if {name: node for name, node in now.items() if name not in self._shared} != expected:
+            raise MachineChanged("somebody changed what the guest's disks are while it was saved")
+        return tuple((_as_it_is(each.drive.disk, durable=durable), each.path) for each in self._frozen)
+
+    def _planned(self, drives: Sequence[Drive]) -> Iterator[Overlay]:
+        """An overlay for each drive, under names that nobody has yet."""
+        nodes = {each.get("node-name") for each in listed(self._monitor, "query-named-block-nodes", {"flat": True})}
+        stamp = time.strftime(f"{PREFIX}%Y%m%d-%H%M%S")
+        for letter in _LETTERS:
+            snapshot = stamp + letter
+            planned = [
+                Overlay(drive=each, path=self._path(each, snapshot), node=f"{snapshot}.{number}")
+                for number, each in enumerate(drives)
+            ]
+            if not any(os.path.lexists(each.path) or each.node in nodes for each in planned):
+                return iter(planned)
+        raise HostError(f"there are overlays of every name like {planned[0].path!r}")
+
+    def _path(self, drive: Drive, snapshot: str) -> str:
+        image = _SUFFIX.sub("", drive.disk.images[0].path)
+        folder = self._folder or os.path.dirname(image)
+        if not self._folder and folder.startswith("/dev"):
+            raise MachineError(
+                f"disk {drive.disk.device!r} is the device {image!r}: its overlay cannot be beside it",
+                hint="--disk-folder DIR says where",
+            )
+        return os.path.join(os.path.abspath(folder), f"{os.path.basename(image)}.{snapshot}.qcow2")
+
+    def _make(self, overlay: Overlay) -> None:
+        """Have QEMU make an image without contents in the file, and open it."""
+        drive = overlay.drive
+        cache = dict(drive.cache)
+        self._monitor.execute(
+            "blockdev-add",
+            {"driver": "file", "node-name": overlay.file_node, "filename": overlay.path, "cache": cache},
+        )
+        image = drive.disk.images[0]
+        options = {
+            "driver": "qcow2",
+            "file": overlay.file_node,
+            "size": drive.disk.size,
+            "backing-file": image.path,
+            "backing-fmt": image.format,
+        }
+        run_job(
+            self._monitor,
+            f"overlay {overlay.path!r} cannot be made",
+            lambda name: self._monitor.execute("blockdev-create", {"job-id": name, "options": options}),
+            overlay.node,
+        )
+        self._monitor.execute(
+            "blockdev-add",
+            {
+                "driver": "qcow2",
+                "node-name": overlay.node,
+                "file": overlay.file_node,
+                "backing": None,
+                "cache": cache,
+            },
+        )
+
+    def _remove(self, overlay: Overlay) -> bool:
+        """Take an overlay back that no disk goes on with; returns whether that is done."""
+        try:
+            remove_nodes(self._monitor, overlay.node)
+        except MachineError:  # it is in use, or nobody can tell any more
+            if self._asked or not _has_ended(self._monitor):
+                return False
+        with contextlib.suppress(OSError):
+            os.unlink(overlay.path)
+        return True
+
+
+def left_overlays(monitor: Monitor) -> dict[str, str]:
+    """Overlays that were made and that no disk uses, by node: the path of the file.
+
+    Raises:
+        MachineError: QEMU does not say.
+    """
+    used, left = used_nodes(monitor), {}
+    for each in listed(monitor, "query-named-block-nodes", {"flat": True}):
+        name = str(each.get("node-name"))
+        if name.startswith(PREFIX) and name.endswith(_FILE) and not {name, name.removesuffix(_FILE)} & used:
+            left[name.removesuffix(_FILE)] = str(each.get("file"))
+    return left
+
+
+def remove_nodes(monitor: Monitor, node: str) -> None:
+    """Have QEMU close an overlay and its file, as far as it has them.
+
+    Raises:
+        MachineError: they are in use, or QEMU does not answer.
+    """
+    if (job := find_job(monitor, node)) and job.get("status") == "concluded":
+        monitor.execute("job-dismiss", {"id": node})
+    known = {each.get("node-name") for each in listed(monitor, "query-named-block-nodes", {"flat": True})}
+    for name in (node, node + _FILE):
+        if name in known:
+            monitor.execute("blockdev-del", {"node-name": name})
+
+
+def _has_ended(monitor: Monitor) -> bool:
+    return monitor.pidfd is not None and forked.has_ended(monitor.pidfd, 0)
+
+
+def _as_it_is(disk: Disk, *, durable: bool) -> Disk:
+    """The disk with what is known of its images, which nobody writes any more."""
+    path = disk.images[0].path
+    try:
+        if durable:  # QEMU flushes it when the guest is stopped, but not with cache=unsafe
+            sync(path)
+    except OSError as error:
+        raise HostError.from_os(f"disk {disk.device!r}: {path!r} cannot be synced", error) from error
+    return replace(disk, images=tuple(image_now(each.path, each.format) for each in disk.images))
