@@ -48,7 +48,10 @@ def save(guest: QemuProcess, path: Path) -> SaveReport:
     path.unlink(missing_ok=True)
     machine = functools.partial(parallel_fixedram.open_qemu, str(guest.monitor_path))
     return parallel_fixedram.save(
-        machine, str(path), gate=parallel_fixedram.Gate(channels=2, experimental_multifd=True)
+        machine,
+        str(path),
+        gate=parallel_fixedram.Gate(channels=2, experimental_multifd=True),
+        disks=parallel_fixedram.Disks(mode=parallel_fixedram.DisksMode.NONE),
     )
 
 

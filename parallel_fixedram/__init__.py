@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from parallel_fixedram.core.ramblock import PageRange, RAMBlock
     from parallel_fixedram.core.reports.boot import BootReport
     from parallel_fixedram.core.reports.diff import DiffReport
+    from parallel_fixedram.core.reports.disks import DisksReport
     from parallel_fixedram.core.reports.guests import GuestsReport
     from parallel_fixedram.core.reports.inspect import InspectQemuReport, InspectReport
     from parallel_fixedram.core.reports.plan import PlanReport
@@ -42,6 +43,8 @@ if TYPE_CHECKING:
         CaptureMode,
         Capturing,
         DirectIO,
+        Disks,
+        DisksMode,
         Durability,
         Gate,
         Publishing,
@@ -50,6 +53,7 @@ if TYPE_CHECKING:
     from parallel_fixedram.core.schemas import from_json, to_json
     from parallel_fixedram.verbs.clone import clone
     from parallel_fixedram.verbs.diff import diff
+    from parallel_fixedram.verbs.disks import commit_disks, list_disks
     from parallel_fixedram.verbs.guests import list_guests, stop_guests
     from parallel_fixedram.verbs.inspect import inspect, inspect_qemu
     from parallel_fixedram.verbs.open import GuestSpec, Image, RamFile, open_guest, open_image, open_qemu, open_ram
@@ -73,6 +77,9 @@ __all__ = [
     "DiffReport",
     "DirectIO",
     "DirtySource",
+    "Disks",
+    "DisksMode",
+    "DisksReport",
     "Durability",
     "DurabilityError",
     "FixedRamError",
@@ -103,10 +110,12 @@ __all__ = [
     "WorkerError",
     "Writing",
     "clone",
+    "commit_disks",
     "diff",
     "from_json",
     "inspect",
     "inspect_qemu",
+    "list_disks",
     "list_guests",
     "open_guest",
     "open_image",
@@ -141,6 +150,7 @@ _HOMES = {
     "core.ramblock": ("PageRange", "RAMBlock"),
     "core.reports.boot": ("BootReport",),
     "core.reports.diff": ("DiffReport",),
+    "core.reports.disks": ("DisksReport",),
     "core.reports.guests": ("GuestsReport",),
     "core.reports.inspect": ("InspectQemuReport", "InspectReport"),
     "core.reports.plan": ("PlanReport",),
@@ -153,6 +163,8 @@ _HOMES = {
         "CaptureMode",
         "Capturing",
         "DirectIO",
+        "Disks",
+        "DisksMode",
         "Durability",
         "Gate",
         "Publishing",
@@ -161,6 +173,7 @@ _HOMES = {
     "core.schemas": ("from_json", "to_json"),
     "verbs.clone": ("clone",),
     "verbs.diff": ("diff",),
+    "verbs.disks": ("commit_disks", "list_disks"),
     "verbs.guests": ("list_guests", "stop_guests"),
     "verbs.inspect": ("inspect", "inspect_qemu"),
     "verbs.open": ("GuestSpec", "Image", "RamFile", "open_guest", "open_image", "open_qemu", "open_ram"),

@@ -20,6 +20,7 @@ from support.qemu_tools import with_own_mounts
 
 import parallel_fixedram
 from parallel_fixedram.core.reports.save import SaveReport
+from parallel_fixedram.core.save_options import Disks, DisksMode
 from parallel_fixedram.engine.capture import pause as pause_module
 from parallel_fixedram.experiments.boot_sector import disk_image
 from parallel_fixedram.machines.qemu import disks
@@ -68,7 +69,8 @@ def folder(tmp_path: Path) -> Iterator[Path]:
 
 
 def save(guest: QemuProcess, path: Path) -> SaveReport:
-    return saving.save(lambda: parallel_fixedram.open_qemu(os.fspath(guest.monitor_path)), os.fspath(path))
+    disks = Disks(mode=DisksMode.NONE)
+    return saving.save(lambda: parallel_fixedram.open_qemu(os.fspath(guest.monitor_path)), os.fspath(path), disks=disks)
 
 
 def image(path: Path, size: int = 64 * MIB) -> Path:

@@ -62,7 +62,7 @@ def test_a_file_of_ours_is_loaded_next_to_the_guest_that_runs_on_with_its_disk(
     saved = replace(plain, path=tmp_path / "vm.mr", args=(*plain.args, *devices))
     with QemuProcess(*saved.args, ram=saved.ram) as source:
         source.wait_serial("C")
-        report("save", saved.path, "--qmp", source.monitor_path)
+        report("save", saved.path, "--qmp", source.monitor_path, "--disks", "none")
         before = sha256(disk)
         found = loaded(saved, boot)
         assert found.code == 0, found

@@ -29,12 +29,12 @@ TICK = r"tick (\d+) (\w+)\r"
 
 
 def save(guest: QemuProcess, path: Path, *options: object, by: Callable[..., Result] = call) -> dict[str, Any]:
-    """Save a guest whether it runs or not; afterwards it does what it did. Returns the report.
+    """Save a guest whether it runs or not, without its disks; afterwards it does what it did. Returns the report.
 
     The guest may be stopped or running, and what the report says of seconds and pages has to fit together.
     """
     before = guest.status()
-    saved = report("save", path, "--qmp", guest.monitor_path, *options, by=by)
+    saved = report("save", path, "--qmp", guest.monitor_path, "--disks", "none", *options, by=by)
     assert guest.status() == before
     seconds = saved["seconds"]
     assert all(value >= 0 for value in seconds.values()), seconds

@@ -140,4 +140,4 @@ class Saved:
 
 
 def argv(guest: QemuProcess, path: Path, mode: str, *more: object) -> list[object]:
-    return ["save", path, "--qmp", guest.monitor_path, "--capture", mode, *more]
+    return ["save", path, "--qmp", guest.monitor_path, "--capture", mode, "--disks", "none", *more]

@@ -77,6 +77,7 @@ class FakeQemu:
             "query-target": returns({"arch": "x86_64"}),
             "qom-get": self._property,
             "query-named-block-nodes": returns([]),
+            "query-block": returns([]),
             "query-memdev": returns([{"id": "m", "size": len(self._memory)}]),
             "stop": self._becomes("paused", "STOP"),
             "cont": self._becomes("running", "RESUME"),
@@ -298,7 +299,7 @@ def accepted(name: str, value: object) -> bool:
             return True
         case "human-monitor-command":
             return isinstance(value, str)
-        case "qom-list" | "query-memdev" | "query-named-block-nodes":
+        case "qom-list" | "query-memdev" | "query-named-block-nodes" | "query-block":
             return value == []
         case "query-migrate":
             return isinstance(value, dict) and not value.get("blocked-reasons")

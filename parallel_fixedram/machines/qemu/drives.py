@@ -172,10 +172,12 @@ def _chain(
     while graph:
         node = nodes.get(str(graph.get("node-name")), {})
         below = nodes.get(str(graph.get("parent", {}).get("node-name")), {})
-        kind, protocol = str(node.get("drv")), str(below.get("drv"))
+        kind = str(node.get("drv"))
+        if kind in LOCAL and not below:  # a device right on a file: raw, whoever says so
+            kind, below = "raw", node
         if kind not in FORMATS:
             raise _Unsuitable(f"it is of format {kind!r}, not {' or '.join(FORMATS)}")
-        if protocol not in LOCAL:
+        if (protocol := str(below.get("drv"))) not in LOCAL:
             raise _Unsuitable(f"it is behind {protocol!r}, not in a file or block device of this host")
         _refuse_parts(node)
         name = str(below.get("file"))
