@@ -19,9 +19,10 @@ def list_disks(machine: QemuMachine) -> DisksReport:
         MachineError: QEMU does not say.
         HostError: no right to see which files it has open.
     """
+    from parallel_fixedram.machines.qemu.drives import find_drives
     from parallel_fixedram.machines.qemu.overlays import COMMIT, left_overlays
 
-    left = left_overlays(machine.monitor).values()
+    left = left_overlays(machine.monitor, find_drives(machine.monitor, machine.pid))
     return _report(machine, (), (), [f"{path!r} is left from a save that was killed: {COMMIT}" for path in left])
 
 
@@ -42,12 +43,9 @@ def commit_disks(machine: QemuMachine, *, observer: Observer = SILENT) -> DisksR
     from parallel_fixedram.machines.qemu.drives import find_drives
 
     monitor = machine.monitor
-    removed = remove_left(monitor)
-    committed = [
-        done
-        for drive in find_drives(monitor, machine.pid)
-        if (done := commit_overlays(monitor, drive, observer)) is not None
-    ]
+    drives = find_drives(monitor, machine.pid)
+    removed = remove_left(monitor, drives)
+    committed = [done for drive in drives if (done := commit_overlays(monitor, drive, observer)) is not None]
     return _report(machine, tuple(committed), removed, ())
 
 

@@ -12,8 +12,9 @@ from __future__ import annotations
 
 import contextlib
 import os
+from collections.abc import Sequence
 
-from parallel_fixedram.core.errors import FixedRamError, MachineError
+from parallel_fixedram.core.errors import FixedRamError, HostError, MachineError
 from parallel_fixedram.core.observer import Observer
 from parallel_fixedram.core.reports.disks import CommittedDisk
 from parallel_fixedram.machines.qemu.drives import Drive
@@ -45,29 +46,29 @@ def commit_overlays(monitor: Monitor, drive: Drive, observer: Observer) -> Commi
         raise MachineError(f"{name} goes on with {paths[0]!r}, an overlay by somebody else on one of ours")
     if ours == len(paths):
         raise MachineError(f"{name}: nothing is known of the image that {paths[-1]!r} is on: {drive.why_not}")
-    done = _merge(monitor, drive, drive.nodes[ours], f"{name} cannot be merged into {paths[ours]!r}", observer)
+    done = _merge(monitor, drive, ours, f"{name} cannot be merged into {paths[ours]!r}", observer)
     for node, path in zip(drive.nodes[:ours], paths[:ours], strict=True):
         remove_nodes(monitor, node)
         _remove(path)
     return CommittedDisk(device=drive.disk.device, image=paths[ours], overlays=tuple(paths[:ours]), bytes=done)
 
 
-def remove_left(monitor: Monitor) -> tuple[str, ...]:
-    """Remove overlays that were made and never used; returns their paths.
+def remove_left(monitor: Monitor, drives: Sequence[Drive]) -> tuple[str, ...]:
+    """Remove overlays that were begun and never used; returns their paths.
 
     Raises:
         MachineError: QEMU does not answer.
     """
-    removed = left_overlays(monitor)
-    for node, path in removed.items():
+    removed = left_overlays(monitor, drives)
+    for path, node in removed.items():
         remove_nodes(monitor, node)
         if is_ours(path):
             _remove(path)
-    return tuple(removed.values())
+    return tuple(removed)
 
 
-def _merge(monitor: Monitor, drive: Drive, base: str, what: str, observer: Observer) -> int:
-    """Have QEMU do it, or see through what was begun before; returns how many bytes it copied."""
+def _merge(monitor: Monitor, drive: Drive, into: int, what: str, observer: Observer) -> int:
+    """Have QEMU merge the top image into one below it, or see that through; returns how many bytes it copied."""
     top, done, whole = drive.disk.node, 0, 0
     job = f"commit-{top.removeprefix('#')}"
     if (begun := find_job(monitor, job)) and begun.get("status") == "concluded":
@@ -75,8 +76,13 @@ def _merge(monitor: Monitor, drive: Drive, base: str, what: str, observer: Obser
             end_job(monitor, what, job)
         begun = None
     if not begun:
-        arguments = {"job-id": job, "device": top, "base-node": base, "auto-dismiss": False}
-        monitor.execute("block-commit", arguments)
+        arguments = {"job-id": job, "device": top, "base-node": drive.nodes[into], "auto-dismiss": False}
+        try:
+            monitor.execute("block-commit", arguments)
+        except MachineError as error:
+            image = drive.disk.images[into].path
+            hint = f"another QEMU may be using {image!r}, as guests of a file do that has this image"
+            raise MachineError(error.message, hint=hint) from error
     try:
         for at, total in follow_job(monitor, what, job):
             if total != whole:
@@ -92,5 +98,9 @@ def _merge(monitor: Monitor, drive: Drive, base: str, what: str, observer: Obser
 
 
 def _remove(path: str) -> None:
-    with contextlib.suppress(FileNotFoundError):
+    try:
         os.unlink(path)
+    except FileNotFoundError:
+        pass
+    except OSError as error:
+        raise HostError.from_os(f"{path!r} is in use no more, but cannot be removed", error) from error

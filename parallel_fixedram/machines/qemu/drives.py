@@ -144,6 +144,8 @@ def _is_written(drive: Mapping[str, Any]) -> bool:
 def _device(drive: Mapping[str, Any]) -> str:
     """What people call it: the id of its device, else that of its drive, else its path among QEMU's objects."""
     path = str(drive["qdev"])
+    if not path.startswith("/"):
+        return path
     head, _, name = path.removeprefix("/machine/").partition("/")
     return name.partition("/")[0] if head == "peripheral" else str(drive.get("device") or path)
 

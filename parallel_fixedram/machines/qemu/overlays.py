@@ -108,7 +108,7 @@ class Overlays:
                     f"{self._monitor.name!r}: disk {drive.disk.device!r} cannot go on with an overlay: {drive.why_not}",
                     hint="--disks none saves the guest without its disks",
                 )
-        left = left_overlays(self._monitor)
+        left = left_overlays(self._monitor, drives)
         for each in self._planned(own):
             with signals.held():
                 make_for(self._pid, each.path)
@@ -117,7 +117,7 @@ class Overlays:
         self._shared = [each.disk.device for each in drives if each.shared]
         return [
             *(f"disk {name!r} is shared with other guests (share-rw): it is not saved" for name in self._shared),
-            *(f"{path!r} is left from a save that was killed: {COMMIT}" for path in left.values()),
+            *(f"{path!r} is left from a save that was killed: {COMMIT}" for path in left),
         ]
 
     def freeze(self) -> None:
@@ -210,22 +210,35 @@ class Overlays:
         return True
 
 
-def left_overlays(monitor: Monitor) -> dict[str, str]:
-    """Overlays that were made and that no disk uses, by node: the path of the file.
+def left_overlays(monitor: Monitor, drives: Sequence[Drive]) -> dict[str, str]:
+    """Overlays that were begun and that no disk uses: path of the file, and its node; no node if QEMU has none of it.
+
+    Args:
+        monitor: of the QEMU.
+        drives: beside whose images files without contents are looked for as well.
 
     Raises:
         MachineError: QEMU does not say.
     """
-    used, left = used_nodes(monitor), {}
+    used, left = used_nodes(monitor), dict.fromkeys(_empty_files(drives), "")
     for each in listed(monitor, "query-named-block-nodes", {"flat": True}):
         name = str(each.get("node-name"))
         if name.startswith(PREFIX) and name.endswith(_FILE) and not {name, name.removesuffix(_FILE)} & used:
-            left[name.removesuffix(_FILE)] = str(each.get("file"))
+            left[str(each.get("file"))] = name.removesuffix(_FILE)
     return left
 
 
+def _empty_files(drives: Sequence[Drive]) -> Iterator[str]:
+    """Overlays that nothing was written to yet."""
+    for folder in sorted({os.path.dirname(each.path) for drive in drives for each in drive.disk.images[:1]}):
+        with contextlib.suppress(OSError):
+            for found in os.scandir(folder):
+                if is_ours(found.name) and found.is_file(follow_symlinks=False) and not found.stat().st_size:
+                    yield found.path
+
+
 def remove_nodes(monitor: Monitor, node: str) -> None:
-    """Have QEMU close an overlay and its file, as far as it has them.
+    """Have QEMU close an overlay and its file, as far as it has them; ``node`` may be empty.
 
     Raises:
         MachineError: they are in use, or QEMU does not answer.
