@@ -28,10 +28,12 @@ from support.streamwriter import (
 )
 
 from parallel_fixedram.core.bitmap import PageBitmap
+from parallel_fixedram.core.disks import Disk, DiskImage
 from parallel_fixedram.core.errors import FormatError
 from parallel_fixedram.core.ramblock import RAMBlock
 from parallel_fixedram.core.targets import RAM_ONLY_MACHINE
 from parallel_fixedram.format import mapped_ram
+from parallel_fixedram.format import trailer as trailer_module
 from parallel_fixedram.format.layout import FileLayout
 from parallel_fixedram.format.migration_file import parse
 from parallel_fixedram.format.trailer import (
@@ -54,12 +56,12 @@ def digest(data):
     return xxhash.xxh3_64_intdigest(data)
 
 
-def saved_file(*drawn, machine=RAM_ONLY_MACHINE, base=0, devices=b"", alignment=MIB):
+def saved_file(*drawn, machine=RAM_ONLY_MACHINE, base=0, devices=b"", alignment=MIB, disks=()):
     """A whole file put together from layouts, in the order and with the pieces of a save."""
     blocks = [RAMBlock(idstr=each.name, used_length=len(each.picture) * PAGE) for each in drawn]
     layout = FileLayout.plan(machine, blocks, base, alignment=alignment)
     tail = layout.tail(devices)
-    plan = TrailerLayout.plan(base=base, stream_end=layout.ram_end + len(tail), blocks=blocks)
+    plan = TrailerLayout.plan(base=base, stream_end=layout.ram_end + len(tail), blocks=blocks, disks=disks)
     file = bytearray(plan.file_length)
 
     def write(offset, data):
@@ -486,3 +488,46 @@ def test_the_end_is_looked_for_once_and_not_where_a_hole_is_known():
     padded = Sparse(size, {0: data})
     parse(padded.read, size, data_end=len(data) + 5000)
     assert padded.bytes_read < len(data)
+
+
+# --- disks of the instant
+
+
+texts = st.text(max_size=20)
+images = st.builds(
+    DiskImage,
+    path=texts,
+    format=st.sampled_from(["raw", "qcow2"]),
+    bytes=st.integers(0, 1 << 62),
+    modified_ns=st.integers(0, 1 << 62),
+    digest=st.text("0123456789abcdef", max_size=32),
+)
+disk_lists = st.lists(
+    st.builds(
+        Disk,
+        device=texts,
+        node=texts,
+        size=st.integers(0, 1 << 62),
+        images=st.lists(images, min_size=1, max_size=3).map(tuple),
+    ),
+    max_size=4,
+)
+
+
+@given(disk_lists)
+def test_disks_are_read_back(disks):
+    data = saved_file(M, disks=disks)
+    assert read(data).trailer.disks == tuple(disks)
+    assert len(data) % PAGE == 0
+
+
+@pytest.mark.parametrize(
+    "payload",
+    [b"", b"{}", b"[", b"[1]", b'[{"device": "d"}]', b"[" * 100_000, b"\xff", b" " * ((1 << 20) + 1),
+     b'[{"device":"d","node":"n","size":1,"images":[]}]', b'[{"device":"d","node":"n","size":"1","images":[]}]'],
+)  # fmt: skip
+def test_a_list_of_disks_that_is_none_is_refused(payload, monkeypatch):
+    monkeypatch.setattr(trailer_module, "pack_disks", lambda _: payload)
+    disk = Disk(device="d", node="n", size=1, images=(DiskImage(path="/d", format="raw"),))
+    with pytest.raises(FormatError, match="list of disks"):
+        read(saved_file(M, disks=[disk]))

@@ -72,7 +72,10 @@ def find_drives(monitor: Monitor, pid: int) -> list[Drive]:
     for each in attached:
         match each["inserted"]:
             case {"node-name": str(name), "image": {"virtual-size": int(size)}, "cache": {**cache}}:
-                chain, why_not = _images(graphs.get(name, {}), nodes, files)
+                try:
+                    chain, why_not = _images(graphs.get(name, {}), nodes, files)
+                except (AttributeError, TypeError, ValueError) as error:  # something is not of the kind it should be
+                    raise monitor.malformed("query-blockstats", error) from error
                 found.append(
                     Drive(
                         disk=Disk(
@@ -163,7 +166,7 @@ def _images(
     images: list[tuple[str, DiskImage]] = []
     try:
         images.extend(_chain(graph, nodes, files))
-        return images, ""
+        return images, "" if images else "QEMU does not say what it is made of"
     except _Unsuitable as reason:
         return images, str(reason)
 
