@@ -25,7 +25,6 @@ from parallel_fixedram import Capturing, Disks, DisksMode
 from parallel_fixedram.core.save_options import CaptureMode
 from parallel_fixedram.experiments.boot_sector import boot_image
 
-
 PARTS = ("pause", "stop", "ram", "device_state", "disks", "cont")
 
 

@@ -23,6 +23,7 @@ from support.examples import unless_thorough
 from support.qemu import QemuProcess, Ram
 from support.qemu_tools import require_tool
 
+from parallel_fixedram import Observer, commit_disks, open_qemu
 from parallel_fixedram.core.errors import HostError
 from parallel_fixedram.core.save_options import CaptureMode
 from parallel_fixedram.engine.capture.ways import WAYS
@@ -205,6 +206,24 @@ class TestCommit:
         assert len(commit(guest)["committed"]) == 4
         assert numbers(read(disks.raw, "raw", tmp_path)) == {2}
         assert guest.qmp("query-jobs") == []
+
+    def test_that_is_interrupted_leaves_the_guest_with_its_overlay(
+        self, guest: QemuProcess, disks: ManyDisks, tmp_path: Path
+    ) -> None:
+        class Interrupting(Observer):
+            def phase(self, name: str, total: int = 0) -> None:
+                raise KeyboardInterrupt
+
+        write(guest, 1)
+        done(call(*argv(guest, tmp_path / "saved")))
+        write(guest, 2)
+        before = nodes(guest)
+        with open_qemu(str(guest.monitor_path)) as machine, pytest.raises(KeyboardInterrupt):
+            commit_disks(machine, observer=Interrupting())
+        assert (guest.qmp("query-jobs"), nodes(guest)) == ([], before)
+        goes_on(guest)
+        assert len(commit(guest)["committed"]) == 4
+        assert numbers(read(disks.raw, "raw", tmp_path)) == {2}
 
     def test_is_refused_where_the_image_cannot_be_written_and_the_guest_keeps_its_overlay(
         self, guest: QemuProcess, disks: ManyDisks, tmp_path: Path

@@ -93,6 +93,8 @@ def _merge(monitor: Monitor, drive: Drive, into: int, what: str, observer: Obser
     except BaseException:
         with contextlib.suppress(FixedRamError):  # it may have failed by itself, or QEMU may be gone
             monitor.execute("job-cancel", {"id": job})
+            for _ in follow_job(monitor, what, job):
+                pass
         raise
     return done
 

@@ -16,6 +16,7 @@ from __future__ import annotations
 import contextlib
 import os
 import re
+import stat
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -157,12 +158,12 @@ class Overlays:
 
     def _path(self, drive: Drive, snapshot: str) -> str:
         image = _SUFFIX.sub("", drive.disk.images[0].path)
-        folder = self._folder or os.path.dirname(image)
-        if not self._folder and folder.startswith("/dev"):
+        if not self._folder and _is_device(image):
             raise MachineError(
                 f"disk {drive.disk.device!r} is the device {image!r}: its overlay cannot be beside it",
                 hint="--disk-folder DIR says where",
             )
+        folder = self._folder or os.path.dirname(image)
         return os.path.join(os.path.abspath(folder), f"{os.path.basename(image)}.{snapshot}.qcow2")
 
     def _make(self, overlay: Overlay) -> None:
@@ -249,6 +250,10 @@ def remove_nodes(monitor: Monitor, node: str) -> None:
     for name in (node, node + _FILE):
         if name in known:
             monitor.execute("blockdev-del", {"node-name": name})
+
+
+def _is_device(path: str) -> bool:
+    return os.path.exists(path) and stat.S_ISBLK(os.stat(path).st_mode)
 
 
 def _has_ended(monitor: Monitor) -> bool:
