@@ -139,7 +139,7 @@ class CommandLine:
             raise RequestError("the QEMU command line is empty, expected a program and its arguments")
         if any("\0" in argument for argument in arguments):
             raise RequestError("the QEMU command line contains a NUL character")
-        options = tuple(_options(arguments))
+        options = tuple(options_of(arguments))
         for option in options:
             if option.name in _REFUSED:
                 raise RequestError(f"QEMU's option -{option.name} cannot be given: {_REFUSED[option.name]}")
@@ -275,7 +275,7 @@ def join_properties(pairs: Sequence[tuple[str, str]], first: str = "") -> str:
     return ",".join([*texts, *(f"{name}={value.replace(',', ',,')}" for name, value in pairs)])
 
 
-def _options(arguments: Sequence[str]) -> Iterator[Option]:
+def options_of(arguments: Sequence[str]) -> Iterator[Option]:
     """Options with their values, as QEMU finds them (lookup_opt(), system/vl.c); what is left are disk images."""
     position = 1
     while position < len(arguments):

@@ -9,8 +9,9 @@ import contextlib
 import os
 import shutil
 import time
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
+from itertools import chain
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
@@ -46,6 +47,7 @@ class Fleet:
         commands: program and arguments of each; they have to wait for their guest (``-incoming defer``).
         folder: where each gets a folder of its own, named by its number; must not exist. None for a new one.
         descriptors: open files that each QEMU shall have under the same numbers.
+        files: what is made for each, by paths; empty for nothing.
 
     Attributes:
         monitors: a session with each, once connected.
@@ -58,11 +60,17 @@ class Fleet:
     """
 
     def __init__(
-        self, commands: Sequence[Sequence[str]], folder: str | None = None, *, descriptors: Collection[int] = ()
+        self,
+        commands: Sequence[Sequence[str]],
+        folder: str | None = None,
+        *,
+        descriptors: Collection[int] = (),
+        files: Sequence[Mapping[str, bytes]] = (),
     ) -> None:
         self._commands = commands
         self._folder = FleetFolder(folder)
         self._descriptors = descriptors
+        self._files = files or [{}] * len(commands)
         self._stack = ExitStack()
         self._launches: list[Launch] = []
         self.monitors: list[Monitor] = []
@@ -77,10 +85,11 @@ class Fleet:
                 self._folder.make()
                 stack.callback(self._leave_folder)
             # before the first start, so that there is no moment in which nobody would end a QEMU
-            self._guardian = stack.enter_context(Guardian(lambda: _end_all(self._folder)))
+            self._guardian = stack.enter_context(Guardian(lambda: _end_all(self._folder, self._files)))
             self._guardian.arm()
-            for number, command in enumerate(self._commands):
-                launch = Launch(command, self._folder.of(number).path, descriptors=self._descriptors)
+            for number, (command, files) in enumerate(zip(self._commands, self._files, strict=True)):
+                folder = self._folder.of(number).path
+                launch = Launch(command, folder, descriptors=self._descriptors, files=files)
                 self._launches.append(stack.enter_context(launch))
             self._stack = stack.pop_all()
         return self
@@ -134,9 +143,15 @@ class Fleet:
         for number, (launch, monitor) in enumerate(zip(self._launches, self.monitors, strict=True)):
             with self._explained(launch):
                 status = incoming.go_on(monitor, run=run)
-            name = f"{self._folder.name}/{number}"
             reports.append(
-                GuestReport(name=name, pid=launch.pid, qmp=launch.socket_path, log=launch.log_path, status=status)
+                GuestReport(
+                    name=f"{self._folder.name}/{number}",
+                    pid=launch.pid,
+                    qmp=launch.socket_path,
+                    log=launch.log_path,
+                    status=status,
+                    disks=tuple(self._files[number]),
+                )
             )
         self.load_seconds = time.perf_counter() - self._ready
         return tuple(reports)
@@ -183,10 +198,13 @@ class Fleet:
             raise MachineError(f"{number}{told.message}", hint=hint) from error
 
 
-def _end_all(folder: FleetFolder) -> None:
+def _end_all(folder: FleetFolder, files: Iterable[Iterable[str]]) -> None:
     """Runs in the guardian."""
     end_all(folder.path)
     shutil.rmtree(folder.path, ignore_errors=True)
+    for path in chain.from_iterable(files):
+        with contextlib.suppress(OSError):
+            os.unlink(path)
     folder.forget()
 
 

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 from parallel_fixedram.boot.fleet import Fleet
 from parallel_fixedram.boot.plan import Boot
+from parallel_fixedram.boot.recorded_disks import refuse_written
 from parallel_fixedram.core.observer import Observer
 from parallel_fixedram.core.reports.boot import BootReport, BootSeconds, GuestReport
 from parallel_fixedram.host.processes import signals
@@ -94,10 +95,12 @@ def hand_over(
 
     Raises:
         RequestError: the folder exists, or a machine does not fit the file.
+        ContentsDiffer: an image of the disks was written meanwhile.
         MachineError: a QEMU does not start, or cannot load the file.
         HostError: I/O or memory.
     """
-    with Fleet(boot.commands, folder, descriptors=boot.descriptors) as fleet:
+    files = boot.disks.contents()
+    with Fleet(boot.commands, folder, descriptors=boot.descriptors, files=files) as fleet:
         began = time.perf_counter()
         meanwhile()
         done = time.perf_counter()
@@ -105,6 +108,7 @@ def hand_over(
         observer.phase("load")
         fleet.load(boot.source)
         before_they_run()
+        refuse_written(boot.disks.recorded)
         guests = fleet.go_on(run=not boot.paused)
         with signals.held(), together_with():
             fleet.let_go(image.path)

@@ -9,8 +9,8 @@ import contextlib
 import os
 import signal
 import socket
-from collections.abc import Collection, Sequence
-from types import TracebackType
+from collections.abc import Collection, Mapping, Sequence
+from types import MappingProxyType, TracebackType
 from typing import Self
 
 from parallel_fixedram.boot.last_words import end_all, how_it_ended, last_words
@@ -36,6 +36,7 @@ class Launch:
         arguments: program and arguments; the program may be one that runs QEMU.
         folder: where socket, log and pid go; must not exist.
         descriptors: open files that QEMU shall have under the same numbers.
+        files: what else is made for it, there or somewhere else, by paths; removed with the folder.
 
     Attributes:
         program: what is run.
@@ -47,12 +48,20 @@ class Launch:
         HostError: the program cannot be started.
     """
 
-    def __init__(self, arguments: Sequence[str], folder: str, *, descriptors: Collection[int] = ()) -> None:
+    def __init__(
+        self,
+        arguments: Sequence[str],
+        folder: str,
+        *,
+        descriptors: Collection[int] = (),
+        files: Mapping[str, bytes] = MappingProxyType({}),
+    ) -> None:
         self.program = arguments[0]
         self._arguments = list(arguments)
         self._folder = RunFolder(folder)
         self.socket_path, self.log_path = self._folder.socket, self._folder.log
         self._descriptors = descriptors
+        self._files = files
         self.pid = self.pidfd = 0
         self._started = 0
         self._made = self._found = False
@@ -67,6 +76,7 @@ class Launch:
         with signals.held():
             self._folder.make()
             self._made = True
+            self._folder.add(self._files)
             self._start()
         return self
 

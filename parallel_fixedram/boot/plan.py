@@ -5,10 +5,11 @@ from __future__ import annotations
 import os
 from collections.abc import Collection, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from parallel_fixedram.boot.command_line import CommandLine
 from parallel_fixedram.boot.incoming import Source
+from parallel_fixedram.boot.overlays import OwnDisks
 from parallel_fixedram.core.errors import ContentsDiffer, HostError, RequestError
 from parallel_fixedram.core.observer import Observer
 from parallel_fixedram.core.units import format_exact_size
@@ -41,6 +42,7 @@ class Boot:
         descriptors: open files that QEMU needs; without any, the commands are good for anybody.
         paused: whether the guests are not to run.
         state: what the guest was doing when it was saved, by QEMU's name for it; empty where the file does not say.
+        disks: overlays that have to be there before.
     """
 
     commands: Sequence[Sequence[str]]
@@ -49,6 +51,7 @@ class Boot:
     descriptors: Collection[int] = frozenset()
     paused: bool = False
     state: str = ""
+    disks: OwnDisks = field(default_factory=OwnDisks)
 
     @property
     def needs_cont(self) -> bool:

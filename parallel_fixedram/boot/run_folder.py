@@ -8,6 +8,7 @@
     .../N/log    what QEMU prints; stays, alone in its folder, if something went wrong with this QEMU
     .../N/pid    of QEMU itself, whatever stands in front of it: timeout, setsid, a shell
     .../N/guest  which process that is, and from which file; written when the guest is handed over
+    .../N/disk*  overlays that the guest's disks write to, unless they are somewhere else
 
 As long as a command is at work with a folder, it holds a lock on it: nobody else has any business there.
 """
@@ -16,13 +17,14 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import glob
 import json
 import os
 import shutil
 import tempfile
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 
 from parallel_fixedram.core.errors import HostError, RequestError, unopened
@@ -60,6 +62,7 @@ class RunFolder:
         self._pid = os.path.join(self.path, "pid")
         self._record = os.path.join(self.path, "guest")
         self._keep_log = False
+        self._files: list[str] = []
 
     def make(self) -> None:
         """Make it, with mode 0700.
@@ -69,6 +72,30 @@ class RunFolder:
             HostError: it cannot be made.
         """
         _make(self.path)
+
+    def add(self, files: Mapping[str, bytes]) -> None:
+        """Make files, with mode 0600, that ``remove`` removes: here, or somewhere else.
+
+        Args:
+            files: what is in them, by their paths.
+
+        Raises:
+            RequestError: one exists, or there is no such folder.
+            HostError: one cannot be written.
+        """
+        for path, contents in files.items():
+            try:
+                fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+            except FileExistsError as error:
+                raise RequestError(f"{path!r} exists") from error
+            except OSError as error:
+                raise unopened(f"cannot make {path!r}", error) from error
+            self._files.append(path)
+            try:
+                with open(fd, "wb", buffering=0) as file:
+                    file.write(contents)
+            except OSError as error:
+                raise HostError.from_os(f"cannot write {path!r}", error) from error
 
     def write_pid(self, pid: int) -> None:
         """Note QEMU's process id.
@@ -112,13 +139,14 @@ class RunFolder:
         """Remove it, but for a log that is to stay."""
         if not self._keep_log:
             shutil.rmtree(self.path, ignore_errors=True)
-        for path in (self.socket, self._pid):
+        for path in (self.socket, self._pid, *self._files):
             with contextlib.suppress(OSError):
                 os.unlink(path)
 
     def clear(self) -> None:
         """Remove what was made for a QEMU that has ended; whatever else somebody put there stays, and the folder."""
-        for path in (self.socket, self._pid, self.log, self._record):
+        overlays = glob.glob(os.path.join(glob.escape(self.path), "disk*.qcow2"))
+        for path in (self.socket, self._pid, self.log, self._record, *overlays):
             with contextlib.suppress(OSError):
                 os.unlink(path)
         with contextlib.suppress(OSError):
@@ -129,7 +157,7 @@ class FleetFolder:
     """The folder of one command, with a RunFolder for each of its QEMUs.
 
     Args:
-        path: where it is; None for one that ``make`` finds a place for.
+        path: where it is; None for a new one in the first of the places where ``guests`` looks.
 
     Attributes:
         path: where it is.
@@ -138,7 +166,7 @@ class FleetFolder:
     """
 
     def __init__(self, path: str | None, name: str = "", link: str = "") -> None:
-        self.path = "" if path is None else os.path.abspath(path)
+        self.path = new_path() if path is None else os.path.abspath(path)
         self.name = name or self.path
         self._link = link
         self._lock = -1
@@ -150,16 +178,12 @@ class FleetFolder:
             RequestError: it exists.
             HostError: it cannot be made.
         """
-        place = places()[0]
-        if self.path:
-            _make(self.path)
-            self._make_link(place)
+        _make(self.path)
+        place, name = os.path.split(self.path)
+        if place == places()[0] and name.startswith(PREFIX):
+            self.name = name.removeprefix(PREFIX)
         else:
-            try:
-                self.path = tempfile.mkdtemp(prefix=PREFIX, dir=place)
-            except OSError as error:
-                raise HostError.from_os(f"cannot make a folder in {place!r}", error) from error
-            self.name = os.path.basename(self.path).removeprefix(PREFIX)
+            self._make_link(places()[0])
         try:
             self._hold(fcntl.LOCK_EX)
         except HostError:
@@ -228,6 +252,11 @@ def places() -> list[str]:
     """Where run folders are made and looked for: the first of them for new ones."""
     candidates = [os.environ.get("XDG_RUNTIME_DIR", ""), tempfile.gettempdir(), f"/run/user/{os.geteuid()}", "/tmp"]
     return list(dict.fromkeys(place for place in candidates if os.path.isdir(place)))
+
+
+def new_path() -> str:
+    """Where the next command may make its run folder: its name is not known to anybody yet."""
+    return os.path.join(places()[0], f"{PREFIX}{uuid.uuid4().hex[:8]}")
 
 
 def known_folders() -> Iterator[FleetFolder]:

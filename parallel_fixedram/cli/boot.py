@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import sys
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypedDict
 
 from parallel_fixedram.cli import common, output
 from parallel_fixedram.cli.folding import print_folded
@@ -16,13 +16,42 @@ if TYPE_CHECKING:
     from parallel_fixedram.verbs.restore_guest import Boot
 
 
+class _DiskChoice(TypedDict):
+    overlays: bool | None
+    disk_folder: str | None
+
+
 def add_boot_options(parser: Any) -> None:
     """Options of a verb that starts QEMUs."""
     parser.add_argument("--paused", action="store_true", help="do not let the guest run")
+    add_disk_options(parser)
     add_run_dir(parser)
     parser.add_argument(
         "--print", action="store_true", help="show the commands for a stock QEMU instead of running them"
     )
+
+
+def add_disk_options(parser: Any) -> None:
+    """Options for the disks of a QEMU that is started."""
+    parser.add_argument(
+        "--disks",
+        choices=("overlay", "none"),
+        help="overlay: each guest gets qcow2 overlays of its own on the images that FILE records, which stay as they "
+        "are; none: disks are those of the command line (default: overlay if FILE records any)",
+    )
+    parser.add_argument(
+        "--disk-folder",
+        metavar="DIR",
+        help="where overlays go, and stay when their guests end (default: with socket and log, where they are removed)",
+    )
+
+
+def disk_choice(args: argparse.Namespace) -> _DiskChoice:
+    """What these options say, as arguments of a verb."""
+    return {
+        "overlays": None if args.disks is None else args.disks == "overlay",
+        "disk_folder": args.disk_folder,
+    }
 
 
 def add_run_dir(parser: Any) -> None:
@@ -90,10 +119,16 @@ def show_plan(args: argparse.Namespace, boot: Boot) -> None:
     ]
     if args.json:
         commands = [list(each) for each in boot.commands]
-        told = {"verb": args.verb, "commands": commands, "qmp": requests, "changes": list(boot.changes)}
+        told = {
+            "verb": args.verb,
+            "prepare": boot.disks.commands(),
+            "commands": commands,
+            "qmp": requests,
+            "changes": list(boot.changes),
+        }
         output.print_json(stamped("boot_plan", told))
         return
-    for command in boot.commands:
+    for command in [*boot.disks.commands(), *boot.commands]:
         print(shlex.join(command))
     then = "; cont when query-migrate says that it is completed" if boot.needs_cont else ""
     print(f"# then, in a QMP monitor of each, after qmp_capabilities{then}:")

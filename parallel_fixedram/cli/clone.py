@@ -61,7 +61,9 @@ def run(args: argparse.Namespace) -> int:
             raise RequestError(
                 "--print cannot be combined with --verify: it reads no page", hint="verify checks a file"
             )
-        boot.show_plan(args, plan_clone(args.file, args.command, count=args.count, paused=args.paused))
+        disks = boot.disk_choice(args)
+        plan = plan_clone(args.file, args.command, count=args.count, paused=args.paused, folder=args.run_dir, **disks)
+        boot.show_plan(args, plan)
         return 0
     with shown() as progress:
         report = clone(
@@ -74,6 +76,7 @@ def run(args: argparse.Namespace) -> int:
             check_digests=args.verify,
             folder=args.run_dir,
             observer=progress,
+            **boot.disk_choice(args),
         )
     boot.show(args, report)
     return 0

@@ -55,7 +55,7 @@ def run(args: argparse.Namespace) -> int:
         return _start(args)
     from parallel_fixedram.verbs.restore import Destination, restore
 
-    for option in ("shared", "paused", "run_dir", "print"):
+    for option in ("shared", "paused", "disks", "disk_folder", "run_dir", "print"):
         if getattr(args, option):
             raise RequestError(f"--{option.replace('_', '-')} needs a QEMU command line after --")
     if not args.ram:
@@ -101,7 +101,15 @@ def _start(args: argparse.Namespace) -> int:
             raise RequestError(
                 "--print cannot be combined with --verify: it reads no page", hint="verify checks a file"
             )
-        plan = plan_restore(args.file, args.command, gate=options.gate(args), ram=ram, paused=args.paused)
+        plan = plan_restore(
+            args.file,
+            args.command,
+            gate=options.gate(args),
+            ram=ram,
+            paused=args.paused,
+            folder=args.run_dir,
+            **boot.disk_choice(args),
+        )
         boot.show_plan(args, plan)
         return 0
     with shown() as progress:
@@ -115,6 +123,7 @@ def _start(args: argparse.Namespace) -> int:
             check_digests=args.verify,
             folder=args.run_dir,
             observer=progress,
+            **boot.disk_choice(args),
         )
     boot.show(args, report)
     return 0

@@ -49,6 +49,7 @@ def register(subparsers: common.Subparsers[Any]) -> None:
         action="store_true",
         help="have the QEMU after -- load FILE, and compare all of its RAM with FILE",
     )
+    boot.add_disk_options(parser)
     boot.add_run_dir(parser)
     parser.set_defaults(run=run)
 
@@ -59,8 +60,8 @@ def run(args: argparse.Namespace) -> int:
 
     if args.load:
         report = _load(args)
-    elif args.run_dir:
-        raise RequestError("--run-dir needs --load, and a QEMU command line after --")
+    elif needing := [name for name in ("disks", "disk_folder", "run_dir") if getattr(args, name)]:
+        raise RequestError(f"--{needing[0].replace('_', '-')} needs --load, and a QEMU command line after --")
     else:
         with shown() as progress:
             report = verify(
@@ -80,7 +81,10 @@ def _load(args: argparse.Namespace) -> VerifyReport:
     if args.ram:
         raise RequestError("--load cannot be combined with --ram: it compares all RAM of the QEMU that it starts")
     with shown() as progress:
-        return verify_by_loading(args.file, args.command, quick=args.quick, folder=args.run_dir, observer=progress)
+        disks = boot.disk_choice(args)
+        return verify_by_loading(
+            args.file, args.command, quick=args.quick, folder=args.run_dir, observer=progress, **disks
+        )
 
 
 def _print(report: VerifyReport) -> None:

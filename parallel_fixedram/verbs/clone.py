@@ -10,6 +10,7 @@ from contextlib import ExitStack
 
 from parallel_fixedram.boot.clone import on_page_arrays
 from parallel_fixedram.boot.command_line import CommandLine
+from parallel_fixedram.boot.disks import DiskChoice
 from parallel_fixedram.boot.hand_over import HandedOver, hand_over
 from parallel_fixedram.boot.plan import (
     Boot,
@@ -19,6 +20,7 @@ from parallel_fixedram.boot.plan import (
     main_blocks,
     paused_if,
 )
+from parallel_fixedram.boot.run_folder import new_path
 from parallel_fixedram.core.errors import RequestError
 from parallel_fixedram.core.observer import SILENT, Observer
 from parallel_fixedram.core.reports.boot import BootReport
@@ -44,6 +46,8 @@ def clone(
     add_clone_stream: bool = False,
     paused: bool = False,
     check_digests: bool = False,
+    overlays: bool | None = None,
+    disk_folder: str | None = None,
     folder: str | None = None,
     observer: Observer = SILENT,
 ) -> BootReport:
@@ -58,32 +62,42 @@ def clone(
         add_clone_stream: add digests and a clone stream to a file that has none first, in place.
         paused: do not let the guests run.
         check_digests: check every page against its digest first.
+        overlays: give each guest overlays on the disks that the file records; None for yes if it records any.
+        disk_folder: where overlays go, and stay when the guests end; None for their run folders.
         folder: where each gets a folder for socket and log; must not exist. None for a new one.
         observer: hears how far it is.
 
     Raises:
         RequestError: the file has no device state, or stale pages, or does not fit the command line, or was changed or
-            replaced before the guests had loaded. No guest ran.
-        ContentsDiffer: a page does not match its digest. Nothing was started.
+            replaced before the guests had loaded; or its disks do not. No guest ran.
+        ContentsDiffer: a page does not match its digest, or an image of a disk was written since. No guest ran.
         FormatError: not a complete mapped-ram file.
         MachineError: a QEMU does not start, or cannot load the file.
         HostError: I/O or memory.
     """
     started = time.perf_counter()
+    disks = DiskChoice(overlays=overlays, folder=disk_folder)
     line = _line_for(command, count, paused=paused)
     if punch or add_clone_stream:
         _prepare(uri, line, punch=punch, add_clone_stream=add_clone_stream, observer=observer)
     with open_image(uri) as image:
-        done = _clone(image, line, count, check_digests=check_digests, folder=folder, observer=observer)
+        done = _clone(image, line, count, disks, check_digests=check_digests, folder=folder, observer=observer)
     how = "copy-on-write, mapped from the file"
     return done.report("clone", image, how, verified=check_digests, started=started, notes=(CLONES_SHARE,))
 
 
 def _clone(
-    image: Image, line: CommandLine, count: int, *, check_digests: bool, folder: str | None, observer: Observer
+    image: Image,
+    line: CommandLine,
+    count: int,
+    disks: DiskChoice,
+    *,
+    check_digests: bool,
+    folder: str | None,
+    observer: Observer,
 ) -> HandedOver:
     """Start guests, after a look at the file: all of it against its digests, or else the places of zero pages."""
-    before = image.channel.stat()
+    before, folder = image.channel.stat(), folder or new_path()
     main = main_blocks(image, line)
     if check_digests:
         hold_against_digests(image, observer)
@@ -96,7 +110,7 @@ def _clone(
         boot = on_page_arrays(image, line, main, count, find_clone_stream(image, main, stack))
         return hand_over(
             image,
-            boot,
+            disks.applied(boot, image, folder),
             folder=folder,
             observer=observer,
             meanwhile=look,
@@ -104,18 +118,29 @@ def _clone(
         )
 
 
-def plan_clone(uri: str, command: Sequence[str], *, count: int = 1, paused: bool = False) -> Boot:
+def plan_clone(
+    uri: str,
+    command: Sequence[str],
+    *,
+    count: int = 1,
+    paused: bool = False,
+    overlays: bool | None = None,
+    disk_folder: str | None = None,
+    folder: str | None = None,
+) -> Boot:
     """What ``clone`` would start, for somebody who would rather do it by hand; nothing is touched.
 
     Raises:
-        RequestError: as for ``clone``; or the file has no clone stream of its own.
+        RequestError, ContentsDiffer: as for ``clone``; or the file has no clone stream of its own.
         FormatError: not a complete mapped-ram file.
     """
+    disks = DiskChoice(overlays=overlays, folder=disk_folder)
     line = _line_for(command, count, paused=paused)
     with open_image(uri) as image:
         main = main_blocks(image, line)
         refuse_stale_pages(image, main, channels=readers())
-        return on_page_arrays(image, line, main, count, clone_stream_in(image, main))
+        boot = on_page_arrays(image, line, main, count, clone_stream_in(image, main))
+        return disks.applied(boot, image, folder or new_path())
 
 
 def _line_for(command: Sequence[str], count: int, *, paused: bool) -> CommandLine:

@@ -9,6 +9,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 
 from parallel_fixedram.boot.command_line import CommandLine
+from parallel_fixedram.boot.disks import DiskChoice
 from parallel_fixedram.boot.hand_over import HandedOver, hand_over
 from parallel_fixedram.boot.plan import (
     Boot,
@@ -20,6 +21,7 @@ from parallel_fixedram.boot.plan import (
     state_of,
 )
 from parallel_fixedram.boot.restore import known_blocks, loaded_by_qemu, on_memory
+from parallel_fixedram.boot.run_folder import new_path
 from parallel_fixedram.core.capabilities import validate_recorded
 from parallel_fixedram.core.errors import RequestError
 from parallel_fixedram.core.observer import SILENT, Observer
@@ -46,6 +48,8 @@ def restore_guest(
     ram: Mapping[str, str] | None = None,
     paused: bool = False,
     check_digests: bool = False,
+    overlays: bool | None = None,
+    disk_folder: str | None = None,
     folder: str | None = None,
     observer: Observer = SILENT,
 ) -> BootReport:
@@ -59,25 +63,32 @@ def restore_guest(
         ram: files for the shared memory of some blocks, by name; made with mode 0600. Implies ``shared``.
         paused: do not let the guest run.
         check_digests: check every page against its digest first.
+        overlays: give the guest overlays on the disks that the file records; None for yes if it records any.
+        disk_folder: where overlays go, and stay when the guest ends; None for its run folder.
         folder: where socket and log go; must not exist. None for a new one.
         observer: hears how far it is.
 
     Raises:
         CapabilityError, FormatError, ContentsDiffer: as ``restore`` does. Nothing was started.
-        RequestError: the file has no device state, or does not fit the command line. No guest ran.
+        RequestError: the file has no device state, or it or its disks do not fit the command line. No guest ran.
+        ContentsDiffer: an image of a disk was written since. No guest ran.
         MachineError: QEMU does not start, or cannot load the file.
         HostError: I/O or memory.
     """
     started = time.perf_counter()
     gate = gate or Gate()
-    channels = gate.channels_or_one
+    channels, folder = gate.channels_or_one, folder or new_path()
+    disks = DiskChoice(overlays=overlays, folder=disk_folder)
     with _accepted(uri, command, gate, paused=paused) as (image, line, main):
         if check_digests:
             hold_against_digests(image, observer)
         if shared or ram:
-            done = _on_shared_memory(image, line, main, ram or {}, channels=channels, folder=folder, observer=observer)
+            done = _on_shared_memory(
+                image, line, main, ram or {}, disks, channels=channels, folder=folder, observer=observer
+            )
         else:
-            done = hand_over(image, loaded_by_qemu(image, line, channels), folder=folder, observer=observer)
+            boot = disks.applied(loaded_by_qemu(image, line, channels), image, folder)
+            done = hand_over(image, boot, folder=folder, observer=observer)
     how, fill = _SHARED if shared or ram else _PRIVATE
     return done.report("restore", image, how, channels=channels, fill=fill, verified=check_digests, started=started)
 
@@ -87,9 +98,10 @@ def _on_shared_memory(
     line: CommandLine,
     main: Sequence[SavedBlock],
     names: Mapping[str, str],
+    disks: DiskChoice,
     *,
     channels: int,
-    folder: str | None,
+    folder: str,
     observer: Observer,
 ) -> HandedOver:
     """Start a QEMU on shared memory, anonymous where ``names`` names no file, that our workers fill meanwhile."""
@@ -102,7 +114,7 @@ def _on_shared_memory(
         into = {idstr: Destination(path=path) for idstr, path in memory.paths.items()}
         return hand_over(
             image,
-            boot,
+            disks.applied(boot, image, folder),
             folder=folder,
             observer=observer,
             meanwhile=lambda: restore(image, into, channels=channels, observer=observer),
@@ -117,6 +129,9 @@ def plan_restore(
     gate: Gate | None = None,
     ram: Mapping[str, str] | None = None,
     paused: bool = False,
+    overlays: bool | None = None,
+    disk_folder: str | None = None,
+    folder: str | None = None,
 ) -> Boot:
     """What ``restore_guest`` would start, for somebody who would rather do it by hand; nothing is touched.
 
@@ -126,17 +141,21 @@ def plan_restore(
         gate: as for ``restore_guest``.
         ram: as for ``restore_guest``, but of all main blocks; the files have to be filled before.
         paused: as for ``restore_guest``.
+        overlays: as for ``restore_guest``; they have to be made before.
+        disk_folder: as for ``restore_guest``.
+        folder: as for ``restore_guest``.
 
     Raises:
-        CapabilityError: as for ``restore_guest``.
+        CapabilityError, ContentsDiffer: as for ``restore_guest``.
         RequestError: as for ``restore_guest``; or a main block is given no file, the others being given one.
         FormatError: not a complete mapped-ram file.
     """
     gate = gate or Gate()
-    channels = gate.channels_or_one
+    channels, folder = gate.channels_or_one, folder or new_path()
+    disks = DiskChoice(overlays=overlays, folder=disk_folder)
     with _accepted(uri, command, gate, paused=paused) as (image, line, main):
         if not ram:
-            return loaded_by_qemu(image, line, channels)
+            return disks.applied(loaded_by_qemu(image, line, channels), image, folder)
         for saved in main:
             if saved.block.idstr not in ram:
                 raise RequestError(
@@ -144,7 +163,8 @@ def plan_restore(
                     hint=f"--ram {saved.block.idstr}=PATH names a file",
                 )
         paths = {idstr: os.path.abspath(path) for idstr, path in ram.items()}
-        return replace(on_memory(line, paths, main, clone_stream_in(image, main)), state=state_of(image))
+        boot = replace(on_memory(line, paths, main, clone_stream_in(image, main)), state=state_of(image))
+        return disks.applied(boot, image, folder)
 
 
 @contextmanager

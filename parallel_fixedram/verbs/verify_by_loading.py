@@ -6,9 +6,9 @@
          |                                                                                                 bit 0: zeros
          +--- killed; nothing of it is left
 
-QEMU opens its disks as it does for any incoming guest: no lock is taken, nothing is written, and neither happens later,
-because it never activates them (QEMU migration/migration.c, process_incoming_migration_bh: ``late-block-activate``). It
-announces no guest to a network either.
+QEMU opens its disks, or overlays on those that the file records, as it does for any incoming guest: no lock is taken,
+nothing is written, and neither happens later, because it never activates them (QEMU migration/migration.c,
+process_incoming_migration_bh: ``late-block-activate``). It announces no guest to a network either.
 """
 
 from __future__ import annotations
@@ -18,9 +18,11 @@ from contextlib import ExitStack
 from dataclasses import replace
 
 from parallel_fixedram.boot.command_line import CommandLine
+from parallel_fixedram.boot.disks import DiskChoice
 from parallel_fixedram.boot.fleet import Fleet
 from parallel_fixedram.boot.plan import main_blocks, paused_if
 from parallel_fixedram.boot.restore import loaded_by_qemu
+from parallel_fixedram.boot.run_folder import new_path
 from parallel_fixedram.core.errors import HostError, MachineError
 from parallel_fixedram.core.observer import SILENT, Observer
 from parallel_fixedram.core.protocols import GuestBlock
@@ -43,6 +45,8 @@ def verify_by_loading(
     *,
     quick: bool = False,
     channels: int | None = None,
+    overlays: bool | None = None,
+    disk_folder: str | None = None,
     folder: str | None = None,
     observer: Observer = SILENT,
 ) -> VerifyReport:
@@ -54,6 +58,9 @@ def verify_by_loading(
             be in use by the guest that was saved.
         quick: read no page for anything but that: no digests, no places of zero pages.
         channels: number of workers; None for one a processor, at most 4.
+        overlays: give QEMU overlays on the disks that the file records, as a restore would, so that these are checked
+            as well; None for yes if it records any.
+        disk_folder: where they go meanwhile; None for the run folder.
         folder: where socket and log go; must not exist, and is gone afterwards. None for a new one.
         observer: hears how far it is.
 
@@ -61,18 +68,20 @@ def verify_by_loading(
         What was found: ``ok`` is False when anything differs, and ``differences`` name it.
 
     Raises:
-        RequestError: the file has no device state, or does not fit the command line.
+        RequestError: the file has no device state, or it or its disks do not fit the command line.
         FormatError: not a complete mapped-ram file.
-        ContentsDiffer: heads or bitmaps do not match their digests. Nothing was started.
+        ContentsDiffer: heads or bitmaps do not match their digests, or an image of a disk was written since. Nothing
+            was started.
         MachineError: QEMU does not start, or cannot load the file.
         HostError: I/O or memory, or QEMU's memory may not be read.
     """
+    disks, folder = DiskChoice(overlays=overlays, folder=disk_folder), folder or new_path()
     line = paused_if(CommandLine.parse(command), True)
     with ExitStack() as stack:
         image = stack.enter_context(open_image(uri))
         main_blocks(image, line)
-        boot = loaded_by_qemu(image, line, 1)
-        fleet = stack.enter_context(Fleet(boot.commands, folder))
+        boot = disks.applied(loaded_by_qemu(image, line, 1), image, folder)
+        fleet = stack.enter_context(Fleet(boot.commands, folder, files=boot.disks.contents()))
         fleet.connect(image.file)
         observer.phase("load")
         fleet.load(replace(boot.source, aside=True))

@@ -19,6 +19,8 @@ class GuestReport:
     """Path of what it prints."""
     status: str
     """Its run state: ``running``, ``paused`` ..."""
+    disks: tuple[str, ...] = ()
+    """Paths of the overlays that its disks write to, in the order of the disks that the file records."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -1,0 +1,177 @@
+"""Disks of guests that are started from a file: each guest gets overlays of its own on the images of the instant.
+
+::
+
+    the file says: virtio0 --> images[0] --> ...     as they were when the guest was saved; held against what is there
+                                 ^   ^
+    guest 0 --> overlay ---------+   +--------- overlay <-- guest 1
+
+A drive of the command line is that of a recorded disk if its image is the same file as one of the disk's, the top one
+first: after a second save that is an overlay which the command line does not know.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import uuid
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from parallel_fixedram.boot.drives import Drive, drives_of
+from parallel_fixedram.boot.overlays import Overlay, OwnDisks, find_qemu_img
+from parallel_fixedram.boot.plan import Boot
+from parallel_fixedram.boot.recorded_disks import is_same_file, refuse_another_chain, refuse_written
+from parallel_fixedram.core.disks import Disk
+from parallel_fixedram.core.errors import RequestError
+from parallel_fixedram.image.image import Image
+
+_AS_THEY_ARE = "--disks none leaves the disks as the command line has them"
+_GONE = "what a guest writes to its disks is removed when it has ended; --disk-folder keeps it"
+_LONGEST_LABEL = 48
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DiskChoice:
+    """What is wanted of the disks.
+
+    Attributes:
+        overlays: whether guests get overlays; None for yes if the file records disks.
+        folder: where overlays go, and stay; None for the guests' run folders, with which they go.
+
+    Raises:
+        RequestError: there is no such folder, or nothing would go there.
+    """
+
+    overlays: bool | None = None
+    folder: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.folder is not None and self.overlays is False:
+            raise RequestError("--disk-folder is for overlays, and with --disks none there are none")
+        if self.folder is not None and not os.path.isdir(self.folder):
+            raise RequestError(f"there is no folder {self.folder!r} for overlays")
+
+    def among(self, recorded: Sequence[Disk], file: str) -> tuple[Disk, ...]:
+        """The disks that guests get overlays for.
+
+        Args:
+            recorded: those that a file records.
+            file: its path.
+
+        Raises:
+            RequestError: overlays are asked for, and it records none.
+        """
+        if self.overlays is False:
+            return ()
+        if not recorded and (self.overlays or self.folder is not None):
+            raise RequestError(
+                f"{file!r} records no disks to make overlays on",
+                hint="save --disks overlay records them; this file's guests write to the disks of the command line",
+            )
+        return tuple(recorded)
+
+    def applied(self, boot: Boot, image: Image, run_folder: str) -> Boot:
+        """Guests of a file as they are started, with their disks as wanted; raises what ``on_overlays`` does."""
+        return on_overlays(boot, self.among(image.disks, image.path), run_folder, self.folder)
+
+
+def on_overlays(boot: Boot, disks: Sequence[Disk], run_folder: str, folder: str | None = None) -> Boot:
+    """Guests whose drives are overlays of their own; nothing is made yet.
+
+    Args:
+        boot: what is started.
+        disks: those that get overlays.
+        run_folder: where each guest has a folder by its number.
+        folder: where the overlays go instead of there.
+
+    Raises:
+        RequestError: the drive of a disk is not in a command line, or cannot be rewritten; an image is gone.
+        ContentsDiffer: an image was written since.
+        HostError: an image cannot be read, or there is no qemu-img.
+    """
+    if not disks:
+        return boot
+    refuse_written(disks)
+    qemu_img = find_qemu_img(boot.commands[0])
+    for disk in disks:
+        refuse_another_chain(disk, qemu_img)
+    prefix = os.path.join(os.path.abspath(folder), f"{uuid.uuid4().hex[:8]}-") if folder is not None else ""
+    guests = [
+        _with_overlays(
+            command,
+            disks,
+            f"{prefix}{number}-" if prefix else os.path.join(os.path.abspath(run_folder), str(number), ""),
+        )
+        for number, command in enumerate(boot.commands)
+    ]
+    return replace(
+        boot,
+        commands=[arguments for arguments, _, _ in guests],
+        changes=[*boot.changes, *guests[0][2], *([_GONE] if folder is None else [])],
+        disks=OwnDisks(recorded=tuple(disks), overlays=tuple(own for _, own, _ in guests), qemu_img=qemu_img),
+    )
+
+
+def _with_overlays(
+    command: Sequence[str], disks: Sequence[Disk], prefix: str
+) -> tuple[list[str], tuple[Overlay, ...], list[str]]:
+    """A guest's command line, its overlays, and what is not as the user gave it, a sentence each.
+
+    Args:
+        command: the command line.
+        disks: those that get overlays.
+        prefix: what the overlays' paths begin with.
+    """
+    arguments, overlays, changes = list(command), [], []
+    drives = drives_of(command)
+    found = _drives_for(disks, drives)
+    for index, (disk, drive) in enumerate(zip(disks, found, strict=True)):
+        label = re.sub(r"[^\w-]+", "-", disk.device, flags=re.ASCII).strip("-")[-_LONGEST_LABEL:]
+        overlay = Overlay(
+            path=f"{prefix}disk{index}-{label}.qcow2", image=disk.images[0].path, format=disk.images[0].format
+        )
+        for position, text in drive.on(overlay.path).items():
+            arguments[position] = text
+        overlays.append(overlay)
+        changes.append(f"{drive.text} is now the overlay {overlay.path!r} on {overlay.image!r}")
+    left = [each.text for each in drives if each not in found and each.text.startswith("-")]
+    changes += [f"{text} is none of the disks that the file records, and stays as it is" for text in left]
+    return arguments, tuple(overlays), changes
+
+
+def _drives_for(disks: Sequence[Disk], drives: Sequence[Drive]) -> list[Drive]:
+    """The drive of each disk.
+
+    Raises:
+        RequestError: there is none, or not one alone, or it cannot be rewritten.
+    """
+    found: list[Drive] = []
+    for disk in disks:
+        drive = _drive_for(disk, drives)
+        if drive in found:
+            other = disks[found.index(drive)].device
+            raise _unclear(f"{drive.text} is both disk {other!r} and disk {disk.device!r} of the file")
+        if drive.refusal:
+            raise _unclear(f"{drive.text}, disk {disk.device!r}, cannot get an overlay: {drive.refusal}")
+        found.append(drive)
+    return found
+
+
+def _drive_for(disk: Disk, drives: Sequence[Drive]) -> Drive:
+    for image in disk.images:
+        fitting = [drive for drive in drives if drive.path and is_same_file(drive.path, image.path)]
+        if len(fitting) > 1:
+            both = " and ".join(drive.text for drive in fitting)
+            raise _unclear(f"disk {disk.device!r} of the file, on {image.path!r}, has several drives: {both}")
+        if fitting:
+            return fitting[0]
+    has = ", ".join(drive.text for drive in drives if drive.text.startswith("-")) or "none"
+    raise RequestError(
+        f"no drive of the QEMU command line has image {disk.images[0].path!r} of disk {disk.device!r}; it has {has}",
+        hint=f"give the command line that the guest was saved with; a -readconfig file is not read; {_AS_THEY_ARE}",
+    )
+
+
+def _unclear(message: str) -> RequestError:
+    return RequestError(message, hint=_AS_THEY_ARE)
