@@ -16,12 +16,13 @@ import os
 import re
 import uuid
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 from parallel_fixedram.boot.drives import Drive, drives_of
-from parallel_fixedram.boot.overlays import Overlay, OwnDisks, find_qemu_img
+from parallel_fixedram.boot.overlays import Overlay, PlannedOverlays, find_qemu_img
 from parallel_fixedram.boot.plan import Boot
 from parallel_fixedram.boot.recorded_disks import is_same_file, refuse_another_chain, refuse_written
+from parallel_fixedram.core.boot_options import DiskChoice
 from parallel_fixedram.core.disks import Disk
 from parallel_fixedram.core.errors import RequestError
 from parallel_fixedram.image.image import Image
@@ -31,49 +32,29 @@ _GONE = "what a guest writes to its disks is removed when it has ended; --disk-f
 _LONGEST_LABEL = 48
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class DiskChoice:
-    """What is wanted of the disks.
+def with_disks(boot: Boot, image: Image, choice: DiskChoice | None, run_folder: str) -> Boot:
+    """Guests of a file, their disks as wanted; nothing is made yet.
 
-    Attributes:
-        overlays: whether guests get overlays; None for yes if the file records disks.
-        folder: where overlays go, and stay; None for the guests' run folders, with which they go.
+    Args:
+        boot: what is started.
+        image: the file.
+        choice: what is wanted; None for what is usual.
+        run_folder: where each guest has a folder by its number.
 
     Raises:
-        RequestError: there is no such folder, or nothing would go there.
+        RequestError: overlays are asked for, and the file records no disks; or what ``on_overlays`` says.
+        ContentsDiffer: as ``on_overlays`` says.
+        HostError: as ``on_overlays`` says.
     """
-
-    overlays: bool | None = None
-    folder: str | None = None
-
-    def __post_init__(self) -> None:
-        if self.folder is not None and self.overlays is False:
-            raise RequestError("--disk-folder is for overlays, and with --disks none there are none")
-        if self.folder is not None and not os.path.isdir(self.folder):
-            raise RequestError(f"there is no folder {self.folder!r} for overlays")
-
-    def among(self, recorded: Sequence[Disk], file: str) -> tuple[Disk, ...]:
-        """The disks that guests get overlays for.
-
-        Args:
-            recorded: those that a file records.
-            file: its path.
-
-        Raises:
-            RequestError: overlays are asked for, and it records none.
-        """
-        if self.overlays is False:
-            return ()
-        if not recorded and (self.overlays or self.folder is not None):
-            raise RequestError(
-                f"{file!r} records no disks to make overlays on",
-                hint="save --disks overlay records them; this file's guests write to the disks of the command line",
-            )
-        return tuple(recorded)
-
-    def applied(self, boot: Boot, image: Image, run_folder: str) -> Boot:
-        """Guests of a file as they are started, with their disks as wanted; raises what ``on_overlays`` does."""
-        return on_overlays(boot, self.among(image.disks, image.path), run_folder, self.folder)
+    choice = choice or DiskChoice()
+    if choice.overlays is False:
+        return boot
+    if not image.disks and (choice.overlays or choice.folder is not None):
+        raise RequestError(
+            f"{image.path!r} records no disks to make overlays on",
+            hint="save --disks overlay records them; guests of this file write to the disks of the command line",
+        )
+    return on_overlays(boot, image.disks, run_folder, choice.folder)
 
 
 def on_overlays(boot: Boot, disks: Sequence[Disk], run_folder: str, folder: str | None = None) -> Boot:
@@ -86,12 +67,15 @@ def on_overlays(boot: Boot, disks: Sequence[Disk], run_folder: str, folder: str 
         folder: where the overlays go instead of there.
 
     Raises:
-        RequestError: the drive of a disk is not in a command line, or cannot be rewritten; an image is gone.
+        RequestError: the drive of a disk is not in a command line, or cannot be rewritten; an image is gone; there is
+            no such folder.
         ContentsDiffer: an image was written since.
         HostError: an image cannot be read, or there is no qemu-img.
     """
     if not disks:
         return boot
+    if folder is not None and not os.path.isdir(folder):
+        raise RequestError(f"there is no folder {folder!r} for overlays")
     refuse_written(disks)
     qemu_img = find_qemu_img(boot.commands[0])
     for disk in disks:
@@ -109,7 +93,7 @@ def on_overlays(boot: Boot, disks: Sequence[Disk], run_folder: str, folder: str 
         boot,
         commands=[arguments for arguments, _, _ in guests],
         changes=[*boot.changes, *guests[0][2], *([_GONE] if folder is None else [])],
-        disks=OwnDisks(recorded=tuple(disks), overlays=tuple(own for _, own, _ in guests), qemu_img=qemu_img),
+        disks=PlannedOverlays(recorded=tuple(disks), overlays=tuple(own for _, own, _ in guests), qemu_img=qemu_img),
     )
 
 

@@ -42,6 +42,7 @@ class Launch:
         program: what is run.
         pid: QEMU's process id; until ``found`` tells, that of the process that was started.
         pidfd: becomes readable when ``pid`` ends.
+        files: as given.
 
     Raises:
         RequestError: the folder exists, or its name is too long for a socket.
@@ -61,7 +62,7 @@ class Launch:
         self._folder = RunFolder(folder)
         self.socket_path, self.log_path = self._folder.socket, self._folder.log
         self._descriptors = descriptors
-        self._files = files
+        self.files = files
         self.pid = self.pidfd = 0
         self._started = 0
         self._made = self._found = False
@@ -76,7 +77,7 @@ class Launch:
         with signals.held():
             self._folder.make()
             self._made = True
-            self._folder.add(self._files)
+            self._folder.add(self.files)
             self._start()
         return self
 

@@ -33,7 +33,7 @@ class Overlay:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class OwnDisks:
+class PlannedOverlays:
     """Overlays of all guests that are started together; empty where they have none."""
 
     recorded: tuple[Disk, ...] = ()

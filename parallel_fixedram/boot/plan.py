@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 
 from parallel_fixedram.boot.command_line import CommandLine
 from parallel_fixedram.boot.incoming import Source
-from parallel_fixedram.boot.overlays import OwnDisks
+from parallel_fixedram.boot.overlays import PlannedOverlays
 from parallel_fixedram.core.errors import ContentsDiffer, HostError, RequestError
 from parallel_fixedram.core.observer import Observer
 from parallel_fixedram.core.units import format_exact_size
@@ -51,7 +51,7 @@ class Boot:
     descriptors: Collection[int] = frozenset()
     paused: bool = False
     state: str = ""
-    disks: OwnDisks = field(default_factory=OwnDisks)
+    disks: PlannedOverlays = field(default_factory=PlannedOverlays)
 
     @property
     def needs_cont(self) -> bool:

@@ -4,21 +4,17 @@ from __future__ import annotations
 
 import argparse
 import sys
-from typing import TYPE_CHECKING, Any, TypedDict
+from typing import TYPE_CHECKING, Any
 
 from parallel_fixedram.cli import common, output
 from parallel_fixedram.cli.folding import print_folded
-from parallel_fixedram.core.errors import HostError
+from parallel_fixedram.core.errors import HostError, RequestError
 from parallel_fixedram.core.schemas import stamped
 
 if TYPE_CHECKING:
+    from parallel_fixedram.core.boot_options import DiskChoice
     from parallel_fixedram.core.reports.boot import BootReport
     from parallel_fixedram.verbs.restore_guest import Boot
-
-
-class _DiskChoice(TypedDict):
-    overlays: bool | None
-    disk_folder: str | None
 
 
 def add_boot_options(parser: Any) -> None:
@@ -46,12 +42,17 @@ def add_disk_options(parser: Any) -> None:
     )
 
 
-def disk_choice(args: argparse.Namespace) -> _DiskChoice:
-    """What these options say, as arguments of a verb."""
-    return {
-        "overlays": None if args.disks is None else args.disks == "overlay",
-        "disk_folder": args.disk_folder,
-    }
+def disk_choice(args: argparse.Namespace) -> DiskChoice:
+    """What these options say.
+
+    Raises:
+        RequestError: they contradict each other.
+    """
+    from parallel_fixedram.core.boot_options import DiskChoice
+
+    if args.disk_folder is not None and args.disks == "none":
+        raise RequestError("--disk-folder is for overlays, and with --disks none there are none")
+    return DiskChoice(overlays=None if args.disks is None else args.disks == "overlay", folder=args.disk_folder)
 
 
 def add_run_dir(parser: Any) -> None:

@@ -54,6 +54,7 @@ def run(args: argparse.Namespace) -> int:
 
     if args.command is None:
         raise RequestError("a QEMU command line is needed after --", hint="see parallel-fixedram clone --help")
+    disks = boot.disk_choice(args)
     if args.print:
         if args.punch or args.add_clone_stream:
             raise RequestError("--print cannot be combined with --punch or --add-clone-stream: it changes nothing")
@@ -61,8 +62,9 @@ def run(args: argparse.Namespace) -> int:
             raise RequestError(
                 "--print cannot be combined with --verify: it reads no page", hint="verify checks a file"
             )
-        disks = boot.disk_choice(args)
-        plan = plan_clone(args.file, args.command, count=args.count, paused=args.paused, folder=args.run_dir, **disks)
+        plan = plan_clone(
+            args.file, args.command, count=args.count, paused=args.paused, disks=disks, folder=args.run_dir
+        )
         boot.show_plan(args, plan)
         return 0
     with shown() as progress:
@@ -74,9 +76,9 @@ def run(args: argparse.Namespace) -> int:
             add_clone_stream=args.add_clone_stream,
             paused=args.paused,
             check_digests=args.verify,
+            disks=disks,
             folder=args.run_dir,
             observer=progress,
-            **boot.disk_choice(args),
         )
     boot.show(args, report)
     return 0

@@ -94,6 +94,7 @@ def _start(args: argparse.Namespace) -> int:
     ram = {each.idstr: each.path for each in args.ram}
     if len(ram) < len(args.ram):
         raise RequestError("a block is given two files")
+    disks = boot.disk_choice(args)
     if args.print:
         if args.shared and not ram:
             raise RequestError("only a running command can fill anonymous shared memory", hint="--ram names a file")
@@ -107,8 +108,8 @@ def _start(args: argparse.Namespace) -> int:
             gate=options.gate(args),
             ram=ram,
             paused=args.paused,
+            disks=disks,
             folder=args.run_dir,
-            **boot.disk_choice(args),
         )
         boot.show_plan(args, plan)
         return 0
@@ -121,9 +122,9 @@ def _start(args: argparse.Namespace) -> int:
             ram=ram,
             paused=args.paused,
             check_digests=args.verify,
+            disks=disks,
             folder=args.run_dir,
             observer=progress,
-            **boot.disk_choice(args),
         )
     boot.show(args, report)
     return 0

@@ -80,10 +80,10 @@ def _load(args: argparse.Namespace) -> VerifyReport:
         raise RequestError("--load needs a QEMU command line after --", hint="see parallel-fixedram verify --help")
     if args.ram:
         raise RequestError("--load cannot be combined with --ram: it compares all RAM of the QEMU that it starts")
+    disks = boot.disk_choice(args)
     with shown() as progress:
-        disks = boot.disk_choice(args)
         return verify_by_loading(
-            args.file, args.command, quick=args.quick, folder=args.run_dir, observer=progress, **disks
+            args.file, args.command, quick=args.quick, disks=disks, folder=args.run_dir, observer=progress
         )
 
 

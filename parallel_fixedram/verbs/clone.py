@@ -10,7 +10,7 @@ from contextlib import ExitStack
 
 from parallel_fixedram.boot.clone import on_page_arrays
 from parallel_fixedram.boot.command_line import CommandLine
-from parallel_fixedram.boot.disks import DiskChoice
+from parallel_fixedram.boot.disks import with_disks
 from parallel_fixedram.boot.hand_over import HandedOver, hand_over
 from parallel_fixedram.boot.plan import (
     Boot,
@@ -21,6 +21,7 @@ from parallel_fixedram.boot.plan import (
     paused_if,
 )
 from parallel_fixedram.boot.run_folder import new_path
+from parallel_fixedram.core.boot_options import DiskChoice
 from parallel_fixedram.core.errors import RequestError
 from parallel_fixedram.core.observer import SILENT, Observer
 from parallel_fixedram.core.reports.boot import BootReport
@@ -46,8 +47,7 @@ def clone(
     add_clone_stream: bool = False,
     paused: bool = False,
     check_digests: bool = False,
-    overlays: bool | None = None,
-    disk_folder: str | None = None,
+    disks: DiskChoice | None = None,
     folder: str | None = None,
     observer: Observer = SILENT,
 ) -> BootReport:
@@ -62,8 +62,7 @@ def clone(
         add_clone_stream: add digests and a clone stream to a file that has none first, in place.
         paused: do not let the guests run.
         check_digests: check every page against its digest first.
-        overlays: give each guest overlays on the disks that the file records; None for yes if it records any.
-        disk_folder: where overlays go, and stay when the guests end; None for their run folders.
+        disks: what its disks are.
         folder: where each gets a folder for socket and log; must not exist. None for a new one.
         observer: hears how far it is.
 
@@ -76,7 +75,6 @@ def clone(
         HostError: I/O or memory.
     """
     started = time.perf_counter()
-    disks = DiskChoice(overlays=overlays, folder=disk_folder)
     line = _line_for(command, count, paused=paused)
     if punch or add_clone_stream:
         _prepare(uri, line, punch=punch, add_clone_stream=add_clone_stream, observer=observer)
@@ -90,7 +88,7 @@ def _clone(
     image: Image,
     line: CommandLine,
     count: int,
-    disks: DiskChoice,
+    disks: DiskChoice | None,
     *,
     check_digests: bool,
     folder: str | None,
@@ -110,7 +108,7 @@ def _clone(
         boot = on_page_arrays(image, line, main, count, find_clone_stream(image, main, stack))
         return hand_over(
             image,
-            disks.applied(boot, image, folder),
+            with_disks(boot, image, disks, folder),
             folder=folder,
             observer=observer,
             meanwhile=look,
@@ -124,8 +122,7 @@ def plan_clone(
     *,
     count: int = 1,
     paused: bool = False,
-    overlays: bool | None = None,
-    disk_folder: str | None = None,
+    disks: DiskChoice | None = None,
     folder: str | None = None,
 ) -> Boot:
     """What ``clone`` would start, for somebody who would rather do it by hand; nothing is touched.
@@ -134,13 +131,12 @@ def plan_clone(
         RequestError, ContentsDiffer: as for ``clone``; or the file has no clone stream of its own.
         FormatError: not a complete mapped-ram file.
     """
-    disks = DiskChoice(overlays=overlays, folder=disk_folder)
     line = _line_for(command, count, paused=paused)
     with open_image(uri) as image:
         main = main_blocks(image, line)
         refuse_stale_pages(image, main, channels=readers())
         boot = on_page_arrays(image, line, main, count, clone_stream_in(image, main))
-        return disks.applied(boot, image, folder or new_path())
+        return with_disks(boot, image, disks, folder or new_path())
 
 
 def _line_for(command: Sequence[str], count: int, *, paused: bool) -> CommandLine:

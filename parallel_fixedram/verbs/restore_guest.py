@@ -9,7 +9,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 
 from parallel_fixedram.boot.command_line import CommandLine
-from parallel_fixedram.boot.disks import DiskChoice
+from parallel_fixedram.boot.disks import with_disks
 from parallel_fixedram.boot.hand_over import HandedOver, hand_over
 from parallel_fixedram.boot.plan import (
     Boot,
@@ -22,6 +22,7 @@ from parallel_fixedram.boot.plan import (
 )
 from parallel_fixedram.boot.restore import known_blocks, loaded_by_qemu, on_memory
 from parallel_fixedram.boot.run_folder import new_path
+from parallel_fixedram.core.boot_options import DiskChoice
 from parallel_fixedram.core.capabilities import validate_recorded
 from parallel_fixedram.core.errors import RequestError
 from parallel_fixedram.core.observer import SILENT, Observer
@@ -48,8 +49,7 @@ def restore_guest(
     ram: Mapping[str, str] | None = None,
     paused: bool = False,
     check_digests: bool = False,
-    overlays: bool | None = None,
-    disk_folder: str | None = None,
+    disks: DiskChoice | None = None,
     folder: str | None = None,
     observer: Observer = SILENT,
 ) -> BootReport:
@@ -63,8 +63,7 @@ def restore_guest(
         ram: files for the shared memory of some blocks, by name; made with mode 0600. Implies ``shared``.
         paused: do not let the guest run.
         check_digests: check every page against its digest first.
-        overlays: give the guest overlays on the disks that the file records; None for yes if it records any.
-        disk_folder: where overlays go, and stay when the guest ends; None for its run folder.
+        disks: what its disks are.
         folder: where socket and log go; must not exist. None for a new one.
         observer: hears how far it is.
 
@@ -78,7 +77,6 @@ def restore_guest(
     started = time.perf_counter()
     gate = gate or Gate()
     channels, folder = gate.channels_or_one, folder or new_path()
-    disks = DiskChoice(overlays=overlays, folder=disk_folder)
     with _accepted(uri, command, gate, paused=paused) as (image, line, main):
         if check_digests:
             hold_against_digests(image, observer)
@@ -87,7 +85,7 @@ def restore_guest(
                 image, line, main, ram or {}, disks, channels=channels, folder=folder, observer=observer
             )
         else:
-            boot = disks.applied(loaded_by_qemu(image, line, channels), image, folder)
+            boot = with_disks(loaded_by_qemu(image, line, channels), image, disks, folder)
             done = hand_over(image, boot, folder=folder, observer=observer)
     how, fill = _SHARED if shared or ram else _PRIVATE
     return done.report("restore", image, how, channels=channels, fill=fill, verified=check_digests, started=started)
@@ -98,7 +96,7 @@ def _on_shared_memory(
     line: CommandLine,
     main: Sequence[SavedBlock],
     names: Mapping[str, str],
-    disks: DiskChoice,
+    disks: DiskChoice | None,
     *,
     channels: int,
     folder: str,
@@ -114,7 +112,7 @@ def _on_shared_memory(
         into = {idstr: Destination(path=path) for idstr, path in memory.paths.items()}
         return hand_over(
             image,
-            disks.applied(boot, image, folder),
+            with_disks(boot, image, disks, folder),
             folder=folder,
             observer=observer,
             meanwhile=lambda: restore(image, into, channels=channels, observer=observer),
@@ -129,8 +127,7 @@ def plan_restore(
     gate: Gate | None = None,
     ram: Mapping[str, str] | None = None,
     paused: bool = False,
-    overlays: bool | None = None,
-    disk_folder: str | None = None,
+    disks: DiskChoice | None = None,
     folder: str | None = None,
 ) -> Boot:
     """What ``restore_guest`` would start, for somebody who would rather do it by hand; nothing is touched.
@@ -141,8 +138,7 @@ def plan_restore(
         gate: as for ``restore_guest``.
         ram: as for ``restore_guest``, but of all main blocks; the files have to be filled before.
         paused: as for ``restore_guest``.
-        overlays: as for ``restore_guest``; they have to be made before.
-        disk_folder: as for ``restore_guest``.
+        disks: as for ``restore_guest``; overlays have to be made before.
         folder: as for ``restore_guest``.
 
     Raises:
@@ -152,10 +148,9 @@ def plan_restore(
     """
     gate = gate or Gate()
     channels, folder = gate.channels_or_one, folder or new_path()
-    disks = DiskChoice(overlays=overlays, folder=disk_folder)
     with _accepted(uri, command, gate, paused=paused) as (image, line, main):
         if not ram:
-            return disks.applied(loaded_by_qemu(image, line, channels), image, folder)
+            return with_disks(loaded_by_qemu(image, line, channels), image, disks, folder)
         for saved in main:
             if saved.block.idstr not in ram:
                 raise RequestError(
@@ -164,7 +159,7 @@ def plan_restore(
                 )
         paths = {idstr: os.path.abspath(path) for idstr, path in ram.items()}
         boot = replace(on_memory(line, paths, main, clone_stream_in(image, main)), state=state_of(image))
-        return disks.applied(boot, image, folder)
+        return with_disks(boot, image, disks, folder)
 
 
 @contextmanager

@@ -18,11 +18,13 @@ from contextlib import ExitStack
 from dataclasses import replace
 
 from parallel_fixedram.boot.command_line import CommandLine
-from parallel_fixedram.boot.disks import DiskChoice
+from parallel_fixedram.boot.disks import with_disks
 from parallel_fixedram.boot.fleet import Fleet
+from parallel_fixedram.boot.incoming import Source
 from parallel_fixedram.boot.plan import main_blocks, paused_if
 from parallel_fixedram.boot.restore import loaded_by_qemu
 from parallel_fixedram.boot.run_folder import new_path
+from parallel_fixedram.core.boot_options import DiskChoice
 from parallel_fixedram.core.errors import HostError, MachineError
 from parallel_fixedram.core.observer import SILENT, Observer
 from parallel_fixedram.core.protocols import GuestBlock
@@ -45,8 +47,7 @@ def verify_by_loading(
     *,
     quick: bool = False,
     channels: int | None = None,
-    overlays: bool | None = None,
-    disk_folder: str | None = None,
+    disks: DiskChoice | None = None,
     folder: str | None = None,
     observer: Observer = SILENT,
 ) -> VerifyReport:
@@ -54,13 +55,10 @@ def verify_by_loading(
 
     Args:
         uri: a path, or ``file:PATH[,offset=SIZE]``.
-        command: the QEMU that the guest was saved from: program and arguments. Whatever it names is opened; disks may
-            be in use by the guest that was saved.
+        command: the QEMU that the guest was saved from. What it names is opened; disks may be in use by that guest.
         quick: read no page for anything but that: no digests, no places of zero pages.
         channels: number of workers; None for one a processor, at most 4.
-        overlays: give QEMU overlays on the disks that the file records, as a restore would, so that these are checked
-            as well; None for yes if it records any.
-        disk_folder: where they go meanwhile; None for the run folder.
+        disks: what its disks are.
         folder: where socket and log go; must not exist, and is gone afterwards. None for a new one.
         observer: hears how far it is.
 
@@ -70,22 +68,18 @@ def verify_by_loading(
     Raises:
         RequestError: the file has no device state, or it or its disks do not fit the command line.
         FormatError: not a complete mapped-ram file.
-        ContentsDiffer: heads or bitmaps do not match their digests, or an image of a disk was written since. Nothing
-            was started.
+        ContentsDiffer: heads or bitmaps do not match their digests, or a disk was written since. Nothing was started.
         MachineError: QEMU does not start, or cannot load the file.
         HostError: I/O or memory, or QEMU's memory may not be read.
     """
-    disks, folder = DiskChoice(overlays=overlays, folder=disk_folder), folder or new_path()
+    folder = folder or new_path()
     line = paused_if(CommandLine.parse(command), True)
     with ExitStack() as stack:
         image = stack.enter_context(open_image(uri))
         main_blocks(image, line)
-        boot = disks.applied(loaded_by_qemu(image, line, 1), image, folder)
+        boot = with_disks(loaded_by_qemu(image, line, 1), image, disks, folder)
         fleet = stack.enter_context(Fleet(boot.commands, folder, files=boot.disks.contents()))
-        fleet.connect(image.file)
-        observer.phase("load")
-        fleet.load(replace(boot.source, aside=True))
-        _require_standstill(fleet)
+        _load(fleet, image, boot.source, observer)
         report = verify(
             image,
             quick=quick,
@@ -96,6 +90,13 @@ def verify_by_loading(
         )
         _require_standstill(fleet)
         return replace(report, warnings=(*report.warnings, *([KEPT] if _has_kept(image, report) else [])))
+
+
+def _load(fleet: Fleet, image: Image, source: Source, observer: Observer) -> None:
+    fleet.connect(image.file)
+    observer.phase("load")
+    fleet.load(replace(source, aside=True))
+    _require_standstill(fleet)
 
 
 def _memory(image: Image, fleet: Fleet, stack: ExitStack) -> dict[str, GuestBlock]:
