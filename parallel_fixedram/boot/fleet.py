@@ -9,7 +9,7 @@ import contextlib
 import os
 import shutil
 import time
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from contextlib import ExitStack
 from itertools import chain
 from types import TracebackType
@@ -19,6 +19,7 @@ from parallel_fixedram.boot import incoming
 from parallel_fixedram.boot.incoming import Source
 from parallel_fixedram.boot.last_words import end_all
 from parallel_fixedram.boot.launch import Launch
+from parallel_fixedram.boot.overlays import PlannedOverlays
 from parallel_fixedram.boot.run_folder import FleetFolder
 from parallel_fixedram.boot.taken import taken_hint
 from parallel_fixedram.core.errors import HostError, MachineError
@@ -47,7 +48,7 @@ class Fleet:
         commands: program and arguments of each; they have to wait for their guest (``-incoming defer``).
         folder: where each gets a folder of its own, named by its number; must not exist. None for a new one.
         descriptors: open files that each QEMU shall have under the same numbers.
-        files: what is made for each, by paths; empty for nothing.
+        disks: overlays that are made before.
 
     Attributes:
         monitors: a session with each, once connected.
@@ -56,7 +57,7 @@ class Fleet:
 
     Raises:
         RequestError: the folder exists, or a program does not.
-        HostError: a process cannot be started, or there is no /proc.
+        HostError: a process cannot be started, or an overlay made, or there is no /proc.
     """
 
     def __init__(
@@ -65,12 +66,12 @@ class Fleet:
         folder: str | None = None,
         *,
         descriptors: Collection[int] = (),
-        files: Sequence[Mapping[str, bytes]] = (),
+        disks: PlannedOverlays | None = None,
     ) -> None:
         self._commands = commands
         self._folder = FleetFolder(folder)
         self._descriptors = descriptors
-        self._files = files or [{}] * len(commands)
+        self._disks = disks or PlannedOverlays()
         self._stack = ExitStack()
         self._launches: list[Launch] = []
         self.monitors: list[Monitor] = []
@@ -79,17 +80,17 @@ class Fleet:
 
     def __enter__(self) -> Self:
         require_proc()  # or the process behind a monitor could not be found, nor ended if it is not our child
+        files = self._disks.contents(len(self._commands))
         self._started = self._ready = time.perf_counter()
         with ExitStack() as stack:
             with signals.held():
                 self._folder.make()
                 stack.callback(self._leave_folder)
             # before the first start, so that there is no moment in which nobody would end a QEMU
-            self._guardian = stack.enter_context(Guardian(lambda: _end_all(self._folder, self._files)))
+            self._guardian = stack.enter_context(Guardian(lambda: _end_all(self._folder, files)))
             self._guardian.arm()
-            for number, (command, files) in enumerate(zip(self._commands, self._files, strict=True)):
-                folder = self._folder.of(number).path
-                launch = Launch(command, folder, descriptors=self._descriptors, files=files)
+            for number, (command, own) in enumerate(zip(self._commands, files, strict=True)):
+                launch = Launch(command, self._folder.of(number).path, descriptors=self._descriptors, files=own)
                 self._launches.append(stack.enter_context(launch))
             self._stack = stack.pop_all()
         return self
@@ -184,7 +185,8 @@ class Fleet:
         except MachineError as error:
             told = launch.explained(error)
             several = len(self._launches) > 1
-            hint = "; ".join(filter(None, [taken_hint(told.message, clones=several), told.hint]))
+            taken = self._disks.locked_hint(told.message) or taken_hint(told.message, clones=several)
+            hint = "; ".join(filter(None, [taken, told.hint]))
             number = f"guest {self._launches.index(launch)}: " if several else ""
             raise MachineError(f"{number}{told.message}", hint=hint) from error
 

@@ -99,8 +99,7 @@ def hand_over(
         MachineError: a QEMU does not start, or cannot load the file.
         HostError: I/O or memory.
     """
-    files = boot.disks.contents()
-    with Fleet(boot.commands, folder, descriptors=boot.descriptors, files=files) as fleet:
+    with Fleet(boot.commands, folder, descriptors=boot.descriptors, disks=boot.disks) as fleet:
         began = time.perf_counter()
         meanwhile()
         done = time.perf_counter()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Sequence
@@ -51,15 +52,15 @@ class PlannedOverlays:
             *(each.command(self.qemu_img) for each in every),
         ]
 
-    def contents(self) -> list[dict[str, bytes]]:
-        """What is in each guest's overlays, by path: the same in all that are on one image.
+    def contents(self, guests: int) -> list[dict[str, bytes]]:
+        """What is in the overlays of each of so many guests, by path: the same in all that are on one image.
 
         Raises:
             HostError: qemu-img refuses, or cannot be run.
         """
         made: dict[str, bytes] = {}
         if not self.overlays:
-            return []
+            return [{}] * guests
         with tempfile.TemporaryDirectory(prefix="parallel-fixedram-") as folder:
             for each in self.overlays[0]:
                 path = os.path.join(folder, str(len(made)))
@@ -67,6 +68,13 @@ class PlannedOverlays:
                 with open(path, "rb") as file:
                     made[each.image] = file.read()
         return [{each.path: made[each.image] for each in own} for own in self.overlays]
+
+    def locked_hint(self, message: str) -> str:
+        """What to do if a message of QEMU's says that an image is locked: which one it tells its log alone, at best."""
+        if not self.overlays or not re.search(r"failed to get .*lock", message, re.IGNORECASE):
+            return ""
+        images = ", ".join(repr(each.image) for each in self.overlays[0])
+        return f"another process writes to an image that the file records ({images}): end that one"
 
 
 def find_qemu_img(command: Sequence[str]) -> str:

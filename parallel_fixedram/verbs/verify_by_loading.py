@@ -78,7 +78,7 @@ def verify_by_loading(
         image = stack.enter_context(open_image(uri))
         main_blocks(image, line)
         boot = with_disks(loaded_by_qemu(image, line, 1), image, disks, folder)
-        fleet = stack.enter_context(Fleet(boot.commands, folder, files=boot.disks.contents()))
+        fleet = stack.enter_context(Fleet(boot.commands, folder, disks=boot.disks))
         _load(fleet, image, boot.source, observer)
         report = verify(
             image,
