@@ -11,7 +11,6 @@ import shutil
 import time
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from contextlib import ExitStack
-from itertools import chain
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
@@ -80,15 +79,15 @@ class Fleet:
 
     def __enter__(self) -> Self:
         require_proc()  # or the process behind a monitor could not be found, nor ended if it is not our child
-        files = self._disks.contents(len(self._commands))
         self._started = self._ready = time.perf_counter()
         with ExitStack() as stack:
             with signals.held():
                 self._folder.make()
                 stack.callback(self._leave_folder)
             # before the first start, so that there is no moment in which nobody would end a QEMU
-            self._guardian = stack.enter_context(Guardian(lambda: _end_all(self._folder, files)))
+            self._guardian = stack.enter_context(Guardian(lambda: _end_all(self._folder, self._disks.paths())))
             self._guardian.arm()
+            files = self._disks.contents(len(self._commands), self._folder.path)
             for number, (command, own) in enumerate(zip(self._commands, files, strict=True)):
                 launch = Launch(command, self._folder.of(number).path, descriptors=self._descriptors, files=own)
                 self._launches.append(stack.enter_context(launch))
@@ -197,11 +196,11 @@ def _report_of(launch: Launch, name: str, status: str) -> GuestReport:
     return GuestReport(name=name, pid=launch.pid, qmp=socket, log=log, status=status, disks=tuple(launch.files))
 
 
-def _end_all(folder: FleetFolder, files: Iterable[Iterable[str]]) -> None:
+def _end_all(folder: FleetFolder, files: Iterable[str]) -> None:
     """Runs in the guardian."""
     end_all(folder.path)
     shutil.rmtree(folder.path, ignore_errors=True)
-    for path in chain.from_iterable(files):
+    for path in files:
         with contextlib.suppress(OSError):
             os.unlink(path)
     folder.forget()

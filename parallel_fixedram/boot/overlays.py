@@ -52,8 +52,16 @@ class PlannedOverlays:
             *(each.command(self.qemu_img) for each in every),
         ]
 
-    def contents(self, guests: int) -> list[dict[str, bytes]]:
-        """What is in the overlays of each of so many guests, by path: the same in all that are on one image.
+    def paths(self) -> list[str]:
+        """Of all overlays."""
+        return [each.path for own in self.overlays for each in own]
+
+    def contents(self, guests: int, folder: str) -> list[dict[str, bytes]]:
+        """What is in the overlays of each guest, by path: the same in all that are on one image.
+
+        Args:
+            guests: how many there are.
+            folder: where there is room for one of each, for a moment.
 
         Raises:
             HostError: qemu-img refuses, or cannot be run.
@@ -61,9 +69,9 @@ class PlannedOverlays:
         made: dict[str, bytes] = {}
         if not self.overlays:
             return [{}] * guests
-        with tempfile.TemporaryDirectory(prefix="parallel-fixedram-") as folder:
+        with tempfile.TemporaryDirectory(dir=folder) as room:
             for each in self.overlays[0]:
-                path = os.path.join(folder, str(len(made)))
+                path = os.path.join(room, str(len(made)))
                 _run(each.command(self.qemu_img, path), f"cannot make an overlay on {each.image!r}")
                 with open(path, "rb") as file:
                     made[each.image] = file.read()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shlex
 import shutil
+import signal
 import stat
 import subprocess
 from collections.abc import Iterator
@@ -15,7 +16,7 @@ import pytest
 from support.cli import call, done, refused
 from support.command import report
 from support.qemu import QemuProcess, require_tool
-from support.qemu_boot import BootFolder, Guest
+from support.qemu_boot import BootFolder, Guest, HeldBoot, children, ends
 from support.qemu_disks import MACHINE, DiskGuest
 from support.qemu_saved import in_turn
 
@@ -205,4 +206,21 @@ def test_a_start_that_fails_leaves_no_overlay(saved: Saved, boot: BootFolder, ve
     folder.mkdir()
     line = saved.line(boot, "-device", "no-such-device")
     refused(boot.attempt(verb, saved.path, "--disk-folder", folder, line=line), 4, "no-such-device")
+    assert list(folder.iterdir()) == []
+
+
+@pytest.mark.parametrize(("signum", "code"), [(signal.SIGTERM, 143), (signal.SIGKILL, -9)])
+def test_a_command_that_is_ended_leaves_no_overlay(
+    saved: Saved, boot: BootFolder, signum: signal.Signals, code: int
+) -> None:
+    folder = boot.path / "own"
+    folder.mkdir()
+    options = ("--count", "2", "--disk-folder", str(folder), "--run-dir", str(boot.run_dir))
+    line = saved.line(boot, clones=2)
+    with HeldBoot("clone", str(saved.path), *options, "--", *line, before="migrate-incoming") as running:
+        assert len(overlays(folder)) == 2 * len(saved.disks.images)
+        with ends(*boot.qemus(), *children(running.pid)):
+            running.send(signum)
+        assert running.finish().code == code
+    boot.assert_empty()
     assert list(folder.iterdir()) == []
