@@ -9,7 +9,7 @@ import signal
 import stat
 import subprocess
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
@@ -19,6 +19,13 @@ from support.qemu import QemuProcess, require_tool
 from support.qemu_boot import BootFolder, Guest, HeldBoot, children, ends
 from support.qemu_disks import MACHINE, DiskGuest
 from support.qemu_saved import in_turn
+
+from parallel_fixedram.boot.disks import on_overlays
+from parallel_fixedram.boot.incoming import Source
+from parallel_fixedram.boot.plan import Boot
+from parallel_fixedram.core.disks import Disk
+from parallel_fixedram.core.errors import RequestError
+from parallel_fixedram.host.files.image_facts import image_now
 
 LETTERS = r"[A-Z!]"
 
@@ -224,3 +231,18 @@ def test_a_command_that_is_ended_leaves_no_overlay(
         assert running.finish().code == code
     boot.assert_empty()
     assert list(folder.iterdir()) == []
+
+
+def test_what_is_behind_an_image_is_what_its_header_says(tmp_path: Path) -> None:
+    tool, top = require_tool("qemu-img"), tmp_path / "top.qcow2"
+    for name in ("base", "other"):
+        (tmp_path / name).write_bytes(bytes(1 << 20))
+    subprocess.run([tool, "create", "-q", "-f", "qcow2", "-F", "raw", "-b", "base", top], check=True)
+    images = (image_now(os.fspath(top), "qcow2"), image_now(os.fspath(tmp_path / "base"), "raw"))
+    other = image_now(os.fspath(tmp_path / "other"), "raw")
+    disk = Disk(device="one", node="q", size=1 << 20, images=images)
+    boot = Boot(commands=[["qemu", "-hda", os.fspath(top)]], source=Source(path="/vm.mr"))
+    assert on_overlays(boot, (disk,), "/run").disks.recorded == (disk,)
+    for behind in ((other,), (), (images[1], other), (replace(images[1], format="qcow2"),)):
+        with pytest.raises(RequestError, match=r"by its header '.*/base' \(raw\) behind it, and .* when the guest was"):
+            on_overlays(boot, (replace(disk, images=(images[0], *behind)),), "/run")
