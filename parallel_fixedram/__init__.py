@@ -13,6 +13,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from parallel_fixedram.core.boot_options import DiskChoice
     from parallel_fixedram.core.errors import (
         CapabilityError,
         ContentsDiffer,
@@ -77,6 +78,7 @@ __all__ = [
     "DiffReport",
     "DirectIO",
     "DirtySource",
+    "DiskChoice",
     "Disks",
     "DisksMode",
     "DisksReport",
@@ -133,6 +135,7 @@ __all__ = [
 ]
 
 _HOMES = {
+    "core.boot_options": ("DiskChoice",),
     "core.errors": (
         "CapabilityError",
         "ContentsDiffer",

@@ -184,7 +184,7 @@ class Fleet:
         except MachineError as error:
             told = launch.explained(error)
             several = len(self._launches) > 1
-            taken = self._disks.locked_hint(told.message) or taken_hint(told.message, clones=several)
+            taken = self._disks.hint(told.message) or taken_hint(told.message, clones=several)
             hint = "; ".join(filter(None, [taken, told.hint]))
             number = f"guest {self._launches.index(launch)}: " if several else ""
             raise MachineError(f"{number}{told.message}", hint=hint) from error

@@ -77,12 +77,14 @@ class PlannedOverlays:
                     made[each.image] = file.read()
         return [{each.path: made[each.image] for each in own} for own in self.overlays]
 
-    def locked_hint(self, message: str) -> str:
-        """What to do if a message of QEMU's says that an image is locked: which one it tells its log alone, at best."""
-        if not self.overlays or not re.search(r"failed to get .*lock", message, re.IGNORECASE):
+    def hint(self, message: str) -> str:
+        """What to do if a message of QEMU's is about an overlay or its image; empty if it is about something else."""
+        if not self.overlays:
             return ""
-        images = ", ".join(repr(each.image) for each in self.overlays[0])
-        return f"another process writes to an image that the file records ({images}): end that one"
+        if re.search(r"failed to get .*lock", message, re.IGNORECASE):  # which image it is, only its log has, at best
+            images = ", ".join(repr(each.image) for each in self.overlays[0])
+            return f"another process writes to an image that the file records ({images}): end that one"
+        return "--disk-folder names a folder whose file system does" if "not support O_DIRECT" in message else ""
 
 
 def find_qemu_img(command: Sequence[str]) -> str:

@@ -24,9 +24,9 @@ def register(subparsers: common.Subparsers[Any]) -> None:
         "run: do not write into it, but write a new file and rename it. Stale bytes where pages are zero, and changes\n"
         "before the guests run, are noticed; later changes are not.\n\n"
         "After -- comes the QEMU command line that the guest was saved from; its memory backends are replaced, and\n"
-        "{n} is the clone's number, for disks, sockets and ports, which two QEMUs cannot share. Clones are the same\n"
-        "machine: unique MAC addresses, machine ids, disks and random numbers are up to you. Guests with vhost-user\n"
-        "or VFIO devices cannot be cloned.",
+        "disks that FILE records, which become overlays on their images. {n} is the clone's number, for sockets,\n"
+        "ports and other disks, which two QEMUs cannot share. Clones are the same machine: unique MAC addresses,\n"
+        "machine ids and random numbers are up to you. Guests with vhost-user or VFIO devices cannot be cloned.",
         examples=_EXAMPLES,
     )
     parser.usage = "%(prog)s FILE [options] -- QEMU [argument ...]"

@@ -29,7 +29,8 @@ def register(subparsers: common.Subparsers[Any]) -> None:
         about="With a QEMU command line after --, the one that the guest was saved from: start that QEMU with the\n"
         "RAM and device state of FILE. It keeps running when this command is done. QEMU loads FILE into memory of its\n"
         "own; with --shared it gets shared memory that our workers fill, and its memory backends are replaced.\n"
-        "Disks, sockets and ports are opened again: end the QEMU that the guest was saved from, or give others.\n\n"
+        "Where FILE records disks, it gets overlays on their images, unless these were written since. Other disks,\n"
+        "sockets and ports are opened again: end the QEMU that the guest was saved from, or give others.\n\n"
         "Otherwise: fill guest RAM from FILE, whatever it held before. Blocks without a destination are left out. A\n"
         "destination that does not exist is made, with mode 0600.",
         examples=_EXAMPLES,

@@ -35,9 +35,10 @@ def register(subparsers: common.Subparsers[Any]) -> None:
         "--load is the strongest check: the QEMU given after --, with the command line of the guest that was saved,\n"
         "loads FILE as if to run it; all of its RAM is compared with FILE, byte by byte, and it is ended. The guest\n"
         "does not run a single instruction, and nothing is left behind. Exit code 4 if QEMU refuses. Disks may be in\n"
-        "use by the guest that was saved: QEMU neither locks nor writes them before a guest runs. Everything else in\n"
-        "the command line is opened: give other sockets, ports and taps, and other files for serial lines, which\n"
-        "QEMU empties. Firmware is compared too: QEMU leaves what FILE does not have as it was, and that differs.",
+        "use by the guest that was saved: QEMU neither locks nor writes them before a guest runs. Disks that FILE\n"
+        "records must be as they were, as for a restore. Everything else in the command line is opened: give other\n"
+        "sockets, ports and taps, and other files for serial lines, which QEMU empties. Firmware is compared too:\n"
+        "QEMU leaves what FILE does not have as it was, and that differs.",
         examples=_EXAMPLES,
     )
     parser.add_argument("file", metavar="FILE", help="a mapped-ram file, by QEMU or by us")

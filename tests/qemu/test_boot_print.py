@@ -132,7 +132,7 @@ def test_the_json_has_the_same(ours: SavedGuest, boot: BootFolder) -> None:
     found = done(call("clone", ours.path, "--count", "2", "--print", "--json", "--", *line)).json
     (change,) = found.pop("changes")
     assert change.startswith("memory-backend-ram 'm' is now the file ")
-    told = {"verb": "clone", "commands": [shlex.split(each) for each in commands], "qmp": requests}
+    told = {"verb": "clone", "prepare": [], "commands": [shlex.split(each) for each in commands], "qmp": requests}
     assert found == {"schema": "parallel_fixedram.boot_plan", "version": 1, **told}
 
 

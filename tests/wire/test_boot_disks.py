@@ -11,7 +11,7 @@ import pytest
 
 from parallel_fixedram.boot.disks import on_overlays
 from parallel_fixedram.boot.incoming import Source
-from parallel_fixedram.boot.overlays import find_qemu_img
+from parallel_fixedram.boot.overlays import PlannedOverlays, find_qemu_img
 from parallel_fixedram.boot.plan import Boot
 from parallel_fixedram.core.boot_options import DiskChoice
 from parallel_fixedram.core.disks import Disk
@@ -138,7 +138,8 @@ def test_an_overlay_that_the_command_line_does_not_know_is_found_by_what_is_behi
         ),
         (
             (*drive("a.img"), "-hdb", "a.img", *drive("b.img")),
-            "disk 'a' of the file, on '{folder}/a.img', has several drives: -drive 'file=a.img,format=raw,if=virtio' and -hdb 'a.img'",
+            "disk 'a' of the file, on '{folder}/a.img', has several drives: "
+            "-drive 'file=a.img,format=raw,if=virtio' and -hdb 'a.img'",
         ),
         (
             (*drive("a.img", "offset=512"), *drive("b.img")),
@@ -249,6 +250,27 @@ def test_what_qemu_img_says_is_told(raw: MakeDisk, tmp_path: Path, qemu_img: str
     planned = on_overlays(boot(*drive("1.img")), (raw("one", "1.img"),), "/run").disks
     with pytest.raises(HostError, match=r"cannot make an overlay on '.*1.img': qemu-img: no room$"):
         planned.contents(1, os.fspath(tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("message", "hint"),
+    [
+        (
+            "QEMU refuses 'cont': Failed to get shared \"write\" lock",
+            "another process writes to an image that the file",
+        ),
+        (
+            "Could not open '/run/0/disk0-one.qcow2': filesystem does not support O_DIRECT",
+            "--disk-folder names a folder",
+        ),
+        ("QEMU: address already in use", ""),
+    ],
+)
+def test_what_qemu_says_of_overlays_has_a_hint(raw: MakeDisk, qemu_img: str, message: str, hint: str) -> None:
+    planned = on_overlays(boot(*drive("1.img")), (raw("one", "1.img"),), "/run").disks
+    assert planned.hint(message).startswith(hint)
+    assert bool(planned.hint(message)) == bool(hint)
+    assert PlannedOverlays().hint(message) == ""
 
 
 def test_a_folder_needs_overlays_and_has_to_be_one(raw: MakeDisk, qemu_img: str) -> None:
