@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shlex
 import shutil
@@ -16,8 +17,8 @@ import pytest
 from support.cli import call, done, refused
 from support.command import report
 from support.qemu import QemuProcess, require_tool
-from support.qemu_boot import BootFolder, Guest, HeldBoot, children, ends
-from support.qemu_disks import MACHINE, DiskGuest
+from support.qemu_boot import BootFolder, Guest, HeldBoot, children, ends, sha256
+from support.qemu_disks import MACHINE, DiskGuest, checking_image
 from support.qemu_saved import in_turn
 
 from parallel_fixedram.boot.disks import on_overlays
@@ -190,6 +191,49 @@ def test_an_image_that_was_touched_is_refused_and_nothing_is_left(saved: Saved, 
             refused(result, 1, f"image '{image}' of disk 'ide0-hd0' was written since the guest was saved: last at ")
     finally:
         os.utime(image, ns=(before.st_atime_ns, before.st_mtime_ns))
+
+
+def test_an_image_that_is_written_while_guests_load_keeps_them_from_running(saved: Saved, boot: BootFolder) -> None:
+    image = saved.disks.folder / "base.img"
+    before = image.stat()
+    argv = ("clone", str(saved.path), "--run-dir", str(boot.run_dir), "--", *saved.line(boot))
+    with HeldBoot(*argv, before="migrate-incoming") as running:
+        os.utime(image, ns=(before.st_atime_ns, before.st_mtime_ns + 1))
+        try:
+            running.release()
+            refused(running.finish(), 1, f"image '{image}' of disk 'second' was written since the guest was saved")
+        finally:
+            os.utime(image, ns=(before.st_atime_ns, before.st_mtime_ns))
+    boot.assert_empty()
+
+
+def test_a_block_device_is_a_disk_like_any_other(boot: BootFolder, tmp_path: Path) -> None:
+    with loop_device(tmp_path / "backing") as device:
+        drive = ("-drive", f"file={device},format=raw,if=virtio")
+        options = ("--disks", "overlay", "--disk-folder", tmp_path)
+        with QemuProcess(*drive) as source:
+            source.wait_serial("C")
+            report("save", tmp_path / "vm.mr", "--qmp", source.monitor_path, *options)
+            before = sha256(tmp_path / "backing")
+            _, guests = boot.start("clone", tmp_path / "vm.mr", "--count", 2, line=boot.line(*drive, clones=2))
+            assert all(in_turn(letters(each)) for each in (source, *guests))
+            for each in guests:
+                each.terminate()
+        subprocess.run(["sync", device], check=True)
+        assert sha256(tmp_path / "backing") == before
+
+
+@contextlib.contextmanager
+def loop_device(backing: Path) -> Iterator[str]:
+    """A block device with the guest on it."""
+    backing.write_bytes(checking_image())
+    made = subprocess.run(["losetup", "--find", "--show", backing], capture_output=True, text=True)
+    if made.returncode:  # containers are often given none
+        pytest.skip(f"no loop devices here: {made.stderr.strip()}")
+    try:
+        yield made.stdout.strip()
+    finally:
+        subprocess.run(["losetup", "--detach", made.stdout.strip()], check=True)
 
 
 def test_an_image_that_somebody_else_has_open_to_write_is_refused_in_qemus_words(
