@@ -14,11 +14,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
+from support.checked_disks import MACHINE, CheckedDisks, checking_image
 from support.cli import call, done, refused
 from support.command import report
 from support.qemu import QemuProcess, require_tool
 from support.qemu_boot import BootFolder, Guest, HeldBoot, children, ends, sha256
-from support.qemu_disks import MACHINE, DiskGuest, checking_image
 from support.qemu_saved import in_turn
 
 from parallel_fixedram.boot.disks import on_overlays
@@ -36,7 +36,7 @@ class Saved:
     """A guest that runs on, its file, and its images at that instant."""
 
     source: QemuProcess
-    disks: DiskGuest
+    disks: CheckedDisks
     path: Path
     sums: dict[str, str]
 
@@ -47,7 +47,7 @@ class Saved:
 @pytest.fixture(scope="module")
 def saved(qemu_binary: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Saved]:
     folder = tmp_path_factory.mktemp("disks")
-    disks, path = DiskGuest(folder).make(), folder / "vm.mr"
+    disks, path = CheckedDisks(folder).make(), folder / "vm.mr"
     with QemuProcess(*disks.args(), machine=MACHINE) as source:
         source.wait_serial("C")
         told = report("save", path, "--qmp", source.monitor_path, "--disks", "overlay")
@@ -113,7 +113,7 @@ def test_each_guest_finds_the_disks_that_its_memory_knows_and_writes_to_its_own(
 def test_without_overlays_a_guest_gets_the_disks_of_the_command_line(
     saved: Saved, boot: BootFolder, tmp_path: Path
 ) -> None:
-    others = DiskGuest(tmp_path).make()
+    others = CheckedDisks(tmp_path).make()
     line = boot.line(*others.args(), machine=MACHINE)
     _, (guest,) = boot.start("restore", saved.path, "--disks", "none", line=line)
     guest.wait_serial("!")  # it looks
@@ -126,8 +126,7 @@ def test_a_file_is_verified_with_overlays_that_are_gone_afterwards(saved: Saved,
     verified = report("verify", saved.path, "--quick", "--load", *run, "--", *saved.line(boot))
     assert verified["ok"]
     boot.assert_empty()
-    others = [*saved.line(boot)]
-    others[others.index("-drive") + 3] = others[others.index("-drive") + 3].replace("vars.fd", "bios.fd")
+    others = [each.replace("vars.fd", "no.fd") for each in saved.line(boot)]
     refused(boot.attempt("verify", saved.path, "--load", line=others), 2, "no drive of the QEMU command line has image")
     assert saved.disks.sums() == saved.sums
 
@@ -177,12 +176,12 @@ def test_what_is_printed_makes_the_overlays_and_starts_the_guest_on_them(saved: 
     assert [shlex.split(each) for each in text[: len(plan["prepare"]) + 1]] == [*plan["prepare"], command]
     machine = ("-accel", "qtest", "-S", "-monitor", "stdio")
     qemu = [*(each for each in command if each not in ("-incoming", "defer")), *machine]
-    assert "scsi.qcow2" in subprocess.run(qemu, input="info block\nq\n", capture_output=True, text=True).stdout
+    assert "disk.qcow2" in subprocess.run(qemu, input="info block\nq\n", capture_output=True, text=True).stdout
     shutil.rmtree(boot.run_dir)
 
 
 def test_an_image_that_was_touched_is_refused_and_nothing_is_left(saved: Saved, boot: BootFolder) -> None:
-    image = saved.disks.folder / "ide.qcow2"
+    image = saved.disks.folder / "top.qcow2"
     before = image.stat()
     os.utime(image, ns=(before.st_atime_ns, before.st_mtime_ns + 1))
     try:
@@ -201,7 +200,7 @@ def test_an_image_that_is_written_while_guests_load_keeps_them_from_running(save
         os.utime(image, ns=(before.st_atime_ns, before.st_mtime_ns + 1))
         try:
             running.release()
-            refused(running.finish(), 1, f"image '{image}' of disk 'second' was written since the guest was saved")
+            refused(running.finish(), 1, f"image '{image}' of disk 'ide0-hd0' was written since the guest was saved")
         finally:
             os.utime(image, ns=(before.st_atime_ns, before.st_mtime_ns))
     boot.assert_empty()
