@@ -19,6 +19,7 @@ from support.cli import call, done, refused
 from support.command import report
 from support.qemu import QemuProcess, require_tool
 from support.qemu_boot import BootFolder, Guest, HeldBoot, children, ends, sha256
+from support.qemu_files import SavedGuest
 from support.qemu_saved import in_turn
 
 from parallel_fixedram.boot.disks import on_overlays
@@ -274,6 +275,21 @@ def test_a_command_that_is_ended_leaves_no_overlay(
         assert running.finish().code == code
     boot.assert_empty()
     assert list(folder.iterdir()) == []
+
+
+def test_options_that_cannot_be_followed_are_refused(saved: Saved, ours: SavedGuest, boot: BootFolder) -> None:
+    without, line = boot.line_of(ours), saved.line(boot)
+    for verb in (("restore",), ("clone",), ("verify", "--load"), ("restore", "--print")):
+        for options in (("--disks", "overlay"), ("--disk-folder", boot.path)):
+            message = f"'{ours.path}' records no disks to make overlays on"
+            refused(boot.attempt(*verb, ours.path, *options, line=without), 2, message)
+        both = ("--disks", "none", "--disk-folder", boot.path)
+        refused(boot.attempt(*verb, saved.path, *both, line=line), 2, "with --disks none there are none")
+        nowhere = ("--disk-folder", "nowhere")
+        refused(boot.attempt(*verb, saved.path, *nowhere, line=line), 2, "there is no folder 'nowhere' for overlays")
+    for option in (("--disks", "none"), ("--disk-folder", "/tmp")):
+        refused(call("restore", ours.path, "--ram", "m=ram", *option), 2, f"{option[0]} needs a QEMU command line")
+        refused(call("verify", ours.path, *option), 2, f"{option[0]} needs --load")
 
 
 def test_what_is_behind_an_image_is_what_its_header_says(tmp_path: Path) -> None:
