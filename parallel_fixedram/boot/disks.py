@@ -80,12 +80,14 @@ def on_overlays(boot: Boot, disks: Sequence[Disk], run_folder: str, folder: str 
     qemu_img = find_qemu_img(boot.commands[0])
     for disk in disks:
         refuse_another_chain(disk, qemu_img)
-    prefix = os.path.join(os.path.abspath(folder), f"{uuid.uuid4().hex[:8]}-") if folder is not None else ""
+    ours = f"{uuid.uuid4().hex[:8]}-"  # in a folder where others have put theirs, or will
     guests = [
         _with_overlays(
             command,
             disks,
-            f"{prefix}{number}-" if prefix else os.path.join(os.path.abspath(run_folder), str(number), ""),
+            os.path.join(os.path.abspath(run_folder), str(number), "")
+            if folder is None
+            else os.path.join(os.path.abspath(folder), f"{ours}{number}-"),
         )
         for number, command in enumerate(boot.commands)
     ]

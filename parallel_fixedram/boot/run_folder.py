@@ -92,7 +92,7 @@ class RunFolder:
                 raise unopened(f"cannot make {path!r}", error) from error
             self._files.append(path)
             try:
-                with open(fd, "wb", buffering=0) as file:
+                with open(fd, "wb") as file:
                     file.write(contents)
             except OSError as error:
                 raise HostError.from_os(f"cannot write {path!r}", error) from error
@@ -145,7 +145,7 @@ class RunFolder:
 
     def clear(self) -> None:
         """Remove what was made for a QEMU that has ended; whatever else somebody put there stays, and the folder."""
-        overlays = glob.glob(os.path.join(glob.escape(self.path), "disk*.qcow2"))
+        overlays = glob.glob(os.path.join(glob.escape(self.path), "disk[0-9]*.qcow2"))
         for path in (self.socket, self._pid, self.log, self._record, *overlays):
             with contextlib.suppress(OSError):
                 os.unlink(path)

@@ -106,6 +106,16 @@ def test_the_list_shows_the_line_that_ends_a_guest(start: Start) -> None:
     assert done(call("guests")).out == "no guest that restore or clone has started runs\n"
 
 
+def test_overlays_in_the_run_folder_go_with_their_guest_and_nothing_else_does(start: Start, place: Path) -> None:
+    server = start()
+    folder = place / f"{PREFIX}one" / "0"
+    overlays = ["disk0-a.qcow2", "disk0-a.qcow2.fixedram-20260101-000000.qcow2", "disk12-b.qcow2"]
+    for name in (*overlays, "disk.qcow2", "mine.img"):
+        (folder / name).touch()
+    assert stop_guests(["one"]).stopped[0].pid == server.pid
+    assert sorted(os.listdir(folder)) == ["disk.qcow2", "mine.img"]
+
+
 def test_a_guest_is_told_to_quit_and_its_folder_goes(start: Start, place: Path) -> None:
     server = start()
     (stopped,) = stop_guests(["one/0"]).stopped
