@@ -47,6 +47,8 @@ MODULES = (
     "virtio_balloon",
 )
 """What Debian's kernel has as modules, in the order in which they are loaded."""
+FILE_SYSTEM = ("crc32c_generic", "crc16", "mbcache", "jbd2", "ext4")
+"""The same, for a file system."""
 
 
 @dataclass(frozen=True)
@@ -54,7 +56,7 @@ class LinuxGuest:
     """A kernel and an initramfs, to be started any number of times.
 
     It prints ``ready``, then ``tick N MD5``, and understands ``dirty MIB``, ``zero MIB``, ``forget``, ``read``,
-    ``rest``, ``sum`` and ``off`` (see guests/init).
+    ``rest``, ``records``, ``rest_records``, ``sum`` and ``off`` (see guests/init).
     """
 
     kernel: Path
@@ -94,7 +96,11 @@ def linux_guest(folder: Path) -> LinuxGuest:
     root = folder / "root"
     (root / "bin").mkdir(parents=True)
     shutil.copy(busybox, root / "bin" / "busybox")
-    (root / "init").write_text(INIT.read_text().replace("MODULES", " ".join(MODULES)))
+    lists = {"MODULES": MODULES, "FILE_SYSTEM": FILE_SYSTEM}
+    text = INIT.read_text()
+    for name, modules in lists.items():
+        text = text.replace(f"in {name};", f"in {' '.join(modules)};")
+    (root / "init").write_text(text)
     (root / "init").chmod(0o755)
     (root / "seed").write_bytes(seed())
     kernel = _kernel()
@@ -109,7 +115,7 @@ def linux_guest(folder: Path) -> LinuxGuest:
 
 def _kernel() -> Path:
     """The newest kernel in the cache, with its modules, fetched if there is none."""
-    if found := sorted(each for each in CACHE.glob("vmlinux-*") if _modules_of(each).exists()):
+    if found := sorted(each for each in CACHE.glob("vmlinux-*") if _has_modules(each)):
         return found[-1]
     try:
         depends = _run("apt-cache", "depends", "linux-image-amd64")
@@ -128,7 +134,8 @@ def _kernel() -> Path:
             modules.mkdir()
             for module, contents in files.items():
                 (modules / module).write_bytes(contents)
-            if not _modules_of(kernel).exists():
+            if not _has_modules(kernel):
+                shutil.rmtree(_modules_of(kernel), ignore_errors=True)
                 os.replace(modules, _modules_of(kernel))
             os.replace(fresh, kernel)
             return kernel
@@ -146,6 +153,10 @@ def _modules_of(kernel: Path) -> Path:
     return kernel.with_name(kernel.name.replace("vmlinux", "modules"))
 
 
+def _has_modules(kernel: Path) -> bool:
+    return all((_modules_of(kernel) / f"{module}.ko").exists() for module in (*MODULES, *FILE_SYSTEM))
+
+
 def _unpack(package: Path) -> dict[str, bytes]:
     """The kernel in a package, ``vmlinuz``, and MODULES, ``NAME.ko``; what comes behind them is not even read."""
     found: dict[str, bytes] = {}
@@ -156,11 +167,11 @@ def _unpack(package: Path) -> dict[str, bytes]:
     ):
         for member in archive:
             name = Path(member.name).name.partition("-")[0].removesuffix(".xz")
-            wanted = name == "vmlinuz" or name in [f"{module}.ko" for module in MODULES]
+            wanted = name == "vmlinuz" or name in [f"{module}.ko" for module in (*MODULES, *FILE_SYSTEM)]
             if wanted and (data := archive.extractfile(member)):
                 contents = data.read()
                 found[name] = lzma.decompress(contents) if member.name.endswith(".xz") else contents
-            if len(found) == 1 + len(MODULES):
+            if len(found) == 1 + len(MODULES) + len(FILE_SYSTEM):
                 return found
     raise Missing(f"no kernel, or none of these modules, in {package.name}: {MODULES}")
 
