@@ -13,6 +13,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from parallel_fixedram.core.clone_options import Identity
     from parallel_fixedram.core.errors import (
         CapabilityError,
         ContentsDiffer,
@@ -89,6 +90,7 @@ __all__ = [
     "GuestSpec",
     "GuestsReport",
     "HostError",
+    "Identity",
     "Image",
     "InspectQemuReport",
     "InspectReport",
@@ -133,6 +135,7 @@ __all__ = [
 ]
 
 _HOMES = {
+    "core.clone_options": ("Identity",),
     "core.errors": (
         "CapabilityError",
         "ContentsDiffer",

@@ -82,15 +82,15 @@ def show_plan(args: argparse.Namespace, boot: Boot) -> None:
     import json
     import shlex
 
-    for change in boot.changes:
-        output.warn(f"note: {change}")
+    output.print_notes((*boot.changes, *boot.notes))
     requests = [
         {"execute": command, **({"arguments": arguments} if arguments else {})}
         for command, arguments in [*boot.source.requests(), *([("cont", {})] if boot.needs_cont else [])]
     ]
     if args.json:
         commands = [list(each) for each in boot.commands]
-        told = {"verb": args.verb, "commands": commands, "qmp": requests, "changes": list(boot.changes)}
+        notes = {"changes": list(boot.changes), "notes": list(boot.notes)}
+        told = {"verb": args.verb, "commands": commands, "qmp": requests, **notes}
         output.print_json(stamped("boot_plan", told))
         return
     for command in boot.commands:

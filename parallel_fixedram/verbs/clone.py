@@ -11,6 +11,7 @@ from contextlib import ExitStack
 from parallel_fixedram.boot.clone import on_page_arrays
 from parallel_fixedram.boot.command_line import CommandLine
 from parallel_fixedram.boot.hand_over import HandedOver, hand_over
+from parallel_fixedram.boot.in_clones import InClones
 from parallel_fixedram.boot.plan import (
     Boot,
     clone_stream_in,
@@ -19,6 +20,7 @@ from parallel_fixedram.boot.plan import (
     main_blocks,
     paused_if,
 )
+from parallel_fixedram.core.clone_options import Identity
 from parallel_fixedram.core.errors import RequestError
 from parallel_fixedram.core.observer import SILENT, Observer
 from parallel_fixedram.core.reports.boot import BootReport
@@ -29,17 +31,14 @@ from parallel_fixedram.image.stale import punch_stale_pages, refuse_stale_pages
 
 __all__ = ["Boot", "clone", "plan_clone"]
 
-CLONES_SHARE = (
-    "clones are the same machine: MAC addresses, machine ids, keys and random numbers to come are equal "
-    "until the guest changes them"
-)
-
 
 def clone(
     uri: str,
     command: Sequence[str],
     *,
     count: int = 1,
+    identity: Identity = Identity.NEW,
+    run_in_clone: str = "",
     punch: bool = False,
     add_clone_stream: bool = False,
     paused: bool = False,
@@ -54,6 +53,9 @@ def clone(
             not written yet they read from it, and nothing notices. Another file may take its name.
         command: the QEMU that the guest was saved from; ``{n}`` in an argument is the clone's number, from 0.
         count: how many.
+        identity: whether they get identities of their own, as far as that can be done from outside.
+        run_in_clone: what a shell in each shall carry out, by its guest agent, before the guests are handed over;
+            ``{n}`` is the clone's number. Nothing if empty.
         punch: make holes of stale pages first, in place; what the file says stays the same.
         add_clone_stream: add digests and a clone stream to a file that has none first, in place.
         paused: do not let the guests run.
@@ -63,28 +65,36 @@ def clone(
 
     Raises:
         RequestError: the file has no device state, or stale pages, or does not fit the command line, or was changed or
-            replaced before the guests had loaded. No guest ran.
+            replaced before the guests had loaded; or there is no agent to run a command. No guest ran.
         ContentsDiffer: a page does not match its digest. Nothing was started.
         FormatError: not a complete mapped-ram file.
-        MachineError: a QEMU does not start, or cannot load the file.
+        MachineError: a QEMU does not start, or cannot load the file, or the command fails in a guest; no guest is left.
         HostError: I/O or memory.
     """
     started = time.perf_counter()
-    line = _line_for(command, count, paused=paused)
+    lines = _lines_for(command, count, paused=paused)
+    inside = InClones.of(lines, run_in_clone, identity)
     if punch or add_clone_stream:
-        _prepare(uri, line, punch=punch, add_clone_stream=add_clone_stream, observer=observer)
+        _prepare(uri, lines[0], punch=punch, add_clone_stream=add_clone_stream, observer=observer)
     with open_image(uri) as image:
-        done = _clone(image, line, count, check_digests=check_digests, folder=folder, observer=observer)
+        done = _clone(image, lines, identity, inside, check_digests=check_digests, folder=folder, observer=observer)
     how = "copy-on-write, mapped from the file"
-    return done.report("clone", image, how, verified=check_digests, started=started, notes=(CLONES_SHARE,))
+    return done.report("clone", image, how, verified=check_digests, started=started)
 
 
 def _clone(
-    image: Image, line: CommandLine, count: int, *, check_digests: bool, folder: str | None, observer: Observer
+    image: Image,
+    lines: Sequence[CommandLine],
+    identity: Identity,
+    inside: InClones,
+    *,
+    check_digests: bool,
+    folder: str | None,
+    observer: Observer,
 ) -> HandedOver:
     """Start guests, after a look at the file: all of it against its digests, or else the places of zero pages."""
     before = image.channel.stat()
-    main = main_blocks(image, line)
+    main = main_blocks(image, lines[0])
     if check_digests:
         hold_against_digests(image, observer)
 
@@ -93,7 +103,7 @@ def _clone(
             refuse_stale_pages(image, main, channels=readers(), observer=observer)
 
     with ExitStack() as stack:
-        boot = on_page_arrays(image, line, main, count, find_clone_stream(image, main, stack))
+        boot = on_page_arrays(image, lines, main, find_clone_stream(image, main, stack), identity, inside.remedy)
         return hand_over(
             image,
             boot,
@@ -101,27 +111,33 @@ def _clone(
             observer=observer,
             meanwhile=look,
             before_they_run=lambda: _require_unchanged(image, before),
+            when_they_run=inside.carry_out,
         )
 
 
-def plan_clone(uri: str, command: Sequence[str], *, count: int = 1, paused: bool = False) -> Boot:
+def plan_clone(
+    uri: str, command: Sequence[str], *, count: int = 1, identity: Identity = Identity.NEW, paused: bool = False
+) -> Boot:
     """What ``clone`` would start, for somebody who would rather do it by hand; nothing is touched.
 
     Raises:
         RequestError: as for ``clone``; or the file has no clone stream of its own.
         FormatError: not a complete mapped-ram file.
     """
-    line = _line_for(command, count, paused=paused)
+    lines = _lines_for(command, count, paused=paused)
+    remedy = InClones.of(lines, "", identity).remedy
     with open_image(uri) as image:
-        main = main_blocks(image, line)
+        main = main_blocks(image, lines[0])
         refuse_stale_pages(image, main, channels=readers())
-        return on_page_arrays(image, line, main, count, clone_stream_in(image, main))
+        return on_page_arrays(image, lines, main, clone_stream_in(image, main), identity, remedy)
 
 
-def _line_for(command: Sequence[str], count: int, *, paused: bool) -> CommandLine:
+def _lines_for(command: Sequence[str], count: int, *, paused: bool) -> list[CommandLine]:
+    """The command line of each clone, in order."""
     if count < 1:
         raise RequestError(f"{count} clones, at least 1 is needed")
-    return paused_if(CommandLine.parse(command), paused)
+    line = paused_if(CommandLine.parse(command), paused)
+    return [line.with_number(number) for number in range(count)]
 
 
 def _require_unchanged(image: Image, before: os.stat_result) -> None:

@@ -20,6 +20,7 @@ import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
+from support.packages import download, put_guest_agent, run_tool
 from support.qemu_tools import Missing, require_tool
 
 CACHE = Path(__file__).parents[2] / ".cache" / "guest"
@@ -45,8 +46,11 @@ MODULES = (
     "virtio_pci",
     "virtio_blk",
     "virtio_balloon",
+    "virtio_console",
 )
 """What Debian's kernel has as modules, in the order in which they are loaded."""
+LATER = ("qemu_fw_cfg",)
+"""Modules that are loaded only when a command needs them: this one looks for what there is once, when it is loaded."""
 
 
 @dataclass(frozen=True)
@@ -54,7 +58,7 @@ class LinuxGuest:
     """A kernel and an initramfs, to be started any number of times.
 
     It prints ``ready``, then ``tick N MD5``, and understands ``dirty MIB``, ``zero MIB``, ``forget``, ``read``,
-    ``rest``, ``sum`` and ``off`` (see guests/init).
+    ``rest``, ``sum``, ``agent``, ``random``, ``who``, ``date`` and ``off`` (see guests/init).
     """
 
     kernel: Path
@@ -66,7 +70,8 @@ class LinuxGuest:
         Args:
             size_mib: size of the known file.
             tick: seconds between two ticks.
-            more: arguments of the kernel; with ``virtio`` among them it has drivers for a virtio disk and balloon.
+            more: arguments of the kernel; with ``virtio`` among them it has drivers for a virtio disk, balloon and
+            serial port.
         """
         # What the guest would measure takes long and goes wrong under TCG.
         quick = "mitigations=off no_timer_check tsc=reliable random.trust_cpu=on cryptomgr.notests rodata=off"
@@ -82,11 +87,15 @@ class LinuxGuest:
         return hashlib.md5(b"".join(pieces)[: size_mib * MIB]).hexdigest()
 
 
-def linux_guest(folder: Path) -> LinuxGuest:
+def linux_guest(folder: Path, *, agent: bool = False) -> LinuxGuest:
     """Build the guest; the initramfs is put into ``folder``.
 
+    Args:
+        folder: is there.
+        agent: whether it has QEMU's guest agent, which makes it larger.
+
     Raises:
-        Missing: the kernel cannot be had here.
+        Missing: the kernel, or the agent, cannot be had here.
     """
     busybox = Path(require_tool("busybox"))
     if b"ld-linux" in busybox.read_bytes()[:4096]:
@@ -99,6 +108,8 @@ def linux_guest(folder: Path) -> LinuxGuest:
     (root / "seed").write_bytes(seed())
     kernel = _kernel()
     shutil.copytree(_modules_of(kernel), root / "modules")
+    if agent:
+        put_guest_agent(root, CACHE)
     names = "\n".join(str(path.relative_to(root)) for path in root.rglob("*"))
     cpio = [require_tool("cpio"), "--create", "--format=newc", "--quiet"]
     initrd = folder / "initrd"
@@ -109,17 +120,16 @@ def linux_guest(folder: Path) -> LinuxGuest:
 
 def _kernel() -> Path:
     """The newest kernel in the cache, with its modules, fetched if there is none."""
-    if found := sorted(each for each in CACHE.glob("vmlinux-*") if _modules_of(each).exists()):
+    if found := sorted(each for each in CACHE.glob("vmlinux-*") if _has_modules(each)):
         return found[-1]
     try:
-        depends = _run("apt-cache", "depends", "linux-image-amd64")
+        depends = run_tool("apt-cache", "depends", "linux-image-amd64")
         name = re.search(r"Depends: (linux-image-\S+)", depends)
         if name is None:
             raise Missing("no kernel package is known here: run apt-get update")
         CACHE.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=CACHE) as folder:
-            _run("apt-get", "download", "--quiet", name[1], cwd=folder)
-            package = next(Path(folder).glob("*.deb"))
+            package = download(name[1], Path(folder))
             fresh = Path(folder) / "vmlinux"
             files = _unpack(package)
             fresh.write_bytes(_uncompressed(files.pop("vmlinuz")))
@@ -128,7 +138,8 @@ def _kernel() -> Path:
             modules.mkdir()
             for module, contents in files.items():
                 (modules / module).write_bytes(contents)
-            if not _modules_of(kernel).exists():
+            if not _has_modules(kernel):
+                shutil.rmtree(_modules_of(kernel), ignore_errors=True)
                 os.replace(modules, _modules_of(kernel))
             os.replace(fresh, kernel)
             return kernel
@@ -137,18 +148,19 @@ def _kernel() -> Path:
         raise Missing(f"Debian's kernel package cannot be fetched: {said}") from error
 
 
-def _run(*command: str, cwd: str | None = None) -> str:
-    return subprocess.run(command, capture_output=True, text=True, check=True, cwd=cwd).stdout
-
-
 def _modules_of(kernel: Path) -> Path:
     """Where the modules of a kernel are in the cache."""
     return kernel.with_name(kernel.name.replace("vmlinux", "modules"))
 
 
+def _has_modules(kernel: Path) -> bool:
+    return all((_modules_of(kernel) / f"{module}.ko").exists() for module in (*MODULES, *LATER))
+
+
 def _unpack(package: Path) -> dict[str, bytes]:
-    """The kernel in a package, ``vmlinuz``, and MODULES, ``NAME.ko``; what comes behind them is not even read."""
+    """The kernel in a package, ``vmlinuz``, and modules, ``NAME.ko``; what comes behind them is not even read."""
     found: dict[str, bytes] = {}
+    wanted = {"vmlinuz", *(f"{module}.ko" for module in (*MODULES, *LATER))}
     unpack = ["dpkg", "--fsys-tarfile", str(package)]
     with (
         subprocess.Popen(unpack, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL) as dpkg,
@@ -156,13 +168,12 @@ def _unpack(package: Path) -> dict[str, bytes]:
     ):
         for member in archive:
             name = Path(member.name).name.partition("-")[0].removesuffix(".xz")
-            wanted = name == "vmlinuz" or name in [f"{module}.ko" for module in MODULES]
-            if wanted and (data := archive.extractfile(member)):
+            if name in wanted and (data := archive.extractfile(member)):
                 contents = data.read()
                 found[name] = lzma.decompress(contents) if member.name.endswith(".xz") else contents
-            if len(found) == 1 + len(MODULES):
+            if len(found) == len(wanted):
                 return found
-    raise Missing(f"no kernel, or none of these modules, in {package.name}: {MODULES}")
+    raise Missing(f"{package.name} lacks {', '.join(sorted(wanted - found.keys()))}")
 
 
 def _uncompressed(bzimage: bytes) -> bytes:

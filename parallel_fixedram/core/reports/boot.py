@@ -19,6 +19,8 @@ class GuestReport:
     """Path of what it prints."""
     status: str
     """Its run state: ``running``, ``paused`` ..."""
+    id: str = ""
+    """Of a clone with an identity of its own: what it reads in fw_cfg, and its vmgenid's GUID; a UUID."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
