@@ -34,6 +34,8 @@ _ON = ("on", "yes", "true", "y")
 _LOOK_SECONDS = 0.05
 """How long after a look at what is not finished the next one is due."""
 _NANOSECONDS = 1e9
+_LATEST = 1 << 63
+"""Times that an agent can tell are below it, nanoseconds since 1970."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -100,7 +102,7 @@ def set_clocks(agents: Sequence[GuestAgent]) -> float:
     behind: dict[GuestAgent, int] = {}
     for agent in agents:
         there = agent.answer()
-        if type(there) is not int:
+        if type(there) is not int or not 0 <= there < _LATEST:
             raise agent.malformed(there)
         if (nanoseconds := time.time_ns() - there) > 0:
             behind[agent] = nanoseconds

@@ -12,6 +12,7 @@ greeting, and what somebody else's session left on the line may come first: a se
 
 from __future__ import annotations
 
+import contextlib
 import json
 import secrets
 import socket
@@ -77,14 +78,12 @@ class GuestAgent(Closing):
         Raises:
             MachineError: none comes.
         """
+        expected = {"return": number}
         while True:
-            self._take(_SENTINEL)
-            line = self._take(b"\n")
-            try:
-                if json.loads(line) == {"return": number}:
+            _, sentinel, line = self._line().rpartition(_SENTINEL)
+            with contextlib.suppress(ValueError, RecursionError):  # of an earlier session, and cut off
+                if sentinel and json.loads(line) == expected:
                     return
-            except (ValueError, RecursionError):
-                continue  # of an earlier session, and cut off
 
     def ask(self, command: str, arguments: Mapping[str, Any] | None = None) -> None:
         """Send a command; one at a time.
@@ -100,7 +99,7 @@ class GuestAgent(Closing):
         Raises:
             MachineError: the agent refuses, does not answer in time, or not like an agent.
         """
-        line = self._take(b"\n")
+        line = self._line()
         try:
             found = json.loads(line)
         except (ValueError, RecursionError):
@@ -129,17 +128,17 @@ class GuestAgent(Closing):
         except OSError as error:
             raise self._lost("it takes no command", error) from error
 
-    def _take(self, end: bytes) -> bytes:
-        """What arrives until ``end``, which is dropped."""
+    def _line(self) -> bytes:
+        """The next line, without its end."""
         searched = 0
-        while (at := self._received.find(end, searched)) < 0:
+        while (at := self._received.find(b"\n", searched)) < 0:
             searched = len(self._received)
             self._received += self._read()
             if len(self._received) > _MOST_BYTES:
                 raise self.error(f"its answer has more than {_MOST_BYTES >> 20} MiB")
-        taken = bytes(self._received[:at])
-        del self._received[: at + len(end)]
-        return taken
+        line = bytes(self._received[:at])
+        del self._received[: at + 1]
+        return line
 
     def _read(self) -> bytes:
         try:
