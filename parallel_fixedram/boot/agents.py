@@ -1,74 +1,32 @@
-"""What is done inside clones that run, by their guest agents: clocks set forward, a command carried out.
+"""What guest agents do in clones that run: clocks are set forward, a command is carried out.
 
-A command line says where an agent is::
-
-    -chardev socket,path=PATH,server=on,wait=off,id=qga0
-    -device virtio-serial -device virtserialport,chardev=qga0,name=org.qemu.guest_agent.0
-
-Whether one runs in the guest is what QEMU knows: somebody has opened the port. All agents are asked before the first is
-waited for.
+Whether an agent runs in a guest is what QEMU knows: somebody has opened its port. All agents are asked before the first
+is waited for.
 """
 
 from __future__ import annotations
 
 import base64
 import binascii
-import re
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from parallel_fixedram.boot.command_line import NUMBER, CommandLine, split_properties
-from parallel_fixedram.boot.device_options import devices
+from parallel_fixedram.boot.command_line import NUMBER
 from parallel_fixedram.core.errors import MachineError
 from parallel_fixedram.core.words import shown
 from parallel_fixedram.machines.qemu.guest_agent import GuestAgent
 
 if TYPE_CHECKING:
+    from parallel_fixedram.boot.in_clones import AgentSocket
     from parallel_fixedram.machines.qemu.monitor import Monitor
 
-_PORT = re.compile(r"org\.qemu\.guest_agent\.\d+")
-_ON = ("on", "yes", "true", "y")
 _LOOK_SECONDS = 0.05
 """How long after a look at what is not finished the next one is due."""
 _NANOSECONDS = 1e9
 _LATEST = 1 << 63
 """Times that an agent can tell are below it, nanoseconds since 1970."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class AgentSocket:
-    """Where the guest agent of a QEMU is reached."""
-
-    path: str
-    chardev: str
-    """Id of QEMU's character device."""
-
-
-def agent_socket(line: CommandLine) -> AgentSocket | None:
-    """Where a command line has its guest agent; None where it has none on a unix socket that QEMU listens on.
-
-    Raises:
-        RequestError: a device is not clear.
-    """
-    wanted = {
-        device.properties.get("chardev")
-        for device in devices(line)
-        if device.driver == "virtserialport" and _PORT.fullmatch(str(device.properties.get("name", "")))
-    }
-    for option in line.options:
-        found = dict(split_properties(option.value or "", "backend")) if option.name == "chardev" else {}
-        if found.get("id") in wanted and found.get("backend") == "socket" and found.get("server") in _ON:
-            return AgentSocket(path=found["path"], chardev=found["id"]) if found.get("path") else None
-    return None
-
-
-def has_own_time(line: CommandLine) -> bool:
-    """Whether the command line gives the guest a time that is not the host's (``-rtc``)."""
-    rtc = dict(pair for each in line.options if each.name == "rtc" for pair in split_properties(each.value or ""))
-    return rtc.get("base", "utc") not in ("utc", "localtime") or rtc.get("clock", "host") != "host"
 
 
 @contextmanager

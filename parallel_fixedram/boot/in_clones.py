@@ -1,16 +1,22 @@
 """What clones are told from inside, once they run: the present time, and a command of the user's.
 
+A command line says where a guest agent is::
+
+    -chardev socket,path=PATH,server=on,wait=off,id=qga0
+    -device virtio-serial -device virtserialport,chardev=qga0,name=org.qemu.guest_agent.0
+
 Without an agent nothing can be done inside a guest; that is said where it was not asked for, and refused where it was.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Self
 
-from parallel_fixedram.boot.agents import AgentSocket, agent_socket, agents_of, has_own_time, run_in_all, set_clocks
-from parallel_fixedram.boot.command_line import CommandLine
+from parallel_fixedram.boot.command_line import CommandLine, split_properties
+from parallel_fixedram.boot.device_options import devices
 from parallel_fixedram.core.clone_options import Identity
 from parallel_fixedram.core.errors import MachineError, RequestError
 
@@ -19,9 +25,20 @@ if TYPE_CHECKING:
     from parallel_fixedram.machines.qemu.guest_agent import GuestAgent
     from parallel_fixedram.machines.qemu.monitor import Monitor
 
+_PORT = re.compile(r"org\.qemu\.guest_agent\.\d+")
+_ON = ("on", "yes", "true", "y")
 _AS_SAVED = "the clocks of clones go on from the time of the save"
 _RUNNING = "running"
 _NO_AGENT = "the command line has no guest agent on a socket"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AgentSocket:
+    """Where the guest agent of a QEMU is reached."""
+
+    path: str
+    chardev: str
+    """Id of QEMU's character device."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -82,6 +99,9 @@ class InClones:
         sets_clocks = self.sets_clocks and not obstacle
         if not sets_clocks and not self.command:
             return tuple(notes)
+        # imported only where there is something to ask an agent
+        from parallel_fixedram.boot.agents import agents_of, run_in_all
+
         try:
             with agents_of(self.sockets, monitors) as agents:
                 if sets_clocks:
@@ -103,8 +123,34 @@ class InClones:
         return "" if self.sockets else _NO_AGENT
 
 
+def agent_socket(line: CommandLine) -> AgentSocket | None:
+    """Where a command line has its guest agent; None where it has none on a unix socket that QEMU listens on.
+
+    Raises:
+        RequestError: a device is not clear.
+    """
+    wanted = {
+        device.properties.get("chardev")
+        for device in devices(line)
+        if device.driver == "virtserialport" and _PORT.fullmatch(str(device.properties.get("name", "")))
+    }
+    for option in line.options:
+        found = dict(split_properties(option.value or "", "backend")) if option.name == "chardev" else {}
+        if found.get("id") in wanted and found.get("backend") == "socket" and found.get("server") in _ON:
+            return AgentSocket(path=found["path"], chardev=found["id"]) if found.get("path") else None
+    return None
+
+
+def has_own_time(line: CommandLine) -> bool:
+    """Whether the command line gives the guest a time that is not the host's (``-rtc``)."""
+    rtc = dict(pair for each in line.options if each.name == "rtc" for pair in split_properties(each.value or ""))
+    return rtc.get("base", "utc") not in ("utc", "localtime") or rtc.get("clock", "host") != "host"
+
+
 def _set_forward(agents: Sequence[GuestAgent]) -> str:
     """Set the clocks, and say what became of that."""
+    from parallel_fixedram.boot.agents import set_clocks
+
     try:
         return f"the clocks of clones were set forward by {set_clocks(agents):.1f} s, through their guest agents"
     except MachineError as error:

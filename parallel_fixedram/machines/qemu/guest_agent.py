@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import contextlib
 import json
-import secrets
+import os
 import socket
 import time
 from collections.abc import Mapping
@@ -68,7 +68,7 @@ class GuestAgent(Closing):
         Raises:
             MachineError: the connection is lost.
         """
-        number = secrets.randbits(31)
+        number = int.from_bytes(os.urandom(4))
         self._write(_SENTINEL + _packed("guest-sync-delimited", {"id": number}))
         return number
 
