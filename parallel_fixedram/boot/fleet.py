@@ -15,6 +15,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
 from parallel_fixedram.boot import incoming
+from parallel_fixedram.boot.identity import no_room_hint
 from parallel_fixedram.boot.incoming import Source
 from parallel_fixedram.boot.last_words import end_all
 from parallel_fixedram.boot.launch import Launch
@@ -178,7 +179,8 @@ class Fleet:
         except MachineError as error:
             told = launch.explained(error)
             several = len(self._launches) > 1
-            hint = "; ".join(filter(None, [taken_hint(told.message, clones=several), told.hint]))
+            hints = [taken_hint(told.message, clones=several), no_room_hint(told.message), told.hint]
+            hint = "; ".join(filter(None, hints))
             number = f"guest {self._launches.index(launch)}: " if several else ""
             raise MachineError(f"{number}{told.message}", hint=hint) from error
 

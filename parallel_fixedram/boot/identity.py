@@ -96,6 +96,16 @@ def twins(lines: Sequence[CommandLine]) -> Distinct:
     return Distinct(lines=lines, ids=(), changes=(), notes=(note,))
 
 
+def no_room_hint(message: str) -> str:
+    """What to do if a message of QEMU's says that fw_cfg is full; empty if it says something else.
+
+    Machine types have room for 16 or 32 entries, and a QEMU that is given more aborts.
+    """
+    if "fw_cfg_file_slots" not in message:
+        return ""
+    return f"fw_cfg has no room for {ENTRY}, in which clones read which they are: --identity same leaves it out"
+
+
 def _shared(parent: Parent, *, has_device: bool) -> str:
     """What clones still share, the beginning of a sentence."""
     if not parent.has_vmgenid:

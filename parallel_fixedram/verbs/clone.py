@@ -7,6 +7,7 @@ import os
 import time
 from collections.abc import Sequence
 from contextlib import ExitStack
+from typing import TYPE_CHECKING
 
 from parallel_fixedram.boot.clone import on_page_arrays
 from parallel_fixedram.boot.command_line import CommandLine
@@ -23,11 +24,14 @@ from parallel_fixedram.boot.plan import (
 from parallel_fixedram.core.clone_options import Identity
 from parallel_fixedram.core.errors import RequestError
 from parallel_fixedram.core.observer import SILENT, Observer
-from parallel_fixedram.core.reports.boot import BootReport
+from parallel_fixedram.core.reports.boot import BootReport, GuestReport
 from parallel_fixedram.engine.workers.pool import readers
 from parallel_fixedram.image.add_trailer import add_trailer
 from parallel_fixedram.image.image import Image, open_image
 from parallel_fixedram.image.stale import punch_stale_pages, refuse_stale_pages
+
+if TYPE_CHECKING:
+    from parallel_fixedram.machines.qemu.monitor import Monitor
 
 __all__ = ["Boot", "clone", "plan_clone"]
 
@@ -102,6 +106,11 @@ def _clone(
         if not check_digests:
             refuse_stale_pages(image, main, channels=readers(), observer=observer)
 
+    def tell_them(guests: Sequence[GuestReport], monitors: Sequence[Monitor]) -> tuple[str, ...]:
+        if inside.command:
+            observer.phase("run in clones")
+        return inside.carry_out(guests, monitors)
+
     with ExitStack() as stack:
         boot = on_page_arrays(image, lines, main, find_clone_stream(image, main, stack), identity, inside.remedy)
         return hand_over(
@@ -111,7 +120,7 @@ def _clone(
             observer=observer,
             meanwhile=look,
             before_they_run=lambda: _require_unchanged(image, before),
-            when_they_run=inside.carry_out,
+            when_they_run=tell_them,
         )
 
 

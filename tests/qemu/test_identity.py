@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 from support.command import report
-from support.qemu import Missing, QemuProcess, Ram, missing
+from support.qemu import Missing, QemuProcess, Ram, missing, require_qemu
 from support.qemu_boot import BootFolder, Guest
 from support.qemu_linux import LinuxGuest, linux_guest
 
@@ -126,6 +126,17 @@ def test_a_command_that_fails_in_one_clone_ends_all_of_them(
     result = boot.attempt("clone", origin, "--count", 2, "--run-in-clone", command, line=line)
     assert result.code == 4
     assert re.search(r"error: clone 1: guest agent '.*': the command ended with exit code 7: no\n$", result.err)
+
+
+def test_a_machine_without_fw_cfg_is_cloned_without_an_entry(boot: BootFolder) -> None:
+    machine: dict[str, Any] = {"machine": "sbsa-ref", "ram": None}
+    memory, path = ("-m", "1G"), boot.path / "vm.mr"
+    with QemuProcess(*memory, **machine, target="aarch64", paused=True) as guest:
+        report("save", path, "--qmp", guest.monitor_path)
+    line = boot.line(*memory, **machine, program=require_qemu("aarch64"))
+    started, (clone,) = boot.start("clone", path, "--paused", line=line)
+    assert "the machine has no fw_cfg, in which clones could read which they are" in started["notes"]
+    assert clone.status() == "prelaunch"
 
 
 @pytest.mark.parametrize("way", WAYS)

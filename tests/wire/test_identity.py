@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from parallel_fixedram.boot.command_line import CommandLine, join_properties, split_properties
 from parallel_fixedram.boot.device_options import devices
-from parallel_fixedram.boot.identity import ENTRY, Distinct, Parent, distinct, twins
+from parallel_fixedram.boot.identity import ENTRY, Distinct, Parent, distinct, no_room_hint, twins
 from parallel_fixedram.core.errors import RequestError
 
 GUID = "11111111-2222-3333-4444-555555555555"
@@ -166,6 +166,13 @@ def test_one_that_cannot_be_seen_is_said_to_keep_its_guid() -> None:
     assert note.startswith(
         "the GUID of a vmgenid that -readconfig names cannot be changed: clones share random numbers"
     )
+
+
+def test_a_full_fw_cfg_gets_a_hint() -> None:
+    """In QEMU 10.0's words."""
+    words = "hw/nvram/fw_cfg.c:1021: fw_cfg_modify_file: Assertion `index < fw_cfg_file_slots(s)' failed."
+    assert no_room_hint(f"'qemu' was ended by SIGABRT; QEMU: qemu: {words}").endswith("--identity same leaves it out")
+    assert no_room_hint("QEMU: fw_cfg device not available") == ""
 
 
 def test_twins_are_what_the_user_gave() -> None:
