@@ -77,7 +77,7 @@ def test_whatever_else_a_device_has_it_keeps(properties: dict[str, str], as_json
     given_ = join_properties(list(properties.items()), "vmgenid")
     made = clones("-device", json.dumps({"driver": "vmgenid", **properties}) if as_json else given_, count=1)
     (device,) = devices(made.lines[0])
-    assert dict(device.properties) == {**properties, "guid": made.ids[0]}
+    assert (device.is_json, device.properties) == (as_json, {**properties, "guid": made.ids[0]})
 
 
 OTHERS = (

@@ -80,9 +80,9 @@ class GuestAgent(Closing):
         """
         expected = {"return": number}
         while True:
-            _, sentinel, line = self._line().rpartition(_SENTINEL)
+            line = self._line().rpartition(_SENTINEL)[2]
             with contextlib.suppress(ValueError, RecursionError):  # of an earlier session, and cut off
-                if sentinel and json.loads(line) == expected:
+                if json.loads(line) == expected:
                     return
 
     def ask(self, command: str, arguments: Mapping[str, Any] | None = None) -> None:
