@@ -25,6 +25,7 @@ WAYS = (
     ("-device", f"guid={GUID},driver=vmgenid,id=vm"),
     ("-device", f'{{"driver": "vmgenid", "guid": "{GUID}"}}'),
     ("-device", "vmgenid,id=vm", "-set", f"device.vm.guid={GUID}"),
+    ("-global", f"vmgenid.guid={GUID}", "-device", "vmgenid"),
 )
 FORK = "crng reseeded due to virtual machine fork"
 """Linux: drivers/char/random.c, add_vmfork_randomness()."""
