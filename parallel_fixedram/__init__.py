@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from parallel_fixedram.core.boot_options import DiskChoice
+    from parallel_fixedram.core.clone_options import Identity
     from parallel_fixedram.core.errors import (
         CapabilityError,
         ContentsDiffer,
@@ -91,6 +92,7 @@ __all__ = [
     "GuestSpec",
     "GuestsReport",
     "HostError",
+    "Identity",
     "Image",
     "InspectQemuReport",
     "InspectReport",
@@ -136,6 +138,7 @@ __all__ = [
 
 _HOMES = {
     "core.boot_options": ("DiskChoice",),
+    "core.clone_options": ("Identity",),
     "core.errors": (
         "CapabilityError",
         "ContentsDiffer",

@@ -6,9 +6,11 @@ import os
 from collections.abc import Sequence
 
 from parallel_fixedram.boot.command_line import CommandLine, MemoryFile
+from parallel_fixedram.boot.identity import Parent, distinct, twins
 from parallel_fixedram.boot.incoming import Source
 from parallel_fixedram.boot.plan import INCOMING, Boot, state_of
 from parallel_fixedram.boot.taken import refuse_shared_sockets
+from parallel_fixedram.core.clone_options import Identity
 from parallel_fixedram.core.errors import RequestError
 from parallel_fixedram.core.ramblock import TARGET_PAGE_SIZE
 from parallel_fixedram.format.mapped_ram import SavedBlock
@@ -17,12 +19,25 @@ from parallel_fixedram.image.image import Image
 
 def on_page_arrays(
     image: Image,
-    line: CommandLine,
+    lines: Sequence[CommandLine],
     main: Sequence[SavedBlock],
-    count: int,
     source: Source,
+    identity: Identity,
+    remedy: str,
 ) -> Boot:
-    """QEMUs on the page arrays; of the file they load the rest."""
+    """QEMUs on the page arrays; of the file they load the rest.
+
+    Args:
+        image: the open file.
+        lines: of each clone, in order.
+        main: the blocks that are main memory.
+        source: what they load.
+        identity: whether they get identities of their own.
+        remedy: what can be done about what they share all the same, as the end of a sentence.
+
+    Raises:
+        RequestError: the command line does not fit, or two QEMUs would want the same.
+    """
     files = {}
     for saved in main:
         if saved.header.pages_offset % TARGET_PAGE_SIZE:
@@ -33,13 +48,15 @@ def on_page_arrays(
             size=saved.block.used_length,
             shared=False,
         )
-    lines = [line.with_number(number) for number in range(count)]
     refuse_shared_sockets(lines)
-    rewritten = [each.with_memory(files) for each in lines]
+    given = distinct(lines, Parent.of(image), remedy) if identity is Identity.NEW else twins(lines)
+    rewritten = [each.with_memory(files) for each in given.lines]
     return Boot(
         commands=[[*each.arguments, *INCOMING] for each in rewritten],
         source=source,
-        changes=rewritten[0].changes,
-        paused=line.paused,
+        changes=[*rewritten[0].changes, *given.changes],
+        paused=lines[0].paused,
+        notes=given.notes,
+        ids=given.ids,
         state=state_of(image),
     )

@@ -42,7 +42,7 @@ _KEPT = frozenset({"host-nodes", "policy", "merge", "dump"})  # what says nothin
 _CANONICAL = "x-use-canonical-path-for-ramblock-id"
 
 _PROPERTY = re.compile(r"(?:([^=,]*)=)?((?:[^,]|,,)*),?")
-_NUMBER = "{n}"
+NUMBER = "{n}"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -161,7 +161,7 @@ class CommandLine:
         Raises:
             RequestError: as for ``parse``.
         """
-        return self.parse([argument.replace(_NUMBER, str(number)) for argument in self.arguments])
+        return self.parse([argument.replace(NUMBER, str(number)) for argument in self.arguments])
 
     def main_blocks(self, blocks: Sequence[tuple[str, int]]) -> list[str]:
         """Which blocks of a file are RAM that this command line gives the machine, in the file's order.

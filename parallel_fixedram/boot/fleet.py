@@ -15,6 +15,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
 from parallel_fixedram.boot import incoming
+from parallel_fixedram.boot.identity import no_room_hint
 from parallel_fixedram.boot.incoming import Source
 from parallel_fixedram.boot.last_words import end_all
 from parallel_fixedram.boot.launch import Launch
@@ -185,7 +186,7 @@ class Fleet:
             told = launch.explained(error)
             several = len(self._launches) > 1
             taken = self._disks.hint(told.message) or taken_hint(told.message, clones=several)
-            hint = "; ".join(filter(None, [taken, told.hint]))
+            hint = "; ".join(filter(None, [taken, no_room_hint(told.message), told.hint]))
             number = f"guest {self._launches.index(launch)}: " if several else ""
             raise MachineError(f"{number}{told.message}", hint=hint) from error
 

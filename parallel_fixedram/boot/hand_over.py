@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
 from parallel_fixedram.boot.fleet import Fleet
 from parallel_fixedram.boot.plan import Boot
@@ -15,6 +16,9 @@ from parallel_fixedram.core.reports.boot import BootReport, BootSeconds, GuestRe
 from parallel_fixedram.host.processes import signals
 from parallel_fixedram.image.image import Image
 
+if TYPE_CHECKING:
+    from parallel_fixedram.machines.qemu.monitor import Monitor
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class HandedOver:
@@ -22,6 +26,8 @@ class HandedOver:
 
     boot: Boot
     guests: tuple[GuestReport, ...]
+    notes: tuple[str, ...]
+    """What the user has to know, a sentence each."""
     start_seconds: float
     """From the first start until all had answered."""
     meanwhile_seconds: float
@@ -39,7 +45,6 @@ class HandedOver:
         started: float,
         channels: int = 1,
         fill: bool = False,
-        notes: tuple[str, ...] = (),
     ) -> BootReport:
         """What a verb says of them.
 
@@ -51,7 +56,6 @@ class HandedOver:
             started: ``time.perf_counter()`` when the verb began.
             channels: workers, or QEMU's multifd channels.
             fill: whether memory was filled while the guests started.
-            notes: what the user has to know.
         """
         return BootReport(
             verb=verb,
@@ -68,7 +72,7 @@ class HandedOver:
                 start=self.start_seconds,
                 load=self.load_seconds,
             ),
-            notes=notes,
+            notes=self.notes,
         )
 
 
@@ -80,6 +84,7 @@ def hand_over(
     observer: Observer,
     meanwhile: Callable[[], object] = lambda: None,
     before_they_run: Callable[[], object] = lambda: None,
+    when_they_run: Callable[[Sequence[GuestReport], Sequence[Monitor]], Sequence[str]] = lambda _guests, _monitors: (),
     together_with: Callable[[], AbstractContextManager[object]] = nullcontext,
 ) -> HandedOver:
     """Start QEMUs from a file, and let them go.
@@ -91,6 +96,7 @@ def hand_over(
         observer: hears when they load.
         meanwhile: what is done while they start.
         before_they_run: what may still refuse, when they have loaded.
+        when_they_run: what is done with them when they have been told to, unless they are not to run; returns notes.
         together_with: what is kept if they are, and gone if they are not.
 
     Raises:
@@ -109,11 +115,15 @@ def hand_over(
         before_they_run()
         refuse_written(boot.disks.recorded)
         guests = fleet.go_on(run=not boot.paused)
+        if boot.ids:
+            guests = tuple(replace(guest, id=id_) for guest, id_ in zip(guests, boot.ids, strict=True))
+        notes = (*boot.notes, *when_they_run(guests, fleet.monitors))
         with signals.held(), together_with():
             fleet.let_go(image.path)
     return HandedOver(
         boot=boot,
         guests=guests,
+        notes=notes,
         start_seconds=fleet.start_seconds,
         meanwhile_seconds=done - began,
         load_seconds=fleet.load_seconds,

@@ -41,6 +41,8 @@ class Boot:
         changes: what of the command line was replaced, a sentence each.
         descriptors: open files that QEMU needs; without any, the commands are good for anybody.
         paused: whether the guests are not to run.
+        notes: what the user has to know of that, a sentence each.
+        ids: of clones with identities of their own, one each; otherwise empty.
         state: what the guest was doing when it was saved, by QEMU's name for it; empty where the file does not say.
         disks: overlays that have to be there before.
     """
@@ -50,6 +52,8 @@ class Boot:
     changes: Sequence[str] = ()
     descriptors: Collection[int] = frozenset()
     paused: bool = False
+    notes: Sequence[str] = ()
+    ids: Sequence[str] = ()
     state: str = ""
     disks: PlannedOverlays = field(default_factory=PlannedOverlays)
 

@@ -112,8 +112,7 @@ def show_plan(args: argparse.Namespace, boot: Boot) -> None:
     import json
     import shlex
 
-    for change in boot.changes:
-        output.warn(f"note: {change}")
+    output.print_notes((*boot.changes, *boot.notes))
     requests = [
         {"execute": command, **({"arguments": arguments} if arguments else {})}
         for command, arguments in [*boot.source.requests(), *([("cont", {})] if boot.needs_cont else [])]
@@ -126,6 +125,7 @@ def show_plan(args: argparse.Namespace, boot: Boot) -> None:
             "commands": commands,
             "qmp": requests,
             "changes": list(boot.changes),
+            "notes": list(boot.notes),
         }
         output.print_json(stamped("boot_plan", told))
         return

@@ -7,6 +7,7 @@ from typing import Any
 
 from parallel_fixedram.cli import boot, common
 from parallel_fixedram.cli.progress import shown
+from parallel_fixedram.core.clone_options import Identity
 from parallel_fixedram.core.errors import RequestError
 
 _EXAMPLES = """  parallel-fixedram clone /tmp/vm.mr --count 4 -- \\
@@ -25,13 +26,30 @@ def register(subparsers: common.Subparsers[Any]) -> None:
         "before the guests run, are noticed; later changes are not.\n\n"
         "After -- comes the QEMU command line that the guest was saved from; its memory backends are replaced, and\n"
         "disks that FILE records, which become overlays on their images. {n} is the clone's number, for sockets,\n"
-        "ports and other disks, which two QEMUs cannot share. Clones are the same machine: unique MAC addresses,\n"
-        "machine ids and random numbers are up to you. Guests with vhost-user or VFIO devices cannot be cloned.",
+        "ports and other disks, which two QEMUs cannot share. Each clone gets a GUID of its own for its vmgenid\n"
+        "device, if the saved machine has one: its guest then renews its random numbers. It finds its number, an id\n"
+        "and the digest of FILE in fw_cfg, in opt/parallel_fixedram/clone; and its clock is set forward by its guest\n"
+        "agent, if that has a socket in the command line. MAC addresses, machine ids and keys are the guest's own,\n"
+        "and equal until --run-in-clone or the guest changes them. Guests with vhost-user or VFIO devices cannot be\n"
+        "cloned.",
         examples=_EXAMPLES,
     )
     parser.usage = "%(prog)s FILE [options] -- QEMU [argument ...]"
     parser.add_argument("file", metavar="FILE", help="a mapped-ram file with device state, by QEMU or by us")
     parser.add_argument("--count", type=int, default=1, metavar="N", help="how many (default 1)")
+    parser.add_argument(
+        "--identity",
+        choices=[str(identity) for identity in Identity],
+        default=str(Identity.NEW),
+        help="new (default): clones differ in all that can be changed from outside, see above; same: in nothing",
+    )
+    parser.add_argument(
+        "--run-in-clone",
+        default="",
+        metavar="COMMAND",
+        help="have the guest agent of each clone run COMMAND (/bin/sh -c) before this command ends; {n} is the clone's "
+        "number. If it fails in one clone, all of them are ended",
+    )
     parser.add_argument("--verify", action="store_true", help="first check everything in FILE against its digests")
     boot.add_boot_options(parser)
     parser.add_argument(
@@ -55,6 +73,7 @@ def run(args: argparse.Namespace) -> int:
     if args.command is None:
         raise RequestError("a QEMU command line is needed after --", hint="see parallel-fixedram clone --help")
     disks = boot.disk_choice(args)
+    identity = Identity(args.identity)
     if args.print:
         if args.punch or args.add_clone_stream:
             raise RequestError("--print cannot be combined with --punch or --add-clone-stream: it changes nothing")
@@ -62,8 +81,16 @@ def run(args: argparse.Namespace) -> int:
             raise RequestError(
                 "--print cannot be combined with --verify: it reads no page", hint="verify checks a file"
             )
+        if args.run_in_clone:
+            raise RequestError("--print cannot be combined with --run-in-clone: it starts nothing")
         plan = plan_clone(
-            args.file, args.command, count=args.count, paused=args.paused, disks=disks, folder=args.run_dir
+            args.file,
+            args.command,
+            count=args.count,
+            identity=identity,
+            paused=args.paused,
+            disks=disks,
+            folder=args.run_dir,
         )
         boot.show_plan(args, plan)
         return 0
@@ -72,6 +99,8 @@ def run(args: argparse.Namespace) -> int:
             args.file,
             args.command,
             count=args.count,
+            identity=identity,
+            run_in_clone=args.run_in_clone,
             punch=args.punch,
             add_clone_stream=args.add_clone_stream,
             paused=args.paused,

@@ -60,7 +60,7 @@ def _print(report: InspectReport) -> None:
     if report.uuid:
         print_hanging("uuid          ", report.uuid)
     print_hanging("stream        ", f"{report.offset:#x} to {report.stream_end:#x}")
-    print_hanging("digests       ", "one a page, XXH3-64" if report.digests else "none")
+    print_hanging("digests       ", f"one a page, XXH3-64; of all: {report.digest}" if report.digest else "none")
     print_hanging("clone stream  ", f"at {report.clone_offset:#x}" if report.clone_offset else "none")
     print_table(
         "{:<28} {:>14} {:>9} {:>9} {:>15} {:>15}",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from parallel_fixedram.core.errors import FormatError
@@ -13,6 +13,10 @@ from parallel_fixedram.format.stream import Cursor
 RAM_SECTION_ID = 0x52414D00
 """Id of the ram section in our files, ``RAM\\0``: QEMU's registration numbers, several a processor, stay far below it.
 It announces the trailer just as well, of a file that is cut off even before the VM description."""
+
+VMGENID, FW_CFG = "vmgenid", "fw_cfg"
+"""Names of the sections of these devices: a machine has one if its file has such a section (hw/acpi/vmgenid.c,
+hw/nvram/fw_cfg.c)."""
 
 MAX_DEVICES = 1 << 15
 """Most device sections that are read; QEMU writes three a processor and a few dozen more."""
@@ -48,6 +52,11 @@ class DeviceSection:
     def body_offset(self) -> int:
         """Absolute file offset of its body."""
         return self.offset + self.length - len(stream.pack_footer(self.section_id)) - self.body_length
+
+
+def names_of(sections: Iterable[DeviceSection]) -> frozenset[str]:
+    """What sections there are."""
+    return frozenset(section.name for section in sections)
 
 
 def read_device_sections(data: bytes) -> tuple[DeviceSection, ...]:

@@ -48,6 +48,11 @@ class MigrationFile:
     warnings: tuple[str, ...] = ()
     """What is unusual but legal."""
 
+    @property
+    def digest(self) -> str | None:
+        """Names the file by what it says, all digests of pages and sections among it; None where it has no trailer."""
+        return f"{self.trailer.digest:016x}" if self.trailer else None
+
     def block(self, idstr: str) -> SavedBlock | None:
         """The block of that name."""
         return next((saved for saved in self.blocks if saved.block.idstr == idstr), None)

@@ -31,6 +31,7 @@ def describe(image: Image) -> InspectReport:
         ram_ended=file.ram_ended,
         vm_description=file.has_vmdesc,
         digests=file.trailer is not None,
+        digest=file.digest,
         clone_offset=file.trailer.clone_offset if file.trailer else 0,
         blocks=tuple(_describe_block(image, saved) for saved in file.blocks),
         devices=tuple(DeviceReport(**asdict(device)) for device in file.devices),

@@ -7,11 +7,13 @@ import os
 import time
 from collections.abc import Sequence
 from contextlib import ExitStack
+from typing import TYPE_CHECKING
 
 from parallel_fixedram.boot.clone import on_page_arrays
 from parallel_fixedram.boot.command_line import CommandLine
 from parallel_fixedram.boot.disks import with_disks
 from parallel_fixedram.boot.hand_over import HandedOver, hand_over
+from parallel_fixedram.boot.in_clones import InClones
 from parallel_fixedram.boot.plan import (
     Boot,
     clone_stream_in,
@@ -22,20 +24,19 @@ from parallel_fixedram.boot.plan import (
 )
 from parallel_fixedram.boot.run_folder import new_path
 from parallel_fixedram.core.boot_options import DiskChoice
+from parallel_fixedram.core.clone_options import Identity
 from parallel_fixedram.core.errors import RequestError
 from parallel_fixedram.core.observer import SILENT, Observer
-from parallel_fixedram.core.reports.boot import BootReport
+from parallel_fixedram.core.reports.boot import BootReport, GuestReport
 from parallel_fixedram.engine.workers.pool import readers
 from parallel_fixedram.image.add_trailer import add_trailer
 from parallel_fixedram.image.image import Image, open_image
 from parallel_fixedram.image.stale import punch_stale_pages, refuse_stale_pages
 
-__all__ = ["Boot", "clone", "plan_clone"]
+if TYPE_CHECKING:
+    from parallel_fixedram.machines.qemu.monitor import Monitor
 
-CLONES_SHARE = (
-    "clones are the same machine: MAC addresses, machine ids, keys and random numbers to come are equal "
-    "until the guest changes them"
-)
+__all__ = ["Boot", "clone", "plan_clone"]
 
 
 def clone(
@@ -43,6 +44,8 @@ def clone(
     command: Sequence[str],
     *,
     count: int = 1,
+    identity: Identity = Identity.NEW,
+    run_in_clone: str = "",
     punch: bool = False,
     add_clone_stream: bool = False,
     paused: bool = False,
@@ -58,6 +61,9 @@ def clone(
             not written yet they read from it, and nothing notices. Another file may take its name.
         command: the QEMU that the guest was saved from; ``{n}`` in an argument is the clone's number, from 0.
         count: how many.
+        identity: whether they get identities of their own, as far as that can be done from outside.
+        run_in_clone: what a shell in each shall carry out, by its guest agent, before the guests are handed over;
+            ``{n}`` is the clone's number. Nothing if empty.
         punch: make holes of stale pages first, in place; what the file says stays the same.
         add_clone_stream: add digests and a clone stream to a file that has none first, in place.
         paused: do not let the guests run.
@@ -68,26 +74,31 @@ def clone(
 
     Raises:
         RequestError: the file has no device state, or stale pages, or does not fit the command line, or was changed or
-            replaced before the guests had loaded; or its disks do not. No guest ran.
+            replaced before the guests had loaded; or its disks do not; or there is no agent to run a command. No
+            guest ran.
         ContentsDiffer: a page does not match its digest, or an image of a disk was written since. No guest ran.
         FormatError: not a complete mapped-ram file.
-        MachineError: a QEMU does not start, or cannot load the file.
+        MachineError: a QEMU does not start, or cannot load the file, or the command fails in a guest; no guest is left.
         HostError: I/O or memory.
     """
     started = time.perf_counter()
-    line = _line_for(command, count, paused=paused)
+    lines = _lines_for(command, count, paused=paused)
+    inside = InClones.of(lines, run_in_clone, identity)
     if punch or add_clone_stream:
-        _prepare(uri, line, punch=punch, add_clone_stream=add_clone_stream, observer=observer)
+        _prepare(uri, lines[0], punch=punch, add_clone_stream=add_clone_stream, observer=observer)
     with open_image(uri) as image:
-        done = _clone(image, line, count, disks, check_digests=check_digests, folder=folder, observer=observer)
+        done = _clone(
+            image, lines, identity, inside, disks, check_digests=check_digests, folder=folder, observer=observer
+        )
     how = "copy-on-write, mapped from the file"
-    return done.report("clone", image, how, verified=check_digests, started=started, notes=(CLONES_SHARE,))
+    return done.report("clone", image, how, verified=check_digests, started=started)
 
 
 def _clone(
     image: Image,
-    line: CommandLine,
-    count: int,
+    lines: Sequence[CommandLine],
+    identity: Identity,
+    inside: InClones,
     disks: DiskChoice | None,
     *,
     check_digests: bool,
@@ -96,7 +107,7 @@ def _clone(
 ) -> HandedOver:
     """Start guests, after a look at the file: all of it against its digests, or else the places of zero pages."""
     before, folder = image.channel.stat(), folder or new_path()
-    main = main_blocks(image, line)
+    main = main_blocks(image, lines[0])
     if check_digests:
         hold_against_digests(image, observer)
 
@@ -104,8 +115,13 @@ def _clone(
         if not check_digests:
             refuse_stale_pages(image, main, channels=readers(), observer=observer)
 
+    def tell_them(guests: Sequence[GuestReport], monitors: Sequence[Monitor]) -> tuple[str, ...]:
+        if inside.command:
+            observer.phase("run in clones")
+        return inside.carry_out(guests, monitors)
+
     with ExitStack() as stack:
-        boot = on_page_arrays(image, line, main, count, find_clone_stream(image, main, stack))
+        boot = on_page_arrays(image, lines, main, find_clone_stream(image, main, stack), identity, inside.remedy)
         return hand_over(
             image,
             with_disks(boot, image, disks, folder),
@@ -113,6 +129,7 @@ def _clone(
             observer=observer,
             meanwhile=look,
             before_they_run=lambda: _require_unchanged(image, before),
+            when_they_run=tell_them,
         )
 
 
@@ -121,6 +138,7 @@ def plan_clone(
     command: Sequence[str],
     *,
     count: int = 1,
+    identity: Identity = Identity.NEW,
     paused: bool = False,
     disks: DiskChoice | None = None,
     folder: str | None = None,
@@ -131,18 +149,21 @@ def plan_clone(
         RequestError, ContentsDiffer: as for ``clone``; or the file has no clone stream of its own.
         FormatError: not a complete mapped-ram file.
     """
-    line = _line_for(command, count, paused=paused)
+    lines = _lines_for(command, count, paused=paused)
+    remedy = InClones.of(lines, "", identity).remedy
     with open_image(uri) as image:
-        main = main_blocks(image, line)
+        main = main_blocks(image, lines[0])
         refuse_stale_pages(image, main, channels=readers())
-        boot = on_page_arrays(image, line, main, count, clone_stream_in(image, main))
+        boot = on_page_arrays(image, lines, main, clone_stream_in(image, main), identity, remedy)
         return with_disks(boot, image, disks, folder or new_path())
 
 
-def _line_for(command: Sequence[str], count: int, *, paused: bool) -> CommandLine:
+def _lines_for(command: Sequence[str], count: int, *, paused: bool) -> list[CommandLine]:
+    """The command line of each clone, in order."""
     if count < 1:
         raise RequestError(f"{count} clones, at least 1 is needed")
-    return paused_if(CommandLine.parse(command), paused)
+    line = paused_if(CommandLine.parse(command), paused)
+    return [line.with_number(number) for number in range(count)]
 
 
 def _require_unchanged(image: Image, before: os.stat_result) -> None:

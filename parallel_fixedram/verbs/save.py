@@ -57,6 +57,7 @@ from parallel_fixedram.engine.pages.ledger import Ledger
 from parallel_fixedram.engine.pages.staging import SLOTS
 from parallel_fixedram.engine.tuning.decide import Decision, decide
 from parallel_fixedram.engine.workers.pool import WorkerPool
+from parallel_fixedram.format.device_sections import VMGENID, names_of, read_device_sections
 from parallel_fixedram.format.layout import FileLayout
 from parallel_fixedram.host.files.page_cache import dirty_room
 from parallel_fixedram.host.files.publish import check_target, replaced_link
@@ -66,6 +67,7 @@ from parallel_fixedram.verbs.account import Account
 from parallel_fixedram.verbs.save_disks import overlays_for
 from parallel_fixedram.verbs.save_report import save_report
 
+NO_VMGENID = "the machine has no vmgenid device: clones of it will share random numbers to come"
 CHANGED = "memory or devices were plugged in or out while the machine was saved"
 
 MOST_INSTANTS = 4
@@ -175,6 +177,8 @@ def _save(machine: Machine, target: FileTarget, options: SaveOptions, account: A
         pool.dismiss()  # they end while the file is finished
         disks = overlays.frozen(durable=options.publishing.durable)
         draft.finish(task.guest_blocks, task.ledger, state, task.choice.gap_pages, disks=[disk for disk, _ in disks])
+        if state and VMGENID not in names_of(read_device_sections(state)):
+            account.note(NO_VMGENID)
         snapshot = capture.let_go()
         account.end("finish")
         if copy:

@@ -63,6 +63,24 @@ WRONG = {
         "--print cannot be combined with --punch or --add-clone-stream: it changes nothing\n",
         "",
     ),
+    "print and a command inside": (
+        [*CLONE, "--print", "--run-in-clone", "x", *QEMU],
+        "--print cannot be combined with --run-in-clone: it starts nothing\n",
+        "",
+    ),
+    "another identity": ([*CLONE, "--identity", "other", *QEMU], "argument --identity: invalid choice: 'other'", None),
+    "identity of a restore": ([*RESTORE, "--identity", "new", *QEMU], "unrecognized arguments: --identity new\n", None),
+    "a command inside without an agent": (
+        [*CLONE, "--run-in-clone", "x", *QEMU],
+        "a command cannot be run in clones: the command line has no guest agent on a socket\n",
+        "-device virtserialport,chardev=qga0,name=org.qemu.guest_agent.0",
+    ),
+    "a command inside of what is paused": (
+        [*CLONE, "--run-in-clone", "x", "--paused", *QEMU],
+        "clones that do not run cannot run a command\n",
+        "",
+    ),
+    "a device that is not clear": ([*CLONE, *QEMU, "-device", "{"], "a QEMU -device is not JSON: ", ""),
     "print and verify": ([*RESTORE, "--print", "--verify", *QEMU], "--print cannot be combined with --verify", None),
     "print of anonymous memory": (
         [*RESTORE, "--print", "--shared", *QEMU],

@@ -194,6 +194,7 @@ INSPECT = {
     "vm_description": bool,
     "clone_offset": int,
     "digests": bool,
+    "digest": (str, type(None)),
     "blocks": [BLOCK | {"absent": bool, "record_offset": int, "address": (int, type(None))}],
     "devices": [dict],
     "disks": [dict],

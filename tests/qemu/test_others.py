@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 from support.cli import call, done, refused
+from support.command import happenings
 from support.examples import unless_thorough
 from support.qemu import QemuProcess, Ram
 from support.qemu_reader import read_stored
@@ -124,7 +125,7 @@ class TestTheGuestIsLetGoOn:
             assert sent.count("stop") == 2
             assert len(saved["rounds"]) == rounds
             note = f"somebody let the guest go on while it was saved: {again}"
-            assert [text.startswith(note) for text in saved["notes"]] == [True]
+            assert [text.startswith(note) for text in happenings(saved["notes"])] == [True]
             assert_one_instant(read_stored(tmp_path / "saved").blocks["m"].contents())
             assert parallel_fixedram.verify(str(tmp_path / "saved")).ok
             assert_it_goes_on(guest)
@@ -174,7 +175,7 @@ class TestTheGuestComesToItsEnd:
         sent = meanwhile(STATE, lambda: (guest.qmp("system_reset"), guest.wait_event("RESET")))
         saved = save(guest, tmp_path / "saved")
         assert sent.count("stop") == sent.count("cont") == 2
-        assert [note.split(" while")[0] for note in saved["notes"]] == ["somebody reset the guest"]
+        assert [note.split(" while")[0] for note in happenings(saved["notes"])] == ["somebody reset the guest"]
         guest.wait_serial("A")
         assert_it_goes_on(guest)
 
@@ -241,7 +242,7 @@ class TestSomethingIsPluggedInOrOut:
 
             meanwhile("stop", plug, stopped=False)
             saved = save(guest, tmp_path / "saved")
-            assert saved["notes"] == [
+            assert happenings(saved["notes"]) == [
                 "memory or devices were plugged in or out while the machine was saved: the save began again"
             ]
             stored = read_stored(tmp_path / "saved").blocks
@@ -258,13 +259,13 @@ class TestSomethingIsPluggedInOrOut:
         """Its ROM is a RAMBlock, without which no QEMU that has the device would take the file."""
         meanwhile(before, lambda: guest.qmp("device_add", driver="e1000e", id="nic"), stopped=before != "stop")
         saved = save(guest, tmp_path / "saved")
-        assert len(saved["notes"]) == 1
+        assert len(happenings(saved["notes"])) == 1
         assert any(block["idstr"].endswith("/e1000e.rom") for block in saved["blocks"])
         assert "e1000e" in (tmp_path / "saved").read_bytes()[-(1 << 20) :].decode("latin-1")
 
     def test_a_device_without_memory_of_its_own(self, guest: QemuProcess, tmp_path: Path, meanwhile: Meanwhile) -> None:
         meanwhile(AT_THE_END, lambda: guest.qmp("device_add", driver="virtio-rng-pci", id="rng"))
-        assert len(save(guest, tmp_path / "saved")["notes"]) == 1
+        assert len(happenings(save(guest, tmp_path / "saved")["notes"])) == 1
         assert b"virtio-rng" in (tmp_path / "saved").read_bytes()
 
     def test_at_every_try_and_there_is_no_file(self, guest: QemuProcess, tmp_path: Path, meanwhile: Meanwhile) -> None:
@@ -328,6 +329,6 @@ class TestSomethingIsPluggedInOrOut:
 
 def test_what_happens_to_others_tears_nothing(guest: QemuProcess, tmp_path: Path, meanwhile: Meanwhile) -> None:
     sent = meanwhile(STATE, lambda: (guest.qmp("system_powerdown"), guest.wait_event("POWERDOWN")))
-    assert save(guest, tmp_path / "saved")["notes"] == []
+    assert happenings(save(guest, tmp_path / "saved")["notes"]) == []
     assert sent.count("stop") == 1
     assert_one_instant(read_stored(tmp_path / "saved").blocks["m"].contents())

@@ -17,6 +17,7 @@ from typing import Any, Literal
 import pytest
 from support import faults
 from support.cli import call, done, part_of, refused, untouched
+from support.command import happenings
 from support.examples import thorough
 from support.faults import Forked, before, behind
 from support.leftovers import children, descriptors
@@ -99,7 +100,9 @@ class TestAProcessOfOurs:
         else:
             saved = done(result).json
             assert saved["choice"]["capture"] == "compare"
-            assert [why in note and note.endswith(": the save began again") for note in saved["notes"]] == [True]
+            assert [why in note and note.endswith(": the save began again") for note in happenings(saved["notes"])] == [
+                True
+            ]
             assert parallel_fixedram.verify(os.fspath(tmp_path / "saved")).ok
 
     def test_a_worker_that_dies_costs_nothing(
@@ -219,7 +222,9 @@ class TestAnotherMonitor:
         assert saved.snapshot
         assert saved.is_right()
         told = "somebody let the guest go on while it was saved"
-        assert [told in note and note.endswith("the save began again") for note in saved.report.notes][-1:] == [True]
+        assert [told in note and note.endswith("the save began again") for note in happenings(saved.report.notes)][
+            -1:
+        ] == [True]
 
     def test_does_so_every_time_and_there_is_no_file(
         self, guest: QemuProcess, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

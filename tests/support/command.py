@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 from support.cli import Result, call
+
+from parallel_fixedram.verbs.save import NO_VMGENID
 
 
 def report(*arguments: object, code: int = 0, by: Callable[..., Result] = call) -> dict[str, Any]:
@@ -21,3 +23,8 @@ def report(*arguments: object, code: int = 0, by: Callable[..., Result] = call) 
     result = by(*words)
     assert result.code == code, result
     return result.json
+
+
+def happenings(notes: Iterable[str]) -> list[str]:
+    """The notes of a save but for what every machine without a vmgenid device is told."""
+    return [note for note in notes if note != NO_VMGENID]

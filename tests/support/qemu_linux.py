@@ -20,6 +20,7 @@ import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
+from support.packages import download, put_guest_agent, run_tool
 from support.qemu_tools import Missing, require_tool
 
 CACHE = Path(__file__).parents[2] / ".cache" / "guest"
@@ -45,10 +46,13 @@ MODULES = (
     "virtio_pci",
     "virtio_blk",
     "virtio_balloon",
+    "virtio_console",
 )
 """What Debian's kernel has as modules, in the order in which they are loaded."""
 FILE_SYSTEM = ("crc32c_generic", "crc16", "mbcache", "jbd2", "ext4")
 """The same, for a file system."""
+LATER = ("qemu_fw_cfg",)
+"""Modules that are loaded only when a command needs them: this one looks for what there is once, when it is loaded."""
 
 
 @dataclass(frozen=True)
@@ -56,7 +60,8 @@ class LinuxGuest:
     """A kernel and an initramfs, to be started any number of times.
 
     It prints ``ready``, then ``tick N MD5``, and understands ``dirty MIB``, ``zero MIB``, ``forget``, ``read``,
-    ``rest``, ``records``, ``rest_records``, ``sum`` and ``off`` (see guests/init).
+    ``rest``, ``records``, ``rest_records``, ``sum``, ``agent``, ``random``, ``who``, ``date`` and ``off`` (see
+    guests/init).
     """
 
     kernel: Path
@@ -68,7 +73,8 @@ class LinuxGuest:
         Args:
             size_mib: size of the known file.
             tick: seconds between two ticks.
-            more: arguments of the kernel; with ``virtio`` among them it has drivers for a virtio disk and balloon.
+            more: arguments of the kernel; with ``virtio`` among them it has drivers for a virtio disk, balloon and
+            serial port.
         """
         # What the guest would measure takes long and goes wrong under TCG.
         quick = "mitigations=off no_timer_check tsc=reliable random.trust_cpu=on cryptomgr.notests rodata=off"
@@ -84,11 +90,15 @@ class LinuxGuest:
         return hashlib.md5(b"".join(pieces)[: size_mib * MIB]).hexdigest()
 
 
-def linux_guest(folder: Path) -> LinuxGuest:
+def linux_guest(folder: Path, *, agent: bool = False) -> LinuxGuest:
     """Build the guest; the initramfs is put into ``folder``.
 
+    Args:
+        folder: is there.
+        agent: whether it has QEMU's guest agent, which makes it larger.
+
     Raises:
-        Missing: the kernel cannot be had here.
+        Missing: the kernel, or the agent, cannot be had here.
     """
     busybox = Path(require_tool("busybox"))
     if b"ld-linux" in busybox.read_bytes()[:4096]:
@@ -105,6 +115,8 @@ def linux_guest(folder: Path) -> LinuxGuest:
     (root / "seed").write_bytes(seed())
     kernel = _kernel()
     shutil.copytree(_modules_of(kernel), root / "modules")
+    if agent:
+        put_guest_agent(root, CACHE)
     names = "\n".join(str(path.relative_to(root)) for path in root.rglob("*"))
     cpio = [require_tool("cpio"), "--create", "--format=newc", "--quiet"]
     initrd = folder / "initrd"
@@ -118,14 +130,13 @@ def _kernel() -> Path:
     if found := sorted(each for each in CACHE.glob("vmlinux-*") if _has_modules(each)):
         return found[-1]
     try:
-        depends = _run("apt-cache", "depends", "linux-image-amd64")
+        depends = run_tool("apt-cache", "depends", "linux-image-amd64")
         name = re.search(r"Depends: (linux-image-\S+)", depends)
         if name is None:
             raise Missing("no kernel package is known here: run apt-get update")
         CACHE.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=CACHE) as folder:
-            _run("apt-get", "download", "--quiet", name[1], cwd=folder)
-            package = next(Path(folder).glob("*.deb"))
+            package = download(name[1], Path(folder))
             fresh = Path(folder) / "vmlinux"
             files = _unpack(package)
             fresh.write_bytes(_uncompressed(files.pop("vmlinuz")))
@@ -144,22 +155,19 @@ def _kernel() -> Path:
         raise Missing(f"Debian's kernel package cannot be fetched: {said}") from error
 
 
-def _run(*command: str, cwd: str | None = None) -> str:
-    return subprocess.run(command, capture_output=True, text=True, check=True, cwd=cwd).stdout
-
-
 def _modules_of(kernel: Path) -> Path:
     """Where the modules of a kernel are in the cache."""
     return kernel.with_name(kernel.name.replace("vmlinux", "modules"))
 
 
 def _has_modules(kernel: Path) -> bool:
-    return all((_modules_of(kernel) / f"{module}.ko").exists() for module in (*MODULES, *FILE_SYSTEM))
+    return all((_modules_of(kernel) / f"{module}.ko").exists() for module in (*MODULES, *FILE_SYSTEM, *LATER))
 
 
 def _unpack(package: Path) -> dict[str, bytes]:
-    """The kernel in a package, ``vmlinuz``, and MODULES, ``NAME.ko``; what comes behind them is not even read."""
+    """The kernel in a package, ``vmlinuz``, and modules, ``NAME.ko``; what comes behind them is not even read."""
     found: dict[str, bytes] = {}
+    wanted = {"vmlinuz", *(f"{module}.ko" for module in (*MODULES, *FILE_SYSTEM, *LATER))}
     unpack = ["dpkg", "--fsys-tarfile", str(package)]
     with (
         subprocess.Popen(unpack, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL) as dpkg,
@@ -167,13 +175,12 @@ def _unpack(package: Path) -> dict[str, bytes]:
     ):
         for member in archive:
             name = Path(member.name).name.partition("-")[0].removesuffix(".xz")
-            wanted = name == "vmlinuz" or name in [f"{module}.ko" for module in (*MODULES, *FILE_SYSTEM)]
-            if wanted and (data := archive.extractfile(member)):
+            if name in wanted and (data := archive.extractfile(member)):
                 contents = data.read()
                 found[name] = lzma.decompress(contents) if member.name.endswith(".xz") else contents
-            if len(found) == 1 + len(MODULES) + len(FILE_SYSTEM):
+            if len(found) == len(wanted):
                 return found
-    raise Missing(f"no kernel, or none of these modules, in {package.name}: {MODULES}")
+    raise Missing(f"{package.name} lacks {', '.join(sorted(wanted - found.keys()))}")
 
 
 def _uncompressed(bzimage: bytes) -> bytes:

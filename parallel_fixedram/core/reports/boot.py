@@ -21,6 +21,8 @@ class GuestReport:
     """Its run state: ``running``, ``paused`` ..."""
     disks: tuple[str, ...] = ()
     """Paths of the overlays that its disks write to, in the order of the disks that the file records."""
+    id: str = ""
+    """Of a clone with an identity of its own: what it reads in fw_cfg, and its vmgenid's GUID; a UUID."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -58,6 +58,8 @@ class InspectReport:
     """Whether the section with all bitmaps came to its end."""
     vm_description: bool
     digests: bool
+    digest: str | None
+    """Of everything in the file, by way of its digests, 16 hexadecimal digits: what clones know it by."""
     clone_offset: int
     """Where the clone stream is; 0 where there is none."""
     blocks: tuple[FileBlock, ...]
