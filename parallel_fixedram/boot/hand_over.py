@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from parallel_fixedram.boot.fleet import Fleet
@@ -114,9 +114,7 @@ def hand_over(
         fleet.load(boot.source)
         before_they_run()
         refuse_written(boot.disks.recorded)
-        guests = fleet.go_on(run=not boot.paused)
-        if boot.ids:
-            guests = tuple(replace(guest, id=id_) for guest, id_ in zip(guests, boot.ids, strict=True))
+        guests = boot.identified(fleet.go_on(run=not boot.paused))
         notes = (*boot.notes, *when_they_run(guests, fleet.monitors))
         with signals.held(), together_with():
             fleet.let_go(image.path)

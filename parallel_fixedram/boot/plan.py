@@ -5,13 +5,14 @@ from __future__ import annotations
 import os
 from collections.abc import Collection, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from parallel_fixedram.boot.command_line import CommandLine
 from parallel_fixedram.boot.incoming import Source
 from parallel_fixedram.boot.overlays import PlannedOverlays
 from parallel_fixedram.core.errors import ContentsDiffer, HostError, RequestError
 from parallel_fixedram.core.observer import Observer
+from parallel_fixedram.core.reports.boot import GuestReport
 from parallel_fixedram.core.units import format_exact_size
 from parallel_fixedram.engine.workers.pool import readers
 from parallel_fixedram.format.globalstate import GLOBALSTATE, run_state
@@ -61,6 +62,10 @@ class Boot:
     def needs_cont(self) -> bool:
         """Whether a guest that has been loaded is to be told to run: one that had powered off, say, stays so."""
         return not self.paused and (not self.state or self.state in RUNS_ON)
+
+    def identified(self, guests: tuple[GuestReport, ...]) -> tuple[GuestReport, ...]:
+        """The same guests with their ids, if they have any."""
+        return tuple(map(lambda guest, id_: replace(guest, id=id_), guests, self.ids)) if self.ids else guests
 
 
 def hold_against_digests(image: Image, observer: Observer) -> None:

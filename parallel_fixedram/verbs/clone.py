@@ -57,28 +57,26 @@ def clone(
     """Start guests copy-on-write, their RAM mapped from the page arrays of a file; the file's bytes do not change.
 
     Args:
-        uri: a path, or ``file:PATH[,offset=SIZE]``. The file must not be changed while the guests live: what they have
-            not written yet they read from it, and nothing notices. Another file may take its name.
+        uri: a path, or ``file:PATH[,offset=SIZE]``. It must not be changed while the guests live, and nothing notices if
+            it is. Another file may take its name.
         command: the QEMU that the guest was saved from; ``{n}`` in an argument is the clone's number, from 0.
         count: how many.
         identity: whether they get identities of their own, as far as that can be done from outside.
-        run_in_clone: what a shell in each shall carry out, by its guest agent, before the guests are handed over;
-            ``{n}`` is the clone's number. Nothing if empty.
-        punch: make holes of stale pages first, in place; what the file says stays the same.
-        add_clone_stream: add digests and a clone stream to a file that has none first, in place.
-        paused: do not let the guests run.
-        check_digests: check every page against its digest first.
+        run_in_clone: what a shell in each carries out, by its guest agent, before they are handed over; with ``{n}``.
+        punch: make holes of stale pages first, in place.
+        add_clone_stream: add digests and a clone stream first, in place.
+        paused: do not let them run.
+        check_digests: check every page first.
         disks: what its disks are.
         folder: where each gets a folder for socket and log; must not exist. None for a new one.
         observer: hears how far it is.
 
     Raises:
-        RequestError: the file has no device state, or stale pages, or does not fit the command line, or was changed or
-            replaced before the guests had loaded; or its disks do not; or there is no agent to run a command. No
-            guest ran.
+        RequestError: the file has no device state, or stale pages, or does not fit the command line or the disks, or was
+            replaced before the guests had loaded; or there is no agent to run a command. No guest ran.
         ContentsDiffer: a page does not match its digest, or an image of a disk was written since. No guest ran.
         FormatError: not a complete mapped-ram file.
-        MachineError: a QEMU does not start, or cannot load the file, or the command fails in a guest; no guest is left.
+        MachineError: a QEMU does not start, or does not load it, or the command fails in a guest; no guest is left.
         HostError: I/O or memory.
     """
     started = time.perf_counter()
@@ -90,8 +88,7 @@ def clone(
         done = _clone(
             image, lines, identity, inside, disks, check_digests=check_digests, folder=folder, observer=observer
         )
-    how = "copy-on-write, mapped from the file"
-    return done.report("clone", image, how, verified=check_digests, started=started)
+    return done.report("clone", image, "copy-on-write, mapped from the file", verified=check_digests, started=started)
 
 
 def _clone(
