@@ -18,6 +18,7 @@ from parallel_fixedram.boot.run_folder import RunFolder, new_record
 from parallel_fixedram.core.entering import undone_if_it_fails
 from parallel_fixedram.core.errors import HostError, MachineError, RequestError, os_message
 from parallel_fixedram.host import linux
+from parallel_fixedram.host.files.handed_over import give_to
 from parallel_fixedram.host.processes import forked, signals
 from parallel_fixedram.host.processes.identity import identity_of
 
@@ -116,6 +117,7 @@ class Launch:
 
         Raises:
             MachineError: it has ended.
+            HostError: its files cannot be given to the user that it acts as.
         """
         if pid != self.pid:
             try:
@@ -126,6 +128,8 @@ class Launch:
             self.pid, self.pidfd = pid, pidfd
             self._folder.write_pid(self.pid)
         self._found = True
+        for path in self.files:  # QEMU has given up rights by now (-run-with user=), and opens them again to write
+            give_to(self.pid, path)
 
     def explained(self, error: MachineError) -> MachineError:
         """What went wrong with this QEMU, in its own words, and how it ended if it has; its log stays.

@@ -84,6 +84,8 @@ class PlannedOverlays:
         if re.search(r"failed to get .*lock", message, re.IGNORECASE):  # which image it is, only its log has, at best
             images = ", ".join(repr(each.image) for each in self.overlays[0])
             return f"another process writes to an image that the file records ({images}): end that one"
+        if "Permission denied" in message and any(path in message for path in self.paths()):
+            return "--disk-folder names a folder that the user may enter as whom QEMU runs"
         return "--disk-folder names a folder whose file system does" if "not support O_DIRECT" in message else ""
 
 

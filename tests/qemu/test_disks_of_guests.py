@@ -9,6 +9,7 @@ import shutil
 import signal
 import stat
 import subprocess
+import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -18,7 +19,7 @@ from support.checked_disks import MACHINE, CheckedDisks, checking_image
 from support.cli import call, done, refused
 from support.command import report
 from support.qemu import QemuProcess, require_tool
-from support.qemu_boot import BootFolder, Guest, HeldBoot, children, ends, sha256
+from support.qemu_boot import MACHINE_ERROR, BootFolder, Guest, HeldBoot, children, ends, sha256
 from support.qemu_files import SavedGuest
 from support.qemu_saved import in_turn
 
@@ -221,6 +222,27 @@ def test_a_block_device_is_a_disk_like_any_other(boot: BootFolder, tmp_path: Pat
                 each.terminate()
         subprocess.run(["sync", device], check=True)
         assert sha256(tmp_path / "backing") == before
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can give up rights")
+def test_overlays_belong_to_the_user_that_qemu_becomes(boot: BootFolder) -> None:
+    with tempfile.TemporaryDirectory() as name:
+        os.chmod(name, 0o755)
+        folder = Path(name)
+        (folder / "disk.img").write_bytes(checking_image())
+        drive = ("-drive", f"file={folder / 'disk.img'},format=raw,if=virtio")
+        with QemuProcess(*drive) as source:
+            source.wait_serial("C")
+            report("save", folder / "vm.mr", "--qmp", source.monitor_path, "--disks", "overlay")
+        line = boot.line(*drive, "-run-with", "user=nobody", clones=2)
+        result = boot.attempt("clone", folder / "vm.mr", line=line)  # the run folder is ours alone
+        refused(result, MACHINE_ERROR, "Permission denied")
+        assert "--disk-folder names a folder that the user may enter" in result.err
+        booted = boot.start("clone", folder / "vm.mr", "--count", 2, "--disk-folder", folder, line=line)
+        for number, guest in enumerate(booted.guests):
+            assert in_turn(letters(guest))
+            (path,) = booted.report["guests"][number]["disks"]
+            assert (Path(path).owner(), stat.S_IMODE(os.stat(path).st_mode)) == ("nobody", 0o600)
 
 
 @contextlib.contextmanager

@@ -263,6 +263,11 @@ def test_what_qemu_img_says_is_told(raw: MakeDisk, tmp_path: Path, qemu_img: str
             "Could not open '/run/0/disk0-one.qcow2': filesystem does not support O_DIRECT",
             "--disk-folder names a folder",
         ),
+        (
+            "Could not open '/run/0/disk0-one.qcow2': Permission denied",
+            "--disk-folder names a folder that the user may",
+        ),
+        ("Could not open '/other': Permission denied", ""),
         ("QEMU: address already in use", ""),
     ],
 )

@@ -30,6 +30,19 @@ def make_for(pid: int, path: str) -> None:
         raise HostError.from_os(f"{path!r} cannot be made for process {pid}", error) from error
 
 
+def give_to(pid: int, path: str) -> None:
+    """Have a file of ours belong to the user that a process acts as.
+
+    Raises:
+        HostError: that cannot be, or the process has ended.
+    """
+    try:
+        if (ids := _acts_as(pid)) != (os.geteuid(), os.getegid()):
+            os.chown(path, *ids, follow_symlinks=False)
+    except OSError as error:
+        raise HostError.from_os(f"{path!r} cannot be given to process {pid}", error) from error
+
+
 def sync(path: str) -> None:
     """Have a file, or the names in a folder, on stable storage.
 
