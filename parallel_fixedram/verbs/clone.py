@@ -57,8 +57,8 @@ def clone(
     """Start guests copy-on-write, their RAM mapped from the page arrays of a file; the file's bytes do not change.
 
     Args:
-        uri: a path, or ``file:PATH[,offset=SIZE]``. It must not be changed while the guests live, and nothing notices if
-            it is. Another file may take its name.
+        uri: a path, or ``file:PATH[,offset=SIZE]``. It must not be changed while the guests live, which nobody would
+            notice. Another file may take its name.
         command: the QEMU that the guest was saved from; ``{n}`` in an argument is the clone's number, from 0.
         count: how many.
         identity: whether they get identities of their own, as far as that can be done from outside.
@@ -72,8 +72,8 @@ def clone(
         observer: hears how far it is.
 
     Raises:
-        RequestError: the file has no device state, or stale pages, or does not fit the command line or the disks, or was
-            replaced before the guests had loaded; or there is no agent to run a command. No guest ran.
+        RequestError: the file has no device state, or stale pages, or does not fit command line or disks, or was changed
+            or replaced before the guests had loaded; or there is no agent to run a command. No guest ran.
         ContentsDiffer: a page does not match its digest, or an image of a disk was written since. No guest ran.
         FormatError: not a complete mapped-ram file.
         MachineError: a QEMU does not start, or does not load it, or the command fails in a guest; no guest is left.
