@@ -72,8 +72,8 @@ def clone(
         observer: hears how far it is.
 
     Raises:
-        RequestError: the file has no device state, or stale pages, or does not fit command line or disks, or was changed
-            or replaced before the guests had loaded; or there is no agent to run a command. No guest ran.
+        RequestError: the file has no device state, or stale pages, or does not fit command line or disks, or was
+            changed or replaced before the guests had loaded; or there is no agent to run a command. No guest ran.
         ContentsDiffer: a page does not match its digest, or an image of a disk was written since. No guest ran.
         FormatError: not a complete mapped-ram file.
         MachineError: a QEMU does not start, or does not load it, or the command fails in a guest; no guest is left.
