@@ -11,7 +11,7 @@ import pytest
 from support.cli import untouched
 from support.leftovers import descriptors
 
-from parallel_fixedram.core.errors import HostError, NoFileError
+from parallel_fixedram.core.errors import FixedRamError, HostError, NoFileError
 from parallel_fixedram.experiments import tools
 from parallel_fixedram.experiments.file_systems import file_system
 from parallel_fixedram.host.files.probe import probe
@@ -38,7 +38,7 @@ def test_where_every_file_has_a_name_it_loses_its_own_at_once_or_is_not_made(
         return real(path, flags, *args, **options)
 
     monkeypatch.setattr(os, "open", named)
-    with untouched(tmp_path), pytest.raises(HostError, match="cannot create a file in"), probe(str(tmp_path)):
+    with untouched(tmp_path), pytest.raises(FixedRamError, match="cannot create a file"), probe(str(tmp_path)):
         pass
     with probe(str(tmp_path), named=True) as file:
         assert os.listdir(tmp_path) == []
