@@ -22,6 +22,7 @@ import parallel_fixedram
 from parallel_fixedram.core.reports.doctor import DoctorReport, Finding, Verdict
 from parallel_fixedram.host.injection import ptrace
 from parallel_fixedram.machines.qemu.machine import QemuMachine
+from parallel_fixedram.machines.qemu.trials import Setting
 from parallel_fixedram.machines.qemu.watch import VARIABLE
 
 MIB = 1 << 20
@@ -133,6 +134,12 @@ class TestNoSnapshot:
         monkeypatch.setenv(VARIABLE, "never")
         with QemuProcess(*ticker) as guest:
             self.compared(guest, folder, f"{VARIABLE}=never forbids")
+
+    def test_where_nobody_has_tried_it(self, ticker: list[str], folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(Setting, "unproven", "nobody has tried it with this one")
+        with QemuProcess(*ticker) as guest:
+            found = self.compared(guest, folder, "nobody has tried it with this one")
+        assert findings(found)["snapshot"].how.startswith("try-capture ")
 
     def test_where_it_is_traced_by_somebody_else(self, ticker: list[str], folder: Path) -> None:
         with QemuProcess(*ticker) as guest, tracer(guest.pid):
