@@ -7,13 +7,15 @@ from typing import TYPE_CHECKING, Any
 
 from parallel_fixedram.cli import common, output, sources
 from parallel_fixedram.cli.folding import print_folded, print_hanging
+from parallel_fixedram.core.errors import RequestError
+from parallel_fixedram.core.save_options import Disks, DisksMode
 
 if TYPE_CHECKING:
     from parallel_fixedram.core.reports.doctor import DoctorReport
 
 _EXAMPLES = """  parallel-fixedram doctor
   parallel-fixedram doctor /var/tmp
-  parallel-fixedram doctor /var/tmp --qmp /tmp/qmp"""
+  parallel-fixedram doctor /var/tmp --qmp /tmp/qmp --disks overlay"""
 
 _VERDICT = len("refused ")
 
@@ -35,6 +37,11 @@ def register(subparsers: common.Subparsers[Any]) -> None:
         "folder", metavar="FOLDER", nargs="?", default=".", help="where files are to be saved (default: here)"
     )
     sources.add_qmp_options(parser)
+    parser.add_argument(
+        "--disks",
+        choices=[str(mode) for mode in DisksMode],
+        help="what is to become of disks that the guest writes to, as of save",
+    )
     parser.set_defaults(run=run)
 
 
@@ -42,7 +49,10 @@ def run(args: argparse.Namespace) -> int:
     """Carry out the verb; returns the exit code."""
     from parallel_fixedram.verbs.doctor import doctor
 
-    report = doctor(args.folder, qmp=args.qmp or "", **sources.qmp_arguments(args))
+    qmp = sources.qmp_arguments(args)
+    if args.disks and not args.qmp:
+        raise RequestError("--disks is for --qmp: nothing else has disks")
+    report = doctor(args.folder, qmp=args.qmp or "", disks=Disks(mode=args.disks), **qmp)
     output.print_report(report, _print, as_json=args.json)
     return 0 if report.ok else 1
 

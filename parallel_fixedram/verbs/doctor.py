@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -11,7 +12,7 @@ from parallel_fixedram.core.choice import way_to_capture
 from parallel_fixedram.core.errors import FixedRamError, HostError, unopened
 from parallel_fixedram.core.qmp_address import qmp_socket
 from parallel_fixedram.core.reports.doctor import DoctorReport, Finding, Section, Verdict, found, missed, tried
-from parallel_fixedram.core.save_options import CaptureMode, Disks
+from parallel_fixedram.core.save_options import CaptureMode, Disks, DisksMode
 from parallel_fixedram.engine.capture.write_protect import address_space
 from parallel_fixedram.verbs.examine_folder import examine_folder
 from parallel_fixedram.verbs.examine_host import examine_host
@@ -20,6 +21,7 @@ from parallel_fixedram.verbs.save_disks import overlays_for
 
 if TYPE_CHECKING:
     from parallel_fixedram.core.protocols import Machine
+    from parallel_fixedram.machines.qemu.machine import QemuMachine
 
 _FOR_READING = ("reading RAM", "yama")
 _FOR_A_SNAPSHOT = ("permission", "userfaultfd", "watching RAM", "seccomp", "yama", "merging (KSM)")
@@ -30,7 +32,14 @@ _TRIED = ("watching RAM",)
 _NO_LOG = "QEMU tells nobody outside which pages its guest writes; the built-in guest does"
 
 
-def doctor(folder: str = ".", *, qmp: str = "", pid: int | None = None, timeout: float | None = None) -> DoctorReport:
+def doctor(
+    folder: str = ".",
+    *,
+    qmp: str = "",
+    pid: int | None = None,
+    timeout: float | None = None,
+    disks: Disks | None = None,
+) -> DoctorReport:
     """Look at all that a save needs of this host, of a folder, and of a running QEMU; its guest is not stopped.
 
     Args:
@@ -38,20 +47,26 @@ def doctor(folder: str = ".", *, qmp: str = "", pid: int | None = None, timeout:
         qmp: a QMP socket, as of ``open_qemu``; without one, only host and folder are looked at.
         pid: as of ``open_qemu``.
         timeout: as of ``open_qemu``.
+        disks: what is to become of its disks, as of ``save``.
 
     Raises:
         RequestError: there is no such folder, or ``qmp`` is not a unix socket.
     """
     _check_folder(folder)
+    disks = disks or Disks()
     host = Section(name="host", findings=tuple(examine_host()))
     examined = None
     if qmp:
         from parallel_fixedram.machines.qemu.examine import examine
 
-        examined = examine(qmp_socket(qmp, os.path.exists), pid=pid, timeout=timeout)
+        examined = examine(
+            qmp_socket(qmp, os.path.exists), pid=pid, timeout=timeout, overlays=disks.mode is DisksMode.OVERLAY
+        )
     place = examine_folder(folder, *((examined.ram, examined.data) if examined else (0, None)))
     sections = [host, Section(name="folder", findings=tuple(place)), *(examined.sections if examined else ())]
-    capture, captures = _of_this(host, qmp, pid, timeout) if qmp else _of_any(host)
+    capture, captures = (
+        _of_this(host, functools.partial(open_qemu, qmp, pid=pid, timeout=timeout), disks) if qmp else _of_any(host)
+    )
     sections.append(Section(name="save", findings=tuple(captures)))
     ok = not any(each.verdict is Verdict.REFUSED for section in sections for each in section.findings)
     return DoctorReport(folder=folder, qmp=qmp, ok=ok, capture=capture if ok else "", sections=tuple(sections))
@@ -83,13 +98,13 @@ def _of_any(host: Section) -> tuple[str, Sequence[Finding]]:
     ]
 
 
-def _of_this(host: Section, qmp: str, pid: int | None, timeout: float | None) -> tuple[str, Sequence[Finding]]:
+def _of_this(host: Section, qemu: Callable[[], QemuMachine], disks: Disks) -> tuple[str, Sequence[Finding]]:
     """What ``auto`` would take of this QEMU, asked as a save asks."""
     try:
-        with open_qemu(qmp, pid=pid, timeout=timeout) as machine:
+        with qemu() as machine:
             waits = machine.is_running()
             snapshot = _snapshot(machine, host)
-            disks = tried("disks", lambda: _disks(machine, runs=waits), otherwise=Verdict.ABSENT)
+            its_disks = tried("disks", lambda: _disks(machine, disks, runs=waits))
     except FixedRamError as error:
         return "", [missed("auto", error)]
     no_snapshot = "" if snapshot.verdict is Verdict.OK else snapshot.detail
@@ -99,14 +114,14 @@ def _of_this(host: Section, qmp: str, pid: int | None, timeout: float | None) ->
         found("compare", "of this guest"),
         Finding(what="rounds", verdict=Verdict.ABSENT, detail=_NO_LOG),
         found("stopped", "of this guest, while its pages are written"),
-        disks,
+        its_disks,
         found("auto", f"takes {', '.join(why) or capture}" + ("" if waits else ": the guest stands still")),
     ]
 
 
-def _disks(machine: Machine, *, runs: bool) -> str:
-    with overlays_for(machine, Disks(), runs=runs):
-        return "a save need not be told what becomes of them"
+def _disks(machine: Machine, disks: Disks, *, runs: bool) -> str:
+    with overlays_for(machine, disks, runs=runs):
+        return "they go on with overlays" if disks.mode is DisksMode.OVERLAY else "none is looked at"
 
 
 def _snapshot(machine: Machine, host: Section) -> Finding:

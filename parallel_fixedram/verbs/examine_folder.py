@@ -31,7 +31,8 @@ def examine_folder(folder: str, ram: int, data: int | None) -> Iterator[Finding]
         data: bytes of its pages that may hold something; None where that is not known.
     """
     facts = machine_facts(folder)
-    yield found("file system", f"{facts['file_system']} ({facts['mount_options']})")
+    options = str(facts["mount_options"]).replace(",", ", ")
+    yield found("file system", f"{facts['file_system']} ({options})")
     with ExitStack() as stack:
         try:
             file = stack.enter_context(probe(folder, named=True))

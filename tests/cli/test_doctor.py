@@ -270,6 +270,7 @@ class TestFolders:
         (["nowhere"], "cannot open the folder 'nowhere': no such file or directory"),
         (["file"], "cannot open the folder 'file': not a directory"),
         (["--qmp", "tcp:localhost:4444"], "is not a unix socket"),
+        (["--disks", "none"], "--disks is for --qmp: nothing else has disks"),
         (["--pid", "1"], "--pid and --qmp-timeout are for --qmp"),
     ],
 )

@@ -259,22 +259,38 @@ class TestDisks:
     def test_a_guest_that_writes_to_them_is_saved_by_whoever_says_what_becomes_of_them(
         self, ticker: list[str], tmp_path: Path, folder: Path
     ) -> None:
-        (tmp_path / "disk").write_bytes(bytes(MIB))
-        disk = (
-            "-drive",
-            f"file={tmp_path / 'disk'},format=raw,if=none,id=d",
-            "-device",
-            "virtio-blk-pci,drive=d,id=vd",
-        )
+        image = tmp_path / "disk"
+        image.write_bytes(bytes(MIB))
+        disk = ("-drive", f"file={image},format=raw,if=none,id=d", "-device", "virtio-blk-pci,drive=d,id=vd")
         with QemuProcess(*ticker, *disk) as guest:
             guest.wait_serial("C")
             found = report(guest, folder)
+            assert refused(found) == {"disks"}
+            assert findings(found)["vd"].detail == f"1.0 MiB, {image}: it can go on with an overlay"
+            assert "--disks overlay" in findings(found)["disks"].how
+            result = call("save", folder / "saved", "--qmp", guest.monitor_path)
+            assert result.code == 2
+            assert findings(found)["disks"].detail in result.err
+            for mode in ("none", "overlay"):
+                found = report(guest, folder, "--disks", mode)
+                assert found.ok
+                assert saved(guest, folder, "--disks", mode)["capture"] == found.capture
+
+    def test_one_that_can_have_no_overlay_is_refused_if_it_shall_have_one(
+        self, ticker: list[str], tmp_path: Path, folder: Path
+    ) -> None:
+        image = tmp_path / "disk"
+        image.write_bytes(bytes(MIB))
+        part = f"driver=raw,node-name=d,size=4096,file.driver=file,file.filename={image}"
+        with QemuProcess(*ticker, "-blockdev", part, "-device", "virtio-blk-pci,drive=d,id=vd") as guest:
+            guest.wait_serial("C")
+            found = report(guest, folder, "--disks", "overlay")
+            assert refused(found) == {"vd"}
+            result = call("save", folder / "saved", "--qmp", guest.monitor_path, "--disks", "overlay")
+            assert result.code == 4
+            why = "cannot go on with an overlay: it is a part of its file"
+            assert why in result.err
+            assert why in findings(found)["vd"].detail
+            found = report(guest, folder, "--disks", "none")
+            assert findings(found)["vd"].verdict is Verdict.ABSENT
             assert found.ok
-            assert findings(found)["vd"].detail == (
-                f"1.0 MiB, {tmp_path / 'disk'}: it can go on with an overlay (save --disks overlay)"
-            )
-            disks = findings(found)["disks"]
-            assert disks.verdict is Verdict.ABSENT
-            assert "--disks overlay" in disks.how
-            assert call("save", folder / "saved", "--qmp", guest.monitor_path).code == 2
-            assert saved(guest, folder, "--disks", "none")["capture"] == found.capture

@@ -53,8 +53,17 @@ class Examined:
         self.sections.append(Section(name=name, findings=tuple(findings)))
 
 
-def examine(socket_path: str, *, pid: int | None = None, timeout: float | None = None) -> Examined:
-    """Ask a QEMU, and the system about its process; takes what ``QemuMachine`` does, and raises nothing of its own."""
+def examine(
+    socket_path: str, *, pid: int | None = None, timeout: float | None = None, overlays: bool = False
+) -> Examined:
+    """Ask a QEMU, and the system about its process; raises nothing.
+
+    Args:
+        socket_path: as of ``QemuMachine``.
+        pid: as of ``QemuMachine``.
+        timeout: as of ``QemuMachine``.
+        overlays: whether its disks are to go on with overlays.
+    """
     examined = Examined()
     seconds = TIMEOUT_SECONDS if timeout is None else timeout
     try:
@@ -66,7 +75,7 @@ def examine(socket_path: str, *, pid: int | None = None, timeout: float | None =
         examined.add("QEMU", lambda: _qemu(monitor, pid, examined))
         examined.add("devices", lambda: _devices(monitor))
         examined.add("memory", lambda: _memory(monitor, examined))
-        examined.add("disks", lambda: _disks(monitor, examined.process))
+        examined.add("disks", lambda: _disks(monitor, examined.process, overlays))
     return examined
 
 
@@ -137,7 +146,7 @@ def _reach(process: int, block: QemuBlock, reached: list[int]) -> str:
     return ", ".join(filter(None, (format_size(block.used_length), memory.kind, memory.path)))
 
 
-def _disks(monitor: Monitor, process: int | None) -> Iterator[Finding]:
+def _disks(monitor: Monitor, process: int | None, overlays: bool) -> Iterator[Finding]:
     """How each that the guest writes to could go on with an overlay."""
     names = disk_names(monitor)
     if process is None:
@@ -152,8 +161,9 @@ def _disks(monitor: Monitor, process: int | None) -> Iterator[Finding]:
             yield found(drive.disk.device, f"{what}, shared with other guests (share-rw): it is never saved")
         elif drive.why_not:
             detail = f"{what}: it cannot go on with an overlay: {drive.why_not}"
-            yield Finding(what=drive.disk.device, verdict=Verdict.ABSENT, detail=detail, how="save --disks none")
+            verdict = Verdict.REFUSED if overlays else Verdict.ABSENT
+            yield Finding(what=drive.disk.device, verdict=verdict, detail=detail, how="--disks none leaves it out")
         else:
-            yield found(drive.disk.device, f"{what}: it can go on with an overlay (save --disks overlay)")
+            yield found(drive.disk.device, f"{what}: it can go on with an overlay")
     if not drives:
         yield found("disks", "none that the guest writes to")
