@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from parallel_fixedram.core.reports.boot import BootReport
     from parallel_fixedram.core.reports.diff import DiffReport
     from parallel_fixedram.core.reports.disks import DisksReport
+    from parallel_fixedram.core.reports.doctor import DoctorReport
     from parallel_fixedram.core.reports.guests import GuestsReport
     from parallel_fixedram.core.reports.inspect import InspectQemuReport, InspectReport
     from parallel_fixedram.core.reports.plan import PlanReport
@@ -56,6 +57,7 @@ if TYPE_CHECKING:
     from parallel_fixedram.verbs.clone import clone
     from parallel_fixedram.verbs.diff import diff
     from parallel_fixedram.verbs.disks import commit_disks, list_disks
+    from parallel_fixedram.verbs.doctor import doctor
     from parallel_fixedram.verbs.guests import list_guests, stop_guests
     from parallel_fixedram.verbs.inspect import inspect, inspect_qemu
     from parallel_fixedram.verbs.open import GuestSpec, Image, RamFile, open_guest, open_image, open_qemu, open_ram
@@ -83,6 +85,7 @@ __all__ = [
     "Disks",
     "DisksMode",
     "DisksReport",
+    "DoctorReport",
     "Durability",
     "DurabilityError",
     "FixedRamError",
@@ -116,6 +119,7 @@ __all__ = [
     "clone",
     "commit_disks",
     "diff",
+    "doctor",
     "from_json",
     "inspect",
     "inspect_qemu",
@@ -157,6 +161,7 @@ _HOMES = {
     "core.reports.boot": ("BootReport",),
     "core.reports.diff": ("DiffReport",),
     "core.reports.disks": ("DisksReport",),
+    "core.reports.doctor": ("DoctorReport",),
     "core.reports.guests": ("GuestsReport",),
     "core.reports.inspect": ("InspectQemuReport", "InspectReport"),
     "core.reports.plan": ("PlanReport",),
@@ -180,6 +185,7 @@ _HOMES = {
     "verbs.clone": ("clone",),
     "verbs.diff": ("diff",),
     "verbs.disks": ("commit_disks", "list_disks"),
+    "verbs.doctor": ("doctor",),
     "verbs.guests": ("list_guests", "stop_guests"),
     "verbs.inspect": ("inspect", "inspect_qemu"),
     "verbs.open": ("GuestSpec", "Image", "RamFile", "open_guest", "open_image", "open_qemu", "open_ram"),

@@ -57,7 +57,8 @@ def print_hanging(head: str, text: str) -> None:
         print(head + text)
         return
     if room - len(head) < _LEAST_COLUMNS:
-        print(head.rstrip())
+        if head.strip():
+            print(head.rstrip())
         head = _INDENT
     print(_filled(text, room, head, " " * len(head)))
 

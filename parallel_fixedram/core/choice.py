@@ -91,7 +91,8 @@ def choose(options: SaveOptions, work: Work, model: DeviceModel, situation: Situ
     asked, writing = options.gate.channels, options.writing
     most, why_most = options.gate.most_channels()
     channels = [asked] if asked else [c for c in CANDIDATES if c <= most]
-    capture, why = _capture(options.capture.mode, situation)
+    mode = options.capture.mode
+    capture, why = way_to_capture(mode, waits=situation.waits, no_snapshot=situation.no_snapshot)
     if capture is CaptureMode.SNAPSHOT:
         situation = replace(situation, waits=False)  # for none of what is written
     modes, reason = _modes(writing.direct_io, capture, work, model, situation)
@@ -126,9 +127,14 @@ def choose(options: SaveOptions, work: Work, model: DeviceModel, situation: Situ
     )
 
 
-def _capture(mode: CaptureMode, situation: Situation) -> tuple[CaptureMode, list[str]]:
-    """Which way it is, and why it is another one than was asked for."""
-    if not situation.waits:
+def way_to_capture(mode: CaptureMode, *, waits: bool, no_snapshot: str) -> tuple[CaptureMode, list[str]]:
+    """Which way it is, and why it is another one than was asked for.
+
+    Args:
+        mode: what was asked for.
+        waits, no_snapshot: as of ``Situation``.
+    """
+    if not waits:
         match mode:
             case CaptureMode.AUTO:
                 return CaptureMode.STOPPED, []
@@ -137,8 +143,8 @@ def _capture(mode: CaptureMode, situation: Situation) -> tuple[CaptureMode, list
             case CaptureMode.SNAPSHOT:
                 return CaptureMode.STOPPED, ["stopped: the guest stands still already, and nothing of it will change"]
     if mode is CaptureMode.AUTO:
-        if situation.no_snapshot:
-            return CaptureMode.COMPARE, [f"compare: no snapshot, because {situation.no_snapshot}"]
+        if no_snapshot:
+            return CaptureMode.COMPARE, [f"compare: no snapshot, because {no_snapshot}"]
         return CaptureMode.SNAPSHOT, []
     return mode, []
 

@@ -9,6 +9,10 @@ from parallel_fixedram.core.errors import RequestError
 TARGET_PAGE_SIZE = 4096
 """Target page size of x86 in bytes: the unit of every bitmap and of the page area (QEMU: TARGET_PAGE_SIZE)."""
 
+MOST_COPIED_BYTES = 8 << 20
+"""A block whose writes cannot be made to wait may have so many bytes in a snapshot: to copy them takes a few
+milliseconds of the pause."""
+
 MAX_IDSTR = 255
 """Longest idstr in bytes: its length is one byte in the stream (QEMU: qemu_put_counted_string)."""
 

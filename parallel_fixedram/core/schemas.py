@@ -31,6 +31,7 @@ VERSIONS: Mapping[str, int] = {
     "caps_table": 1,
     "caps_verdict": 1,
     "try_capture": 1,
+    "doctor": 1,
     "demo": 1,
     "bench_list": 1,
     "bench_run": 1,

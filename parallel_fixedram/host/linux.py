@@ -25,6 +25,7 @@ SYS_CACHESTAT = 451
 SYS_USERFAULTFD = 323 if platform.machine() == "x86_64" else 282  # asm/unistd_64.h; asm-generic/unistd.h
 MADV_WILLNEED = 3  # asm-generic/mman-common.h
 MADV_PAGEOUT = 21
+_FICLONE = 0x40049409  # linux/fs.h
 PAGE_IS_PRESENT = 1 << 3  # linux/fs.h
 PAGE_IS_SWAPPED = 1 << 4
 PAGE_IS_PFNZERO = 1 << 5
@@ -115,6 +116,11 @@ def fallocate(fd: int, mode: int, offset: int, length: int) -> None:
 def rename_new(source: str, target: str, folder: int) -> None:
     """renameat2(2) with RENAME_NOREPLACE inside one folder: EEXIST if ``target`` is taken, EINVAL where unsupported."""
     _check(_libc.renameat2(folder, os.fsencode(source), folder, os.fsencode(target), RENAME_NOREPLACE))
+
+
+def clone_file(source: int, target: int) -> None:
+    """FICLONE of ioctl_ficlone(2): make the target a copy in the source's space; EOPNOTSUPP where there is none."""
+    fcntl.ioctl(target, _FICLONE, source)
 
 
 def close(fd: int) -> None:

@@ -45,6 +45,7 @@ from parallel_fixedram.core.errors import HostError, MachineError
 from parallel_fixedram.host import linux
 from parallel_fixedram.host.files.channel import huge_memory
 from parallel_fixedram.host.memory import userfaultfd
+from parallel_fixedram.host.memory.process_maps import takes_protection
 from parallel_fixedram.host.memory.swapped import SwappedPages
 from parallel_fixedram.host.memory.userfaultfd import (
     EventWaiting,
@@ -470,11 +471,21 @@ class TestRefused:
             if linux.is_tmpfs(file.fileno()):
                 pytest.skip("/var/tmp is no disk")
             file.truncate(PAGES * PAGE)
-            with (
-                Watched(lambda: mmap.mmap(file.fileno(), PAGES * PAGE, flags=flags)) as process,
-                pytest.raises(HostError, match="this memory cannot be write-protected"),
-            ):
+            with Watched(lambda: mmap.mmap(file.fileno(), PAGES * PAGE, flags=flags)) as process:
+                with pytest.raises(HostError, match="this memory cannot be write-protected"):
+                    process.register()
+                assert not takes_protection(process.pid, process.start, process.length)
+
+    def test_that_memory_takes_it_is_known_before(self, kind: str) -> None:
+        with watched(kind) as (process, _):
+            assert takes_protection(process.pid, process.start, process.length)
+
+    def test_a_private_mapping_of_shared_memory_takes_it_too(self) -> None:
+        with tempfile.TemporaryFile(dir="/dev/shm") as file:
+            file.truncate(PAGES * PAGE)
+            with Watched(lambda: mmap.mmap(file.fileno(), PAGES * PAGE, flags=mmap.MAP_PRIVATE)) as process:
                 process.register()
+                assert takes_protection(process.pid, process.start, process.length)
 
     def test_a_kernel_that_registers_without_write_protection_is_refused_and_nothing_stays_watched(
         self, monkeypatch: pytest.MonkeyPatch

@@ -26,12 +26,12 @@ from parallel_fixedram.engine.tuning.calibrate_writing import (
     TRIALS,
     Pattern,
     WriteTrials,
-    unnamed_file,
     writers,
 )
 from parallel_fixedram.engine.workers.pool import WorkerPool
 from parallel_fixedram.host import user_cache
 from parallel_fixedram.host.files.channel import anonymous_memory
+from parallel_fixedram.host.files.probe import probe
 
 logger = logging.getLogger(__name__)
 
@@ -61,7 +61,7 @@ def device_model(folder: str, size: int, *, fresh: bool = False) -> DeviceModel:
     except OSError:
         return ASSUMED
     if not fresh and (known := _known(key)):
-        return known
+        return known[0]
     if not fresh and size < WORTH_MEASURING:
         return ASSUMED
     try:
@@ -74,23 +74,33 @@ def device_model(folder: str, size: int, *, fresh: bool = False) -> DeviceModel:
     return model
 
 
+def known_for(folder: str) -> float | None:
+    """How long it has been known what writes into a folder cost, seconds; None where the next save has to find out.
+
+    Raises:
+        OSError: there is no such folder.
+    """
+    known = _known(_key(folder))
+    return None if known is None else known[1]
+
+
 def measure(folder: str) -> DeviceModel:
     """Measure now.
 
     Raises:
-        OSError: no unnamed file can be made there, or there is no space.
-        FixedRamError: writing fails.
+        OSError: there is no space.
+        FixedRamError: no file can be made there, or writing fails.
     """
     memory = anonymous_memory(WINDOW_PAGES_DIRECT * TARGET_PAGE_SIZE, shared=True)
     pages = np.frombuffer(memory, np.uint64).reshape(-1, TARGET_PAGE_SIZE // 8)
     pages[:] = np.arange(1, len(pages) + 1, dtype=np.uint64)[:, None]
-    with unnamed_file(folder) as (buffered, direct):
-        jobs = writers(pages, buffered, direct)
+    with probe(folder) as file, file.direct() as direct:
+        jobs = writers(pages, file.channel, direct)
         computing = ComputingTrials(pages)
         started = time.perf_counter()
         with WorkerPool(jobs, max(CANDIDATES)) as pool:
             start = time.perf_counter() - started
-            trials = WriteTrials(pool, buffered)
+            trials = WriteTrials(pool, file.channel)
             sync = trials.empty_sync()
             computing.sample()
             overlap = trials.overlap() if direct is not None else 0.0
@@ -168,11 +178,11 @@ def _key(folder: str) -> str:
     return f"{os.stat(folder).st_dev:x}-{os.statvfs(folder).f_fsid:x}-{os.uname().release}"
 
 
-def _known(key: str) -> DeviceModel | None:
+def _known(key: str) -> tuple[DeviceModel, float] | None:
     kept: Any = user_cache.read(_KEPT_AS).get(key)
     try:
-        if kept["version"] != _VERSION or not 0 <= time.time() - float(kept["measured"]) < KEPT_SECONDS:
+        if kept["version"] != _VERSION or not 0 <= (age := time.time() - float(kept["measured"])) < KEPT_SECONDS:
             return None
-        return DeviceModel.from_json(kept["model"], "cached")
+        return DeviceModel.from_json(kept["model"], "cached"), age
     except (KeyError, OverflowError, TypeError, ValueError):
         return None

@@ -7,10 +7,7 @@ a volatile cache does most of its work only then.
 
 from __future__ import annotations
 
-import contextlib
-import os
 import time
-from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from enum import IntEnum
 from itertools import count
@@ -213,21 +210,3 @@ class WriteTrials:
             offset = start + number * _RESERVED_STRIDE * TARGET_PAGE_SIZE
             linux.fallocate(self._file.fd, linux.FALLOC_FL_KEEP_SIZE, offset, TARGET_PAGE_SIZE)
         return (time.perf_counter() - started) / _RESERVED
-
-
-@contextlib.contextmanager
-def unnamed_file(folder: str) -> Iterator[tuple[FileChannel, DirectChannel | None]]:
-    """A file without a name, gone whatever happens; and a channel that bypasses the page cache, if possible."""
-    fd = os.open(folder, os.O_TMPFILE | os.O_RDWR | os.O_CLOEXEC, 0o600)
-    try:
-        try:
-            direct = os.open(f"/proc/self/fd/{fd}", os.O_RDWR | os.O_DIRECT | os.O_CLOEXEC)
-        except OSError:
-            yield FileChannel(fd, folder), None
-            return
-        try:
-            yield FileChannel(fd, folder), DirectChannel(direct, folder)
-        finally:
-            os.close(direct)
-    finally:
-        os.close(fd)

@@ -23,12 +23,13 @@ from typing import NoReturn
 from parallel_fixedram.core.errors import FixedRamError, HostError
 from parallel_fixedram.host import linux
 from parallel_fixedram.host.injection import places
-from parallel_fixedram.host.injection.injector import CallFailed, InjectionRefused, Thread, is_free, status
+from parallel_fixedram.host.injection.injector import CallFailed, InjectionRefused, Thread, is_free
 from parallel_fixedram.host.injection.stub import LENGTH, Call
 from parallel_fixedram.host.memory import userfaultfd
 from parallel_fixedram.host.memory.process_maps import each_mapping, refusal
 from parallel_fixedram.host.memory.userfaultfd import Userfaultfd
-from parallel_fixedram.host.processes import forked, signals
+from parallel_fixedram.host.processes import forked, rights, signals
+from parallel_fixedram.host.processes.rights import Capability, status
 
 _SECONDS = 3.0
 """Longer than any thread takes that is not held by something; it takes a millisecond."""
@@ -38,8 +39,6 @@ _ANSWER = 1 << 14
 
 _MOST_PLACES = 4
 _SYS_IOCTL = 16
-_CAP_SYS_ADMIN = 1 << 21
-_CAP_SYS_PTRACE = 1 << 19
 _HOW_IT_MAY = (
     f"the process needs CAP_SYS_PTRACE, or vm.unprivileged_userfaultfd = 1, or {userfaultfd.DEVICE} handed to it"
 )
@@ -99,6 +98,7 @@ def takes_injection(pid: int, *, filters_are_known: bool = False) -> str | None:
     try:
         found = status(pid)
         linux.close(os.open(f"/proc/{pid}/mem", os.O_RDONLY | os.O_CLOEXEC))  # takes the very right that ptrace does
+        linux.may_read_process(pid)
     except OSError as error:
         missing = refusal(pid, error, f"process {pid} may not be traced")
         if isinstance(missing, HostError):
@@ -128,16 +128,16 @@ def require_right(pid: int) -> None:
         MachineError: the process has ended.
     """
     try:
-        capabilities = int(status(pid)["CapEff"], 16)
+        has_right = rights.has(pid, Capability.SYS_PTRACE)
     except OSError as error:
         raise refusal(pid, error, f"process {pid} may not be looked at") from error
-    if not capabilities & _CAP_SYS_PTRACE and not userfaultfd.is_for_everybody():
+    if not has_right and not userfaultfd.is_for_everybody():
         linux.close(userfaultfd.open_device())
 
 
 def _may_read_filters() -> bool:
-    own = status(os.getpid())
-    return own.get("Seccomp", "0") == "0" and bool(int(own["CapEff"], 16) & _CAP_SYS_ADMIN)
+    us = os.getpid()
+    return status(us).get("Seccomp", "0") == "0" and rights.has(us, Capability.SYS_ADMIN)
 
 
 def _check_handed_over(pid: int, number: int, device: int) -> None:

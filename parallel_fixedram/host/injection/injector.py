@@ -28,6 +28,7 @@ from parallel_fixedram.host import linux
 from parallel_fixedram.host.injection import ptrace, stub
 from parallel_fixedram.host.injection.ptrace import Stop, Why
 from parallel_fixedram.host.injection.seccomp_filters import allows
+from parallel_fixedram.host.processes.rights import status
 
 _CS_64_BIT = 0x33
 _SYS_CLOSE = 3
@@ -39,16 +40,6 @@ _MOMENT = 0.0001
 
 class InjectionRefused(HostError):
     """Nothing was done to the process, and nothing can be."""
-
-
-def status(pid: int) -> dict[str, str]:
-    """What /proc/PID/status says, by name.
-
-    Raises:
-        OSError: the process is no more, or is not shown.
-    """
-    with open(f"/proc/{pid}/status", encoding="utf-8", errors="replace") as file:
-        return {name: value.strip() for name, _, value in (line.partition(":") for line in file)}
 
 
 def is_free(pid: int, place: int) -> bool:

@@ -138,6 +138,27 @@ def open_mapped_file(pid: int, mapping: Mapping) -> int:
     raise refusal(pid, reason, f"process {pid}: cannot open the mapped file {mapping.path!r}", hint=_MAY_OPEN)
 
 
+def takes_protection(pid: int, address: int, length: int) -> bool:
+    """Whether writes to a piece of memory can be made to wait: only to what is memory, not to what is cached of a disk.
+
+    Where that cannot be seen, it is not known before it is tried, and True. Source: Linux, include/linux/
+    userfaultfd_k.h (vma_can_userfault).
+
+    Raises:
+        MachineError: the process has ended.
+        HostError: nothing, or not one thing, is mapped there; or no right to ask.
+    """
+    first = mapped_parts(pid, address, length)[0]
+    if first.inode:
+        with contextlib.suppress(HostError, OSError):
+            fd = open_mapped_file(pid, first)
+            try:
+                return linux.file_system_magic(fd) in (linux.TMPFS_MAGIC, linux.HUGETLBFS_MAGIC)
+            finally:
+                linux.close(fd)
+    return True
+
+
 def _open_files(pid: int) -> Iterator[str]:
     with contextlib.suppress(OSError):  # no right to look: there are other ways
         for name in os.listdir(f"/proc/{pid}/fd"):

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from dataclasses import asdict
 
+from parallel_fixedram.core.choice import way_to_capture
 from parallel_fixedram.core.errors import FixedRamError
 from parallel_fixedram.core.ramblock import PageRange
 from parallel_fixedram.core.reports.inspect import InspectQemuReport, QemuBlockReport
+from parallel_fixedram.core.save_options import CaptureMode
 from parallel_fixedram.machines.qemu.machine import QemuMachine
 from parallel_fixedram.machines.qemu.memory import ReachedBlock
 
@@ -19,6 +21,7 @@ def describe(machine: QemuMachine) -> InspectQemuReport:
     """
     monitor, running = machine.monitor, machine.is_running()
     no_snapshot = _no_snapshot(machine) if running else "the guest stands still"
+    capture, _ = way_to_capture(CaptureMode.AUTO, waits=running, no_snapshot=no_snapshot)
     return InspectQemuReport(
         qmp=monitor.name,
         pid=machine.pid,
@@ -26,7 +29,7 @@ def describe(machine: QemuMachine) -> InspectQemuReport:
         status=machine.run_state.now(),
         machine=machine.name,
         target=machine.target,
-        capture="stopped" if not running else "compare" if no_snapshot else "snapshot",
+        capture=capture,
         no_snapshot=no_snapshot,
         blocks=tuple(map(_describe_block, machine.memory.blocks)),
     )

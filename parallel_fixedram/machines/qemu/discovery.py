@@ -45,6 +45,9 @@ _REFUSED_DEVICES = {
 """By the beginning of a device's type: why its guest cannot be saved from outside."""
 
 _MAY_LOOK = "reading guest memory takes the rights of a debugger: run as the user of QEMU, or as root"
+_ROOT_MAY_LOOK = (
+    "reading guest memory takes CAP_SYS_PTRACE where QEMU has more rights; in a container: --cap-add SYS_PTRACE"
+)
 
 # passt speaks vhost-user too, where it was told to (QEMU 10.1, net/passt.c)
 _REFUSED_NETDEV = re.compile(r"^ *\\? *(\S+): .*\btype=(?:passt,)?(vhost-user|vhost-vdpa)\b", re.MULTILINE)
@@ -103,7 +106,7 @@ def makeup(monitor: Monitor) -> Makeup:
     Raises:
         MachineError: QEMU does not say, or lists what cannot be.
     """
-    return Makeup(blocks=tuple(ramblocks(monitor)), devices=tuple(_devices(monitor)))
+    return Makeup(blocks=tuple(ramblocks(monitor)), devices=tuple(devices(monitor)))
 
 
 def run_state(monitor: Monitor) -> str:
@@ -184,13 +187,34 @@ def refuse_what_cannot_be_saved(monitor: Monitor) -> None:
     Raises:
         MachineError: names the device, or gives QEMU's own reason.
     """
-    for name, kind in _devices(monitor):
+    for _, reason in refused_devices(monitor):
+        raise MachineError(reason)
+    refuse_what_cannot_be_migrated(monitor)
+
+
+def refused_devices(monitor: Monitor) -> Iterator[tuple[str, str]]:
+    """Name of each device, or network back-end, for which a guest cannot be saved, and a sentence that says why.
+
+    Raises:
+        MachineError: QEMU does not say what it has.
+    """
+    for name, kind in devices(monitor):
         for start, reason in _REFUSED_DEVICES.items():
             if kind.startswith(start):
-                raise MachineError(f"device {name!r} is a {kind}: {reason}")
-    if match := _REFUSED_NETDEV.search(monitor.hmp("info network")):
-        raise MachineError(f"netdev {match[1]!r} is {match[2]}: {_REFUSED_DEVICES[f'{match[2]}-']}")
-    refuse_what_cannot_be_migrated(monitor)
+                yield name, f"device {name!r} is a {kind}: {reason}"
+    for match in _REFUSED_NETDEV.finditer(monitor.hmp("info network")):
+        yield match[1], f"netdev {match[1]!r} is {match[2]}: {_REFUSED_DEVICES[f'{match[2]}-']}"
+
+
+def state_to_save(monitor: Monitor) -> str:
+    """QEMU's run state, if there is a guest in it.
+
+    Raises:
+        MachineError: there is none yet, or it belongs to somebody else's operation; or QEMU does not say.
+    """
+    if (status := run_state(monitor)) in BUSY:
+        raise MachineError(f"{monitor.name!r}: QEMU is in state {status!r}, there is no guest to save")
+    return status
 
 
 def refuse_what_cannot_be_migrated(monitor: Monitor) -> None:
@@ -211,8 +235,12 @@ def refuse_what_cannot_be_migrated(monitor: Monitor) -> None:
         raise MachineError("a migration of this guest is under way")
 
 
-def _devices(monitor: Monitor) -> Iterator[tuple[str, str]]:
-    """Name and type of every device that the user added."""
+def devices(monitor: Monitor) -> Iterator[tuple[str, str]]:
+    """Name and type of every device that the user added.
+
+    Raises:
+        MachineError: QEMU does not say.
+    """
     for path in ("/machine/peripheral", "/machine/peripheral-anon"):
         yield from children(monitor, path)
 
@@ -263,7 +291,9 @@ def find_process(monitor: Monitor, fd: int, pid: int | None = None, *, likely: i
     if pid is not None:
         what = f"process {pid} is not the QEMU behind {monitor.name!r}"
     gone = ("there is no such process, or it has ended", "") if pid is not None and is_gone(pid) else None
-    reason, hint = wrong or gone or why_unseen(peer and (pid or peer)) or ("", _MAY_LOOK)
+    reason, hint = (
+        wrong or gone or why_unseen(peer and (pid or peer)) or ("", _MAY_LOOK if os.geteuid() else _ROOT_MAY_LOOK)
+    )
     raise MachineError(f"{what}: {reason}" if reason else f"{what}, or may not be looked at", hint=hint)
 
 

@@ -168,5 +168,4 @@ def _watched(monitor: Monitor, pid: int) -> Iterator[None]:
 
 def _refuse_what_cannot_be_saved(monitor: Monitor) -> None:
     discovery.refuse_what_cannot_be_saved(monitor)
-    if (status := discovery.run_state(monitor)) in discovery.BUSY:
-        raise MachineError(f"{monitor.name!r}: QEMU is in state {status!r}, there is no guest to save")
+    discovery.state_to_save(monitor)

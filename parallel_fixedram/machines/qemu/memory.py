@@ -43,7 +43,7 @@ class Memory:
         refuse_unreachable_memory(monitor, found.blocks)
         self.makeup = found
         with ExitStack() as stack:
-            self.blocks = tuple(_reach(pid, block, stack) for block in found.blocks)
+            self.blocks = tuple(reach(pid, block, stack) for block in found.blocks)
             self._stack = stack.pop_all()
 
     def guest_blocks(self) -> Sequence[GuestBlock]:
@@ -63,7 +63,13 @@ class Memory:
         self._stack.close()
 
 
-def _reach(pid: int, block: QemuBlock, stack: ExitStack) -> ReachedBlock:
+def reach(pid: int, block: QemuBlock, stack: ExitStack) -> ReachedBlock:
+    """Open the memory of one block, until the stack is closed.
+
+    Raises:
+        MachineError: the process has ended.
+        HostError: it cannot be reached; says which right is missing.
+    """
     try:
         memory = open_process_memory(pid, block.address, block.used_length)
     except HostError as error:

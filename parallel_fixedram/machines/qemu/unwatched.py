@@ -14,6 +14,7 @@ case (VFIO, vhost-user, vDPA) are in ``discovery.py``.
 from __future__ import annotations
 
 import mmap
+from collections.abc import Iterator
 
 from parallel_fixedram.core.errors import HostError, MachineError
 from parallel_fixedram.host.memory import ksm
@@ -35,18 +36,29 @@ def refuse_unwatched(monitor: Monitor, found: Makeup) -> None:
     Raises:
         MachineError: names it.
     """
+    for _, reason in unwatched(monitor, found):
+        raise MachineError(reason)
+
+
+def unwatched(monitor: Monitor, found: Makeup) -> Iterator[tuple[str, str]]:
+    """Name of each device or disk that changes memory unseen, and a sentence that says how.
+
+    Raises:
+        MachineError: QEMU does not say what disks it has.
+    """
     huge = any(block.host_page_size > mmap.PAGESIZE for block in found.blocks)
     for name, kind in found.devices:
         if kind.startswith(_SHARING):
-            raise MachineError(f"device {name!r} is an {kind}: whoever shares its memory writes to it unseen")
+            yield name, f"device {name!r} is an {kind}: whoever shares its memory writes to it unseen"
         if huge and kind.startswith(_BALLOONS):
-            raise MachineError(f"device {name!r} is a {kind}, which discards parts of huge pages")
+            yield name, f"device {name!r} is a {kind}, which discards parts of huge pages"
     nodes = monitor.execute("query-named-block-nodes", {"flat": True})
     for node in nodes if isinstance(nodes, list) else [nodes]:
         if not isinstance(node, dict):
             raise monitor.malformed("query-named-block-nodes", nodes)
         if (driver := node.get("drv")) in _PINNING:
-            raise MachineError(f"disk {node.get('node-name')!r} is behind {driver}, which writes guest memory unseen")
+            name = str(node.get("node-name"))
+            yield name, f"disk {name!r} is behind {driver}, which writes guest memory unseen"
 
 
 class Merging:

@@ -10,8 +10,9 @@ import os
 
 from parallel_fixedram.core.errors import HostError, MachineError
 from parallel_fixedram.core.protocols import AddressSpace
+from parallel_fixedram.core.ramblock import MOST_COPIED_BYTES
 from parallel_fixedram.host.injection.inject import require_right, takes_injection, userfaultfd_of
-from parallel_fixedram.host.memory.process_maps import refusal
+from parallel_fixedram.host.memory.process_maps import refusal, takes_protection
 from parallel_fixedram.machines.qemu.discovery import Makeup, run_state
 from parallel_fixedram.machines.qemu.fdset import FdSet
 from parallel_fixedram.machines.qemu.monitor import Monitor
@@ -37,10 +38,11 @@ def address_space(monitor: Monitor, pid: int, found: Makeup) -> AddressSpace:
         MachineError: what the machine is made of forbids it, or it has ended.
         HostError: it is forbidden, or a right or the kernel is missing.
     """
-    _refuse_if_forbidden()
+    refuse_if_forbidden()
     if "qemu" not in (program := _program_of(pid)):
         raise MachineError(f"process {pid} runs {program!r}, which may not be QEMU: nothing is done to it")
     refuse_unwatched(monitor, found)
+    _refuse_unprotectable(pid, found)
     merging = Merging(pid, found)
     merging.refuse()
     if reason := takes_injection(pid):
@@ -65,11 +67,25 @@ def _program_of(pid: int) -> str:
         raise refusal(pid, error, f"cannot see what process {pid} runs") from error
 
 
-def _refuse_if_forbidden() -> None:
+def refuse_if_forbidden() -> None:
+    """Return if whoever runs this host, or this command, allows it.
+
+    Raises:
+        HostError: says by what it is forbidden.
+    """
     if os.environ.get(VARIABLE) == "never":
         raise HostError(f"{VARIABLE}=never forbids asking QEMU's process for a userfaultfd")
     if os.path.exists(FORBIDDEN):
         raise HostError(f"{FORBIDDEN!r} forbids asking QEMU's process for a userfaultfd")
+
+
+def _refuse_unprotectable(pid: int, found: Makeup) -> None:
+    for block in found.blocks:
+        if block.used_length > MOST_COPIED_BYTES and not takes_protection(pid, block.address, block.used_length):
+            raise HostError(
+                f"block {block.idstr!r} is a file on a disk: this memory cannot be write-protected",
+                hint="a memory-backend-memfd can be, and a mem-path on tmpfs or hugetlbfs",
+            )
 
 
 def setting(monitor: Monitor) -> Setting:

@@ -5,11 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from parallel_fixedram.core.errors import HostError
-from parallel_fixedram.core.ramblock import RAMBlock
+from parallel_fixedram.core.ramblock import MOST_COPIED_BYTES, RAMBlock
 from parallel_fixedram.host.memory.userfaultfd import Userfaultfd
-
-MOST_COPIED_BYTES = 8 << 20
-"""A block that takes no protection may have so many bytes: to copy them takes a few milliseconds of the pause."""
 
 
 def register(userfaultfd: Userfaultfd, blocks: Sequence[RAMBlock], addresses: Sequence[int | None]) -> list[int | None]:

@@ -1,0 +1,51 @@
+"""Rights of a process: its capabilities, and what Yama lets it do to others of its user."""
+
+from __future__ import annotations
+
+import contextlib
+import enum
+import os
+
+
+class Capability(enum.IntEnum):
+    """Numbers of linux/capability.h."""
+
+    SYS_PTRACE = 19
+    SYS_ADMIN = 21
+    SYS_NICE = 23
+
+
+def status(pid: int) -> dict[str, str]:
+    """What /proc/PID/status says, by name.
+
+    Raises:
+        OSError: the process is no more, or is not shown.
+    """
+    with open(f"/proc/{pid}/status", encoding="utf-8", errors="replace") as file:
+        return {name: value.strip() for name, _, value in (line.partition(":") for line in file)}
+
+
+def has(pid: int, capability: Capability) -> bool:
+    """Whether the process may use it now.
+
+    Raises:
+        OSError: as of ``status``.
+    """
+    return bool(int(status(pid)["CapEff"], 16) >> capability & 1)
+
+
+def ptrace_scope() -> int:
+    """kernel.yama.ptrace_scope (Linux: Documentation/admin-guide/LSM/Yama.rst); 0 where there is no Yama."""
+    with contextlib.suppress(OSError, ValueError), open("/proc/sys/kernel/yama/ptrace_scope", "rb") as file:
+        return int(file.read())
+    return 0
+
+
+def may_trace_others() -> bool:
+    """Whether Yama lets this process trace others than its children, as far as they are of its user.
+
+    Raises:
+        OSError: as of ``status``.
+    """
+    scope = ptrace_scope()
+    return scope == 0 or (scope in (1, 2) and has(os.getpid(), Capability.SYS_PTRACE))
