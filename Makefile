@@ -20,7 +20,8 @@ PART_machines := $(call files,qemu/test_machines qemu/test_targets qemu/test_oth
 PART_boot := $(call files,qemu/test_boot_* qemu/test_command_line qemu/test_load qemu/test_verify_load)
 PART_captures := $(call files,qemu/test_qmp_save qemu/test_save qemu/test_snapshot* qemu/test_try_capture)
 PART_clones := $(call files,qemu/test_clone* qemu/test_identity qemu/test_disks_of_guests qemu/test_guests* qemu/test_restore)
-PART_kill := $(call files,qemu/test_kill* qemu/test_disks qemu/test_damage)
+PART_kill := $(call files,qemu/test_kill* qemu/test_damage)
+PART_disks := $(call files,qemu/test_disks qemu/test_overlays qemu/test_records)
 PART_drawing := $(call files,experiments/test_pictures experiments/test_report)
 PART_experiments := $(filter-out $(PART_drawing),$(wildcard tests/experiments/test_*.py))
 PART_command := $(call files,cli/test_signals cli/test_round_trips cli/test_demo cli/test_imports)
@@ -33,10 +34,10 @@ PART_host := tests/host
 PART_api := tests/machines tests/test_api.py
 PART_format := tests/core tests/format
 ROOMS := snapshots saving reading host api format
-NAMED := faults machines captures boot clones kill drawing experiments command cli wire $(ROOMS)
+NAMED := faults machines captures disks boot clones kill drawing experiments command cli wire $(ROOMS)
 TESTS := $(wildcard tests/test_*.py tests/*/test_*.py tests/*/*/test_*.py)
 PART_others := $(filter-out $(foreach part,$(NAMED),$(PART_$(part)) $(PART_$(part):%=%/%)),$(TESTS))
-PARTS := faults machines captures others $(filter-out faults machines captures,$(NAMED))
+PARTS := faults machines captures disks others $(filter-out faults machines captures disks,$(NAMED))
 in_parts = echo "$(words $(1)) parts, $$(($$(nproc) + 1)) at a time; each prints its lines when it is done"; $(MAKE) --no-print-directory --keep-going --output-sync=target --jobs=$$(($$(nproc) + 1)) $(1:%=part-%) OPTIONS='$(2)' \
 	| $(BIN)/python tests/closing_line.py
 
