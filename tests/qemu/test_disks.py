@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from support import saving
 from support.disks import on_disk
 from support.qemu import QemuProcess, require_tool
 from support.qemu_saved import in_turn
@@ -70,7 +69,9 @@ def folder(tmp_path: Path) -> Iterator[Path]:
 
 def save(guest: QemuProcess, path: Path) -> SaveReport:
     disks = Disks(mode=DisksMode.NONE)
-    return saving.save(lambda: parallel_fixedram.open_qemu(os.fspath(guest.monitor_path)), os.fspath(path), disks=disks)
+    return parallel_fixedram.save(
+        lambda: parallel_fixedram.open_qemu(os.fspath(guest.monitor_path)), os.fspath(path), disks=disks
+    )
 
 
 def image(path: Path, size: int = 64 * MIB) -> Path:
