@@ -24,6 +24,7 @@ from parallel_fixedram.host.processes import guardian
 from parallel_fixedram.host.processes.guardian import Guardian
 from parallel_fixedram.machines.qemu.device_state import DeviceState
 from parallel_fixedram.machines.qemu.monitor import Monitor
+from parallel_fixedram.machines.ram_only import RamOnly
 
 SECONDS = 30.0
 
@@ -153,11 +154,10 @@ def _status(pid: int, name: str) -> str:
         return next(line.split()[1] for line in file if line.startswith(f"{name}:"))
 
 
-class Standing:
+class Standing(RamOnly):
     """A machine that remembers whether it stands still."""
 
     name = "pc"
-    target = ""
     stands = False
 
     def holds(self, path: str) -> bool:
@@ -165,12 +165,6 @@ class Standing:
 
     def is_running(self) -> bool:
         return not self.stands
-
-    def get_ready(self) -> None:
-        pass
-
-    def sync_disks(self) -> tuple[str, ...]:
-        return ()
 
     def pause(self) -> bool:
         self.stands = True
@@ -181,12 +175,6 @@ class Standing:
 
     def guest_blocks(self) -> list[GuestBlock]:
         return []
-
-    def device_state(self) -> bytes:
-        return b""
-
-    def look_again(self) -> bool:
-        return False
 
     def dirty_source(self) -> None:
         return None

@@ -229,6 +229,7 @@ class TestRefused:
             with Puppet(as_nobody, first=become_nobody) as process, left_alone(guest):
                 found = process.call(os.fspath(guest.monitor_path))
         assert refused(found) == {"process", "auto"}
+        assert all(section.findings for section in found.sections)
         assert findings(found)["process"].how.endswith("run as the user of QEMU, or as root")
 
     def test_a_guest_whose_memory_has_no_room_in_the_folder(self, ticker: list[str], tmp_path: Path) -> None:

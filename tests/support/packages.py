@@ -18,9 +18,9 @@ def run_tool(*command: str, cwd: Path | None = None) -> str:
 
 
 def download(name: str, folder: Path) -> Path:
-    """Fetch a package of this system's release into a folder that has none yet."""
+    """Fetch a package of this system's release into a folder."""
     run_tool("apt-get", "download", "--quiet", name, cwd=folder)
-    return next(folder.glob("*.deb"))
+    return next(folder.glob(f"{name}_*.deb"))
 
 
 def put_guest_agent(root: Path, cache: Path) -> None:

@@ -1,7 +1,7 @@
 """A Linux guest: Debian's kernel, a busybox, and ``guests/init``; up in two seconds under TCG.
 
-The kernel comes out of the package that ``linux-image-amd64`` depends on, without installing it, and is kept in
-``.cache``.
+The kernel comes out of the package that ``linux-image-amd64`` depends on, or those that this one depends on, without
+installing them, and is kept in ``.cache``.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ import struct
 import subprocess
 import tarfile
 import tempfile
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -48,11 +49,16 @@ MODULES = (
     "virtio_balloon",
     "virtio_console",
 )
-"""What Debian's kernel has as modules, in the order in which they are loaded."""
+"""What Debian's kernels have as modules, in the order in which they are loaded; some have some of them built in."""
 FILE_SYSTEM = ("crc32c_generic", "crc16", "mbcache", "jbd2", "ext4")
 """The same, for a file system."""
 LATER = ("qemu_fw_cfg",)
 """Modules that are loaded only when a command needs them: this one looks for what there is once, when it is loaded."""
+WANTED = (*MODULES, *FILE_SYSTEM, *LATER)
+INSTEAD = {"crc32c_generic": "crc32"}
+"""What a module has become a part of (Linux 6.15)."""
+BUILT_IN = "modules.builtin"
+"""Where a kernel lists the modules that are built in (Linux: Documentation/kbuild/kbuild.rst)."""
 
 
 @dataclass(frozen=True)
@@ -79,6 +85,7 @@ class LinuxGuest:
         # What the guest would measure takes long and goes wrong under TCG.
         quick = "mitigations=off no_timer_check tsc=reliable random.trust_cpu=on cryptomgr.notests rodata=off"
         quick += " initcall_blacklist=load_system_certificate_list,init_blk_tracer,crypto_kdf108_init,cubictcp_register"
+        quick += " memhp_default_state=offline"  # memory that is used cannot be plugged out
         command_line = f"console=ttyS0 quiet panic=1 {quick} size={size_mib} tick={tick} {more}"
         kernel = ["-kernel", str(self.kernel), "-initrd", str(self.initrd), "-append", command_line]
         return ["-cpu", "max", *kernel]
@@ -106,15 +113,16 @@ def linux_guest(folder: Path, *, agent: bool = False) -> LinuxGuest:
     root = folder / "root"
     (root / "bin").mkdir(parents=True)
     shutil.copy(busybox, root / "bin" / "busybox")
-    lists = {"MODULES": MODULES, "FILE_SYSTEM": FILE_SYSTEM}
-    text = INIT.read_text()
-    for name, modules in lists.items():
-        text = text.replace(f"in {name};", f"in {' '.join(modules)};")
-    (root / "init").write_text(text)
-    (root / "init").chmod(0o755)
     (root / "seed").write_bytes(seed())
     kernel = _kernel()
     shutil.copytree(_modules_of(kernel), root / "modules")
+    lists = {"MODULES": MODULES, "FILE_SYSTEM": FILE_SYSTEM}
+    text = INIT.read_text()
+    for name, modules in lists.items():
+        there = [module for module in modules if (root / "modules" / f"{module}.ko").exists()]
+        text = text.replace(f"in {name};", f"in {' '.join(there)};")
+    (root / "init").write_text(text)
+    (root / "init").chmod(0o755)
     if agent:
         put_guest_agent(root, CACHE)
     names = "\n".join(str(path.relative_to(root)) for path in root.rglob("*"))
@@ -136,9 +144,8 @@ def _kernel() -> Path:
             raise Missing("no kernel package is known here: run apt-get update")
         CACHE.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=CACHE) as folder:
-            package = download(name[1], Path(folder))
             fresh = Path(folder) / "vmlinux"
-            files = _unpack(package)
+            files = _unpack([download(each, Path(folder)) for each in (name[1], *_parts(name[1]))])
             fresh.write_bytes(_uncompressed(files.pop("vmlinuz")))
             kernel = CACHE / name[1].replace("linux-image", "vmlinux")
             modules = Path(folder) / "modules"
@@ -161,13 +168,36 @@ def _modules_of(kernel: Path) -> Path:
 
 
 def _has_modules(kernel: Path) -> bool:
-    return all((_modules_of(kernel) / f"{module}.ko").exists() for module in (*MODULES, *FILE_SYSTEM, *LATER))
+    folder = _modules_of(kernel)
+    built_in = folder / BUILT_IN
+    names = [path.name for path in folder.glob("*.ko")]
+    return not _lacking(names, built_in.read_text() if built_in.exists() else "")
 
 
-def _unpack(package: Path) -> dict[str, bytes]:
-    """The kernel in a package, ``vmlinuz``, and modules, ``NAME.ko``; what comes behind them is not even read."""
+def _lacking(names: Collection[str], built_in: str) -> set[str]:
+    """Modules that a kernel neither comes with, as ``NAME.ko``, nor has built in."""
+    inside = {Path(line).stem for line in built_in.splitlines()}
+    return {each for each in WANTED if f"{each}.ko" not in names and not {each, INSTEAD.get(each, each)} & inside}
+
+
+def _parts(package: str) -> list[str]:
+    """Packages that a kernel is divided into (Debian from forky on)."""
+    return re.findall(r"Depends: (linux-(?:base|binary|modules)-\d\S+)", run_tool("apt-cache", "depends", package))
+
+
+def _unpack(packages: Sequence[Path]) -> dict[str, bytes]:
+    """The kernel in some packages, ``vmlinuz``, its modules, ``NAME.ko``, and which of them are built in."""
     found: dict[str, bytes] = {}
-    wanted = {"vmlinuz", *(f"{module}.ko" for module in (*MODULES, *FILE_SYSTEM, *LATER))}
+    for package in packages:
+        _unpack_one(package, found)
+    if lacking := _lacking(found, found.get(BUILT_IN, b"").decode()) | ({"vmlinuz"} - found.keys()):
+        raise Missing(f"{packages[0].name} and what it depends on lack {', '.join(sorted(lacking))}")
+    return found
+
+
+def _unpack_one(package: Path, found: dict[str, bytes]) -> None:
+    """What comes behind the last of them is not even read."""
+    wanted = {"vmlinuz", *(f"{module}.ko" for module in WANTED)}
     unpack = ["dpkg", "--fsys-tarfile", str(package)]
     with (
         subprocess.Popen(unpack, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL) as dpkg,
@@ -175,12 +205,11 @@ def _unpack(package: Path) -> dict[str, bytes]:
     ):
         for member in archive:
             name = Path(member.name).name.partition("-")[0].removesuffix(".xz")
-            if name in wanted and (data := archive.extractfile(member)):
+            if name in {*wanted, BUILT_IN} and (data := archive.extractfile(member)):
                 contents = data.read()
                 found[name] = lzma.decompress(contents) if member.name.endswith(".xz") else contents
-            if len(found) == len(wanted):
-                return found
-    raise Missing(f"{package.name} lacks {', '.join(sorted(wanted - found.keys()))}")
+            if wanted <= found.keys():
+                return
 
 
 def _uncompressed(bzimage: bytes) -> bytes:

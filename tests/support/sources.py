@@ -23,6 +23,7 @@ from parallel_fixedram.core.ramblock import PageRange, RAMBlock
 from parallel_fixedram.host.memory.mapped_source import MappedSource
 from parallel_fixedram.machines.builtin.dirty_log import DirtyLog
 from parallel_fixedram.machines.qemu.discovery import FIRMWARE_BYTES
+from parallel_fixedram.machines.ram_only import RamOnly
 
 _POOL = Path("/proc/sys/vm/nr_hugepages")
 
@@ -65,7 +66,7 @@ class WatchedSource:
         self._inner.close()
 
 
-class ScriptedGuest:
+class ScriptedGuest(RamOnly):
     """A Machine and its DirtySource whose RAM does as a script says.
 
     Args:
@@ -84,7 +85,6 @@ class ScriptedGuest:
     """
 
     name = "scripted"
-    target = ""
 
     def __init__(
         self,
@@ -140,17 +140,11 @@ class ScriptedGuest:
     def is_running(self) -> bool:
         return self.running
 
-    def get_ready(self) -> None:
-        pass
-
     def dirty_source(self) -> DirtySource | None:
         return None
 
     def address_space(self) -> NoReturn:
         raise MachineError("nobody runs it")
-
-    def sync_disks(self) -> Sequence[str]:
-        return ()
 
     def pause(self) -> bool:
         self.calls.append("pause")

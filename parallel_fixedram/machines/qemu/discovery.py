@@ -46,7 +46,7 @@ _REFUSED_DEVICES = {
 
 _MAY_LOOK = "reading guest memory takes the rights of a debugger: run as the user of QEMU, or as root"
 _ROOT_MAY_LOOK = (
-    "reading guest memory takes CAP_SYS_PTRACE where QEMU has more rights; in a container: --cap-add SYS_PTRACE"
+    "reading guest memory takes the rights of a debugger, CAP_SYS_PTRACE; in a container: --cap-add SYS_PTRACE"
 )
 
 # passt speaks vhost-user too, where it was told to (QEMU 10.1, net/passt.c)

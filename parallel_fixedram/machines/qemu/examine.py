@@ -149,12 +149,13 @@ def _reach(process: int, block: QemuBlock, reached: list[int]) -> str:
 def _disks(monitor: Monitor, process: int | None, overlays: bool) -> Iterator[Finding]:
     """How each that the guest writes to could go on with an overlay."""
     names = disk_names(monitor)
+    if not names:
+        yield found("disks", "none that the guest alone writes to")
     if process is None:
         for name in names:
             yield Finding(what=name, verdict=Verdict.ABSENT, detail="which file it is in is known by QEMU's process")
         return
-    drives = find_drives(monitor, process)
-    for drive in drives:
+    for drive in find_drives(monitor, process):
         path, size = ", ".join(image.path for image in drive.disk.images[:1]), format_size(drive.disk.size)
         what = ", ".join(filter(None, (size, path)))
         if drive.shared:
@@ -165,5 +166,3 @@ def _disks(monitor: Monitor, process: int | None, overlays: bool) -> Iterator[Fi
             yield Finding(what=drive.disk.device, verdict=verdict, detail=detail, how="--disks none leaves it out")
         else:
             yield found(drive.disk.device, f"{what}: it can go on with an overlay")
-    if not drives:
-        yield found("disks", "none that the guest writes to")
