@@ -1,4 +1,4 @@
-"""What ``restore`` and ``clone`` share: how started guests, and those that could be, are shown."""
+"""What ``restore`` and ``clone`` share: options, and how guests are shown that were started or could be."""
 
 from __future__ import annotations
 
@@ -32,13 +32,14 @@ def add_disk_options(parser: Any) -> None:
     parser.add_argument(
         "--disks",
         choices=("overlay", "none"),
-        help="overlay: each guest gets qcow2 overlays of its own on the images that FILE records, which stay as they "
-        "are; none: disks are those of the command line (default: overlay if FILE records any)",
+        help="overlay: each guest gets qcow2 overlays of its own on the images that FILE records, and the images stay "
+        "as they are; none: the disks of the command line (default: overlay if FILE records any)",
     )
     parser.add_argument(
         "--disk-folder",
         metavar="DIR",
-        help="where overlays go, and stay when their guests end (default: with socket and log, where they are removed)",
+        help="where overlays go; they stay there when their guests end (default: beside socket and log, and removed "
+        "with them)",
     )
 
 

@@ -20,18 +20,18 @@ def register(subparsers: common.Subparsers[Any]) -> None:
         subparsers,
         "clone",
         summary="start guests copy-on-write, their RAM mapped from a file",
-        about="Start N guests from FILE within a fraction of a second each, however much RAM they have: it is mapped\n"
-        "from FILE, and only what a guest writes is copied. FILE does not change, and must not be changed while they\n"
-        "run: do not write into it, but write a new file and rename it. Stale bytes where pages are zero, and changes\n"
-        "before the guests run, are noticed; later changes are not.\n\n"
-        "After -- comes the QEMU command line that the guest was saved from; its memory backends are replaced, and\n"
-        "disks that FILE records, which become overlays on their images. {n} is the clone's number, for sockets,\n"
-        "ports and other disks, which two QEMUs cannot share. Each clone gets a GUID of its own for its vmgenid\n"
-        "device, if the saved machine has one: its guest then renews its random numbers. It finds its number, an id\n"
-        "and the digest of FILE in fw_cfg, in opt/parallel_fixedram/clone; and its clock is set forward by its guest\n"
-        "agent, if that has a socket in the command line. MAC addresses, machine ids and keys are the guest's own,\n"
-        "and equal until --run-in-clone or the guest changes them. Guests with vhost-user or VFIO devices cannot be\n"
-        "cloned.",
+        about="Start N guests from FILE, each within a fraction of a second however much RAM it has: RAM is mapped\n"
+        "from FILE, and only what a guest writes is copied. Never write into FILE while they run: write a new file\n"
+        "and rename it. Stale bytes behind zero pages, and changes before the guests run, are noticed; later changes\n"
+        "are not.\n\n"
+        "After -- comes the QEMU command line that the guest was saved from. Its memory backends are replaced, and\n"
+        "the disks that FILE records become overlays on their images. {n} is the clone's number, for what two QEMUs\n"
+        "cannot share: sockets, ports and other disks.\n\n"
+        "Each clone gets a GUID of its own for its vmgenid device, if the saved machine has one: its guest then\n"
+        "renews its random numbers. It finds its number, an id and the digest of FILE in fw_cfg, in\n"
+        "opt/parallel_fixedram/clone. Its guest agent sets its clock forward, if the command line has a socket for\n"
+        "the agent. MAC addresses, machine ids and keys are in the guest's memory: they stay equal until\n"
+        "--run-in-clone or the guest changes them. Guests with vhost-user or VFIO devices cannot be cloned.",
         examples=_EXAMPLES,
     )
     parser.usage = "%(prog)s FILE [options] -- QEMU [argument ...]"
@@ -41,7 +41,7 @@ def register(subparsers: common.Subparsers[Any]) -> None:
         "--identity",
         choices=[str(identity) for identity in Identity],
         default=str(Identity.NEW),
-        help="new (default): clones differ in all that can be changed from outside, see above; same: in nothing",
+        help="new (default): clones differ in whatever can be changed from outside, see above; same: in nothing",
     )
     parser.add_argument(
         "--run-in-clone",

@@ -23,12 +23,12 @@ def register(subparsers: common.Subparsers[Any]) -> None:
     parser = common.add_verb(
         subparsers,
         "disks",
-        summary="disks of a running QEMU: list them, merge overlays of save --disks overlay back",
+        summary="disks of a running QEMU: list them, merge back the overlays of save --disks overlay",
         about="List the disks that the guest of a running QEMU writes to, and their images; or merge the overlays\n"
-        "that save --disks overlay has made into the images that they are on, while the guest runs, and remove\n"
-        "them. Overlays that a killed save has left unused are removed as well.\n\n"
-        "Files that were saved with these images cannot be restored any more after a commit: the images are what the\n"
-        "guest has made of them by then.",
+        "that save --disks overlay made back into their images while the guest runs, and remove them. Unused\n"
+        "overlays that a killed save left behind are removed as well.\n\n"
+        "After a commit, files that were saved with these images cannot be restored: the images then hold what the\n"
+        "guest has written since.",
         examples=_EXAMPLES,
     )
     parser.usage = "%(prog)s [list | commit] --qmp SOCKET [options]"

@@ -26,11 +26,11 @@ def register(subparsers: common.Subparsers[Any]) -> None:
         subparsers,
         "doctor",
         summary="whether a save would work here, by which capture, and what is missing",
-        about="Look at what a save needs: of the kernel and of rights on this host; of FOLDER, where files would be;\n"
-        "and, with --qmp, of a running QEMU, its devices, memory and disks. A line is one thing and a verdict: ok;\n"
-        "absent, where a save does without it; refused, where it does not. Below it is how to get what is not there.\n"
-        "Nothing is changed or left behind, and the guest is not stopped.\n\n"
-        "Exit code 0: nothing is refused, a save would work. 1: something is.",
+        about="Check whether a save has what it needs: features and rights on this host; FOLDER, where files would\n"
+        "go; and, with --qmp, the devices, memory and disks of a running QEMU. Each line has a verdict: ok; absent,\n"
+        "if a save works without it; refused, if it does not. Below it is how to get what is missing. Nothing is\n"
+        "changed or left behind, and the guest is not stopped.\n\n"
+        "Exit code 0: a save would work. 1: it would be refused.",
         examples=_EXAMPLES,
     )
     parser.add_argument(
@@ -40,7 +40,7 @@ def register(subparsers: common.Subparsers[Any]) -> None:
     parser.add_argument(
         "--disks",
         choices=[str(mode) for mode in DisksMode],
-        help="what is to become of disks that the guest writes to, as of save",
+        help="what is to become of the disks that the guest writes to: see save",
     )
     parser.set_defaults(run=run)
 

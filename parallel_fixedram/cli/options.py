@@ -139,8 +139,8 @@ def add_capture_options(parser: Any) -> None:
         choices=[str(mode) for mode in CaptureMode],
         default=str(CaptureMode.AUTO),
         help="how the file comes to hold one instant. snapshot: all pages while the guest runs, each copied "
-        "before its first write after that instant; compare: all pages while the guest runs, then, while it is "
-        "stopped, those whose hash has changed; rounds: what a dirty log names, again and again, the last time while "
+        "before its first write after that instant; compare: all pages while the guest runs, then it is stopped and "
+        "those whose hash has changed follow; rounds: what a dirty log names, again and again, the last time while "
         "the guest is stopped (built-in guest only); stopped: all pages while the guest is stopped; "
         "auto (default): the one with the shortest pause, other than rounds",
     )

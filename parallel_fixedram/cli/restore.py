@@ -26,13 +26,14 @@ def register(subparsers: common.Subparsers[Any]) -> None:
         subparsers,
         "restore",
         summary="start a QEMU from a file, or fill guest RAM from it",
-        about="With a QEMU command line after --, the one that the guest was saved from: start that QEMU with the\n"
-        "RAM and device state of FILE. It keeps running when this command is done. QEMU loads FILE into memory of its\n"
-        "own; with --shared it gets shared memory that our workers fill, and its memory backends are replaced.\n"
-        "Where FILE records disks, it gets overlays on their images, unless these were written since. Other disks,\n"
-        "sockets and ports are opened again: end the QEMU that the guest was saved from, or give others.\n\n"
-        "Otherwise: fill guest RAM from FILE, whatever it held before. Blocks without a destination are left out. A\n"
-        "destination that does not exist is made, with mode 0600.",
+        about="With a QEMU command line after -- (the one that the guest was saved from): start that QEMU with the\n"
+        "RAM and device state of FILE. It keeps running when this command is done. QEMU loads FILE into memory of\n"
+        "its own; with --shared it gets shared memory that our workers fill, and its memory backends are replaced.\n"
+        "If FILE records disks, the guest gets overlays on their images; images that were written since are\n"
+        "refused. Other disks, sockets and ports are opened again: end the QEMU that the guest was saved from, or\n"
+        "name others.\n\n"
+        "Without one: fill guest RAM from FILE, whatever it held before. Blocks without a destination are left\n"
+        "out. A destination that does not exist is made, with mode 0600.",
         examples=_EXAMPLES,
     )
     parser.usage = "%(prog)s FILE [options] -- QEMU [argument ...]\n       %(prog)s FILE [options] --ram IDSTR=PATH ..."
@@ -44,7 +45,7 @@ def register(subparsers: common.Subparsers[Any]) -> None:
     qemu.add_argument(
         "--shared",
         action="store_true",
-        help="give the guest shared memory, filled by our workers; --ram names files for it, otherwise it is anonymous",
+        help="give the guest shared memory that our workers fill: anonymous, or the files that --ram names",
     )
     boot.add_boot_options(qemu)
     parser.set_defaults(run=run, verb="restore")

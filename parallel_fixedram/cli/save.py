@@ -45,8 +45,8 @@ def register(subparsers: common.Subparsers[Any]) -> None:
         "With --qmp the whole guest is saved, RAM and device state, so that it can be restored and cloned. It is\n"
         "stopped only while its pages are read, and continues even if this command is killed.\n\n"
         "A guest needs the disks of the same instant. With --disks overlay the images of all disks stay what they\n"
-        "were then, and the guest goes on with overlays (qcow2) that QEMU makes; restore and clone give each guest\n"
-        "overlays of its own on the same images. disks commit merges overlays back while the guest runs.",
+        "were then, and the guest goes on with qcow2 overlays that QEMU makes. restore and clone give each guest\n"
+        "overlays of its own on the same images. disks commit merges the overlays back while the guest runs.",
         examples=_EXAMPLES,
     )
     parser.add_argument("file", metavar="FILE", help="the file to write; an existing one is an error")
@@ -74,7 +74,7 @@ def register(subparsers: common.Subparsers[Any]) -> None:
         "--trace",
         type=common.output_path,
         metavar="PATH",
-        help="write to PATH, one JSON object a line, which worker wrote which part when",
+        help="write to PATH which worker wrote which part, and when: one JSON object a line",
     )
     parser.set_defaults(run=run)
 
@@ -83,11 +83,11 @@ def _add_disk_options(group: Any) -> None:
     group.add_argument(
         "--disks",
         choices=[str(mode) for mode in DisksMode],
-        help="what becomes of disks that the guest writes to. overlay: it goes on with overlays, so that their images "
-        "stay as they are at that instant; none: nothing; refuse: they are an error. Default: refuse if the guest "
-        "runs, none if it stands still and stays so",
+        help="what becomes of the disks that the guest writes to. overlay: the guest goes on with overlays, and the "
+        "images stay as they were at that instant; none: disks are left alone; refuse: a disk is an error. Default: "
+        "refuse if the guest runs, none if it is stopped and stays so",
     )
-    group.add_argument("--disk-folder", metavar="DIR", help="where overlays are made (default: each beside its image)")
+    group.add_argument("--disk-folder", metavar="DIR", help="where to make overlays (default: each beside its image)")
 
 
 def run(args: argparse.Namespace) -> int:
@@ -97,7 +97,7 @@ def run(args: argparse.Namespace) -> int:
 
     progress = shown()
     capture = options.capturing(args)
-    # only what is asked for by name lets a built-in guest run: what is measured is the same each time
+    # with auto a built-in guest does not run, so that measurements are of the same contents each time
     machine = sources.source(args, running=args.capture != "auto", progress=progress)
     if args.trace and os.path.realpath(args.trace) == os.path.realpath(parse_uri(args.file).path):
         raise RequestError(f"--trace {args.trace!r} would replace the file that is saved")

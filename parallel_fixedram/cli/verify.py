@@ -30,15 +30,15 @@ def register(subparsers: common.Subparsers[Any]) -> None:
         subparsers,
         "verify",
         summary="check a file's structure and digests, and compare it with live RAM",
-        about="Check FILE: its structure, its digests if it is one of our files, and with --ram every page\n"
-        "against live RAM. Exit code 1 if anything differs, 3 if FILE is not a complete mapped-ram file.\n\n"
+        about="Check FILE: its structure, its digests if it is one of our files, and with --ram every page against\n"
+        "live RAM. Exit code 1 if anything differs, 3 if FILE is not a complete mapped-ram file.\n\n"
         "--load is the strongest check: the QEMU given after --, with the command line of the guest that was saved,\n"
         "loads FILE as if to run it; all of its RAM is compared with FILE, byte by byte, and it is ended. The guest\n"
-        "does not run a single instruction, and nothing is left behind. Exit code 4 if QEMU refuses. Disks may be in\n"
-        "use by the guest that was saved: QEMU neither locks nor writes them before a guest runs. Disks that FILE\n"
-        "records must be as they were, as for a restore. Everything else in the command line is opened: give other\n"
-        "sockets, ports and taps, and other files for serial lines, which QEMU empties. Firmware is compared too:\n"
-        "QEMU leaves what FILE does not have as it was, and that differs.",
+        "does not run a single instruction, and nothing is left behind. Exit code 4 if QEMU refuses. The guest that\n"
+        "was saved may go on using its disks: QEMU neither locks nor writes them before a guest runs. Disks that FILE\n"
+        "records must be as they were, as for a restore. Everything else in the command line is opened: name other\n"
+        "sockets, ports and taps, and other files for serial lines, because QEMU empties those. Firmware is compared\n"
+        "too: what FILE does not have, QEMU leaves as it was, and that differs.",
         examples=_EXAMPLES,
     )
     parser.add_argument("file", metavar="FILE", help="a mapped-ram file, by QEMU or by us")
