@@ -1,7 +1,7 @@
 """What guest agents do in clones that run: clocks are set forward, a command is carried out.
 
-Whether an agent runs in a guest is what QEMU knows: somebody has opened its port. All agents are asked before the first
-is waited for.
+QEMU knows whether an agent runs in a guest: then its port is open. All agents are asked before the first answer is
+waited for.
 """
 
 from __future__ import annotations
@@ -23,10 +23,10 @@ if TYPE_CHECKING:
     from parallel_fixedram.machines.qemu.monitor import Monitor
 
 _LOOK_SECONDS = 0.05
-"""How long after a look at what is not finished the next one is due."""
+"""Pause before a command that has not finished is asked about again."""
 _NANOSECONDS = 1e9
 _LATEST = 1 << 63
-"""Times that an agent can tell are below it, nanoseconds since 1970."""
+"""The times of an agent are below it, nanoseconds since 1970."""
 
 
 @contextmanager
@@ -34,7 +34,7 @@ def agents_of(sockets: Sequence[AgentSocket], monitors: Sequence[Monitor]) -> It
     """A session with the guest agent of each clone, in their order.
 
     Raises:
-        MachineError: in a clone none runs, or it does not answer; says in which.
+        MachineError: in a clone no agent runs, or it does not answer; says in which.
     """
     with ExitStack() as stack:
         agents = []
@@ -81,7 +81,7 @@ def run_in_all(agents: Sequence[GuestAgent], command: str) -> None:
     Raises:
         MachineError: it cannot be started, or fails in one; says in which, and with which exit code.
     """
-    _greet(agents)  # an answer that came too late is not taken for another one
+    _greet(agents)  # or a late answer to something else would be taken for the one to this
     for number, agent in enumerate(agents):
         arguments = ["-c", command.replace(NUMBER, str(number))]
         agent.ask("guest-exec", {"path": "/bin/sh", "arg": arguments, "capture-output": True})
@@ -101,7 +101,7 @@ def run_in_all(agents: Sequence[GuestAgent], command: str) -> None:
 
 
 def _has_ended(agent: GuestAgent) -> bool:
-    """Whether a command is through, by the agent's answer to a question about it.
+    """Whether a command has ended, by what the agent answers when asked about it.
 
     Raises:
         MachineError: it has failed.

@@ -1,6 +1,6 @@
 """CommandLine: a QEMU command line as the user gave it, with its guest RAM taken from files.
 
-It is understood just as far as guest RAM is concerned: where options begin, memory backends, and which of them are main
+It is understood only as far as guest RAM is concerned: where options begin, memory backends, and which of them are main
 RAM. Everything else stays as it is, to the letter and in its place::
 
     -machine q35,memory-backend=m                    -machine q35,memory-backend=m
@@ -59,7 +59,7 @@ class MemoryFile:
     anonymous: bool = False
     """The path is that of a descriptor, which says nothing to people."""
     name: str = ""
-    """The path that it will have, where that is another one."""
+    """The path that it will have later, if another one."""
 
     def __str__(self) -> str:
         if self.anonymous:

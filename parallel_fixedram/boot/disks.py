@@ -6,8 +6,8 @@
                                  ^   ^
     guest 0 --> overlay ---------+   +--------- overlay <-- guest 1
 
-A drive of the command line is that of a recorded disk if its image is the same file as one of the disk's, the top one
-first: after a second save that is an overlay which the command line does not know.
+A drive of the command line belongs to a recorded disk if its image is the same file as one of the disk's. The top one
+is tried first, then the others: after a second save the top one is an overlay, which the command line does not have.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ def with_disks(boot: Boot, image: Image, choice: DiskChoice | None, run_folder: 
     Args:
         boot: what is started.
         image: the file.
-        choice: what is wanted; None for what is usual.
+        choice: what is wanted; None for the default.
         run_folder: where each guest has a folder by its number.
 
     Raises:
@@ -80,7 +80,7 @@ def on_overlays(boot: Boot, disks: Sequence[Disk], run_folder: str, folder: str 
     qemu_img = find_qemu_img(boot.commands[0])
     for disk in disks:
         refuse_another_chain(disk, qemu_img)
-    ours = f"{uuid.uuid4().hex[:8]}-"  # in a folder where others have put theirs, or will
+    ours = f"{uuid.uuid4().hex[:8]}-"  # other commands put overlays into the same folder
     guests = [
         _with_overlays(
             command,

@@ -9,7 +9,7 @@
     -hda c.img                                           -hda OVERLAY
 
 Read-only and removable media are no such drives (``readonly=on``, ``-cdrom``, ``-fda`` and their like).
-How it is read is QEMU's way: system/vl.c (drive_add), blockdev.c (blockdev_init), block.c (path_has_protocol).
+Options are read as QEMU reads them: system/vl.c (drive_add), blockdev.c (blockdev_init), block.c (path_has_protocol).
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ _OF_A_FILE = ("aio", "aio-max-batch", "drop-cache", "filename", "locking", "pr-m
 """What a file has besides what every node has (qapi/block-core.json, BlockdevOptionsFile)."""
 _ON = ("on", "yes", "true", "y")
 _ONLY_OF_THE_IMAGE = ("data-file", "encrypt", "offset", "size")
-"""Properties that say how an image's contents are to be read, which an overlay's format has no place for."""
+"""Properties that say how to read an image's contents; a qcow2 overlay cannot carry them."""
 _OVERLAY = "\0"
 """Stands for the overlay's path: no argument has this character."""
 

@@ -42,7 +42,7 @@ START_SECONDS = 60.0
 class Fleet:
     """Context manager around QEMUs; all are killed, and their folders removed, unless ``let_go`` is called.
 
-    Of a QEMU with which something went wrong the log stays, alone in its folder; the error's hint says where.
+    If something goes wrong with a QEMU, its log stays, alone in its folder; the error's hint says where.
 
     Args:
         commands: program and arguments of each; they have to wait for their guest (``-incoming defer``).

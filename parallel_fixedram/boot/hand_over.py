@@ -96,8 +96,8 @@ def hand_over(
         observer: hears when they load.
         meanwhile: what is done while they start.
         before_they_run: what may still refuse, when they have loaded.
-        when_they_run: what is done with them when they have been told to, unless they are not to run; returns notes.
-        together_with: what is kept if they are, and gone if they are not.
+        when_they_run: what is done with them once they were told to run, unless they stay paused; returns notes.
+        together_with: what stays if the guests are handed over, and is undone if not.
 
     Raises:
         RequestError: the folder exists, or a machine does not fit the file.

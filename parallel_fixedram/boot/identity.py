@@ -8,9 +8,9 @@ hw/acpi/vmgenid.c, vmgenid_post_load): Linux reseeds its random numbers. A devic
 added, because the guest would not know of it.
 
 fw_cfg: QEMU keeps its entries in the order of their names, and a guest finds an entry by its number (QEMU
-hw/nvram/fw_cfg.c, fw_cfg_add_file_callback). An entry more renumbers those behind it, so it is left out where the guest
-may have looked up one of those. Behind ``opt/p`` QEMU itself puts only ``vgaroms/``, which firmware looks up anew at
-every boot. Migration streams do not have the entries.
+hw/nvram/fw_cfg.c, fw_cfg_add_file_callback). One more entry renumbers those behind it, so it is left out where the
+guest may have looked up one of those. Behind ``opt/p`` QEMU itself puts only ``vgaroms/``, which firmware looks up anew
+at every boot. Migration streams do not have the entries.
 """
 
 from __future__ import annotations

@@ -5,7 +5,7 @@ A command line says where a guest agent is::
     -chardev socket,path=PATH,server=on,wait=off,id=qga0
     -device virtio-serial -device virtserialport,chardev=qga0,name=org.qemu.guest_agent.0
 
-Without an agent nothing can be done inside a guest; that is said where it was not asked for, and refused where it was.
+Without an agent nothing can be done inside a guest: a note says so, and a command of the user's is refused.
 """
 
 from __future__ import annotations

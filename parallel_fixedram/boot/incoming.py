@@ -43,7 +43,7 @@ class Source:
     """multifd channels; 1 is no multifd."""
     direct_io: bool = False
     aside: bool = False
-    """Not to be run: disks stay as they are, locks on them with whoever has them, and nothing goes to a network."""
+    """The guest will not run: its disks are neither written nor locked, and nothing is announced to a network."""
 
     def requests(self, name: str = "") -> list[tuple[str, dict[str, Any]]]:
         """The QMP commands that load it, in order, as (command, arguments).
@@ -139,8 +139,8 @@ def load(monitor: Monitor, source: Source) -> None:
 def _handed_over(monitor: Monitor, source: Source) -> Iterator[str]:
     """The name by which a QEMU finds the file meanwhile.
 
-    Every QEMU gets descriptors of its own: those that are copies of one share the place where they read. For direct
-    I/O QEMU looks in the set for one with O_DIRECT besides (QEMU util/osdep.c, monitor/fds.c).
+    Every QEMU gets descriptors of its own: copies of one descriptor share their read position. For direct
+    I/O QEMU looks in the set for another one, with O_DIRECT (QEMU util/osdep.c, monitor/fds.c).
     """
     if source.fd < 0:
         yield source.path
@@ -166,7 +166,7 @@ def go_on(monitor: Monitor, *, run: bool) -> str:
     """Have a loaded guest run if ``run`` and it only waits for that; returns its run state.
 
     One that had powered off or panicked, or was stopped for an error of its disk or by its watchdog, stays as it is:
-    so QEMU itself does, and what helps is for its owner to say.
+    so QEMU itself does, and only its owner knows what helps.
 
     Raises:
         MachineError: QEMU does not hand it over, or does not let it run.

@@ -1,4 +1,4 @@
-"""What a QEMU printed, as one line for a message; and who is still there of a run folder.
+"""What a QEMU printed, as one line for a message; and the end of whoever still uses a run folder.
 
 QEMU begins its own lines with its name. Whatever else stands in a log is a wrapper's, or the guest's serial line with
 ``-nographic``, and is quoted only where QEMU has ended and left nothing better.

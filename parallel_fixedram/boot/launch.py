@@ -1,4 +1,4 @@
-"""Launch: a QEMU started by us, to be handed over running, or to vanish without a trace but for what it said.
+"""Launch: a QEMU started by us; it is handed over running, or vanishes without a trace except its log.
 
 The process is a session of its own: it lives on when we are done, and dies if we end before that.
 """

@@ -1,7 +1,7 @@
 """Guests that live on after the command that started them: found by their run folders, and ended.
 
 A process is ended only if it is the very one that was handed over: its number may mean another one by now. QEMU is
-asked by its monitor first, then by SIGTERM, which it takes alike; SIGKILL is for one that does neither.
+asked by its monitor first, then by SIGTERM, which does the same; SIGKILL is for one that obeys neither.
 """
 
 from __future__ import annotations

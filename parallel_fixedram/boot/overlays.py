@@ -20,7 +20,7 @@ _NAME = "qemu-img"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Overlay:
-    """A qcow2 image that holds what is not as in another image, which is only read."""
+    """A qcow2 image on another image, which is only read: it holds what differs from that."""
 
     path: str
     image: str
@@ -85,8 +85,8 @@ class PlannedOverlays:
             images = ", ".join(repr(each.image) for each in self.overlays[0])
             return f"another process writes to an image that the file records ({images}): end that one"
         if "Permission denied" in message and any(path in message for path in self.paths()):
-            return "--disk-folder names a folder that the user may enter as whom QEMU runs"
-        return "--disk-folder names a folder whose file system does" if "not support O_DIRECT" in message else ""
+            return "give --disk-folder a folder that the user whom QEMU becomes may enter"
+        return "give --disk-folder a folder on a file system with O_DIRECT" if "not support O_DIRECT" in message else ""
 
 
 def find_qemu_img(command: Sequence[str]) -> str:
@@ -117,7 +117,7 @@ def backing_chain(path: str, format: str, qemu_img: str) -> list[tuple[str, str]
 
 
 def _run(command: Sequence[str], what: str) -> bytes:
-    import subprocess  # not for boots without overlays, where it would be felt
+    import subprocess  # slow to import, and boots without overlays do without it
 
     try:
         done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, check=False)

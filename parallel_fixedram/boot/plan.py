@@ -27,7 +27,7 @@ from parallel_fixedram.image.verify import verify
 MEMORY_ALIGNMENT = 8192
 """What QEMU rounds a size of memory up to, bytes (system/vl.c)."""
 RUNS_ON = ("running", "suspended", "paused", "prelaunch", "postmigrate")
-"""Run states of a saved guest after which it goes on when it is told to; the others are for its owner to mend."""
+"""Run states of a saved guest after which it goes on when it is told to; in the others its owner has to help."""
 INCOMING = ("-incoming", "defer")
 """What makes a QEMU wait for its guest."""
 
@@ -42,7 +42,7 @@ class Boot:
         changes: what of the command line was replaced, a sentence each.
         descriptors: open files that QEMU needs; without any, the commands are good for anybody.
         paused: whether the guests are not to run.
-        notes: what the user has to know of that, a sentence each.
+        notes: what the user has to know, a sentence each.
         ids: of clones with identities of their own, one each; otherwise empty.
         state: what the guest was doing when it was saved, by QEMU's name for it; empty where the file does not say.
         disks: overlays that have to be there before.

@@ -1,4 +1,4 @@
-"""Images that a file records, held against what is there now: a guest's memory knows their contents of that instant."""
+"""Images that a file records, compared with what is there now: a guest's memory fits their contents of that instant."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _SINCE = "the guest's memory would not fit it: bring back the image as it was"
 
 
 def refuse_written(disks: Sequence[Disk]) -> None:
-    """Refuse images that are not as they were when they were recorded; one that was only copied is, with its times.
+    """Refuse images that are not as they were when they were recorded; a copy with the same times counts as the same.
 
     Raises:
         ContentsDiffer: one was written since; says which, and by what that shows.
@@ -50,7 +50,7 @@ def _moment(nanoseconds: int) -> str:
 
 
 def refuse_another_chain(disk: Disk, qemu_img: str) -> None:
-    """Refuse a disk whose images have others behind them, by their headers: by these QEMU would find them.
+    """Refuse a disk whose images' headers name other backing files: QEMU goes by the headers.
 
     Raises:
         RequestError: it is such a disk, as where the command line says what is behind an image.

@@ -1,4 +1,4 @@
-"""What two QEMUs cannot both have: recognised in what QEMU says, or in command lines before it says nothing."""
+"""What two QEMUs cannot both have: recognised in QEMU's messages, or in command lines where QEMU would be silent."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def taken_hint(message: str, *, clones: bool) -> str:
 
 
 def refuse_shared_sockets(lines: Sequence[CommandLine]) -> None:
-    """Refuse command lines that listen on the same unix socket: QEMU takes it from the one before without a word.
+    """Refuse command lines that listen on the same unix socket: QEMU silently takes it from the one before.
 
     Raises:
         RequestError: names the socket.

@@ -72,7 +72,7 @@ def _merge(monitor: Monitor, drive: Drive, into: int, what: str, observer: Obser
     top, done, whole = drive.disk.node, 0, 0
     job = f"commit-{top.removeprefix('#')}"
     if (begun := find_job(monitor, job)) and begun.get("status") == "concluded":
-        with contextlib.suppress(MachineError):  # what came of that one matters no more
+        with contextlib.suppress(MachineError):  # whether that one failed no longer matters
             end_job(monitor, what, job)
         begun = None
     if not begun:
@@ -81,7 +81,7 @@ def _merge(monitor: Monitor, drive: Drive, into: int, what: str, observer: Obser
             monitor.execute("block-commit", arguments)
         except MachineError as error:
             image = drive.disk.images[into].path
-            hint = f"another QEMU may be using {image!r}, as guests of a file do that has this image"
+            hint = f"another QEMU may be using {image!r}, such as a guest of a file that records it"
             raise MachineError(error.message, hint=hint) from error
     try:
         for at, total in follow_job(monitor, what, job):

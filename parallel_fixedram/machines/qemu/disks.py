@@ -2,7 +2,7 @@
 
 QEMU's ``stop`` waits for every request of its block devices and then flushes each of them (QEMU system/cpus.c,
 do_vm_stop: bdrv_drain_all, bdrv_flush_all), and the guest stands still meanwhile: with a few GiB of its writes in the
-host's page cache that takes seconds. What is synced before is not left for then.
+host's page cache that takes seconds. What was synced before need not be flushed then.
 
 Which files these are does not follow from the names that QEMU has for them: they may be relative to a folder it has
 left, pseudo (``json:``, ``/dev/fdset/N``), removed, or of another mount namespace. So QEMU is asked whether there are
@@ -39,7 +39,7 @@ class _Node:
 
 
 def sync_disks(monitor: Monitor, pid: int) -> list[str]:
-    """Have what the guest wrote to its disks on stable storage, but for what it writes from now on.
+    """Bring to stable storage what the guest has written to its disks so far.
 
     Args:
         monitor: of the QEMU.
@@ -87,5 +87,5 @@ def _written_nodes(monitor: Monitor) -> Iterator[_Node]:
 
 
 def _is(path: str, name: str) -> bool:
-    """Whether a path as the kernel shows it may be what QEMU calls so, perhaps from a folder it has left."""
+    """Whether a path, as the kernel shows it, may be what QEMU calls ``name``, perhaps relative to a folder it left."""
     return f"/{path.removesuffix(' (deleted)')}".endswith(f"/{name}")

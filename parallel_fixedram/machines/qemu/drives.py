@@ -6,7 +6,7 @@
     query-blockstats   the nodes behind it: image, the file below it, the image behind that
     /proc/PID/fd       which file on this host such a name stands for
 
-Names that QEMU has for files are those it was given: relative to a folder that it may have left, of another mount
+QEMU knows files by the names it was given: relative to a folder that it may have left, of another mount
 namespace, replaced since. So a name only counts if it leads, from here, to a file that QEMU has open.
 """
 
@@ -93,7 +93,7 @@ def find_drives(monitor: Monitor, pid: int) -> list[Drive]:
 
 
 def disk_names(monitor: Monitor) -> list[str]:
-    """What the disks are called that only this guest writes to.
+    """Names of the disks that only this guest writes to.
 
     Raises:
         MachineError: QEMU does not say what disks it has, or has ended.
@@ -125,7 +125,7 @@ def used_nodes(monitor: Monitor) -> set[str]:
 
 
 def _alone(drive: Drive, drives: Sequence[Drive]) -> Drive:
-    """The same, and that another one writes to one of its images, if so."""
+    """The same, unsuitable if another one writes to one of its images."""
     images = {each.path for each in drive.disk.images}
     for other in drives:
         if other is not drive and images & {each.path for each in other.disk.images[:1]}:

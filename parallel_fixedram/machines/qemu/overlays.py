@@ -7,8 +7,8 @@
     pause:   transaction { blockdev-snapshot, one for each disk }
     after:   disk --> overlay --> image                           which nobody writes any more
 
-An overlay is ``IMAGE.SNAPSHOT.qcow2``, beside its image if nothing else is said; SNAPSHOT says when. By this name it is
-known as ours later, and by that of its node as long as this QEMU lives.
+An overlay is ``IMAGE.SNAPSHOT.qcow2``, by default beside its image; SNAPSHOT says when. By this name we know it as ours
+later, and by its node's name as long as this QEMU lives.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ PREFIX = "fixedram-"
 
 _SUFFIX = re.compile(rf"\.{PREFIX}\d{{8}}-\d{{6}}[a-z]?\.qcow2$")
 _FILE = ".f"
-"""What the name of an overlay's file's node ends with."""
+"""How the name of the node of an overlay's file ends."""
 
 _LETTERS = ("", *"abcdefghijklmnopqrstuvwxyz")
 COMMIT = "`disks commit` merges overlays into their images, and removes those that were left"
@@ -69,7 +69,7 @@ def overlays_of_ours(disk: Disk) -> int:
 
 
 class Overlays:
-    """DiskOverlays of a QEMU; a context manager. What is not in use when it is left, is removed.
+    """DiskOverlays of a QEMU; a context manager. On leaving, overlays that are not in use are removed.
 
     Args:
         monitor: of the QEMU.
@@ -200,7 +200,7 @@ class Overlays:
         )
 
     def _remove(self, overlay: Overlay) -> bool:
-        """Take an overlay back that no disk goes on with; returns whether that is done."""
+        """Remove an overlay that no disk goes on with; returns whether that is done."""
         try:
             remove_nodes(self._monitor, overlay.node)
         except MachineError:  # it is in use, or nobody can tell any more
@@ -212,7 +212,7 @@ class Overlays:
 
 
 def left_overlays(monitor: Monitor, drives: Sequence[Drive]) -> dict[str, str]:
-    """Overlays that were begun and that no disk uses: path of the file, and its node; no node if QEMU has none of it.
+    """Overlays that were begun and that no disk uses: path of the file, and its node, empty if QEMU has none.
 
     Args:
         monitor: of the QEMU.
@@ -261,7 +261,7 @@ def _has_ended(monitor: Monitor) -> bool:
 
 
 def _as_it_is(disk: Disk, *, durable: bool) -> Disk:
-    """The disk with what is known of its images, which nobody writes any more."""
+    """The disk, with what its images are now that nobody writes them any more."""
     path = disk.images[0].path
     try:
         if durable:  # QEMU flushes it when the guest is stopped, but not with cache=unsafe
