@@ -51,7 +51,7 @@ def tail_mask(pages: int) -> int:
 def runs_of_ones(bits: NDArray[np.integer[Any]]) -> NDArray[np.int64]:
     """Maximal runs of non-zero elements, shape (runs, 2): first index and length, ascending."""
     edges = np.empty(len(bits) + 2, np.int8)
-    edges[0] = edges[-1] = 0
+    edges[0] = edges[-1] = 0  # so that a run at either end has two turns as well, and turns come in pairs
     np.not_equal(bits, 0, out=edges[1:-1].view(np.bool_))
     turns = np.flatnonzero(edges[1:] != edges[:-1])
     runs = turns.reshape(-1, 2)
@@ -145,6 +145,7 @@ class PageBitmap:
         if len(indices) and not 0 <= indices.min() <= indices.max() < self.pages:
             raise ValueError(f"pages {indices.min()} to {indices.max()} lie outside a bitmap of {self.pages} pages")
         shifts = (indices % WORD_PAGES).astype(np.uint64)
+        # .at, because several pages may be in one word: words[...] |= would keep one of them
         np.bitwise_or.at(self.words, indices // WORD_PAGES, np.left_shift(np.uint64(1), shifts))
 
     def test(self, page: int) -> bool:
@@ -190,6 +191,7 @@ class PageBitmap:
     def runs(self) -> Runs:
         """Maximal runs of set bits, ascending, as an array of firsts and lengths."""
         words, top = self.words, np.uint64(WORD_PAGES - 1)
+        # a run begins at a set bit whose neighbour before is clear; that of a word's first bit is in the word before
         none = np.zeros(1, np.uint64)
         before = np.concatenate((none, words[:-1] >> top))[: len(words)]
         after = np.concatenate((words[1:] << top, none))[: len(words)]
@@ -199,7 +201,7 @@ class PageBitmap:
 
 
 def _set_bits(words: Words) -> NDArray[np.int64]:
-    """Numbers of the set bits, ascending; takes time for the words that have some only."""
+    """Numbers of the set bits, ascending; takes time only for words that have some."""
     found: list[NDArray[np.int64]] = [np.empty(0, np.int64)]
     used = np.flatnonzero(words)
     for start in range(0, len(used), _CHUNK_WORDS):

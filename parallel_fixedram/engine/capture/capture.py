@@ -37,7 +37,7 @@ class Capture(ABC):
     reserves = True
 
     def __enter__(self) -> Self:
-        """Have everything that must not be inherited by workers, or that they inherit."""
+        """Get what workers are to inherit, and do what they must not inherit; they are forked next."""
         return self
 
     def __exit__(  # noqa: B027  # most have nothing to give back
@@ -58,7 +58,7 @@ class Capture(ABC):
 
         Args:
             run: has workers write.
-            torn: what somebody else did that made what ``stopped`` did worthless, as a sentence; None if nobody did.
+            torn: what somebody else did that spoiled the last ``stopped``, as a sentence; None if nobody did.
         """
 
     @abstractmethod
@@ -69,7 +69,7 @@ class Capture(ABC):
         """What is left; the machine runs again."""
 
     def let_go(self) -> SnapshotReport | None:
-        """Return when the machine feels nothing of it any more; with figures, where it did."""
+        """Return when the machine is no longer affected; with figures, if it was."""
         return None
 
 

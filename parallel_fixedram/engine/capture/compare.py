@@ -1,6 +1,6 @@
-"""Compare: all pages while the guest runs, and those whose hash is another one by then while it stands still.
+"""Compare: all pages while the guest runs; then, while it stands still, those whose hash has changed.
 
-Needs no special rights and works with any guest; the pause grows with RAM, because all of it is looked at once more.
+Needs no special rights and works with any guest; the pause grows with RAM, because all of it is read once more.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from parallel_fixedram.host.files.page_cache import dirty_room
 
 
 class Compare(Capture):
-    """Two looks at everything.
+    """Reads everything twice.
 
     Args:
         task: what is to be saved, and how.
@@ -30,10 +30,10 @@ class Compare(Capture):
     def __init__(self, task: Task) -> None:
         self._task = task
         self._hashes = Hashes([each.block for each in task.guest_blocks])
-        self.reserves = task.choice.direct  # through the page cache it is noticed before the guest is stopped anyway
+        self.reserves = task.choice.direct  # otherwise a full file system is noticed before the pause anyway
         first = task.writer(may_change=True, hashes=self._hashes)
         self._first = RoundJob(task.ledger, first, window_pages=task.choice.window_pages, hashes=self._hashes)
-        # what changed is little, and reaches the page cache sooner than the device
+        # little has changed, and it reaches the page cache sooner than the device
         last = PageWriter(task.guest_blocks, task.blocks, task.ledger, task.buffered, max_gap_pages=0)
         self._last = ChangedJob(task.guest_blocks, task.ledger, self._hashes, last, window_pages=WINDOW_PAGES_BUFFERED)
 

@@ -107,7 +107,7 @@ class Coordinator:
         return tally
 
     def written_by_others(self, pages: int, size: int) -> None:
-        """Pages of the last round, ``size`` bytes of them, came into the file past the workers."""
+        """Pages of the last round, ``size`` bytes of them, that somebody else than the workers wrote."""
         last = self.rounds[-1]
         self.rounds[-1] = replace(last, written_pages=last.written_pages + pages, zero_pages=last.zero_pages - pages)
         self.written.bytes += size
@@ -140,7 +140,7 @@ class Coordinator:
             self._observer.shard(traced(message, worker, self._task.layout, self._began))
             if cached and message.tally.bytes:
                 span = shard_span(self._task.layout, shard)
-                # of what a guest will wait for, as late as possible: copying is slower while the device works
+                # if a guest waits, as late as possible: copying is slower while the device works
                 at_once = self._task.options.publishing.durable and (phase == FIRST_PASS or not self._task.waits)
                 self._writeback.wrote(*span, message.tally.bytes, at_once=at_once)
 

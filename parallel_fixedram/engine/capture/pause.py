@@ -36,12 +36,12 @@ class Pause:
         torn: what somebody did meanwhile that makes what was read worthless, as a sentence; None if it is one instant.
         sync_disks_seconds: how long its disks took, before.
         seconds: from the request to stop to the moment it may go on.
-        stop_seconds: of that, until it stood still.
-        ram_seconds: of that, until its RAM needed it no longer; told by whoever read that.
-        state_seconds: how long its device state took, next to everything else.
-        disks_seconds: of that, until its disks had gone on to overlays; told by whoever had them do so.
+        stop_seconds: of ``seconds``, until it stood still.
+        ram_seconds: of ``seconds``, while its RAM was read; set by whoever read it.
+        state_seconds: how long its device state took, beside everything else.
+        disks_seconds: of ``seconds``, while its disks moved to overlays; set by whoever moved them.
         cont_seconds: of ``seconds``, to let it go on.
-        copy_seconds: of ``seconds``, to copy its RAM for a check; told by whoever did that.
+        copy_seconds: of ``seconds``, to copy its RAM for a check; set by whoever did that.
     """
 
     def __init__(self, machine: Machine) -> None:
@@ -104,7 +104,7 @@ class Pause:
     def _end(self, error: BaseException | None) -> None:
         self._ended = True
         try:
-            self._thread.shutdown(cancel_futures=True)  # its monitor takes one request at a time
+            self._thread.shutdown(cancel_futures=True)  # first: the monitor takes one request at a time
             resumed = time.perf_counter()
             # what went wrong first matters more
             with contextlib.suppress(*([FixedRamError] if error else [])):

@@ -1,4 +1,4 @@
-"""Rehearsal: once through what a last round does, while nobody waits.
+"""Rehearsal: what a last round does, done once while nobody waits.
 
 Memory that coordinator and workers touch for the first time after the fork is copied page by page: that takes longer
 than a small round itself.

@@ -33,7 +33,7 @@ class Task:
     buffered: FileChannel
     """The file, through the page cache."""
     direct: FileChannel | None
-    """The file past it, where it could be opened so."""
+    """The file, bypassing the page cache; None where it cannot be opened so."""
     dirty: DirtySource | None
     """Says which pages were written, where it is asked."""
     address_space: AddressSpace | None
@@ -50,7 +50,7 @@ class Task:
         return self.direct if self.choice.direct and self.direct else self.buffered
 
     def writer(self, *, may_change: bool = False, hashes: Hashes | None = None) -> PageWriter:
-        """Writes pages as the choice wants it; from copies where the page cache is bypassed, or RAM may change."""
+        """Writes pages as the choice says; from copies where the page cache is bypassed, or RAM may change."""
         return PageWriter(
             self.guest_blocks,
             self.blocks,

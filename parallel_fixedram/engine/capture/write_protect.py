@@ -143,7 +143,7 @@ class WriteProtect(Capture):
                 phase=FIRST_PASS,
                 shard_pages=choice.shard_pages,
             )
-            self._space.has_answered()  # a discard that it had begun has been told by now
+            self._space.has_answered()  # so we have heard of every discard that it had begun
             self._snapshot.end()
         present = sum(
             bitmap.count() for bitmap, protected in zip(task.ledger.present, self._protected, strict=True) if protected
@@ -186,7 +186,7 @@ class WriteProtect(Capture):
 
     @contextmanager
     def _failing(self, *, begun: bool = True) -> Iterator[None]:
-        """What goes wrong inside is told as well as anybody knows."""
+        """What goes wrong inside becomes an error with the best known cause."""
         try:
             yield
         except MachineError:

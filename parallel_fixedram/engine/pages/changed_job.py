@@ -17,7 +17,7 @@ from parallel_fixedram.engine.pages.writer import PageWriter
 from parallel_fixedram.engine.workers.messages import Tally
 
 CHECK_PAGES = 1024
-"""Pages that are compared at a time: nothing follows that would want them in the cache."""
+"""Pages that are compared at a time: they need not stay in a cache, because nothing reads them again."""
 
 
 class ChangedJob:
@@ -84,8 +84,9 @@ class ChangedJob:
             if held.any():
                 suspects |= self._hashes.changed(block, first, pages, held)
             full = suspects if guest.keeps_zero_pages else nonzero_among(pages, suspects, data[part])
-            found[part] = full | (suspects & present[part])
+            found[part] = full | (suspects & present[part])  # a zero page only has to be emptied if the file has it
             if found[part].any():
+                # before they are written: from then on the file may hold something else than was hashed
                 self._hashes.forget(block, first, found[part])
         tally.scan_seconds += time.perf_counter() - started
         return found

@@ -5,7 +5,7 @@
     guest runs:   page -> private copy -> written, its hash into a table                 at the device's speed
     guest waits:  page -> hash == table?  then the file holds it; else it is written     at memory's speed
 
-No dirty log is needed, which from outside a QEMU there is none of. The hash is XXH3-128 with a seed that nobody else
+No dirty log is needed: from outside a QEMU there is none. The hash is XXH3-128 with a seed that nobody else
 knows: two contents of a page have the same one with a probability of 2**-128, and a guest cannot look for such a pair.
 What is hashed is the copy that is written, never RAM itself, which changes meanwhile.
 """
@@ -46,7 +46,7 @@ class Hashes:
         return np.frombuffer(whole, np.uint64).reshape(-1, 2)
 
     def held(self, block: int, first: int, count: int) -> Bits:
-        """1 for every page, of ``count`` from ``first`` on, that the file holds something of."""
+        """1 for every page of [first, first + count) of which the file holds a known copy."""
         return self._held[block].page_bits(first, count)
 
     def note(self, block: int, first: int, pages: Pages, bits: Bits) -> None:
@@ -78,7 +78,7 @@ class Hashes:
         return found
 
     def forget(self, block: int, first: int, bits: Bits) -> None:
-        """These pages are made holes, or about to be written from RAM itself: there is nothing to compare them with.
+        """These pages are made holes, or will be written from RAM itself: the hash is no longer that of the file.
 
         Args:
             block: number of the block.
@@ -88,7 +88,7 @@ class Hashes:
         self._held[block].put_bits(first // WORD_PAGES, self.held(block, first, len(bits)) & ~bits)
 
     def distrust(self, data: Sequence[PageBitmap], present: Sequence[PageBitmap]) -> None:
-        """Pages changed while they were written as if they could not: whatever is not held may be in the file.
+        """Pages changed while they were written as if RAM stood still: any page that is not held may be in the file.
 
         Args:
             data: pages that may hold something, one bitmap a block.

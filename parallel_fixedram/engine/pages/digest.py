@@ -1,6 +1,6 @@
 """Digests: of pages, as they are written or read, and of everything else in a file.
 
-The digests of a save are noted by whoever writes a page, of the same bytes, and put down when all pages are there.
+In a save, whoever writes a page notes the digest of the same bytes; the tables are written when all pages are there.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ def write_digests(
     Args:
         channel: the file.
         tables: file offset of the digest of page 0 of each block.
-        digests: shape (pages,) for each block; where no page is near it is not looked at.
+        digests: shape (pages,) for each block; not read where no page is near.
         present: which pages are in the file; the digest of any other is 0.
     """
     for table, values, bitmap in zip(tables, digests, present, strict=True):
@@ -87,7 +87,7 @@ class DigestTable:
 
 
 def write_trailer(channel: FileChannel, trailer: TrailerLayout, blocks: Sequence[SavedBlock]) -> None:
-    """Write what a trailer says of a stream that is complete, but for the page digests, which are there already."""
+    """Write the trailer of a complete stream, except the page digests, which are there already."""
     for offset, head in trailer.parts:
         channel.write(offset, memoryview(head))
     extents = [
@@ -109,7 +109,7 @@ def range_digest(channel: FileChannel, start: int, end: int) -> int:
         FormatError: the file ends before.
     """
     digest = xxhash.xxh3_64()
-    channel.read(end - 1, memoryview(bytearray(1)))  # past the end of a file there is a hole, too
+    channel.read(end - 1, memoryview(bytearray(1)))  # or what lies past the end of the file would count as a hole
     buffer = memoryview(bytearray(min(_RANGE_PIECE, end - start)))
     for first, last in data_extents(channel.fd, start, end):
         _digest_zeros(digest, first - start)

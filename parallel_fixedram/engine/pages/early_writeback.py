@@ -1,8 +1,8 @@
-"""EarlyWriteback: the device starts on the page cache while the rest still gets there.
+"""EarlyWriteback: the device starts to write the page cache while the rest still gets there.
 
-At once where nobody waits: stable storage is reached earlier, though copying is slower meanwhile. While a guest waits
-only when the kernel would otherwise slow down whoever writes, which it does when much is dirty, long before memory is
-full and with limits of its own for each device: a guest of 2 GiB then waited for 3 s instead of 0.25 (measured).
+If no guest waits, at once: stable storage is reached earlier, though copying is slower meanwhile. If one waits, only
+when the kernel would otherwise slow down whoever writes. It does that when much is dirty, long before memory is
+full, with limits of its own for each device: a guest of 2 GiB then waited for 3 s instead of 0.25 (measured).
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ class EarlyWriteback:
             offset: where the range begins in the file.
             length: its bytes.
             size: how many of them were written.
-            at_once: it is, because nobody waits.
+            at_once: it is time in any case, because nobody waits.
         """
         self._waiting.append((offset, length))
         if not at_once:

@@ -69,7 +69,7 @@ class Ledger:
             bitmap.set_ranges(each.source.newly_touched(bitmap))
 
     def add_dirty(self, source: DirtySource, guest_blocks: Sequence[GuestBlock]) -> None:
-        """Note what was written since the last time; what of it is no hole any more may hold something."""
+        """Note what was written since the last time; those of these pages that are no holes now join ``data``."""
         touched = [PageBitmap(bitmap.pages) for bitmap in self.dirty]
         source.sync(touched)
         for each, new, dirty, data in zip(guest_blocks, touched, self.dirty, self.data, strict=True):

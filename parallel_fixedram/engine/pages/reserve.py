@@ -43,7 +43,7 @@ class Reservation:
             number: the block.
             data: its pages that may hold something.
             gap_pages: gaps of up to so many pages will be bridged, and every range is to be reserved: direct
-                writes into space that is not go one by one. None to reserve only where that is worth it in itself.
+                writes into other space go one by one. None to reserve only where that alone pays.
 
         Raises:
             HostError: there is not enough space.
@@ -55,7 +55,7 @@ class Reservation:
         else:
             wanted = merge_runs(data.runs(), gap_pages)
         offset, size, taken = saved.page_offset(0), saved.block.page_size, 0
-        if self._space.is_in_memory():  # nothing is taken there; whether all of it fits is one question
+        if self._space.is_in_memory():  # nothing is taken there: one call asks whether all of it fits
             self._space.reserve(offset, int(wanted[:, 1].sum()) * size)
             return
         for first, count in wanted.tolist():
@@ -65,7 +65,7 @@ class Reservation:
         self._reserved[number].set_runs(wanted[:taken])
 
     def give_back(self, file: Sequence[PageBitmap], gap_pages: int = 0) -> None:
-        """Make holes of what was reserved for pages that are not in the file, but for gaps that were bridged."""
+        """Make holes of what was reserved for pages that are not in the file, except gaps that were bridged."""
         for saved, reserved, present in zip(self._blocks, self._reserved, file, strict=True):
             reserved.words &= ~present.words
             left = reserved.runs()
@@ -76,7 +76,7 @@ class Reservation:
 def dense_runs(runs: Runs, max_gap_pages: int) -> Runs:
     """Runs joined over gaps of at most ``max_gap_pages`` pages, while gaps are at most an eighth of the result.
 
-    Of single pages at random hardly any are joined to the next one: only those that are get a look of their own.
+    Single pages at random are hardly ever joined, so only those that join the next one go through Python's loop.
     """
     firsts, lengths = runs[:, 0], runs[:, 1].copy()
     spans = firsts[1:] + lengths[1:] - firsts[:-1]

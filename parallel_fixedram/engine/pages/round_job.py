@@ -22,7 +22,7 @@ class RoundJob:
         ledger: what to write, and what is in the file afterwards.
         writer: how.
         window_pages: how many pages are tested and then written at a time.
-        hashes: say what the file holds already in the first round, too: from a worker that died.
+        hashes: what the file holds already; in the first round, what a worker wrote before it died.
     """
 
     def __init__(self, ledger: Ledger, writer: PageWriter, *, window_pages: int, hashes: Hashes | None = None) -> None:

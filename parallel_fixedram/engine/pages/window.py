@@ -22,13 +22,13 @@ DIRECT_READ_PAGES = 512
 """Pages in a window that is read bypassing the page cache: 2 MiB, a huge page, which a device reads at full speed."""
 
 MAX_SCAN_RUNS = 8
-"""Runs in a window up to which each is tested for zero pages in its place; pages of more are picked out first."""
+"""Up to so many runs in a window, each is tested for zero pages where it is; of more the pages are copied out first."""
 
 _FEW_PAGES = 32
-"""Pages which are picked out however few runs they are in: to copy them takes less than one call more for each run."""
+"""So few pages are copied out however few runs they are in: that takes less time than a call for each run."""
 
 _SAMPLE_PAGES = 16
-"""One page in so many is asked first whether it is worth a look at all of them at once."""
+"""One page in so many is tested first: if one of them is not zero, testing all in one go is a waste."""
 
 READ_GAP_PAGES = 16
 """Absent pages read along to join two reads into one; they are holes and cost little."""
@@ -97,7 +97,7 @@ class WindowReader:
 def nonzero_pages(pages: Pages) -> Bits:
     """1 for every page with a bit set, 0 for zero pages; shape (pages,).
 
-    Pages that are all zero are passed in one go, which is fastest by far; of others one word tells most.
+    If all pages are zero they are passed in one go, which is fastest by far; of others the first word tells most.
     """
     if pages.flags.c_contiguous and not pages[::_SAMPLE_PAGES, 0].any() and not np.bitwise_or.reduce(pages.reshape(-1)):
         return np.zeros(len(pages), np.uint8)
@@ -125,6 +125,7 @@ def merge_runs(runs: Runs, max_gap_pages: int, only: Bits | None = None) -> Runs
     ends = runs[:, 0] + runs[:, 1]
     join = runs[1:, 0] - ends[:-1] <= max_gap_pages
     if only is not None:
+        # a gap is free of other pages if as many come before its end as before its beginning
         others = np.concatenate(([0], np.cumsum(only == 0)))
         join &= others[runs[1:, 0]] == others[ends[:-1]]
     firsts = runs[np.concatenate(([True], ~join)), 0]
@@ -136,7 +137,7 @@ def covered(runs: Runs, pages: int) -> Bits:
     """1 for every page that lies in one of the runs, shape (pages,)."""
     steps = np.zeros(pages + 1, np.int8)
     steps[runs[:, 0]] = 1
-    steps[runs[:, 0] + runs[:, 1]] -= 1
+    steps[runs[:, 0] + runs[:, 1]] -= 1  # after the ones: a run may begin where another ends, and that is 0
     found: Bits = np.cumsum(steps[:-1], dtype=np.int8).view(np.uint8)
     return found
 

@@ -1,7 +1,7 @@
 """Faults: those who wait to write a group, until they may.
 
-Who writes one group after the other would wait at each, and that takes ten times as long as the copy (measured). So
-what lies behind is copied and let go along with it, twice as much each time, as a file is read ahead.
+A guest that writes one group after the other would wait at each, ten times as long as the copy takes (measured). So
+the groups behind it are copied and let go along with it, twice as many each time, as when a file is read ahead.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ class _Waiting:
 
 
 class Faults:
-    """Serves faults as the phase has it: notes them before T, copies after it, lets them through when all is captured.
+    """Serves faults as the phase demands: notes them before T, copies after it, lets them through when all is captured.
 
     Args:
         memory: whose faults they are.
@@ -74,11 +74,11 @@ class Faults:
             self._waiting.setdefault(groups.start, _Waiting(self._with_more(groups), now))
 
     def _with_more(self, groups: range) -> range:
-        """The groups that somebody waits for, and those behind them that will be written next, as it seems."""
+        """The groups that somebody waits for, and those behind them that will probably be written next."""
         if self._marks.phase[0] != Phase.CAPTURING:
             return groups
         in_turn = self._next is not None and groups.start - self._next >= 0 and self._is_open(self._next, groups.start)
-        room = max(self._ring.slots // 2 - len(self._ring), 0)  # nobody shall wait for room for more than they need
+        room = max(self._ring.slots // 2 - len(self._ring), 0)  # nobody shall wait because the ring is full of guesses
         self._more = min(2 * self._more + 1, MOST_AHEAD, room) if in_turn else 0
         found = self._memory.longer(groups, self._more)
         self._next = found.stop
@@ -102,7 +102,7 @@ class Faults:
         return time.monotonic() - oldest
 
     def begin_again(self) -> None:
-        """The phase is another one: who waits now is served as it has it."""
+        """The phase has changed: whoever waits now is served as the new one demands."""
         for each in self._waiting.values():
             each.steps = None
 
@@ -111,7 +111,7 @@ class Faults:
         self._open[:] = 0
 
     def sweeping(self) -> Iterator[bool]:
-        """Let go what is captured before somebody has to wait for it, again and again.
+        """Again and again, let go of what is captured before somebody has to wait for it.
 
         Yields:
             True after every piece, False when all memory has been looked at once more.

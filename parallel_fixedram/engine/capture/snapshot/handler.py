@@ -90,7 +90,7 @@ class Handler:
             self._turn()
         except (FixedRamError, OSError) as error:
             if self.phase == Phase.RELEASING:
-                self._end()  # what is left is let go by closing
+                self._end()  # closing lets go of the rest
             self._void(Void.FAILED, str(error))
 
     def _turn(self) -> None:
@@ -130,7 +130,7 @@ class Handler:
         self._serve()
 
     def _void(self, why: Void, because: str | None = None) -> None:
-        """It was for nothing: let go. Once all is captured nothing of that kind matters any more."""
+        """The snapshot is void: let memory go. Once all is captured, that does not matter any more."""
         if self.phase < Phase.RELEASING:
             self._marks.void[0] = why
             self._because = because or self._marks.why_void()
@@ -148,7 +148,7 @@ class Handler:
         elif command is Command.FIX:
             self._fix()
         elif command is Command.END:
-            self._drain()  # a discard that went before it makes it void
+            self._drain()  # memory that was discarded before this makes the snapshot void
             if self.phase < Phase.RELEASING:
                 self._release()
                 send(self._control, Done())

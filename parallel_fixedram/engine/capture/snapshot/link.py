@@ -28,7 +28,7 @@ class Link:
         return self._end.fileno()
 
     def tell(self) -> None:
-        """Wake the other end; if it has not listened for long, or is gone, that is its own matter."""
+        """Wake the other end; if that is gone, or has more than enough to read already, nothing happens."""
         with contextlib.suppress(BlockingIOError, BrokenPipeError, ConnectionResetError):
             self._end.send(b"!")
 

@@ -8,8 +8,8 @@ a byte       written by     1 when
 ``written``  its worker     it is in the file, its bits and digests in their tables
 ===========  =============  ==========================================================================================
 
-Every byte and every word has one writer, so nothing needs a lock. That stores are seen in their order, and loads made
-in theirs, is a promise of x86-64; another architecture would need barriers.
+Every byte and every word has one writer, so nothing needs a lock. x86-64 promises that stores are seen, and loads made,
+in program order; another architecture would need barriers.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from parallel_fixedram.host.files.channel import anonymous_memory
 from parallel_fixedram.host.processes.watchdog import Verdict
 
 _LINE = 8
-"""Words of a cache line, so that who writes one control word does not take another's away from who reads it."""
+"""Words of a cache line: each control word has its own, so that writing one does not slow down readers of others."""
 
 
 class Phase(IntEnum):

@@ -132,7 +132,7 @@ class Processes:
         return self._watchdog.is_watching()
 
     def figures(self) -> Figures | None:
-        """What the handler has done, when memory is let go; None if it died over it."""
+        """What the handler has done, when memory is let go; None if it died before that."""
         with contextlib.suppress(WorkerError):
             while self._figures is None:
                 self._note(self._handler.answer(ANSWER_SECONDS))

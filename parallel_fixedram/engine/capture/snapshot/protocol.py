@@ -98,7 +98,7 @@ def capture(
     write(mine)
     yield Step.WRITTEN
     publish(mine)
-    marks.written[groups][mine != 0] = 1
+    marks.written[groups][mine != 0] = 1  # last: nobody does them again after this
     yield Step.MARKED
 
 

@@ -30,7 +30,7 @@ class Ring:
         self._memory = anonymous_memory(slots * WORD_PAGES * page_size, shared=True)
         self._pages: Pages = np.frombuffer(self._memory, np.uint64).reshape(slots, WORD_PAGES, page_size // 8)
         self._groups, self._slot_at = shared_words(slots).view(np.int64), shared_words(slots).view(np.int64)
-        # known to the one that puts alone
+        # only the one that puts uses these three
         self._free = list(range(slots))[::-1]
         self._chosen: int | None = None
         self._seen_free = 0
@@ -72,7 +72,7 @@ class Ring:
         assert self._chosen is not None, "room() comes first"
         head, slot, self._chosen = int(self._head[0]), self._chosen, None
         self._groups[head % self.slots], self._slot_at[head % self.slots] = group, slot
-        self._head[0] = head + 1
+        self._head[0] = head + 1  # last: from here on the other one may read the place
 
     def peek(self, place: int) -> tuple[int, Pages]:
         """The group that is ``place`` places after the next one to be taken, and its pages."""

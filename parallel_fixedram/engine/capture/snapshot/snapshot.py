@@ -87,8 +87,10 @@ class Snapshot(Closing):
         )
 
     def protect(self) -> None:
-        """Have writes of the guest noted from now on. What was touched before shows in data maps that are asked then,
-        once more: they were asked for the whole of each block before the call, too.
+        """Have writes of the guest noted from now on.
+
+        Ask for the data maps of whole blocks before the call, and once more after it: what was touched in between is
+        not noted.
 
         Raises:
             FixedRamError: the snapshot is void.
