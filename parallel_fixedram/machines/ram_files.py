@@ -84,7 +84,7 @@ class RamFiles(RamOnly, Closing):
         return None
 
     def address_space(self) -> NoReturn:
-        """Whose memory it is, nobody knows (Machine.address_space)."""
+        """Nobody knows whose memory it is (Machine.address_space)."""
         raise MachineError("files of RAM do not say which process writes to them")
 
     def close(self) -> None:

@@ -42,7 +42,7 @@ KEPT_SECONDS = 7 * 24 * 3600.0
 
 _KEPT_AS = "devices.json"
 _VERSION = 4
-"""Of what is measured and how; what another one has kept is not used."""
+"""Changes with what is measured, and how; results that another version kept are not used."""
 
 
 def device_model(folder: str, size: int, *, fresh: bool = False) -> DeviceModel:
@@ -50,7 +50,7 @@ def device_model(folder: str, size: int, *, fresh: bool = False) -> DeviceModel:
 
     Args:
         folder: where the file will be.
-        size: bytes that will be written: for very few it is not measured, but what is known is used.
+        size: bytes that will be written: for very few nothing is measured, but a known result is used.
         fresh: measure in any case.
 
     Returns:
@@ -75,7 +75,7 @@ def device_model(folder: str, size: int, *, fresh: bool = False) -> DeviceModel:
 
 
 def known_for(folder: str) -> float | None:
-    """How long it has been known what writes into a folder cost, seconds; None where the next save has to find out.
+    """Age of what is known of the cost of writes into a folder, seconds; None where the next save has to measure.
 
     Raises:
         OSError: there is no such folder.

@@ -74,7 +74,7 @@ class ComputingTrials:
         )
 
     def result(self) -> Computing:
-        """What it comes to, once there is a sample."""
+        """The result, once there is a sample."""
         dense, sparse, digest_page, hash_page = (statistics.mean(each) for each in zip(*self._found, strict=True))
         dense_pages, sparse_pages = _DENSE_WINDOWS * WORK_WINDOW_PAGES, _SPARSE_WINDOWS * _SPARSE_PAGES
         # two unknowns, two measurements: dense = 8 windows and 2048 pages, sparse = 64 windows and 256 pages
@@ -121,7 +121,7 @@ def _look(windows: int, pages: int) -> float:
 
 
 def _page(pages: Pages, work: Callable[[Bits], object]) -> float:
-    """Seconds that work on all of these pages takes for each."""
+    """Seconds for each page that ``work`` takes on all of these."""
     started = time.perf_counter()
     work(np.ones(len(pages), np.uint8))
     return (time.perf_counter() - started) / len(pages)

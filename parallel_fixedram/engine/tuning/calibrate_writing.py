@@ -46,7 +46,7 @@ class Pattern(IntEnum):
     SPARSE = 3
     """Few runs of one page: what a window takes besides its calls."""
     LONG = 4
-    """Many windows: what a sync has to do anyway is in few and in many, and the difference is what bytes cost."""
+    """Many windows: a sync has the same fixed part after few and after many, so the difference is what bytes cost."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -81,7 +81,7 @@ TRIALS = {
 _SLOT = max(each.windows for each in TRIALS.values()) * WINDOW_PAGES_DIRECT * TARGET_PAGE_SIZE
 _SYNCS = 3
 _ENOUGH_SECONDS = 0.15
-"""Nothing is tried again after so long."""
+"""After so long no trial is repeated."""
 _RESERVED, _RESERVED_STRIDE = 128, 8
 """How many pages are reserved; one of so many, because neighbours would be one piece."""
 
@@ -157,7 +157,7 @@ class WriteTrials:
         window = WINDOW_PAGES[job]
         pages = TRIALS[pattern].windows * window
         start = next(self._slots) * _SLOT
-        if not self.tmpfs:  # nothing is reserved there: it would be to fill memory twice
+        if not self.tmpfs:  # nothing is reserved there: that would fill memory twice
             linux.fallocate(self._file.fd, 0, start, pages * TARGET_PAGE_SIZE)
         share = pages // channels // WORD_PAGES
         first = start // TARGET_PAGE_SIZE // WORD_PAGES

@@ -50,7 +50,7 @@ class Finding(NamedTuple):
 
 @dataclass(slots=True)
 class Tally:
-    """What was done to the pages of a shard; adds up over shards. Which fields a job fills is its own matter."""
+    """What was done to the pages of a shard; adds up over shards. Each job fills the fields that it needs."""
 
     written_pages: int = 0
     """Pages written because they hold data."""

@@ -69,7 +69,7 @@ class Worker:
         return {self.connection.fileno(), self.pidfd}
 
     def has_moved(self) -> bool:
-        """Whether it has moved bytes since this was last asked: past its deadline it is slow then, not stalled.
+        """Whether it has moved bytes since this was last asked: if so, past its deadline it is slow, not stalled.
 
         Mapped memory counts, too: a worker that only looks at zero pages moves nothing else.
         """
@@ -92,7 +92,7 @@ class Worker:
 
 
 class Parts:
-    """The shards of one run, those that lie together with one worker: it knows their memory from the run before.
+    """The shards of one run; neighbours go to the worker that touched their memory in the run before.
 
     A page that a process touches for the first time costs as much as looking at it twice (measured).
 

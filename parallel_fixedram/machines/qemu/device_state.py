@@ -45,7 +45,7 @@ class DeviceState:
     def __enter__(self) -> Self:
         try:
             self.fd = os.memfd_create("device-state", os.MFD_CLOEXEC)
-            # QEMU takes only a descriptor that is open in just the way it wants to use it
+            # QEMU takes only a descriptor whose access mode is the one it wants
             writable = os.open(f"/proc/self/fd/{self.fd}", os.O_WRONLY | os.O_CLOEXEC)
         except OSError as error:
             raise HostError.from_os("cannot get memory for the device state", error) from error

@@ -220,7 +220,7 @@ def state_to_save(monitor: Monitor) -> str:
 def refuse_what_cannot_be_migrated(monitor: Monitor) -> None:
     """Refuse a guest that QEMU itself would not migrate, or is migrating.
 
-    A QEMU that is asked for its device state all the same ends, with its guest (seen with nvme); and one that could
+    If such a QEMU is asked for its device state, it ends, and its guest with it (seen with nvme). One that could
     be migrated a moment ago may have got a device since.
 
     Raises:
@@ -300,7 +300,7 @@ def find_process(monitor: Monitor, fd: int, pid: int | None = None, *, likely: i
 def _holds(pid: int, name: str, wanted: os.stat_result) -> bool:
     """Whether another process has a file open, as far as we may know; that we have it ourselves says nothing.
 
-    Of what is called otherwise only the name is asked: the server of a file may hang, and with it whoever looks.
+    Of a file with another name only the name is read: its server may hang, and with it whoever asks for more.
     """
     if pid == os.getpid():
         return False

@@ -1,4 +1,4 @@
-"""What a save would meet at a running QEMU: all that is in the way, not only the first of it; nothing is touched.
+"""What is in the way of saving a running QEMU: all of it, not only the first; nothing is touched.
 
 Each finding is the answer of the very function that decides when the guest is saved (``QemuMachine``).
 """

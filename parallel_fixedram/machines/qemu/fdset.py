@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from parallel_fixedram.machines.qemu.monitor import Monitor
 
 OPAQUE = "parallel-fixedram"
-"""The note that whoever lists the descriptors finds with ours."""
+"""The note on our descriptors, for whoever lists them."""
 
 _GOODBYE_SECONDS = 1.0
 
@@ -62,7 +62,7 @@ class FdSet(Closing):
     def close(self) -> None:
         """Take the descriptors back; more than once does no harm.
 
-        It is a courtesy, not worth a long wait, nor an error in the place of the one that brought us here.
+        A courtesy: not worth a long wait, and an error here must not replace the one that brought us here.
         """
         number, self._number = self._number, None
         if number is not None:

@@ -139,7 +139,7 @@ class RunState:
     def _go_on(self) -> None:
         """Runs in the guardian: the connection is the one thing that is left of us.
 
-        However long QEMU hangs: of a connection that is closed it reads nothing more, not even what was sent before.
+        It waits, however long QEMU hangs: from a closed connection QEMU reads nothing, not even what was sent before.
         """
         fd = self._monitor.sock.fileno()
         request, answer = memoryview(_CONTINUE), b""

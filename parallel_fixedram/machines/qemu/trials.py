@@ -1,6 +1,6 @@
-"""What trials of the snapshot have shown on this host: whether ``auto`` may take one is decided by that.
+"""What trials of the snapshot have shown on this host: they decide whether ``auto`` may take one.
 
-Remembered for each kernel, version of QEMU and accelerator: with another one of these nothing is known again.
+Remembered for each kernel, version of QEMU and accelerator: where one of these is another, nothing is known.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ class Setting:
     def unproven(self) -> str:
         """Why a snapshot is taken only where it is asked for by name, as the end of a sentence; empty if it is not so.
 
-        KVM writes guest memory in the kernel, whose faults wait as well: what no machine at hand could show.
+        KVM writes guest memory in the kernel, whose faults should wait as well: no machine at hand could show that.
         """
         if self.passed is False:
             return "a trial on this host has found wrong pages in snapshots (try-capture)"

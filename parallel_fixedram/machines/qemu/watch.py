@@ -20,10 +20,10 @@ from parallel_fixedram.machines.qemu.trials import Setting
 from parallel_fixedram.machines.qemu.unwatched import Merging, refuse_unwatched
 
 VARIABLE = "PARALLEL_FIXEDRAM_INJECTION"
-"""Set to ``never``, no code is injected by this command."""
+"""If set to ``never``, this command injects no code."""
 
 FORBIDDEN = "/etc/parallel-fixedram/no-injection"
-"""Where there is such a file, none is injected by anybody."""
+"""If this file exists, nobody injects any on this host."""
 
 
 def address_space(monitor: Monitor, pid: int, found: Makeup) -> AddressSpace:
