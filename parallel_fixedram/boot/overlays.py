@@ -85,7 +85,7 @@ class PlannedOverlays:
             images = ", ".join(repr(each.image) for each in self.overlays[0])
             return f"another process writes to an image that the file records ({images}): end that one"
         if "Permission denied" in message and any(path in message for path in self.paths()):
-            return "give --disk-folder a folder that the user whom QEMU becomes may enter"
+            return "give --disk-folder a folder that QEMU's user may enter"
         return "give --disk-folder a folder on a file system with O_DIRECT" if "not support O_DIRECT" in message else ""
 
 

@@ -237,7 +237,7 @@ def test_overlays_belong_to_the_user_that_qemu_becomes(boot: BootFolder) -> None
         line = boot.line(*drive, "-run-with", "user=nobody", clones=2)
         result = boot.attempt("clone", folder / "vm.mr", line=line)  # the run folder is ours alone
         refused(result, MACHINE_ERROR, "Permission denied")
-        assert "--disk-folder names a folder that the user may enter" in result.err
+        assert "give --disk-folder a folder that QEMU's user may enter" in result.err
         booted = boot.start("clone", folder / "vm.mr", "--count", 2, "--disk-folder", folder, line=line)
         for number, guest in enumerate(booted.guests):
             assert in_turn(letters(guest))

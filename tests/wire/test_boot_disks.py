@@ -261,11 +261,11 @@ def test_what_qemu_img_says_is_told(raw: MakeDisk, tmp_path: Path, qemu_img: str
         ),
         (
             "Could not open '/run/0/disk0-one.qcow2': filesystem does not support O_DIRECT",
-            "--disk-folder names a folder",
+            "give --disk-folder a folder on a file system with O_DIRECT",
         ),
         (
             "Could not open '/run/0/disk0-one.qcow2': Permission denied",
-            "--disk-folder names a folder that the user may",
+            "give --disk-folder a folder that QEMU's user may enter",
         ),
         ("Could not open '/other': Permission denied", ""),
         ("QEMU: address already in use", ""),
