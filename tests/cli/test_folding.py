@@ -10,7 +10,7 @@ from support.cli import call, done
 
 from parallel_fixedram.cli import folding
 from parallel_fixedram.cli.folding import print_folded, print_hanging, print_table
-from parallel_fixedram.cli.output import complain
+from parallel_fixedram.cli.output import MANNER, complain
 
 CLI = Path(folding.__file__).parent
 
@@ -115,6 +115,7 @@ def test_a_number_before_another_word_does_not(monkeypatch):
 
 
 def test_errors_fold_where_stderr_is_a_terminal_whatever_stdout_is(monkeypatch):
+    monkeypatch.setattr(MANNER, "as_json", False)  # a test before may have run a command with --json in this process
     monkeypatch.setenv("COLUMNS", "40")
     monkeypatch.setattr(sys, "stdout", io.StringIO())
     monkeypatch.setattr(sys, "stderr", out := Terminal())
