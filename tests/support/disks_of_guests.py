@@ -65,12 +65,19 @@ class ManyDisks:
         """Image of each disk, by its name."""
         return {"blk": self.raw, "scsi": self.qcow2, "ide0-hd0": self.top, "pflash1": self.flash}
 
-    def args(self) -> list[str]:
-        code = next(path for path in BIOS if os.path.exists(path))
+    def one(self) -> list[str]:
+        """Arguments for the first of them alone."""
         return [
             *("-object", "iothread,id=io"),
             *("-drive", f"file={self.raw},format=raw,if=none,id=raw"),
             *("-device", "virtio-blk-pci,drive=raw,iothread=io,id=blk"),
+        ]
+
+    def args(self) -> list[str]:
+        """Arguments for all of them."""
+        code = next(path for path in BIOS if os.path.exists(path))
+        return [
+            *self.one(),
             *("-blockdev", f"driver=file,node-name=qfile,filename={self.qcow2}"),
             *("-blockdev", "driver=qcow2,node-name=q,file=qfile"),
             *("-device", "virtio-scsi-pci", "-device", "scsi-hd,drive=q,id=scsi"),
