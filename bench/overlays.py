@@ -1,8 +1,8 @@
 """How much longer does a pause get where a guest's disks go on with overlays?
 
 A guest with one disk (virtio-blk with a thread of its own), and one with three more (virtio-scsi, IDE on a backing
-file, flash), on the file system of this folder, are saved with ``--disks none`` and ``overlay`` in turn; overlays are merged
-back after each. Prints every sample as JSON.
+file, flash), on the file system of this folder, are saved with ``--disks none`` and ``overlay`` in turn; overlays are
+merged back after each. Prints every sample as JSON.
 
     sudo .venv/bin/python bench/overlays.py [PAIRS]
 """
