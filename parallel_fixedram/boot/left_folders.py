@@ -86,7 +86,8 @@ def _fleet(fleet: FleetFolder, shown: str, *, remove: bool) -> Leftover | None:
 
 
 def _looked_into(fleet: FleetFolder, found: Leftover, *, remove: bool) -> Leftover | None:
-    ended = [(number, folder) for number, folder in fleet.each() if _is_of_a_guest(folder)]
+    folders = [(number, folder) for number, folder in fleet.each() if os.path.isdir(folder.path)]
+    ended = [(number, folder) for number, folder in folders if _is_of_a_guest(folder)]
     if not ended:
         return None
     found = replace(found, what=f"a run folder; {'; '.join(_whose(fleet, *each) for each in ended)}")

@@ -359,6 +359,7 @@ class TestRunFolders:
     def test_a_log_that_was_kept_and_folders_of_others_are_not_left_behind(self, folder, made):
         (made(process=None) / "qmp").unlink()
         (folder / f"{PREFIX}source" / "parallel_fixedram").mkdir(parents=True)
+        (folder / f"{PREFIX}source" / "2026").touch()
         (folder / "0").mkdir()
         with unchanged(folder):
             assert said(folder, remove=True) == []

@@ -63,6 +63,16 @@ def test_one_who_cannot_be_seen_holds_it_all_the_same(fd, monkeypatch):
     assert who_has_open(fd) == "a process that cannot be seen from here has it open"
 
 
+def test_without_proc_the_lease_still_tells_and_nothing_else_does(tmp_path, fd, monkeypatch):
+    monkeypatch.setattr(holders, "why_proc_is_wrong", lambda: ("no /proc", "mount it"))
+    with open(tmp_path / "file"):
+        assert who_has_open(fd) == "a process that cannot be seen from here has it open"
+    assert who_has_open(fd) == ""
+    monkeypatch.setattr(holders, "_gets_lease", lambda _: None)
+    with pytest.raises(HostError, match="cannot tell"):
+        who_has_open(fd)
+
+
 @pytest.mark.parametrize("asked", ["_has_open", "_maps"])
 def test_without_leases_a_process_that_does_not_tell_leaves_it_open_who_has_it(fd, monkeypatch, asked):
     def unseen(*_):

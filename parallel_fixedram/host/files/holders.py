@@ -15,7 +15,7 @@ import signal
 
 from parallel_fixedram.core.errors import FixedRamError, HostError
 from parallel_fixedram.host.memory.process_maps import read_maps
-from parallel_fixedram.host.processes.identity import require_proc
+from parallel_fixedram.host.processes.unseen import why_proc_is_wrong
 
 
 def who_has_open(fd: int) -> str:
@@ -32,7 +32,7 @@ def who_has_open(fd: int) -> str:
     alone = _gets_lease(fd)
     if alone:
         return ""
-    seen, unseen = _processes_with(fd)
+    seen, unseen = ([], True) if why_proc_is_wrong() else _processes_with(fd)
     if seen:
         return f"process {seen[0]} ({_name(seen[0])}) has it open"
     if alone is False:
@@ -54,7 +54,6 @@ def _gets_lease(fd: int) -> bool | None:
 
 def _processes_with(fd: int) -> tuple[list[int], bool]:
     """Processes that have the file of a descriptor open in another way; and whether there are some that do not tell."""
-    require_proc()
     status, found, unseen = os.fstat(fd), list[int](), False
     own = f"/proc/{os.getpid()}/fd/{fd}"
     for pid in sorted(int(name) for name in os.listdir("/proc") if name.isdecimal()):
