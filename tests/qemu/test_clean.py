@@ -14,6 +14,8 @@ import pytest
 from support.cli import call, done
 from support.disks_of_guests import ManyDisks, make_images, many_disks
 from support.qemu import QemuProcess
+from support.qemu_boot import BootFolder, ends
+from support.qemu_files import SavedGuest
 from support.qemu_tools import require_tool
 
 from parallel_fixedram import clean
@@ -90,3 +92,21 @@ def test_an_overlay_of_a_killed_save_goes_unless_qemu_has_it(
         assert f"process {guest.pid} (" in found.why_not
         done(call("disks", "commit", "--qmp", guest.monitor_path))
     assert sorted(os.listdir(disks.folder)) == before
+
+
+def test_a_guest_that_runs_holds_its_run_folder_and_one_that_was_killed_leaves_it_to_clean(
+    qemu_files: dict[str, SavedGuest], boot: BootFolder
+) -> None:
+    saved = qemu_files["plain"]
+    _, (guest,) = boot.start("restore", saved.path, line=boot.line_of(saved))
+    folder = os.path.dirname(boot.run_dir)
+
+    def states() -> list[tuple[str, bool, bool]]:
+        found = clean(folder, remove=True).found
+        return [(each.kind, each.held, each.removed) for each in found if each.path == str(boot.run_dir)]
+
+    with ends(guest.pid):
+        assert states() == [("run-folder", True, False)]
+        os.kill(guest.pid, signal.SIGKILL)
+    assert states() == [("run-folder", False, True)]
+    boot.assert_empty()
