@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from parallel_fixedram.core.protocols import Channel, DirtySource, GuestBlock, Machine, PageSource
     from parallel_fixedram.core.ramblock import PageRange, RAMBlock
     from parallel_fixedram.core.reports.boot import BootReport
+    from parallel_fixedram.core.reports.clean import CleanReport
     from parallel_fixedram.core.reports.diff import DiffReport
     from parallel_fixedram.core.reports.disks import DisksReport
     from parallel_fixedram.core.reports.doctor import DoctorReport
@@ -54,6 +55,7 @@ if TYPE_CHECKING:
         Writing,
     )
     from parallel_fixedram.core.schemas import from_json, to_json
+    from parallel_fixedram.verbs.clean import clean
     from parallel_fixedram.verbs.clone import clone
     from parallel_fixedram.verbs.diff import diff
     from parallel_fixedram.verbs.disks import commit_disks, list_disks
@@ -76,6 +78,7 @@ __all__ = [
     "CaptureMode",
     "Capturing",
     "Channel",
+    "CleanReport",
     "ContentsDiffer",
     "Destination",
     "DiffReport",
@@ -116,6 +119,7 @@ __all__ = [
     "VerifyReport",
     "WorkerError",
     "Writing",
+    "clean",
     "clone",
     "commit_disks",
     "diff",
@@ -159,6 +163,7 @@ _HOMES = {
     "core.protocols": ("Channel", "DirtySource", "GuestBlock", "Machine", "PageSource"),
     "core.ramblock": ("PageRange", "RAMBlock"),
     "core.reports.boot": ("BootReport",),
+    "core.reports.clean": ("CleanReport",),
     "core.reports.diff": ("DiffReport",),
     "core.reports.disks": ("DisksReport",),
     "core.reports.doctor": ("DoctorReport",),
@@ -182,6 +187,7 @@ _HOMES = {
         "Writing",
     ),
     "core.schemas": ("from_json", "to_json"),
+    "verbs.clean": ("clean",),
     "verbs.clone": ("clone",),
     "verbs.diff": ("diff",),
     "verbs.disks": ("commit_disks", "list_disks"),

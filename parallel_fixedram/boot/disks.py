@@ -30,6 +30,12 @@ from parallel_fixedram.image.image import Image
 _AS_THEY_ARE = "--disks none leaves the disks as the command line has them"
 _GONE = "what a guest writes to its disks is removed when it has ended; --disk-folder keeps it"
 _LONGEST_LABEL = 48
+_OF_A_GUEST = re.compile(r"[0-9a-f]{8}-\d+-disk\d+-[\w-]*\.qcow2", re.ASCII)
+
+
+def is_of_a_guest(name: str) -> bool:
+    """Whether a file of this name is an overlay of a started guest in a folder that the user has named."""
+    return _OF_A_GUEST.fullmatch(name) is not None
 
 
 def with_disks(boot: Boot, image: Image, choice: DiskChoice | None, run_folder: str) -> Boot:

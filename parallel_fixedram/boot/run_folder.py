@@ -265,13 +265,13 @@ def known_folders() -> Iterator[FleetFolder]:
     for place in places():
         for name in sorted(os.listdir(place)):
             path = os.path.join(place, name)
-            if not name.startswith(PREFIX) or not _is_ours(path, follow=False):
+            if not name.startswith(PREFIX) or not is_ours(path, follow=False):
                 continue
             is_link = os.path.islink(path)
             folder = FleetFolder(os.path.realpath(path), name.removeprefix(PREFIX), link=path if is_link else "")
             if folder.path in seen:
                 continue
-            if _is_ours(path) and os.path.isdir(path):
+            if is_ours(path) and os.path.isdir(path):
                 seen.add(folder.path)
                 yield folder
             elif is_link and not os.path.lexists(folder.path):
@@ -280,10 +280,11 @@ def known_folders() -> Iterator[FleetFolder]:
 
 def folder_at(path: str) -> FleetFolder | None:
     """The run folder of a command at a path, if there is one of this user."""
-    return FleetFolder(os.path.realpath(path)) if os.path.isdir(path) and _is_ours(path) else None
+    return FleetFolder(os.path.realpath(path)) if os.path.isdir(path) and is_ours(path) else None
 
 
-def _is_ours(path: str, *, follow: bool = True) -> bool:
+def is_ours(path: str, *, follow: bool = True) -> bool:
+    """Whether it belongs to this user; with ``follow`` what a link leads to, not the link."""
     try:
         return os.stat(path, follow_symlinks=follow).st_uid == os.geteuid()
     except OSError:

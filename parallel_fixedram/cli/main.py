@@ -1,7 +1,8 @@
 """The command: parses arguments, runs a verb, turns errors and signals into exit codes.
 
-Exit codes: 0 done; 1 contents differ, or a doctor's verdict; 2 usage, or refused by the capability gate; 3 the file is
-not what it should be; 4 the guest or its monitor; 5 the host; 6 published, but durability unknown; 128 + n signal n.
+Exit codes: 0 done; 1 contents differ, a doctor's verdict, or leftovers; 2 usage, or refused by the capability gate;
+3 the file is not what it should be; 4 the guest or its monitor; 5 the host; 6 published, but durability unknown;
+128 + n signal n.
 """
 
 from __future__ import annotations
@@ -31,6 +32,7 @@ VERBS = (
     "restore",
     "clone",
     "guests",
+    "clean",
     "disks",
     "try-capture",
     "doctor",
@@ -91,8 +93,9 @@ def build_parser(verbs: Sequence[str] = VERBS) -> argparse.ArgumentParser:
         epilog=f"Start with {PROGRAM} demo; {PROGRAM} VERB --help shows the options of a verb, and "
         "examples that work.\n\n"
         "Sizes are bytes, or have a suffix: 64KiB, 1.5GiB (1024), 2GB (1000), 1G (1024, as in QEMU).\n\n"
-        "Exit codes: 0 done; 1 contents differ, or doctor finds that a save would be refused; 2 usage, or refused by "
-        "the capability gate; 3 the file is not what it should be; 4 the guest, or QEMU; 5 the host; 6 published, but "
+        "Exit codes: 0 done; 1 contents differ, doctor finds that a save would be refused, or clean that "
+        "something is left; 2 usage, or refused by the "
+        "capability gate; 3 the file is not what it should be; 4 the guest, or QEMU; 5 the host; 6 published, but "
         "durability unknown; 128 + n signal n.",
         formatter_class=HelpFormatter,
     )

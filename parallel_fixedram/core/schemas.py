@@ -23,6 +23,7 @@ VERSIONS: Mapping[str, int] = {
     "boot": 1,
     "boot_plan": 1,
     "guests": 1,
+    "clean": 1,
     "disks": 1,
     "verify": 1,
     "diff": 1,

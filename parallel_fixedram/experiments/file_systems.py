@@ -17,7 +17,6 @@ import errno
 import os
 import shutil
 import subprocess
-import tempfile
 from collections.abc import Callable, Iterator
 
 from parallel_fixedram.core.errors import HostError
@@ -26,11 +25,11 @@ from parallel_fixedram.experiments import tools
 from parallel_fixedram.host.facts import memory_bytes
 from parallel_fixedram.host.processes import signals
 from parallel_fixedram.host.processes.guardian import Guardian
+from parallel_fixedram.verbs.temporary import temporary_folder
 
 MIN_LOOP_BYTES = GIB
 """mkfs.xfs wants 300 MB at least, and a log that is too small is slow."""
 
-_PREFIX = "parallel-fixedram-"
 _SHARED_MEMORY = "/dev/shm"
 MOUNTED = ("xfs", "ext4")
 """Kinds that only root can make."""
@@ -88,13 +87,14 @@ def takes_direct_io(folder: str) -> bool:
 
 
 def _new_folder(stack: contextlib.ExitStack, parent: str) -> str:
+    """An empty folder in a temporary one, whose mark it has not."""
+    with signals.held():
+        folder = os.path.join(stack.enter_context(temporary_folder(parent)), "files")
     try:
-        with signals.held():
-            made = tempfile.mkdtemp(prefix=_PREFIX, dir=parent)
-            stack.callback(shutil.rmtree, made, ignore_errors=True)
+        os.mkdir(folder)
     except OSError as error:
         raise HostError.from_os(f"cannot make a folder in {parent!r}", error) from error
-    return made
+    return folder
 
 
 def _need(what: str, room: int, free: int | None, where: str) -> None:
@@ -108,19 +108,17 @@ def _tmpfs(stack: contextlib.ExitStack, folder: str, room: int) -> str:
         if not os.path.isdir(_SHARED_MEMORY):
             raise tools.Missing(f"tmpfs needs root, or a folder {_SHARED_MEMORY}")
         return _new_folder(stack, _SHARED_MEMORY)
-    place = _new_folder(stack, folder)
-    return _mount(stack, ["-t", "tmpfs", "-o", f"size={room}", "tmpfs"], place)
+    return _mount(stack, ["-t", "tmpfs", "-o", f"size={room}", "tmpfs"], _new_folder(stack, folder))
 
 
 def _loop(stack: contextlib.ExitStack, kind: str, folder: str, room: int) -> str:
     if why := why_missing(kind):
         raise tools.Missing(why)
-    place = _new_folder(stack, folder)
-    image, point = os.path.join(place, "image"), os.path.join(place, "mounted")
+    point = _new_folder(stack, folder)
+    image = os.path.join(os.path.dirname(point), "image")
     size = align_up(max(room * 5 // 4, MIN_LOOP_BYTES), 1 << 20)
     _need("on the disk", room, shutil.disk_usage(folder).free, folder)
     try:
-        os.mkdir(point)
         with open(image, "xb") as file:
             file.truncate(size)
     except OSError as error:
@@ -153,7 +151,6 @@ def _unmount(point: str, *, lazily: bool) -> Callable[[], None]:
         if done.returncode and not lazily:
             subprocess.run([umount, "-l", point], capture_output=True, check=False, stdin=subprocess.DEVNULL)
         if lazily and not os.path.ismount(point):
-            place = os.path.dirname(point) if os.path.basename(point) == "mounted" else point
-            shutil.rmtree(place, ignore_errors=True)
+            shutil.rmtree(os.path.dirname(point), ignore_errors=True)
 
     return act

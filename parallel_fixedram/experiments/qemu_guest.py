@@ -17,7 +17,6 @@ import select
 import shutil
 import signal
 import socket
-import tempfile
 import time
 from types import TracebackType
 from typing import Any, Self
@@ -30,6 +29,7 @@ from parallel_fixedram.host.memory.process_maps import refusal
 from parallel_fixedram.host.processes import signals
 from parallel_fixedram.host.processes.guardian import Guardian
 from parallel_fixedram.machines.qemu.monitor import Monitor
+from parallel_fixedram.verbs.temporary import temporary_folder
 
 SHARED_BLOCK = "m"
 """Name of the RAMBlock of main memory behind a memory backend."""
@@ -109,8 +109,7 @@ class QemuGuest:
     def _start(self, stack: contextlib.ExitStack) -> None:
         program = tools.find_qemu()
         with signals.held():
-            place = tempfile.mkdtemp(prefix="parallel-fixedram-")
-            stack.callback(shutil.rmtree, place, ignore_errors=True)
+            place = stack.enter_context(temporary_folder(None))
         self._image = os.path.join(place, "image")
         with open(self._image, "wb") as file:
             file.write(

@@ -123,7 +123,7 @@ def test_the_examples_work_in_the_order_in_which_people_try_them(tmp_path):
     (tmp_path / "vm-ram").write_bytes(bytes(8192))
     for name in ("before", "after"):
         done(call("save", tmp_path / f"{name}.mr", "--guest", "dense,size=1MiB"))
-    for verb in ("plan", "save", "restore", "verify", "inspect", "diff", "demo", "caps", "doctor"):
+    for verb in ("plan", "save", "restore", "verify", "inspect", "diff", "demo", "caps", "doctor", "clean"):
         for argv in examples(verb):
             if "--qmp" in argv or "--" in argv:
                 continue

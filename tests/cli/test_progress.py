@@ -215,7 +215,9 @@ def test_runs_of_a_scenario_are_shown_as_asked(monkeypatch, how, expected):
 def test_a_verb_that_shows_how_far_it_is_takes_progress(verb, capsys):
     with pytest.raises(SystemExit):
         main([verb, "--help"])
-    assert ("--progress" in capsys.readouterr().out) == (verb not in ("guests", "doctor", "inspect", "caps", "bench"))
+    assert ("--progress" in capsys.readouterr().out) == (
+        verb not in ("guests", "clean", "doctor", "inspect", "caps", "bench")
+    )
 
 
 def test_a_program_sees_how_far_a_command_is_beside_its_report(tmp_path, capsys):

@@ -13,6 +13,7 @@ import pytest
 from support.cli import Running, call, done, refused
 from support.qemu_tools import require_qemu
 
+from parallel_fixedram import clean
 from parallel_fixedram.cli.bench import COMMANDS
 from parallel_fixedram.core.errors import ContentsDiffer, HostError, RequestError
 from parallel_fixedram.experiments import planning, results
@@ -93,6 +94,8 @@ def test_a_run_that_is_killed_goes_on_where_it_stopped(tmp_path):
         running.until(lambda: len(samples()) >= 2)
         os.kill(running.pid, signal.SIGKILL)
         running.process.wait()
+    assert [(each.kind, each.removed) for each in clean(str(folder), remove=True).found] == [("temporary", True)]
+    assert os.listdir(folder) == []
     before = results.load(str(output))
     assert before.finished is None
     assert 2 <= len(samples()) < 6

@@ -17,7 +17,6 @@ import json
 import os
 import shutil
 import sys
-import tempfile
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
@@ -38,6 +37,7 @@ from parallel_fixedram.image.image import open_image
 from parallel_fixedram.image.verify import verify
 from parallel_fixedram.verbs.open import open_qemu
 from parallel_fixedram.verbs.save import save
+from parallel_fixedram.verbs.temporary import temporary_folder
 
 _SAVED = ".saved"
 _GONE_SECONDS = 10.0
@@ -171,8 +171,7 @@ def _nobody_left() -> Iterator[tuple[str, str]]:
     """A name for guests and a folder to be made for them; both are gone at the end, also if this process is killed."""
     with contextlib.ExitStack() as stack:
         with signals.held():
-            place = tempfile.mkdtemp(prefix="parallel-fixedram-")
-            stack.callback(shutil.rmtree, place, ignore_errors=True)
+            place = stack.enter_context(temporary_folder(None))
         name = os.path.basename(place)
         guardian = stack.enter_context(Guardian(lambda: _end(name, place)))
         guardian.arm()

@@ -8,7 +8,6 @@ could do that knows which pages hold something, and nothing else.
 from __future__ import annotations
 
 import json
-import tempfile
 import time
 
 from parallel_fixedram.core.errors import HostError
@@ -16,6 +15,7 @@ from parallel_fixedram.core.ramblock import TARGET_PAGE_SIZE
 from parallel_fixedram.experiments import tools
 from parallel_fixedram.experiments.results import Bytes, Seconds
 from parallel_fixedram.experiments.ways.way import Measured, Run, clear, file_bytes
+from parallel_fixedram.verbs.temporary import temporary_folder
 
 
 class Fio:
@@ -53,7 +53,7 @@ class Fio:
     def _write(self, run: Run, *, sync: bool) -> float:
         """Seconds that it took by fio's own clock."""
         size = _amount(run)
-        with tempfile.TemporaryDirectory(prefix="parallel-fixedram-") as folder:  # where fio leaves its state
+        with temporary_folder(None) as folder:  # where fio leaves its state
             command = [
                 *(tools.find("fio"), "--name=write", f"--filename={run.path}"),
                 *self._how(run),

@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
+from collections.abc import Iterator
 
 from parallel_fixedram.core.errors import HostError
+from parallel_fixedram.host import linux
 
 
-def make_for(pid: int, path: str) -> None:
+@contextlib.contextmanager
+def made_for(pid: int, path: str) -> Iterator[None]:
     """Make an empty file that belongs to the user that a process acts as, mode 0600; its name is on stable storage.
+
+    It is open here as long as the block runs, by which others see that it is not left behind.
 
     Raises:
         HostError: it is there already, or cannot be made; nothing of it is left.
@@ -23,11 +29,14 @@ def make_for(pid: int, path: str) -> None:
             sync(os.path.dirname(path))
         except BaseException:
             os.unlink(path)
-            raise
-        finally:
             os.close(fd)
+            raise
     except OSError as error:
         raise HostError.from_os(f"{path!r} cannot be made for process {pid}", error) from error
+    try:
+        yield
+    finally:
+        linux.close(fd)
 
 
 def give_to(pid: int, path: str) -> None:

@@ -38,7 +38,7 @@ def create(name: str, folder: int, path: str) -> int:
             raise unopened(f"cannot create {path!r}", error) from error
         try:
             os.fchmod(fd, 0o600)
-            if _lock(fd) and os.fstat(fd).st_nlink:
+            if try_lock(fd) and os.fstat(fd).st_nlink:
                 return fd
         except OSError as error:
             with contextlib.suppress(OSError):
@@ -57,7 +57,7 @@ def _remove_stale(name: str, folder: int, path: str) -> None:
     except OSError as error:
         raise HostError.from_os(f"cannot replace {name!r}", error) from error
     try:
-        if not _lock(fd):
+        if not try_lock(fd):
             raise HostError(f"{path!r} is being written by another process", errno=errno.EBUSY)
         if os.fstat(fd).st_nlink:
             os.unlink(name, dir_fd=folder)
@@ -67,7 +67,12 @@ def _remove_stale(name: str, folder: int, path: str) -> None:
         linux.close(fd)
 
 
-def _lock(fd: int) -> bool:
+def try_lock(fd: int) -> bool:
+    """Lock a file unless somebody else has; returns whether it is locked now, until its last descriptor is closed.
+
+    Raises:
+        OSError: its file system has no locks.
+    """
     try:
         fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:

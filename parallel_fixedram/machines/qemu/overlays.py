@@ -25,7 +25,7 @@ from typing import Self
 
 from parallel_fixedram.core.disks import Disk
 from parallel_fixedram.core.errors import FixedRamError, HostError, MachineChanged, MachineError
-from parallel_fixedram.host.files.handed_over import make_for, sync
+from parallel_fixedram.host.files.handed_over import made_for, sync
 from parallel_fixedram.host.files.image_facts import image_now
 from parallel_fixedram.host.processes import forked, signals
 from parallel_fixedram.machines.qemu.discovery import listed
@@ -111,10 +111,11 @@ class Overlays:
                 )
         left = left_overlays(self._monitor, drives)
         for each in self._planned(own):
-            with signals.held():
-                make_for(self._pid, each.path)
-                self._ready.append(each)  # what fails half way is removed as well
-            self._make(each)
+            with contextlib.ExitStack() as stack:
+                with signals.held():
+                    stack.enter_context(made_for(self._pid, each.path))  # held until QEMU has it open
+                    self._ready.append(each)  # what fails half way is removed as well
+                self._make(each)
         self._shared = [each.disk.device for each in drives if each.shared]
         return [
             *(f"disk {name!r} is shared with other guests (share-rw): it is not saved" for name in self._shared),

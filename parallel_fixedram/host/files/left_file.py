@@ -1,0 +1,119 @@
+"""A file that may be left behind: removed only while it is certain that nobody has it."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import stat
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+
+from parallel_fixedram.core.errors import HostError
+from parallel_fixedram.core.reports.clean import Leftover
+from parallel_fixedram.host import linux
+from parallel_fixedram.host.files import part
+from parallel_fixedram.host.files.holders import who_has_open
+
+_OPEN = os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
+
+
+def files_in(folder: int, is_one: Callable[[str], object]) -> Iterator[tuple[str, os.stat_result]]:
+    """Regular files of this user in a folder, of all users for root, by name; no links are followed.
+
+    Args:
+        folder: descriptor of it.
+        is_one: whether a name is of interest.
+
+    Raises:
+        OSError: the folder cannot be read.
+    """
+    for name in sorted(filter(is_one, os.listdir(folder))):
+        with contextlib.suppress(OSError):  # it is gone
+            status = os.stat(name, dir_fd=folder, follow_symlinks=False)
+            if stat.S_ISREG(status.st_mode) and os.geteuid() in (0, status.st_uid):
+                yield name, status
+
+
+def head_of(name: str, folder: int, length: int) -> bytes:
+    """The first bytes of a file in a folder; empty where it cannot be read."""
+    with contextlib.suppress(OSError):
+        fd = os.open(name, _OPEN | os.O_RDONLY, dir_fd=folder)
+        try:
+            return os.pread(fd, length, 0)
+        finally:
+            linux.close(fd)
+    return b""
+
+
+def judged(found: Leftover, name: str, folder: int, *, remove: bool, locked: bool = False) -> Leftover | None:
+    """The same, with whether a process holds it, and removed if that is wanted and nobody does.
+
+    From when it is known that nobody holds it until its name is gone, we hold it ourselves.
+
+    Args:
+        found: as far as it is known; ``why_not`` keeps it from being removed.
+        name: its name in the folder.
+        folder: descriptor of that.
+        remove: whether it is to go.
+        locked: whether whoever makes such a file has a lock on it, which we take then.
+
+    Returns:
+        None if it is gone by now.
+    """
+    try:  # NFS gives a lock only to those who may write
+        fd = os.open(name, _OPEN | (os.O_RDWR if locked else os.O_RDONLY), dir_fd=folder)
+    except FileNotFoundError:
+        return None
+    except BlockingIOError:  # somebody has a lease on it
+        return replace(found, held=True, why_not="a process works with it")
+    except OSError as error:
+        return replace(found, why_not=HostError.from_os("cannot look at it", error).message)
+    try:
+        if locked and not part.try_lock(fd):
+            return replace(found, held=True, why_not=_holder(fd) or "a process has locked it")
+        if holder := _holder(fd) if locked else who_has_open(fd):
+            return replace(found, held=True, why_not=holder)
+        if not os.path.samestat(os.fstat(fd), os.stat(name, dir_fd=folder, follow_symlinks=False)):
+            return None
+        if remove and not found.why_not:
+            os.unlink(name, dir_fd=folder)
+            return replace(found, removed=True)
+        return found
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        return replace(found, why_not=HostError.from_os("cannot be removed", error).message)
+    except HostError as error:
+        return replace(found, why_not=found.why_not or f"{error.message}: {error.hint}")
+    finally:
+        linux.close(fd)
+
+
+def _holder(fd: int) -> str:
+    """Who has it open, as far as that can be told: the lock has decided."""
+    try:
+        return who_has_open(fd)
+    except HostError:
+        return ""
+
+
+def holder_in(path: str) -> str:
+    """Who has a file of a folder open; empty if nobody has any.
+
+    Raises:
+        OSError: the folder cannot be read.
+        HostError: that cannot be told.
+    """
+    folder = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    try:
+        for name, _ in files_in(folder, lambda _: True):
+            with contextlib.suppress(FileNotFoundError):
+                fd = os.open(name, _OPEN | os.O_RDONLY, dir_fd=folder)
+                try:
+                    if holder := who_has_open(fd):
+                        return f"{name!r} in it: {holder}"
+                finally:
+                    linux.close(fd)
+    finally:
+        linux.close(folder)
+    return ""
