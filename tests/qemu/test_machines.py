@@ -38,11 +38,13 @@ def disk(path: Path) -> list[str]:
 
 
 def written(path: Path) -> list[int]:
-    """The numbers that the guest of ``disk_image`` has written to its disk, ascending."""
+    """The numbers that the guest of ``disk_image`` has written to its disk last, ascending; none is left out."""
     image = path.read_bytes()
     numbers = [struct.unpack_from("<I", image, (1 + sector) * SECTOR)[0] for sector in range(DISK_SECTORS)]
     assert all(number % DISK_SECTORS == sector for sector, number in enumerate(numbers) if number)
-    return sorted(number for number in numbers if number)
+    found = sorted(number for number in numbers if number)
+    assert found == list(range(found[0], found[0] + len(found)))
+    return found
 
 
 @pytest.mark.parametrize("machine", MACHINES)
@@ -56,8 +58,7 @@ def test_a_guest_goes_on_writing_to_its_virtio_disk(qemu_binary: str, tmp_path: 
         source.wait_serial("[A-Z]{3}")
         source.stop()
         save(source, path, *FOUR)
-        before, letters, numbers = contents(source), source.take_serial(), written(image)
-        assert numbers == list(range(1, len(numbers) + 1))
+        before, letters, last = contents(source), source.take_serial(), written(image)[-1]
     with QemuProcess(*args, ram=Ram(backend="memfd"), machine=machine, incoming=True, paused=True) as destination:
         destination.load(f"file:{path}", *WAYS_TO_LOAD["multifd 2"])
         assert differences(before, contents(destination)) == {}
@@ -65,8 +66,7 @@ def test_a_guest_goes_on_writing_to_its_virtio_disk(qemu_binary: str, tmp_path: 
         letters += destination.wait_serial("[A-Z]{3}")[0]
         assert in_turn(letters)
         destination.stop()
-        # the first letter may be of the last number that was written before the save
-        assert written(image)[: len(numbers) + 2] == list(range(1, len(numbers) + 3))
+        assert written(image)[-1] >= last + 2  # the first letter may be of the last number that the source wrote
 
 
 @pytest.mark.parametrize("machine", unless_thorough(["q35"], MACHINES))
