@@ -153,7 +153,8 @@ def _save_until_it_stays(machine: Machine, target: FileTarget, options: SaveOpti
 def _save(machine: Machine, target: FileTarget, options: SaveOptions, account: Account) -> SaveReport:
     """Save once."""
     with ExitStack() as stack:
-        overlays = stack.enter_context(overlays_for(machine, options.disks, runs=machine.is_running()))
+        ran = machine.is_running()
+        overlays = stack.enter_context(overlays_for(machine, options.disks, runs=ran))
         for note in overlays.prepare():
             account.note(note)
         account.end("disks")
@@ -172,6 +173,10 @@ def _save(machine: Machine, target: FileTarget, options: SaveOptions, account: A
         capture.before(run)
         account.end("before")
         pause, state = _one_instant(machine, capture, run, overlays, copy, account)
+        if (
+            pause.was_running and not ran
+        ):  # somebody let it go on, and what it writes is not in its disks of this instant
+            overlays_for(machine, options.disks, runs=True)
         capture.after(run)
         account.end("after")
         pool.dismiss()  # they end while the file is finished

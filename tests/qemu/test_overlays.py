@@ -265,6 +265,22 @@ class TestWithoutAWord:
         assert overlays(disks.folder) == []
         refused(call("save", tmp_path / "no", "--qmp", guest.monitor_path, "--disks", "refuse"), 2, "disks 'blk'")
 
+    def test_one_that_somebody_lets_go_on_meanwhile_is_refused(
+        self, guest: QemuProcess, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        execute, left = Monitor.execute, [guest.cont]
+
+        def watched(self: Monitor, command: str, *args: Any, **options: Any) -> Any:
+            if command == "stop" and left:
+                left.pop()()
+            return execute(self, command, *args, **options)
+
+        guest.stop()
+        monkeypatch.setattr(Monitor, "execute", watched)
+        refused(call("save", tmp_path / "saved", "--qmp", guest.monitor_path), 2, "the guest writes to disks 'blk'")
+        assert not (tmp_path / "saved").exists()
+        goes_on(guest)
+
     def test_disks_are_only_spoken_of_with_a_qemu(self, tmp_path: Path) -> None:
         refused(call("save", tmp_path / "a", "--guest", "zero,size=1MiB", "--disks", "none"), 2, "are for --qmp", "")
         more = ("--disk-folder", tmp_path)
