@@ -173,9 +173,7 @@ def _save(machine: Machine, target: FileTarget, options: SaveOptions, account: A
         capture.before(run)
         account.end("before")
         pause, state = _one_instant(machine, capture, run, overlays, copy, account)
-        if (
-            pause.was_running and not ran
-        ):  # somebody let it go on, and what it writes is not in its disks of this instant
+        if pause.was_running and not ran:  # somebody let it go on: it writes to disks that nobody keeps
             overlays_for(machine, options.disks, runs=True)
         capture.after(run)
         account.end("after")
