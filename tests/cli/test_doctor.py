@@ -11,6 +11,7 @@ import pytest
 from support.cli import call, refused, remount, run, tmpfs, untouched, without_override
 from support.fake_qmp import FakeQmp, closes, dies, returns
 from support.puppet import Puppet
+from support.qemu_tools import missing
 from support.seccomp import install, only
 from support.watched import require_userfaultfd
 
@@ -215,7 +216,7 @@ class TestFolders:
                 found = findings(report(folder))
                 assert (os.listdir(folder), os.stat(folder).st_mtime_ns) == before
         except tools.Missing as why:
-            pytest.skip(str(why))
+            missing(str(why))
         assert found["file system"].detail.startswith(f"{kind} (")
         assert found["reflink"].verdict is (Verdict.OK if kind == "xfs" else Verdict.ABSENT)
         assert found["fallocate"].verdict is Verdict.OK

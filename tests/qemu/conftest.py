@@ -9,10 +9,12 @@ from pathlib import Path
 
 import pytest
 from support.command import report
+from support.disks_of_guests import ManyDisks, make_images
 from support.qemu import Missing, QemuError, QemuProcess, Ram, boot_from, missing, require_qemu
 from support.qemu_boot import BootFolder
 from support.qemu_files import SavedGuest, Variants, write_background_snapshot
 from support.qemu_linux import LinuxGuest, linux_guest
+from support.qemu_tools import require_tool
 from support.snapshots import When, at_moments
 
 from parallel_fixedram.experiments.boot_sector import boot_image
@@ -107,3 +109,12 @@ def background_snapshot(qemu_binary: str, tmp_path_factory: pytest.TempPathFacto
         pytest.skip(str(error))
     finally:
         shutil.rmtree(folder)
+
+
+@pytest.fixture
+def disks(tmp_path: Path) -> ManyDisks:
+    """Images of every kind of disk, nothing in them yet."""
+    require_tool("qemu-img")
+    folder = tmp_path / "images"
+    folder.mkdir()
+    return make_images(folder)

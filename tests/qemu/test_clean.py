@@ -12,11 +12,10 @@ from typing import Any
 
 import pytest
 from support.cli import call, done
-from support.disks_of_guests import ManyDisks, make_images, many_disks
+from support.disks_of_guests import ManyDisks, many_disks
 from support.qemu import QemuProcess
 from support.qemu_boot import BootFolder, ends
 from support.qemu_files import SavedGuest
-from support.qemu_tools import require_tool
 
 from parallel_fixedram import clean
 from parallel_fixedram.machines.qemu.monitor import Monitor
@@ -39,14 +38,6 @@ def watched(self, name, *args, **options):
 Monitor.execute = watched
 main(sys.argv[2:])
 """
-
-
-@pytest.fixture
-def disks(tmp_path: Path) -> ManyDisks:
-    require_tool("qemu-img")
-    folder = tmp_path / "images"
-    folder.mkdir()
-    return make_images(folder)
 
 
 @pytest.fixture

@@ -18,10 +18,9 @@ from typing import Any
 import pytest
 from support.cli import call, done, refused
 from support.command import report
-from support.disks_of_guests import SIZE, ManyDisks, make_images, many_disks, numbers, qemu_img, read, write
+from support.disks_of_guests import SIZE, ManyDisks, many_disks, numbers, qemu_img, read, write
 from support.examples import unless_thorough
 from support.qemu import QemuProcess, Ram
-from support.qemu_tools import require_tool
 
 from parallel_fixedram import Observer, commit_disks, open_qemu
 from parallel_fixedram.core.errors import HostError
@@ -32,14 +31,6 @@ from parallel_fixedram.machines.qemu.monitor import Monitor
 
 MIB = 1 << 20
 OVERLAY = "fixedram-"
-
-
-@pytest.fixture
-def disks(tmp_path: Path) -> ManyDisks:
-    require_tool("qemu-img")
-    folder = tmp_path / "images"
-    folder.mkdir()
-    return make_images(folder)
 
 
 @pytest.fixture
@@ -450,6 +441,24 @@ class TestWhenItFails:
         result = call(*argv(guest, tmp_path / "saved", "--capture", "compare"))
         refused(result, 4, "somebody changed what the guest's disks are while it was saved", "`disks commit` merges")
         assert not (tmp_path / "saved").exists()
+
+    def test_because_somebody_writes_to_an_image_meanwhile(
+        self, guest: QemuProcess, disks: ManyDisks, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """As somebody's merge does, or another process: what would be recorded is not the disk of that instant."""
+        way = WAYS[CaptureMode.COMPARE]
+        after = way.after
+
+        def written(*args: Any) -> None:
+            with disks.base.open("r+b") as file:
+                file.write(b"x")
+            after(*args)
+
+        monkeypatch.setattr(way, "after", written)
+        result = call(*argv(guest, tmp_path / "saved", "--capture", "compare"))
+        refused(result, 4, "somebody changed what the guest's disks are while it was saved", "`disks commit` merges")
+        assert not (tmp_path / "saved").exists()
+        goes_on(guest)
 
 
 STEPS = {

@@ -85,6 +85,7 @@ class Overlays:
         self._frozen: list[Overlay] = []
         self._shared: list[str] = []
         self._paths: list[str] = []
+        self._written: list[tuple[int, int]] = []
         self._asked = False
 
     def __enter__(self) -> Self:
@@ -134,14 +135,17 @@ class Overlays:
         self._monitor.execute("transaction", {"actions": actions})
         self._frozen, self._ready = self._ready, []
         self._paths += [each.path for each in self._frozen]
+        self._written = _last_written(self._frozen)
 
     def frozen(self, *, durable: bool) -> tuple[tuple[Disk, str], ...]:
         """The disks as they were then, and where they go on (DiskOverlays.frozen)."""
-        now = nodes_in_use(self._monitor)
+        disks = tuple((_as_it_is(each.drive.disk, durable=durable), each.path) for each in self._frozen)
+        now = nodes_in_use(self._monitor)  # asked last: somebody may have merged an overlay while images were read
         expected = {each.drive.disk.device: each.node for each in self._frozen}
-        if {name: node for name, node in now.items() if name not in self._shared} != expected:
+        moved = {name: node for name, node in now.items() if name not in self._shared} != expected
+        if moved or _last_written(self._frozen) != self._written:
             raise MachineChanged("somebody changed what the guest's disks are while it was saved")
-        return tuple((_as_it_is(each.drive.disk, durable=durable), each.path) for each in self._frozen)
+        return disks
 
     def _planned(self, drives: Sequence[Drive]) -> Iterator[Overlay]:
         """An overlay for each drive, under names that nobody has yet."""
@@ -251,6 +255,18 @@ def remove_nodes(monitor: Monitor, node: str) -> None:
     for name in (node, node + _FILE):
         if name in known:
             monitor.execute("blockdev-del", {"node-name": name})
+
+
+def _last_written(overlays: Sequence[Overlay]) -> list[tuple[int, int]]:
+    """When each image below them was last written, and its length: nobody may write one after the instant."""
+    found = []
+    for image in (image for each in overlays for image in each.drive.disk.images):
+        try:
+            status = os.stat(image.path)
+        except OSError as error:
+            raise HostError.from_os(f"cannot look at image {image.path!r}", error) from error
+        found.append((status.st_mtime_ns, status.st_size))
+    return found
 
 
 def _is_device(path: str) -> bool:
