@@ -198,11 +198,14 @@ class TestCommit:
         assert numbers(read(disks.raw, "raw", tmp_path)) == {2}
         assert guest.qmp("query-jobs") == []
 
+    @pytest.mark.parametrize("state", ["running", "ready"])
     def test_that_is_interrupted_leaves_the_guest_with_its_overlay(
-        self, guest: QemuProcess, disks: ManyDisks, tmp_path: Path
+        self, guest: QemuProcess, disks: ManyDisks, tmp_path: Path, state: str
     ) -> None:
         class Interrupting(Observer):
             def phase(self, name: str, total: int = 0) -> None:
+                while state == "ready" and guest.qmp("query-jobs")[0]["status"] != "ready":
+                    pass
                 raise KeyboardInterrupt
 
         write(guest, 1)

@@ -18,7 +18,7 @@ from parallel_fixedram.core.errors import FixedRamError, HostError, MachineError
 from parallel_fixedram.core.observer import Observer
 from parallel_fixedram.core.reports.disks import CommittedDisk
 from parallel_fixedram.machines.qemu.drives import Drive
-from parallel_fixedram.machines.qemu.jobs import end_job, find_job, follow_job
+from parallel_fixedram.machines.qemu.jobs import cancel_job, end_job, find_job, follow_job
 from parallel_fixedram.machines.qemu.monitor import Monitor
 from parallel_fixedram.machines.qemu.overlays import is_ours, left_overlays, overlays_of_ours, remove_nodes
 
@@ -91,10 +91,8 @@ def _merge(monitor: Monitor, drive: Drive, into: int, what: str, observer: Obser
             observer.advanced(at - done)
             done = at
     except BaseException:
-        with contextlib.suppress(FixedRamError):  # it may have failed by itself, or QEMU may be gone
-            monitor.execute("job-cancel", {"id": job})
-            for _ in follow_job(monitor, what, job):
-                pass
+        with contextlib.suppress(FixedRamError):  # that it was cancelled, or QEMU may be gone
+            cancel_job(monitor, what, job)
         raise
     return done
 

@@ -60,6 +60,22 @@ def follow_job(monitor: Monitor, what: str, name: str) -> Iterator[tuple[int, in
     end_job(monitor, what, name)
 
 
+def cancel_job(monitor: Monitor, what: str, name: str) -> None:
+    """Cancel a job and return when it has ended; one that ended before that is only forgotten.
+
+    A cancelled job may go on to say that it is ready: to complete it then is an error (:func:`follow_job`).
+
+    Raises:
+        MachineError: the job ended with an error, which is what a cancelled one does, or QEMU does not answer.
+    """
+    with monitor.listen("JOB_STATUS_CHANGE") as events:
+        with contextlib.suppress(MachineError):  # it may have concluded by itself
+            monitor.execute("job-cancel", {"id": name})
+        while (job := find_job(monitor, name)) and job.get("status") != "concluded":
+            events.wait()
+    end_job(monitor, what, name)
+
+
 def find_job(monitor: Monitor, name: str) -> Mapping[str, Any] | None:
     """What QEMU says of a job; None where there is none."""
     return next((each for each in listed(monitor, "query-jobs") if each.get("id") == name), None)
