@@ -47,6 +47,7 @@ from support.fake_qmp import (
 )
 
 from parallel_fixedram.core.errors import MachineError
+from parallel_fixedram.machines.qemu.event_loop import EventLoop
 from parallel_fixedram.machines.qemu.fdset import FdSet
 from parallel_fixedram.machines.qemu.monitor import Monitor
 
@@ -122,6 +123,26 @@ class TestConversation:
         server = serve({"stop": slowly(returns({"a": 1}))}, greeting=slowly(sends(GREETING)))
         with Monitor(str(server.path)) as monitor:
             assert monitor.execute("stop") == {"a": 1}
+
+    def test_a_command_needs_no_event_loop(
+        self, serve: Callable[..., FakeQmp], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """With it a command takes three times as long, and a guest waits."""
+        server = serve({"stop": chain(sends(event("STOP")), returns({}))})
+        with Monitor(str(server.path)) as monitor, monitor.listen("STOP") as events, monkeypatch.context() as patch:
+            patch.delattr(EventLoop, "run")
+            assert monitor.execute("stop") == {}
+            assert [each["event"] for each in events.take()[0]] == ["STOP"]
+
+    def test_an_event_of_which_the_library_has_read_a_half_arrives(self, serve: Callable[..., FakeQmp]) -> None:
+        told = event("STOP")
+        server = serve({"stop": chain(returns({}), sends(told[:20])), "cont": chain(sends(told[20:]), returns(1))})
+        with Monitor(str(server.path)) as monitor, monitor.listen("STOP") as events:
+            monitor.execute("stop")
+            with pytest.raises(MachineError, match="no event STOP within"):
+                events.wait(SHORT)
+            assert monitor.execute("cont") == 1
+            assert events.wait()["event"] == "STOP"
 
     def test_a_large_answer_is_read(self, serve: Callable[..., FakeQmp]) -> None:
         server = serve({"human-monitor-command": returns("x" * (9 * MIB))})

@@ -146,14 +146,14 @@ class Stage:
 
         def prepare() -> None:
             seen = iter(range(1 << 30))
-            run = Session.run
+            execute = Session.execute
 
-            def hasty(session: Session, late: str, timeout: float | None, work: Any, command: str = "") -> Any:
-                if command and next(seen) == impatient_at:
+            def hasty(session: Session, command: str, arguments: Any, timeout: float | None, fd: int | None) -> Any:
+                if next(seen) == impatient_at:
                     timeout = SHORT
-                return run(session, late, timeout, work, command)
+                return execute(session, command, arguments, timeout, fd)
 
-            Session.run = hasty
+            Session.execute = hasty
 
         return Forked("save", self.file, "--qmp", self.socket, prepare=prepare, **options)
 

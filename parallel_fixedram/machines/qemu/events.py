@@ -81,7 +81,11 @@ def listen(session: Session, names: tuple[str, ...] = (), ignored: Collection[st
     _take_in(session)
     collector = _Collector(names, ignored)
     with session.client.listen(collector):
-        yield Events(session, collector)
+        session.listeners.append(collector.keep)
+        try:
+            yield Events(session, collector)
+        finally:
+            session.listeners.remove(collector.keep)
 
 
 def _take_in(session: Session) -> None:
@@ -111,7 +115,11 @@ class _Collector(EventListener):
         self.arrived = asyncio.Event()
 
     async def put(self, event: Message) -> None:
-        """Keep it, if it is one of ours; called by the library."""
+        """Called by the library."""
+        self.keep(event)
+
+    def keep(self, event: Message) -> None:
+        """Keep it, if it is one of ours."""
         if self.accept(event):
             self.lost = self.lost or len(self.kept) == _MOST_EVENTS
             self.kept.append(event)

@@ -106,13 +106,7 @@ class Monitor(Closing):
             MachineError: QEMU refuses, ends, does not answer in time or not in QMP. Only after a refusal it is
                 certain that the command was not carried out.
         """
-
-        async def send() -> object:
-            if fd is not None:
-                self._session.client.send_fd_scm(fd)  # QEMU keeps it for the next command
-            return await self._session.client.execute(command, arguments)
-
-        return self._session.run(f"QEMU did not answer {command!r}", timeout, send, command)
+        return self._session.execute(command, arguments, timeout, fd)
 
     def hmp(self, line: str) -> str:
         """Have a command of the human monitor carried out, and return what it prints; errors are printed, too.

@@ -12,9 +12,11 @@ import asyncio
 import contextlib
 import logging
 import socket
+import time
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
-from qemu.qmp import ExecInterruptedError, ExecuteError, QMPClient, QMPError, Runstate
+from qemu.qmp import ExecInterruptedError, ExecuteError, Message, QMPError, Runstate
 from qemu.qmp.message import DeserializationError
 from qemu.qmp.qmp_client import BadReplyError, ServerParseError
 
@@ -23,6 +25,7 @@ from parallel_fixedram.core.errors import MachineError, os_message
 from parallel_fixedram.core.words import MOST_CHARACTERS, shown
 from parallel_fixedram.host.processes import signals
 from parallel_fixedram.machines.qemu.event_loop import LAST_WORDS_SECONDS, EndedError, EventLoop, LateError, Work
+from parallel_fixedram.machines.qemu.exchange import Client, NoAnswerError
 
 _CLOSE_SECONDS = 1.0
 _SEVERAL_LINES = "it sends an object over several lines"
@@ -49,6 +52,7 @@ class Session(Closing):
     Attributes:
         sock, name, timeout: as given.
         client: the library's.
+        listeners: get every event that the library does not see; they may not raise.
         loop: runs it.
     """
 
@@ -58,10 +62,30 @@ class Session(Closing):
         self.timeout = timeout
         self.loop = EventLoop(pidfd)
         self._lost = ""
-        self.client = QMPClient(__name__.replace(".", "-"))
+        self.listeners: list[Callable[[Message], None]] = []
+        self.client = Client(__name__.replace(".", "-"), sock, self._hear)
         self.client.logger.addFilter(_only_for_debugging)
         self.client.negotiate = False  # for that it expects a reply where an event may come first
         self.client.events.event_filter = lambda _event: False  # it would keep every event for ever
+
+    def execute(
+        self, command: str, arguments: Mapping[str, Any] | None, timeout: float | None, fd: int | None = None
+    ) -> Any:
+        """Have a command carried out, and return what it returns (``Monitor.execute``)."""
+        late, timeout = f"QEMU did not answer {command!r}", self.timeout if timeout is None else timeout
+        deadline = time.monotonic() + timeout
+        if fd is None and not self._lost and (request := self.client.ask(command, arguments)):
+            with contextlib.suppress(NoAnswerError), self._explained(late, timeout, command):
+                return self.client.answer(request, deadline, self.loop.pidfd)
+            with self._explained(late, timeout, command):
+                return self._run(self._wait_for_the_end, deadline - time.monotonic())
+
+        async def send() -> object:
+            if fd is not None:
+                self.client.send_fd_scm(fd)  # QEMU keeps it for the next command
+            return await self.client.execute(command, arguments)
+
+        return self.run(late, timeout, send, command)
 
     def run(self, late: str, timeout: float | None, work: Work, command: str = "") -> Any:
         """Run one of the library's coroutines to its end.
@@ -79,8 +103,18 @@ class Session(Closing):
         timeout = self.timeout if timeout is None else timeout
         if self._lost:
             raise self.error(f"{late}: {self._lost}")
+        with self._explained(late, timeout, command):
+            return self._run(work, timeout)
+
+    def _run(self, work: Work, seconds: float) -> Any:
+        self.client.give_back()
+        return self.loop.run(work, seconds)
+
+    @contextlib.contextmanager
+    def _explained(self, late: str, timeout: float, command: str) -> Iterator[None]:
+        """Say in our terms what went wrong."""
         try:
-            return self.loop.run(work, timeout)
+            yield
         except EndedError:
             raise self.error(f"{late}: {_ENDED}") from None
         except LateError:
@@ -88,7 +122,17 @@ class Session(Closing):
         except ExecuteError as error:
             raise self.error(f"QEMU refuses {command!r}: {shown(str(error))}") from None
         except (QMPError, EOFError, OSError) as error:
-            raise self._explained(late, error) from error
+            raise self._with_reason(late, error) from error
+
+    async def _wait_for_the_end(self) -> None:
+        """Have the library find out why there is no answer."""
+        while self.client.runstate is Runstate.RUNNING:
+            await self.client.runstate_changed()
+        raise ExecInterruptedError
+
+    def _hear(self, event: Message) -> None:
+        for listener in self.listeners:
+            listener(event)
 
     async def connect(self) -> None:
         """Have the library greet and be greeted.
@@ -129,7 +173,7 @@ class Session(Closing):
         """An error that names the socket."""
         return MachineError(f"QMP socket {self.name!r}: {text}")
 
-    def _explained(self, late: str, error: Exception) -> MachineError:
+    def _with_reason(self, late: str, error: Exception) -> MachineError:
         """Say why nothing came; only the end of the session tells that."""
         if self.client.runstate is Runstate.DISCONNECTING:
             self.loop.turn(self._disconnect)

@@ -1,0 +1,172 @@
+"""Exchange: a command and its answer straight over the socket, while the library's event loop stands still.
+
+::
+
+    us -- command --> QEMU
+    us <-- events, answer -- QEMU
+
+The library takes 0.7 ms for every command, and in a pause a guest waits for it (docs/experiments.md). Here is only what
+goes well. Whatever else arrives is left to the library, which judges it when its loop runs next.
+"""
+
+from __future__ import annotations
+
+import logging
+import select
+import socket
+import time
+from collections.abc import Callable
+
+from qemu.qmp import ExecuteError, Message, QMPClient, QMPError, Runstate
+from qemu.qmp.models import ErrorResponse
+from qemu.qmp.qmp_client import BadReplyError
+
+from parallel_fixedram.host.processes import signals
+
+_WHOLE_BYTES = 4096
+"""A Unix socket takes so many at once or none (Linux net/unix/af_unix.c, unix_stream_sendmsg)."""
+
+_READ_BYTES = 1 << 16
+_LONGEST_LINE = 10 << 20
+"""Bytes; the library's own limit."""
+
+_log = logging.getLogger(__name__)
+
+
+class NoAnswerError(Exception):
+    """None came, or something that is none: the library has yet to judge that."""
+
+
+class Client(QMPClient):
+    """The library's client, which can also be asked without its loop.
+
+    Args:
+        name: for its log.
+        sock: what it will be connected to; non-blocking.
+        hear: gets every event that is read here.
+    """
+
+    def __init__(self, name: str, sock: socket.socket, hear: Callable[[Message], None]) -> None:
+        super().__init__(name)
+        self._sock = sock
+        self._hear = hear
+        self._asked = 0
+        self._unread = bytearray()  # with us, not yet sorted
+
+    def ask(self, command: str, arguments: object = None) -> Message | None:
+        """Send a command, if nothing is in the way; returns what was sent.
+
+        It is in the way if the library has something to send or to understand: then all has to go its way.
+
+        Raises:
+            TypeError, ValueError: JSON cannot say that.
+        """
+        self._asked += 1
+        request = Message({"execute": command, "id": str(self._asked)})
+        if arguments is not None:
+            request["arguments"] = arguments
+        data = bytes(request)
+        if len(data) > _WHOLE_BYTES or not self._is_quiet():
+            return None
+        _log.debug("--> %r", data)
+        try:
+            self._sock.send(data)
+        except OSError:
+            return None
+        return request
+
+    def answer(self, request: Message, deadline: float, pidfd: int | None) -> object:
+        """What a command returns that ``ask`` has sent.
+
+        Args:
+            request: what ``ask`` returned.
+            deadline: until when to wait, on the monotonic clock.
+            pidfd: descriptor of the process at the other end; its end ends the wait.
+
+        Raises:
+            NoAnswerError: it did not come; the library can say why.
+            ExecuteError: the command is refused.
+            BadReplyError: the answer is not understood.
+        """
+        poll = select.poll()
+        poll.register(self._sock, select.POLLIN)
+        if pidfd is not None:
+            poll.register(pidfd, select.POLLIN)
+        answer = None
+        while answer is None:
+            seconds = deadline - time.monotonic()
+            ready = dict(poll.poll(1000 * seconds)) if seconds > 0 else {}
+            if self._sock.fileno() not in ready:
+                raise NoAnswerError
+            with signals.held():  # an exception between two of these lines would lose what was read
+                self._read()
+                answer = self._sort(request["id"])
+        return _returned(request, answer)
+
+    def give_back(self) -> None:
+        """Let the library have what was read here and is not sorted; called before its loop runs."""
+        if self._unread and self._reader is not None:
+            with signals.held():
+                self._reader.feed_data(bytes(self._unread))
+                self._unread.clear()
+
+    def _is_quiet(self) -> bool:
+        """Whether the library has nothing under way: nothing to send, nothing read that it has not made a message of.
+
+        What it has read it keeps to itself. Where that cannot be seen, everything goes its way.
+        """
+        if self.runstate is not Runstate.RUNNING or self._reader is None or self._writer is None:
+            return False
+        unsorted, unsent = getattr(self._reader, "_buffer", True), self._writer.transport.get_write_buffer_size()
+        return not (unsorted or unsent or self._outgoing.qsize())
+
+    def _read(self) -> None:
+        """Read what has arrived."""
+        try:
+            data = self._sock.recv(_READ_BYTES)
+        except OSError as error:
+            raise NoAnswerError from error
+        self._unread += data
+        if not data or len(self._unread) > _LONGEST_LINE:
+            raise NoAnswerError
+
+    def _sort(self, asked: object) -> Message | None:
+        """Take all complete lines; returns the answer, if it is among them.
+
+        An answer to something else comes too late for whoever asked, and is dropped.
+        """
+        answer = None
+        while end := self._unread.find(b"\n") + 1:
+            message = _understood(bytes(self._unread[:end]))
+            if message is None:
+                if answer is None:
+                    raise NoAnswerError
+                break  # the library meets it when it is its turn
+            del self._unread[:end]
+            if "event" in message:
+                self._hear(message)
+            elif message.get("id") == asked:
+                answer = message
+        return answer
+
+
+def _understood(line: bytes) -> Message | None:
+    """An event or an answer; None if the library would take it for the end of the session, or another Python may."""
+    try:
+        message = Message(line)
+    except (QMPError, ValueError, RecursionError):
+        return None
+    if "event" in message:
+        return message if isinstance(message["event"], str) else None
+    return message if isinstance(message.get("id"), str) else None
+
+
+def _returned(request: Message, answer: Message) -> object:
+    """What an answer says, in the library's terms."""
+    if "return" in answer:
+        return answer["return"]
+    try:
+        refusal = ErrorResponse(answer)
+    except (KeyError, TypeError) as error:
+        raise BadReplyError("neither what is returned nor an error", answer, request) from error
+    raise ExecuteError(refusal, request, answer)
