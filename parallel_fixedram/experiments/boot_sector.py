@@ -36,8 +36,10 @@ FILLED = "F"
 """What a guest of ``fill_image`` prints once its RAM is full."""
 FIRST = 1 << 20
 """First byte that it fills."""
-RESERVED_AT_END = 16 << 20
-"""SeaBIOS leaves remains of itself, and its tables, in the end of RAM."""
+_LOW_RAM = 3 << 30
+"""Where RAM below 4 GiB ends on a ``pc`` machine that has more (QEMU hw/i386/pc_piix.c)."""
+_RESERVED_AT_END = 16 << 20
+"""SeaBIOS leaves remains of itself, and its tables, in the end of RAM below 4 GiB."""
 TICKS = 100
 """Times a second that it wakes to rewrite pages."""
 
@@ -50,6 +52,11 @@ _MULTIPLIER, _INCREMENT = 1_664_525, 1_013_904_223  # of a linear congruential g
 def filled_bytes(size: int, share: float) -> int:
     """How many bytes of RAM a guest of ``size`` bytes fills: whole pages."""
     return int(size * share) // PAGE * PAGE
+
+
+def most_filled_bytes(size: int) -> int:
+    """How many it can fill at most."""
+    return min(size, _LOW_RAM) - _RESERVED_AT_END - FIRST
 
 
 def fill_image(*, size: int, share: float, dirty_rate: int = 0, seed: int = 1) -> bytes:
@@ -65,9 +72,10 @@ def fill_image(*, size: int, share: float, dirty_rate: int = 0, seed: int = 1) -
     Raises:
         ValueError: there is not so much room.
     """
-    end = FIRST + filled_bytes(size, share)
-    if not FIRST < end <= size - RESERVED_AT_END:
-        raise ValueError(f"{share:g} of {size} bytes does not fit between {FIRST:#x} and {size - RESERVED_AT_END:#x}")
+    filled = filled_bytes(size, share)
+    if not 0 < filled <= most_filled_bytes(size):
+        raise ValueError(f"{share:g} of {size} bytes is not between 1 page and {most_filled_bytes(size)} bytes")
+    end = FIRST + filled
     return _image(*_enter_protected_mode(), *_fill(end, seed & 0xFFFFFFFF), *_afterwards(end, dirty_rate), *_tables())
 
 

@@ -15,7 +15,7 @@ from parallel_fixedram.machines.builtin.spec import Workload
 
 MIN_DIRTY_GUEST = 16 * MIB
 """A smaller guest's RAM is saved in a single round, so there is no second one to measure."""
-MAX_QEMU_SIZE = 3 * GIB
+MAX_QEMU_SIZE = 64 * GIB
 """The most of a PC's RAM that surely lies below 4 GiB, where the boot sector can reach it."""
 MIN_QEMU_SIZE = 64 * MIB
 
@@ -61,8 +61,8 @@ def _qemu_specs(where: str, table: Any) -> Iterator[QemuSpec]:
         if not MIN_QEMU_SIZE <= spec.size <= MAX_QEMU_SIZE or spec.size % MIB:
             most, least = MAX_QEMU_SIZE >> 20, MIN_QEMU_SIZE >> 20
             raise RequestError(f"{where}, size: {spec.size} bytes, expected whole MiB from {least} to {most}")
-        if boot_sector.FIRST + spec.data_bytes > spec.size - boot_sector.RESERVED_AT_END:
-            room = 1 - (boot_sector.FIRST + boot_sector.RESERVED_AT_END) / spec.size
+        if spec.data_bytes > (most := boot_sector.most_filled_bytes(spec.size)):
+            room = most / spec.size
             raise RequestError(f"{where}, data: {spec.data:g}, expected at most {room:.3f} of {spec.size >> 20} MiB")
         if spec.watched and (spec.ram != "memfd" or not spec.dirty_rate):
             raise RequestError(f"{where}, watched: only with a dirty_rate, and with ram = 'memfd', where it is counted")

@@ -11,6 +11,7 @@ from parallel_fixedram.core.errors import HostError, RequestError
 from parallel_fixedram.core.units import format_size
 from parallel_fixedram.experiments import tools
 from parallel_fixedram.experiments.cases import Case
+from parallel_fixedram.experiments.parameters import QemuSpec
 from parallel_fixedram.experiments.qemu_guest import QemuGuest
 from parallel_fixedram.host.facts import memory_bytes
 from parallel_fixedram.machines.builtin.process import RAM_IDSTR
@@ -46,6 +47,11 @@ def why_missing(case: Case) -> str | None:
     return None
 
 
+def _bytes_touched(way: str, qemu: QemuSpec) -> int:
+    """How much memory its runs take; QEMU reads shared RAM that was never touched, and so allocates all of it."""
+    return qemu.size if qemu.ram == "memfd" and way.startswith("qemu-") else qemu.data_bytes
+
+
 @contextlib.contextmanager
 def open_source(case: Case, seed: int) -> Iterator[Source]:
     """The guest of a case, which lives until the block is left.
@@ -59,9 +65,10 @@ def open_source(case: Case, seed: int) -> Iterator[Source]:
         MachineError: it does not boot.
     """
     if case.qemu:
-        if (free := memory_bytes("MemAvailable")) is not None and case.qemu.size > free:
+        needed = _bytes_touched(case.way, case.qemu)
+        if (free := memory_bytes("MemAvailable")) is not None and needed > free:
             raise tools.Missing(
-                f"a guest of {format_size(case.qemu.size)} does not fit: {format_size(free)} of memory is available"
+                f"a guest that takes {format_size(needed)} does not fit: {format_size(free)} of memory is available"
             )
         with QemuGuest(case.qemu, seed=seed) as qemu:
             yield Source(
