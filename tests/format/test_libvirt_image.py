@@ -1,9 +1,10 @@
-import struct
 from contextlib import suppress
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from support.libvirt_images import XML
+from support.libvirt_images import libvirt_head as image
 
 from parallel_fixedram.core.errors import FormatError, RequestError
 from parallel_fixedram.format.libvirt_image import (
@@ -16,16 +17,6 @@ from parallel_fixedram.format.libvirt_image import (
     is_libvirt_image,
     read_libvirt_header,
 )
-
-XML = b"<domain type='qemu'><name>vm</name></domain>"
-FIELDS = {"version": 16, "data_len": 20, "was_running": 24, "format": 28, "cookie_offset": 32}
-
-
-def image(*, magic=b"LibvirtQemudSave", order="<", xml=XML, cookie=b"", padding=64 << 10, **fields):
-    """What libvirt writes in front of a stream, made here from the layout in libvirt's header."""
-    body = xml + b"\0" + cookie + bytes(padding)
-    values = {"version": 2, "data_len": len(body), "was_running": 1, "format": 6, "cookie_offset": 0} | fields
-    return magic + struct.pack(f"{order}5I", *(values[name] for name in FIELDS)) + bytes(56) + body
 
 
 def read(data):
