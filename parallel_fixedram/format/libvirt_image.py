@@ -68,21 +68,17 @@ class LibvirtHeader:
         """Where the stream starts."""
         return SIZE + self.room
 
-    def require_pages(self) -> None:
-        """Refuse an image that does not hold every page at its own offset.
-
-        Raises:
-            FormatError: it is not complete, or of another format.
-        """
+    @property
+    def without_pages(self) -> str:
+        """Why the image does not hold every page at its own offset; empty where it does."""
         if not self.complete:
-            raise FormatError("libvirt save image that is not complete: saving it was interrupted", offset=0)
+            return "libvirt save image that is not complete: its save was interrupted, or is still going on"
         if self.format is not SaveFormat.SPARSE:
-            raise FormatError(
-                f"libvirt save image of format {self.format.name.lower()}, expected sparse: "
-                "its pages have no fixed offsets",
-                offset=0,
-                hint="virsh restore loads it; virsh save --image-format sparse makes one that can be read here",
+            return (
+                f"libvirt save image of format {self.format.name.lower()}, which has no page at a fixed offset: "
+                "virsh save --image-format sparse makes one that has"
             )
+        return ""
 
 
 def is_libvirt_image(read: ReadAt) -> bool:

@@ -146,7 +146,8 @@ def _libvirt_header(read: ReadAt, size: int) -> LibvirtHeader | None:
     if not is_libvirt_image(read):
         return None
     header = read_libvirt_header(read, size)
-    header.require_pages()
+    if why := header.without_pages:
+        raise FormatError(why, offset=0)
     return header
 
 
