@@ -29,7 +29,7 @@ remember_owner = 0
 stdio_handler = "file"
 """
 """For a host without systemd, and folders that belong to the tests."""
-OLDEST = (11, 0)
+OLDEST = (11, 2)
 """The first version whose save images can be sparse."""
 SHARED = "<memoryBacking><source type='memfd'/><access mode='shared'/></memoryBacking>"
 _numbers = itertools.count(1)
@@ -64,7 +64,7 @@ def libvirtd(folder: Path) -> Iterator[None]:
     try:
         version = tuple(int(each) for each in virsh("--version").split(".")[:2])
         if version < OLDEST:
-            missing(f"libvirt {version[0]}.{version[1]} has no sparse images: install libvirt 11 or later")
+            missing(f"libvirt {version[0]}.{version[1]} has no sparse images: install libvirt 11.2 or later")
         yield
     finally:
         if own:
@@ -145,6 +145,19 @@ class Domain:
     def pid(self) -> int:
         """Of its QEMU."""
         return int(Path(f"/run/libvirt/qemu/{self.name}.pid").read_text())
+
+    def command_line(self) -> list[str]:
+        """Of its QEMU, without what only libvirt has: its monitor, its secrets, its sandbox, and the order to wait."""
+        program, *words = Path(f"/proc/{self.pid}/cmdline").read_bytes().decode().split("\0")[:-1]
+        line = [program]
+        while words:
+            option = words.pop(0)
+            value = [words.pop(0)] if words and not words[0].startswith("-") else []
+            if option not in ("-S", "-mon", "-sandbox", "-msg") and not any(
+                word in each for each in value for word in ("charmonitor", "masterKey0")
+            ):
+                line += [option, *value]
+        return line
 
     def start(self, *options: str) -> None:
         """Create it; ``--paused`` does not let it run."""
