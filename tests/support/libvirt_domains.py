@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from xml.sax.saxutils import escape
 
+from support.qemu_boot import wait_end
 from support.qemu_linux import LinuxGuest
 from support.qemu_serial import Serial
 from support.qemu_tools import machine_type, missing, require_qemu, require_tool, with_own_mounts
@@ -70,6 +71,7 @@ def libvirtd(folder: Path) -> Iterator[None]:
         if own:
             pidfd = os.pidfd_open(int(PID_FILE.read_text()))
             signal.pidfd_send_signal(pidfd, signal.SIGTERM)
+            wait_end(pidfd)
             os.close(pidfd)
 
 
