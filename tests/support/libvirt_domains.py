@@ -38,12 +38,16 @@ _numbers = itertools.count(1)
 
 def virsh(*arguments: str | Path, environment: dict[str, str] | None = None) -> str:
     """What a virsh command says; AssertionError with what it said if it fails."""
-    command = [require_tool("virsh"), "--connect", URI, *map(str, arguments)]
-    ended = subprocess.run(
-        command, capture_output=True, text=True, check=False, timeout=120, env={**os.environ, **(environment or {})}
-    )
-    assert ended.returncode == 0, f"{' '.join(command)}: {ended.stderr}"
+    ended = try_virsh(*arguments, environment=environment)
+    assert ended.returncode == 0, f"{' '.join(ended.args)}: {ended.stderr}"
     return ended.stdout.strip()
+
+
+def try_virsh(*arguments: str | Path, environment: dict[str, str] | None = None) -> subprocess.CompletedProcess[str]:
+    """How a virsh command ended."""
+    command = [require_tool("virsh"), "--connect", URI, *map(str, arguments)]
+    environment = {**os.environ, "LC_ALL": "C.UTF-8", **(environment or {})}
+    return subprocess.run(command, capture_output=True, text=True, check=False, timeout=120, env=environment)
 
 
 @contextmanager
@@ -76,8 +80,7 @@ def libvirtd(folder: Path) -> Iterator[None]:
 
 
 def _answers() -> bool:
-    command = [require_tool("virsh"), "--connect", URI, "uri"]
-    return subprocess.run(command, capture_output=True, check=False, timeout=60).returncode == 0
+    return try_virsh("uri").returncode == 0
 
 
 class Domain:
