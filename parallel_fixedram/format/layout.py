@@ -2,7 +2,9 @@
 
 ::
 
-    base  head | record, header, bitmap of block 0 | zeros | page array of block 0 |   page arrays start at a multiple
+    0     head of a container, if it has one, such as libvirt's save image
+    base  head of the stream
+               | record, header, bitmap of block 0 | zeros | page array of block 0 |   page arrays start at a multiple
                | record, header, bitmap of block 1 | zeros | page array of block 1 |   of 1 MiB
                | ...
                | EOS, footer | ram END | device sections | EOF | VM description | zeros | trailer

@@ -13,7 +13,7 @@ beginning of the image. Until an image is complete, its magic is another one. So
 from __future__ import annotations
 
 import struct
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import IntEnum
 
 from parallel_fixedram.core.errors import FormatError, RequestError
@@ -56,8 +56,8 @@ class LibvirtHeader:
     format: SaveFormat
     cookie_offset: int
     """Where libvirt's cookie is, counted from the XML; 0 where there is none."""
-    xml: bytes
-    """The domain's XML, without NUL; untrusted."""
+    xml: bytes = field(repr=False)
+    """The domain's XML, without NUL; untrusted, and there may be passwords in it."""
     complete: bool
     """Whether whoever wrote the image came to its end."""
     room: int

@@ -3,6 +3,7 @@
 Opening the file has checked its structure already. What is left, each with its own finding:
 
 - the trailer, and everything that is not a page (heads, bitmaps, device sections), against their digests;
+- libvirt's header and XML, where the file is a save image: people edit them, and the RAM is still that RAM;
 - every present page against its digest;
 - the places of zero pages, which in our files read as zeros; QEMU leaves stale bytes there after a live save;
 - on request every page against live RAM.

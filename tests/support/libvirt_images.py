@@ -60,4 +60,6 @@ def put_behind(head: bytes, source: Path, target: Path, *, main: str = "") -> No
                     ledger.digests[number][page] = xxhash.xxh3_64_intdigest(data)
             guests = [GuestBlock(block=each, source=None, main=each.idstr == main) for each in blocks]  # type: ignore[arg-type]
             draft.finish(guests, ledger, state, 0)
+            with draft.image() as made:
+                assert (made.file.base, made.file.libvirt is not None) == (len(head), True)
             draft.publish(SILENT)
