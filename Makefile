@@ -15,13 +15,11 @@ VERSIONED := tests/core/test_capabilities.py $(filter-out $(OURS:%=tests/qemu/te
 # for a disk or for a QEMU. What a test forks is a copy of its process: that is why it collects no more than it runs. Those
 # that take longest come first; what no other part names is in `others`.
 files = $(wildcard $(patsubst %,tests/%.py,$(1)))
-PART_faults := tests/faults
 PART_machines := $(call files,qemu/test_machines qemu/test_targets qemu/test_other_targets qemu/test_run_state)
 PART_boot := $(call files,qemu/test_boot_* qemu/test_command_line qemu/test_load qemu/test_verify_load)
-PART_captures := $(call files,qemu/test_qmp_save qemu/test_save qemu/test_snapshot* qemu/test_try_capture)
+PART_captures := $(call files,qemu/test_qmp_save qemu/test_save qemu/test_snapshot qemu/test_snapshot_linux qemu/test_try_capture)
 PART_clones := $(call files,qemu/test_clone* qemu/test_identity qemu/test_disks_of_guests qemu/test_guests* qemu/test_restore)
-PART_kill := $(call files,qemu/test_kill* qemu/test_damage)
-PART_disks := $(call files,qemu/test_disks qemu/test_overlays qemu/test_clean qemu/test_records)
+PART_disks := $(call files,qemu/test_disks qemu/test_overlays qemu/test_clean)
 PART_drawing := $(call files,experiments/test_pictures experiments/test_report)
 PART_experiments := $(filter-out $(PART_drawing),$(wildcard tests/experiments/test_*.py))
 PART_command := $(call files,cli/test_signals cli/test_round_trips cli/test_demo cli/test_imports)
@@ -34,18 +32,23 @@ PART_saving := $(filter-out $(PART_snapshots) $(PART_reading),$(wildcard tests/e
 PART_host := tests/host
 PART_api := tests/machines tests/test_api.py
 PART_format := tests/core tests/format
+PART_calls := tests/matrix/test_every_call.py
+PART_storage := $(filter-out $(PART_calls),$(wildcard tests/matrix/test_*.py))
+PART_kill := $(call files,qemu/test_kill* qemu/test_damage qemu/test_swap qemu/test_records)
+PART_hazards := $(call files,qemu/test_snapshot_hazards)
+MATRIX := hazards calls storage kill
 ROOMS := snapshots saving reading host api format
-NAMED := faults machines captures disks boot clones kill drawing experiments command cli libvirt wire $(ROOMS)
+NAMED := machines captures disks libvirt boot clones drawing experiments command cli wire $(ROOMS)
 TESTS := $(wildcard tests/test_*.py tests/*/test_*.py tests/*/*/test_*.py)
-PART_others := $(filter-out $(foreach part,$(NAMED),$(PART_$(part)) $(PART_$(part):%=%/%)),$(TESTS))
-PARTS := faults machines captures disks libvirt others $(filter-out faults machines captures disks libvirt,$(NAMED))
+PART_others := $(filter-out $(foreach part,$(NAMED) $(MATRIX),$(PART_$(part)) $(PART_$(part):%=%/%)),$(TESTS))
+PARTS := machines captures disks libvirt others $(filter-out machines captures disks libvirt,$(NAMED))
 in_parts = echo "$(words $(1)) parts, $$(($$(nproc) + 1)) at a time; each prints its lines when it is done"; $(MAKE) --no-print-directory --keep-going --output-sync=target --jobs=$$(($$(nproc) + 1)) $(1:%=part-%) OPTIONS='$(2)' \
 	| $(BIN)/python tests/closing_line.py
 
 # What was compiled, and rewritten for pytest, stays so for the next process.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: $(PARTS:%=part-%) help demo test test-fast test-qemu soak check format bench bench-pictures bench-host bench-prediction bench-micro clean
+.PHONY: $(PARTS:%=part-%) $(MATRIX:%=part-%) help demo test matrix test-fast test-qemu soak check format bench bench-pictures bench-host bench-prediction bench-micro clean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -67,20 +70,23 @@ help: ## show this list
 demo: .venv/run.stamp ## run the main job on the built-in guest
 	@$(BIN)/python -m parallel_fixedram demo
 
-test: .venv/test.stamp ## run every test this machine can run
+test: .venv/test.stamp ## run every test this machine can run, but for the fault matrix
 	@$(call in_parts,$(PARTS))
+
+matrix: .venv/test.stamp ## run the fault matrix: calls fail, processes are killed, power is cut, storage lies (docs/reliability.md)
+	@$(call in_parts,$(MATRIX))
 
 test-fast: .venv/test.stamp ## run the tests of the package's rooms: no QEMU, no faults, no command, few examples of each
 	@$(call in_parts,$(ROOMS),--hypothesis-profile=quick -m "not slow and not qemu")
 
-$(PARTS:%=part-%): part-%:
+$(PARTS:%=part-%) $(MATRIX:%=part-%): part-%:
 	@$(BIN)/python -m pytest -q $(OPTIONS) $(PART_$*)
 
 test-qemu: .venv/test.stamp ## run the tests whose subject is what a QEMU does, with the first QEMU in PATH
 	@$(BIN)/python -m pytest -q -n auto --dist worksteal $(VERSIONED)
 
 soak: .venv/test.stamp ## run every test with many more examples, and every fault at every place
-	@$(call in_parts,$(PARTS),--hypothesis-profile=soak --timeout 3600)
+	@$(call in_parts,$(MATRIX) $(PARTS),--hypothesis-profile=soak --timeout 3600)
 
 check: .venv/check.stamp ## lint, format check, types, layers
 	$(BIN)/ruff check .

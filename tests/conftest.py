@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis.strategies import none
 
 for name, examples in (("repeatable", 25), ("quick", 6), ("soak", 500)):  # as `make test-fast` and `make soak` ask for
@@ -20,6 +20,8 @@ for name, examples in (("repeatable", 25), ("quick", 6), ("soak", 500)):  # as `
         max_examples=examples,
         suppress_health_check=[HealthCheck.too_slow],
     )
+# for a run that only asks whether something fails, not what is the simplest that does
+settings.register_profile("no-shrinking", settings.get_profile("quick"), phases=[Phase.explicit, Phase.generate])
 settings.load_profile("repeatable")
 
 

@@ -19,7 +19,7 @@ from parallel_fixedram.engine.workers.progress import run_job
 from parallel_fixedram.format.libvirt_image import head_ranges
 from parallel_fixedram.format.trailer import TrailerLayout
 from parallel_fixedram.host import linux
-from parallel_fixedram.host.files.channel import FileChannel
+from parallel_fixedram.host.files.channel import FileChannel, ReadBackChannel
 from parallel_fixedram.host.processes import signals
 from parallel_fixedram.image.clone_stream import clone_stream_of
 from parallel_fixedram.image.image import Image
@@ -53,7 +53,7 @@ def add_trailer(image: Image, main: Collection[str], *, channels: int, observer:
     digests = [shared_words(saved.block.pages) for saved in image.blocks]
     fd = reopen_writable(image)
     try:
-        channel, resized = FileChannel(fd, image.path), False
+        channel, resized = ReadBackChannel(fd, image.path), False
         try:
             with signals.held():
                 _resize(channel, trailer.file_length)

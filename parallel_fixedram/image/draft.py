@@ -23,7 +23,7 @@ from parallel_fixedram.core.save_options import Cache, DirectIO, Publishing, Wri
 from parallel_fixedram.engine.pages.ledger import Ledger
 from parallel_fixedram.engine.pages.reserve import Reservation
 from parallel_fixedram.format.layout import FileLayout
-from parallel_fixedram.host.files.channel import FileChannel
+from parallel_fixedram.host.files.channel import FileChannel, ReadBackChannel
 from parallel_fixedram.host.files.page_cache import cached_bytes, drop_from_cache
 from parallel_fixedram.host.files.publish import PendingFile, copy_prefix
 from parallel_fixedram.host.files.space import Space
@@ -131,7 +131,7 @@ class Draft:
         ending = Ending(self._layout, guest_blocks, ledger, state, disks)
         self._pending.set_size(ending.file_length)
         self._reservation.give_back(ledger.present, gap_pages)
-        ending.write(self.buffered)
+        ending.write(ReadBackChannel(self.buffered.fd, self.buffered.name))
 
     def image(self) -> Image:
         """The finished file, opened for reading (open_image)."""

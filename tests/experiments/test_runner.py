@@ -242,8 +242,9 @@ def test_a_qemu_guest_is_saved_by_us_and_by_itself(tmp_path):
 
 
 @pytest.mark.qemu
-def test_guests_are_started_from_a_file_held_against_it_and_ended(tmp_path):
+def test_guests_are_started_from_a_file_held_against_it_and_ended(tmp_path, monkeypatch):
     require_qemu()
+    monkeypatch.setenv("STARTED_BY", str(tmp_path))
     found = scenario(
         'way = "restore"\nqemu = {size = "64MiB", data = 0.4}\nshared = true',
         'way = "clone"\nqemu = {size = "64MiB", data = 0.4}\ncount = 2',
@@ -251,10 +252,9 @@ def test_guests_are_started_from_a_file_held_against_it_and_ended(tmp_path):
         repeats=1,
         warm_up=0,
     )
-    before = set(psutil.pids())
     restored, cloned, loaded = carry_out(found, tmp_path).cases
-    qemus = [each for each in psutil.process_iter(["name"]) if each.pid not in before and "qemu" in each.info["name"]]
-    assert [each for each in qemus if "-name" in each.cmdline()] == []
+    qemus = [each for each in psutil.process_iter(["name", "environ"]) if "qemu" in each.info["name"]]
+    assert [each for each in qemus if (each.info["environ"] or {}).get("STARTED_BY") == str(tmp_path)] == []
     for case in (restored, cloned, loaded):
         (sample,) = case.samples
         assert sample.verified == "ram"

@@ -17,6 +17,7 @@ from parallel_fixedram.host import linux
 from parallel_fixedram.host.files import aio
 from parallel_fixedram.host.files.channel import (
     FileChannel,
+    ReadBackChannel,
     anonymous_memory,
     data_end,
     data_extents,
@@ -185,6 +186,39 @@ def test_short_writes_and_reads_are_continued_where_they_ended(
     into = bytearray(6000)
     file.read(0, memoryview(into))
     assert bytes(into) == bytes(300) + data + bytes(700)
+
+
+def test_short_gathered_writes_are_continued_where_they_ended(
+    file: FileChannel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pwrite = os.pwrite
+    monkeypatch.setattr(os, "pwritev", lambda fd, pieces, offset: pwrite(fd, b"".join(pieces)[:5000], offset))
+    pages = np.frombuffer(os.urandom(5 * PAGE), "<u8").reshape(5, -1)
+    readable = np.array([1, 1, 0, 1, 1], np.uint8)
+    file.write_runs(0, pages, np.array([[0, 5]]), readable)
+    into = bytearray(5 * PAGE)
+    file.read(0, memoryview(into))
+    assert bytes(into) == (pages * readable[:, None].astype("<u8")).tobytes()
+
+
+@pytest.mark.parametrize("length", [1, PAGE, (1 << 20) + 1])
+def test_what_is_read_back_has_to_be_what_was_written(
+    file: FileChannel, monkeypatch: pytest.MonkeyPatch, length: int
+) -> None:
+    channel, data, pwrite = ReadBackChannel(file.fd, "NAME"), bytearray(os.urandom(length)), os.pwrite
+    channel.write(100, memoryview(data))
+    into = bytearray(length)
+    channel.read(100, memoryview(into))
+    assert into == data
+
+    def lie(fd: int, data: memoryview, offset: int) -> int:
+        pwrite(fd, data[:-1], offset)
+        return len(data)
+
+    monkeypatch.setattr(os, "pwrite", lie)
+    data[-1] ^= 1
+    with pytest.raises(HostError, match=r"'NAME' at 0x[0-9a-f]+ is not what is there now"):
+        channel.write(100, memoryview(data))
 
 
 def test_a_write_of_nothing_is_an_error_and_not_an_endless_loop(

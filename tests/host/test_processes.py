@@ -5,19 +5,22 @@ import errno
 import os
 import platform
 import signal
+import struct
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pytest
 
 from parallel_fixedram.core.errors import HostError, MachineError
 from parallel_fixedram.host.memory.process_maps import refusal
-from parallel_fixedram.host.processes.forked import is_gone
+from parallel_fixedram.host.processes.forked import has_ended, is_gone, settle_in
 
 SYS_EXIT = 93 if platform.machine() == "aarch64" else 60
 """Ends a thread."""
+SECONDS = 10.0
+"""How long a process may take to end that ends at once."""
 MAY_NOT = PermissionError(errno.EACCES, os.strerror(errno.EACCES))
 
 
@@ -100,3 +103,26 @@ def test_a_refusal_is_about_rights_only_while_there_is_a_process() -> None:
     gone = refusal(pid, MAY_NOT, "cannot look")
     assert isinstance(gone, MachineError)
     assert gone.message == f"process {pid} has ended"
+
+
+def test_a_forked_process_that_has_settled_in_ends_with_its_parent() -> None:
+    ear, mouth = os.pipe()
+
+    def have_a_child() -> None:
+        us = os.getpid()
+        if (pid := os.fork()) == 0:
+            settle_in(us)
+            os.write(mouth, struct.pack("i", os.getpid()))
+            signal.pause()
+        os.waitpid(pid, 0)
+
+    with child(have_a_child):
+        pid = struct.unpack("i", os.read(ear, 4))[0]
+        pidfd = os.pidfd_open(pid)
+    try:
+        assert has_ended(pidfd, SECONDS)
+    finally:
+        with suppress(ProcessLookupError):
+            signal.pidfd_send_signal(pidfd, signal.SIGKILL)
+        for fd in (ear, mouth, pidfd):
+            os.close(fd)

@@ -105,6 +105,13 @@ class Shorten(NamedTuple):
     length: int
 
 
+class Lie(NamedTuple):
+    """Answer: let pwrite64 say that all is written, whatever is."""
+
+    written: Callable[[bytes, int], Iterable[tuple[bytes, int]]]
+    """What is, from the bytes and the offset that were meant: bytes and offsets."""
+
+
 class Kill(NamedTuple):
     """Answer: SIGKILL these processes and wait until they are gone; whoever is left goes on."""
 
@@ -154,7 +161,7 @@ class Run:
         return int(_SITE.unpack_from(self.sites, _place_of(pid))[0])
 
 
-Decide = Callable[[Call, Run], Fail | Shorten | Kill | None]
+Decide = Callable[[Call, Run], Fail | Shorten | Lie | Kill | None]
 
 
 def run(action: Callable[[], Any], *, under: str, decide: Decide, seconds: float = 30.0) -> Run:
@@ -238,6 +245,8 @@ def _answer_next(listener: int, tree: Run, under: str, decide: Decide) -> None:
             error, flags = -fault.errno, 0
         elif isinstance(fault, Shorten):
             value, flags = _write_less(call, fault.length), 0
+        elif isinstance(fault, Lie):
+            value, flags = _write_otherwise(call, fault), 0
         elif isinstance(fault, Kill):
             tree.kill(fault.pids)
             tree.alive(fault.pids, GONE_SECONDS)
@@ -266,6 +275,15 @@ def _write_less(call: Call, count: int) -> int:
     """Write a part of what pwrite64 was asked to write, on its behalf; returns how much."""
     with open(f"/proc/{call.pid}/fd/{call.args[0]}", "r+b", 0) as file:
         return os.pwrite(file.fileno(), _memory(call.pid, call.args[1], min(count, call.args[2])), call.args[3])
+
+
+def _write_otherwise(call: Call, lie: Lie) -> int:
+    """Write something else than pwrite64 was asked to write; returns how much that was."""
+    data = _memory(call.pid, call.args[1], call.args[2])
+    with open(f"/proc/{call.pid}/fd/{call.args[0]}", "r+b", 0) as file:
+        for other, offset in lie.written(data, call.args[3]):
+            os.pwrite(file.fileno(), other, offset)
+    return len(data)
 
 
 def _be_root(action: Callable[[], Any], sock: socket.socket, result: int, stderr: int, sites: mmap.mmap) -> NoReturn:

@@ -155,6 +155,24 @@ class FileChannel:
         return data
 
 
+class ReadBackChannel(FileChannel):
+    """A file that reads back what it writes: for what gets its digest from there, and must not get a wrong one."""
+
+    def write(self, offset: int, data: memoryview) -> None:
+        """Write all of ``data``, and compare (Channel.write).
+
+        Raises:
+            HostError: it cannot be written, or something else is there now.
+        """
+        super().write(offset, data)
+        back = memoryview(bytearray(min(len(data), _ZEROS_LENGTH)))
+        for start in range(0, len(data), _ZEROS_LENGTH):
+            piece = data[start : start + _ZEROS_LENGTH]
+            self.read(offset + start, back[: len(piece)])
+            if piece.tobytes() != back[: len(piece)].tobytes():  # far faster than views are
+                raise HostError(f"what was written to {self.name!r} at {offset + start:#x} is not what is there now")
+
+
 def segments(runs: Runs, readable: Bits) -> tuple[NDArray[np.int64], ...]:
     """Cut runs where pages change from readable to not, or back.
 

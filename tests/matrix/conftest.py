@@ -1,0 +1,35 @@
+"""What the fault matrix has tried, row by row, told at the end."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable
+
+import pytest
+from support.stages import Count
+
+ROW = "row of the fault matrix"
+
+
+@pytest.fixture
+def count(record_property: Callable[[str, object], None]) -> Count:
+    """Says how many faults of a row a test has tried."""
+
+    def noted(row: str, number: int) -> None:
+        record_property(ROW, (row, number))
+
+    return noted
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    rows, seconds = Counter[str](), Counter[str]()
+    for report in terminalreporter.getreports("passed") + terminalreporter.getreports("failed"):
+        for name, value in report.user_properties if report.when == "call" else ():
+            if name == ROW:
+                row, number = value
+                rows[row] += number
+                seconds[row] += report.duration
+    if rows:
+        terminalreporter.section("fault matrix")
+        for row in rows:
+            terminalreporter.line(f"{rows[row]:8} {row} ({seconds[row]:.0f} s)")

@@ -1,0 +1,207 @@
+"""Does the suite notice? Our own code is edited in a copy, one named mistake at a time, and a test has to fail.
+
+Every edit is one that somebody could make in good faith. The list grows with each fault that the other rows find.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+from support.stages import Count
+
+import parallel_fixedram
+
+pytestmark = pytest.mark.slow
+
+PACKAGE = Path(parallel_fixedram.__file__).parent
+ROOT = Path(__file__).parents[2]
+TESTS_FAILED = 1  # pytest.ExitCode
+
+
+@dataclass(frozen=True, kw_only=True)
+class Edit:
+    """A mistake.
+
+    Attributes:
+        module: of the package.
+        old, new: what stands there, once, and what is put in its place.
+        tests: a file of the fast suite that has to notice.
+        only: which of its tests, as for ``pytest -k``.
+    """
+
+    module: str
+    old: str
+    new: str
+    tests: str
+    only: str = ""
+
+
+EDITS = {
+    "the file is not synced": Edit(
+        module="image/draft.py",
+        old="            self.buffered.sync()\n",
+        new="            pass\n",
+        tests="engine/test_save.py",
+    ),
+    "the folder is not synced": Edit(
+        module="host/files/publish.py",
+        old="            os.fsync(self._folder)\n",
+        new="            pass\n",
+        tests="host/test_publish.py",
+    ),
+    "a file that is there is written over": Edit(
+        module="host/files/publish.py",
+        old="        if self.overwrite:\n            os.rename",
+        new="        if True:\n            os.rename",
+        tests="host/test_publish.py",
+    ),
+    "what failed is left behind": Edit(
+        module="host/files/publish.py",
+        old="if self.fd >= 0 and not self.published:",
+        new="if False:",
+        tests="host/test_publish.py",
+    ),
+    "two may write one file": Edit(
+        module="host/files/part.py",
+        old="        if not try_lock(fd):\n",
+        new="        if False:\n",
+        tests="host/test_publish.py",
+    ),
+    "a file is as readable as the umask lets it be": Edit(
+        module="host/files/part.py",
+        old="            os.fchmod(fd, 0o600)\n",
+        new="            os.fchmod(fd, 0o666 & ~os.umask(os.umask(0)))\n",
+        tests="host/test_publish.py",
+    ),
+    "a short write is taken for a whole one": Edit(
+        module="host/files/channel.py",
+        old="            data, offset = data[done:], offset + done\n",
+        new="            return\n",
+        tests="host/test_channel.py",
+    ),
+    "a short gathered write begins again too late": Edit(
+        module="host/files/channel.py",
+        old="            if done:\n                pieces[0] = pieces[0][done:]\n",
+        new="            if done:\n                pieces.pop(0)\n",
+        tests="host/test_channel.py",
+    ),
+    "a page array may end past the file": Edit(
+        module="format/mapped_ram.py",
+        old='("bitmap", saved.bitmap_end), ("page array", saved.pages_end)',
+        new='("bitmap", saved.bitmap_end),',
+        tests="format/test_mapped_ram.py",
+    ),
+    "blocks may lie on each other": Edit(
+        module="format/mapped_ram.py",
+        old="        if place < place_end:\n",
+        new="        if False:\n",
+        tests="format/test_mapped_ram.py",
+    ),
+    "any number of blocks is read": Edit(
+        module="format/mapped_ram.py",
+        old="        if len(blocks) == MAX_BLOCKS:\n",
+        new="        if False:\n",
+        tests="format/test_mapped_ram.py",
+    ),
+    "a hole is punched while its neighbours are still being written": Edit(
+        module="engine/pages/writer.py",
+        old="        self.settle(tally)  # a write along with neighbours must not come after the hole\n",
+        new="",
+        tests="engine/test_write.py",
+    ),
+    "what turned zero stays in the file": Edit(
+        module="engine/pages/writer.py",
+        old="emptied = store, runs_of_ones(stale & (store ^ 1))",
+        new="emptied = store, runs_of_ones(stale & 0)",
+        tests="engine/test_write.py",
+    ),
+    "a page is hashed only after it was written": Edit(
+        module="engine/pages/changed_job.py",
+        old="                self._hashes.forget(block, first, found[part])\n",
+        new="                pass\n",
+        tests="engine/test_compare.py",
+    ),
+    "a write is let through before it is marked as copied": Edit(
+        module="engine/capture/snapshot/protocol.py",
+        old="            marks.copied[group] = 1\n            yield Step.MARKED\n",
+        new="            unprotect()\n            yield Step.MARKED\n            marks.copied[group] = 1\n",
+        tests="engine/snapshot/test_protocol.py",
+    ),
+    "a copy of what was let through meanwhile is written": Edit(
+        module="engine/capture/snapshot/protocol.py",
+        old="    found: NDArray[np.uint8] = ((marks.copied[groups] | marks.written[groups]) == 0).view(np.uint8)\n",
+        new="    found: NDArray[np.uint8] = (marks.written[groups] == 0).view(np.uint8)\n",
+        tests="engine/snapshot/test_protocol.py",
+    ),
+    "a guest stays stopped when the save fails": Edit(
+        module="engine/capture/pause.py",
+        old="                self.torn = self._machine.resume()\n",
+        new="                self.torn = None if error else self._machine.resume()\n",
+        tests="engine/test_pause.py",
+    ),
+    "workers live on without their coordinator": Edit(
+        module="host/linux.py",
+        old="    _check(_libc.prctl(PR_SET_PDEATHSIG, signum, 0, 0, 0))\n",
+        new="",
+        tests="host/test_processes.py",
+    ),
+    "a guardian that is disarmed acts all the same": Edit(
+        module="host/processes/guardian.py",
+        old="        self._armed[0] = 0\n",
+        new="",
+        tests="host/test_guardian.py",
+    ),
+    "a page that does not match its digest is good": Edit(
+        module="engine/pages/digest.py",
+        old="        wrong: Bits = (stored != page_digests(pages, present)).view(np.uint8)\n",
+        new="        wrong: Bits = np.zeros(len(present), np.uint8)\n",
+        tests="engine/test_verify.py",
+    ),
+    "heads and bitmaps are not held against their digests": Edit(
+        module="image/verify.py",
+        old="    for extent in trailer.extents:\n",
+        new="    for extent in ():\n",
+        tests="engine/test_verify.py",
+    ),
+    "what was written is not compared with what is there": Edit(
+        module="host/files/channel.py",
+        old="            if piece.tobytes() != back[: len(piece)].tobytes():",
+        new="            if False:",
+        tests="host/test_channel.py",
+    ),
+    "the experimental flag lifts every rule": Edit(
+        module="core/capabilities.py",
+        old="if rule.refuses(on) and not (experimental and rule.experimental):",
+        new="if rule.refuses(on) and not experimental:",
+        tests="core/test_capabilities.py",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", EDITS)
+def test_the_fast_suite_fails_where(name: str, tmp_path: Path, count: Count) -> None:
+    edit = EDITS[name]
+    shutil.copytree(PACKAGE, tmp_path / PACKAGE.name, ignore=shutil.ignore_patterns("__pycache__"))
+    module = tmp_path / PACKAGE.name / edit.module
+    code = module.read_text()
+    assert code.count(edit.old) == 1, f"{edit.module} has no longer what is to be edited there"
+    module.write_text(code.replace(edit.old, edit.new))
+    found = run(tmp_path, edit)
+    assert found.returncode == TESTS_FAILED, found.stdout[-2000:] + found.stderr[-2000:]
+    count("our own code is edited", 1)
+
+
+def run(folder: Path, edit: Edit) -> subprocess.CompletedProcess[str]:
+    """The tests, with the package in that folder; up to the first failure."""
+    argv = [sys.executable, "-P", "-m", "pytest", "-q", "-x", "-n0", "-p", "no:cacheprovider", "--timeout", "120"]
+    argv += ["--hypothesis-profile=no-shrinking", "-m", "not slow and not qemu", f"tests/{edit.tests}"]
+    if edit.only:
+        argv += ["-k", edit.only]
+    env = {**os.environ, "PYTHONPATH": str(folder), "PYTHONDONTWRITEBYTECODE": "1"}
+    return subprocess.run(argv, cwd=ROOT, env=env, check=False, capture_output=True, text=True)

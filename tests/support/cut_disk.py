@@ -1,0 +1,91 @@
+"""A file system whose power can be cut: what was not on stable storage by then is gone."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import fcntl
+import os
+import struct
+import subprocess
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+_CLONE_NEWNS, _MS_REC, _MS_PRIVATE = 0x20000, 0x4000, 1 << 18
+_SHUTDOWN, _NO_LOG_FLUSH = 0x8004587D, 2  # FS_IOC_SHUTDOWN: fs/ext4/ext4.h, fs/xfs/xfs_fs.h
+_SIZES = {"ext4": 32 << 20, "xfs": 320 << 20}
+"""Bytes; xfs is no smaller."""
+_MKFS = {"ext4": ["mkfs.ext4", "-q", "-F"], "xfs": ["mkfs.xfs", "-q", "-f"]}
+_libc = ctypes.CDLL(None, use_errno=True)
+
+
+class CutDisk:
+    """A mounted file system on a loop device, in memory.
+
+    Attributes:
+        folder: where it is mounted.
+    """
+
+    def __init__(self, device: str, folder: Path) -> None:
+        self._device = device
+        self.folder = folder
+        self._mount()
+
+    def settle(self) -> None:
+        """Bring everything to stable storage."""
+        with self._opened() as fd:
+            if _libc.syncfs(fd):
+                raise OSError(ctypes.get_errno(), "syncfs")
+
+    def cut(self) -> None:
+        """The power fails: from now on nothing gets to the device."""
+        with self._opened() as fd:
+            fcntl.ioctl(fd, _SHUTDOWN, struct.pack("I", _NO_LOG_FLUSH))
+
+    def come_back(self) -> None:
+        """Power is there again, and the journal is replayed."""
+        self.unmount()
+        self._mount()
+
+    def unmount(self) -> None:
+        subprocess.run(["umount", self.folder], check=True)
+
+    def _mount(self) -> None:
+        subprocess.run(["mount", self._device, self.folder], check=True)
+
+    @contextlib.contextmanager
+    def _opened(self) -> Iterator[int]:
+        fd = os.open(self.folder, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            yield fd
+        finally:
+            os.close(fd)
+
+
+@contextlib.contextmanager
+def cut_disk(kind: str) -> Iterator[CutDisk]:
+    """An empty one; the test is skipped where none can be mounted."""
+    _keep_mounts_to_ourselves()
+    with tempfile.TemporaryDirectory(prefix="cut-", dir="/dev/shm") as name, contextlib.ExitStack() as stack:
+        image, folder = Path(name, "image"), Path(name, "mounted")
+        folder.mkdir()
+        image.touch()
+        os.truncate(image, _SIZES[kind])
+        subprocess.run([*_MKFS[kind], image], check=True, capture_output=True)
+        found = subprocess.run(["losetup", "-f", "--show", image], check=False, capture_output=True, text=True)
+        if found.returncode:
+            pytest.skip(f"no loop device: {found.stderr.strip()}")
+        device = found.stdout.strip()
+        stack.callback(subprocess.run, ["losetup", "-d", device], check=True)
+        disk = CutDisk(device, folder)
+        stack.callback(disk.unmount)
+        yield disk
+
+
+def _keep_mounts_to_ourselves() -> None:
+    """For good: another namespace that copies a mount keeps the file system alive, powerless as it is."""
+    if _libc.unshare(_CLONE_NEWNS) or _libc.mount(b"none", b"/", None, _MS_REC | _MS_PRIVATE, None):
+        pytest.skip(f"no mount namespace: {os.strerror(ctypes.get_errno())}")
