@@ -89,7 +89,7 @@ def verify(
     image.check_complete()
     pairs = _pairs(image, ram or {})
     trailer = None if quick else image.file.trailer
-    differences = _edited(image, trailer) + check_ranges(image, trailer) if trailer else []
+    differences = check_edits(image, trailer) + check_ranges(image, trailer) if trailer else []
     bad_pages, stale_pages = 0, None
     if pairs or not quick:
         checks = _Checks(image, pairs, digests=bool(trailer), slots=not quick, ram=_LOADED if loaded_by else _RAM)
@@ -176,8 +176,8 @@ def _pairs(image: Image, ram: Mapping[str, GuestBlock]) -> list[tuple[SavedBlock
     return pairs
 
 
-def _edited(image: Image, trailer: Trailer) -> list[Difference]:
-    """What does not match of the bytes before the stream, which may be edited: the RAM is still that RAM."""
+def check_edits(image: Image, trailer: Trailer) -> list[Difference]:
+    """Check what is before the stream against its digests: it may be edited, and the RAM is still that RAM."""
     return [
         _byte_difference(f"{_HEAD if extent.offset == 0 else _XML} does not match its digest", None, extent.offset)
         for extent in trailer.head
