@@ -24,6 +24,7 @@ PART_drawing := $(call files,experiments/test_pictures experiments/test_report)
 PART_experiments := $(filter-out $(PART_drawing),$(wildcard tests/experiments/test_*.py))
 PART_command := $(call files,cli/test_signals cli/test_round_trips cli/test_demo cli/test_imports)
 PART_cli := $(filter-out $(PART_command),$(wildcard tests/cli/test_*.py))
+PART_libvirt := tests/libvirt
 PART_wire := tests/wire
 PART_snapshots := $(call files,engine/snapshot/test_* engine/test_write_protect engine/test_torn engine/test_rounds)
 PART_reading := $(call files,$(addprefix engine/test_,restore verify diff clone_stream add_trailer read_ahead))
@@ -38,10 +39,10 @@ PART_kill := $(call files,qemu/test_kill* qemu/test_damage qemu/test_swap qemu/t
 PART_hazards := $(call files,qemu/test_snapshot_hazards)
 MATRIX := edits calls kill storage hazards
 ROOMS := snapshots saving reading host api format
-NAMED := machines captures disks boot clones drawing experiments command cli wire $(ROOMS)
+NAMED := machines captures disks libvirt boot clones drawing experiments command cli wire $(ROOMS)
 TESTS := $(wildcard tests/test_*.py tests/*/test_*.py tests/*/*/test_*.py)
 PART_others := $(filter-out $(foreach part,$(NAMED) $(MATRIX),$(PART_$(part)) $(PART_$(part):%=%/%)),$(TESTS))
-PARTS := machines captures disks others $(filter-out machines captures disks,$(NAMED))
+PARTS := machines captures disks libvirt others $(filter-out machines captures disks libvirt,$(NAMED))
 in_parts = echo "$(words $(1)) parts, $$(($$(nproc) + 1)) at a time; each prints its lines when it is done"; $(MAKE) --no-print-directory --keep-going --output-sync=target --jobs=$$(($$(nproc) + 1)) $(1:%=part-%) OPTIONS='$(2)' \
 	| $(BIN)/python tests/closing_line.py
 

@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from parallel_fixedram.core.reports.doctor import DoctorReport
     from parallel_fixedram.core.reports.guests import GuestsReport
     from parallel_fixedram.core.reports.inspect import InspectQemuReport, InspectReport
+    from parallel_fixedram.core.reports.libvirt import InspectLibvirtReport
     from parallel_fixedram.core.reports.plan import PlanReport
     from parallel_fixedram.core.reports.restore import RestoreReport
     from parallel_fixedram.core.reports.save import SaveReport
@@ -100,6 +101,7 @@ __all__ = [
     "HostError",
     "Identity",
     "Image",
+    "InspectLibvirtReport",
     "InspectQemuReport",
     "InspectReport",
     "Machine",
@@ -169,6 +171,7 @@ _HOMES = {
     "core.reports.doctor": ("DoctorReport",),
     "core.reports.guests": ("GuestsReport",),
     "core.reports.inspect": ("InspectQemuReport", "InspectReport"),
+    "core.reports.libvirt": ("InspectLibvirtReport",),
     "core.reports.plan": ("PlanReport",),
     "core.reports.restore": ("RestoreReport",),
     "core.reports.save": ("SaveReport",),

@@ -14,6 +14,7 @@ from parallel_fixedram.core.units import format_size
 if TYPE_CHECKING:
     from parallel_fixedram.core.disks import DiskImage
     from parallel_fixedram.core.reports.inspect import FileBlock, InspectQemuReport, InspectReport
+    from parallel_fixedram.core.reports.libvirt import InspectLibvirtReport
 
 _EXAMPLES = """  parallel-fixedram inspect --qmp /tmp/qmp
   parallel-fixedram inspect /tmp/guest.mr
@@ -26,17 +27,21 @@ def register(subparsers: common.Subparsers[Any]) -> None:
         subparsers,
         "inspect",
         summary="what a file says: machine, capabilities, RAMBlocks, offsets, device sections; or a running QEMU",
-        about="Show what FILE says of itself; no page is read. With --qmp: what would be saved of a running QEMU, and\n"
-        "how each RAMBlock is reached; the guest is not stopped.",
+        about="Show what FILE says of itself; no page is read. Of a libvirt save image the domain is shown, too, also\n"
+        "where the image is not complete, or of a format without pages at fixed offsets. With --qmp: what would\n"
+        "be saved of a running QEMU, and how each RAMBlock is reached; the guest is not stopped.",
         examples=_EXAMPLES,
     )
-    parser.add_argument("file", metavar="FILE", nargs="?", help="a mapped-ram file, by QEMU or by us")
+    parser.add_argument(
+        "file", metavar="FILE", nargs="?", help="a mapped-ram file, by QEMU or by us, or a save image by libvirt"
+    )
     sources.add_qmp_options(parser)
     parser.set_defaults(run=run)
 
 
 def run(args: argparse.Namespace) -> int:
     """Carry out the verb; returns the exit code."""
+    from parallel_fixedram.core.reports.inspect import InspectReport
     from parallel_fixedram.verbs.inspect import inspect, inspect_qemu
 
     if bool(args.file) == bool(args.qmp):
@@ -47,14 +52,36 @@ def run(args: argparse.Namespace) -> int:
         output.print_report(guest, _print_guest, as_json=args.json)
         return 0
     report = inspect(args.file)
-    output.print_report(report, _print, as_json=args.json)
+    output.print_report(report, _print if isinstance(report, InspectReport) else _print_image, as_json=args.json)
     output.print_notes(report.warnings)
     return 0
 
 
+def _print_image(report: InspectReport | InspectLibvirtReport) -> None:
+    """What libvirt has in front of the stream; text from its XML may be anybody's."""
+    image, size = report.libvirt, report.size
+    assert image
+    complete = "" if image.complete else ", NOT COMPLETE"
+    print_folded(f"{report.file}: libvirt save image of {format_size(size)} ({size} bytes), {image.format}{complete}")
+    print_hanging("domain        ", _printable(", ".join(filter(None, (image.domain, image.uuid)))))
+    print_hanging(
+        "memory        ", f"{format_size(image.memory)}, {'running' if image.running else 'paused'} when saved"
+    )
+    for disk in image.disks:
+        print_hanging("disk          ", _printable(f"{disk.device}, {disk.kind}, {disk.source or 'no medium'}"))
+    print_hanging("XML           ", f"{image.xml_bytes} bytes, room for {image.xml_room}")
+
+
+def _printable(text: str) -> str:
+    return "".join(each if each.isprintable() else each.encode("unicode_escape").decode() for each in text)
+
+
 def _print(report: InspectReport) -> None:
     size = report.size
-    print_folded(f"{report.file}: mapped-ram file of {format_size(size)} ({size} bytes)")
+    if report.libvirt:
+        _print_image(report)
+    else:
+        print_folded(f"{report.file}: mapped-ram file of {format_size(size)} ({size} bytes)")
     print_hanging("machine       ", _machine(report))
     print_hanging("capabilities  ", ", ".join(report.capabilities))
     if report.uuid:

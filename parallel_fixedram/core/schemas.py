@@ -29,6 +29,7 @@ VERSIONS: Mapping[str, int] = {
     "diff": 1,
     "inspect": 1,
     "inspect_qemu": 1,
+    "inspect_libvirt": 1,
     "caps_table": 1,
     "caps_verdict": 1,
     "try_capture": 1,

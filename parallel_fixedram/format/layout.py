@@ -2,7 +2,9 @@
 
 ::
 
-    base  head | record, header, bitmap of block 0 | zeros | page array of block 0 |   page arrays start at a multiple
+    0     head of a container, if it has one, such as libvirt's save image
+    base  head of the stream
+               | record, header, bitmap of block 0 | zeros | page array of block 0 |   page arrays start at a multiple
                | record, header, bitmap of block 1 | zeros | page array of block 1 |   of 1 MiB
                | ...
                | EOS, footer | ram END | device sections | EOF | VM description | zeros | trailer
@@ -33,6 +35,8 @@ class FileLayout:
 
     base: int
     """Where the stream starts."""
+    head: bytes
+    """What a container has in front of the stream, ``base`` bytes; empty where whatever is there stays."""
     machine: str
     target: str
     """Architecture of the guest; empty where there is none."""
@@ -50,6 +54,7 @@ class FileLayout:
         blocks: list[RAMBlock],
         base: int = 0,
         *,
+        head: bytes = b"",
         target: str = "",
         page_bits: int | None = None,
         alignment: int = mapped_ram.MAPPED_RAM_FILE_OFFSET_ALIGNMENT,
@@ -60,26 +65,22 @@ class FileLayout:
             machine: name for the configuration section.
             blocks: in the order in which the file shall list them.
             base: where the stream starts; any offset.
+            head: what a container has in front of the stream, which then starts at its end.
             target: architecture of the guest, which the VM description of the file says.
             page_bits: for the configuration section; None where QEMU writes none.
             alignment: page arrays start at multiples of this many bytes, at least a page.
 
         Raises:
             RequestError: no blocks, two of one name, or more than fits a file; a machine name or page size that
-                cannot stand in one.
+                cannot stand in one; a container, and yet another place for the stream.
         """
-        check_unique(blocks)
-        if not (len(machine) <= stream.MAX_MACHINE_NAME and machine.isascii() and machine.isprintable()):
-            raise RequestError(f"machine name {machine!r} is not printable ASCII of at most 255 characters")
-        if len(blocks) > mapped_ram.MAX_BLOCKS:
-            raise RequestError(f"{len(blocks)} RAMBlocks, at most {mapped_ram.MAX_BLOCKS}")
+        if head and base:
+            raise RequestError(f"the stream cannot start at {base:#x}: the image has {len(head):#x} bytes before it")
+        base = base or len(head)
+        _check(machine, blocks)
         position = base + len(_head(machine, blocks, page_bits))
         saved = []
         for block in blocks:
-            if block.page_size != TARGET_PAGE_SIZE:
-                raise RequestError(
-                    f"block {block.idstr!r}: page size {block.page_size}, only {TARGET_PAGE_SIZE} can be saved"
-                )
             bitmap_offset = position + 1 + len(block.idstr) + 8 + MappedRamHeader.SIZE
             pages_offset = align_up(bitmap_offset + bitmap_bytes(block.pages), alignment)
             header = MappedRamHeader(page_size=block.page_size, bitmap_offset=bitmap_offset, pages_offset=pages_offset)
@@ -88,12 +89,19 @@ class FileLayout:
         if position > MAX_SIZE // 2:
             raise RequestError(f"{position} bytes of RAM do not fit a file")
         return cls(
-            base=base, machine=machine, target=target, page_bits=page_bits, blocks=tuple(saved), ram_end=position
+            base=base,
+            head=head,
+            machine=machine,
+            target=target,
+            page_bits=page_bits,
+            blocks=tuple(saved),
+            ram_end=position,
         )
 
     def head_pieces(self) -> list[tuple[int, bytes]]:
         """Everything before ``ram_end`` that is neither bitmap nor page, as (offset, bytes)."""
-        pieces = [(self.base, _head(self.machine, [saved.block for saved in self.blocks], self.page_bits))]
+        pieces = [(0, self.head)] if self.head else []
+        pieces += [(self.base, _head(self.machine, [saved.block for saved in self.blocks], self.page_bits))]
         pieces += [(saved.record_offset, mapped_ram.pack_record(saved.block, saved.header)) for saved in self.blocks]
         return pieces
 
@@ -127,6 +135,20 @@ class FileLayout:
                 stream.pack_vmdesc(json.dumps(description)),
             )
         )
+
+
+def _check(machine: str, blocks: list[RAMBlock]) -> None:
+    """Refuse what cannot stand in a file."""
+    check_unique(blocks)
+    if not (len(machine) <= stream.MAX_MACHINE_NAME and machine.isascii() and machine.isprintable()):
+        raise RequestError(f"machine name {machine!r} is not printable ASCII of at most 255 characters")
+    if len(blocks) > mapped_ram.MAX_BLOCKS:
+        raise RequestError(f"{len(blocks)} RAMBlocks, at most {mapped_ram.MAX_BLOCKS}")
+    for block in blocks:
+        if block.page_size != TARGET_PAGE_SIZE:
+            raise RequestError(
+                f"block {block.idstr!r}: page size {block.page_size}, only {TARGET_PAGE_SIZE} can be saved"
+            )
 
 
 def _head(machine: str, blocks: list[RAMBlock], page_bits: int | None) -> bytes:

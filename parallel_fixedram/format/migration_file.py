@@ -15,6 +15,7 @@ from parallel_fixedram.core.ramblock import TARGET_PAGE_SIZE
 from parallel_fixedram.core.units import align_up
 from parallel_fixedram.format import mapped_ram, stream, trailer_reader, vmdesc
 from parallel_fixedram.format.device_sections import RAM_SECTION_ID, DeviceSection
+from parallel_fixedram.format.libvirt_image import LibvirtHeader, is_libvirt_image, read_libvirt_header
 from parallel_fixedram.format.mapped_ram import SavedBlock
 from parallel_fixedram.format.sections import Walk
 from parallel_fixedram.format.stream import Configuration, Cursor, ReadAt
@@ -34,6 +35,8 @@ class MigrationFile:
     size: int
     """Bytes in the file."""
     configuration: Configuration
+    libvirt: LibvirtHeader | None
+    """What libvirt's save image has before the stream; None in a file that is none."""
     page_size: int
     blocks: tuple[SavedBlock, ...]
     devices: tuple[DeviceSection, ...]
@@ -64,16 +67,15 @@ def parse(read: ReadAt, size: int, base: int = 0, data_end: int | None = None) -
     Args:
         read: gives bytes at an offset.
         size: bytes in the file.
-        base: where the stream starts.
+        base: where the stream starts; 0 also for a libvirt save image, which says it.
         data_end: from where on the file is known to be a hole, so that nobody has to look for its last byte there.
 
     Raises:
         FormatError: the file is not a complete mapped-ram stream, or contradicts itself.
     """
-    cursor = Cursor(read, size, base)
-    configuration = stream.read_head(cursor)
-    if not {MAPPED_RAM, FIXED_RAM}.intersection(configuration.capabilities):
-        raise FormatError("Capability mapped-ram is on, but received capability is off", offset=base)
+    libvirt = None if base else _libvirt_header(read, size)
+    cursor = Cursor(read, size, base := libvirt.end if libvirt else base)
+    configuration = _configuration(cursor)
     page_size = TARGET_PAGE_SIZE if configuration.page_bits is None else 1 << configuration.page_bits
     content_end = trailer_reader.content_end(read, size if data_end is None else min(size, data_end))
     end = min(size, align_up(content_end, ALIGNMENT))
@@ -98,6 +100,7 @@ def parse(read: ReadAt, size: int, base: int = 0, data_end: int | None = None) -
         base=base,
         size=size,
         configuration=configuration,
+        libvirt=libvirt,
         page_size=page_size,
         blocks=tuple(walk.blocks),
         devices=tuple(walk.devices),
@@ -128,6 +131,24 @@ def read_clone_blocks(read: ReadAt, found: Trailer) -> tuple[SavedBlock, ...]:
         raise FormatError(f"the clone stream ends early, expected {found.clone_end:#x}", offset=cursor.offset)
     mapped_ram.check_overlaps(walk.blocks, found.clone_offset, found.clone_end)
     return tuple(walk.blocks)
+
+
+def _configuration(cursor: Cursor) -> Configuration:
+    """The head of a stream, which has to be one of mapped-ram."""
+    base, configuration = cursor.offset, stream.read_head(cursor)
+    if not {MAPPED_RAM, FIXED_RAM}.intersection(configuration.capabilities):
+        raise FormatError("Capability mapped-ram is on, but received capability is off", offset=base)
+    return configuration
+
+
+def _libvirt_header(read: ReadAt, size: int) -> LibvirtHeader | None:
+    """What a libvirt save image has before its mapped-ram stream; None in a file that is none."""
+    if not is_libvirt_image(read):
+        return None
+    header = read_libvirt_header(read, size)
+    if why := header.without_pages:
+        raise FormatError(why, offset=0)
+    return header
 
 
 def _warnings(ram_ended: bool, has_vmdesc: bool) -> tuple[str, ...]:

@@ -10,6 +10,8 @@
                                                                 the clone stream
     PAGE_DIGESTS    block:be32 zero:be32 { digest:le64 }*       one digest a page of one block; 0 for a zero page
     CLONE_STREAM    a second mapped-ram stream, with the same device sections but without main memory: see below
+    HEAD_DIGESTS    { offset:be64 length:be64 digest:be64 }*    what a container has before the stream, which may be
+                                                                edited: its bytes need not match for the rest to hold
     DISKS           the disks of that instant, as JSON (core/disks.py)
     PADDING         zeros
 
@@ -62,6 +64,7 @@ class PartType(IntEnum):
     PAGE_DIGESTS = 2
     CLONE_STREAM = 3
     DISKS = 4
+    HEAD_DIGESTS = 5
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,8 +86,10 @@ class TrailerLayout:
     """Where the trailer starts."""
     extents_offset: int
     """First entry of STREAM_DIGESTS."""
-    extents: int
-    """Number of entries of STREAM_DIGESTS."""
+    head_offset: int
+    """First entry of HEAD_DIGESTS."""
+    head: tuple[tuple[int, int], ...]
+    """The byte ranges before the stream that have a digest."""
     tables: tuple[int, ...]
     """Per block, in the stream's order, where the digest of page 0 lies."""
     clone_offset: int
@@ -104,6 +109,7 @@ class TrailerLayout:
         blocks: list[RAMBlock],
         clone_end: Callable[[int], int] | None = None,
         disks: Sequence[Disk] = (),
+        head: Sequence[tuple[int, int]] = (),
     ) -> TrailerLayout:
         """Lay out the trailer of a file.
 
@@ -113,10 +119,11 @@ class TrailerLayout:
             blocks: all of the stream's RAMBlocks, in its order.
             clone_end: where a clone stream ends that starts at the offset given; None for a file without one.
             disks: those of the instant.
+            head: the byte ranges that a container has before the stream; together they are [0, base), or nothing.
         """
         offset = align_up(stream_end, ALIGNMENT)
-        parts, extents = _Parts(offset), len(blocks) + 1 + bool(clone_end)
-        extents_offset = parts.add(PartType.STREAM_DIGESTS, extents * EXTENT.size)
+        parts = _Parts(offset)
+        extents_offset = parts.add(PartType.STREAM_DIGESTS, (len(blocks) + 1 + bool(clone_end)) * EXTENT.size)
         tables = tuple(
             parts.add(PartType.PAGE_DIGESTS, TABLE.size + block.pages * DIGEST_BYTES, TABLE.pack(index, 0)) + TABLE.size
             for index, block in enumerate(blocks)
@@ -127,15 +134,16 @@ class TrailerLayout:
             end = clone_end(clone_offset)
             parts.add(PartType.CLONE_STREAM, end - clone_offset)
         if disks:
-            payload = pack_disks(disks)
-            parts.add(PartType.DISKS, len(payload), payload)
+            parts.add_known(PartType.DISKS, pack_disks(disks))
+        head_offset = parts.add(PartType.HEAD_DIGESTS, len(head) * EXTENT.size) if head else 0
         file_length = align_up(parts.end + PART.size + FOOTER_BYTES, ALIGNMENT)
         parts.add(PartType.PADDING, file_length - FOOTER_BYTES - parts.end - PART.size)
         return cls(
             base=base,
             offset=offset,
             extents_offset=extents_offset,
-            extents=extents,
+            head_offset=head_offset,
+            head=tuple(head),
             tables=tables,
             clone_offset=clone_offset,
             clone_end=end,
@@ -168,9 +176,13 @@ class _Parts:
         self.end = at + length
         return at
 
+    def add_known(self, kind: PartType, payload: bytes) -> None:
+        """One more, all of which is known now."""
+        self.add(kind, len(payload), payload)
+
 
 def pack_extents(extents: list[Extent]) -> bytes:
-    """The payload of STREAM_DIGESTS."""
+    """The payload of STREAM_DIGESTS, and of HEAD_DIGESTS."""
     return b"".join(EXTENT.pack(extent.offset, extent.length, extent.digest) for extent in extents)
 
 

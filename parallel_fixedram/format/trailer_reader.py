@@ -43,6 +43,8 @@ class Trailer:
     """XXH3-64 over [offset, file_length - 8)."""
     extents: tuple[Extent, ...]
     """Digests of everything before the trailer that is not a page, and of the clone stream."""
+    head: tuple[Extent, ...]
+    """Digests of what a container has before the stream; none where there is no container."""
     tables: dict[int, int]
     """Block number in the stream's order -> file offset of its table of page digests."""
     table_pages: dict[int, int]
@@ -105,6 +107,7 @@ def read_trailer(read: ReadAt, size: int) -> Trailer:
         file_length=length,
         digest=footer.be64("digest of the trailer"),
         extents=found.extents,
+        head=found.head,
         tables=found.tables,
         table_pages=found.table_pages,
         clone_offset=found.clone_offset,
@@ -118,6 +121,7 @@ class _Found:
     """What the parts that have been read so far hold; the fields are those of Trailer."""
 
     extents: tuple[Extent, ...] = ()
+    head: tuple[Extent, ...] = ()
     tables: dict[int, int] = field(default_factory=dict)
     table_pages: dict[int, int] = field(default_factory=dict)
     clone_offset: int = 0
@@ -135,6 +139,10 @@ class _Found:
             if self.extents:
                 raise FormatError("a second table of stream digests", offset=at)
             self.extents = _read_extents(cursor, payload)
+        elif kind == PartType.HEAD_DIGESTS:
+            if self.head:
+                raise FormatError("a second table of head digests", offset=at)
+            self.head = _read_extents(cursor, payload)
         elif kind == PartType.PAGE_DIGESTS:
             block = _read_table_head(cursor, payload, self.tables)
             self.tables[block] = cursor.offset
@@ -195,3 +203,6 @@ def check_against(trailer: Trailer, blocks: list[SavedBlock], base: int, stream_
     expected = digested(blocks, base, at, (trailer.clone_offset, trailer.clone_end))
     if [(e.offset, e.offset + e.length) for e in trailer.extents] != expected:
         raise FormatError("the trailer's stream digests do not cover the stream", offset=at)
+    ends = [0, *(e.offset + e.length for e in trailer.head)]
+    if trailer.head and ([e.offset for e in trailer.head] != ends[:-1] or ends[-1] != base):
+        raise FormatError("the trailer's head digests do not cover what is before the stream", offset=at)

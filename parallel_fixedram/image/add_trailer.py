@@ -16,6 +16,7 @@ from parallel_fixedram.engine.pages.digest import DigestJob, write_digests, writ
 from parallel_fixedram.engine.pages.ledger import shared_words
 from parallel_fixedram.engine.workers.pool import WorkerPool
 from parallel_fixedram.engine.workers.progress import run_job
+from parallel_fixedram.format.libvirt_image import head_ranges
 from parallel_fixedram.format.trailer import TrailerLayout
 from parallel_fixedram.host import linux
 from parallel_fixedram.host.files.channel import FileChannel, ReadBackChannel
@@ -46,6 +47,7 @@ def add_trailer(image: Image, main: Collection[str], *, channels: int, observer:
         stream_end=image.file.stream_end,
         blocks=[saved.block for saved in image.blocks],
         clone_end=clone.end,
+        head=head_ranges(image.file.base) if image.file.libvirt else (),
     )
     present = [image.bitmap(saved.block.idstr) for saved in image.blocks]
     digests = [shared_words(saved.block.pages) for saved in image.blocks]

@@ -5,17 +5,20 @@ from __future__ import annotations
 import uuid
 from dataclasses import asdict
 
+from parallel_fixedram.core.errors import FormatError
 from parallel_fixedram.core.reports.block import BlockReport
 from parallel_fixedram.core.reports.inspect import DeviceReport, FileBlock, InspectReport
+from parallel_fixedram.core.reports.libvirt import LibvirtImage
 from parallel_fixedram.format.mapped_ram import SavedBlock
 from parallel_fixedram.image.image import Image
+from parallel_fixedram.image.libvirt import describe_header
 
 
 def describe(image: Image) -> InspectReport:
     """What the file says.
 
     Raises:
-        FormatError: a bitmap has bits that stand for no page.
+        FormatError: a bitmap has bits that stand for no page; libvirt's XML is not a domain's.
     """
     file, configuration = image.file, image.file.configuration
     return InspectReport(
@@ -36,8 +39,16 @@ def describe(image: Image) -> InspectReport:
         blocks=tuple(_describe_block(image, saved) for saved in file.blocks),
         devices=tuple(DeviceReport(**asdict(device)) for device in file.devices),
         disks=image.disks,
+        libvirt=_describe_libvirt(image),
         warnings=file.warnings,
     )
+
+
+def _describe_libvirt(image: Image) -> LibvirtImage | None:
+    try:
+        return describe_header(image.file.libvirt) if image.file.libvirt else None
+    except FormatError as error:
+        raise error.in_file(image.path) from error
 
 
 def block_reports(image: Image) -> tuple[BlockReport, ...]:

@@ -75,7 +75,7 @@ class Draft:
             pending = stack.enter_context(self._pending)
             self.buffered = pending.channel
             self._reservation = Reservation(Space(self.buffered), self._layout.blocks)
-            if self._layout.base:
+            if self._layout.base and not self._layout.head:
                 copy_prefix(pending.path, self._layout.base, self.buffered)
             pending.set_size(self._layout.ram_end)
             self.direct = self._open_direct()
@@ -135,7 +135,7 @@ class Draft:
 
     def image(self) -> Image:
         """The finished file, opened for reading (open_image)."""
-        return Image(f"/proc/self/fd/{self.fd}", offset=self._layout.base)
+        return Image(f"/proc/self/fd/{self.fd}", offset=0 if self._layout.head else self._layout.base)
 
     def publish(self, observer: Observer) -> Published:
         """Sync the file, and give it its name.

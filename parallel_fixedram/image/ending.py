@@ -15,6 +15,7 @@ from parallel_fixedram.core.protocols import GuestBlock
 from parallel_fixedram.engine.pages.digest import write_digests, write_trailer
 from parallel_fixedram.engine.pages.ledger import Ledger
 from parallel_fixedram.format.layout import FileLayout
+from parallel_fixedram.format.libvirt_image import head_ranges
 from parallel_fixedram.format.trailer import TrailerLayout
 from parallel_fixedram.host.files.channel import FileChannel
 from parallel_fixedram.image.clone_stream import CloneStream
@@ -64,6 +65,7 @@ class Ending:
             blocks=[saved.block for saved in layout.blocks],
             clone_end=self._clone.end if self._clone else None,
             disks=disks,
+            head=head_ranges(layout.base) if layout.head else (),
         )
 
     @property

@@ -3,6 +3,7 @@
 Opening the file has checked its structure already. What is left, each with its own finding:
 
 - the trailer, and everything that is not a page (heads, bitmaps, device sections), against their digests;
+- libvirt's header and XML, where the file is a save image: people edit them, and the RAM is still that RAM;
 - every present page against its digest;
 - the places of zero pages, which in our files read as zeros; QEMU leaves stale bytes there after a live save;
 - on request every page against live RAM.
@@ -88,7 +89,7 @@ def verify(
     image.check_complete()
     pairs = _pairs(image, ram or {})
     trailer = None if quick else image.file.trailer
-    differences = check_ranges(image, trailer) if trailer else []
+    differences = check_edits(image, trailer) + check_ranges(image, trailer) if trailer else []
     bad_pages, stale_pages = 0, None
     if pairs or not quick:
         checks = _Checks(image, pairs, digests=bool(trailer), slots=not quick, ram=_LOADED if loaded_by else _RAM)
@@ -153,6 +154,8 @@ _DIGESTS = "does not match its digest"
 _SLOTS = "is zero by the bitmap, but its place in the file is not"
 _RAM = "differs from RAM"
 _LOADED = "is not what the QEMU has that loaded the file"
+_HEAD = "libvirt's header (whether it ran, where the cookie is)"
+_XML = "libvirt's domain XML"
 _PHASES = {_DIGESTS: "digests", _SLOTS: "zero pages", _RAM: "RAM", _LOADED: "loaded RAM"}
 
 
@@ -171,6 +174,15 @@ def _pairs(image: Image, ram: Mapping[str, GuestBlock]) -> list[tuple[SavedBlock
             )
         pairs.append((saved, RamSide(guest.source, saved.block.pages, saved.block.page_size)))
     return pairs
+
+
+def check_edits(image: Image, trailer: Trailer) -> list[Difference]:
+    """Check what is before the stream against its digests: it may be edited, and the RAM is still that RAM."""
+    return [
+        _byte_difference(f"{_HEAD if extent.offset == 0 else _XML} does not match its digest", None, extent.offset)
+        for extent in trailer.head
+        if range_digest(image.channel, extent.offset, extent.offset + extent.length) != extent.digest
+    ]
 
 
 def check_ranges(image: Image, trailer: Trailer, *, tables: bool = True) -> list[Difference]:

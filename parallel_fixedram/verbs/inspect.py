@@ -3,21 +3,27 @@
 from __future__ import annotations
 
 from parallel_fixedram.core.reports.inspect import InspectQemuReport, InspectReport
+from parallel_fixedram.core.reports.libvirt import InspectLibvirtReport
+from parallel_fixedram.core.uri import parse_uri
 from parallel_fixedram.image.describe import describe
+from parallel_fixedram.image.libvirt import describe_without_pages
 from parallel_fixedram.verbs.open import open_image, open_qemu
 
 
-def inspect(uri: str) -> InspectReport:
-    """What a mapped-ram file says of itself; no page is read.
+def inspect(uri: str) -> InspectReport | InspectLibvirtReport:
+    """What a mapped-ram file, or a libvirt save image of whichever format, says of itself; no page is read.
 
     Args:
         uri: a path, or ``file:PATH[,offset=SIZE]``.
 
     Raises:
-        FormatError: it is not a complete mapped-ram file.
+        FormatError: it is neither, or contradicts itself.
         RequestError: not a file.
         HostError: it cannot be read.
     """
+    target = parse_uri(uri)
+    if not target.offset and (report := describe_without_pages(target.path)):
+        return report
     with open_image(uri) as image:
         return describe(image)
 

@@ -198,6 +198,7 @@ INSPECT = {
     "blocks": [BLOCK | {"absent": bool, "record_offset": int, "address": (int, type(None))}],
     "devices": [dict],
     "disks": [dict],
+    "libvirt": type(None),
     "warnings": [str],
 }
 

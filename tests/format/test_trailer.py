@@ -154,7 +154,7 @@ def test_the_parts_of_a_trailer_follow_each_other_and_fill_it(stream_end, pages)
     at = (stream_end + PAGE - 1) // PAGE * PAGE  # counted byte by byte
     assert plan.offset == at
     assert plan.parts[0] == (at, struct.pack(">IIQ", 1, 0, 24 * (len(pages) + 1)))
-    assert (plan.extents_offset, plan.extents) == (at + 16, len(pages) + 1)
+    assert plan.extents_offset == at + 16
     at += 16 + 24 * (len(pages) + 1)
     for number, count in enumerate(pages):
         assert plan.parts[1 + number] == (at, struct.pack(">IIQII", 2, 0, 8 + 8 * count, number, 0))
@@ -314,6 +314,9 @@ def first_extent(offset=0, length=0):
         (broken(change=first_extent(length=-1)), "do not cover the stream"),
         (broken(change=first_extent(length=2**63)), "do not cover the stream"),
         (broken(change=lambda parts: [(1, 0, bytes(24 * 4099))]), "table of stream digests of 98376 bytes"),
+        (broken(change=with_part(5, 0, struct.pack(">QQQ", 0, 92, 0))), "head digests do not cover what is before"),
+        (broken(change=lambda parts: [*parts, *[(5, 0, bytes(24))] * 2]), "a second table of head digests"),
+        (broken(change=with_part(5, 0, bytes(23))), "table of stream digests of 23 bytes"),
         (broken(change=with_part(99, 1, b"x")), "trailer part of unknown type 99 that a reader must know"),
         (broken(change=with_part(99, 0xFFFFFFFF, b"x")), "trailer part of unknown type 99"),
     ],
@@ -322,6 +325,21 @@ def test_a_trailer_that_contradicts_itself_or_the_file_is_refused(made, reason):
     with pytest.raises(FormatError, match=reason) as caught:
         read(made)
     assert caught.value.offset is not None
+
+
+@pytest.mark.parametrize("ranges", [[(0, 92)], [(92, 200)], [(0, 92), (91, 200)], [(0, 92), (93, 200)],
+                                    [(92, 200), (0, 92)], [(0, 201)], [(0, 92), (92, 2**63)]])  # fmt: skip
+def test_digests_of_the_bytes_before_the_stream_cover_all_of_them(ranges):
+    whole = our_file(M, alignment=PAGE, base=200)
+    at, pages = whole.marks["trailer"], whole.marks["pages:m"]
+    rest = [stream_digests(whole.data, [(200, pages), (pages + 3 * PAGE, at)]), page_digests(0, M.picture)]
+
+    def made(ranges):
+        return whole.data[:at] + trailer(at, [*rest, stream_digests(whole.data, ranges, kind=5)], base=200)
+
+    assert len(read(made([(0, 92), (92, 200)]), 200).trailer.head) == 2
+    with pytest.raises(FormatError, match="head digests do not cover what is before the stream"):
+        read(made(ranges), 200)
 
 
 def test_the_trailer_that_the_other_tests_break_is_good():

@@ -169,6 +169,18 @@ EDITS = {
         new="    for extent in ():\n",
         tests="engine/test_verify.py",
     ),
+    "nobody sees that libvirt's header was edited": Edit(
+        module="image/verify.py",
+        old="check_edits(image, trailer) + check_ranges(image, trailer)",
+        new="check_ranges(image, trailer)",
+        tests="engine/test_libvirt_image.py",
+    ),
+    "an image that libvirt did not complete is good": Edit(
+        module="format/libvirt_image.py",
+        old="        if not self.complete:\n",
+        new="        if False:\n",
+        tests="format/test_libvirt_image.py",
+    ),
     "what was written is not compared with what is there": Edit(
         module="host/files/channel.py",
         old="            if piece.tobytes() != back[: len(piece)].tobytes():",

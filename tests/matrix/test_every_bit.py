@@ -1,4 +1,5 @@
-"""Every bit of a file that is no page flips in its turn: heads, file bitmaps, device sections, digests, trailer.
+"""Every bit of a file that is no page flips in its turn: what libvirt has in front of the stream, heads, file bitmaps,
+device sections, digests, trailer.
 
 What is found is a refusal or a difference; nothing else, and never nothing.
 """
@@ -12,13 +13,14 @@ from pathlib import Path
 import pytest
 from support import saving
 from support.examples import thorough
+from support.libvirt_images import libvirt_head, put_behind
 from support.pictures import draw
 from support.stages import Count
 
 import parallel_fixedram
 from parallel_fixedram.core.errors import FormatError
 from parallel_fixedram.image.image import Image
-from parallel_fixedram.image.verify import check_ranges
+from parallel_fixedram.image.verify import check_edits, check_ranges
 
 pytestmark = pytest.mark.slow
 
@@ -27,8 +29,8 @@ NEAR = 32
 """Of zeros, those so many bytes from others are tried, and one bit of each; by `make soak` all bits."""
 
 
-@pytest.fixture
-def file(tmp_path: Path) -> Path:
+@pytest.fixture(params=["plain", "libvirt image"])
+def file(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
     ram = {}
     for idstr, picture in RAM.items():
         ram[idstr] = str(tmp_path / idstr)
@@ -36,7 +38,10 @@ def file(tmp_path: Path) -> Path:
         draw(fd, picture)
         os.close(fd)
     saving.save(lambda: parallel_fixedram.open_ram(ram), str(tmp_path / "saved"))
-    return tmp_path / "saved"
+    if request.param == "plain":
+        return tmp_path / "saved"
+    put_behind(libvirt_head(), tmp_path / "saved", tmp_path / "image")
+    return tmp_path / "image"
 
 
 def test_a_bit_that_flips_is_found(file: Path, count: Count) -> None:
@@ -55,7 +60,8 @@ def test_a_bit_that_flips_is_found(file: Path, count: Count) -> None:
 def is_noticed(file: Path) -> bool:
     try:
         with Image(str(file)) as image:
-            return image.file.trailer is None or bool(check_ranges(image, image.file.trailer))
+            trailer = image.file.trailer
+            return trailer is None or bool(check_ranges(image, trailer) or check_edits(image, trailer))
     except FormatError:
         return True
 

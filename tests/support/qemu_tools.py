@@ -14,7 +14,14 @@ import pytest
 OLDEST_QEMU = (9, 0)
 """The first version with mapped-ram."""
 
-PACKAGES = {"mkfs.xfs": "xfsprogs", "mkfs.ext4": "e2fsprogs", "busybox": "busybox-static", "qemu-img": "qemu-utils"}
+PACKAGES = {
+    "mkfs.xfs": "xfsprogs",
+    "mkfs.ext4": "e2fsprogs",
+    "busybox": "busybox-static",
+    "qemu-img": "qemu-utils",
+    "virsh": "libvirt-clients",
+    "libvirtd": "libvirt-daemon",
+}
 """Debian packages that are not called like the program."""
 
 QEMU_PACKAGES = {"x86_64": "x86", "i386": "x86", "aarch64": "arm", "ppc64": "ppc"}

@@ -103,9 +103,9 @@ class Sparse:
 
 
 class _Out:
-    def __init__(self, base: int) -> None:
-        self.data = bytearray(base)
-        self.at = base
+    def __init__(self, base: int, head: bytes = b"") -> None:
+        self.at = base or len(head)
+        self.data = bytearray(head.ljust(self.at, b"\0"))
 
     def put(self, data: bytes) -> None:
         self.place(self.at, data)
@@ -142,6 +142,7 @@ def stream(
     page_bits: int | None = None,
     uuid: bytes | None = None,
     base: int = 0,
+    head: bytes = b"",
     alignment: int = PAGE,
     ram_id: int = 1,
     header_version: int = 1,
@@ -164,6 +165,7 @@ def stream(
         page_bits: for a subsection of that name, and the page size.
         uuid: for a subsection of that name.
         base: where the stream starts, behind as many zeros.
+        head: or behind these bytes.
         alignment: of page arrays, bytes; QEMU's is 1 MiB, but its loader takes anything page-aligned.
         ram_id: id of the ram section.
         header_version: of every MappedRamHeader.
@@ -177,7 +179,7 @@ def stream(
         vmdesc: JSON of the VM description, or None for none.
         tail: whatever follows.
     """
-    out, marks = _Out(base), {}
+    out, marks = _Out(base, head), {}
     page = PAGE if page_bits is None else 1 << page_bits
     marks["magic"] = out.at
     out.put(b"QEVM")
@@ -311,10 +313,10 @@ def trailer(
     return body + struct.pack(">Q", xxhash.xxh3_64_intdigest(body) if digest is None else digest)
 
 
-def stream_digests(data: bytes, ranges: Sequence[tuple[int, int]]) -> Part:
-    """The part with the digests of byte ranges of a file."""
+def stream_digests(data: bytes, ranges: Sequence[tuple[int, int]], kind: int = 1) -> Part:
+    """The part with the digests of byte ranges of a file; its kind is 5 if they are before the stream."""
     rows = ((first, end - first, xxhash.xxh3_64_intdigest(data[first:end])) for first, end in ranges)
-    return 1, 0, b"".join(struct.pack(">QQQ", *row) for row in rows)
+    return kind, 0, b"".join(struct.pack(">QQQ", *row) for row in rows)
 
 
 def page_digests(number: int, picture: str) -> Part:
@@ -352,6 +354,7 @@ def our_file(
     alignment: int = MIB,
     devices: Sequence[Section] = (),
     clone: Sequence[Block] = (),
+    head: bytes = b"",
     **changes: object,
 ) -> Stream:
     """A whole file as the product writes it, trailer included; ``changes`` go to ``stream``.
@@ -361,11 +364,12 @@ def our_file(
         alignment: of page arrays, bytes.
         devices: sections after RAM.
         clone: blocks of the clone stream; none for no such stream.
+        head: libvirt's header of 92 bytes and what follows it.
         changes: what else is not as the product has it.
     """
     ours = {"machine": "parallel-fixedram", "ram_id": OUR_RAM_ID, "parts": 0, "command": False}
     ours["vmdesc"] = our_vmdesc(devices)
-    made = stream(*blocks, alignment=alignment, **{"devices": devices, **ours, **changes})
+    made = stream(*blocks, alignment=alignment, head=head, **{"devices": devices, **ours, **changes})
     base, marks = made.marks["magic"], dict(made.marks)
     data = made.data + bytes(-len(made.data) % PAGE)
     ranges, start = [], base
@@ -384,4 +388,6 @@ def our_file(
         row = struct.pack(">QQQ", marks["clone"], len(payload), xxhash.xxh3_64_intdigest(payload))
         parts[0] = (kind, flags, rows + row)
         marks["clone_end"] = marks["clone"] + len(parts[-1][2])
+    if head:
+        parts.append(stream_digests(data, [(0, 92), (92, len(head))], kind=5))
     return Stream(data + trailer(len(data), parts, base=base), marks)

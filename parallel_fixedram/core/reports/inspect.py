@@ -7,6 +7,7 @@ from typing import ClassVar
 
 from parallel_fixedram.core.disks import Disk
 from parallel_fixedram.core.reports.block import BlockReport
+from parallel_fixedram.core.reports.libvirt import LibvirtImage
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -66,6 +67,8 @@ class InspectReport:
     devices: tuple[DeviceReport, ...]
     disks: tuple[Disk, ...] = ()
     """Disks whose images belong to the instant; none where the file says nothing of any."""
+    libvirt: LibvirtImage | None = None
+    """What libvirt's save image has in front of the stream; None in a file that is none."""
     warnings: tuple[str, ...]
     """What is unusual but legal, a sentence each."""
 

@@ -6,7 +6,7 @@ In a save, whoever writes a page notes the digest of the same bytes; the tables 
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 import xxhash
@@ -90,16 +90,17 @@ def write_trailer(channel: FileChannel, trailer: TrailerLayout, blocks: Sequence
     """Write the trailer of a complete stream, except the page digests, which are there already."""
     for offset, head in trailer.parts:
         channel.write(offset, memoryview(head))
-    extents = [
-        Extent(start, end - start, range_digest(channel, start, end))
-        for start, end in digested(
-            list(blocks), trailer.base, trailer.offset, (trailer.clone_offset, trailer.clone_end)
-        )
-    ]
-    channel.write(trailer.extents_offset, memoryview(pack_extents(extents)))
+    stream = digested(list(blocks), trailer.base, trailer.offset, (trailer.clone_offset, trailer.clone_end))
+    channel.write(trailer.extents_offset, memoryview(pack_extents(_extents(channel, stream))))
+    if trailer.head:
+        channel.write(trailer.head_offset, memoryview(pack_extents(_extents(channel, trailer.head))))
     channel.write(trailer.footer_offset, memoryview(trailer.pack_footer()))
     end = trailer.file_length - DIGEST_BYTES
     channel.write(end, memoryview(range_digest(channel, trailer.offset, end).to_bytes(DIGEST_BYTES, "big")))
+
+
+def _extents(channel: FileChannel, ranges: Iterable[tuple[int, int]]) -> list[Extent]:
+    return [Extent(start, end - start, range_digest(channel, start, end)) for start, end in ranges]
 
 
 def range_digest(channel: FileChannel, start: int, end: int) -> int:
