@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from parallel_fixedram.cli import bench_list, bench_results, common, output
+from parallel_fixedram.cli import bench_check, bench_list, bench_results, common, output
 from parallel_fixedram.cli.bench_progress import RunsProgress
 from parallel_fixedram.cli.folding import print_folded, print_table
 from parallel_fixedram.cli.help_text import HelpFormatter
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from parallel_fixedram.experiments.results import CaseResult, RunSet
     from parallel_fixedram.experiments.scenario import Scenario
 
-COMMANDS = ("list", "run", "compare", "report", "pictures", "simulate")
+COMMANDS = ("list", "check", "run", "compare", "report", "pictures", "simulate")
 """What may come after ``bench``; anything else is a scenario to run."""
 
 RESULTS = "bench-results"
@@ -48,6 +48,7 @@ def register(subparsers: common.Subparsers[Any]) -> None:
     )
     verbs = parser.add_subparsers(dest="bench_verb", metavar="COMMAND", required=True)
     bench_list.register(verbs)
+    bench_check.register(verbs)
     _register_run(verbs)
     bench_results.register(verbs)
     for name, each in verbs.choices.items():
@@ -135,14 +136,17 @@ def _run_one(args: argparse.Namespace, scenario: Scenario, path: str) -> RunSet:
 
     if not args.output:
         make_folder(args.results)
+    folder = args.folder or tempfile.gettempdir()
+    conditions = bench_check.warned(scenario, folder)
     with RunsProgress(scenario.name) as progress:
         try:
             return run_scenario(
                 scenario,
-                folder=args.folder or tempfile.gettempdir(),
+                folder=folder,
                 output=path,
                 resume=args.resume,
                 overwrite=args.overwrite,
+                conditions=conditions,
                 progress=progress,
             )
         except (Interrupted, FixedRamError) as stop:

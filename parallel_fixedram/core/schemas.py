@@ -35,6 +35,7 @@ VERSIONS: Mapping[str, int] = {
     "doctor": 1,
     "demo": 1,
     "bench_list": 1,
+    "bench_check": 1,
     "bench_run": 1,
     "bench_plan": 1,
     "bench_compare": 1,

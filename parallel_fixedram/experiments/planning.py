@@ -12,7 +12,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from parallel_fixedram.core.units import MIB
-from parallel_fixedram.experiments import file_systems, sources, tools
+from parallel_fixedram.experiments import conditions, file_systems, sources, tools
 from parallel_fixedram.experiments.cases import BOOTS, Case
 from parallel_fixedram.experiments.results import MissingWay
 from parallel_fixedram.experiments.scenario import Scenario
@@ -109,6 +109,14 @@ class Need:
     name: str
     why_missing: str
     """Empty where it is there."""
+
+
+def room(plan: Plan) -> conditions.Needs:
+    """What a plan takes at a time: guest and file of its largest group."""
+    return conditions.Needs(
+        memory=max((case.ram_bytes for case in plan.cases), default=0),
+        file=max((group.room for group in plan.groups if group.file_system != "tmpfs"), default=0),
+    )
 
 
 def needs(cases: Sequence[Case]) -> list[Need]:

@@ -19,7 +19,7 @@ from parallel_fixedram.experiments import pictures
 from parallel_fixedram.experiments.metrics import Metric, meaning, seconds
 from parallel_fixedram.experiments.pictures import drawing
 from parallel_fixedram.experiments.pictures.series import case_labels, groups, place_text, source_text
-from parallel_fixedram.experiments.results import CaseResult, RunSet
+from parallel_fixedram.experiments.results import CaseResult, RunSet, Sitting
 from parallel_fixedram.experiments.statistics import CONFIDENCE, Ratio, paired_ratio, summary
 
 _TYPES = {"png": "image/png", "svg": "image/svg+xml"}
@@ -114,11 +114,24 @@ def _facts(run_set: RunSet) -> Iterator[str]:
     rows: list[tuple[str, Any]] = [("commit", run_set.commit or "unknown")]
     rows += [(f"version of {name}", value) for name, value in run_set.versions.items()]
     rows += _flat({name: value for name, value in run_set.host.items() if name not in run_set.versions})
+    rows += [row for sitting in run_set.sittings for row in _sitting(sitting)]
     yield '<details><summary>The host</summary><table class="facts">'
     for name, value in rows:
         text = "unknown" if value is None else str(value)
         yield f"<tr><td>{escape(name.replace('_', ' '))}</td><td>{escape(text)}</td></tr>"
     yield "</table></details>"
+
+
+def _sitting(sitting: Sitting) -> Iterator[tuple[str, Any]]:
+    """What was found before, and what happened meanwhile."""
+    when = f"sitting of {sitting.started}"
+    for each in sitting.conditions:
+        yield f"{when}, {each.what}", f"{each.verdict}: {each.detail}"
+    if sitting.stolen is not None:
+        yield f"{when}, stolen meanwhile", f"{sitting.stolen:.1%} of processor time"
+        yield f"{when}, swapped meanwhile", f"{sitting.swapped_pages} pages"
+    if sitting.throttled_seconds is not None:
+        yield f"{when}, throttled meanwhile", f"{sitting.throttled_seconds:.1f} s"
 
 
 def _flat(facts: Mapping[str, Any], prefix: str = "") -> list[tuple[str, Any]]:

@@ -17,6 +17,7 @@ from typing import Any, Self
 
 from parallel_fixedram.core.errors import FormatError, HostError, RequestError
 from parallel_fixedram.core.plain import from_plain
+from parallel_fixedram.core.reports.doctor import Finding
 from parallel_fixedram.core.schemas import check, stamped
 
 _FIRST_SCHEMA = 1
@@ -161,6 +162,22 @@ class MissingWay:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Sitting:
+    """A time in which runs were made, one after the other; a run set that was resumed has several."""
+
+    started: str
+    """ISO 8601, with offset."""
+    conditions: tuple[Finding, ...] = ()
+    """What was found before it began; none where nobody looked."""
+    stolen: float | None = None
+    """Share of processor time that the host of this host gave to others meanwhile, 0 to 1; None if it was killed."""
+    throttled_seconds: float | None = None
+    """How long control groups waited for their quota meanwhile; None if it was killed, or that is not told."""
+    swapped_pages: int | None = None
+    """Pages that went to swap or came from there meanwhile; None if it was killed."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class RunSet:
     """Everything that one set of runs found."""
 
@@ -177,6 +194,7 @@ class RunSet:
     """Case ids in the order in which they were run, warm-up included, instrumented runs not."""
     missing: tuple[MissingWay, ...]
     cases: tuple[CaseResult, ...]
+    sittings: tuple[Sitting, ...] = ()
 
     def case(self, case_id: str) -> CaseResult:
         """The case of that id.
