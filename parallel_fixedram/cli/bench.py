@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -86,6 +86,28 @@ def _register_run(verbs: common.Subparsers[Any]) -> None:
         help=f"otherwise the results are NAME.json in DIR, which is made if needed (default {RESULTS})",
     )
     parser.add_argument("--repeats", type=_positive, metavar="N", help="samples per case, instead of the scenario's")
+    parser.add_argument(
+        "--case",
+        action="append",
+        default=[],
+        metavar="PATTERN",
+        help="only cases whose name has this in it, or matches it where it has a *; may be given again",
+    )
+    parser.add_argument(
+        "-L",
+        dest="overrides",
+        action="append",
+        default=[],
+        metavar="NAME=VALUE,...",
+        help="these values of a parameter instead of the scenario's, such as channels=1,2,8 or qemu.size=1GiB",
+    )
+    parser.add_argument(
+        "--until",
+        type=_until,
+        metavar="RULE",
+        help="more samples until 'interval < 5 %%' is true of every case, for 10 times the samples at most",
+    )
+    parser.add_argument("--budget", type=_budget, metavar="TIME", help="no round begins that would end after '10 min'")
     parser.add_argument("--dry-run", action="store_true", help="say what would be run, and run nothing")
     parser.add_argument("--resume", action="store_true", help="continue where the results in FILE stop")
     parser.add_argument("--overwrite", action="store_true", help="replace results in FILE")
@@ -98,15 +120,46 @@ def _positive(text: str) -> int:
     return int(text)
 
 
+def _until(text: str) -> str:
+    from parallel_fixedram.experiments.stopping import parse_until
+
+    return _told(text, parse_until)
+
+
+def _budget(text: str) -> str:
+    from parallel_fixedram.experiments.stopping import parse_budget
+
+    return _told(text, parse_budget)
+
+
+def _told(text: str, check: Callable[[str], object]) -> str:
+    """The text, if the check takes it."""
+    try:
+        check(text)
+    except RequestError as error:
+        raise argparse.ArgumentTypeError(f"{text!r}: {error.message}") from error
+    return text
+
+
+def _asked(args: argparse.Namespace) -> list[Scenario]:
+    """The scenarios, changed as options say."""
+    from parallel_fixedram.experiments.scenario import find_scenario
+    from parallel_fixedram.experiments.selection import parse_overrides, selected, with_overrides
+
+    overrides = parse_overrides(args.overrides)
+    changes = {name: value for name in ("repeats", "until", "budget") if (value := getattr(args, name))}
+    return [
+        selected(with_overrides(replace(find_scenario(name), **changes), overrides), args.case)
+        for name in args.scenarios
+    ]
+
+
 def run(args: argparse.Namespace) -> int:
     """Carry out ``bench run``; returns the exit code."""
     from parallel_fixedram.experiments.planning import make_plan
     from parallel_fixedram.experiments.runner import check_output
-    from parallel_fixedram.experiments.scenario import find_scenario
 
-    scenarios = [find_scenario(name) for name in args.scenarios]
-    if args.repeats:
-        scenarios = [replace(each, repeats=args.repeats) for each in scenarios]
+    scenarios = _asked(args)
     outputs = [args.output or os.path.join(args.results, f"{each.name}.json") for each in scenarios]
     if len(set(outputs)) < len(outputs):
         raise RequestError("several scenarios, but one file for results: leave out --output, or run one at a time")

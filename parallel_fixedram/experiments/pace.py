@@ -14,6 +14,7 @@ from parallel_fixedram.core.units import MIB
 from parallel_fixedram.experiments.cases import BOOTS, Case
 from parallel_fixedram.experiments.planning import Group, Plan, is_watched, rounds
 from parallel_fixedram.experiments.scenario import Scenario
+from parallel_fixedram.experiments.stopping import parse_budget
 from parallel_fixedram.host import user_cache
 
 _KEPT_AS = "bench.json"
@@ -78,6 +79,12 @@ def of_all(plan: Plan, scenario: Scenario) -> Iterator[Guess]:
         yield of_group(group)
         for case in group.cases:
             yield from [of_run(case)] * (each + is_watched(case))
+
+
+def rough_seconds(plan: Plan, scenario: Scenario) -> float:
+    """About how long a scenario takes on this host, as far as runs done so far tell; more where it has an ``until``."""
+    seconds = Pace.kept().seconds(of_all(plan, scenario))
+    return min(seconds, parse_budget(scenario.budget)) if scenario.budget else seconds
 
 
 def _boot_seconds(case: Case) -> float:

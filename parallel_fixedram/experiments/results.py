@@ -149,6 +149,10 @@ class ScenarioFacts:
     seed: int
     text: str
     """The TOML as it was read."""
+    until: str | None = None
+    """How precise cases were to be; see stopping.py."""
+    budget: str | None = None
+    """How long rounds might take."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -48,6 +48,8 @@ def scenario_facts(scenario: Scenario) -> ScenarioFacts:
         warm_up=scenario.warm_up,
         seed=scenario.seed,
         text=scenario.text,
+        until=scenario.until,
+        budget=scenario.budget,
     )
 
 

@@ -32,6 +32,7 @@ from parallel_fixedram.experiments.guest_work import GuestWatch
 from parallel_fixedram.experiments.kept import Kept
 from parallel_fixedram.experiments.planning import Group, Plan
 from parallel_fixedram.experiments.results import CaseResult, RunSet, Sitting
+from parallel_fixedram.experiments.rounds import Rounds
 from parallel_fixedram.experiments.scenario import Scenario
 from parallel_fixedram.experiments.sources import Source
 from parallel_fixedram.experiments.ways.table import OURS, TABLE
@@ -132,8 +133,8 @@ class _Runner:
         self._folder = folder
         self._progress = progress
         self._pace = pace.Pace.kept()
+        self._rounds = Rounds(scenario, plan, self._kept, self._pace)
         self._done = 0
-        self._total = self._left()
 
     def run(self) -> RunSet:
         """Everything that is not there yet."""
@@ -141,7 +142,7 @@ class _Runner:
         began = read_counters()
         try:
             for number, group in enumerate(self._plan.groups):
-                if self._runs_of(group):
+                if self._rounds.wanted(group):
                     try:
                         self._run_group(group, self._plan.groups[number + 1 :])
                     except tools.Missing as missing:
@@ -151,39 +152,19 @@ class _Runner:
             self._kept.sat(between(began, read_counters()))
         return self._kept.finished(run_facts.now())
 
-    def _runs_of(self, group: Group) -> list[tuple[int | None, Case]]:
-        """What is left to do for a group, in order: number of the round and case; None for a watched run."""
-        cases = {case.id: self._kept.case(case) for case in group.cases if self._kept.has(case)}
-        left = {
-            case_id: set(range(self._scenario.repeats)) - {sample.number for sample in result.samples}
-            for case_id, result in cases.items()
-        }
-        found: list[tuple[int | None, Case]] = []
-        for number in planning.rounds(self._scenario):
-            for case in planning.shuffled(group, self._scenario.seed, number):
-                if case.id in cases and (number in left[case.id] or (number < 0 and left[case.id])):
-                    found.append((number, case))
-        found += [
-            (None, case)
-            for case in group.cases
-            if case.id in cases and case.way == "ours" and cases[case.id].instrumented is None
-        ]
-        return found
-
     def _run_group(self, group: Group, later: Sequence[Group]) -> None:
         started, runs_took = time.perf_counter(), 0.0
-        afterwards = self._seconds(later)
-        runs = self._runs_of(group)
-        self._tell(afterwards + self._seconds([group]), f"{group.source}, {group.file_system}: starts")
+        afterwards = self._rounds.seconds(later)
+        self._tell(afterwards + self._rounds.seconds([group]), f"{group.source}, {group.file_system}: starts")
         with (
             file_systems.file_system(group.file_system, self._folder, group.room) as folder,
             self._source(group.cases[0], own=False) as shared,
         ):
             self._drop_direct(group, folder)
-            for place, (number, case) in enumerate(runs):
+            for number, case in self._rounds.due(group):
                 if not self._kept.has(case):
                     continue
-                self._tell(afterwards + self._pace.seconds(pace.of_run(each) for _, each in runs[place:]), case.id)
+                self._tell(afterwards + self._rounds.seconds_left(group), case.id)
                 begun = time.perf_counter()
                 with self._source(case, own=True) as own:
                     self._run_case(case, number, own or shared, os.path.join(folder, _FILE))
@@ -215,16 +196,6 @@ class _Runner:
         else:
             self._measure(run)
 
-    def _seconds(self, groups: Sequence[Group]) -> float:
-        """About how long these groups will take."""
-        guesses = [
-            guess
-            for group in groups
-            if (runs := self._runs_of(group))
-            for guess in (pace.of_group(group), *(pace.of_run(case) for _, case in runs))
-        ]
-        return self._pace.seconds(guesses)
-
     def _measure(self, run: Run) -> None:
         way = TABLE[run.case.way]
         measured = _watched(run) if run.case.qemu and run.case.qemu.watched else way.run(run)
@@ -244,13 +215,10 @@ class _Runner:
 
     def _drop(self, cases: tuple[Case, ...], why: str) -> None:
         """These cannot be run here; what they measured before stays."""
-        before = self._left()
+        before = self._rounds.left()
         self._kept.drop(cases, why)
-        self._total -= before - self._left()
-
-    def _left(self) -> int:
-        return sum(len(self._runs_of(group)) for group in self._plan.groups)
+        self._rounds.total -= before - self._rounds.left()
 
     def _tell(self, left: float, what: str) -> None:
         if self._progress:
-            self._progress(self._done, self._total, left, what)
+            self._progress(self._done, self._rounds.total, left, what)

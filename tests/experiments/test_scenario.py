@@ -177,7 +177,10 @@ def test_a_wrong_table_is_one_line_that_says_where(table):
         ('question = "?"\n', "name: missing"),
         ('name = "a/b"\nquestion = "?"\n', "name: 'a/b': expected letters, digits, - and _"),
         (HEAD + "repeats = 0\n", "repeats: 0: expected a whole number from 1 to 10000"),
-        (HEAD + "sed = 1\n", "sed: unknown, expected one of name, question, repeats, warm_up, seed, case"),
+        (
+            HEAD + "sed = 1\n",
+            "sed: unknown, expected one of name, question, repeats, warm_up, seed, until, budget, case",
+        ),
         (HEAD + "name = 1\n", "not TOML"),
     ],
 )
