@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from parallel_fixedram.experiments.results import CaseResult, RunSet
     from parallel_fixedram.experiments.scenario import Scenario
 
-COMMANDS = ("list", "check", "run", "compare", "report", "pictures", "simulate")
+COMMANDS = ("list", "check", "run", "compare", "history", "report", "pictures", "export", "simulate")
 """What may come after ``bench``; anything else is a scenario to run."""
 
 RESULTS = "bench-results"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
-from parallel_fixedram.cli import bench_compare, bench_simulate, common, output
+from parallel_fixedram.cli import bench_compare, bench_export, bench_history, bench_simulate, common, output
 from parallel_fixedram.cli.folding import print_folded
 from parallel_fixedram.core.schemas import stamped
 
@@ -16,6 +16,7 @@ _PICTURES = """  parallel-fixedram bench pictures channels.json --folder picture
 def register(subparsers: common.Subparsers[Any]) -> None:
     """Add the sub-verbs to ``bench``."""
     bench_compare.register(subparsers)
+    bench_history.register(subparsers)
     report = common.add_verb(
         subparsers,
         "report",
@@ -39,6 +40,7 @@ def register(subparsers: common.Subparsers[Any]) -> None:
     drawn.add_argument("results", nargs="+", metavar="RESULT.json", help="files of results")
     drawn.add_argument("--folder", required=True, metavar="DIR", help="where to; created if it is not there")
     drawn.set_defaults(run=run_pictures)
+    bench_export.register(subparsers)
     bench_simulate.register(subparsers)
 
 

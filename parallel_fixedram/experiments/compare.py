@@ -116,17 +116,29 @@ def compare(
     )
 
 
+def host_facts_of(host: Mapping[str, Any]) -> dict[str, Any]:
+    """What makes a host, of all facts about it."""
+    return {name: host[name] for name in _OF_A_HOST if host.get(name) is not None}
+
+
+def same_host(first: Mapping[str, Any], second: Mapping[str, Any]) -> bool:
+    """Whether facts are of one host, or of two that are alike; what one of them does not tell is no difference."""
+    return not _differences(first, second)
+
+
 def other_host(first: RunSet, second: RunSet) -> list[str]:
     """What makes the hosts of two run sets different ones, a few words each; empty for the same host, or one like it.
 
     What one of them does not tell is no difference.
     """
     a, b = first.host, second.host
-    return [
-        f"{name} ({_shown(a[name])} and {_shown(b[name])})"
-        for name in _OF_A_HOST
-        if a.get(name) is not None and b.get(name) is not None and not _alike(name, a[name], b[name])
-    ]
+    return [f"{name} ({_shown(a[name])} and {_shown(b[name])})" for name in _differences(a, b)]
+
+
+def _differences(a: Mapping[str, Any], b: Mapping[str, Any]) -> list[str]:
+    """Names of what makes them different hosts."""
+    both = [name for name in _OF_A_HOST if a.get(name) is not None and b.get(name) is not None]
+    return [name for name in both if not _alike(name, a[name], b[name])]
 
 
 def _alike(name: str, first: Any, second: Any) -> bool:
