@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from parallel_fixedram.cli import bench_check, bench_list, bench_results, common, output
+from parallel_fixedram.cli import bench_ab, bench_check, bench_list, bench_results, common, output
 from parallel_fixedram.cli.bench_progress import RunsProgress
 from parallel_fixedram.cli.folding import print_folded, print_table
 from parallel_fixedram.cli.help_text import HelpFormatter
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from parallel_fixedram.experiments.results import CaseResult, RunSet
     from parallel_fixedram.experiments.scenario import Scenario
 
-COMMANDS = ("list", "check", "run", "compare", "history", "report", "pictures", "export", "simulate")
+COMMANDS = ("list", "check", "run", "ab", "compare", "history", "report", "pictures", "export", "simulate")
 """What may come after ``bench``; anything else is a scenario to run."""
 
 RESULTS = "bench-results"
@@ -50,9 +50,10 @@ def register(subparsers: common.Subparsers[Any]) -> None:
     bench_list.register(verbs)
     bench_check.register(verbs)
     _register_run(verbs)
+    bench_ab.register(verbs)
     bench_results.register(verbs)
     for name, each in verbs.choices.items():
-        common.add_manner_options(each, json=True, progress=name == "run")
+        common.add_manner_options(each, json=True, progress=name in ("run", "ab"))
     common.add_manner_options(parser)
 
 
@@ -85,7 +86,9 @@ def _register_run(verbs: common.Subparsers[Any]) -> None:
         default=RESULTS,
         help=f"otherwise the results are NAME.json in DIR, which is made if needed (default {RESULTS})",
     )
-    parser.add_argument("--repeats", type=_positive, metavar="N", help="samples per case, instead of the scenario's")
+    parser.add_argument(
+        "--repeats", type=common.positive, metavar="N", help="samples per case, instead of the scenario's"
+    )
     parser.add_argument(
         "--case",
         action="append",
@@ -112,12 +115,6 @@ def _register_run(verbs: common.Subparsers[Any]) -> None:
     parser.add_argument("--resume", action="store_true", help="continue where the results in FILE stop")
     parser.add_argument("--overwrite", action="store_true", help="replace results in FILE")
     parser.set_defaults(run=run)
-
-
-def _positive(text: str) -> int:
-    if not text.isascii() or not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text!r}: expected a whole number of 1 or more")
-    return int(text)
 
 
 def _until(text: str) -> str:

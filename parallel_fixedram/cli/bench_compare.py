@@ -42,7 +42,7 @@ def register(subparsers: common.Subparsers[Any]) -> None:
     parser.add_argument("b", metavar="B", help="results from now")
     parser.add_argument(
         "--threshold",
-        type=_factor,
+        type=factor,
         default=1.05,
         metavar="FACTOR",
         help="a case is a regression when its whole interval lies above (default 1.05)",
@@ -57,7 +57,8 @@ def register(subparsers: common.Subparsers[Any]) -> None:
     parser.set_defaults(run=run)
 
 
-def _factor(text: str) -> float:
+def factor(text: str) -> float:
+    """A factor of an option, from 1 on."""
     try:
         value = float(text)
     except ValueError:

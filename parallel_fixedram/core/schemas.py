@@ -38,6 +38,7 @@ VERSIONS: Mapping[str, int] = {
     "bench_check": 1,
     "bench_run": 1,
     "bench_plan": 1,
+    "bench_ab": 1,
     "bench_compare": 1,
     "bench_history": 1,
     "bench_report": 1,

@@ -20,8 +20,19 @@ _GIT_SECONDS = 10.0
 
 def empty(scenario: Scenario, folder: str) -> RunSet:
     """A run set with nothing in it; ``folder`` is where its files will go."""
+    return _begun(scenario_facts(scenario), folder)
+
+
+def of_command(command: str, folder: str) -> RunSet:
+    """The same for a command whose time is taken."""
+    question = f"How long does it take: {command}"
+    facts = ScenarioFacts(name="command", question=question, repeats=1, warm_up=0, seed=1, text="")
+    return _begun(facts, folder)
+
+
+def _begun(facts: ScenarioFacts, folder: str) -> RunSet:
     return RunSet(
-        scenario=scenario_facts(scenario),
+        scenario=facts,
         started=now(),
         commit=commit(),
         versions={

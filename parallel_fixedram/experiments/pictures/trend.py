@@ -51,7 +51,7 @@ def _picture(trend: Trend, number: int) -> drawing.Picture:
     )
     drawn.legend(points, "median, and least to most of its samples")
     _levels(drawn, axes, trend)
-    axes.set_ylim(0, max(map(max, samples)) * 1.12)
+    axes.set_ylim(min(0.0, min(map(min, samples)) * 1.12), max(map(max, samples)) * 1.12)
     axes.set_ylabel(f"time {meaning(trend.metric)}, s", fontsize=8)
     axes.set_xlabel("commit, in the order in which they were measured")
     apart = -(-len(samples) // _MOST_TICKS)
