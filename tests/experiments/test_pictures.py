@@ -16,7 +16,7 @@ from support.run_sets import case, run_set
 
 from parallel_fixedram.experiments import pictures, results
 from parallel_fixedram.experiments.calibrate import calibrated
-from parallel_fixedram.experiments.pictures import drawing, series, simulated, style
+from parallel_fixedram.experiments.pictures import drawing, series, simulated, style, time_lines
 
 matplotlib = pytest.importorskip("matplotlib")
 from matplotlib.backends.backend_agg import FigureCanvasAgg  # noqa: E402
@@ -79,7 +79,7 @@ SEEN = {
     "file-size": "How large the file is while the guest goes on dirtying its RAM, by rounds",
     "pauses": "How long the guest stands still, and how long all of a save takes, by way",
     "scaling": "How long a save takes, by size of RAM",
-    "time-lines": "Which worker writes where, and when?",
+    "time-lines": "Which worker writes or looks where, and when?",
     "simulation": "Simulation: does it explain what was measured, and what does it say of 1 TiB?",
 }
 
@@ -158,6 +158,32 @@ def test_tick_labels_do_not_touch_each_other(rendered):
             texts = sorted((box for box in texts if box.width), key=lambda box: box.x0)
             for left, right in pairwise(texts):
                 assert left.x1 < right.x0, picture.name
+
+
+def test_a_worker_whose_shards_hold_no_data_is_seen_and_named():
+    """Shards: worker, start, end, offset, bytes written. In a file of 1 GiB a box of a page has no height."""
+    shards = ((0, 0.0, 1.0, 0, 1 << 30), (1, 0.0, 0.5, 1 << 29, 0), (1, 0.5, 0.5, 0, 0), (2, 0.0, 1.0, 1 << 29, 4096))
+    watched = results.Instrumented(private_bytes_peak=0, timeline=shards)
+    [picture] = time_lines.draw(run_set(replace(case("ours", [1.0]), instrumented=watched)))
+    [axes] = picture.figure.axes
+    [box] = axes.patches
+    lines = {(line.get_gid(), tuple(line.get_xdata()), tuple(line.get_ydata())): line for line in axes.get_lines()}
+    empty, at_once, little = (
+        lines["worker 1", (0.0, 0.5), (0.5, 0.5)],
+        lines["worker 1", (0.5, 0.5), (0.0, 0.0)],
+        lines["worker 2", (0.0, 1.0), (0.5, 0.5)],
+    )
+    assert len(lines) == 3
+    assert (
+        len({matplotlib.colors.to_hex(each) for each in (box.get_edgecolor(), empty.get_color(), little.get_color())})
+        == 3
+    )
+    assert empty.get_linewidth() > 2
+    assert at_once.get_dash_capstyle() == "round", "or it has no length to be seen by"
+    assert (empty.get_linestyle(), little.get_linestyle()) == ("--", "-")
+    assert [text.get_text() for text in picture.figure.legends[0].get_texts()] == [
+        "worker 0, written", "worker 1, looked at, nothing to write", "worker 2, little written",
+    ]  # fmt: skip
 
 
 def test_every_sample_is_a_dot(drawn):
