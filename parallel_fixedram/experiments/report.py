@@ -20,7 +20,7 @@ from parallel_fixedram.experiments.metrics import Metric, meaning, seconds
 from parallel_fixedram.experiments.pictures import drawing
 from parallel_fixedram.experiments.pictures.series import case_labels, groups, place_text, source_text
 from parallel_fixedram.experiments.results import CaseResult, RunSet, Sitting
-from parallel_fixedram.experiments.statistics import CONFIDENCE, Ratio, paired_ratio, summary
+from parallel_fixedram.experiments.statistics import CONFIDENCE, Ratio, median, paired_ratio, summary
 
 _TYPES = {"png": "image/png", "svg": "image/svg+xml"}
 _IN_BYTES = ("memory", "memory_available", "swap", "swap_used", "dirty_bytes", "dirty_background_bytes", "size", "free")
@@ -104,6 +104,7 @@ def _section(name: str, run_set: RunSet, with_pictures: bool) -> Iterator[str]:
         )
     for metric in Metric:
         yield from _times(run_set, metric)
+    yield from _watched(run_set)
     if with_pictures:
         yield from _pictures(run_set)
     yield from _facts(run_set)
@@ -171,6 +172,37 @@ def _times(run_set: RunSet, metric: Metric) -> Iterator[str]:
         for case, label in zip(group, labels, strict=True):
             yield _row(case, label, metric, reference)
     yield "</table>"
+
+
+def _watched(run_set: RunSet) -> Iterator[str]:
+    """How long guests that are watched got nothing done, and who used the processors; nothing where none is."""
+    found = [(case, [sample.watch for sample in case.samples if sample.watch]) for case in run_set.cases]
+    found = [(case, watches) for case, watches in found if watches]
+    if not found:
+        return
+    yield "<h3>Milliseconds between two looks that saw the guest get something done</h3>"
+    yield (
+        "<p>In the run, and in brackets outside of it: 50, 90 and 99 % of all gaps are no longer, and the longest; "
+        "processor time of QEMU, the guest's work included, and of our processes, in seconds. Medians.</p>"
+    )
+    heads = "".join(f"<th>{head}</th>" for head in ("case", "50 %", "90 %", "99 %", "longest", "QEMU", "ours"))
+    yield f'<table class="times"><tr class="heads">{heads}</tr>'
+    for case, watches in found:
+        cells = [_gap([(getattr(each.gaps, name), getattr(each.quiet, name)) for each in watches]) for name in _GAPS]
+        cells += [
+            f"{median([getattr(each, name) for each in watches]):.2f}"
+            for name in ("qemu_cpu_seconds", "our_cpu_seconds")
+        ]
+        yield f"<tr><td>{escape(case.id)}</td>{''.join(f'<td>{cell}</td>' for cell in cells)}</tr>"
+    yield "</table>"
+
+
+_GAPS = ("p50", "p90", "p99", "longest")
+
+
+def _gap(pairs: Sequence[tuple[float, float]]) -> str:
+    in_run, quiet = (median(values) for values in zip(*pairs, strict=True))
+    return f"{_milliseconds(in_run)} ({_milliseconds(quiet)})"
 
 
 def _place(run_set: RunSet, where: Mapping[str, Any]) -> str:

@@ -90,6 +90,36 @@ def _require_figures(found: Mapping[str, float | None]) -> None:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Gaps:
+    """Seconds between looks that saw a guest get something done; there are about a thousand looks a second."""
+
+    p50: float
+    p90: float
+    p99: float
+    longest: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Watch:
+    """What was seen of a guest that is watched, besides its work; times are seconds since that began to be counted."""
+
+    run: tuple[float, float]
+    """From when to when all of the run took."""
+    save: tuple[float, float] | None
+    """The part of it that ``seconds.total`` is about; None where the way does not tell."""
+    pause: tuple[float, float] | None
+    """When the guest stood still; None where the way does not tell."""
+    gaps: Gaps
+    """In the run."""
+    quiet: Gaps
+    """Before it and after it."""
+    qemu_cpu_seconds: float
+    """Processor time that the guest's QEMU took in the run, the guest's own work included."""
+    our_cpu_seconds: float
+    """Processor time of processes that were started for the run."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Sample:
     """One run that counts."""
 
@@ -108,6 +138,8 @@ class Sample:
 
     work: tuple[int, ...] | None = None
     """Of a guest that is watched: pages that it wrote in each 10 ms, from a second before the run on."""
+    watch: Watch | None = None
+    """Of a guest that is watched; None in results that are older than this."""
 
     def __post_init__(self) -> None:
         if self.verified not in VERIFIED:

@@ -28,15 +28,15 @@ from parallel_fixedram.core.reports.doctor import Finding
 from parallel_fixedram.experiments import file_systems, pace, planning, results, run_facts, sources, tools
 from parallel_fixedram.experiments.cases import Case
 from parallel_fixedram.experiments.counters import between, read_counters
-from parallel_fixedram.experiments.guest_work import GuestWatch
 from parallel_fixedram.experiments.kept import Kept
 from parallel_fixedram.experiments.planning import Group, Plan
 from parallel_fixedram.experiments.results import CaseResult, RunSet, Sitting
 from parallel_fixedram.experiments.rounds import Rounds
 from parallel_fixedram.experiments.scenario import Scenario
 from parallel_fixedram.experiments.sources import Source
+from parallel_fixedram.experiments.watched import watched
 from parallel_fixedram.experiments.ways.table import OURS, TABLE
-from parallel_fixedram.experiments.ways.way import Measured, Run, clear
+from parallel_fixedram.experiments.ways.way import Run, clear
 
 Progress = Callable[[int, int, float, str], None]
 """``progress(done, total, left, what)``: runs done and in all, about how many seconds are left, what is done now."""
@@ -110,15 +110,6 @@ def _fitted(run_set: RunSet, scenario: Scenario, plan: Plan) -> RunSet:
         missing=plan.missing,
         cases=tuple(known.get(case.id, CaseResult(id=case.id, parameters=case.parameters())) for case in plan.cases),
     )
-
-
-def _watched(run: Run) -> Measured:
-    """A run, and what its guest got done around it."""
-    [ram] = run.source.ram.values()
-    with GuestWatch(ram) as watch:
-        measured = TABLE[run.case.way].run(run)
-    work = watch.work()
-    return replace(measured, seconds=replace(measured.seconds, lost=work.lost, gap=work.gap), work=work.steps)
 
 
 class _Runner:
@@ -198,7 +189,7 @@ class _Runner:
 
     def _measure(self, run: Run) -> None:
         way = TABLE[run.case.way]
-        measured = _watched(run) if run.case.qemu and run.case.qemu.watched else way.run(run)
+        measured = watched(run) if run.case.qemu and run.case.qemu.watched else way.run(run)
         verified = way.verify(run)
         self._kept.ran(run.case, measured.sample(run.number, verified) if run.number >= 0 else None)
 

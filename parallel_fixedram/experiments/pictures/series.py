@@ -24,6 +24,7 @@ WAY_NAMES = {
     "qemu-mapped-ram": "QEMU mapped-ram",
     "qemu-multifd": "QEMU multifd",
     "qemu-multifd-direct": "QEMU multifd, direct",
+    "pause-floor": "stop and cont alone",
     "restore": "restore",
     "clone": "clone",
     "qemu-load": "QEMU load",
