@@ -207,13 +207,14 @@ def _run_one(args: argparse.Namespace, scenario: Scenario, path: str) -> RunSet:
 
 
 _TIMES = ("total", "last_write", "pause")
-_OF_A_WATCHED_GUEST = ("lost", "gap")
+_OF_SOME = ("lost", "gap", "first_touch", "second_touch")
 
 
 def _columns(run_set: RunSet) -> tuple[str, ...]:
     """Times that are told of its cases."""
-    watched = any(sample.seconds.lost is not None for case in run_set.cases for sample in case.samples)
-    return (*_TIMES, *(_OF_A_WATCHED_GUEST if watched else ()))
+    samples = [sample for case in run_set.cases for sample in case.samples]
+    told = (name for name in _OF_SOME if any(getattr(sample.seconds, name) is not None for sample in samples))
+    return (*_TIMES, *told)
 
 
 def _figures(case: CaseResult, name: str) -> tuple[float, float, float] | None:

@@ -21,9 +21,9 @@ _EXAMPLES = """two files of results of yours:
       before.json after.json"""
 METRIC_HELP = (
     "time to stable storage (default), to the last written page, of the guest's pause; of a guest that is watched: "
-    "work lost, or the longest time without any"
+    "work lost, or the longest time without any; of one that was started from a file: until all its RAM was read"
 )
-METRICS = ("total", "last_write", "pause", "lost", "gap")
+METRICS = ("total", "last_write", "pause", "lost", "gap", "first_touch", "second_touch")
 
 
 def register(subparsers: common.Subparsers[Any]) -> None:

@@ -20,13 +20,16 @@ from parallel_fixedram.experiments.results import Bytes, CaseResult, RunSet
 from parallel_fixedram.experiments.statistics import median_interval, summary
 
 _TIMES = ("total", "last_write", "pause", "lost", "gap", "wall")
+_LATER = ("first_touch", "second_touch")
+"""Of times, those whose columns came later, and stand at the end."""
 COLUMNS = (
     *("schema", "version", "scenario", "commit", "started", "case", "way"),
-    *(name for name in PARAMETERS if name != "qemu"),
+    *(name for name in PARAMETERS if name not in ("qemu", "touch")),
     *(f"qemu_{name}" for name in QEMU_PARAMETERS),
     *("number", "verified"),
     *(f"{name}_seconds" for name in _TIMES),
     *(f"{each.name}_bytes" for each in fields(Bytes)),
+    *("touch", *(f"{name}_seconds" for name in _LATER)),
 )
 """Of the CSV, in their order."""
 
@@ -49,7 +52,7 @@ def rows(run_set: RunSet) -> Iterator[dict[str, Any]]:
         qemu = case.parameters.get("qemu")
         guest = {f"qemu_{name}": _cell(qemu.get(name)) for name in QEMU_PARAMETERS} if isinstance(qemu, Mapping) else {}
         for sample in case.samples:
-            times = {f"{name}_seconds": getattr(sample.seconds, name) for name in _TIMES}
+            times = {f"{name}_seconds": getattr(sample.seconds, name) for name in (*_TIMES, *_LATER)}
             sizes = {f"{each.name}_bytes": getattr(sample.bytes, each.name) for each in fields(Bytes)}
             own = {"case": case.id, "number": sample.number, "verified": sample.verified}
             yield stamped("samples", {**of_all, **parameters, **guest, **own, **times, **sizes})

@@ -46,6 +46,10 @@ class Seconds:
     below 0 for one that was faster meanwhile."""
     gap: float | None = None
     """Of a guest that is watched: the longest time in which it got nothing done."""
+    first_touch: float | None = None
+    """Until all RAM of the guest that was started from a file was read through its monitor, from when it ran on."""
+    second_touch: float | None = None
+    """The same once more: what is left of it without any page to be found."""
     wall: float | None = None
     """The whole process seen from outside, its start included; None where there was none."""
     phases: Mapping[str, float] | None = None
@@ -70,12 +74,14 @@ class Bytes:
     """Length of the file."""
     allocated: int | None = None
     """What the file takes on its file system."""
+    guests: int | None = None
+    """Memory of all QEMUs that were started from the file, when they run; what several share counts once (Pss)."""
 
     def __post_init__(self) -> None:
         _require_figures({each.name: getattr(self, each.name) for each in fields(self)})
 
 
-_TIMES = ("total", "last_write", "pause", "gap", "wall")
+_TIMES = ("total", "last_write", "pause", "gap", "first_touch", "second_touch", "wall")
 
 
 def _require_figures(found: Mapping[str, float | None]) -> None:

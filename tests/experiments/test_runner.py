@@ -241,12 +241,21 @@ def test_a_qemu_guest_is_saved_by_us_and_by_itself(tmp_path):
         assert 32 << 20 <= sample.bytes.data <= 40 << 20
 
 
+def test_a_file_is_written_once_and_checked_in_each_run(tmp_path):
+    found = scenario('way = "verify"\nguest = "random,size=2MiB"\ncache = "keep"', repeats=2, warm_up=0)
+    [case] = carry_out(found, tmp_path).cases
+    for sample in case.samples:
+        assert (sample.verified, sample.seconds.pause) == ("digests", None)
+        assert 0 < sample.seconds.total < sample.seconds.wall
+        assert sample.bytes.file > 1 << 20
+
+
 @pytest.mark.qemu
 def test_guests_are_started_from_a_file_held_against_it_and_ended(tmp_path, monkeypatch):
     require_qemu()
     monkeypatch.setenv("STARTED_BY", str(tmp_path))
     found = scenario(
-        'way = "restore"\nqemu = {size = "64MiB", data = 0.4}\nshared = true',
+        'way = "restore"\nqemu = {size = "64MiB", data = 0.4}\nshared = true\ntouch = true',
         'way = "clone"\nqemu = {size = "64MiB", data = 0.4}\ncount = 2',
         'way = "qemu-load"\nqemu = {size = "64MiB", data = 0.4}\nchannels = 2',
         repeats=1,
@@ -261,6 +270,9 @@ def test_guests_are_started_from_a_file_held_against_it_and_ended(tmp_path, monk
         assert 0 < sample.seconds.total <= (sample.seconds.wall or sample.seconds.total)
         assert sample.seconds.pause is None
         assert sample.bytes.file > 24 << 20
+        assert sample.bytes.guests > 8 << 20
+        assert (sample.seconds.first_touch is None) == (case is not restored)
+    assert restored.samples[0].seconds.second_touch > 0
     assert restored.samples[0].seconds.phases["fill"] > 0
     assert cloned.samples[0].seconds.phases["fill"] == 0
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from parallel_fixedram.core.units import format_count, format_size
-from parallel_fixedram.experiments.cases import BOOTS
+from parallel_fixedram.experiments.cases import FROM_A_FILE
 from parallel_fixedram.experiments.results import CaseResult, RunSet, Sample
 from parallel_fixedram.experiments.statistics import median
 
@@ -28,6 +28,7 @@ WAY_NAMES = {
     "restore": "restore",
     "clone": "clone",
     "qemu-load": "QEMU load",
+    "verify": "verify",
     "scan": "zero scan, one process",
     "copy": "memory copy, one process",
 }
@@ -80,7 +81,7 @@ def whole_saves(run_set: RunSet) -> list[CaseResult]:
         for case in run_set.cases
         if not case.parameters.get("dirty")
         and not case.parameters.get("rounds")
-        and case.parameters.get("way") not in BOOTS
+        and case.parameters.get("way") not in FROM_A_FILE
     ]
 
 
@@ -171,6 +172,8 @@ def parameter_text(name: str, value: Any) -> str:
             return source_text({name: value})
         case "shared", bool():
             return "into shared memory, by our workers" if value else "by QEMU"
+        case "touch", bool():
+            return "all RAM read afterwards" if value else "RAM not read"
         case "count", int():
             return format_count(value, "guest")
         case "cache", str():
