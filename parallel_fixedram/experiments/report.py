@@ -16,6 +16,7 @@ from typing import Any
 from parallel_fixedram.core.errors import HostError
 from parallel_fixedram.core.units import format_count, format_size
 from parallel_fixedram.experiments import pictures
+from parallel_fixedram.experiments.limits import limits
 from parallel_fixedram.experiments.metrics import Metric, meaning, seconds
 from parallel_fixedram.experiments.pictures import drawing
 from parallel_fixedram.experiments.pictures.series import case_labels, groups, place_text, source_text
@@ -104,6 +105,7 @@ def _section(name: str, run_set: RunSet, with_pictures: bool) -> Iterator[str]:
         )
     for metric in Metric:
         yield from _times(run_set, metric)
+    yield from _limits(run_set)
     yield from _watched(run_set)
     if with_pictures:
         yield from _pictures(run_set)
@@ -171,6 +173,27 @@ def _times(run_set: RunSet, metric: Metric) -> Iterator[str]:
         labels = case_labels(group, not_in_name=_BY, always=("channels",))
         for case, label in zip(group, labels, strict=True):
             yield _row(case, label, metric, reference)
+    yield "</table>"
+
+
+def _limits(run_set: RunSet) -> Iterator[str]:
+    """Ours by what cannot be faster; nothing where no limit was measured."""
+    found = limits(run_set)
+    if not found:
+        return
+    yield "<h3>How far from the limit, measured in the same rounds</h3>"
+    yield (
+        "<p>Milliseconds, medians. Limits: fio of as many bytes; one pass over RAM, divided among the workers; stop, "
+        "device state and cont.</p>"
+    )
+    heads = "".join(f"<th>{head}</th>" for head in ("case", "phase", "ours", "limit", "ours / limit"))
+    yield f'<table class="times"><tr class="heads">{heads}</tr>'
+    for each in found:
+        times = (
+            f"<td>{_milliseconds(each.seconds)}</td><td>{_milliseconds(each.limit_seconds)} ({escape(each.limit)})</td>"
+        )
+        ratio = f"<td>{_ratio_text(each.ratio)}</td>"
+        yield f"<tr><td>{escape(each.case)}</td><td>{escape(each.phase)}</td>{times}{ratio}</tr>"
     yield "</table>"
 
 
