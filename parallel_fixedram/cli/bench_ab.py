@@ -58,7 +58,7 @@ def register(subparsers: common.Subparsers[Any]) -> None:
     parser.add_argument(
         "--case", action="append", default=[], metavar="PATTERN", help="only such cases: see bench run --help"
     )
-    parser.add_argument("--metric", choices=METRICS, default="total", help=METRIC_HELP)
+    parser.add_argument("--metric", choices=METRICS, default="total", metavar="TIME", help=METRIC_HELP)
     parser.add_argument(
         "--threshold",
         type=factor,

@@ -20,8 +20,8 @@ _EXAMPLES = """two files of results of yours:
   parallel-fixedram bench compare --metric pause --threshold 1.2 \\
       before.json after.json"""
 METRIC_HELP = (
-    "time to stable storage (default), to the last written page, of the guest's pause; of a guest that is watched: "
-    "work lost, or the longest time without any; of one that was started from a file: until all its RAM was read"
+    "total, to stable storage (default); last_write; pause; of a guest that is watched: lost, work not done, or gap, "
+    "the longest time without any; of one that was started: first_touch and second_touch, until all its RAM was read"
 )
 METRICS = ("total", "last_write", "pause", "lost", "gap", "first_touch", "second_touch")
 
@@ -51,6 +51,7 @@ def register(subparsers: common.Subparsers[Any]) -> None:
         "--metric",
         choices=METRICS,
         default="total",
+        metavar="TIME",
         help=METRIC_HELP,
     )
     parser.add_argument("--force", action="store_true", help="compare results of different hosts all the same")

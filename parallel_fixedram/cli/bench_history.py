@@ -32,7 +32,7 @@ def register(subparsers: common.Subparsers[Any]) -> None:
     )
     parser.add_argument("history", metavar="HISTORY", help="the file; made if it is not there")
     parser.add_argument("results", nargs="*", metavar="RESULT.json", help="files of results to be appended")
-    parser.add_argument("--metric", choices=METRICS, default="total", help=METRIC_HELP)
+    parser.add_argument("--metric", choices=METRICS, default="total", metavar="TIME", help=METRIC_HELP)
     parser.add_argument("--folder", metavar="DIR", help="where pictures go; created if it is not there")
     parser.set_defaults(run=run)
 

@@ -20,6 +20,7 @@ from parallel_fixedram.experiments import planning, results
 from parallel_fixedram.experiments.guest_work import STEP_SECONDS
 from parallel_fixedram.experiments.runner import run_scenario
 from parallel_fixedram.experiments.scenario import parse_scenario, shipped
+from parallel_fixedram.experiments.ways import guest_look
 from parallel_fixedram.experiments.ways.boots import Restore
 from parallel_fixedram.experiments.ways.fresh import Naive, Ours
 from parallel_fixedram.host import user_cache
@@ -248,6 +249,13 @@ def test_a_file_is_written_once_and_checked_in_each_run(tmp_path):
         assert (sample.verified, sample.seconds.pause) == ("digests", None)
         assert 0 < sample.seconds.total < sample.seconds.wall
         assert sample.bytes.file > 1 << 20
+
+
+def test_all_ram_of_a_guest_is_where_a_pc_has_it():
+    gib = 1 << 30
+    assert guest_look.ram_places(gib) == [(0, gib)]
+    assert guest_look.ram_places(3 * gib) == [(0, 3 * gib)]
+    assert guest_look.ram_places(32 * gib) == [(0, 3 * gib), (4 * gib, 29 * gib)]
 
 
 @pytest.mark.qemu

@@ -12,6 +12,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from parallel_fixedram.core.errors import HostError
+from parallel_fixedram.core.units import GIB
+from parallel_fixedram.experiments.boot_sector import LOW_RAM
 from parallel_fixedram.machines.qemu.monitor import Monitor
 
 _SECONDS = 600.0
@@ -35,7 +37,7 @@ def look_at(guests: Sequence[tuple[str, int]], touch: int) -> Seen:
 
     Args:
         guests: path of a QMP socket and process of each.
-        touch: bytes of RAM from address 0 on that are read of the first one; 0 for none.
+        touch: bytes of RAM that the first one has, all of which are read; 0 to read nothing.
 
     Raises:
         HostError: the kernel does not tell.
@@ -51,8 +53,15 @@ def look_at(guests: Sequence[tuple[str, int]], touch: int) -> Seen:
 
 def _read_all(monitor: Monitor, size: int) -> float:
     started = time.perf_counter()
-    monitor.execute("pmemsave", {"val": 0, "size": size, "filename": os.devnull}, timeout=_SECONDS)
+    for place, length in ram_places(size):
+        monitor.execute("pmemsave", {"val": place, "size": length, "filename": os.devnull}, timeout=_SECONDS)
     return time.perf_counter() - started
+
+
+def ram_places(size: int) -> list[tuple[int, int]]:
+    """Where so many bytes of RAM lie on a ``pc`` machine: address and length of each piece."""
+    low = min(size, LOW_RAM)
+    return [(0, low), *([(4 * GIB, size - low)] if size > low else [])]
 
 
 def proportional_bytes(pid: int) -> int:
