@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import argparse
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from parallel_fixedram.cli import bench_list, bench_results, common, output
+from parallel_fixedram.cli import bench_ab, bench_check, bench_list, bench_results, common, output
 from parallel_fixedram.cli.bench_progress import RunsProgress
 from parallel_fixedram.cli.folding import print_folded, print_table
 from parallel_fixedram.cli.help_text import HelpFormatter
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from parallel_fixedram.experiments.results import CaseResult, RunSet
     from parallel_fixedram.experiments.scenario import Scenario
 
-COMMANDS = ("list", "run", "compare", "report", "pictures", "simulate")
+COMMANDS = ("list", "check", "run", "ab", "compare", "history", "report", "pictures", "export", "simulate")
 """What may come after ``bench``; anything else is a scenario to run."""
 
 RESULTS = "bench-results"
@@ -48,10 +48,12 @@ def register(subparsers: common.Subparsers[Any]) -> None:
     )
     verbs = parser.add_subparsers(dest="bench_verb", metavar="COMMAND", required=True)
     bench_list.register(verbs)
+    bench_check.register(verbs)
     _register_run(verbs)
+    bench_ab.register(verbs)
     bench_results.register(verbs)
     for name, each in verbs.choices.items():
-        common.add_manner_options(each, json=True, progress=name == "run")
+        common.add_manner_options(each, json=True, progress=name in ("run", "ab"))
     common.add_manner_options(parser)
 
 
@@ -84,28 +86,77 @@ def _register_run(verbs: common.Subparsers[Any]) -> None:
         default=RESULTS,
         help=f"otherwise the results are NAME.json in DIR, which is made if needed (default {RESULTS})",
     )
-    parser.add_argument("--repeats", type=_positive, metavar="N", help="samples per case, instead of the scenario's")
+    parser.add_argument(
+        "--repeats", type=common.positive, metavar="N", help="samples per case, instead of the scenario's"
+    )
+    parser.add_argument(
+        "--case",
+        action="append",
+        default=[],
+        metavar="PATTERN",
+        help="only cases whose name has this in it, or matches it where it has a *; may be given again",
+    )
+    parser.add_argument(
+        "-L",
+        dest="overrides",
+        action="append",
+        default=[],
+        metavar="NAME=VALUE,...",
+        help="these values of a parameter instead of the scenario's, such as channels=1,2,8 or qemu.size=1GiB",
+    )
+    parser.add_argument(
+        "--until",
+        type=_until,
+        metavar="RULE",
+        help="more samples until 'interval < 5 %%' is true of every case, for 10 times the samples at most",
+    )
+    parser.add_argument("--budget", type=_budget, metavar="TIME", help="no round begins that would end after '10 min'")
     parser.add_argument("--dry-run", action="store_true", help="say what would be run, and run nothing")
     parser.add_argument("--resume", action="store_true", help="continue where the results in FILE stop")
     parser.add_argument("--overwrite", action="store_true", help="replace results in FILE")
     parser.set_defaults(run=run)
 
 
-def _positive(text: str) -> int:
-    if not text.isascii() or not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text!r}: expected a whole number of 1 or more")
-    return int(text)
+def _until(text: str) -> str:
+    from parallel_fixedram.experiments.stopping import parse_until
+
+    return _told(text, parse_until)
+
+
+def _budget(text: str) -> str:
+    from parallel_fixedram.experiments.stopping import parse_budget
+
+    return _told(text, parse_budget)
+
+
+def _told(text: str, check: Callable[[str], object]) -> str:
+    """The text, if the check takes it."""
+    try:
+        check(text)
+    except RequestError as error:
+        raise argparse.ArgumentTypeError(f"{text!r}: {error.message}") from error
+    return text
+
+
+def _asked(args: argparse.Namespace) -> list[Scenario]:
+    """The scenarios, changed as options say."""
+    from parallel_fixedram.experiments.scenario import find_scenario
+    from parallel_fixedram.experiments.selection import parse_overrides, selected, with_overrides
+
+    overrides = parse_overrides(args.overrides)
+    changes = {name: value for name in ("repeats", "until", "budget") if (value := getattr(args, name))}
+    return [
+        selected(with_overrides(replace(find_scenario(name), **changes), overrides), args.case)
+        for name in args.scenarios
+    ]
 
 
 def run(args: argparse.Namespace) -> int:
     """Carry out ``bench run``; returns the exit code."""
     from parallel_fixedram.experiments.planning import make_plan
     from parallel_fixedram.experiments.runner import check_output
-    from parallel_fixedram.experiments.scenario import find_scenario
 
-    scenarios = [find_scenario(name) for name in args.scenarios]
-    if args.repeats:
-        scenarios = [replace(each, repeats=args.repeats) for each in scenarios]
+    scenarios = _asked(args)
     outputs = [args.output or os.path.join(args.results, f"{each.name}.json") for each in scenarios]
     if len(set(outputs)) < len(outputs):
         raise RequestError("several scenarios, but one file for results: leave out --output, or run one at a time")
@@ -135,14 +186,17 @@ def _run_one(args: argparse.Namespace, scenario: Scenario, path: str) -> RunSet:
 
     if not args.output:
         make_folder(args.results)
+    folder = args.folder or tempfile.gettempdir()
+    conditions = bench_check.warned(scenario, folder)
     with RunsProgress(scenario.name) as progress:
         try:
             return run_scenario(
                 scenario,
-                folder=args.folder or tempfile.gettempdir(),
+                folder=folder,
                 output=path,
                 resume=args.resume,
                 overwrite=args.overwrite,
+                conditions=conditions,
                 progress=progress,
             )
         except (Interrupted, FixedRamError) as stop:
@@ -153,13 +207,14 @@ def _run_one(args: argparse.Namespace, scenario: Scenario, path: str) -> RunSet:
 
 
 _TIMES = ("total", "last_write", "pause")
-_OF_A_WATCHED_GUEST = ("lost", "gap")
+_OF_SOME = ("lost", "gap", "first_touch", "second_touch")
 
 
 def _columns(run_set: RunSet) -> tuple[str, ...]:
     """Times that are told of its cases."""
-    watched = any(sample.seconds.lost is not None for case in run_set.cases for sample in case.samples)
-    return (*_TIMES, *(_OF_A_WATCHED_GUEST if watched else ()))
+    samples = [sample for case in run_set.cases for sample in case.samples]
+    told = (name for name in _OF_SOME if any(getattr(sample.seconds, name) is not None for sample in samples))
+    return (*_TIMES, *told)
 
 
 def _figures(case: CaseResult, name: str) -> tuple[float, float, float] | None:

@@ -57,7 +57,7 @@ def _entry(scenario: Scenario) -> dict[str, Any]:
         "path": scenario.path,
         "cases": len(scenario.cases),
         "runs": planning.runs(plan, scenario),
-        "rough_seconds": pace.Pace.kept().seconds(pace.of_all(plan, scenario)),
+        "rough_seconds": pace.rough_seconds(plan, scenario),
         "needs": [
             {"name": need.name, "there": not need.why_missing, "why_missing": need.why_missing or None}
             for need in planning.needs(scenario.cases)
@@ -77,8 +77,7 @@ def show_plans(scenarios: Sequence[Scenario], plans: Sequence[Plan], outputs: Se
     """Say what would be run."""
     from parallel_fixedram.experiments import pace, planning
 
-    known = pace.Pace.kept()
-    found = [
+    found: list[dict[str, Any]] = [
         {
             "scenario": scenario.name,
             "question": scenario.question,
@@ -86,7 +85,7 @@ def show_plans(scenarios: Sequence[Scenario], plans: Sequence[Plan], outputs: Se
             "cases": [case.id for case in plan.cases],
             "missing": [{"way": each.way, "why": each.why, "cases": list(each.cases)} for each in plan.missing],
             "runs": planning.runs(plan, scenario),
-            "rough_seconds": known.seconds(pace.of_all(plan, scenario)),
+            "rough_seconds": pace.rough_seconds(plan, scenario),
         }
         for scenario, plan, path in zip(scenarios, plans, outputs, strict=True)
     ]
@@ -103,7 +102,11 @@ def show_plans(scenarios: Sequence[Scenario], plans: Sequence[Plan], outputs: Se
         samples = f"{format_count(scenario.repeats, 'sample')} each after {format_count(scenario.warm_up, 'warm-up')}"
         runs = format_count(planning.runs(plan, scenario), "run")
         print_folded(f"  {format_count(len(plan.cases), 'case')}, {samples}, {runs} in all")
-        print_folded(f"  about {duration(known.seconds(pace.of_all(plan, scenario)))}; results go to {each['file']}")
+        if scenario.until:
+            print_folded(f"  more of them until {scenario.until}")
+        if scenario.budget:
+            print_folded(f"  fewer of them if they do not fit into {scenario.budget}")
+        print_folded(f"  about {duration(each['rough_seconds'])}; results go to {each['file']}")
 
 
 def print_missing(plan: Plan | RunSet) -> None:

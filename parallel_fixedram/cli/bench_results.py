@@ -1,58 +1,22 @@
-"""``bench compare``, ``report``, ``pictures`` and ``simulate``: what is made of stored results."""
+"""``bench report``, ``pictures`` and what other modules make of stored results."""
 
 from __future__ import annotations
 
 import argparse
-import math
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from parallel_fixedram.cli import bench_simulate, common, output
+from parallel_fixedram.cli import bench_compare, bench_export, bench_history, bench_simulate, common, output
 from parallel_fixedram.cli.folding import print_folded
 from parallel_fixedram.core.schemas import stamped
-from parallel_fixedram.core.units import format_count
 
-if TYPE_CHECKING:
-    from parallel_fixedram.experiments.compare import CaseComparison
-
-_COMPARE = """two files of results of yours:
-  parallel-fixedram bench compare before.json after.json
-  parallel-fixedram bench compare --metric pause --threshold 1.2 \\
-      before.json after.json"""
 _REPORT = """  parallel-fixedram bench report channels.json gaps.json --output report.html"""
 _PICTURES = """  parallel-fixedram bench pictures channels.json --folder pictures"""
-_METRIC_HELP = (
-    "time to stable storage (default), to the last written page, of the guest's pause; of a guest that is watched: "
-    "work lost, or the longest time without any"
-)
-_METRICS = ("total", "last_write", "pause", "lost", "gap")
 
 
 def register(subparsers: common.Subparsers[Any]) -> None:
     """Add the sub-verbs to ``bench``."""
-    compare = common.add_verb(
-        subparsers,
-        "compare",
-        summary="by what factor two results differ, case by case, and how sure that is",
-        about="Compare the samples of two files of results, case by case: the ratio of the medians, B by A, with a\n"
-        "95 % interval. Exit code 1 if a case is surely slower by more than the threshold.",
-        examples=_COMPARE,
-    )
-    compare.add_argument("a", metavar="A", help="results from before")
-    compare.add_argument("b", metavar="B", help="results from now")
-    compare.add_argument(
-        "--threshold",
-        type=_factor,
-        default=1.05,
-        metavar="FACTOR",
-        help="a case is a regression when its whole interval lies above (default 1.05)",
-    )
-    compare.add_argument(
-        "--metric",
-        choices=_METRICS,
-        default="total",
-        help=_METRIC_HELP,
-    )
-    compare.set_defaults(run=run_compare)
+    bench_compare.register(subparsers)
+    bench_history.register(subparsers)
     report = common.add_verb(
         subparsers,
         "report",
@@ -76,53 +40,8 @@ def register(subparsers: common.Subparsers[Any]) -> None:
     drawn.add_argument("results", nargs="+", metavar="RESULT.json", help="files of results")
     drawn.add_argument("--folder", required=True, metavar="DIR", help="where to; created if it is not there")
     drawn.set_defaults(run=run_pictures)
+    bench_export.register(subparsers)
     bench_simulate.register(subparsers)
-
-
-def _factor(text: str) -> float:
-    try:
-        value = float(text)
-    except ValueError:
-        value = 0.0
-    if not 1 <= value < math.inf:
-        raise argparse.ArgumentTypeError(f"{text!r}: expected a factor from 1 on")
-    return value
-
-
-def run_compare(args: argparse.Namespace) -> int:
-    """Carry out ``compare``; returns the exit code."""
-    from parallel_fixedram.experiments import metrics
-    from parallel_fixedram.experiments.compare import compare
-    from parallel_fixedram.experiments.results import load
-
-    before, now = load(args.a), load(args.b)
-    found = compare(before, now, metric=metrics.Metric(args.metric), threshold=args.threshold)
-    code = 1 if found.regressions else 0
-    if args.json:
-        told = {"verb": "bench compare", "a": args.a, "b": args.b, **found.to_json()}
-        output.print_json(stamped("bench_compare", told))
-        return code
-    for warning in found.warnings:
-        output.warn(warning)
-    print_folded(f"time {metrics.meaning(found.metric, before.cases)}: {args.b} by {args.a}")
-    for each in found.cases:
-        print_folded(_line(each))
-    for path, ids in ((args.a, found.only_in_a), (args.b, found.only_in_b)):
-        for case_id in ids:
-            print_folded(f"{case_id}: only in {path}")
-    for case_id in found.not_told:
-        print_folded(f"{case_id}: does not tell this time")
-    print_folded(f"{format_count(len(found.regressions), 'regression')} beyond {found.threshold:g}")
-    return code
-
-
-def _line(case: CaseComparison) -> str:
-    ratio = case.ratio
-    interval = "no interval" if ratio.low is None else f"95 % {ratio.low:.3f} to {ratio.high:.3f}"
-    why = f" ({ratio.why})" if ratio.why else ""
-    medians = f"{case.first.median * 1000:.4g} -> {case.second.median * 1000:.4g} ms"
-    mark = ", a regression" if case.regression else ""
-    return f"{case.id}: {ratio.value:.3f}, {interval}, {medians}: {ratio.verdict}{why}{mark}"
 
 
 def run_report(args: argparse.Namespace) -> int:

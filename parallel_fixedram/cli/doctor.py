@@ -6,7 +6,8 @@ import argparse
 from typing import TYPE_CHECKING, Any
 
 from parallel_fixedram.cli import common, output, sources
-from parallel_fixedram.cli.folding import print_folded, print_hanging
+from parallel_fixedram.cli.findings import print_findings
+from parallel_fixedram.cli.folding import print_folded
 from parallel_fixedram.core.errors import RequestError
 from parallel_fixedram.core.save_options import Disks, DisksMode
 
@@ -16,8 +17,6 @@ if TYPE_CHECKING:
 _EXAMPLES = """  parallel-fixedram doctor
   parallel-fixedram doctor /var/tmp
   parallel-fixedram doctor /var/tmp --qmp /tmp/qmp --disks overlay"""
-
-_VERDICT = len("refused ")
 
 
 def register(subparsers: common.Subparsers[Any]) -> None:
@@ -60,10 +59,6 @@ def run(args: argparse.Namespace) -> int:
 def _print(report: DoctorReport) -> None:
     for section in report.sections:
         print_folded(f"{section.name} {report.folder}" if section.name == "folder" else section.name)
-        width = max(len(each.what) for each in section.findings) + 1
-        for each in section.findings:
-            print_hanging(f"  {each.verdict:<{_VERDICT}}{each.what:<{width}} ", each.detail)
-            if each.how:
-                print_hanging(" " * (2 + _VERDICT + width + 1), f"-> {each.how}")
+        print_findings(section.findings)
     refused = [each.what for section in report.sections for each in section.findings if each.verdict == "refused"]
     print_folded(f"a save would be refused: {', '.join(refused)}" if refused else "a save would work")

@@ -93,8 +93,8 @@ def build_parser(verbs: Sequence[str] = VERBS) -> argparse.ArgumentParser:
         epilog=f"Start with {PROGRAM} demo; {PROGRAM} VERB --help shows the options of a verb, and "
         "examples that work.\n\n"
         "Sizes are bytes, or have a suffix: 64KiB, 1.5GiB (1024), 2GB (1000), 1G (1024, as in QEMU).\n\n"
-        "Exit codes: 0 done; 1 contents differ, doctor finds that a save would be refused, or clean that "
-        "something is left; 2 usage, or refused by the "
+        "Exit codes: 0 done; 1 contents differ, doctor finds that a save would be refused, bench check that "
+        "measurements would suffer, or clean that something is left; 2 usage, or refused by the "
         "capability gate; 3 the file is not what it should be; 4 the guest, or QEMU; 5 the host; 6 published, but "
         "durability unknown; 128 + n signal n.",
         formatter_class=HelpFormatter,

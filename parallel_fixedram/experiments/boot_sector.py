@@ -36,7 +36,7 @@ FILLED = "F"
 """What a guest of ``fill_image`` prints once its RAM is full."""
 FIRST = 1 << 20
 """First byte that it fills."""
-_LOW_RAM = 3 << 30
+LOW_RAM = 3 << 30
 """Where RAM below 4 GiB ends on a ``pc`` machine that has more (QEMU hw/i386/pc_piix.c)."""
 _RESERVED_AT_END = 16 << 20
 """SeaBIOS leaves remains of itself, and its tables, in the end of RAM below 4 GiB."""
@@ -56,7 +56,7 @@ def filled_bytes(size: int, share: float) -> int:
 
 def most_filled_bytes(size: int) -> int:
     """How many it can fill at most."""
-    return min(size, _LOW_RAM) - _RESERVED_AT_END - FIRST
+    return min(size, LOW_RAM) - _RESERVED_AT_END - FIRST
 
 
 def fill_image(*, size: int, share: float, dirty_rate: int = 0, seed: int = 1) -> bytes:

@@ -43,6 +43,8 @@ class Case:
     """Guests started from the file."""
     shared: bool | None = None
     """Whether the guest is given shared memory that workers of ours fill."""
+    touch: bool | None = None
+    """Whether all RAM of the guest that was started is read afterwards, and then once more."""
 
     @property
     def own_guest(self) -> bool:
@@ -105,6 +107,9 @@ class WayRules:
 BOOTS = ("restore", "clone", "qemu-load")
 """Ways from a file to running guests: what is written before their time begins is the file."""
 
+FROM_A_FILE = (*BOOTS, "verify")
+"""Ways that need a file first, which is written once and is no part of their time."""
+
 _FILE = {"file_system": "folder", "cache": "keep"}
 _NAIVE = {**_FILE, "direct_io": "off"}
 
@@ -135,9 +140,10 @@ WAYS: Mapping[str, WayRules] = {
     "qemu-mapped-ram": WayRules(sources=("qemu",), defaults={**_FILE, "rounds": None}),
     "qemu-multifd": WayRules(sources=("qemu",), defaults={**_FILE, "channels": 2}),
     "qemu-multifd-direct": WayRules(sources=("qemu",), defaults={**_FILE, "channels": 2}),
-    "restore": WayRules(sources=("qemu",), defaults={**_FILE, "channels": 1, "shared": False}),
-    "clone": WayRules(sources=("qemu",), defaults={**_FILE, "count": 1}),
-    "qemu-load": WayRules(sources=("qemu",), defaults={**_FILE, "channels": 1, "direct_io": "off"}),
+    "restore": WayRules(sources=("qemu",), defaults={**_FILE, "channels": 1, "shared": False, "touch": False}),
+    "clone": WayRules(sources=("qemu",), defaults={**_FILE, "count": 1, "touch": False}),
+    "qemu-load": WayRules(sources=("qemu",), defaults={**_FILE, "channels": 1, "direct_io": "off", "touch": False}),
+    "verify": WayRules(sources=("guest", "qemu"), defaults=_FILE),
     "pause-floor": WayRules(sources=("qemu",), defaults={}),
     "scan": WayRules(sources=("guest",), defaults={}),
     "copy": WayRules(sources=("guest",), defaults={}),

@@ -23,6 +23,12 @@ _OURS = "parallel_fixedram"
 """The version that is compared, and so may differ."""
 
 
+_OF_A_HOST = ("cpu_model", "cpus", "physical_cpus", "machine", "memory")
+"""Facts that make a host. Not its kernel, disk and load: the same host has another one tomorrow; ``compare`` warns."""
+_SAME_MEMORY = 1 / 32
+"""Share by which memory may differ: each kernel keeps another bit of it for itself."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CaseComparison:
     """A case that both run sets measured."""
@@ -108,6 +114,37 @@ def compare(
         not_told=tuple(case_id for case_id, case in found.items() if case is None),
         warnings=tuple(_warnings(first, second)),
     )
+
+
+def host_facts_of(host: Mapping[str, Any]) -> dict[str, Any]:
+    """What makes a host, of all facts about it."""
+    return {name: host[name] for name in _OF_A_HOST if host.get(name) is not None}
+
+
+def same_host(first: Mapping[str, Any], second: Mapping[str, Any]) -> bool:
+    """Whether facts are of one host, or of two that are alike; what one of them does not tell is no difference."""
+    return not _differences(first, second)
+
+
+def other_host(first: RunSet, second: RunSet) -> list[str]:
+    """What makes the hosts of two run sets different ones, a few words each; empty for the same host, or one like it.
+
+    What one of them does not tell is no difference.
+    """
+    a, b = first.host, second.host
+    return [f"{name} ({_shown(a[name])} and {_shown(b[name])})" for name in _differences(a, b)]
+
+
+def _differences(a: Mapping[str, Any], b: Mapping[str, Any]) -> list[str]:
+    """Names of what makes them different hosts."""
+    both = [name for name in _OF_A_HOST if a.get(name) is not None and b.get(name) is not None]
+    return [name for name in both if not _alike(name, a[name], b[name])]
+
+
+def _alike(name: str, first: Any, second: Any) -> bool:
+    if name == "memory" and isinstance(first, int) and isinstance(second, int):
+        return abs(first - second) <= max(first, second) * _SAME_MEMORY
+    return bool(first == second)
 
 
 def _compare_case(first: CaseResult, second: CaseResult, metric: Metric, threshold: float) -> CaseComparison | None:

@@ -9,7 +9,7 @@ from typing import Any
 from parallel_fixedram.core.errors import RequestError
 from parallel_fixedram.core.units import GIB, MIB
 from parallel_fixedram.experiments import boot_sector
-from parallel_fixedram.experiments.cases import BOOTS, WAYS, Case
+from parallel_fixedram.experiments.cases import FROM_A_FILE, WAYS, Case
 from parallel_fixedram.experiments.parameters import PARAMETERS, QEMU_PARAMETERS, Check, QemuSpec, one_of
 from parallel_fixedram.machines.builtin.spec import Workload
 
@@ -100,8 +100,10 @@ def _refuse_impossible(where: str, case: Case) -> None:
             raise RequestError(f"{where}, rounds: 'ours' saves a QEMU in one round, give guest")
         if case.way != "ours" and not (case.qemu and case.qemu.dirty_rate):
             raise RequestError(f"{where}, rounds: needs qemu with a dirty_rate")
-    if case.way in BOOTS and case.qemu and (case.qemu.dirty_rate or case.qemu.fresh):
-        raise RequestError(f"{where}, qemu: {case.way!r} starts guests that are to be equal to one that sleeps")
+    if case.way in FROM_A_FILE and case.qemu and (case.qemu.dirty_rate or case.qemu.fresh):
+        raise RequestError(f"{where}, qemu: {case.way!r} is about the RAM of a guest that sleeps")
+    if case.touch and (case.count or 1) > 1:
+        raise RequestError(f"{where}, touch: the RAM of one guest is read, not that of {case.count}")
     if case.way == "qemu-load" and case.direct_io == "on" and case.channels == 1:
         raise RequestError(f"{where}, direct_io: QEMU bypasses the page cache only with more than one channel")
 

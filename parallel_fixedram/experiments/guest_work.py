@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 
 from parallel_fixedram.core.errors import HostError, MachineError
 from parallel_fixedram.experiments.boot_sector import PAGE, WORK_AT
+from parallel_fixedram.experiments.results import Gaps
 
 MARGIN_SECONDS = 1.0
 """How long it is looked at before and after a run."""
@@ -42,6 +43,14 @@ class GuestWork:
     """Seconds, the longest time in which it got nothing done; never more than that."""
     steps: tuple[int, ...]
     """Pages written in each STEP_SECONDS, from MARGIN_SECONDS before the run on."""
+    gaps: Gaps
+    """In the run."""
+    quiet: Gaps
+    """Before and after it."""
+    run: tuple[float, float]
+    """When that was, seconds from the beginning of the first step on."""
+    zero: float
+    """That beginning, by ``time.perf_counter``."""
 
 
 class GuestWatch:
@@ -122,4 +131,20 @@ def judge(times: NDArray[np.float64], counts: NDArray[np.uint32], began: float, 
         lost=float(ended - began - (at_end - at_begin) / pace),
         gap=float((times[ends] - times[starts]).max()),
         steps=tuple(np.diff(np.interp(grid, times, done)).round().astype(int).tolist()),
+        gaps=_gaps(times[changes], began, ended),
+        quiet=_gaps(times[changes], began, ended, inside=False),
+        run=(float(began - times[0]), float(ended - times[0])),
+        zero=float(times[0]),
     )
+
+
+def _gaps(progress: NDArray[np.float64], began: float, ended: float, *, inside: bool = True) -> Gaps:
+    """Of looks that saw progress, the times from each to the next: those that touch the run, or the others.
+
+    A run too short for any has a gap of 0.
+    """
+    first, second = progress[:-1], progress[1:]
+    touches = (second > began) & (first < ended)
+    found = (second - first)[touches if inside else ~touches]
+    p50, p90, p99, longest = np.quantile(found, [0.5, 0.9, 0.99, 1]).tolist() if len(found) else [0.0] * 4
+    return Gaps(p50=p50, p90=p90, p99=p99, longest=longest)

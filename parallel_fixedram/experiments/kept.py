@@ -7,6 +7,7 @@ from dataclasses import replace
 
 from parallel_fixedram.experiments import planning, results
 from parallel_fixedram.experiments.cases import Case
+from parallel_fixedram.experiments.counters import Use
 from parallel_fixedram.experiments.results import CaseResult, Instrumented, RunSet, Sample
 
 
@@ -54,6 +55,15 @@ class Kept:
     def watched(self, case: Case, instrumented: Instrumented) -> None:
         """A case was run and watched."""
         self._run_set = self._run_set.with_case(replace(self.case(case), instrumented=instrumented))
+        self.store()
+
+    def sat(self, use: Use) -> None:
+        """The last sitting is over."""
+        *before, last = self._run_set.sittings
+        last = replace(
+            last, stolen=use.stolen, throttled_seconds=use.throttled_seconds, swapped_pages=use.swapped_pages
+        )
+        self._run_set = replace(self._run_set, sittings=(*before, last))
         self.store()
 
     def drop(self, cases: Sequence[Case], why: str) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from enum import StrEnum
 
-from parallel_fixedram.experiments.cases import BOOTS
+from parallel_fixedram.experiments.cases import BOOTS, FROM_A_FILE
 from parallel_fixedram.experiments.results import CaseResult, Sample
 
 
@@ -17,6 +17,8 @@ class Metric(StrEnum):
     PAUSE = "pause"
     LOST = "lost"
     GAP = "gap"
+    FIRST_TOUCH = "first_touch"
+    SECOND_TOUCH = "second_touch"
 
     def of(self, sample: Sample) -> float | None:
         """Seconds; None where the way cannot tell."""
@@ -29,17 +31,21 @@ _MEANINGS = {
     Metric.LAST_WRITE: "until the last page is written",
     Metric.PAUSE: "while the guest stands still",
     Metric.LOST: "of work that the guest did not get done",
+    Metric.FIRST_TOUCH: "until all RAM of the guest that was started was read, for the first time",
+    Metric.SECOND_TOUCH: "until it was read once more",
     Metric.GAP: "in which the guest got nothing done, at the longest",
 }
 _RUNNING = "until all guests run"
+_CHECKED = "until every page is checked"
 
 
 def meaning(metric: Metric, cases: Iterable[CaseResult] = ()) -> str:
     """What the time of these cases ends with, for people; of saves unless told otherwise."""
     ways = {str(case.parameters.get("way")) for case in cases}
-    if metric is not Metric.TOTAL or not ways & {*BOOTS}:
+    if metric is not Metric.TOTAL or not ways & {*FROM_A_FILE}:
         return _MEANINGS[metric]
-    return _RUNNING if ways <= {*BOOTS} else f"{_MEANINGS[metric]}, or {_RUNNING}"
+    kinds = {_RUNNING: ways & {*BOOTS}, _CHECKED: ways & {"verify"}, _MEANINGS[metric]: ways - {*FROM_A_FILE}}
+    return ", or ".join(kind for kind, of_it in reversed(kinds.items()) if of_it)
 
 
 def seconds(case: CaseResult, metric: Metric) -> list[float]:

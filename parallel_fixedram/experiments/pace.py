@@ -11,9 +11,10 @@ from dataclasses import dataclass
 from typing import Self
 
 from parallel_fixedram.core.units import MIB
-from parallel_fixedram.experiments.cases import BOOTS, Case
+from parallel_fixedram.experiments.cases import FROM_A_FILE, Case
 from parallel_fixedram.experiments.planning import Group, Plan, is_watched, rounds
 from parallel_fixedram.experiments.scenario import Scenario
+from parallel_fixedram.experiments.stopping import parse_budget
 from parallel_fixedram.host import user_cache
 
 _KEPT_AS = "bench.json"
@@ -28,7 +29,7 @@ _COLD_SECONDS = 0.3
 _ROUND_SECONDS = 0.4
 _FILE_SYSTEM_SECONDS = {"folder": 0.1, "tmpfs": 0.2, "xfs": 1.5, "ext4": 1.5}
 _SOURCE_SECONDS = {"guest": 0.3, "qemu": 1.0}
-_WAY_SECONDS = {"ours": 1.0, "scan": 0.7, "copy": 0.7, "clone": 1.5, "restore": 1.5}
+_WAY_SECONDS = {"ours": 1.0, "scan": 0.7, "copy": 0.7, "clone": 1.5, "restore": 1.5, "verify": 0.7}
 """Of a small guest: processes started, everything synced."""
 
 
@@ -51,7 +52,7 @@ def of_group(group: Group) -> Guess:
         seconds += _boot_seconds(case)
     if any(each.way == "ours" for each in group.cases):
         seconds += _CALIBRATION_SECONDS  # what writes cost in a folder is measured before the first save into it
-    if any(each.way in BOOTS for each in group.cases):
+    if any(each.way in FROM_A_FILE for each in group.cases):
         seconds += 1.0 + case.data_bytes / _WRITTEN_PER_SECOND
     return Guess(kind=f"{source} on {kind}", seconds=seconds)
 
@@ -78,6 +79,12 @@ def of_all(plan: Plan, scenario: Scenario) -> Iterator[Guess]:
         yield of_group(group)
         for case in group.cases:
             yield from [of_run(case)] * (each + is_watched(case))
+
+
+def rough_seconds(plan: Plan, scenario: Scenario) -> float:
+    """About how long a scenario takes on this host, as far as runs done so far tell; more where it has an ``until``."""
+    seconds = Pace.kept().seconds(of_all(plan, scenario))
+    return min(seconds, parse_budget(scenario.budget)) if scenario.budget else seconds
 
 
 def _boot_seconds(case: Case) -> float:

@@ -149,6 +149,7 @@ PARAMETERS: Mapping[str, Check] = {
     "rounds": whole(2, 64),
     "count": whole(1, 64),
     "shared": _yes_or_no,
+    "touch": _yes_or_no,
 }
 """Every parameter but ``way``, in the order in which a case's name lists them."""
 

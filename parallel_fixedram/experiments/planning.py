@@ -12,8 +12,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from parallel_fixedram.core.units import MIB
-from parallel_fixedram.experiments import file_systems, sources, tools
-from parallel_fixedram.experiments.cases import BOOTS, Case
+from parallel_fixedram.experiments import conditions, file_systems, sources, tools
+from parallel_fixedram.experiments.cases import FROM_A_FILE, Case
 from parallel_fixedram.experiments.results import MissingWay
 from parallel_fixedram.experiments.scenario import Scenario
 from parallel_fixedram.experiments.ways.table import TABLE
@@ -34,7 +34,7 @@ class Group:
             (each.ram_bytes if each.qemu else each.data_bytes) * (each.rounds or 1) * 11 // 10 + each.ram_bytes // 256
             for each in self.cases
         )
-        if any(each.way in BOOTS for each in self.cases):
+        if any(each.way in FROM_A_FILE for each in self.cases):
             largest *= 2  # the file that guests are started from stays
         return largest + 512 * MIB  # what writes cost is measured there, too
 
@@ -109,6 +109,14 @@ class Need:
     name: str
     why_missing: str
     """Empty where it is there."""
+
+
+def room(plan: Plan) -> conditions.Needs:
+    """What a plan takes at a time: guest and file of its largest group."""
+    return conditions.Needs(
+        memory=max((case.ram_bytes for case in plan.cases), default=0),
+        file=max((group.room for group in plan.groups if group.file_system != "tmpfs"), default=0),
+    )
 
 
 def needs(cases: Sequence[Case]) -> list[Need]:

@@ -68,6 +68,9 @@ class Answer:
     growth: list[tuple[int, int]] | None = None
     sequential: list[tuple[int, int]] | None = None
     timeline: list[tuple[int, float, float, int, int]] | None = None
+    save_at: tuple[float, float] | None = None
+    """By ``time.perf_counter``, like ``pause_at``."""
+    pause_at: tuple[float, float] | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,11 +16,12 @@ from typing import Any
 from parallel_fixedram.core.errors import HostError
 from parallel_fixedram.core.units import format_count, format_size
 from parallel_fixedram.experiments import pictures
+from parallel_fixedram.experiments.limits import limits
 from parallel_fixedram.experiments.metrics import Metric, meaning, seconds
 from parallel_fixedram.experiments.pictures import drawing
 from parallel_fixedram.experiments.pictures.series import case_labels, groups, place_text, source_text
-from parallel_fixedram.experiments.results import CaseResult, RunSet
-from parallel_fixedram.experiments.statistics import CONFIDENCE, Ratio, paired_ratio, summary
+from parallel_fixedram.experiments.results import CaseResult, RunSet, Sitting
+from parallel_fixedram.experiments.statistics import CONFIDENCE, Ratio, median, paired_ratio, summary
 
 _TYPES = {"png": "image/png", "svg": "image/svg+xml"}
 _IN_BYTES = ("memory", "memory_available", "swap", "swap_used", "dirty_bytes", "dirty_background_bytes", "size", "free")
@@ -104,6 +105,8 @@ def _section(name: str, run_set: RunSet, with_pictures: bool) -> Iterator[str]:
         )
     for metric in Metric:
         yield from _times(run_set, metric)
+    yield from _limits(run_set)
+    yield from _watched(run_set)
     if with_pictures:
         yield from _pictures(run_set)
     yield from _facts(run_set)
@@ -114,11 +117,24 @@ def _facts(run_set: RunSet) -> Iterator[str]:
     rows: list[tuple[str, Any]] = [("commit", run_set.commit or "unknown")]
     rows += [(f"version of {name}", value) for name, value in run_set.versions.items()]
     rows += _flat({name: value for name, value in run_set.host.items() if name not in run_set.versions})
+    rows += [row for sitting in run_set.sittings for row in _sitting(sitting)]
     yield '<details><summary>The host</summary><table class="facts">'
     for name, value in rows:
         text = "unknown" if value is None else str(value)
         yield f"<tr><td>{escape(name.replace('_', ' '))}</td><td>{escape(text)}</td></tr>"
     yield "</table></details>"
+
+
+def _sitting(sitting: Sitting) -> Iterator[tuple[str, Any]]:
+    """What was found before, and what happened meanwhile."""
+    when = f"sitting of {sitting.started}"
+    for each in sitting.conditions:
+        yield f"{when}, {each.what}", f"{each.verdict}: {each.detail}"
+    if sitting.stolen is not None:
+        yield f"{when}, stolen meanwhile", f"{sitting.stolen:.1%} of processor time"
+        yield f"{when}, swapped meanwhile", f"{sitting.swapped_pages} pages"
+    if sitting.throttled_seconds is not None:
+        yield f"{when}, throttled meanwhile", f"{sitting.throttled_seconds:.1f} s"
 
 
 def _flat(facts: Mapping[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
@@ -158,6 +174,58 @@ def _times(run_set: RunSet, metric: Metric) -> Iterator[str]:
         for case, label in zip(group, labels, strict=True):
             yield _row(case, label, metric, reference)
     yield "</table>"
+
+
+def _limits(run_set: RunSet) -> Iterator[str]:
+    """Ours by what cannot be faster; nothing where no limit was measured."""
+    found = limits(run_set)
+    if not found:
+        return
+    yield "<h3>How far from the limit, measured in the same rounds</h3>"
+    yield (
+        "<p>Milliseconds, medians. Limits: fio of as many bytes; one pass over RAM, divided among the workers; stop, "
+        "device state and cont.</p>"
+    )
+    heads = "".join(f"<th>{head}</th>" for head in ("case", "phase", "ours", "limit", "ours / limit"))
+    yield f'<table class="times"><tr class="heads">{heads}</tr>'
+    for each in found:
+        times = (
+            f"<td>{_milliseconds(each.seconds)}</td><td>{_milliseconds(each.limit_seconds)} ({escape(each.limit)})</td>"
+        )
+        ratio = f"<td>{_ratio_text(each.ratio)}</td>"
+        yield f"<tr><td>{escape(each.case)}</td><td>{escape(each.phase)}</td>{times}{ratio}</tr>"
+    yield "</table>"
+
+
+def _watched(run_set: RunSet) -> Iterator[str]:
+    """How long guests that are watched got nothing done, and who used the processors; nothing where none is."""
+    found = [(case, [sample.watch for sample in case.samples if sample.watch]) for case in run_set.cases]
+    found = [(case, watches) for case, watches in found if watches]
+    if not found:
+        return
+    yield "<h3>Milliseconds between two looks that saw the guest get something done</h3>"
+    yield (
+        "<p>In the run, and in brackets outside of it: 50, 90 and 99 % of all gaps are no longer, and the longest; "
+        "processor time of QEMU, the guest's work included, and of our processes, in seconds. Medians.</p>"
+    )
+    heads = "".join(f"<th>{head}</th>" for head in ("case", "50 %", "90 %", "99 %", "longest", "QEMU", "ours"))
+    yield f'<table class="times"><tr class="heads">{heads}</tr>'
+    for case, watches in found:
+        cells = [_gap([(getattr(each.gaps, name), getattr(each.quiet, name)) for each in watches]) for name in _GAPS]
+        cells += [
+            f"{median([getattr(each, name) for each in watches]):.2f}"
+            for name in ("qemu_cpu_seconds", "our_cpu_seconds")
+        ]
+        yield f"<tr><td>{escape(case.id)}</td>{''.join(f'<td>{cell}</td>' for cell in cells)}</tr>"
+    yield "</table>"
+
+
+_GAPS = ("p50", "p90", "p99", "longest")
+
+
+def _gap(pairs: Sequence[tuple[float, float]]) -> str:
+    in_run, quiet = (median(values) for values in zip(*pairs, strict=True))
+    return f"{_milliseconds(in_run)} ({_milliseconds(quiet)})"
 
 
 def _place(run_set: RunSet, where: Mapping[str, Any]) -> str:

@@ -17,6 +17,7 @@ from typing import Any, Self
 
 from parallel_fixedram.core.errors import FormatError, HostError, RequestError
 from parallel_fixedram.core.plain import from_plain
+from parallel_fixedram.core.reports.doctor import Finding
 from parallel_fixedram.core.schemas import check, stamped
 
 _FIRST_SCHEMA = 1
@@ -45,6 +46,10 @@ class Seconds:
     below 0 for one that was faster meanwhile."""
     gap: float | None = None
     """Of a guest that is watched: the longest time in which it got nothing done."""
+    first_touch: float | None = None
+    """Until all RAM of the guest that was started from a file was read through its monitor, from when it ran on."""
+    second_touch: float | None = None
+    """The same once more: what is left of it without any page to be found."""
     wall: float | None = None
     """The whole process seen from outside, its start included; None where there was none."""
     phases: Mapping[str, float] | None = None
@@ -69,12 +74,14 @@ class Bytes:
     """Length of the file."""
     allocated: int | None = None
     """What the file takes on its file system."""
+    guests: int | None = None
+    """Memory of all QEMUs that were started from the file, when they run; what several share counts once (Pss)."""
 
     def __post_init__(self) -> None:
         _require_figures({each.name: getattr(self, each.name) for each in fields(self)})
 
 
-_TIMES = ("total", "last_write", "pause", "gap", "wall")
+_TIMES = ("total", "last_write", "pause", "gap", "first_touch", "second_touch", "wall")
 
 
 def _require_figures(found: Mapping[str, float | None]) -> None:
@@ -86,6 +93,36 @@ def _require_figures(found: Mapping[str, float | None]) -> None:
     for name, value in found.items():
         if value is not None and not 0 <= value < math.inf:
             raise ValueError(f"{name} is {value!r}, expected a number from 0 on")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Gaps:
+    """Seconds between looks that saw a guest get something done; there are about a thousand looks a second."""
+
+    p50: float
+    p90: float
+    p99: float
+    longest: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Watch:
+    """What was seen of a guest that is watched, besides its work; times are seconds since that began to be counted."""
+
+    run: tuple[float, float]
+    """From when to when all of the run took."""
+    save: tuple[float, float] | None
+    """The part of it that ``seconds.total`` is about; None where the way does not tell."""
+    pause: tuple[float, float] | None
+    """When the guest stood still; None where the way does not tell."""
+    gaps: Gaps
+    """In the run."""
+    quiet: Gaps
+    """Before it and after it."""
+    qemu_cpu_seconds: float
+    """Processor time that the guest's QEMU took in the run, the guest's own work included."""
+    our_cpu_seconds: float
+    """Processor time of processes that were started for the run."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -107,6 +144,8 @@ class Sample:
 
     work: tuple[int, ...] | None = None
     """Of a guest that is watched: pages that it wrote in each 10 ms, from a second before the run on."""
+    watch: Watch | None = None
+    """Of a guest that is watched; None in results that are older than this."""
 
     def __post_init__(self) -> None:
         if self.verified not in VERIFIED:
@@ -148,6 +187,10 @@ class ScenarioFacts:
     seed: int
     text: str
     """The TOML as it was read."""
+    until: str | None = None
+    """How precise cases were to be; see stopping.py."""
+    budget: str | None = None
+    """How long rounds might take."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -158,6 +201,22 @@ class MissingWay:
     why: str
     cases: tuple[str, ...]
     """Their ids."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sitting:
+    """A time in which runs were made, one after the other; a run set that was resumed has several."""
+
+    started: str
+    """ISO 8601, with offset."""
+    conditions: tuple[Finding, ...] = ()
+    """What was found before it began; none where nobody looked."""
+    stolen: float | None = None
+    """Share of processor time that the host of this host gave to others meanwhile, 0 to 1; None if it was killed."""
+    throttled_seconds: float | None = None
+    """How long control groups waited for their quota meanwhile; None if it was killed, or that is not told."""
+    swapped_pages: int | None = None
+    """Pages that went to swap or came from there meanwhile; None if it was killed."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -177,6 +236,7 @@ class RunSet:
     """Case ids in the order in which they were run, warm-up included, instrumented runs not."""
     missing: tuple[MissingWay, ...]
     cases: tuple[CaseResult, ...]
+    sittings: tuple[Sitting, ...] = ()
 
     def case(self, case_id: str) -> CaseResult:
         """The case of that id.

@@ -18,35 +18,30 @@ set that was interrupted goes on where it stopped, its warm-up repeated.
 from __future__ import annotations
 
 import contextlib
-import datetime
 import os
-import platform
-import subprocess
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from importlib import metadata
-
-import numpy as np
 
 from parallel_fixedram.core.errors import RequestError
-from parallel_fixedram.experiments import file_systems, pace, planning, results, sources, tools
+from parallel_fixedram.core.reports.doctor import Finding
+from parallel_fixedram.experiments import file_systems, pace, planning, results, run_facts, sources, tools
 from parallel_fixedram.experiments.cases import Case
-from parallel_fixedram.experiments.guest_work import GuestWatch
+from parallel_fixedram.experiments.counters import between, read_counters
 from parallel_fixedram.experiments.kept import Kept
 from parallel_fixedram.experiments.planning import Group, Plan
-from parallel_fixedram.experiments.results import CaseResult, RunSet, ScenarioFacts
+from parallel_fixedram.experiments.results import CaseResult, RunSet, Sitting
+from parallel_fixedram.experiments.rounds import Rounds
 from parallel_fixedram.experiments.scenario import Scenario
 from parallel_fixedram.experiments.sources import Source
+from parallel_fixedram.experiments.watched import watched
 from parallel_fixedram.experiments.ways.table import OURS, TABLE
-from parallel_fixedram.experiments.ways.way import Measured, Run, clear
-from parallel_fixedram.host.machine_facts import machine_facts
+from parallel_fixedram.experiments.ways.way import Run, clear
 
 Progress = Callable[[int, int, float, str], None]
 """``progress(done, total, left, what)``: runs done and in all, about how many seconds are left, what is done now."""
 
 _FILE = "ram"
-_GIT_SECONDS = 10.0
 
 
 def run_scenario(
@@ -56,6 +51,7 @@ def run_scenario(
     output: str,
     resume: bool = False,
     overwrite: bool = False,
+    conditions: Sequence[Finding] = (),
     progress: Progress | None = None,
 ) -> RunSet:
     """Carry out a scenario.
@@ -66,6 +62,7 @@ def run_scenario(
         output: where the results go.
         resume: go on with the results that ``output`` holds already.
         overwrite: forget them instead.
+        conditions: what was found of the host; stored with the results.
         progress: is told of every run.
 
     Returns:
@@ -79,8 +76,11 @@ def run_scenario(
     if not os.path.isdir(folder):
         raise RequestError(f"{folder!r} is no folder")
     plan = planning.make_plan(scenario.cases)
-    run_set = results.load(output) if resume and os.path.exists(output) else _empty(scenario, folder)
-    return _Runner(scenario, plan, _fitted(run_set, scenario, plan), folder, output, progress).run()
+    run_set = results.load(output) if resume and os.path.exists(output) else run_facts.empty(scenario, folder)
+    run_set = _fitted(run_set, scenario, plan)
+    sitting = Sitting(started=run_facts.now(), conditions=tuple(conditions))
+    run_set = replace(run_set, sittings=(*run_set.sittings, sitting))
+    return _Runner(scenario, plan, run_set, folder, output, progress).run()
 
 
 def check_output(scenario: Scenario, output: str, *, resume: bool, overwrite: bool) -> None:
@@ -100,87 +100,16 @@ def check_output(scenario: Scenario, output: str, *, resume: bool, overwrite: bo
         raise RequestError(f"{output!r} holds results of another scenario than {scenario.path!r} is now")
 
 
-def _empty(scenario: Scenario, folder: str) -> RunSet:
-    return RunSet(
-        scenario=_facts(scenario),
-        started=_now(),
-        commit=_commit(),
-        versions={
-            "parallel_fixedram": _own_version(),
-            "python": platform.python_version(),
-            "numpy": np.__version__,
-            "qemu": tools.qemu_version(),
-            "fio": tools.fio_version(),
-            "kernel": platform.release(),
-        },
-        host=machine_facts(folder),
-        order=(),
-        missing=(),
-        cases=(),
-    )
-
-
-def _facts(scenario: Scenario) -> ScenarioFacts:
-    return ScenarioFacts(
-        name=scenario.name,
-        question=scenario.question,
-        repeats=scenario.repeats,
-        warm_up=scenario.warm_up,
-        seed=scenario.seed,
-        text=scenario.text,
-    )
-
-
 def _fitted(run_set: RunSet, scenario: Scenario, plan: Plan) -> RunSet:
     """With a place for each case that can be run, what was measured kept."""
     known = {each.id: each for each in run_set.cases}
     return replace(
         run_set,
-        scenario=_facts(scenario),
+        scenario=run_facts.scenario_facts(scenario),
         finished=None,
         missing=plan.missing,
         cases=tuple(known.get(case.id, CaseResult(id=case.id, parameters=case.parameters())) for case in plan.cases),
     )
-
-
-def _now() -> str:
-    return datetime.datetime.now(datetime.UTC).astimezone().isoformat(timespec="seconds")
-
-
-def _own_version() -> str | None:
-    try:
-        return metadata.version("parallel-fixedram")
-    except metadata.PackageNotFoundError:
-        return None
-
-
-def _commit() -> str | None:
-    """The commit of the checkout that this package lies in; None for an installed copy."""
-    package = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
-
-    def git(*arguments: str) -> str:
-        return subprocess.run(
-            ["git", "-C", package, *arguments],
-            check=True,
-            capture_output=True,
-            text=True,
-            timeout=_GIT_SECONDS,
-        ).stdout.strip()
-
-    try:
-        git("ls-files", "--error-unmatch", "__init__.py")  # a copy may lie inside somebody else's checkout
-        return git("rev-parse", "HEAD") + ("+" if git("status", "--porcelain", "--", ".") else "")
-    except (OSError, subprocess.SubprocessError):
-        return None
-
-
-def _watched(run: Run) -> Measured:
-    """A run, and what its guest got done around it."""
-    [ram] = run.source.ram.values()
-    with GuestWatch(ram) as watch:
-        measured = TABLE[run.case.way].run(run)
-    work = watch.work()
-    return replace(measured, seconds=replace(measured.seconds, lost=work.lost, gap=work.gap), work=work.steps)
 
 
 class _Runner:
@@ -195,56 +124,38 @@ class _Runner:
         self._folder = folder
         self._progress = progress
         self._pace = pace.Pace.kept()
+        self._rounds = Rounds(scenario, plan, self._kept, self._pace)
         self._done = 0
-        self._total = self._left()
 
     def run(self) -> RunSet:
         """Everything that is not there yet."""
         self._kept.store()
+        began = read_counters()
         try:
             for number, group in enumerate(self._plan.groups):
-                if self._runs_of(group):
+                if self._rounds.wanted(group):
                     try:
                         self._run_group(group, self._plan.groups[number + 1 :])
                     except tools.Missing as missing:
                         self._drop(group.cases, missing.message)
         finally:
             self._pace.keep()
-        return self._kept.finished(_now())
-
-    def _runs_of(self, group: Group) -> list[tuple[int | None, Case]]:
-        """What is left to do for a group, in order: number of the round and case; None for a watched run."""
-        cases = {case.id: self._kept.case(case) for case in group.cases if self._kept.has(case)}
-        left = {
-            case_id: set(range(self._scenario.repeats)) - {sample.number for sample in result.samples}
-            for case_id, result in cases.items()
-        }
-        found: list[tuple[int | None, Case]] = []
-        for number in planning.rounds(self._scenario):
-            for case in planning.shuffled(group, self._scenario.seed, number):
-                if case.id in cases and (number in left[case.id] or (number < 0 and left[case.id])):
-                    found.append((number, case))
-        found += [
-            (None, case)
-            for case in group.cases
-            if case.id in cases and case.way == "ours" and cases[case.id].instrumented is None
-        ]
-        return found
+            self._kept.sat(between(began, read_counters()))
+        return self._kept.finished(run_facts.now())
 
     def _run_group(self, group: Group, later: Sequence[Group]) -> None:
         started, runs_took = time.perf_counter(), 0.0
-        afterwards = self._seconds(later)
-        runs = self._runs_of(group)
-        self._tell(afterwards + self._seconds([group]), f"{group.source}, {group.file_system}: starts")
+        afterwards = self._rounds.seconds(later)
+        self._tell(afterwards + self._rounds.seconds([group]), f"{group.source}, {group.file_system}: starts")
         with (
             file_systems.file_system(group.file_system, self._folder, group.room) as folder,
             self._source(group.cases[0], own=False) as shared,
         ):
             self._drop_direct(group, folder)
-            for place, (number, case) in enumerate(runs):
+            for number, case in self._rounds.due(group):
                 if not self._kept.has(case):
                     continue
-                self._tell(afterwards + self._pace.seconds(pace.of_run(each) for _, each in runs[place:]), case.id)
+                self._tell(afterwards + self._rounds.seconds_left(group), case.id)
                 begun = time.perf_counter()
                 with self._source(case, own=True) as own:
                     self._run_case(case, number, own or shared, os.path.join(folder, _FILE))
@@ -276,19 +187,9 @@ class _Runner:
         else:
             self._measure(run)
 
-    def _seconds(self, groups: Sequence[Group]) -> float:
-        """About how long these groups will take."""
-        guesses = [
-            guess
-            for group in groups
-            if (runs := self._runs_of(group))
-            for guess in (pace.of_group(group), *(pace.of_run(case) for _, case in runs))
-        ]
-        return self._pace.seconds(guesses)
-
     def _measure(self, run: Run) -> None:
         way = TABLE[run.case.way]
-        measured = _watched(run) if run.case.qemu and run.case.qemu.watched else way.run(run)
+        measured = watched(run) if run.case.qemu and run.case.qemu.watched else way.run(run)
         verified = way.verify(run)
         self._kept.ran(run.case, measured.sample(run.number, verified) if run.number >= 0 else None)
 
@@ -305,13 +206,10 @@ class _Runner:
 
     def _drop(self, cases: tuple[Case, ...], why: str) -> None:
         """These cannot be run here; what they measured before stays."""
-        before = self._left()
+        before = self._rounds.left()
         self._kept.drop(cases, why)
-        self._total -= before - self._left()
-
-    def _left(self) -> int:
-        return sum(len(self._runs_of(group)) for group in self._plan.groups)
+        self._rounds.total -= before - self._rounds.left()
 
     def _tell(self, left: float, what: str) -> None:
         if self._progress:
-            self._progress(self._done, self._total, left, what)
+            self._progress(self._done, self._rounds.total, left, what)

@@ -7,6 +7,8 @@
     repeats = 7                       # samples per case
     warm_up = 1                       # rounds that do not count
     seed = 1                          # of the order and of the guests
+    until = "interval < 5 %"          # not necessary, like budget: when there are samples enough (stopping.py)
+    budget = "10 min"
 
     [[case]]                          # one case for every combination of the listed values
     way = ["ours", "fio"]
@@ -23,19 +25,22 @@ from __future__ import annotations
 import os
 import tomllib
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from parallel_fixedram.core.errors import HostError, RequestError
 from parallel_fixedram.experiments.cases import Case
 from parallel_fixedram.experiments.expand import checked, expand, refuse_unknown
 from parallel_fixedram.experiments.parameters import Check, any_text, whole
+from parallel_fixedram.experiments.stopping import parse_budget, parse_until
+from parallel_fixedram.experiments.toml_text import scenario_text
 
 MAX_CASES = 10_000
 
 _SHIPPED = os.path.join(os.path.dirname(os.path.abspath(__file__)), "scenarios")
 _ENDING = ".toml"
-_TOP = ("name", "question", "repeats", "warm_up", "seed", "case")
+_HEAD = ("name", "question", "repeats", "warm_up", "seed", "until", "budget")
+_TOP = (*_HEAD, "case")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -52,6 +57,10 @@ class Scenario:
     text: str
     """The TOML as it was read."""
     path: str
+    until: str | None = None
+    """How precise cases are to be; see stopping.py."""
+    budget: str | None = None
+    """How long rounds may take."""
 
 
 def shipped() -> dict[str, str]:
@@ -130,7 +139,15 @@ def parse_scenario(text: str, path: str) -> Scenario:
         cases=tuple(cases),
         text=text,
         path=path,
+        until=_told(where, data, "until", parse_until),
+        budget=_told(where, data, "budget", parse_budget),
     )
+
+
+def with_text(scenario: Scenario) -> Scenario:
+    """The scenario with the TOML that stands for what it is now."""
+    head = {name: getattr(scenario, name) for name in _HEAD}
+    return replace(scenario, text=scenario_text(head, scenario.cases))
 
 
 def _name(value: Any) -> str:
@@ -138,6 +155,14 @@ def _name(value: Any) -> str:
     if not all(character.isalnum() or character in "-_" for character in name):
         raise RequestError("expected letters, digits, - and _, for it becomes the name of a file")
     return name
+
+
+def _told(where: str, data: Mapping[str, Any], key: str, check: Check) -> str | None:
+    """A text that the check accepts, as it is."""
+    if key not in data:
+        return None
+    checked(where, key, data[key], check)
+    return str(data[key])
 
 
 def _top(where: str, data: Mapping[str, Any], key: str, check: Check, default: Any) -> Any:

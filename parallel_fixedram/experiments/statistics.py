@@ -109,6 +109,20 @@ def summary(samples: Sequence[float]) -> Summary:
     )
 
 
+def median_interval(samples: Sequence[float], *, confidence: float = CONFIDENCE) -> tuple[float, float] | None:
+    """Two samples between which the true median lies in at least that many of all cases (sign test).
+
+    Returns:
+        Both, or None where there are too few samples.
+
+    Raises:
+        ValueError: there are none.
+    """
+    numbers = np.sort(_numbers(samples))
+    outside = _outside(len(numbers), confidence)
+    return None if outside is None else (float(numbers[outside]), float(numbers[-1 - outside]))
+
+
 def ratio_of_medians(first: Sequence[float], second: Sequence[float], *, confidence: float = CONFIDENCE) -> Ratio:
     """Median of ``second`` by median of ``first``, for samples taken independently of each other.
 

@@ -8,7 +8,7 @@ import re
 import shutil
 import signal
 import subprocess
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from parallel_fixedram.core.errors import FixedRamError, HostError, RequestError, os_message
 from parallel_fixedram.host import linux
@@ -105,8 +105,13 @@ def _said_version(path: str, option: str) -> str | None:
     return match[0] if match else None
 
 
-def run(command: Sequence[str]) -> str:
+def run(command: Sequence[str], *, folder: str | None = None, environment: Mapping[str, str] | None = None) -> str:
     """Run a program that dies with us, and return what it prints.
+
+    Args:
+        command: the program and its arguments.
+        folder: where it runs; None for here.
+        environment: its variables; None for ours.
 
     Raises:
         HostError: it cannot be started, or fails; in its own words.
@@ -114,7 +119,15 @@ def run(command: Sequence[str]) -> str:
     name = os.path.basename(command[0])
     try:
         done = subprocess.run(
-            command, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False, preexec_fn=dying_with_us()
+            command,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            errors="replace",
+            check=False,
+            preexec_fn=dying_with_us(),
+            cwd=folder,
+            env=environment,
         )
     except OSError as error:
         raise HostError.from_os(f"cannot run {name}", error) from error

@@ -8,7 +8,7 @@ from support.run_sets import HOST, VERSIONS, case, run_set, sample
 
 from parallel_fixedram.core.errors import FormatError
 from parallel_fixedram.experiments import results
-from parallel_fixedram.experiments.compare import compare
+from parallel_fixedram.experiments.compare import compare, other_host
 from parallel_fixedram.experiments.metrics import Metric
 from parallel_fixedram.experiments.results import CaseResult
 from parallel_fixedram.experiments.statistics import Verdict
@@ -116,13 +116,37 @@ def test_the_command_ends_with_1_on_a_regression_only(tmp_path):
 def test_the_command_lists_what_it_cannot_compare(tmp_path):
     before = stored(tmp_path, "a", case("ours", STEADY), case("fio", STEADY), host={**HOST, "cpus": 4})
     after = stored(tmp_path, "b", case("ours", [1.0]), case("copy", STEADY))
-    found = done(call("bench", "compare", before, after))
+    found = done(call("bench", "compare", before, after, "--force"))
     assert "no interval" in found.out
     assert "cannot tell (1 of at least 5 samples)" in found.out
     assert f"fio: only in {before}\n" in found.out
     assert f"copy: only in {after}\n" in found.out
     assert found.err == "parallel-fixedram: host cpus differs: 4 and 2\n"
-    assert "ours: does not tell this time" in done(call("bench", "compare", before, after, "--metric", "pause")).out
+    assert (
+        "ours: does not tell this time"
+        in done(call("bench", "compare", before, after, "--force", "--metric", "pause")).out
+    )
+
+
+@pytest.mark.parametrize(
+    ("changes", "named"),
+    [
+        ({}, []),
+        ({"kernel": "7.0", "load_average": [9.0], "memory": (8 << 30) - (64 << 20), "disk": {"free": 1}}, []),
+        ({"cpu_model": None, "physical_cpus": 1}, []),
+        ({"cpu_model": "Another"}, ["cpu_model ('Synthetic CPU (no such machine)' and 'Another')"]),
+        ({"cpus": 4, "memory": 4 << 30}, ["cpus (2 and 4)", "memory (8589934592 and 4294967296)"]),
+    ],
+)
+def test_a_host_is_its_processors_and_memory_and_is_the_same_after_a_reboot(changes, named):
+    assert other_host(run_set(), run_set(host={**HOST, **changes})) == named
+
+
+def test_results_of_different_hosts_are_compared_only_if_that_is_asked_for(tmp_path):
+    before = stored(tmp_path, "a", case("ours", STEADY))
+    after = stored(tmp_path, "b", case("ours", STEADY), host={**HOST, "cpus": 4})
+    refused(call("bench", "compare", before, after), 2, "are of different hosts: cpus (2 and 4)", "--force")
+    assert "0 regressions" in done(call("bench", "compare", before, after, "--force")).out
 
 
 def test_the_command_says_all_in_json_too(tmp_path):

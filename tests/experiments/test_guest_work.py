@@ -34,6 +34,18 @@ def test_a_pause_is_lost_and_is_the_longest_gap() -> None:
     assert work.steps[90] == 0
 
 
+def test_gaps_are_told_by_how_many_are_shorter_in_the_run_and_outside() -> None:
+    work = judge(STEADY, counts((0.8, 100_000), (1.05, 0), (2.0, 100_000)), began=0.5, ended=1.5)
+    gaps, quiet = work.gaps, work.quiet
+    assert (gaps.p50, gaps.p90, gaps.p99) == pytest.approx((0.001, 0.001, 0.001), abs=0.0002)
+    assert gaps.longest == pytest.approx(0.25, abs=0.003)
+    assert quiet.longest == pytest.approx(0.001, abs=0.0002)
+    assert work.run == pytest.approx((0.5, 1.5))
+    slow = judge(STEADY, counts((0.5, 100_000), (1.5, 100), (2.0, 100_000)), began=0.5, ended=1.5)
+    assert slow.gaps.p50 == pytest.approx(0.01, abs=0.001)
+    assert slow.quiet.p99 == pytest.approx(0.001, abs=0.0002)
+
+
 def test_to_be_slower_is_lost_too_but_no_gap() -> None:
     work = judge(STEADY, counts((0.5, 100_000), (1.5, 50_000), (2.0, 100_000)), began=0.5, ended=1.5)
     assert (work.lost, work.gap) == pytest.approx((0.5, 0), abs=0.003)

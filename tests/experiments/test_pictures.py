@@ -16,7 +16,7 @@ from support.run_sets import case, run_set
 
 from parallel_fixedram.experiments import pictures, results
 from parallel_fixedram.experiments.calibrate import calibrated
-from parallel_fixedram.experiments.pictures import drawing, series, simulated, style
+from parallel_fixedram.experiments.pictures import drawing, guest_work, series, simulated, style, time_lines
 
 matplotlib = pytest.importorskip("matplotlib")
 from matplotlib.backends.backend_agg import FigureCanvasAgg  # noqa: E402
@@ -27,6 +27,7 @@ EXPECTED = {
     "growth": {"file-size": 2},
     "pauses": {"throughput": 4, "pauses": 2},
     "scaling": {"scaling": 1},
+    "work": {"guest-work": 1, "pauses": 1},
 }
 UNIT = re.compile(r", (s|ms|GiB|GiB/s)$|\((number|worker processes|worker processes or jobs|1 = all)\)$")
 
@@ -70,7 +71,7 @@ def test_every_axis_has_a_unit(drawn):
                 assert UNIT.search(axes.get_ylabel()), (picture.name, axes.get_ylabel())
     # beside a panel that shares its axis, and where bars have names, there is none
     without = {p.name.rpartition("-")[0] for p in each(drawn) for axes in p.figure.axes if not axes.get_ylabel()}
-    assert without == {"throughput", "pauses"}
+    assert without == {"throughput", "pauses", "guest-work"}
 
 
 SEEN = {
@@ -78,8 +79,9 @@ SEEN = {
     "gaps": "How long the round over the dirty pages takes, by their share and the rule for gaps",
     "file-size": "How large the file is while the guest goes on dirtying its RAM, by rounds",
     "pauses": "How long the guest stands still, and how long all of a save takes, by way",
+    "guest-work": "What does the guest get done while it is saved, and how long are its gaps?",
     "scaling": "How long a save takes, by size of RAM",
-    "time-lines": "Which worker writes where, and when?",
+    "time-lines": "Which worker writes or looks where, and when?",
     "simulation": "Simulation: does it explain what was measured, and what does it say of 1 TiB?",
 }
 
@@ -160,6 +162,32 @@ def test_tick_labels_do_not_touch_each_other(rendered):
                 assert left.x1 < right.x0, picture.name
 
 
+def test_a_worker_whose_shards_hold_no_data_is_seen_and_named():
+    """Shards: worker, start, end, offset, bytes written. In a file of 1 GiB a box of a page has no height."""
+    shards = ((0, 0.0, 1.0, 0, 1 << 30), (1, 0.0, 0.5, 1 << 29, 0), (1, 0.5, 0.5, 0, 0), (2, 0.0, 1.0, 1 << 29, 4096))
+    watched = results.Instrumented(private_bytes_peak=0, timeline=shards)
+    [picture] = time_lines.draw(run_set(replace(case("ours", [1.0]), instrumented=watched)))
+    [axes] = picture.figure.axes
+    [box] = axes.patches
+    lines = {(line.get_gid(), tuple(line.get_xdata()), tuple(line.get_ydata())): line for line in axes.get_lines()}
+    empty, at_once, little = (
+        lines["worker 1", (0.0, 0.5), (0.5, 0.5)],
+        lines["worker 1", (0.5, 0.5), (0.0, 0.0)],
+        lines["worker 2", (0.0, 1.0), (0.5, 0.5)],
+    )
+    assert len(lines) == 3
+    assert (
+        len({matplotlib.colors.to_hex(each) for each in (box.get_edgecolor(), empty.get_color(), little.get_color())})
+        == 3
+    )
+    assert empty.get_linewidth() > 2
+    assert at_once.get_dash_capstyle() == "round", "or it has no length to be seen by"
+    assert (empty.get_linestyle(), little.get_linestyle()) == ("--", "-")
+    assert [text.get_text() for text in picture.figure.legends[0].get_texts()] == [
+        "worker 0, written", "worker 1, looked at, nothing to write", "worker 2, little written",
+    ]  # fmt: skip
+
+
 def test_every_sample_is_a_dot(drawn):
     [picture] = drawn["gaps"]
     dots = [line for line in picture.figure.axes[0].get_lines() if line.get_marker() == "."]
@@ -193,6 +221,24 @@ def test_one_series_of_many_has_room_for_its_legend():
     for (_, a), (_, b) in combinations(found, 2):
         assert a.x1 <= b.x0 + 1 or b.x1 <= a.x0 + 1 or a.y1 <= b.y0 + 1 or b.y1 <= a.y0 + 1
     assert all(box.x0 >= 0 and box.y0 >= 0 and box.y1 <= picture.figure.bbox.height for _, box in found)
+
+
+def test_work_of_a_guest_is_drawn_over_time_with_save_and_pause_in_their_places(drawn):
+    [picture] = [picture for picture in drawn["work"] if picture.name == "guest-work-1"]
+    left, right = picture.figure.axes
+    assert [label.get_text() for label in left.get_yticklabels()] == ["ours", "QEMU file", "stop and cont alone"]
+    typical = [guest_work.typical(case) for case in synthetic.work().cases]
+    assert all(sorted(s.seconds.lost for s in c.samples)[3] == t.seconds.lost
+               for c, t in zip(synthetic.work().cases, typical, strict=True))  # fmt: skip
+    pauses = {patch.get_y(): (patch.get_x(), patch.get_width()) for patch in left.patches}
+    expected = {2: typical[0], 1: typical[1]}
+    assert pauses == {y: (pytest.approx(0.3), pytest.approx(each.seconds.pause)) for y, each in expected.items()}
+    lines = [each.get_segments()[0].tolist() for each in left.collections if hasattr(each, "get_segments")]
+    saves = {round(y): (x, end) for (x, y), (end, _) in lines if x == 0}
+    assert saves == {2: (0, pytest.approx(0.7)), 1: (0, pytest.approx(0.7)), 0: (0, pytest.approx(1.0))}
+    dots = {(line.get_xdata()[0], int(line.get_ydata()[0])) for line in right.get_lines()}
+    assert len([y for _, y in dots if y == 2]) == 4
+    assert len([y for _, y in dots if y == 0]) == 1, "older results have the longest gap only"
 
 
 def test_phases_of_a_bar_add_up_to_the_time_of_a_sample(drawn):

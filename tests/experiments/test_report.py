@@ -45,6 +45,14 @@ def text_of(*run_sets):
     return report.page([(f"{n}.json", each) for n, each in enumerate(run_sets)], with_pictures=False)
 
 
+def test_gaps_of_guests_that_are_watched_and_processor_time_are_a_table():
+    page = report.page([("w", synthetic.work())], with_pictures=False)
+    assert "<th>99 %</th><th>longest</th><th>QEMU</th><th>ours</th>" in page
+    assert "<td>0.6 (0.6)</td><td>0.7 (0.7)</td><td>2 (1)</td>" in page
+    assert page.count("<td>1.00</td><td>0.50</td></tr>") == 2
+    assert "two looks" not in report.page([("p", synthetic.pauses())], with_pictures=False)
+
+
 def test_a_page_has_question_host_samples_and_what_is_missing():
     page = Page(text_of(run_set(case("ours", [0.0101, 0.0203, 0.0302]))))
     words = " ".join(page.words)

@@ -20,6 +20,7 @@ from parallel_fixedram.experiments import planning, results
 from parallel_fixedram.experiments.guest_work import STEP_SECONDS
 from parallel_fixedram.experiments.runner import run_scenario
 from parallel_fixedram.experiments.scenario import parse_scenario, shipped
+from parallel_fixedram.experiments.ways import guest_look
 from parallel_fixedram.experiments.ways.boots import Restore
 from parallel_fixedram.experiments.ways.fresh import Naive, Ours
 from parallel_fixedram.host import user_cache
@@ -241,12 +242,28 @@ def test_a_qemu_guest_is_saved_by_us_and_by_itself(tmp_path):
         assert 32 << 20 <= sample.bytes.data <= 40 << 20
 
 
+def test_a_file_is_written_once_and_checked_in_each_run(tmp_path):
+    found = scenario('way = "verify"\nguest = "random,size=2MiB"\ncache = "keep"', repeats=2, warm_up=0)
+    [case] = carry_out(found, tmp_path).cases
+    for sample in case.samples:
+        assert (sample.verified, sample.seconds.pause) == ("digests", None)
+        assert 0 < sample.seconds.total < sample.seconds.wall
+        assert sample.bytes.file > 1 << 20
+
+
+def test_all_ram_of_a_guest_is_where_a_pc_has_it():
+    gib = 1 << 30
+    assert guest_look.ram_places(gib) == [(0, gib)]
+    assert guest_look.ram_places(3 * gib) == [(0, 3 * gib)]
+    assert guest_look.ram_places(32 * gib) == [(0, 3 * gib), (4 * gib, 29 * gib)]
+
+
 @pytest.mark.qemu
 def test_guests_are_started_from_a_file_held_against_it_and_ended(tmp_path, monkeypatch):
     require_qemu()
     monkeypatch.setenv("STARTED_BY", str(tmp_path))
     found = scenario(
-        'way = "restore"\nqemu = {size = "64MiB", data = 0.4}\nshared = true',
+        'way = "restore"\nqemu = {size = "64MiB", data = 0.4}\nshared = true\ntouch = true',
         'way = "clone"\nqemu = {size = "64MiB", data = 0.4}\ncount = 2',
         'way = "qemu-load"\nqemu = {size = "64MiB", data = 0.4}\nchannels = 2',
         repeats=1,
@@ -261,6 +278,9 @@ def test_guests_are_started_from_a_file_held_against_it_and_ended(tmp_path, monk
         assert 0 < sample.seconds.total <= (sample.seconds.wall or sample.seconds.total)
         assert sample.seconds.pause is None
         assert sample.bytes.file > 24 << 20
+        assert sample.bytes.guests > 8 << 20
+        assert (sample.seconds.first_touch is None) == (case is not restored)
+    assert restored.samples[0].seconds.second_touch > 0
     assert restored.samples[0].seconds.phases["fill"] > 0
     assert cloned.samples[0].seconds.phases["fill"] == 0
 
@@ -396,7 +416,7 @@ def test_an_interrupted_run_says_how_to_go_on(tmp_path, signum):
     (tmp_path / "s.toml").write_text(scenario('way = "scan"\nguest = "zero,size=1MiB"', repeats=1000).text)
     output = tmp_path / "r.json"
     with Running("bench", tmp_path / "s.toml", "--folder", tmp_path, "--output", output, "--overwrite") as running:
-        assert running.process.stderr.readline().startswith("parallel-fixedram: s: 0 of 1001 runs done")
+        assert any(line.startswith("parallel-fixedram: s: 0 of 1001 runs done") for line in running.process.stderr)
         running.send(signum)
         ended = running.finish()
     assert ended.code == 128 + signum

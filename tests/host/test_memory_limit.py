@@ -35,13 +35,17 @@ class System:
 
     def __init__(self, folder: Path, kind: str, inside: str, root: str = "/") -> None:
         self.kind, self.point = kind, folder / "mount"
-        self.mounts, self.groups = folder / "mountinfo", folder / "cgroup"
+        self.proc = folder / "proc"
+        for name in ("self", "1"):
+            (self.proc / name).mkdir(parents=True)
         options = "rw,memory" if kind == "cgroup" else "rw"
-        self.mounts.write_text(
+        (self.proc / "self" / "mountinfo").write_text(
             "23 1 0:22 / /proc rw - proc proc rw\n"
             f"31 23 0:28 {root} {self.point} rw,relatime shared:1 - {kind} {kind} {options}\n"
         )
-        self.groups.write_text(f"5:cpu:/other\n4:memory:{inside}\n" if kind == "cgroup" else f"0::{inside}\n")
+        (self.proc / "1" / "cgroup").write_text(
+            f"5:cpu:/other\n4:memory:{inside}\n" if kind == "cgroup" else f"0::{inside}\n"
+        )
 
     def group(self, path: str, limit: int | None, used: int) -> None:
         """Make a group with a limit."""
@@ -59,8 +63,7 @@ def kind(request: pytest.FixtureRequest) -> str:
 
 
 def use(monkeypatch: pytest.MonkeyPatch, system: System) -> None:
-    monkeypatch.setattr(memory_limit, "_MOUNTS", str(system.mounts))
-    monkeypatch.setattr(memory_limit, "_GROUPS", str(system.groups))
+    monkeypatch.setattr(memory_limit, "_PROC", str(system.proc))
 
 
 def test_what_is_cached_of_files_makes_room(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, kind: str) -> None:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 from support.run_sets import noise, of_scenario
 
 from parallel_fixedram.experiments.cases import Case
-from parallel_fixedram.experiments.results import RunSet
+from parallel_fixedram.experiments.results import Gaps, RunSet, Watch
 
 GIB = 1 << 30
 
@@ -71,6 +72,13 @@ direct_io = "off"
 [[case]]
 way = ["qemu-file", "qemu-mapped-ram", "qemu-multifd", "qemu-multifd-direct"]
 qemu = {size = "2GiB", data = [0.05, 0.5], ram = ["memfd", "private"]}
+"""
+WORK = """
+name = "work"
+question = "What does a busy guest get done meanwhile?"
+[[case]]
+way = ["ours", "qemu-file", "pause-floor"]
+qemu = {size = "1GiB", data = 0.0625, dirty_rate = "1TiB", watched = true}
 """
 SCALING = """
 name = "scaling"
@@ -185,4 +193,28 @@ def scaling() -> RunSet:
     return of_scenario(SCALING, made)
 
 
-ALL = {"channels": channels, "gaps": gaps, "growth": growth, "pauses": pauses, "scaling": scaling}
+def work() -> RunSet:
+    """A busy guest; of the floor results are older, and tell less."""
+
+    def made(case: Case, number: int) -> dict[str, Any]:
+        pause = {"ours": 0.02, "qemu-file": 0.5, "pause-floor": 0.01}[case.way] * noise(case.id, number)
+        seconds = {"pause": pause, "lost": pause * 1.1, "gap": pause, "last_write": None}
+        still = range(150, 150 + round(pause * 100))
+        steps = tuple(0 if step in still else 1000 + step % 7 for step in range(300))
+        quiet = Gaps(p50=0.0006, p90=0.0007, p99=0.001, longest=0.004)
+        watch = Watch(
+            run=(1.0, 2.0),
+            save=(1.2, 1.9),
+            pause=(1.5, 1.5 + pause),
+            gaps=replace(quiet, p99=0.002, longest=pause),
+            quiet=quiet,
+            qemu_cpu_seconds=1.0,
+            our_cpu_seconds=0.5,
+        )
+        found = None if case.way == "pause-floor" else watch
+        return {"total": 0.7, "seconds": seconds, "work": steps, "watch": found}
+
+    return of_scenario(WORK, made)
+
+
+ALL = {"channels": channels, "work": work, "gaps": gaps, "growth": growth, "pauses": pauses, "scaling": scaling}

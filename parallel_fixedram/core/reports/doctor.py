@@ -16,6 +16,8 @@ class Verdict(StrEnum):
     OK = "ok"
     ABSENT = "absent"
     """A save does without it, in another way."""
+    NOISY = "noisy"
+    """It makes a measurement slower or less sure; never of a save."""
     REFUSED = "refused"
     """A save is refused for it."""
 

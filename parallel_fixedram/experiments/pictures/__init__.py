@@ -11,6 +11,7 @@ from parallel_fixedram.experiments.pictures import (
     drawing,
     file_size,
     gaps,
+    guest_work,
     pauses,
     scaling,
     simulated,
@@ -23,7 +24,8 @@ if TYPE_CHECKING:
     from parallel_fixedram.experiments.pictures.drawing import Picture
 
 KINDS: dict[str, Callable[[RunSet], list[Picture]]] = {
-    module.NAME: module.draw for module in (throughput, gaps, file_size, pauses, time_lines, scaling, simulated)
+    module.NAME: module.draw
+    for module in (throughput, gaps, file_size, pauses, guest_work, time_lines, scaling, simulated)
 }
 """Every kind of picture, in the order in which they are drawn."""
 

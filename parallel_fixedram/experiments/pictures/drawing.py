@@ -20,7 +20,7 @@ import importlib
 import os
 import re
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -116,10 +116,15 @@ def finish(
         samples: how many samples each point or bar has; none where it shows none.
         note: how to read it.
     """
+    return finish_with_foot(drawn, _foot(run_set, samples, note), name, title, subject=subject)
+
+
+def finish_with_foot(drawn: Sheet, foot: Sequence[str], name: str, title: str, *, subject: str = "") -> Picture:
+    """As ``finish``, with foot lines that are not those of one run set."""
     figure = drawn.figure
     heading = [(line, _TITLE_POINTS) for line in textwrap.wrap(title, 95)]
     heading += [(line, _SUBJECT_POINTS) for line in textwrap.wrap(subject, 130)]
-    foot = [line for part in _foot(run_set, samples, note) for line in textwrap.wrap(part, 165)]
+    foot = [line for part in foot for line in textwrap.wrap(part, 165)]
     columns = _legend_columns(drawn)
     rows = -(-len(drawn.entries) // columns)
     plain = figure.get_figheight()
@@ -169,7 +174,19 @@ def _draw_legend(drawn: Sheet, columns: int, top: float) -> None:
 
 
 def _foot(run_set: RunSet, samples: Sequence[int], note: str) -> list[str]:
-    host = run_set.host
+    count = str(min(samples, default=0))
+    if samples and min(samples) < max(samples):
+        count = f"{count} to {max(samples)}"
+    return [
+        host_line(run_set.host),
+        f"commit {short_commit(run_set.commit)}, runs {run_set.scenario.name!r} of {run_set.started}; "
+        + (f"n = {count} samples a point, " if samples else "")
+        + note,
+    ]
+
+
+def host_line(host: Mapping[str, Any]) -> str:
+    """A host in a line of the foot."""
     cpu = host.get("cpu_model") or (host.get("cpu") if isinstance(host.get("cpu"), str) else None)
     memory = host.get("memory")
     disk = host.get("disk")
@@ -181,20 +198,12 @@ def _foot(run_set: RunSet, samples: Sequence[int], note: str) -> list[str]:
         f"{host.get('file_system') or 'unknown file system'} on {model or 'an unknown disk'}",
         f"Linux {host.get('kernel', '?')}",
     ]
-    count = str(min(samples, default=0))
-    if samples and min(samples) < max(samples):
-        count = f"{count} to {max(samples)}"
-    return [
-        "host: " + ", ".join(facts),
-        f"commit {_commit(run_set)}, runs {run_set.scenario.name!r} of {run_set.started}; "
-        + (f"n = {count} samples a point, " if samples else "")
-        + note,
-    ]
+    return "host: " + ", ".join(facts)
 
 
-def _commit(run_set: RunSet) -> str:
+def short_commit(commit: str | None) -> str:
     """Enough of the commit to find it by, with the mark of changed files."""
-    commit = run_set.commit or "unknown"
+    commit = commit or "unknown"
     return commit[:12] + ("+" if len(commit) > 12 and commit.endswith("+") else "")
 
 

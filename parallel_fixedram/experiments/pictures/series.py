@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from parallel_fixedram.core.units import format_count, format_size
-from parallel_fixedram.experiments.cases import BOOTS
+from parallel_fixedram.experiments.cases import FROM_A_FILE
 from parallel_fixedram.experiments.results import CaseResult, RunSet, Sample
 from parallel_fixedram.experiments.statistics import median
 
@@ -24,9 +24,11 @@ WAY_NAMES = {
     "qemu-mapped-ram": "QEMU mapped-ram",
     "qemu-multifd": "QEMU multifd",
     "qemu-multifd-direct": "QEMU multifd, direct",
+    "pause-floor": "stop and cont alone",
     "restore": "restore",
     "clone": "clone",
     "qemu-load": "QEMU load",
+    "verify": "verify",
     "scan": "zero scan, one process",
     "copy": "memory copy, one process",
 }
@@ -79,7 +81,7 @@ def whole_saves(run_set: RunSet) -> list[CaseResult]:
         for case in run_set.cases
         if not case.parameters.get("dirty")
         and not case.parameters.get("rounds")
-        and case.parameters.get("way") not in BOOTS
+        and case.parameters.get("way") not in FROM_A_FILE
     ]
 
 
@@ -170,6 +172,8 @@ def parameter_text(name: str, value: Any) -> str:
             return source_text({name: value})
         case "shared", bool():
             return "into shared memory, by our workers" if value else "by QEMU"
+        case "touch", bool():
+            return "all RAM read afterwards" if value else "RAM not read"
         case "count", int():
             return format_count(value, "guest")
         case "cache", str():

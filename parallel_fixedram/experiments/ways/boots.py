@@ -20,26 +20,26 @@ import sys
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from typing import Any, ClassVar
 
 import psutil
 
 from parallel_fixedram.core.errors import HostError, MachineError
-from parallel_fixedram.core.save_options import DirectIO, Writing
 from parallel_fixedram.experiments import tools
 from parallel_fixedram.experiments.qemu_guest import QemuGuest
 from parallel_fixedram.experiments.results import Bytes, Seconds
+from parallel_fixedram.experiments.ways.guest_look import Seen, look_at
 from parallel_fixedram.experiments.ways.qemu_modes import load, parameters_known, set_capabilities
-from parallel_fixedram.experiments.ways.way import Measured, Run, drop_page_cache, file_bytes, sync_file
+from parallel_fixedram.experiments.ways.saved_file import saved_file
+from parallel_fixedram.experiments.ways.way import Measured, Run, drop_page_cache, file_bytes
 from parallel_fixedram.host.processes import signals
 from parallel_fixedram.host.processes.guardian import Guardian
 from parallel_fixedram.image.image import open_image
 from parallel_fixedram.image.verify import verify
 from parallel_fixedram.verbs.open import open_qemu
-from parallel_fixedram.verbs.save import save
 from parallel_fixedram.verbs.temporary import temporary_folder
 
-_SAVED = ".saved"
 _GONE_SECONDS = 10.0
 
 
@@ -48,6 +48,8 @@ class _Boots(ABC):
 
     _checked: str
     """What the last run found out about its guests, which do not outlive it."""
+    _seen: Seen
+    """The same."""
 
     def why_missing(self) -> str | None:
         """There may be no QEMU (Way.why_missing)."""
@@ -55,13 +57,16 @@ class _Boots(ABC):
 
     def run(self, run: Run) -> Measured:
         """Start guests once, look at them, end them (Way.run)."""
-        file = _saved(run)
+        file = saved_file(run)
         if run.case.cache == "drop":
             drop_page_cache()
-        seconds = self._start(run, file)
+        seconds, seen = self._start(run, file), self._seen
         length, allocated = file_bytes(file)
-        size = Bytes(ram=run.source.size, data=run.source.data_bytes, file=length, allocated=allocated)
-        return Measured(seconds=seconds, bytes=size)
+        size = Bytes(
+            ram=run.source.size, data=run.source.data_bytes, file=length, allocated=allocated, guests=seen.memory
+        )
+        touched = replace(seconds, first_touch=seen.first_touch, second_touch=seen.second_touch)
+        return Measured(seconds=touched, bytes=size)
 
     def verify(self, run: Run) -> str:
         """All guests run, and once a case their RAM is what the file says (Way.verify)."""
@@ -72,11 +77,12 @@ class _Boots(ABC):
         """Start the guests, have them looked at, and end them."""
 
     def _look(self, run: Run, file: str, guests: Sequence[tuple[str, int]]) -> None:
-        """Note how these guests were checked: path of a QMP socket and process of each.
+        """Note what these guests take, and how they were checked: path of a QMP socket and process of each.
 
         Raises:
             ContentsDiffer: RAM of one differs.
         """
+        self._seen = look_at(guests, run.source.size if run.case.touch else 0)
         self._checked = "ram" if run.thorough else "loaded"
         for qmp, pid in guests if run.thorough else ():
             with contextlib.closing(open_qemu(qmp, pid=pid)) as machine, open_image(file) as image:
@@ -153,17 +159,6 @@ class QemuLoad(_Boots):
             total = time.perf_counter() - started
             self._look(run, file, [(guest.qmp, guest.pid)])
         return Seconds(total=total)
-
-
-def _saved(run: Run) -> str:
-    """The file that guests of this source are started from; made by the first run that needs it."""
-    path = run.path + _SAVED
-    if not os.path.exists(path):
-        guest = run.source.qemu
-        assert guest is not None, "the scenario's check comes first"
-        save(lambda: open_qemu(guest.qmp, pid=guest.pid), path, writing=Writing(direct_io=DirectIO.OFF))
-        sync_file(path)
-    return path
 
 
 @contextlib.contextmanager

@@ -13,7 +13,7 @@ from parallel_fixedram.core.sequential import PAGE_HEAD, ZERO_PAGE
 from parallel_fixedram.experiments.process import Answer, Order, carry_out
 from parallel_fixedram.experiments.results import Bytes, Instrumented, Seconds
 from parallel_fixedram.experiments.ways import naive
-from parallel_fixedram.experiments.ways.way import Measured, Run
+from parallel_fixedram.experiments.ways.way import Measured, Run, Stretch
 from parallel_fixedram.host.files.channel import data_extents
 from parallel_fixedram.verbs.verify import verify
 
@@ -171,7 +171,13 @@ def _measured(answer: Answer, wall: float) -> Measured:
         report=None if answer.report is None else dict(answer.report),
         growth=_pairs(answer.growth),
         sequential=_pairs(answer.sequential),
+        save_at=_stretch(answer.save_at),
+        pause_at=_stretch(answer.pause_at),
     )
+
+
+def _stretch(pair: tuple[float, float] | None) -> Stretch | None:
+    return None if pair is None else (pair[0], pair[1])  # JSON has made a list of it
 
 
 def _pairs(pairs: list[tuple[int, int]] | None) -> tuple[tuple[int, int], ...] | None:

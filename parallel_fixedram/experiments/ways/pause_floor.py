@@ -29,8 +29,10 @@ class PauseFloor:
                 machine.device_state()
             finally:
                 machine.resume()
-            seconds = time.perf_counter() - started
-        return Measured(seconds=Seconds(total=seconds, pause=seconds), bytes=Bytes(ram=run.source.size))
+            ended = time.perf_counter()
+        seconds, at = ended - started, (started, ended)
+        size = Bytes(ram=run.source.size)
+        return Measured(seconds=Seconds(total=seconds, pause=seconds), bytes=size, save_at=at, pause_at=at)
 
     def verify(self, run: Run) -> str:
         """There is no file (Way.verify)."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from parallel_fixedram.core.errors import MachineError
@@ -109,10 +109,12 @@ def _migrate_stopped(run: Run, guest: QemuGuest) -> Measured:
     state = _completed(guest, status)
     sync_start = time.perf_counter()
     sync_file(run.path)
-    total = resumed - started + time.perf_counter() - sync_start
-    return _measured(
+    ended = time.perf_counter()
+    total = resumed - started + ended - sync_start
+    measured = _measured(
         run, state, Seconds(total=total, last_write=written - started, pause=resumed - started), growth=None
     )
+    return replace(measured, save_at=(started, ended), pause_at=(started, resumed))
 
 
 def _migrate_live(run: Run, guest: QemuGuest, rounds: int) -> Measured:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -12,6 +13,7 @@ import numpy as np
 from parallel_fixedram.core.bitmap import PageBitmap
 from parallel_fixedram.core.errors import MachineError
 from parallel_fixedram.core.observer import Observer
+from parallel_fixedram.core.protocols import Machine
 from parallel_fixedram.core.reports.save import SaveReport, ShardTrace
 from parallel_fixedram.core.save_options import (
     CaptureMode,
@@ -59,10 +61,11 @@ def measure(order: Order, name_bystander: Callable[[int], None]) -> Answer:
     if order.trace:
         options["observer"] = timeline
     growth: list[tuple[int, int]] | None = None
+    began: float | None = None
     if order.rounds is not None:
         report, growth = _save_running(order, options, name_bystander)
     elif order.qmp is not None:
-        report = save(lambda: open_qemu(order.qmp or "", pid=order.pid), order.path, **options)
+        report, began = _save_qemu(order, order.qmp, options)
     elif order.dirty is not None:
         report = _save_dirtied(order, order.dirty, options)
     else:
@@ -81,7 +84,27 @@ def measure(order: Order, name_bystander: Callable[[int], None]) -> Answer:
         growth=growth,
         sequential=list(enumerate(stream_bytes(report.rounds), 1)) if growth else None,
         timeline=timeline.shards if order.trace else None,
+        **({} if began is None else _moments(report, began)),
     )
+
+
+def _save_qemu(order: Order, qmp: str, options: Mapping[str, Any]) -> tuple[SaveReport, float]:
+    """The report, and when the times in it begin: as soon as the machine is open."""
+    began = []
+
+    def opened() -> Machine:
+        machine = open_qemu(qmp, pid=order.pid)
+        began.append(time.perf_counter())
+        return machine
+
+    return save(opened, order.path, **options), began[0]
+
+
+def _moments(report: SaveReport, began: float) -> dict[str, tuple[float, float]]:
+    """When all of it was, and when the guest stood still for the instant that the file holds, the last one."""
+    pause = [each for each in report.phases if each.name == "pause"][-1]
+    stopped = began + pause.started
+    return {"save_at": (began, began + report.seconds.total), "pause_at": (stopped, stopped + report.seconds.pause)}
 
 
 def _seconds(report: SaveReport, order: Order) -> dict[str, Any]:

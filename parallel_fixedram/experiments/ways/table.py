@@ -9,6 +9,7 @@ from parallel_fixedram.experiments.ways.fio import Fio, FioPages
 from parallel_fixedram.experiments.ways.fresh import Naive, Ours, Part, Sequential
 from parallel_fixedram.experiments.ways.pause_floor import PauseFloor
 from parallel_fixedram.experiments.ways.qemu_modes import MODES
+from parallel_fixedram.experiments.ways.verifying import Verify
 from parallel_fixedram.experiments.ways.way import Way
 
 OURS = Ours()
@@ -24,6 +25,7 @@ TABLE: Mapping[str, Way] = {
     "restore": Restore(),
     "clone": Clone(),
     "qemu-load": QemuLoad(),
+    "verify": Verify(),
     "pause-floor": PauseFloor(),
     "scan": Part(),
     "copy": Part(),

@@ -10,7 +10,7 @@ from typing import Any, Protocol
 from parallel_fixedram.core.errors import ContentsDiffer, HostError
 from parallel_fixedram.experiments import tools
 from parallel_fixedram.experiments.cases import Case
-from parallel_fixedram.experiments.results import Bytes, Sample, Seconds
+from parallel_fixedram.experiments.results import Bytes, Sample, Seconds, Watch
 from parallel_fixedram.experiments.sources import Source
 
 
@@ -36,6 +36,10 @@ class Run:
         return ContentsDiffer(f"{self.case.id}: {what}")
 
 
+Stretch = tuple[float, float]
+"""From when to when, by ``time.perf_counter``, which all processes share."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Measured:
     """What a run took, before its file is checked."""
@@ -46,6 +50,11 @@ class Measured:
     growth: tuple[tuple[int, int], ...] | None = None
     sequential: tuple[tuple[int, int], ...] | None = None
     work: tuple[int, ...] | None = None
+    watch: Watch | None = None
+    save_at: Stretch | None = None
+    """When it was that ``seconds.total`` is about."""
+    pause_at: Stretch | None = None
+    """When the guest stood still."""
 
     def sample(self, number: int, verified: str) -> Sample:
         """As a sample that counts."""
@@ -58,6 +67,7 @@ class Measured:
             growth=self.growth,
             sequential=self.sequential,
             work=self.work,
+            watch=self.watch,
         )
 
 

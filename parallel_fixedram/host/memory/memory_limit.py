@@ -8,6 +8,7 @@ from collections.abc import Iterator
 
 from parallel_fixedram.core.errors import HostError
 from parallel_fixedram.core.units import format_size
+from parallel_fixedram.host.control_groups import PROC, control_groups
 from parallel_fixedram.host.facts import memory_bytes
 
 _FILES = {
@@ -16,7 +17,7 @@ _FILES = {
 }
 """By file system: limits, and what is in use, bytes (Linux: Documentation/admin-guide/cgroup-v{1/memory,2}.rst)."""
 
-_MOUNTS, _GROUPS = "/proc/self/mountinfo", "/proc/{pid}/cgroup"
+_PROC = PROC
 
 _NO_LIMIT = 1 << 60
 """Version 1 has a number of bytes for it that is larger than this, version 2 a word."""
@@ -88,39 +89,8 @@ def swapped_bytes(pid: int) -> int:
 
 
 def _groups(pid: int) -> Iterator[tuple[str, tuple[tuple[str, ...], str]]]:
-    """Folders of the control groups for memory that the process is in, up to the root, and what to read there.
-
-    In a container the root is what the container was given, limits and all.
-    """
-    mounts = {kind: (point, root) for kind, point, root in _mounts()}
-    with (
-        contextlib.suppress(OSError),
-        open(_GROUPS.format(pid=pid), encoding="utf-8", errors="surrogateescape") as file,
-    ):
-        for line in file:
-            _, controllers, path = line.rstrip("\n").split(":", 2)
-            kind = "cgroup2" if not controllers else "cgroup" if "memory" in controllers.split(",") else ""
-            if kind not in mounts or ".." in path:
-                continue
-            point, root = mounts[kind]
-            if os.path.commonpath((root, path)) != root:  # of what is mounted here it is no part
-                continue
-            inside = os.path.relpath(path, root)
-            while inside not in ("", "."):
-                yield os.path.join(point, inside), _FILES[kind]
-                inside = os.path.dirname(inside)
-            yield point, _FILES[kind]
-
-
-def _mounts() -> Iterator[tuple[str, str, str]]:
-    """Where control groups for memory are mounted: file system, mount point, and which group is to be seen there."""
-    with contextlib.suppress(OSError), open(_MOUNTS, encoding="utf-8", errors="surrogateescape") as file:
-        for line in file:
-            mount, _, system = line.partition(" - ")
-            _, _, _, root, point, *_ = mount.split(" ")
-            kind, _, options = system.split(" ", 2)
-            if kind == "cgroup2" or (kind == "cgroup" and "memory" in options.strip().split(",")):
-                yield kind, point, root
+    """Folders of the control groups for memory that the process is in, up to the root, and what to read there."""
+    return ((folder, _FILES[kind]) for folder, kind in control_groups(pid, "memory", proc=_PROC))
 
 
 def _number(path: str) -> int:

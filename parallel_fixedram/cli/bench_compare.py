@@ -1,0 +1,110 @@
+"""``bench compare``: by what factor two results differ, case by case, and how sure that is."""
+
+from __future__ import annotations
+
+import argparse
+import math
+from typing import TYPE_CHECKING, Any
+
+from parallel_fixedram.cli import common, output
+from parallel_fixedram.cli.folding import print_folded
+from parallel_fixedram.core.errors import RequestError
+from parallel_fixedram.core.schemas import stamped
+from parallel_fixedram.core.units import format_count
+
+if TYPE_CHECKING:
+    from parallel_fixedram.experiments.compare import CaseComparison
+
+_EXAMPLES = """two files of results of yours:
+  parallel-fixedram bench compare before.json after.json
+  parallel-fixedram bench compare --metric pause --threshold 1.2 \\
+      before.json after.json"""
+METRIC_HELP = (
+    "total, to stable storage (default); last_write; pause; of a guest that is watched: lost, work not done, or gap, "
+    "the longest time without any; of one that was started: first_touch and second_touch, until all its RAM was read"
+)
+METRICS = ("total", "last_write", "pause", "lost", "gap", "first_touch", "second_touch")
+
+
+def register(subparsers: common.Subparsers[Any]) -> None:
+    """Add the sub-verb to ``bench``."""
+    parser = common.add_verb(
+        subparsers,
+        "compare",
+        summary="by what factor two results differ, case by case, and how sure that is",
+        about="Compare the samples of two files of results, case by case: the ratio of the medians, B by A, with a\n"
+        "95 % interval. Exit code 1 if a case is surely slower by more than the threshold. Results of different hosts\n"
+        "(processors, memory) are refused; a host is the same after a reboot, and with another kernel or disk, of\n"
+        "which a warning tells.",
+        examples=_EXAMPLES,
+    )
+    parser.add_argument("a", metavar="A", help="results from before")
+    parser.add_argument("b", metavar="B", help="results from now")
+    parser.add_argument(
+        "--threshold",
+        type=factor,
+        default=1.05,
+        metavar="FACTOR",
+        help="a case is a regression when its whole interval lies above (default 1.05)",
+    )
+    parser.add_argument(
+        "--metric",
+        choices=METRICS,
+        default="total",
+        metavar="TIME",
+        help=METRIC_HELP,
+    )
+    parser.add_argument("--force", action="store_true", help="compare results of different hosts all the same")
+    parser.set_defaults(run=run)
+
+
+def factor(text: str) -> float:
+    """A factor of an option, from 1 on."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = 0.0
+    if not 1 <= value < math.inf:
+        raise argparse.ArgumentTypeError(f"{text!r}: expected a factor from 1 on")
+    return value
+
+
+def run(args: argparse.Namespace) -> int:
+    """Carry out ``compare``; returns the exit code."""
+    from parallel_fixedram.experiments import metrics
+    from parallel_fixedram.experiments.compare import compare, other_host
+    from parallel_fixedram.experiments.results import load
+
+    before, now = load(args.a), load(args.b)
+    if not args.force and (different := other_host(before, now)):
+        raise RequestError(
+            f"{args.a!r} and {args.b!r} are of different hosts: {', '.join(different)}",
+            hint="run both on one host; --force compares them all the same",
+        )
+    found = compare(before, now, metric=metrics.Metric(args.metric), threshold=args.threshold)
+    code = 1 if found.regressions else 0
+    if args.json:
+        told = {"verb": "bench compare", "a": args.a, "b": args.b, **found.to_json()}
+        output.print_json(stamped("bench_compare", told))
+        return code
+    for warning in found.warnings:
+        output.warn(warning)
+    print_folded(f"time {metrics.meaning(found.metric, before.cases)}: {args.b} by {args.a}")
+    for each in found.cases:
+        print_folded(_line(each))
+    for path, ids in ((args.a, found.only_in_a), (args.b, found.only_in_b)):
+        for case_id in ids:
+            print_folded(f"{case_id}: only in {path}")
+    for case_id in found.not_told:
+        print_folded(f"{case_id}: does not tell this time")
+    print_folded(f"{format_count(len(found.regressions), 'regression')} beyond {found.threshold:g}")
+    return code
+
+
+def _line(case: CaseComparison) -> str:
+    ratio = case.ratio
+    interval = "no interval" if ratio.low is None else f"95 % {ratio.low:.3f} to {ratio.high:.3f}"
+    why = f" ({ratio.why})" if ratio.why else ""
+    medians = f"{case.first.median * 1000:.4g} -> {case.second.median * 1000:.4g} ms"
+    mark = ", a regression" if case.regression else ""
+    return f"{case.id}: {ratio.value:.3f}, {interval}, {medians}: {ratio.verdict}{why}{mark}"

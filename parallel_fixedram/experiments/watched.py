@@ -1,0 +1,63 @@
+"""A run whose guest is watched: what it gets done before, meanwhile and after, and what processors are used for."""
+
+from __future__ import annotations
+
+import resource
+from dataclasses import replace
+
+import psutil
+
+from parallel_fixedram.core.errors import MachineError
+from parallel_fixedram.experiments.guest_work import GuestWatch, GuestWork
+from parallel_fixedram.experiments.results import Watch
+from parallel_fixedram.experiments.ways.table import TABLE
+from parallel_fixedram.experiments.ways.way import Measured, Run, Stretch
+
+
+def watched(run: Run) -> Measured:
+    """Carry out a run, and look at its guest around it.
+
+    Raises:
+        MachineError: the guest does nothing, or has ended.
+        FixedRamError: the run failed.
+    """
+    guest = run.source.qemu
+    assert guest is not None, "the scenario's check comes first"
+    [ram] = run.source.ram.values()
+    with GuestWatch(ram) as watch:
+        before = _qemu_seconds(guest.pid), _our_seconds()
+        measured = TABLE[run.case.way].run(run)
+        after = _qemu_seconds(guest.pid), _our_seconds()
+    work = watch.work()
+    return replace(
+        measured,
+        seconds=replace(measured.seconds, lost=work.lost, gap=work.gap),
+        work=work.steps,
+        watch=Watch(
+            run=work.run,
+            save=_since(measured.save_at, work),
+            pause=_since(measured.pause_at, work),
+            gaps=work.gaps,
+            quiet=work.quiet,
+            qemu_cpu_seconds=after[0] - before[0],
+            our_cpu_seconds=after[1] - before[1],
+        ),
+    )
+
+
+def _since(at: Stretch | None, work: GuestWork) -> Stretch | None:
+    return None if at is None else (at[0] - work.zero, at[1] - work.zero)
+
+
+def _qemu_seconds(pid: int) -> float:
+    try:
+        times = psutil.Process(pid).cpu_times()
+    except psutil.Error as error:
+        raise MachineError(f"QEMU {pid} has ended") from error
+    return float(times.user + times.system)
+
+
+def _our_seconds() -> float:
+    """Of processes that we have started and that have ended, theirs included."""
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
