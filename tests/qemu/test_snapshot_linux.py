@@ -105,7 +105,7 @@ def test_a_guest_that_reads_its_disks_at_full_speed(guest: QemuProcess, tmp_path
     guest.send_serial("read")
     guest.wait_serial(r"reading\r")
     with unharmed(guest, letters=False):
-        for number in range(20 if thorough() else 1):
+        for number in range(60 if thorough() else 1):
             when("after cont", lambda _: wait_reads(guest, 2 * len(AIO) * len(DISK)))
             saved = Saved(guest, tmp_path / "saved", channels=2, direct=("on", "off")[number % 2])
             assert saved.snapshot.faults > 0
