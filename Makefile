@@ -62,6 +62,7 @@ help: ## show this list
 
 .venv/test.stamp: .venv/run.stamp
 	$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[test]'
+	@! pkg-config --exists libvirt || $(BIN)/pip install --quiet --disable-pip-version-check --editable '.[libvirt]'
 	@touch $@
 
 .venv/check.stamp: .venv/test.stamp
