@@ -11,7 +11,6 @@ ends when we do.
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import select
@@ -52,6 +51,7 @@ class Bridge(Closing):
         sock: speaks QMP, once this is made; what is executed beyond that is ``libvirt-xml``, ``libvirt-destroy``.
         name: of the domain.
         uuid: of the domain.
+        pidfd: descriptor of the process.
 
     Raises:
         HostError: no process could be started, or libvirt's library is missing.
@@ -59,7 +59,7 @@ class Bridge(Closing):
     """
 
     def __init__(self, uri: str, name: str) -> None:
-        self._pid = 0
+        self._pid, self.pidfd = 0, -1
         self.sock, theirs = socket.socketpair()
         try:
             us = os.pidfd_open(os.getpid())
@@ -72,6 +72,7 @@ class Bridge(Closing):
             finally:
                 os.close(us)
                 theirs.close()
+            self.pidfd = os.pidfd_open(pid)
             opened = self._opened()
         except OSError as error:
             self.close()
@@ -104,14 +105,11 @@ class Bridge(Closing):
         self.sock.close()
         if self._pid:
             pid, self._pid = self._pid, 0
-            with contextlib.suppress(OSError):
-                pidfd = os.pidfd_open(pid)
-                try:
-                    if not forked.has_ended(pidfd, _GOODBYE_SECONDS):  # QEMU or libvirt hangs
-                        forked.kill(pid)
-                finally:
-                    os.close(pidfd)
+            if self.pidfd < 0 or not forked.has_ended(self.pidfd, _GOODBYE_SECONDS):  # QEMU or libvirt hangs
+                forked.kill(pid)
             forked.reap(pid)
+            if self.pidfd >= 0:
+                os.close(self.pidfd)
 
 
 def _run(uri: str, name: str, sock: socket.socket, us: int) -> NoReturn:

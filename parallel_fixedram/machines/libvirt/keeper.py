@@ -1,4 +1,9 @@
-"""Keeper: what the guardian of a domain does; it has a connection of its own, opened before the domain is suspended."""
+"""Keeper: what the guardian of a domain does; it has a connection of its own, opened before the domain is suspended.
+
+A request to suspend that we made last may still be on its way when we have ended: in the bridge, which carries it out
+before it ends; or in libvirt, if the bridge was killed, too. So the bridge's end is waited for, and the domain is told to
+go on for a while longer.
+"""
 
 from __future__ import annotations
 
@@ -6,9 +11,13 @@ import contextlib
 import time
 
 from parallel_fixedram.core.errors import FixedRamError
+from parallel_fixedram.host.processes import forked
 from parallel_fixedram.machines.libvirt.library import Domain, library, open_domain
 
+_BRIDGE_SECONDS = 5.0
 _TRY_SECONDS = 0.05
+_LOOK_SECONDS = 1.0
+"""How long libvirt may take to begin with a request of somebody who is gone."""
 _MOST_SECONDS = 60.0
 """How long libvirt may be away, should it be restarted just then."""
 
@@ -19,11 +28,13 @@ class Keeper:
     Args:
         uri: of the connection to libvirt.
         uuid: of the domain.
+        bridge: descriptor of the process that suspends it.
     """
 
-    def __init__(self, uri: str, uuid: str) -> None:
+    def __init__(self, uri: str, uuid: str, bridge: int) -> None:
         self._uri = uri
         self._uuid = uuid
+        self._bridge = bridge
         self._opened: Domain | None = None
 
     def prepare(self) -> None:
@@ -36,15 +47,23 @@ class Keeper:
 
     def resume(self) -> None:
         """Let the domain go on, as soon as libvirt does that; anew where the connection is lost."""
-        libvirt = library()
-        end = time.monotonic() + _MOST_SECONDS
+        forked.has_ended(self._bridge, _BRIDGE_SECONDS)
+        done, end = 0.0, time.monotonic() + _MOST_SECONDS
         while time.monotonic() < end:
             with contextlib.suppress(FixedRamError):
-                opened = self._opened or open_domain(self._uri, self._uuid)
-                try:
-                    if opened.domain.isActive():
-                        opened.domain.resume()
-                    return
-                except libvirt.libvirtError:
+                self._opened = self._opened or open_domain(self._uri, self._uuid)
+                if not self._resumed(self._opened):
                     self._opened = None
+                elif not done:
+                    done = time.monotonic()
+                    end = done + _LOOK_SECONDS
             time.sleep(_TRY_SECONDS)
+
+    def _resumed(self, opened: Domain) -> bool:
+        """Whether it runs now, or is no more."""
+        libvirt = library()
+        try:
+            opened.domain.resume()
+        except libvirt.libvirtError as error:
+            return bool(error.get_error_code() in (libvirt.VIR_ERR_OPERATION_INVALID, libvirt.VIR_ERR_NO_DOMAIN))
+        return True

@@ -50,8 +50,9 @@ class LibvirtMachine(QemuMachine):
         return stack.enter_context(Monitor(self._bridge.name, kind="domain", sock=self._bridge.sock, timeout=seconds))
 
     def _run_state(self) -> RunState:
-        keeper = Keeper(self._uri, self._bridge.uuid)
-        return RunState(self.monitor, Guardian(keeper.resume, prepare=keeper.prepare), stays=self._stop)
+        bridge = self._bridge
+        keeper = Keeper(self._uri, bridge.uuid, bridge.pidfd)
+        return RunState(self.monitor, Guardian(keeper.resume, [bridge.pidfd], keeper.prepare), stays=self._stop)
 
     def disks(self) -> Sequence[str]:
         """None that go on, if the domain is ended (Machine.disks)."""
@@ -67,5 +68,6 @@ class LibvirtMachine(QemuMachine):
     def saved(self) -> None:
         """End the domain, if that was asked for (Machine.saved)."""
         if self._stop:
+            self.monitor.pidfd = None  # the end of its process is the answer that is wanted
             self.monitor.execute("libvirt-destroy")
             self.run_state.ended()
