@@ -23,14 +23,8 @@ from typing import Any, NoReturn
 from parallel_fixedram.core.entering import Closing
 from parallel_fixedram.core.errors import FixedRamError, HostError, MachineError
 from parallel_fixedram.host.processes import forked, signals
-from parallel_fixedram.machines.libvirt.library import (
-    Domain,
-    as_failure,
-    from_failure,
-    library,
-    open_domain,
-    refuse_unsuitable,
-)
+from parallel_fixedram.machines.libvirt.library import as_failure, from_failure, open_domain, refuse_unsuitable
+from parallel_fixedram.machines.libvirt.own_commands import own_commands
 from parallel_fixedram.machines.libvirt.speaker import Speaker
 
 OPEN_SECONDS = 30.0
@@ -48,7 +42,7 @@ class Bridge(Closing):
         name: of a domain that runs, or its UUID.
 
     Attributes:
-        sock: speaks QMP, once this is made; what is executed beyond that is ``libvirt-xml``, ``libvirt-destroy``.
+        sock: speaks QMP, once this is made, and what own_commands.py has beyond that.
         name: of the domain.
         uuid: of the domain.
         pidfd: descriptor of the process.
@@ -126,7 +120,7 @@ def _run(uri: str, name: str, sock: socket.socket, us: int) -> NoReturn:
             refuse_unsuitable(opened, name)
             first = {"name": opened.domain.name(), "uuid": opened.domain.UUIDString()}
             sock.sendall(json.dumps(first).encode() + b"\n")
-            speaker = Speaker(opened, sock, {"libvirt-xml": _xml_of(opened), "libvirt-destroy": _destroy(opened)})
+            speaker = Speaker(opened, sock, own_commands(opened))
             speaker.greet()
             speaker.serve()
         except FixedRamError as error:
@@ -142,20 +136,3 @@ def _end_after(us: int) -> None:
     poll.poll()
     threading.Event().wait(_GOODBYE_SECONDS)
     os._exit(1)
-
-
-def _xml_of(opened: Domain) -> Any:
-    libvirt = library()
-
-    def xml(_arguments: Mapping[str, Any]) -> str:
-        return str(opened.domain.XMLDesc(libvirt.VIR_DOMAIN_XML_SECURE | libvirt.VIR_DOMAIN_XML_MIGRATABLE))
-
-    return xml
-
-
-def _destroy(opened: Domain) -> Any:
-    def destroy(_arguments: Mapping[str, Any]) -> dict[str, Any]:
-        opened.domain.destroy()
-        return {}
-
-    return destroy

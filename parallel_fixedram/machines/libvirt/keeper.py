@@ -1,8 +1,8 @@
 """Keeper: what the guardian of a domain does; it has a connection of its own, opened before the domain is suspended.
 
 A request to suspend that we made last may still be on its way when we have ended: in the bridge, which carries it out
-before it ends; or in libvirt, if the bridge was killed, too. So the bridge's end is waited for, and the domain is told to
-go on for a while longer.
+before it ends; or in libvirt, if the bridge was killed, too. So the bridge's end is waited for, and the domain is told
+to go on for a while longer.
 """
 
 from __future__ import annotations

@@ -14,11 +14,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 from contextlib import ExitStack
 
+from parallel_fixedram.core.observer import Observer
 from parallel_fixedram.host.processes.guardian import Guardian
 from parallel_fixedram.machines.libvirt.bridge import Bridge
 from parallel_fixedram.machines.libvirt.keeper import Keeper
+from parallel_fixedram.machines.libvirt.overlays import LibvirtOverlays, merge
+from parallel_fixedram.machines.qemu.drives import Drive
 from parallel_fixedram.machines.qemu.machine import QemuMachine
 from parallel_fixedram.machines.qemu.monitor import Monitor
+from parallel_fixedram.machines.qemu.overlays import Overlays
 from parallel_fixedram.machines.qemu.run_state import RunState
 
 ANSWER_SECONDS = 40.0
@@ -57,6 +61,14 @@ class LibvirtMachine(QemuMachine):
     def disks(self) -> Sequence[str]:
         """None that go on, if the domain is ended (Machine.disks)."""
         return () if self._stop else super().disks()
+
+    def overlays(self, folder: str | None) -> Overlays:
+        """libvirt moves its disks onto them (Machine.overlays)."""
+        return LibvirtOverlays(self.monitor, self.pid, folder)
+
+    def merge(self, drive: Drive, into: int, what: str, observer: Observer) -> int:
+        """libvirt merges them (QemuMachine.merge)."""
+        return merge(self.monitor, drive, into, what, observer)
 
     def definition(self) -> bytes:
         """The XML for another libvirt, with passwords (Machine.definition)."""

@@ -3,7 +3,7 @@
 ::
 
     us -- execute stop, cont --------> suspend(), resume(): libvirt's own view stays right
-       -- execute libvirt-... -------> what only libvirt knows or does: OWN
+       -- execute libvirt-... -------> what only libvirt knows or does (own_commands.py)
        -- execute anything else -----> qemuMonitorCommand, with descriptors as they came
        <-- answer, event ------------- what QEMU said
 
@@ -101,7 +101,7 @@ class Speaker:
                 case _ if own := self._own.get(command):
                     return {"return": own(arguments)}
             return self._passed_on(request)
-        except self._libvirt.libvirtError as error:
+        except (self._libvirt.libvirtError, MachineError) as error:
             return {"error": {"class": "GenericError", "desc": said(error)}}
 
     def _passed_on(self, request: Mapping[str, Any]) -> dict[str, Any]:

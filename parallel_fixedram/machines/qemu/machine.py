@@ -19,12 +19,14 @@ from contextlib import ExitStack
 
 from parallel_fixedram.core.entering import Closing
 from parallel_fixedram.core.errors import FixedRamError, HostError, MachineError
+from parallel_fixedram.core.observer import Observer
 from parallel_fixedram.core.protocols import AddressSpace, GuestBlock
 from parallel_fixedram.core.targets import check_target
 from parallel_fixedram.machines.qemu import discovery
+from parallel_fixedram.machines.qemu.commit import merge
 from parallel_fixedram.machines.qemu.device_state import DeviceState
 from parallel_fixedram.machines.qemu.disks import sync_disks
-from parallel_fixedram.machines.qemu.drives import disk_names
+from parallel_fixedram.machines.qemu.drives import Drive, disk_names
 from parallel_fixedram.machines.qemu.memory import Memory
 from parallel_fixedram.machines.qemu.monitor import TIMEOUT_SECONDS, Monitor
 from parallel_fixedram.machines.qemu.overlays import Overlays
@@ -111,6 +113,10 @@ class QemuMachine(Closing):
     def overlays(self, folder: str | None) -> Overlays:
         """QEMU makes them, and moves its disks onto them (Machine.overlays)."""
         return Overlays(self.monitor, self.pid, folder)
+
+    def merge(self, drive: Drive, into: int, what: str, observer: Observer) -> int:
+        """Have the top image of a disk merged into another one of its images (commit.merge)."""
+        return merge(self.monitor, drive, into, what, observer)
 
     def pause(self) -> bool:
         """Stop the guest (Machine.pause)."""

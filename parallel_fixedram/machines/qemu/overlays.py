@@ -128,11 +128,7 @@ class Overlays:
         if not self._ready:
             return
         self._asked = True
-        actions = [
-            {"type": "blockdev-snapshot", "data": {"node": each.drive.disk.node, "overlay": each.node}}
-            for each in self._ready
-        ]
-        self._monitor.execute("transaction", {"actions": actions})
+        self._switch()
         self._frozen, self._ready = self._ready, []
         self._paths += [each.path for each in self._frozen]
         self._written = _last_written(self._frozen)
@@ -140,12 +136,24 @@ class Overlays:
     def frozen(self, *, durable: bool) -> tuple[tuple[Disk, str], ...]:
         """The disks as they were then, and where they go on (DiskOverlays.frozen)."""
         disks = tuple((_as_it_is(each.drive.disk, durable=durable), each.path) for each in self._frozen)
-        now = nodes_in_use(self._monitor)  # asked last: somebody may have merged an overlay while images were read
-        expected = {each.drive.disk.device: each.node for each in self._frozen}
-        moved = {name: node for name, node in now.items() if name not in self._shared} != expected
-        if moved or _last_written(self._frozen) != self._written:
+        on_them = self._is_on_them()  # asked last: somebody may have merged an overlay while images were read
+        if not on_them or _last_written(self._frozen) != self._written:
             raise MachineChanged("somebody changed what the guest's disks are while it was saved")
         return disks
+
+    def _switch(self) -> None:
+        """Have all disks go on with those that are ready, at once."""
+        actions = [
+            {"type": "blockdev-snapshot", "data": {"node": each.drive.disk.node, "overlay": each.node}}
+            for each in self._ready
+        ]
+        self._monitor.execute("transaction", {"actions": actions})
+
+    def _is_on_them(self) -> bool:
+        """Whether each disk goes on with its overlay, and no other disk has come."""
+        now = nodes_in_use(self._monitor)
+        expected = {each.drive.disk.device: each.node for each in self._frozen}
+        return {name: node for name, node in now.items() if name not in self._shared} == expected
 
     def _planned(self, drives: Sequence[Drive]) -> Iterator[Overlay]:
         """An overlay for each drive, under names that nobody has yet."""
