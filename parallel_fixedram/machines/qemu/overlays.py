@@ -111,7 +111,7 @@ class Overlays:
                     hint="--disks none saves the guest without its disks",
                 )
         left = left_overlays(self._monitor, drives)
-        for each in self._planned(own):
+        for each in _planned(self._monitor, own, self._folder):
             with contextlib.ExitStack() as stack:
                 with signals.held():
                     stack.enter_context(made_for(self._pid, each.path))  # held until QEMU has it open
@@ -154,30 +154,6 @@ class Overlays:
         now = nodes_in_use(self._monitor)
         expected = {each.drive.disk.device: each.node for each in self._frozen}
         return {name: node for name, node in now.items() if name not in self._shared} == expected
-
-    def _planned(self, drives: Sequence[Drive]) -> Iterator[Overlay]:
-        """An overlay for each drive, under names that nobody has yet."""
-        nodes = {each.get("node-name") for each in listed(self._monitor, "query-named-block-nodes", {"flat": True})}
-        stamp = time.strftime(f"{PREFIX}%Y%m%d-%H%M%S")
-        for letter in _LETTERS:
-            snapshot = stamp + letter
-            planned = [
-                Overlay(drive=each, path=self._path(each, snapshot), node=f"{snapshot}.{number}")
-                for number, each in enumerate(drives)
-            ]
-            if not any(os.path.lexists(each.path) or each.node in nodes for each in planned):
-                return iter(planned)
-        raise HostError(f"there are overlays of every name like {planned[0].path!r}")
-
-    def _path(self, drive: Drive, snapshot: str) -> str:
-        image = _SUFFIX.sub("", drive.disk.images[0].path)
-        if not self._folder and _is_device(image):
-            raise MachineError(
-                f"disk {drive.disk.device!r} is the device {image!r}: its overlay cannot be beside it",
-                hint="--disk-folder DIR says where",
-            )
-        folder = self._folder or os.path.dirname(image)
-        return os.path.join(os.path.abspath(folder), f"{os.path.basename(image)}.{snapshot}.qcow2")
 
     def _make(self, overlay: Overlay) -> None:
         """Have QEMU make an image without contents in the file, and open it."""
@@ -222,6 +198,33 @@ class Overlays:
         with contextlib.suppress(OSError):
             os.unlink(overlay.path)
         return True
+
+
+def _planned(monitor: Monitor, drives: Sequence[Drive], folder: str | None) -> Iterator[Overlay]:
+    """An overlay for each drive, under names that nobody has yet."""
+    nodes = {each.get("node-name") for each in listed(monitor, "query-named-block-nodes", {"flat": True})}
+    stamp = time.strftime(f"{PREFIX}%Y%m%d-%H%M%S")
+    for letter in _LETTERS:
+        snapshot = stamp + letter
+        planned = [
+            Overlay(drive=each, path=_path(each, snapshot, folder), node=f"{snapshot}.{number}")
+            for number, each in enumerate(drives)
+        ]
+        if not any(os.path.lexists(each.path) or each.node in nodes for each in planned):
+            return iter(planned)
+    raise HostError(f"there are overlays of every name like {planned[0].path!r}")
+
+
+def _path(drive: Drive, snapshot: str, folder: str | None) -> str:
+    image = _SUFFIX.sub("", drive.disk.images[0].path)
+    if not folder and _is_device(image):
+        raise MachineError(
+            f"disk {drive.disk.device!r} is the device {image!r}: its overlay cannot be beside it",
+            hint="--disk-folder DIR says where",
+        )
+    return os.path.join(
+        os.path.abspath(folder or os.path.dirname(image)), f"{os.path.basename(image)}.{snapshot}.qcow2"
+    )
 
 
 def left_overlays(monitor: Monitor, drives: Sequence[Drive]) -> dict[str, str]:
