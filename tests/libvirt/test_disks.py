@@ -53,6 +53,7 @@ def test_disks_go_on_with_overlays_that_libvirt_knows_and_merges_back(tmp_path: 
         domain.tick()
         digests = {path: digest(path) for path in images.values()}
         saved = report("save", file, "--libvirt", domain.name, "--disks", "overlay")
+        assert not any("again" in note for note in saved["notes"])
         overlays = {"vda": saved["disks"][0]["overlay"], "vdb": saved["disks"][1]["overlay"]}
         assert sources(domain) == before | overlays
         assert domain.state == "running"

@@ -15,6 +15,7 @@ from __future__ import annotations
 import contextlib
 import os
 import subprocess
+from collections.abc import Iterator, Mapping
 
 from parallel_fixedram.core.errors import FixedRamError, HostError
 from parallel_fixedram.core.observer import Observer
@@ -84,22 +85,33 @@ def merge(monitor: Monitor, drive: Drive, into: int, what: str, observer: Observ
     Raises:
         MachineError: libvirt refuses or fails; the disk goes on as it is.
     """
-    disk = {"device": drive.disk.device}
+    disk, done, whole = {"device": drive.disk.device}, 0, 0
+    monitor.execute("libvirt-commit", {**disk, "base": drive.disk.images[into].path})
+    try:
+        for at, total in _follow(monitor, disk, what):
+            if total != whole:
+                observer.phase("commit", total)
+                whole, done = total, 0
+            observer.advanced(at - done)
+            done = at
+        monitor.execute("libvirt-commit-end", {**disk, "pivot": True})
+    except BaseException:
+        with contextlib.suppress(FixedRamError):  # there may be no job any more, or no domain
+            monitor.execute("libvirt-commit-end", {**disk, "pivot": False})
+        raise
+    return done
+
+
+def _follow(monitor: Monitor, disk: Mapping[str, str], what: str) -> Iterator[tuple[int, int]]:
+    """How far a merge is and how far it goes, bytes, until the disk can go on with the image below."""
     with monitor.listen("BLOCK_JOB_READY", "BLOCK_JOB_ERROR", "JOB_STATUS_CHANGE") as events:
-        monitor.execute("libvirt-commit", {**disk, "base": drive.disk.images[into].path})
-        done = whole = 0
         while True:
             match monitor.execute("libvirt-commit-state", disk):
                 case {"cur": int(at), "end": int(total), "ready": bool(ready)}:
-                    if total != whole:
-                        observer.phase("commit", total)
-                        whole, done = total, 0
-                    observer.advanced(at - done)
-                    done = at
-                case {}:
+                    yield at, total
+                case _:
                     raise monitor.error(f"{what}: libvirt gave it up")
             if ready:
-                monitor.execute("libvirt-pivot", disk)
-                return done
+                return
             with contextlib.suppress(TimedOut):
                 events.wait(_LOOK_SECONDS)

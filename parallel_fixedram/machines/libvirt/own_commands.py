@@ -17,7 +17,8 @@ def own_commands(opened: Domain) -> dict[str, Callable[[Arguments], object]]:
 
     ``libvirt-xml``: the definition for a saved image. ``libvirt-destroy``: the end of the domain. ``libvirt-snapshot``
     (``overlays``: path by device): disks go on with images that are there. ``libvirt-commit`` (``device``, ``base``),
-    ``libvirt-commit-state`` (``device``), ``libvirt-pivot`` (``device``): a disk's images merged into one below them.
+    ``libvirt-commit-state`` (``device``), ``libvirt-commit-end`` (``device``, ``pivot``): a disk's images merged into
+    one below them, which it goes on with, or not.
     """
     libvirt, domain = library(), opened.domain
 
@@ -46,8 +47,9 @@ def own_commands(opened: Domain) -> dict[str, Callable[[Arguments], object]]:
         cur, end = found["cur"], found["end"]
         return {"cur": cur, "end": end, "ready": cur == end and is_ready(domain.XMLDesc(0), target(arguments))}
 
-    def pivot(arguments: Arguments) -> object:
-        domain.blockJobAbort(target(arguments), libvirt.VIR_DOMAIN_BLOCK_JOB_ABORT_PIVOT)
+    def commit_end(arguments: Arguments) -> object:
+        flags = libvirt.VIR_DOMAIN_BLOCK_JOB_ABORT_PIVOT if arguments["pivot"] else 0
+        domain.blockJobAbort(target(arguments), flags)
         return {}
 
     def target(arguments: Arguments) -> str:
@@ -59,7 +61,7 @@ def own_commands(opened: Domain) -> dict[str, Callable[[Arguments], object]]:
         "libvirt-snapshot": snapshot,
         "libvirt-commit": commit,
         "libvirt-commit-state": commit_state,
-        "libvirt-pivot": pivot,
+        "libvirt-commit-end": commit_end,
     }
 
 
