@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 from support.faults import Forked, before, behind
-from support.libvirt_domains import MIB, Domain, virsh
+from support.libvirt_domains import Domain, virsh
 from support.qemu_linux import LinuxGuest
 
 from parallel_fixedram.core.errors import MachineError
@@ -124,22 +124,32 @@ def test_killed_between_the_instant_and_its_end_a_domain_that_was_to_be_ended_go
         assert running.left() == []
 
 
-def test_with_stop_the_domain_stands_still_from_the_instant_on_and_is_ended(linux: LinuxGuest, tmp_path: Path) -> None:
+def test_with_stop_the_domain_stands_still_from_the_instant_on_and_is_ended(domain: Domain, tmp_path: Path) -> None:
     def look(*_: object) -> None:
         states.write_text(domain.state)
 
     states, file = tmp_path / "states", tmp_path / "vm"
-    with Domain(tmp_path, linux, memory=256 * MIB) as domain:
-        domain.start()
-        domain.tick()
-        with Forked("save", file, "--libvirt", domain.name, "--stop", moment=before(Draft, "publish"), act=look) as run:
-            assert run.finish().code == 0
-        assert states.read_text() == "paused"
-        assert not domain.alive
-        assert verify(str(file)).ok
-        domain.serial.take()
-        virsh("restore", file)
-        check_goes_on(domain)
+    with Forked("save", file, "--libvirt", domain.name, "--stop", moment=before(Draft, "publish"), act=look) as running:
+        assert running.finish().code == 0
+    assert states.read_text() == "paused"
+    assert not domain.alive
+    assert verify(str(file)).ok
+    virsh("restore", file)
+    check_goes_on(domain)
+
+
+def test_what_others_do_through_libvirt_meanwhile_is_noticed_and_the_instant_taken_again(
+    domain: Domain, tmp_path: Path
+) -> None:
+    argv = ["save", tmp_path / "vm", "--libvirt", domain.name, "--capture", "compare", "--json"]
+    moment = behind(Monitor, "execute", "xen-save-devices-state")
+    with Forked(*argv, moment=moment, act=lambda *_: virsh("resume", domain.name)) as running:
+        result = running.finish()
+    assert result.code == 0, result
+    notes = json.loads(result.out)["notes"]
+    assert [note for note in notes if note.startswith("somebody let the guest go on while it was saved")]
+    assert verify(str(tmp_path / "vm")).ok
+    check_goes_on(domain)
 
 
 def test_another_guardian_than_a_ready_one_does_not_let_a_domain_be_stopped(

@@ -123,8 +123,9 @@ def _run(uri: str, name: str, sock: socket.socket, us: int) -> NoReturn:
             speaker = Speaker(opened, sock, own_commands(opened))
             speaker.greet()
             speaker.serve()
-        except FixedRamError as error:
-            sock.sendall(json.dumps({"failure": as_failure(error)}).encode() + b"\n")
+        except Exception as error:
+            known = error if isinstance(error, FixedRamError) else HostError.from_any(f"domain {name!r}", error)
+            sock.sendall(json.dumps({"failure": as_failure(known)}).encode() + b"\n")
     finally:
         os._exit(0)
 
