@@ -35,9 +35,12 @@ def own_commands(opened: Domain) -> dict[str, Callable[[Arguments], object]]:
         domain.snapshotCreateXML(snapshot_xml(targets(domain.XMLDesc(0)), arguments["overlays"]), flags)
         return {}
 
+    return {"libvirt-xml": xml, "libvirt-destroy": destroy, "libvirt-snapshot": snapshot, **_merging(libvirt, domain)}
+
+
+def _merging(libvirt: Any, domain: Any) -> dict[str, Callable[[Arguments], object]]:
     def commit(arguments: Arguments) -> object:
-        disk, flags = target(arguments), libvirt.VIR_DOMAIN_BLOCK_COMMIT_ACTIVE
-        domain.blockCommit(disk, arguments["base"], None, 0, flags)
+        domain.blockCommit(target(arguments), arguments["base"], None, 0, libvirt.VIR_DOMAIN_BLOCK_COMMIT_ACTIVE)
         return {}
 
     def commit_state(arguments: Arguments) -> object:
@@ -55,14 +58,7 @@ def own_commands(opened: Domain) -> dict[str, Callable[[Arguments], object]]:
     def target(arguments: Arguments) -> str:
         return known(targets(domain.XMLDesc(0)), arguments["device"])
 
-    return {
-        "libvirt-xml": xml,
-        "libvirt-destroy": destroy,
-        "libvirt-snapshot": snapshot,
-        "libvirt-commit": commit,
-        "libvirt-commit-state": commit_state,
-        "libvirt-commit-end": commit_end,
-    }
+    return {"libvirt-commit": commit, "libvirt-commit-state": commit_state, "libvirt-commit-end": commit_end}
 
 
 def targets(xml: str) -> dict[str, str]:
