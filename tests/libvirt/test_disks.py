@@ -16,6 +16,8 @@ from support.qemu_linux import LinuxGuest
 from parallel_fixedram.machines.libvirt.own_commands import snapshot_xml, targets
 from parallel_fixedram.verbs.verify import verify
 
+pytestmark = pytest.mark.usefixtures("library")
+
 DISK = "<disk type='file'><driver name='qemu' type='{kind}'/><source file='{path}'/>{more}<target {target}/></disk>"
 
 

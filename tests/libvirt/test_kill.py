@@ -24,6 +24,8 @@ from parallel_fixedram.machines.qemu.monitor import Monitor
 from parallel_fixedram.verbs.open import open_libvirt
 from parallel_fixedram.verbs.verify import verify
 
+pytestmark = pytest.mark.usefixtures("library")
+
 STEPS = {
     "connected": behind(Bridge, "__init__"),
     "guardian begun": behind(Guardian, "__enter__"),

@@ -8,8 +8,11 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 from support.libvirt_domains import MIB, Domain
 from support.qemu_linux import LinuxGuest
+
+pytestmark = pytest.mark.usefixtures("library")
 
 README = Path(__file__).parents[2] / "README.md"
 DISK = "<disk type='file'><source file='{}'/><target dev='vda' bus='virtio'/></disk>"

@@ -16,6 +16,8 @@ from support.libvirt_domains import URI, Domain, virsh
 from parallel_fixedram.core.errors import FixedRamError
 from parallel_fixedram.machines.libvirt import library
 
+pytestmark = pytest.mark.usefixtures("library")
+
 
 @pytest.fixture(scope="module")
 def domain(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Domain]:

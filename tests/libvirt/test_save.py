@@ -12,6 +12,8 @@ from support.qemu_linux import LinuxGuest
 
 from parallel_fixedram.verbs.verify import verify
 
+pytestmark = pytest.mark.usefixtures("library")
+
 DEVICES = """
 <disk type='file'><driver name='qemu' type='raw'/><source file='{image}'/><target dev='vda' bus='virtio'/></disk>
 <interface type='user'><model type='virtio'/></interface>

@@ -23,10 +23,13 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from parallel_fixedram.core.errors import MachineError
+from parallel_fixedram.machines.libvirt.confinement import confined_by
 from parallel_fixedram.machines.libvirt.library import Domain, library, said
 
 _MOST_BYTES = 16 << 20
 """How much may wait for us to read it; whoever reads so little is gone."""
+
+_TOUCH_DESCRIPTORS = ("add-fd", "xen-save-devices-state")
 
 _FIRST_SET = 1 << 30
 """Number of our first descriptor set: libvirt counts its own from 0 (libvirt src/qemu/qemu_domain.c), in 32 bits."""
@@ -125,7 +128,16 @@ class Speaker:
                 self._sets.add(number)
             case "remove-fd", {"return": _}:
                 self._sets.discard(asked["arguments"]["fdset-id"])
+        if "error" in said_back and asked["execute"] in _TOUCH_DESCRIPTORS:
+            said_back["error"]["desc"] += self._why_perhaps()
         return {key: said_back[key] for key in ("return", "error") if key in said_back}
+
+    def _why_perhaps(self) -> str:
+        """What may be in the way of a descriptor, to follow QEMU's reason."""
+        with contextlib.suppress(self._libvirt.libvirtError):
+            if who := confined_by(self._opened.domain.XMLDesc(0)):
+                return f" ({who} confines this domain, and may have kept QEMU from the descriptor that it was handed)"
+        return ""
 
     def _take_in_events(self) -> None:
         """Pass on every event that QEMU sent before its last answer."""
