@@ -25,9 +25,7 @@ from typing import Any
 from parallel_fixedram.core.errors import MachineError
 from parallel_fixedram.machines.libvirt.confinement import confined_by
 from parallel_fixedram.machines.libvirt.library import Domain, library, said
-
-_MOST_BYTES = 16 << 20
-"""How much may wait for us to read it; whoever reads so little is gone."""
+from parallel_fixedram.machines.libvirt.wire import Wire
 
 _TOUCH_DESCRIPTORS = ("add-fd", "xen-save-devices-state")
 
@@ -51,15 +49,9 @@ class Speaker:
 
         self._libvirt, self._qemu = library(), libvirt_qemu
         self._opened = opened
-        self._sock = sock
         self._own = own
-        self._in, self._out, self._fds = "", bytearray(), list[int]()
         self._sets: set[int] = set()
-        self._over = False
-        sock.setblocking(False)
-        self._watch = self._libvirt.virEventAddHandle(
-            sock.fileno(), self._libvirt.VIR_EVENT_HANDLE_READABLE, lambda *_: None, None
-        )
+        self._wire = Wire(self._libvirt, sock)
         libvirt_qemu.qemuMonitorEventRegister(opened.connection, opened.domain, None, self._event, None)
 
     def greet(self) -> None:
@@ -67,18 +59,18 @@ class Speaker:
         version = self._passed_on({"execute": "query-version"})
         if "return" not in version:
             raise MachineError(f"QEMU does not say its version: {version}")
-        self._say({"QMP": {"version": version["return"], "capabilities": []}})
+        self._wire.say({"QMP": {"version": version["return"], "capabilities": []}})
 
     def serve(self) -> None:
         """Answer until the other end is closed; then QEMU has no descriptor of ours left."""
-        while not self._over:
-            self._send()
+        while not self._wire.over:
+            self._wire.send()
             self._libvirt.virEventRunDefaultImpl()
-            self._receive()
-            while (request := self._request()) is not None:
+            self._wire.receive()
+            while (request := self._wire.request()) is not None:
                 answer = self._answer(request)
                 self._take_in_events()
-                self._say({**answer, "id": request.get("id")})
+                self._wire.say({**answer, "id": request.get("id")})
         for number in self._sets.copy():
             with contextlib.suppress(Exception):
                 self._passed_on({"execute": "remove-fd", "arguments": {"fdset-id": number}})
@@ -87,7 +79,7 @@ class Speaker:
         event: dict[str, Any] = {"event": name, "timestamp": {"seconds": seconds, "microseconds": micros}}
         if details:
             event["data"] = json.loads(details)
-        self._say(event)
+        self._wire.say(event)
 
     def _answer(self, request: Mapping[str, Any]) -> dict[str, Any]:
         command, arguments = str(request.get("execute")), request.get("arguments") or {}
@@ -113,7 +105,7 @@ class Speaker:
         if asked["execute"] == "add-fd" and "fdset-id" not in asked["arguments"]:
             number = max((_FIRST_SET + os.getpid() * 64, *(each + 1 for each in self._sets)))
             asked["arguments"] = {**asked["arguments"], "fdset-id": number}
-        fds, self._fds = self._fds, []
+        fds, self._wire.fds = self._wire.fds, []
         try:
             if fds:
                 answer, _ = self._qemu.qemuMonitorCommandWithFiles(self._opened.domain, json.dumps(asked), fds, 0)
@@ -148,42 +140,3 @@ class Speaker:
             timer = self._libvirt.virEventAddTimeout(0, lambda *_: None, None)
             self._libvirt.virEventRunDefaultImpl()
             self._libvirt.virEventRemoveTimeout(timer)
-
-    def _receive(self) -> None:
-        try:
-            data, fds, *_ = socket.recv_fds(self._sock, 1 << 20, 16, socket.MSG_CMSG_CLOEXEC)
-        except BlockingIOError:
-            return
-        except OSError:
-            data, fds = b"", []
-        self._fds += fds
-        self._over = self._over or not data
-        self._in += data.decode()  # what the library sends is ASCII
-
-    def _request(self) -> Mapping[str, Any] | None:
-        """The next request, once all of it is here: there is no sign of its end but that it is complete."""
-        self._in = self._in.lstrip()
-        try:
-            request, end = json.JSONDecoder().raw_decode(self._in)
-        except ValueError:
-            return None
-        self._in = self._in[end:]
-        return request if isinstance(request, dict) else {}
-
-    def _say(self, message: Mapping[str, Any]) -> None:
-        self._out += json.dumps(message).encode() + b"\r\n"
-        self._send()
-
-    def _send(self) -> None:
-        """Send what the other end takes now; the rest when it takes more."""
-        try:
-            while self._out:
-                del self._out[: self._sock.send(self._out)]
-        except BlockingIOError:
-            self._over = self._over or len(self._out) > _MOST_BYTES
-        except OSError:
-            self._over, self._out = True, bytearray()
-        wanted = self._libvirt.VIR_EVENT_HANDLE_READABLE
-        if self._out:
-            wanted |= self._libvirt.VIR_EVENT_HANDLE_WRITABLE
-        self._libvirt.virEventUpdateHandle(self._watch, wanted)
