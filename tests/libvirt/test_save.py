@@ -9,6 +9,7 @@ import pytest
 from support.command import report
 from support.libvirt_domains import MIB, SHARED, Domain, virsh
 from support.qemu_linux import LinuxGuest
+from support.sources import huge_file
 
 from parallel_fixedram.verbs.verify import verify
 
@@ -20,6 +21,8 @@ DEVICES = """
 <video><model type='vga'/></video>
 <graphics type='vnc' port='-1'/>
 """
+
+HUGE = SHARED.replace("<source", "<hugepages><page size='2' unit='M'/></hugepages><source")
 
 
 @pytest.fixture(scope="module")
@@ -103,6 +106,18 @@ def test_shared_memory_two_processors_and_devices_come_back(tmp_path: Path, linu
         domain.start()
         tick, _ = domain.tick()
         report("save", ours, "--libvirt", domain.name, "--disks", "none")
+        check_goes_on(domain, linux, tick)
+        domain.destroy()
+        virsh("restore", ours)
+        check_goes_on(domain, linux, tick)
+
+
+def test_huge_pages_come_back(tmp_path: Path, linux: LinuxGuest) -> None:
+    ours = tmp_path / "ours"
+    with huge_file(1, pool=140), Domain(tmp_path, linux, backing=HUGE, memory=256 * MIB) as domain:
+        domain.start()
+        tick, _ = domain.tick()
+        report("save", ours, "--libvirt", domain.name)
         check_goes_on(domain, linux, tick)
         domain.destroy()
         virsh("restore", ours)
