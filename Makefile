@@ -62,6 +62,8 @@ help: ## show this list
 
 .venv/test.stamp: .venv/run.stamp
 	$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[test]'
+	@! pkg-config --exists libvirt || $(BIN)/pip install --quiet --disable-pip-version-check --editable '.[libvirt]' \
+		|| echo "libvirt-python cannot be built here: tests that need it will say so"
 	@touch $@
 
 .venv/check.stamp: .venv/test.stamp

@@ -63,7 +63,16 @@ if TYPE_CHECKING:
     from parallel_fixedram.verbs.doctor import doctor
     from parallel_fixedram.verbs.guests import list_guests, stop_guests
     from parallel_fixedram.verbs.inspect import inspect, inspect_qemu
-    from parallel_fixedram.verbs.open import GuestSpec, Image, RamFile, open_guest, open_image, open_qemu, open_ram
+    from parallel_fixedram.verbs.open import (
+        GuestSpec,
+        Image,
+        RamFile,
+        open_guest,
+        open_image,
+        open_libvirt,
+        open_qemu,
+        open_ram,
+    )
     from parallel_fixedram.verbs.plan import plan
     from parallel_fixedram.verbs.restore import Destination, restore
     from parallel_fixedram.verbs.restore_guest import restore_guest
@@ -133,6 +142,7 @@ __all__ = [
     "list_guests",
     "open_guest",
     "open_image",
+    "open_libvirt",
     "open_qemu",
     "open_ram",
     "plan",
@@ -197,7 +207,10 @@ _HOMES = {
     "verbs.doctor": ("doctor",),
     "verbs.guests": ("list_guests", "stop_guests"),
     "verbs.inspect": ("inspect", "inspect_qemu"),
-    "verbs.open": ("GuestSpec", "Image", "RamFile", "open_guest", "open_image", "open_qemu", "open_ram"),
+    "verbs.open": (
+        *("GuestSpec", "Image", "RamFile"),
+        *("open_guest", "open_image", "open_libvirt", "open_qemu", "open_ram"),
+    ),
     "verbs.plan": ("plan",),
     "verbs.restore": ("Destination", "restore"),
     "verbs.restore_guest": ("restore_guest",),

@@ -15,7 +15,8 @@ if TYPE_CHECKING:
     from parallel_fixedram.core.reports.disks import DisksReport
 
 _EXAMPLES = """  parallel-fixedram disks --qmp /tmp/qmp
-  parallel-fixedram disks commit --qmp /tmp/qmp"""
+  parallel-fixedram disks commit --qmp /tmp/qmp
+  parallel-fixedram disks commit --libvirt vm"""
 
 
 def register(subparsers: common.Subparsers[Any]) -> None:
@@ -31,23 +32,26 @@ def register(subparsers: common.Subparsers[Any]) -> None:
         "guest has written since.",
         examples=_EXAMPLES,
     )
-    parser.usage = "%(prog)s [list | commit] --qmp SOCKET [options]"
+    parser.usage = (
+        "%(prog)s [list | commit] --qmp SOCKET [options]\n       %(prog)s [list | commit] --libvirt DOMAIN [options]"
+    )
     parser.add_argument(
         "action", nargs="?", choices=("list", "commit"), default="list", help="what to do (default list)"
     )
     sources.add_qmp_options(parser)
+    sources.add_libvirt_options(parser)
     parser.set_defaults(run=run)
 
 
 def run(args: argparse.Namespace) -> int:
     """Carry out the verb; returns the exit code."""
     from parallel_fixedram.verbs.disks import commit_disks, list_disks
-    from parallel_fixedram.verbs.open import open_qemu
+    from parallel_fixedram.verbs.open import open_libvirt, open_qemu
 
-    qmp = sources.qmp_arguments(args)
-    if not args.qmp:
-        raise RequestError("--qmp SOCKET is needed: whose disks")
-    with open_qemu(args.qmp, **qmp) as machine:
+    qmp, uri = sources.qmp_arguments(args), sources.libvirt_uri(args)
+    if bool(args.qmp) == bool(args.libvirt):
+        raise RequestError("either --qmp SOCKET or --libvirt DOMAIN is needed: whose disks")
+    with open_libvirt(args.libvirt, uri=uri) if args.libvirt else open_qemu(args.qmp, **qmp) as machine:
         if args.action == "commit":
             progress = shown()
             with progress:

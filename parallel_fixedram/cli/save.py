@@ -11,7 +11,7 @@ from parallel_fixedram.cli.folding import print_folded, print_named
 from parallel_fixedram.cli.progress import shown
 from parallel_fixedram.core.errors import HostError, RequestError
 from parallel_fixedram.core.observer import Observer
-from parallel_fixedram.core.save_options import Disks, DisksMode
+from parallel_fixedram.core.save_options import Disks, DisksMode, ImageKind
 from parallel_fixedram.core.units import format_count, format_rate, format_size
 from parallel_fixedram.core.uri import parse_uri
 
@@ -30,6 +30,8 @@ _EXAMPLES = """  parallel-fixedram save /tmp/guest.mr --guest dense,size=256MiB 
 a running QEMU that was started with -qmp unix:/tmp/qmp,server=on,wait=off:
   parallel-fixedram save /tmp/vm.mr --qmp /tmp/qmp --disks overlay \\
       --channels 2 --experimental-multifd
+a running domain of libvirt, into an image that virsh restore loads:
+  parallel-fixedram save /tmp/vm.save --libvirt vm --disks none
 with RAM of your own guest, which must be stopped:
   parallel-fixedram save file:/backup/vm.mr --ram pc.ram=/dev/shm/vm-ram"""
 
@@ -43,7 +45,8 @@ def register(subparsers: common.Subparsers[Any]) -> None:
         about="Save the RAM of one source into FILE, a QEMU mapped-ram file. FILE gets its name only when it is\n"
         "complete and on stable storage. FILE may be written as file:PATH[,offset=N].\n\n"
         "With --qmp the whole guest is saved, RAM and device state, so that it can be restored and cloned. It is\n"
-        "stopped only while its pages are read, and continues even if this command is killed.\n\n"
+        "stopped only while its pages are read, and continues even if this command is killed. The same goes for a\n"
+        "domain of libvirt; FILE is then an image for virsh restore.\n\n"
         "A guest needs the disks of the same instant. With --disks overlay the images of all disks stay what they\n"
         "were then, and the guest goes on with qcow2 overlays that QEMU makes. restore and clone give each guest\n"
         "overlays of its own on the same images. disks commit merges the overlays back while the guest runs.",
@@ -55,6 +58,7 @@ def register(subparsers: common.Subparsers[Any]) -> None:
     options.add_writing_options(parser)
     options.add_capture_options(parser)
     _add_disk_options(parser.add_argument_group("disks of a QEMU"))
+    _add_domain_options(parser.add_argument_group("a domain of libvirt"))
     parser.usage = sources.SOURCE_USAGE
     result = parser.add_argument_group("the file")
     result.add_argument("--overwrite", action="store_true", help="replace FILE once the new one is complete")
@@ -90,6 +94,20 @@ def _add_disk_options(group: Any) -> None:
     group.add_argument("--disk-folder", metavar="DIR", help="where to make overlays (default: each beside its image)")
 
 
+def _add_domain_options(group: Any) -> None:
+    group.add_argument(
+        "--image",
+        choices=[str(kind) for kind in ImageKind],
+        help="what FILE is. libvirt (default): a save image that virsh restore loads; plain: the file that QEMU loads",
+    )
+    group.add_argument(
+        "--stop",
+        action="store_true",
+        help="end the domain once FILE is complete, as virsh save does; it stands still from the instant on. If the "
+        "save fails, the domain goes on",
+    )
+
+
 def run(args: argparse.Namespace) -> int:
     """Carry out the verb; returns the exit code."""
     from parallel_fixedram.core.save_options import Cache, Durability, Publishing
@@ -98,7 +116,9 @@ def run(args: argparse.Namespace) -> int:
     progress = shown()
     capture = options.capturing(args)
     # with auto a built-in guest does not run, so that measurements are of the same contents each time
-    machine = sources.source(args, running=args.capture != "auto", progress=progress)
+    machine = sources.source(args, running=args.capture != "auto", stop=args.stop, progress=progress)
+    if (args.image or args.stop) and not args.libvirt:
+        raise RequestError("--image and --stop are for --libvirt")
     if args.trace and os.path.realpath(args.trace) == os.path.realpath(parse_uri(args.file).path):
         raise RequestError(f"--trace {args.trace!r} would replace the file that is saved")
 
@@ -111,7 +131,10 @@ def run(args: argparse.Namespace) -> int:
             writing=options.writing(args),
             capture=capture,
             publishing=Publishing(
-                overwrite=args.overwrite, durability=Durability(args.durability), cache=Cache(args.cache)
+                image=args.image and ImageKind(args.image),
+                overwrite=args.overwrite,
+                durability=Durability(args.durability),
+                cache=Cache(args.cache),
             ),
             disks=_disks(args),
             observer=_Traced(progress, shards) if args.trace else progress,
@@ -124,8 +147,8 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _disks(args: argparse.Namespace) -> Disks:
-    if (args.disks or args.disk_folder) and not args.qmp:
-        raise RequestError("--disks and --disk-folder are for --qmp: nothing else has disks")
+    if (args.disks or args.disk_folder) and not (args.qmp or args.libvirt):
+        raise RequestError("--disks and --disk-folder are for --qmp and --libvirt: nothing else has disks")
     if args.disk_folder and args.disks != DisksMode.OVERLAY:
         raise RequestError("--disk-folder is for --disks overlay")
     return Disks(mode=args.disks, folder=args.disk_folder)
@@ -167,9 +190,16 @@ def _write_trace(path: str, shards: Sequence[ShardTrace]) -> None:
         raise HostError.from_os(f"the save is done, but its trace cannot be written to {path!r}", error) from error
 
 
-def _print(report: SaveReport) -> None:
+def _print_what_loads_it(report: SaveReport) -> None:
     from parallel_fixedram.core.targets import RAM_ONLY_MACHINE
 
+    if report.image == ImageKind.LIBVIRT:
+        print_named("image", "of libvirt: virsh restore loads it")
+    elif report.machine != RAM_ONLY_MACHINE:  # a name without a version means another machine in another QEMU
+        print_named("machine", f"{report.machine}: a QEMU that loads the file is started with -M {report.machine}")
+
+
+def _print(report: SaveReport) -> None:
     seconds, size = report.seconds, report.bytes
     data = sum(block.data_pages for block in report.blocks)
     zero = sum(block.zero_pages for block in report.blocks)
@@ -184,8 +214,7 @@ def _print(report: SaveReport) -> None:
     print_named("file", f"{format_size(size.file)} long, {format_size(size.allocated)} on disk{cached}")
     moved = sum(each.seconds for each in report.rounds)
     rounds = format_count(len(report.rounds), "round")
-    if report.machine != RAM_ONLY_MACHINE:  # a name without a version means another machine in another QEMU
-        print_named("machine", f"{report.machine}: a QEMU that loads the file is started with -M {report.machine}")
+    _print_what_loads_it(report)
     print_named("written", f"{format_size(size.written)} in {rounds}, {format_rate(size.written, moved)}")
     print_named("save", f"{seconds.total:.3f} s, {seconds.sync + seconds.publish:.3f} s of it to sync and publish")
     if seconds.sync_disks >= _WORTH_A_LINE_SECONDS:

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from parallel_fixedram.core.errors import RequestError
+from parallel_fixedram.core.libvirt_uri import SYSTEM, local_uri
 from parallel_fixedram.core.observer import SILENT
 from parallel_fixedram.core.qmp_address import qmp_socket
 from parallel_fixedram.core.units import parse_size
@@ -81,14 +82,32 @@ def qmp_arguments(args: argparse.Namespace) -> dict[str, Any]:
     return {"pid": args.pid, "timeout": args.qmp_timeout}
 
 
-SOURCE_USAGE = "\n       ".join(
-    f"%(prog)s FILE {source} [options]" for source in ("--guest SPEC", "--qmp SOCKET", "--ram IDSTR=PATH ...")
-)
+_SOURCES = ("--guest SPEC", "--qmp SOCKET", "--libvirt DOMAIN", "--ram IDSTR=PATH ...")
+SOURCE_USAGE = "\n       ".join(f"%(prog)s FILE {source} [options]" for source in _SOURCES)
+
+
+def add_libvirt_options(parser: Any) -> None:
+    """``--libvirt DOMAIN`` and ``--connect URI``."""
+    parser.add_argument("--libvirt", metavar="DOMAIN", help="a running domain of libvirt, by its name or UUID")
+    parser.add_argument(
+        "--connect", metavar="URI", help=f"the libvirt of this host that has it (default {SYSTEM}), as of virsh"
+    )
+
+
+def libvirt_uri(args: argparse.Namespace) -> str:
+    """What ``--connect`` says, or the default.
+
+    Raises:
+        RequestError: it is given without ``--libvirt``, or leads elsewhere.
+    """
+    if args.connect is not None and not args.libvirt:
+        raise RequestError("--connect is for --libvirt")
+    return local_uri(args.connect or SYSTEM)
 
 
 def add_source_options(parser: Any) -> None:
-    """What is to be saved: exactly one of three."""
-    group = parser.add_argument_group("source", "exactly one of --guest, --qmp and --ram")
+    """What is to be saved: exactly one of four."""
+    group = parser.add_argument_group("source", "exactly one of --guest, --qmp, --libvirt and --ram")
     group.add_argument(
         "--guest",
         metavar="SPEC",
@@ -97,31 +116,39 @@ def add_source_options(parser: Any) -> None:
         "runs) and steps=N (after which it idles)",
     )
     add_qmp_options(group)
+    add_libvirt_options(group)
     add_ram_option(group, "shared memory of a guest, which must be stopped")
 
 
-def source(args: argparse.Namespace, *, running: bool = False, progress: Observer = SILENT) -> Callable[[], Machine]:
+def source(
+    args: argparse.Namespace, *, running: bool = False, stop: bool = False, progress: Observer = SILENT
+) -> Callable[[], Machine]:
     """What opens the machine that the options of ``add_source_options`` name.
 
     Args:
         args: the options.
         running: whether a built-in guest shall run.
+        stop: whether a domain shall be ended once it is saved.
         progress: hears how a built-in guest is filled.
 
     Raises:
         RequestError: none, or more than one.
     """
-    from parallel_fixedram.verbs.open import open_guest, open_qemu, open_ram
+    from parallel_fixedram.verbs.open import open_guest, open_libvirt, open_qemu, open_ram
 
-    if sum(map(bool, (args.guest, args.qmp, args.ram))) != 1:
-        raise RequestError("exactly one source is needed: --guest SPEC, --qmp SOCKET or --ram IDSTR=PATH")
-    qmp = qmp_arguments(args)
+    if sum(map(bool, (args.guest, args.qmp, args.libvirt, args.ram))) != 1:
+        raise RequestError(
+            "exactly one source is needed: --guest SPEC, --qmp SOCKET, --libvirt DOMAIN or --ram IDSTR=PATH"
+        )
+    qmp, uri = qmp_arguments(args), libvirt_uri(args)
 
     def machine() -> Machine:
         if args.guest:
             return open_guest(args.guest, running=running, observer=progress)
         if args.qmp:
             return open_qemu(args.qmp, **qmp)
+        if args.libvirt:
+            return open_libvirt(args.libvirt, uri=uri, stop=stop)
         return open_ram([option.ram_file() for option in args.ram])
 
     return machine

@@ -319,5 +319,19 @@ class Machine(Protocol):
             folder: where they will be made; None for beside each image.
         """
 
+    def definition(self) -> bytes:
+        """The domain's XML, as libvirt puts it into a saved image; empty where libvirt does not know the machine.
+
+        Raises:
+            MachineError: the machine is gone.
+        """
+
+    def saved(self) -> None:
+        """The file of its RAM has its name: end the machine, if it was opened to be ended then.
+
+        Raises:
+            MachineError: it cannot be ended, and goes on.
+        """
+
     def close(self) -> None:
         """Let go of the machine; it lives on as it is. More than once does no harm."""

@@ -68,6 +68,15 @@ class CaptureMode(StrEnum):
     """All pages while the guest stands still."""
 
 
+class ImageKind(StrEnum):
+    """What a file is, besides a mapped-ram stream."""
+
+    PLAIN = "plain"
+    """Nothing else: QEMU loads it."""
+    LIBVIRT = "libvirt"
+    """A save image of libvirt, in its format ``sparse``: ``virsh restore`` loads it."""
+
+
 class DisksMode(StrEnum):
     """What becomes of the disks that a guest writes to."""
 
@@ -260,16 +269,21 @@ class Publishing:
     """What becomes of the file.
 
     Attributes:
+        image: what it is; None for ``libvirt`` where libvirt knows the machine and the stream starts at the beginning,
+            else ``plain``.
         overwrite: replace an existing file, once the new one is complete.
         durability: whether it has to survive a power cut when the save returns.
         cache: whether it may stay in the page cache.
     """
 
+    image: ImageKind | None = None
     overwrite: bool = False
     durability: Durability = Durability.FULL
     cache: Cache = Cache.KEEP
 
     def __post_init__(self) -> None:
+        if self.image is not None:
+            object.__setattr__(self, "image", choice(ImageKind, self.image, "image"))
         object.__setattr__(self, "durability", choice(Durability, self.durability, "durability"))
         object.__setattr__(self, "cache", choice(Cache, self.cache, "cache"))
 

@@ -33,6 +33,13 @@ class RamOnly:
         """The blocks stay what they were (Machine.look_again)."""
         return False
 
+    def definition(self) -> bytes:
+        """libvirt does not know it (Machine.definition)."""
+        return b""
+
+    def saved(self) -> None:
+        """It goes on (Machine.saved)."""
+
     def device_state(self) -> bytes:
         """There are no devices (Machine.device_state)."""
         return b""

@@ -45,7 +45,9 @@ def commit_disks(machine: QemuMachine, *, observer: Observer = SILENT) -> DisksR
     monitor = machine.monitor
     drives = find_drives(monitor, machine.pid)
     removed = remove_left(monitor, drives)
-    committed = [done for drive in drives if (done := commit_overlays(monitor, drive, observer)) is not None]
+    committed = [
+        done for drive in drives if (done := commit_overlays(monitor, drive, observer, machine.merge)) is not None
+    ]
     return _report(machine, tuple(committed), removed, ())
 
 

@@ -1,4 +1,7 @@
-"""``open_guest``, ``open_ram``, ``open_qemu``, ``open_image``: what the other verbs work on; who opens it closes it."""
+"""``open_guest``, ``open_ram``, ``open_qemu``, ``open_libvirt``, ``open_image``: what the other verbs work on.
+
+Who opens it closes it.
+"""
 
 from __future__ import annotations
 
@@ -7,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from typing import TYPE_CHECKING
 
+from parallel_fixedram.core.libvirt_uri import SYSTEM, local_uri
 from parallel_fixedram.core.observer import SILENT, Observer
 from parallel_fixedram.core.qmp_address import qmp_socket
 from parallel_fixedram.core.targets import RAM_ONLY_MACHINE
@@ -16,9 +20,20 @@ from parallel_fixedram.machines.builtin.spec import GuestSpec
 from parallel_fixedram.machines.ram_files import RamFile, RamFiles
 
 if TYPE_CHECKING:
+    from parallel_fixedram.machines.libvirt.machine import LibvirtMachine
     from parallel_fixedram.machines.qemu.machine import QemuMachine
 
-__all__ = ["GuestProcess", "GuestSpec", "Image", "RamFile", "open_guest", "open_image", "open_qemu", "open_ram"]
+__all__ = [
+    "GuestProcess",
+    "GuestSpec",
+    "Image",
+    "RamFile",
+    "open_guest",
+    "open_image",
+    "open_libvirt",
+    "open_qemu",
+    "open_ram",
+]
 
 
 def open_guest(spec: str | GuestSpec, *, running: bool = False, observer: Observer = SILENT) -> GuestProcess:
@@ -77,3 +92,21 @@ def open_qemu(socket_path: str, *, pid: int | None = None, timeout: float | None
     from parallel_fixedram.machines.qemu.machine import QemuMachine
 
     return QemuMachine(qmp_socket(socket_path, os.path.exists), pid=pid, timeout=timeout)
+
+
+def open_libvirt(domain: str, *, uri: str = SYSTEM, stop: bool = False) -> LibvirtMachine:
+    """Open a running domain of libvirt as a machine to save; its guest keeps running.
+
+    Args:
+        domain: its name or UUID.
+        uri: of the connection, to the libvirt of this host.
+        stop: end the domain once its file has its name, as ``virsh save`` does; it stands still from the instant on.
+
+    Raises:
+        RequestError: the URI leads elsewhere.
+        MachineError: libvirt cannot be reached, or the domain cannot be saved this way.
+        HostError: its memory cannot be reached, or libvirt's Python library is missing.
+    """
+    from parallel_fixedram.machines.libvirt.machine import LibvirtMachine
+
+    return LibvirtMachine(domain, uri=local_uri(uri), stop=stop)

@@ -65,6 +65,7 @@ from parallel_fixedram.image.draft import Draft
 from parallel_fixedram.image.instant_copy import InstantCopy
 from parallel_fixedram.verbs.account import Account
 from parallel_fixedram.verbs.save_disks import overlays_for
+from parallel_fixedram.verbs.save_image import head_for
 from parallel_fixedram.verbs.save_report import save_report
 
 NO_VMGENID = "the machine has no vmgenid device: clones of it will share random numbers to come"
@@ -175,6 +176,8 @@ def _save(machine: Machine, target: FileTarget, options: SaveOptions, account: A
         pause, state = _one_instant(machine, capture, run, overlays, copy, account)
         if pause.was_running and not ran:  # somebody let it go on: it writes to disks that nobody keeps
             overlays_for(machine, options.disks, runs=True)
+        if task.layout.head and pause.was_running != task.waits:  # which the file's head says
+            raise MachineChanged("somebody stopped the domain, or let it go on, before it was saved")
         capture.after(run)
         account.end("after")
         pool.dismiss()  # they end while the file is finished
@@ -189,6 +192,7 @@ def _save(machine: Machine, target: FileTarget, options: SaveOptions, account: A
                 copy.check(image, account.observer)
             account.end("check")
         published = draft.publish(account.observer)
+        machine.saved()
         account.end("publish")
         return save_report(target.path, task, decision, run, pause, account, published, snapshot, disks)
 
@@ -203,7 +207,8 @@ def _begin(
     space, no_snapshot = address_space(machine, options.capture.mode) if waits else (None, "")
     blocks = [each.block for each in guest_blocks]
     page_bits = recorded_page_bits(machine.target)
-    layout = FileLayout.plan(machine.name, blocks, target.offset, target=machine.target, page_bits=page_bits)
+    head = head_for(machine, target, options.publishing.image, runs=waits)
+    layout = FileLayout.plan(machine.name, blocks, target.offset, head=head, target=machine.target, page_bits=page_bits)
     ledger = Ledger(blocks)
     draft = stack.enter_context(Draft(target.path, layout, options.writing, options.publishing))
     ledger.map_data(guest_blocks)

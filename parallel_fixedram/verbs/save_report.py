@@ -13,6 +13,7 @@ from parallel_fixedram.core.reports.save import (
     SnapshotReport,
     WorkerReport,
 )
+from parallel_fixedram.core.save_options import ImageKind
 from parallel_fixedram.engine.capture.coordinator import Coordinator
 from parallel_fixedram.engine.capture.pause import Pause
 from parallel_fixedram.engine.capture.task import Task
@@ -65,6 +66,7 @@ def save_report(
             SavedDisk(device=each.device, image=each.images[0].path, format=each.images[0].format, overlay=overlay)
             for each, overlay in disks
         ),
+        image=ImageKind.LIBVIRT if layout.head else ImageKind.PLAIN,
         host=host_facts(path),
         notes=(*account.notes, *pause.notes),
     )

@@ -40,7 +40,9 @@ def folder(tmp_path, monkeypatch):
 
 
 SAVES = {
-    "no source": ([], "exactly one source is needed: --guest SPEC, --qmp SOCKET or --ram IDSTR=PATH\n"),
+    "no source": ([], "one source is needed: --guest SPEC, --qmp SOCKET, --libvirt DOMAIN or --ram IDSTR=PATH\n"),
+    "a libvirt without a domain": (["--guest", GUEST, "--connect", "qemu:///system"], "--connect is for --libvirt\n"),
+    "a domain elsewhere": (["--libvirt", "vm", "--connect", "qemu+ssh://host/system"], "leads to another host"),
     "two sources": (["--guest", GUEST, "--ram", "a=ram"], "exactly one source is needed"),
     "RAM without a path": (["--ram", "a"], "'a': expected IDSTR=PATH[,offset=N][,size=N]\n"),
     "RAM with an empty path": (["--ram", "a="], "'a=': the path is empty\n"),

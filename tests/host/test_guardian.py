@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 import psutil
 import pytest
 
-from parallel_fixedram.core.errors import HostError
+from parallel_fixedram.core.errors import HostError, MachineError
 from parallel_fixedram.host.processes import forked
 from parallel_fixedram.host.processes.guardian import Guardian
 
@@ -159,6 +159,31 @@ def test_one_that_is_let_go_acts_at_once_as_if_we_had_died(prepare: Callable[[Gu
     assert os.read(seen, 9) == done
     os.close(seen)
     while forked._left:  # a busy machine: it may take longer than it is waited for
+        forked.reap_left()
+
+
+def test_one_that_has_to_prepare_first_says_when_it_has_or_why_it_cannot() -> None:
+    seen, act = os.pipe2(os.O_CLOEXEC)
+    with Guardian(lambda: put(act, b"acted"), [act], lambda: put(act, b"prepared")) as guardian:
+        guardian.await_ready()
+        guardian.await_ready()
+        assert os.read(seen, 9) == b"prepared"
+        guardian.arm()
+        guardian.let_go()
+    os.close(act)
+    assert os.read(seen, 9) == b"acted"
+    os.close(seen)
+
+    def fail() -> None:
+        raise MachineError("nobody is there")
+
+    def die() -> None:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    for prepare, reason in ((fail, "nobody is there"), (die, "it has ended")):
+        with Guardian(lambda: None, prepare=prepare) as guardian, pytest.raises(HostError, match=reason):
+            guardian.await_ready()
+    while forked._left:
         forked.reap_left()
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -33,3 +34,10 @@ def linux(libvirtd: None, tmp_path_factory: pytest.TempPathFactory) -> LinuxGues
         return linux_guest(tmp_path_factory.mktemp("linux"))
     except Missing as reason:
         missing(str(reason))
+
+
+@pytest.fixture(scope="session")
+def library() -> None:
+    """libvirt's Python library is installed; it is imported only in processes of its own."""
+    if find_spec("libvirt") is None:
+        missing("libvirt's Python library is not installed: pip install '.[libvirt]', with libvirt-dev and pkg-config")

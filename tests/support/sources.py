@@ -157,6 +157,11 @@ class ScriptedGuest(RamOnly):
         self.running, self._was_running = self._was_running or self.running, False
         return self.torn.pop(0) if self.torn else None
 
+    def definition(self) -> bytes:
+        return b""
+
+    def saved(self) -> None: ...
+
     def look_again(self) -> bool:
         return self.changed.pop(0) if self.changed else False
 

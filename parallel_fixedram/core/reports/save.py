@@ -188,6 +188,8 @@ class SaveReport:
     """Of a snapshot; None for another capture."""
     disks: tuple[SavedDisk, ...] = ()
     """Disks that went on with overlays."""
+    image: str = "plain"
+    """What the file is: ``plain``, which QEMU loads, or ``libvirt``, which ``virsh restore`` loads."""
     host: Mapping[str, Any]
     notes: tuple[str, ...] = ()
     """What was done otherwise than asked, a sentence each."""

@@ -11,6 +11,7 @@ It ignores the signals that a terminal or a service manager sends to us, and hol
 
 from __future__ import annotations
 
+import contextlib
 import mmap
 import os
 import select
@@ -19,11 +20,13 @@ from collections.abc import Callable, Collection
 from types import TracebackType
 from typing import NoReturn, Self
 
-from parallel_fixedram.core.errors import HostError
+from parallel_fixedram.core.errors import FixedRamError, HostError
 from parallel_fixedram.host.files.channel import anonymous_memory
 from parallel_fixedram.host.processes import forked, signals
 
 _LET_GO_SECONDS = 1.0
+_READY_SECONDS = 30.0
+_PREPARED = b"\0"
 
 _IGNORED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT, signal.SIGPIPE)
 
@@ -34,14 +37,22 @@ class Guardian:
     Args:
         act: what to do; runs in the guardian's process, so it uses no thread, no lock and no event loop of ours.
         descriptors: what ``act`` needs open.
+        prepare: what its process does before that, once; a FixedRamError of it is raised by ``await_ready``.
 
     Raises:
         HostError: no process could be started.
     """
 
-    def __init__(self, act: Callable[[], None], descriptors: Collection[int] = ()) -> None:
+    def __init__(
+        self,
+        act: Callable[[], None],
+        descriptors: Collection[int] = (),
+        prepare: Callable[[], None] | None = None,
+    ) -> None:
         self._act = act
+        self._prepare = prepare
         self._descriptors = set(descriptors)
+        self._ready = -1
         self._pid = 0
         self._go = -1
 
@@ -53,10 +64,14 @@ class Guardian:
             try:
                 with signals.held():
                     self._go = os.eventfd(0, os.EFD_CLOEXEC)
-                    pid = os.fork()
-                    if pid == 0:
-                        self._watch(us)
-                    self._pid = pid
+                    self._ready, told = os.pipe2(os.O_CLOEXEC)
+                    try:
+                        pid = os.fork()
+                        if pid == 0:
+                            self._watch(us, told)
+                        self._pid = pid
+                    finally:
+                        os.close(told)
             finally:
                 os.close(us)
         except OSError as error:
@@ -71,6 +86,24 @@ class Guardian:
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         self.close()
+
+    def await_ready(self) -> None:
+        """Return when it is prepared; more than once does no harm.
+
+        Raises:
+            HostError: it cannot be.
+        """
+        if self._ready < 0:
+            return
+        said, poll = b"", select.poll()
+        poll.register(self._ready, select.POLLIN)
+        while poll.poll(_READY_SECONDS * 1000) and (data := os.read(self._ready, 1 << 12)):
+            said += data
+        os.close(self._ready)
+        self._ready = -1
+        if said != _PREPARED:
+            reason = said.decode(errors="replace") or "it has ended, or hangs"
+            raise HostError(f"the process that looks after the guest is not ready: {reason}")
 
     def arm(self) -> None:
         """From now on it acts when we die."""
@@ -98,22 +131,37 @@ class Guardian:
 
     def _forget(self) -> None:
         self._pid = 0
-        if self._go >= 0:
-            os.close(self._go)
-            self._go = -1
+        for fd in (self._go, self._ready):
+            if fd >= 0:
+                os.close(fd)
+        self._go = self._ready = -1
 
-    def _watch(self, us: int) -> NoReturn:
+    def _watch(self, us: int, told: int) -> NoReturn:
         try:
             for signum in _IGNORED:
                 signal.signal(signum, signal.SIG_IGN)
             signal.set_wakeup_fd(-1)
             os.setsid()
-            forked.keep_only({us, self._go, *self._descriptors})
-            poll = select.poll()
-            poll.register(us, select.POLLIN)
-            poll.register(self._go, select.POLLIN)
-            poll.poll()
-            if self._armed[0]:
-                self._act()
+            forked.keep_only({us, self._go, told, *self._descriptors})
+            if self._is_prepared(told):
+                poll = select.poll()
+                poll.register(us, select.POLLIN)
+                poll.register(self._go, select.POLLIN)
+                poll.poll()
+                if self._armed[0]:
+                    self._act()
         finally:
             os._exit(0)
+
+    def _is_prepared(self, told: int) -> bool:
+        """Prepare in the guardian's process, and tell the other one, or why not."""
+        reason = _PREPARED
+        try:
+            if self._prepare:
+                self._prepare()
+        except FixedRamError as error:
+            reason = error.message.encode()
+        with contextlib.suppress(BrokenPipeError):  # the other one is gone, or waits no more
+            os.write(told, reason)
+        os.close(told)
+        return reason == _PREPARED

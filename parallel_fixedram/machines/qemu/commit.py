@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from parallel_fixedram.core.errors import FixedRamError, HostError, MachineError
 from parallel_fixedram.core.observer import Observer
@@ -22,14 +22,19 @@ from parallel_fixedram.machines.qemu.jobs import cancel_job, end_job, find_job, 
 from parallel_fixedram.machines.qemu.monitor import Monitor
 from parallel_fixedram.machines.qemu.overlays import is_ours, left_overlays, overlays_of_ours, remove_nodes
 
+Merge = Callable[[Drive, int, str, Observer], int]
+"""Merges the top image of a disk into the one of that number: the disk, the number, what fails if it fails, who hears
+how far it is; returns how many bytes were copied."""
 
-def commit_overlays(monitor: Monitor, drive: Drive, observer: Observer) -> CommittedDisk | None:
+
+def commit_overlays(monitor: Monitor, drive: Drive, observer: Observer, merge: Merge) -> CommittedDisk | None:
     """Merge the overlays of ours that a disk is on into the image below them, and remove them.
 
     Args:
         monitor: of the QEMU.
         drive: the disk.
         observer: hears how far it is.
+        merge: does it.
 
     Returns:
         What was done; None for a disk that is on none.
@@ -46,7 +51,7 @@ def commit_overlays(monitor: Monitor, drive: Drive, observer: Observer) -> Commi
         raise MachineError(f"{name} goes on with {paths[0]!r}, an overlay by somebody else on one of ours")
     if ours == len(paths):
         raise MachineError(f"{name}: nothing is known of the image that {paths[-1]!r} is on: {drive.why_not}")
-    done = _merge(monitor, drive, ours, f"{name} cannot be merged into {paths[ours]!r}", observer)
+    done = merge(drive, ours, f"{name} cannot be merged into {paths[ours]!r}", observer)
     for node, path in zip(drive.nodes[:ours], paths[:ours], strict=True):
         remove_nodes(monitor, node)
         _remove(path)
@@ -67,8 +72,12 @@ def remove_left(monitor: Monitor, drives: Sequence[Drive]) -> tuple[str, ...]:
     return tuple(removed)
 
 
-def _merge(monitor: Monitor, drive: Drive, into: int, what: str, observer: Observer) -> int:
-    """Have QEMU merge the top image into one below it, or see that through; returns how many bytes it copied."""
+def merge(monitor: Monitor, drive: Drive, into: int, what: str, observer: Observer) -> int:
+    """Have QEMU merge the top image into one below it, or see that through; returns how many bytes it copied.
+
+    Raises:
+        MachineError: QEMU refuses or fails.
+    """
     top, done, whole = drive.disk.node, 0, 0
     job = f"commit-{top.removeprefix('#')}"
     if (begun := find_job(monitor, job)) and begun.get("status") == "concluded":

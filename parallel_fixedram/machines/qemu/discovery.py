@@ -155,9 +155,7 @@ def ramblocks(monitor: Monitor) -> list[QemuBlock]:
     matches = [_RAMBLOCK.fullmatch(line) for line in lines]
     if "Block Name" not in head or None in matches:  # a block that is overlooked would be missing in the file
         unclear = lines[matches.index(None)] if None in matches else head
-        raise MachineError(
-            f"QMP socket {monitor.name!r}: QEMU lists no RAMBlocks: {shown(unclear)!r} is not understood"
-        )
+        raise monitor.error(f"QEMU lists no RAMBlocks: {shown(unclear)!r} is not understood")
     found = [
         QemuBlock(
             idstr=match["name"],
@@ -172,12 +170,11 @@ def ramblocks(monitor: Monitor) -> list[QemuBlock]:
         if match and match["name"]
     ]
     if not any(block.main for block in found):
-        raise MachineError(f"QMP socket {monitor.name!r}: QEMU lists no RAMBlock of main memory")
+        raise monitor.error("QEMU lists no RAMBlock of main memory")
     try:
         check_unique([block.ramblock() for block in found])
     except RequestError as error:
-        what = "QEMU lists RAMBlocks that cannot be"
-        raise MachineError(f"QMP socket {monitor.name!r}: {what}: {error.message}") from error
+        raise monitor.error(f"QEMU lists RAMBlocks that cannot be: {error.message}") from error
     return found
 
 

@@ -19,12 +19,14 @@ from contextlib import ExitStack
 
 from parallel_fixedram.core.entering import Closing
 from parallel_fixedram.core.errors import FixedRamError, HostError, MachineError
+from parallel_fixedram.core.observer import Observer
 from parallel_fixedram.core.protocols import AddressSpace, GuestBlock
 from parallel_fixedram.core.targets import check_target
 from parallel_fixedram.machines.qemu import discovery
+from parallel_fixedram.machines.qemu.commit import merge
 from parallel_fixedram.machines.qemu.device_state import DeviceState
 from parallel_fixedram.machines.qemu.disks import sync_disks
-from parallel_fixedram.machines.qemu.drives import disk_names
+from parallel_fixedram.machines.qemu.drives import Drive, disk_names
 from parallel_fixedram.machines.qemu.memory import Memory
 from parallel_fixedram.machines.qemu.monitor import TIMEOUT_SECONDS, Monitor
 from parallel_fixedram.machines.qemu.overlays import Overlays
@@ -61,9 +63,7 @@ class QemuMachine(Closing):
     def __init__(self, socket_path: str, *, pid: int | None = None, timeout: float | None = None) -> None:
         seconds = TIMEOUT_SECONDS if timeout is None else timeout
         with ExitStack() as stack:
-            self.monitor = stack.enter_context(
-                Monitor(socket_path, timeout=seconds, greeting_timeout=min(seconds, GREETING_SECONDS))
-            )
+            self.monitor = self._connect(socket_path, seconds, stack)
             _refuse_what_cannot_be_saved(self.monitor)
             self.name = discovery.machine_type(self.monitor)
             self.target = read_target(self.monitor)
@@ -74,8 +74,17 @@ class QemuMachine(Closing):
             stack.enter_context(_watched(self.monitor, self.pid))
             self.memory = Memory(self.monitor, self.pid, discovery.makeup(self.monitor))
             stack.callback(lambda: self.memory.close())  # which may be another one by then
-            self.run_state = RunState(self.monitor)
+            self.run_state = self._run_state()
             self._stack = stack.pop_all()
+
+    def _connect(self, address: str, seconds: float, stack: ExitStack) -> Monitor:
+        """The monitor, until the stack is closed."""
+        greeting = min(seconds, GREETING_SECONDS)
+        return stack.enter_context(Monitor(address, timeout=seconds, greeting_timeout=greeting))
+
+    def _run_state(self) -> RunState:
+        """What stops the guest and lets it go on."""
+        return RunState(self.monitor)
 
     def guest_blocks(self) -> Sequence[GuestBlock]:
         """All RAMBlocks, in QEMU's order (Machine.guest_blocks)."""
@@ -105,6 +114,10 @@ class QemuMachine(Closing):
         """QEMU makes them, and moves its disks onto them (Machine.overlays)."""
         return Overlays(self.monitor, self.pid, folder)
 
+    def merge(self, drive: Drive, into: int, what: str, observer: Observer) -> int:
+        """Have the top image of a disk merged into another one of its images (commit.merge)."""
+        return merge(self.monitor, drive, into, what, observer)
+
     def pause(self) -> bool:
         """Stop the guest (Machine.pause)."""
         return self.run_state.pause()
@@ -127,6 +140,13 @@ class QemuMachine(Closing):
         """What ``xen-save-devices-state`` writes, with the guest's own run state (Machine.device_state)."""
         discovery.refuse_what_cannot_be_migrated(self.monitor)
         return self._state.save(self.run_state.to_save())
+
+    def definition(self) -> bytes:
+        """libvirt does not know it (Machine.definition)."""
+        return b""
+
+    def saved(self) -> None:
+        """It goes on (Machine.saved)."""
 
     def dirty_source(self) -> None:
         """Nobody outside of QEMU sees its dirty log (Machine.dirty_source)."""

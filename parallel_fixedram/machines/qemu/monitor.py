@@ -1,4 +1,4 @@
-"""Monitor: what can be asked of a QEMU through its QMP socket, one blocking call at a time."""
+"""Monitor: what can be asked of a QEMU through QMP, one blocking call at a time."""
 
 from __future__ import annotations
 
@@ -34,14 +34,16 @@ class Monitor(Closing):
     dropped); once it is lost, every call says so.
 
     Args:
-        path: QEMU's QMP socket.
+        path: QEMU's QMP socket; with ``sock``, what the other end is called.
         timeout: seconds for every call that is not given its own.
         greeting_timeout: seconds for the greeting, which does not come while another client is attached; None for
             ``timeout``.
         pidfd: descriptor of QEMU's process; its end ends every call. Stays the caller's to close, after the session.
+        sock: a connection that is there already; closed with the session.
+        kind: what the other end is, for messages.
 
     Attributes:
-        name: the path, for messages.
+        name: ``path``, for messages.
         version: QEMU's, as major, minor, micro.
 
     Raises:
@@ -55,15 +57,17 @@ class Monitor(Closing):
         timeout: float = TIMEOUT_SECONDS,
         greeting_timeout: float | None = None,
         pidfd: int | None = None,
+        sock: socket.socket | None = None,
+        kind: str = "QMP socket",
     ) -> None:
         self.name = path
         self._greeting_timeout = greeting_timeout
         with ExitStack() as stack:
             with signals.held():
-                sock = stack.enter_context(_connect(path))
-                self._session = stack.enter_context(Session(sock, path, timeout, pidfd))
+                sock = stack.enter_context(_connect(path) if sock is None else sock)
+                self._session = stack.enter_context(Session(sock, path, timeout, pidfd, kind))
             self.version = self._greet()
-            _log.debug("QMP socket %r: QEMU %d.%d.%d, process %d", self.name, *self.version, self.peer_pid)
+            _log.debug("%s %r: QEMU %d.%d.%d, process %d", kind, self.name, *self.version, self.peer_pid)
             stack.pop_all()
 
     @property
@@ -131,9 +135,13 @@ class Monitor(Closing):
         """
         return listen(self._session, names, ignored)
 
+    def error(self, text: str) -> MachineError:
+        """An error that names the other end."""
+        return self._session.error(text)
+
     def malformed(self, command: str, answer: object) -> MachineError:
         """What to raise when an answer is not what QEMU's documents say."""
-        return self._session.error(f"QEMU's answer to {command!r} is malformed: {shown(str(answer))}")
+        return self.error(f"QEMU's answer to {command!r} is malformed: {shown(str(answer))}")
 
     def close(self) -> None:
         """End the session, whatever state it is in, within seconds; more than once does no harm."""

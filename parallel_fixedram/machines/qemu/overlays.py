@@ -111,7 +111,7 @@ class Overlays:
                     hint="--disks none saves the guest without its disks",
                 )
         left = left_overlays(self._monitor, drives)
-        for each in self._planned(own):
+        for each in _planned(self._monitor, own, self._folder):
             with contextlib.ExitStack() as stack:
                 with signals.held():
                     stack.enter_context(made_for(self._pid, each.path))  # held until QEMU has it open
@@ -128,11 +128,7 @@ class Overlays:
         if not self._ready:
             return
         self._asked = True
-        actions = [
-            {"type": "blockdev-snapshot", "data": {"node": each.drive.disk.node, "overlay": each.node}}
-            for each in self._ready
-        ]
-        self._monitor.execute("transaction", {"actions": actions})
+        self._switch()
         self._frozen, self._ready = self._ready, []
         self._paths += [each.path for each in self._frozen]
         self._written = _last_written(self._frozen)
@@ -140,36 +136,24 @@ class Overlays:
     def frozen(self, *, durable: bool) -> tuple[tuple[Disk, str], ...]:
         """The disks as they were then, and where they go on (DiskOverlays.frozen)."""
         disks = tuple((_as_it_is(each.drive.disk, durable=durable), each.path) for each in self._frozen)
-        now = nodes_in_use(self._monitor)  # asked last: somebody may have merged an overlay while images were read
-        expected = {each.drive.disk.device: each.node for each in self._frozen}
-        moved = {name: node for name, node in now.items() if name not in self._shared} != expected
-        if moved or _last_written(self._frozen) != self._written:
+        on_them = self._is_on_them()  # asked last: somebody may have merged an overlay while images were read
+        if not on_them or _last_written(self._frozen) != self._written:
             raise MachineChanged("somebody changed what the guest's disks are while it was saved")
         return disks
 
-    def _planned(self, drives: Sequence[Drive]) -> Iterator[Overlay]:
-        """An overlay for each drive, under names that nobody has yet."""
-        nodes = {each.get("node-name") for each in listed(self._monitor, "query-named-block-nodes", {"flat": True})}
-        stamp = time.strftime(f"{PREFIX}%Y%m%d-%H%M%S")
-        for letter in _LETTERS:
-            snapshot = stamp + letter
-            planned = [
-                Overlay(drive=each, path=self._path(each, snapshot), node=f"{snapshot}.{number}")
-                for number, each in enumerate(drives)
-            ]
-            if not any(os.path.lexists(each.path) or each.node in nodes for each in planned):
-                return iter(planned)
-        raise HostError(f"there are overlays of every name like {planned[0].path!r}")
+    def _switch(self) -> None:
+        """Have all disks go on with those that are ready, at once."""
+        actions = [
+            {"type": "blockdev-snapshot", "data": {"node": each.drive.disk.node, "overlay": each.node}}
+            for each in self._ready
+        ]
+        self._monitor.execute("transaction", {"actions": actions})
 
-    def _path(self, drive: Drive, snapshot: str) -> str:
-        image = _SUFFIX.sub("", drive.disk.images[0].path)
-        if not self._folder and _is_device(image):
-            raise MachineError(
-                f"disk {drive.disk.device!r} is the device {image!r}: its overlay cannot be beside it",
-                hint="--disk-folder DIR says where",
-            )
-        folder = self._folder or os.path.dirname(image)
-        return os.path.join(os.path.abspath(folder), f"{os.path.basename(image)}.{snapshot}.qcow2")
+    def _is_on_them(self) -> bool:
+        """Whether each disk goes on with its overlay, and no other disk has come."""
+        now = nodes_in_use(self._monitor)
+        expected = {each.drive.disk.device: each.node for each in self._frozen}
+        return {name: node for name, node in now.items() if name not in self._shared} == expected
 
     def _make(self, overlay: Overlay) -> None:
         """Have QEMU make an image without contents in the file, and open it."""
@@ -214,6 +198,33 @@ class Overlays:
         with contextlib.suppress(OSError):
             os.unlink(overlay.path)
         return True
+
+
+def _planned(monitor: Monitor, drives: Sequence[Drive], folder: str | None) -> Iterator[Overlay]:
+    """An overlay for each drive, under names that nobody has yet."""
+    nodes = {each.get("node-name") for each in listed(monitor, "query-named-block-nodes", {"flat": True})}
+    stamp = time.strftime(f"{PREFIX}%Y%m%d-%H%M%S")
+    for letter in _LETTERS:
+        snapshot = stamp + letter
+        planned = [
+            Overlay(drive=each, path=_path(each, snapshot, folder), node=f"{snapshot}.{number}")
+            for number, each in enumerate(drives)
+        ]
+        if not any(os.path.lexists(each.path) or each.node in nodes for each in planned):
+            return iter(planned)
+    raise HostError(f"there are overlays of every name like {planned[0].path!r}")
+
+
+def _path(drive: Drive, snapshot: str, folder: str | None) -> str:
+    image = _SUFFIX.sub("", drive.disk.images[0].path)
+    if not folder and _is_device(image):
+        raise MachineError(
+            f"disk {drive.disk.device!r} is the device {image!r}: its overlay cannot be beside it",
+            hint="--disk-folder DIR says where",
+        )
+    return os.path.join(
+        os.path.abspath(folder or os.path.dirname(image)), f"{os.path.basename(image)}.{snapshot}.qcow2"
+    )
 
 
 def left_overlays(monitor: Monitor, drives: Sequence[Drive]) -> dict[str, str]:

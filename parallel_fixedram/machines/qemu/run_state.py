@@ -31,18 +31,21 @@ class RunState:
 
     Args:
         monitor: of the QEMU.
+        guardian: what lets the guest go on if we die; None for one that uses the monitor's connection.
+        stays: whether a guest that was stopped for an instant stays so after ``resume``, until ``ended`` or ``let_go``.
 
     Raises:
         HostError: there is no process to be had for the guardian.
     """
 
-    def __init__(self, monitor: Monitor) -> None:
+    def __init__(self, monitor: Monitor, guardian: Guardian | None = None, *, stays: bool = False) -> None:
         self._monitor = monitor
+        self._stays = stays
         self._runs = self._stopped = self._held = False
         self._ran_as = RUNNING
         self._events: Events | None = None
         self._stack = ExitStack()
-        self._guardian = Guardian(self._go_on, [monitor.sock.fileno()])
+        self._guardian = guardian or Guardian(self._go_on, [monitor.sock.fileno()])
         self._guardian.__enter__()
 
     def now(self) -> str:
@@ -64,6 +67,7 @@ class RunState:
     def get_ready(self) -> None:
         """Ask whether the guest runs, and listen to what happens to it."""
         if self._events is None:
+            self._guardian.await_ready()
             self._events = self._stack.enter_context(self._monitor.listen(ignored=HARMLESS))
         status = self.now()
         self._runs = status in discovery.RUNNING
@@ -104,10 +108,18 @@ class RunState:
         except MachineError:
             self._go_on_if(self._stopped)
             raise
+        if self._stays and held.ours and not held.torn:
+            self._held = False  # the guardian still watches
+            return None
         self._go_on_if(held.ours)
         if held.over:
             raise MachineError(f"{self._monitor.name!r}: {held.torn} while it was saved, and was left as it is")
         return held.torn or None
+
+    def ended(self) -> None:
+        """There is no guest any more that could go on."""
+        self._stopped = False
+        self._guardian.disarm()
 
     def close(self) -> None:
         """Stop listening; a guardian that has nothing to look after ends."""

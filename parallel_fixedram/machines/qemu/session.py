@@ -45,20 +45,24 @@ class Session(Closing):
 
     Args:
         sock: connected, and nothing read from it; closed with the session.
-        name: of the socket, for messages.
+        name: of the other end, for messages.
         timeout: seconds for every call that is not given its own.
         pidfd: descriptor of QEMU's process; its end ends every call.
+        kind: what the other end is, for messages.
 
     Attributes:
-        sock, name, timeout: as given.
+        sock, name, kind, timeout: as given.
         client: the library's.
         listeners: get every event that the library does not see; they may not raise.
         loop: runs it.
     """
 
-    def __init__(self, sock: socket.socket, name: str, timeout: float, pidfd: int | None) -> None:
+    def __init__(
+        self, sock: socket.socket, name: str, timeout: float, pidfd: int | None, kind: str = "QMP socket"
+    ) -> None:
         self.sock = sock
         self.name = name
+        self.kind = kind
         self.timeout = timeout
         self.loop = EventLoop(pidfd)
         self._lost = ""
@@ -170,8 +174,8 @@ class Session(Closing):
         self._lost = self._lost or (_reason(error) if error else _OVER)
 
     def error(self, text: str) -> MachineError:
-        """An error that names the socket."""
-        return MachineError(f"QMP socket {self.name!r}: {text}")
+        """An error that names the other end."""
+        return MachineError(f"{self.kind} {self.name!r}: {text}")
 
     def _with_reason(self, late: str, error: Exception) -> MachineError:
         """Say why nothing came; only the end of the session tells that."""

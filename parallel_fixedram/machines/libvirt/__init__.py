@@ -1,0 +1,1 @@
+"""Domains of libvirt: QEMUs whose monitor is libvirt's, reached through its API."""
