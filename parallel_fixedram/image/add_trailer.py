@@ -53,7 +53,7 @@ def add_trailer(image: Image, main: Collection[str], *, channels: int, observer:
     digests = [shared_words(saved.block.pages) for saved in image.blocks]
     fd = reopen_writable(image)
     try:
-        channel, resized = ReadBackChannel(fd, image.path), False
+        channel, resized = ReadBackChannel(FileChannel(fd, image.path)), False
         try:
             with signals.held():
                 _resize(channel, trailer.file_length)

@@ -131,7 +131,7 @@ class Draft:
         ending = Ending(self._layout, guest_blocks, ledger, state, disks)
         self._pending.set_size(ending.file_length)
         self._reservation.give_back(ledger.present, gap_pages)
-        ending.write(ReadBackChannel(self.buffered.fd, self.buffered.name))
+        ending.write(ReadBackChannel(self.buffered))
 
     def image(self) -> Image:
         """The finished file, opened for reading (open_image)."""

@@ -205,7 +205,7 @@ def test_short_gathered_writes_are_continued_where_they_ended(
 def test_what_is_read_back_has_to_be_what_was_written(
     file: FileChannel, monkeypatch: pytest.MonkeyPatch, length: int
 ) -> None:
-    channel, data, pwrite = ReadBackChannel(file.fd, "NAME"), bytearray(os.urandom(length)), os.pwrite
+    channel, data, pwrite = ReadBackChannel(FileChannel(file.fd, "NAME")), bytearray(os.urandom(length)), os.pwrite
     channel.write(100, memoryview(data))
     into = bytearray(length)
     channel.read(100, memoryview(into))

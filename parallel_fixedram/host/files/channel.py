@@ -156,7 +156,15 @@ class FileChannel:
 
 
 class ReadBackChannel(FileChannel):
-    """A file that reads back what it writes: for what gets its digest from there, and must not get a wrong one."""
+    """A file that reads back what it writes: for what gets its digest from there, and must not get a wrong one.
+
+    Args:
+        channel: what writes.
+    """
+
+    def __init__(self, channel: FileChannel) -> None:
+        super().__init__(channel.fd, channel.name)
+        self._channel = channel
 
     def write(self, offset: int, data: memoryview) -> None:
         """Write all of ``data``, and compare (Channel.write).
@@ -164,7 +172,7 @@ class ReadBackChannel(FileChannel):
         Raises:
             HostError: it cannot be written, or something else is there now.
         """
-        super().write(offset, data)
+        self._channel.write(offset, data)
         back = memoryview(bytearray(min(len(data), _ZEROS_LENGTH)))
         for start in range(0, len(data), _ZEROS_LENGTH):
             piece = data[start : start + _ZEROS_LENGTH]
