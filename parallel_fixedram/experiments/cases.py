@@ -140,6 +140,7 @@ WAYS: Mapping[str, WayRules] = {
     "qemu-mapped-ram": WayRules(sources=("qemu",), defaults={**_FILE, "rounds": None}),
     "qemu-multifd": WayRules(sources=("qemu",), defaults={**_FILE, "channels": 2}),
     "qemu-multifd-direct": WayRules(sources=("qemu",), defaults={**_FILE, "channels": 2}),
+    "qemu-background-snapshot": WayRules(sources=("qemu",), defaults=_FILE),
     "restore": WayRules(sources=("qemu",), defaults={**_FILE, "channels": 1, "shared": False, "touch": False}),
     "clone": WayRules(sources=("qemu",), defaults={**_FILE, "count": 1, "touch": False}),
     "qemu-load": WayRules(sources=("qemu",), defaults={**_FILE, "channels": 1, "direct_io": "off", "touch": False}),

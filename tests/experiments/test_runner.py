@@ -26,6 +26,7 @@ from parallel_fixedram.experiments.ways.fresh import Naive, Ours
 from parallel_fixedram.host import user_cache
 from parallel_fixedram.image.image import open_image
 
+STREAMS = ("qemu-file", "qemu-background-snapshot")
 QUICK = 'way = ["scan", "page-by-page"]\nguest = ["random,size=2MiB", "zero,size=2MiB"]'
 
 
@@ -228,16 +229,17 @@ def test_a_live_save_tells_how_the_file_grew_and_what_a_stream_would_have_taken(
 def test_a_qemu_guest_is_saved_by_us_and_by_itself(tmp_path):
     require_qemu()
     found = scenario(
-        'way = ["ours", "qemu-file", "qemu-mapped-ram", "qemu-multifd", "qemu-multifd-direct"]\n'
+        'way = ["ours", "qemu-file", "qemu-mapped-ram", "qemu-multifd", "qemu-multifd-direct", '
+        '"qemu-background-snapshot"]\n'
         'qemu = {size = "64MiB", data = 0.5}',
         repeats=1,
         warm_up=0,
     )
     run_set = carry_out(found, tmp_path)
-    assert len(run_set.cases) + sum(len(each.cases) for each in run_set.missing) == 5
+    assert len(run_set.cases) + sum(len(each.cases) for each in run_set.missing) == 6
     for case in run_set.cases:
         (sample,) = case.samples
-        assert sample.verified == ("loaded" if case.parameters["way"] == "qemu-file" else "ram")
+        assert sample.verified == ("loaded" if case.parameters["way"] in STREAMS else "ram")
         assert 0 < sample.seconds.pause <= sample.seconds.total
         assert 32 << 20 <= sample.bytes.data <= 40 << 20
 

@@ -24,6 +24,7 @@ WAY_NAMES = {
     "qemu-mapped-ram": "QEMU mapped-ram",
     "qemu-multifd": "QEMU multifd",
     "qemu-multifd-direct": "QEMU multifd, direct",
+    "qemu-background-snapshot": "QEMU background-snapshot",
     "pause-floor": "stop and cont alone",
     "restore": "restore",
     "clone": "clone",

@@ -9,20 +9,20 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 from parallel_fixedram.core.errors import MachineError
 from parallel_fixedram.experiments import tools
 from parallel_fixedram.experiments.qemu_guest import QemuGuest
 from parallel_fixedram.experiments.results import Bytes, Seconds
-from parallel_fixedram.experiments.ways.way import Measured, Run, file_bytes, sync_file
+from parallel_fixedram.experiments.ways.way import Measured, Run, Stretch, file_bytes, sync_file
 from parallel_fixedram.verbs.verify import verify
 
-_SECONDS = 600.0
+SECONDS = 600.0
 """How long a migration may take."""
 _POLL_SECONDS = 0.001
-_ENDED = ("completed", "failed", "cancelled")
+ENDED = ("completed", "failed", "cancelled")
 _RATE = 1.5
 """A live migration is given so many times the bandwidth of what its guest dirties: each round is that much shorter."""
 
@@ -82,7 +82,7 @@ def load(guest: QemuGuest, path: str) -> str:
     """Have a QEMU that waits load a file; returns how that ended."""
     with guest.monitor.listen("MIGRATION") as events:
         guest.execute("migrate-incoming", {"uri": f"file:{path}"})
-        while (status := str(events.wait(_SECONDS)["data"]["status"])) not in _ENDED:
+        while (status := str(events.wait(SECONDS)["data"]["status"])) not in ENDED:
             pass
     return status
 
@@ -100,21 +100,19 @@ def _migrate_stopped(run: Run, guest: QemuGuest) -> Measured:
     try:
         with guest.monitor.listen("MIGRATION") as events:
             guest.execute("migrate", {"uri": f"file:{run.path}"})
-            while (status := events.wait(_SECONDS)["data"]["status"]) not in _ENDED:
+            while (status := events.wait(SECONDS)["data"]["status"]) not in ENDED:
                 pass
         written = time.perf_counter()
     finally:
         _cont(guest)
     resumed = time.perf_counter()
-    state = _completed(guest, status)
+    state = completed(guest, status)
     sync_start = time.perf_counter()
     sync_file(run.path)
     ended = time.perf_counter()
     total = resumed - started + ended - sync_start
-    measured = _measured(
-        run, state, Seconds(total=total, last_write=written - started, pause=resumed - started), growth=None
-    )
-    return replace(measured, save_at=(started, ended), pause_at=(started, resumed))
+    seconds = Seconds(total=total, last_write=written - started, pause=resumed - started)
+    return measured(run, state, seconds, save_at=(started, ended), pause_at=(started, resumed))
 
 
 def _migrate_live(run: Run, guest: QemuGuest, rounds: int) -> Measured:
@@ -127,8 +125,8 @@ def _migrate_live(run: Run, guest: QemuGuest, rounds: int) -> Measured:
     with guest.monitor.listen("MIGRATION", "MIGRATION_PASS") as events:
         started = time.perf_counter()
         guest.execute("migrate", {"uri": f"file:{run.path}"})
-        while done < rounds - 1 and status not in _ENDED:
-            data = events.wait(_SECONDS)["data"]
+        while done < rounds - 1 and status not in ENDED:
+            data = events.wait(SECONDS)["data"]
             status = data.get("status", status)
             if (done := _rounds_done(data, done)) > len(growth):
                 growth.append((done, file_bytes(run.path)[1]))
@@ -136,17 +134,17 @@ def _migrate_live(run: Run, guest: QemuGuest, rounds: int) -> Measured:
         guest.execute("stop")
         try:
             guest.execute("migrate-set-parameters", {"max-bandwidth": 0})
-            while status not in _ENDED:
-                status = events.wait(_SECONDS)["data"].get("status", status)
+            while status not in ENDED:
+                status = events.wait(SECONDS)["data"].get("status", status)
             written = time.perf_counter()
         finally:
             _cont(guest)
     resumed = time.perf_counter()
-    state = _completed(guest, status)
+    state = completed(guest, status)
     growth.append((len(growth) + 1, file_bytes(run.path)[1]))
     sync_file(run.path)
     total = time.perf_counter() - started
-    return _measured(
+    return measured(
         run,
         state,
         Seconds(total=total, last_write=written - started, pause=resumed - stopped),
@@ -166,7 +164,7 @@ def _rounds_done(data: Mapping[str, Any], before: int) -> int:
     return max(int(data.get("pass", 0)) - 1, before)
 
 
-def _completed(guest: QemuGuest, status: str) -> Mapping[str, Any]:
+def completed(guest: QemuGuest, status: str) -> Mapping[str, Any]:
     """What QEMU tells of the migration.
 
     Raises:
@@ -178,9 +176,16 @@ def _completed(guest: QemuGuest, status: str) -> Mapping[str, Any]:
     return state
 
 
-def _measured(
-    run: Run, state: Mapping[str, Any], seconds: Seconds, *, growth: tuple[tuple[int, int], ...] | None
+def measured(
+    run: Run,
+    state: Mapping[str, Any],
+    seconds: Seconds,
+    *,
+    growth: tuple[tuple[int, int], ...] | None = None,
+    save_at: Stretch | None = None,
+    pause_at: Stretch | None = None,
 ) -> Measured:
+    """What is stored of a migration; ``state`` is as ``query-migrate`` tells it."""
     ram = state.get("ram", {})
     length, allocated = file_bytes(run.path)
     data = ram.get("normal-bytes")
@@ -194,6 +199,8 @@ def _measured(
             allocated=allocated,
         ),
         growth=growth,
+        save_at=save_at,
+        pause_at=pause_at,
     )
 
 

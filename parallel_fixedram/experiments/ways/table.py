@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from parallel_fixedram.experiments.ways.background_snapshot import BackgroundSnapshot
 from parallel_fixedram.experiments.ways.boots import Clone, QemuLoad, Restore
 from parallel_fixedram.experiments.ways.fio import Fio, FioPages
 from parallel_fixedram.experiments.ways.fresh import Naive, Ours, Part, Sequential
@@ -25,6 +26,7 @@ TABLE: Mapping[str, Way] = {
     "restore": Restore(),
     "clone": Clone(),
     "qemu-load": QemuLoad(),
+    "qemu-background-snapshot": BackgroundSnapshot(),
     "verify": Verify(),
     "pause-floor": PauseFloor(),
     "scan": Part(),
