@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import hashlib
+import os
+import signal
 import subprocess
 import xml.etree.ElementTree as ET
 from pathlib import Path
@@ -10,10 +12,13 @@ from pathlib import Path
 import pytest
 from support.cli import call, done, refused
 from support.command import report
+from support.faults import Forked, behind
 from support.libvirt_domains import MIB, Domain, virsh
 from support.qemu_linux import LinuxGuest
 
+from parallel_fixedram.machines.libvirt.overlays import LibvirtOverlays
 from parallel_fixedram.machines.libvirt.own_commands import snapshot_xml, targets
+from parallel_fixedram.machines.qemu.monitor import Monitor
 from parallel_fixedram.verbs.verify import verify
 
 pytestmark = pytest.mark.usefixtures("library")
@@ -90,6 +95,26 @@ def test_a_save_that_fails_before_the_instant_leaves_no_overlay(tmp_path: Path) 
         assert sorted(tmp_path.iterdir()) == before
         assert sources(domain) == {"vda": str(image)}
         done(call("disks", "--libvirt", domain.name))
+
+
+def test_a_save_that_is_killed_before_the_instant_leaves_no_overlay_and_one_after_it_leaves_those_in_use(
+    tmp_path: Path,
+) -> None:
+    image = tmp_path / "a.img"
+    image.write_bytes(bytes(MIB))
+    with Domain(tmp_path, devices=DISK.format(kind="raw", path=image, more="", target="dev='vda'")) as domain:
+        domain.start()
+        argv = ["save", tmp_path / "vm", "--libvirt", domain.name, "--disks", "overlay", "--capture", "compare"]
+        for moment, is_used in (
+            (behind(LibvirtOverlays, "_make"), False),
+            (behind(Monitor, "execute", "libvirt-snapshot"), True),
+        ):
+            with Forked(*argv, moment=moment, act=lambda *_: os.kill(os.getpid(), signal.SIGKILL)) as running:
+                assert running.finish().code == -signal.SIGKILL
+                assert running.left() == []
+            assert domain.state == "running"
+            overlays = [str(path) for path in tmp_path.glob("*.fixedram-*")]
+            assert overlays == ([sources(domain)["vda"]] if is_used else [])
 
 
 def test_the_snapshot_is_of_the_disks_that_have_an_overlay_and_of_no_other() -> None:

@@ -120,9 +120,11 @@ def _run(uri: str, name: str, sock: socket.socket, us: int) -> NoReturn:
             refuse_unsuitable(opened, name)
             first = {"name": opened.domain.name(), "uuid": opened.domain.UUIDString()}
             sock.sendall(json.dumps(first).encode() + b"\n")
-            speaker = Speaker(opened, sock, own_commands(opened))
+            own = own_commands(opened)
+            speaker = Speaker(opened, sock, own)
             speaker.greet()
             speaker.serve()
+            own["libvirt-tidy"]({})
         except Exception as error:
             known = error if isinstance(error, FixedRamError) else HostError.from_any(f"domain {name!r}", error)
             sock.sendall(json.dumps({"failure": as_failure(known)}).encode() + b"\n")

@@ -33,7 +33,8 @@ class LibvirtOverlays(Overlays):
     """DiskOverlays of a domain; a context manager. On leaving, overlays that are not in use are removed."""
 
     def _make(self, overlay: Overlay) -> None:
-        """Make an image without contents in the file."""
+        """Make an image without contents in the file; should we be killed before it is used, the bridge removes it."""
+        self._monitor.execute("libvirt-will-make", {"path": overlay.path})
         image = overlay.drive.disk.images[0]
         backing = ["-b", os.path.abspath(image.path), "-F", image.format, "-u"]
         command = ["qemu-img", "create", "-q", "-f", "qcow2", *backing, overlay.path, str(overlay.drive.disk.size)]

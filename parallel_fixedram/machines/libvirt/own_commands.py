@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
 import xml.etree.ElementTree as ET
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -16,9 +18,10 @@ def own_commands(opened: Domain) -> dict[str, Callable[[Arguments], object]]:
     """By name: functions of the command's arguments that raise libvirt's errors or a MachineError.
 
     ``libvirt-xml``: the definition for a saved image. ``libvirt-destroy``: the end of the domain. ``libvirt-snapshot``
-    (``overlays``: path by device): disks go on with images that are there. ``libvirt-commit`` (``device``, ``base``),
-    ``libvirt-commit-state`` (``device``), ``libvirt-commit-end`` (``device``, ``pivot``): a disk's images merged into
-    one below them, which it goes on with, or not.
+    (``overlays``: path by device): disks go on with images that are there. ``libvirt-tidy``: those of them that
+    ``libvirt-will-make`` (``path``) named, and that no disk is on, are removed. ``libvirt-commit`` (``device``,
+    ``base``), ``libvirt-commit-state`` (``device``), ``libvirt-commit-end`` (``device``, ``pivot``): a disk's images
+    merged into one below them, which it goes on with, or not.
     """
     libvirt, domain = library(), opened.domain
 
@@ -35,7 +38,26 @@ def own_commands(opened: Domain) -> dict[str, Callable[[Arguments], object]]:
         domain.snapshotCreateXML(snapshot_xml(targets(domain.XMLDesc(0)), arguments["overlays"]), flags)
         return {}
 
-    return {"libvirt-xml": xml, "libvirt-destroy": destroy, "libvirt-snapshot": snapshot, **_merging(libvirt, domain)}
+    own = {"libvirt-xml": xml, "libvirt-destroy": destroy, "libvirt-snapshot": snapshot}
+    return own | _tidying(domain) | _merging(libvirt, domain)
+
+
+def _tidying(domain: Any) -> dict[str, Callable[[Arguments], object]]:
+    named: list[str] = []
+
+    def will_make(arguments: Arguments) -> object:
+        named.append(arguments["path"])
+        return {}
+
+    def tidy(_: Arguments) -> object:
+        used = files(domain.XMLDesc(0)) if named else set()
+        for path in named:
+            if path not in used:
+                with contextlib.suppress(FileNotFoundError):
+                    os.unlink(path)
+        return {}
+
+    return {"libvirt-will-make": will_make, "libvirt-tidy": tidy}
 
 
 def _merging(libvirt: Any, domain: Any) -> dict[str, Callable[[Arguments], object]]:
@@ -69,6 +91,11 @@ def targets(xml: str) -> dict[str, str]:
         if alias is not None and target is not None:
             found[alias.get("name", "")] = target.get("dev", "")
     return found
+
+
+def files(xml: str) -> set[str]:
+    """Every file that a disk of a domain is on, images below others included."""
+    return {path for source in ET.fromstring(xml).iterfind("devices/disk//source") if (path := source.get("file"))}
 
 
 def known(targets: Mapping[str, str], device: str) -> str:
