@@ -122,6 +122,7 @@ SAVE = {
         float,
     ),
     "bytes": dict.fromkeys(["ram", "written", "file", "allocated"], int) | {"cached": (int, type(None))},
+    "image": str,
     "choice": CHOICE,
     "workers": [{"shards": int, "written_pages": int, "seconds": float}],
     "snapshot": type(None),

@@ -66,6 +66,10 @@ class Series:
     """Ascending by x."""
 
 
+_NO_GUESTS_RATE = 1 << 40
+"""Bytes a second that no guest can dirty: one that is asked for so much never sleeps (boot_sector.py)."""
+
+
 def groups(cases: Iterable[CaseResult], by: Sequence[str]) -> list[tuple[Mapping[str, Any], list[CaseResult]]]:
     """Cases with equal values of these parameters, in the order of the first of each."""
     found: dict[str, tuple[Mapping[str, Any], list[CaseResult]]] = {}
@@ -197,7 +201,8 @@ def source_text(parameters: Mapping[str, Any]) -> str:
     if qemu.get("ram"):
         words.append(f"{qemu['ram']} RAM")
     if qemu.get("dirty_rate"):
-        words.append(f"dirties {format_size(qemu['dirty_rate'])}/s")
+        rate = qemu["dirty_rate"]
+        words.append(f"dirties {format_size(rate)}/s" if rate < _NO_GUESTS_RATE else "never rests")
     if qemu.get("fresh"):
         words.append("fresh")
     if qemu.get("watched"):
