@@ -144,6 +144,15 @@ class TestConversation:
             assert monitor.execute("cont") == 1
             assert events.wait()["event"] == "STOP"
 
+    def test_late_answers_to_somebody_before_us_are_not_ours(self, serve: Callable[..., FakeQmp]) -> None:
+        """A QEMU that hung answers whoever is connected by then; ids that all begin with 0 would not tell."""
+        ids = [number for n in range(50) for number in (str(n), f"__qmp#{n:05d}")]
+        late = chain(*[sends(line({"return": {}, "id": each})) for each in ids])
+        server = serve({"add-fd": chain(late, returns(1)), "query-status": chain(late, returns(2))})
+        with Monitor(str(server.path)) as monitor:
+            assert monitor.execute("query-status") == 2
+            assert monitor.execute("add-fd", fd=0) == 1
+
     def test_a_large_answer_is_read(self, serve: Callable[..., FakeQmp]) -> None:
         server = serve({"human-monitor-command": returns("x" * (9 * MIB))})
         with Monitor(str(server.path)) as monitor:

@@ -88,12 +88,12 @@ class Guardian:
         self.close()
 
     def await_ready(self) -> None:
-        """Return when it is prepared; more than once does no harm.
+        """Return when it is prepared, if it has anything to prepare; more than once does no harm.
 
         Raises:
             HostError: it cannot be.
         """
-        if self._ready < 0:
+        if self._ready < 0 or self._prepare is None:
             return
         said, poll = b"", select.poll()
         poll.register(self._ready, select.POLLIN)

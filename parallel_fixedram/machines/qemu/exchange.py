@@ -12,6 +12,7 @@ goes well. Whatever else arrives is left to the library, which judges it when it
 from __future__ import annotations
 
 import logging
+import secrets
 import select
 import socket
 import time
@@ -29,6 +30,8 @@ _WHOLE_BYTES = 4096
 _READ_BYTES = 1 << 16
 _LONGEST_LINE = 10 << 20
 """Bytes; the library's own limit."""
+
+_FIRST_IDS = 10**9
 
 _log = logging.getLogger(__name__)
 
@@ -50,7 +53,8 @@ class Client(QMPClient):
         super().__init__(name)
         self._sock = sock
         self._hear = hear
-        self._asked = 0
+        # not from 0: a QEMU that hung may still answer, to us, what somebody before us has asked
+        self._asked = self._execute_id = secrets.randbelow(_FIRST_IDS)
         self._unread = bytearray()  # with us, not yet sorted
 
     def ask(self, command: str, arguments: object = None) -> Message | None:
