@@ -130,9 +130,9 @@ def test_a_guest_whose_qemu_hangs_when_we_are_killed_goes_on_however_late_it_wak
     pid = guest.pid
 
     def let_hours_go_by_for_the_guardian() -> None:
-        def watch(guardian: Guardian, us: int) -> None:
+        def watch(guardian: Guardian, *given: int) -> None:
             time.monotonic = itertools.count(0.0, 3600.0).__next__
-            real(guardian, us)
+            real(guardian, *given)
 
         real = Guardian._watch
         Guardian._watch = watch
