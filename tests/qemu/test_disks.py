@@ -189,9 +189,8 @@ class TestTold:
         with QemuProcess(*ticker, *drive(path)) as guest:
             report = save(guest, folder / "saved")
             assert guest.status() == "running"
-        assert [note for note in report.notes if "disk" in note and "stood still" not in note] == [
-            f"before the guest is stopped, disk '{path}' {said}"
-        ]
+        told = [note for note in report.notes if repr(str(path)) in note]  # what else QEMU writes may be late, too
+        assert told == [f"before the guest is stopped, disk '{path}' {said}"]
         monkeypatch.undo()
         assert parallel_fixedram.verify(os.fspath(folder / "saved")).ok
 
