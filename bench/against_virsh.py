@@ -23,7 +23,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 
-from support.libvirt_domains import Domain, virsh
+from support.libvirt_domains import Domain, libvirtd, virsh
 
 import parallel_fixedram
 from parallel_fixedram import Capturing, Disks, DisksMode
@@ -48,7 +48,11 @@ def main(pairs: int, gib: float) -> None:
     ways |= {name: theirs(options) for name, options in THEIRS.items()}
     ways |= {name: ours(mode) for name, mode in OURS.items()}
     samples: dict[str, list[dict[str, float]]] = {name: [] for name in ways}
-    with tempfile.TemporaryDirectory(dir=".") as name, filled(Path(name).absolute(), int(gib * GIB)) as domain:
+    with (
+        tempfile.TemporaryDirectory(dir=".") as name,
+        libvirtd(Path(name).absolute()),
+        filled(Path(name).absolute(), int(gib * GIB)) as domain,
+    ):
         ours(CaptureMode.STOPPED)(domain, Path(name).absolute() / "image")  # measures once what writes cost here
         for number in range(pairs):
             for way in list(ways)[:: -1 if number % 2 else 1]:

@@ -59,24 +59,31 @@ def most_filled_bytes(size: int) -> int:
     return min(size, LOW_RAM) - _RESERVED_AT_END - FIRST
 
 
-def fill_image(*, size: int, share: float, dirty_rate: int = 0, seed: int = 1) -> bytes:
+def fill_image(
+    *, size: int, share: float, dirty_rate: int = 0, hot: int | None = None, at_random: bool = False, seed: int = 1
+) -> bytes:
     """A disk image that fills RAM with numbers that look random: no two pages are alike, and none is zero.
 
     Args:
         size: bytes of RAM.
         share: of RAM, how much it fills, from FIRST on.
-        dirty_rate: bytes of pages rewritten a second afterwards, going round the filled range; 0 to sleep for good. It
-            never sleeps if it cannot keep up with that.
+        dirty_rate: bytes of pages rewritten a second afterwards; 0 to sleep for good. It never sleeps if it cannot keep
+            up with that.
+        hot: bytes of the filled range that it rewrites, from FIRST on; all of it if not given.
+        at_random: rewrite a page anywhere in that range each time, instead of going round.
         seed: where the numbers start.
 
     Raises:
-        ValueError: there is not so much room.
+        ValueError: there is not so much room, or ``hot`` is more than that.
     """
     filled = filled_bytes(size, share)
     if not 0 < filled <= most_filled_bytes(size):
         raise ValueError(f"{share:g} of {size} bytes is not between 1 page and {most_filled_bytes(size)} bytes")
-    end = FIRST + filled
-    return _image(*_enter_protected_mode(), *_fill(end, seed & 0xFFFFFFFF), *_afterwards(end, dirty_rate), *_tables())
+    hot = filled if hot is None else hot // PAGE * PAGE
+    if not 0 < hot <= filled:
+        raise ValueError(f"{hot} bytes are not between 1 page and the {filled} bytes that are filled")
+    afterwards = _afterwards(dirty_rate, _next_at_random(hot) if at_random else _next_in_order(hot))
+    return _image(*_enter_protected_mode(), *_fill(FIRST + filled, seed & 0xFFFFFFFF), *afterwards, *_tables())
 
 
 def boot_image(*, first: int = 1 << 20, end: int = 40 << 20, hz: int = 100) -> bytes:
@@ -208,8 +215,8 @@ def _fill(end: int, seed: int) -> list[Part]:
     ]
 
 
-def _afterwards(end: int, dirty_rate: int) -> list[Part]:
-    """Sleep for good, or rewrite some pages with every tick."""
+def _afterwards(dirty_rate: int, next_page: list[Part]) -> list[Part]:
+    """Sleep for good, or rewrite some pages with every tick: those that ``next_page`` puts into edi."""
     if not dirty_rate:
         return ["sleep:", b"\xfa\xf4", (b"\xeb", "sleep", 1, 0)]  # cli, hlt
     return [
@@ -220,16 +227,33 @@ def _afterwards(end: int, dirty_rate: int) -> list[Part]:
         "page:",
         b"\xff\x47\x08",  # inc dword [edi + 8]
         b"\xff\x05" + _u32(WORK_AT),  # inc dword [WORK_AT]
-        b"\x81\xc7" + _u32(PAGE),  # add edi, PAGE
-        b"\x81\xff" + _u32(end),  # cmp edi, end
-        (b"\x72", "on", 1, 0),  # jb on
-        b"\xbf" + _u32(FIRST),  # mov edi, FIRST
-        "on:",
+        *next_page,
         b"\x49",  # dec ecx
         (b"\x75", "page", 1, 0),  # jnz page
         b"\xfb\xf4",  # sti, hlt
         b"\xfa",  # cli
         (b"\xeb", "tick", 1, 0),  # jmp tick
+    ]
+
+
+def _next_in_order(hot: int) -> list[Part]:
+    return [
+        b"\x81\xc7" + _u32(PAGE),  # add edi, PAGE
+        b"\x81\xff" + _u32(FIRST + hot),  # cmp edi, FIRST + hot
+        (b"\x72", "on", 1, 0),  # jb on
+        b"\xbf" + _u32(FIRST),  # mov edi, FIRST
+        "on:",
+    ]
+
+
+def _next_at_random(hot: int) -> list[Part]:
+    return [
+        b"\x69\xf6" + _u32(_MULTIPLIER),  # imul esi, esi, _MULTIPLIER
+        b"\x81\xc6" + _u32(_INCREMENT),  # add esi, _INCREMENT
+        b"\xb8" + _u32(hot // PAGE),  # mov eax, pages
+        b"\xf7\xe6",  # mul esi: the upper half of the product, edx, is below eax
+        b"\xc1\xe2\x0c",  # shl edx, 12
+        b"\x8d\xba" + _u32(FIRST),  # lea edi, [edx + FIRST]
     ]
 
 

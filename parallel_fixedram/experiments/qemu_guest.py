@@ -114,7 +114,12 @@ class QemuGuest:
         with open(self._image, "wb") as file:
             file.write(
                 boot_sector.fill_image(
-                    size=self.spec.size, share=self.spec.data, dirty_rate=self.spec.dirty_rate, seed=self._seed
+                    size=self.spec.size,
+                    share=self.spec.data,
+                    dirty_rate=self.spec.dirty_rate,
+                    hot=self.spec.hot or None,
+                    at_random=self.spec.at_random,
+                    seed=self._seed,
                 )
             )
         self.qmp = os.path.join(place, "second")

@@ -63,6 +63,8 @@ def test_values_of_a_qemu_guest_may_be_lists_too():
         "data": 0.1,
         "ram": "private",
         "dirty_rate": 0,
+        "hot": 0,
+        "at_random": False,
         "fresh": False,
         "watched": False,
     }
@@ -155,6 +157,8 @@ WRONG = {
     "way = 'clone'\nqemu = {size = '1GiB'}\ncount = 0": "case 1, count: 0: expected a whole number from 1 to 64",
     "way = 'restore'\nguest = 'dense'": "case 1, way: 'restore' needs one source, qemu; found guest",
     "way = 'clone'\nqemu = {size = '1GiB'}\ncount = 2\ntouch = true": "case 1, touch: the RAM of one guest is read",
+    "way = 'ours'\nqemu = {size = '1GiB', at_random = true}": "case 1, qemu: hot and at_random need a dirty_rate",
+    "way = 'ours'\nqemu = {size = '1GiB', dirty_rate = 1, hot = '600MiB'}": "case 1, qemu: hot and at_random need",
     "way = 'ours'\nqemu = {size = '1GiB', watched = true}": "case 1, qemu, watched: only with a dirty_rate",
     "way = 'ours'\nqemu = {size = '1GiB', dirty_rate = 1, ram = 'private', watched = true}": "case 1, qemu, watched",
     "way = 'ours'\nqemu = {size = '1GiB', fresh = 1}": "case 1, qemu, fresh: 1: expected true or false",
