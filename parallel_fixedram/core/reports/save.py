@@ -110,6 +110,8 @@ class SnapshotReport:
 
     faults: int
     """Page faults: writes that had to wait."""
+    ahead_groups: int
+    """Groups of 64 pages copied before anybody waited: they had been written just before the instant."""
     copied_groups: int
     """Groups of 64 pages that were copied out before they were written."""
     let_through: int

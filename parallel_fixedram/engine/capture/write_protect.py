@@ -159,6 +159,7 @@ class WriteProtect(Capture):
             return None
         return SnapshotReport(
             faults=figures.faults,
+            ahead_groups=figures.ahead_groups,
             copied_groups=figures.copied_groups,
             let_through=figures.let_through,
             noted_groups=figures.noted_groups,

@@ -78,6 +78,18 @@ class Scripted:
         os.close(self._fd)
 
 
+class RecordingRing(Ring):
+    """Knows which slots were asked to be ready."""
+
+    def __init__(self, slots: int) -> None:
+        super().__init__(slots, PAGE)
+        self.made_ready: list[int] = []
+
+    def get_ready(self, first: int, slots: int) -> None:
+        super().get_ready(first, slots)
+        self.made_ready.append(first)
+
+
 class Served:
     """A handler of six groups, of which the first five hold something.
 
@@ -91,7 +103,7 @@ class Served:
         blocks = [RAMBlock(idstr="ram", used_length=6 * GROUP)]
         self._fd = memfd("".join(letter * 64 for letter in "ABCDE-"))
         self.source = MappedSource(self._fd, length=6 * GROUP)
-        self.marks, self.ring = Marks(6, blocks), Ring(slots, PAGE)
+        self.marks, self.ring = Marks(6, blocks), RecordingRing(slots)
         data = Ledger(blocks).data
         data[0].set_range(PageRange(0, 5 * 64))
         groups = Groups(blocks, [START])
@@ -324,6 +336,78 @@ def test_a_group_that_was_touched_between_data_map_and_t_is_copied_whole(served:
     served.fault(5)
     served.turns()
     assert served.spilled() == ["5Z"]
+
+
+def noted(served: Served, *groups: int) -> None:
+    """These are written between protection and T, which has just come."""
+    served.protect()
+    served.fault(*groups)
+    served.turns()
+    served.memory.calls.clear()
+    served.order(Command.FIX)
+    served.turns()
+    assert served.answer() == Done()
+
+
+def test_what_was_written_just_before_t_is_copied_before_anybody_waits(served: Served) -> None:
+    noted(served, 1, 2, 4)
+    served.turns()
+    assert served.spilled() == ["1B", "2C", "4E"]
+    assert served.memory.calls == [(call, group) for call in ("protect", "unprotect") for group in (1, 4)]
+    served.order(Command.END)
+    served.until(Phase.ENDED)
+    assert served.answer() == Done()
+    figures = served.answer()
+    assert (figures.ahead_groups, figures.copied_groups, figures.faults) == (3, 0, 0)
+
+
+def test_who_waits_comes_before_what_is_copied_ahead(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(faults, "AHEAD_BYTES", GROUP)
+    noted(served, 0, 1, 2)
+    served.fault(4)
+    served.turns()
+    assert served.spilled() == ["0A", "4E", "1B"]
+
+
+def test_what_was_written_just_before_t_and_is_safe_already_is_not_copied(served: Served) -> None:
+    noted(served, 0, 2, 4)
+    served.marks.written[2] = 1
+    served.fault(0)
+    served.turns(4)
+    assert served.spilled() == ["0A", "4E"]
+    assert {("unprotect", 0), ("unprotect", 2), ("unprotect", 4)} <= set(served.memory.calls)
+
+
+def test_no_more_is_copied_ahead_than_half_the_ring_has_room_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(faults, "AHEAD_BYTES", GROUP)
+    served = Served(slots=4)
+    noted(served, 0, 1, 2, 3)
+    served.turns(8)
+    assert served.spilled() == ["0A", "1B"]
+    served.fault(3)
+    served.turns()
+    assert served.spilled() == ["0A", "1B", "3D"]
+    served.ring.take(2)
+    served.turns(8)
+    assert served.spilled() == ["3D", "2C"]
+    served.close()
+
+
+def test_there_is_memory_in_the_ring_for_what_is_noted_but_for_no_more_than_half_of_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(faults, "READY_AT_ONCE", 1)
+    served = Served(slots=4)
+    served.protect()
+    served.turns(2)
+    assert served.ring.made_ready == []
+    served.fault(5)
+    served.turns(4)
+    assert served.ring.made_ready == [0]
+    served.fault(1, 2, 3)
+    served.turns(6)
+    assert served.ring.made_ready == [0, 1]
+    served.close()
 
 
 def test_while_nobody_waits_what_is_captured_is_let_go(served: Served) -> None:

@@ -25,6 +25,12 @@ from parallel_fixedram.engine.capture.snapshot.tallies import Tallies
 MOST_AHEAD = 7
 """Groups that are copied along with the one that is waited for; each keeps it waiting for a tenth of a millisecond."""
 
+AHEAD_BYTES = 1 << 20
+"""Memory that is copied ahead, before anybody waits for it, without looking whether somebody waits for other memory."""
+
+READY_AT_ONCE = 8
+"""Slots of the ring that get memory at a time."""
+
 
 @dataclass(slots=True, eq=False)
 class _Waiting:
@@ -61,6 +67,7 @@ class Faults:
         self._open = np.zeros(len(marks.noted), np.uint8)
         self._next: int | None = None
         self._more = 0
+        self._most_guessed = ring.slots // 2  # nobody shall wait because the ring is full of guesses
         self.tallies = Tallies()
 
     def __len__(self) -> int:
@@ -78,7 +85,7 @@ class Faults:
         if self._marks.phase[0] != Phase.CAPTURING:
             return groups
         in_turn = self._next is not None and groups.start - self._next >= 0 and self._is_open(self._next, groups.start)
-        room = max(self._ring.slots // 2 - len(self._ring), 0)  # nobody shall wait because the ring is full of guesses
+        room = max(self._most_guessed - len(self._ring), 0)
         self._more = min(2 * self._more + 1, MOST_AHEAD, room) if in_turn else 0
         found = self._memory.longer(groups, self._more)
         self._next = found.stop
@@ -110,17 +117,57 @@ class Faults:
         """All groups are protected again."""
         self._open[:] = 0
 
-    def sweeping(self) -> Iterator[bool]:
-        """Again and again, let go of what is captured before somebody has to wait for it.
+    def getting_ready(self) -> Iterator[bool]:
+        """Have memory in the ring for a copy of every group that is noted, and may be written again after T.
 
         Yields:
-            True after every piece, False when all memory has been looked at once more.
+            True after every piece, False when there is as much as is needed by now.
         """
+        ready = 0
         while True:
-            for groups in self._memory.unprotecting(self._superfluous):
-                self._open[groups.start : groups.stop] = 1
-                yield True
-            yield False
+            noted = int(np.count_nonzero(self._marks.noted))
+            if more := min(noted, self._most_guessed) > ready:
+                self._ring.get_ready(ready, READY_AT_ONCE)
+                ready += READY_AT_ONCE
+            yield more
+
+    def capturing(self) -> Iterator[bool]:
+        """Again and again, let go of what can be let go before somebody has to wait for it.
+
+        First copy what was written just before T: that will most probably be written again.
+
+        Yields:
+            True after every piece, False when nothing is left to do for now.
+        """
+        for groups in self._memory.pieces(AHEAD_BYTES, self._expected):
+            while len(self._ring) + len(groups) > self._most_guessed:
+                yield from self._sweeping()
+            self._copy_ahead(groups)
+            yield True
+        while True:
+            yield from self._sweeping()
+
+    def _sweeping(self) -> Iterator[bool]:
+        """Let go of all that is captured by now."""
+        for groups in self._memory.unprotecting(self._superfluous):
+            self._open[groups.start : groups.stop] = 1
+            yield True
+        yield False
+
+    def _expected(self, part: slice) -> Marked:
+        found: Marked = self._marks.noted[part] & (self._open[part] == 0)
+        return found
+
+    def _copy_ahead(self, groups: range) -> None:
+        if self._open[groups.start : groups.stop].all():
+            return  # somebody was quicker
+        ahead = _Waiting(groups, time.monotonic())
+        for _ in self._steps(ahead):
+            pass
+        self._open[groups.start : groups.stop] = 1
+        self.tallies.ahead += ahead.copied
+        if ahead.copied:
+            self._link.tell()
 
     def _superfluous(self, part: slice) -> Marked:
         """1 for every group, of a part of one block, that is protected, though it is captured or held nothing."""

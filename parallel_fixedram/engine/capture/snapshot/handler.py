@@ -160,6 +160,7 @@ class Handler:
         yield from self._memory.protecting()
         self._marks.phase[0] = Phase.PROTECTED
         send(self._control, Done())
+        yield from self._faults.getting_ready()
 
     def _fix(self) -> None:
         """The guest stands still, and this is T."""
@@ -169,7 +170,7 @@ class Handler:
         self._faults.all_closed()
         self._faults.tallies.noted = int(np.count_nonzero(self._marks.noted))
         self._marks.phase[0] = Phase.CAPTURING
-        self._work = self._faults.sweeping()
+        self._work = self._faults.capturing()
         send(self._control, Done())
 
     def _releasing(self) -> Iterator[bool]:

@@ -53,6 +53,8 @@ class Figures:
 
     faults: int
     """Page faults: writes that had to wait."""
+    ahead_groups: int
+    """Groups copied before anybody waited: they had been written just before T."""
     copied_groups: int
     """Groups copied out before they were written."""
     let_through: int

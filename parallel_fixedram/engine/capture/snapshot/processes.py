@@ -69,7 +69,7 @@ class Processes:
             _settle_in()
             copier = GroupCopier(origin, marks)
             copier.open()
-            ring.get_ready(_SLOTS_READY)
+            ring.get_ready(0, _SLOTS_READY)
             copier.rehearse(ring.room())
             handler = Handler(
                 userfaultfd, origin.groups, copier, marks, ring, control=control, link=ours, max_stall=max_stall

@@ -65,6 +65,10 @@ class Protection:
             self._call(self._userfaultfd.protect, groups)
             yield True
 
+    def pieces(self, length: int, marked: Callable[[slice], Marked]) -> Iterator[range]:
+        """All groups that are marked (Groups.pieces)."""
+        return self._groups.pieces(length, marked)
+
     def longer(self, groups: range, more: int) -> range:
         """Some groups, and up to so many behind them that lie together with them (Groups.longer)."""
         return self._groups.longer(groups, more)

@@ -49,13 +49,14 @@ class Ring:
         """Whether there is no room for one more."""
         return len(self) >= self.slots
 
-    def get_ready(self, slots: int) -> None:
-        """Have memory for the slots that are used first.
+    def get_ready(self, first: int, slots: int) -> None:
+        """Have memory for some slots, counted in the order in which they are used first.
 
         Raises:
             OSError: there is none.
         """
-        self._memory.madvise(_POPULATE_WRITE, 0, min(slots, self.slots) * self._pages[0].nbytes)
+        size = self._pages[0].nbytes
+        self._memory.madvise(_POPULATE_WRITE, first * size, (min(first + slots, self.slots) - first) * size)
 
     def room(self) -> Pages:
         """The slot for the next group, shape (64, page_size / 8); what it holds is what it held before."""

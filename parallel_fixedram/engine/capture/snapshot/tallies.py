@@ -15,14 +15,15 @@ class Tallies:
     """Counts for Figures.
 
     Attributes:
-        copied: groups copied.
+        ahead: groups copied before anybody waited for them.
+        copied: groups copied for faults.
         let_through: groups let go without a copy.
         ring_waits: faults that found the ring full.
         noted: groups noted before T.
     """
 
     def __init__(self) -> None:
-        self.copied = self.let_through = self.ring_waits = self.noted = 0
+        self.ahead = self.copied = self.let_through = self.ring_waits = self.noted = 0
         self._seconds = array("d")
 
     def served(self, since: float, *, copied: int, uncopied: int) -> None:
@@ -45,6 +46,7 @@ class Tallies:
             seconds = FaultSeconds(median=median, p99=p99, max=longest)
         return Figures(
             faults=len(self._seconds),
+            ahead_groups=self.ahead,
             copied_groups=self.copied,
             let_through=self.let_through,
             noted_groups=self.noted,
