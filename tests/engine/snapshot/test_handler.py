@@ -176,6 +176,11 @@ class Served:
         os.close(self._fd)
 
 
+@pytest.fixture(autouse=True)
+def _one_group_is_noted_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(faults, "NOTED_BYTES", GROUP)
+
+
 @pytest.fixture
 def served() -> Iterator[Served]:
     one = Served()
@@ -258,7 +263,30 @@ def test_no_more_is_copied_along_than_half_the_ring_has_room_for(served: Served)
     assert served.memory.lengths == [1, 2, 2]
 
 
-def test_before_t_nothing_is_let_go_along(served: Served) -> None:
+def test_before_t_what_lies_around_is_let_go_along_because_that_costs_no_copy(
+    served: Served, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Once, however many wait in the same two megabytes."""
+    monkeypatch.setattr(faults, "NOTED_BYTES", 4 * GROUP)
+    served.protect()
+    served.fault(1, 2)
+    served.turns()
+    assert (served.memory.calls, served.memory.lengths[-1:]) == ([("unprotect", 0)], [4])
+    assert served.marks.noted.tolist() == [1, 1, 1, 1, 0, 0]
+    assert served.ring.taken == len(served.ring) == 0
+
+
+@pytest.mark.parametrize(("seconds", "lengths"), [(1e9, [1, 2, 3]), (-1.0, [1, 1, 1, 1, 1, 1])])
+def test_pieces_that_are_protected_grow_as_long_as_that_is_quick(
+    served: Served, monkeypatch: pytest.MonkeyPatch, seconds: float, lengths: list[int]
+) -> None:
+    monkeypatch.setattr(protection, "PROTECT_BYTES", (GROUP, 4 * GROUP))
+    monkeypatch.setattr(protection, "_PROTECT_SECONDS", seconds)
+    served.protect()
+    assert served.memory.lengths == lengths
+
+
+def test_before_t_nothing_behind_is_let_go_along(served: Served) -> None:
     served.protect()
     for group in (0, 1, 2):
         served.fault(group)
@@ -300,7 +328,7 @@ def test_a_ring_goes_round_with_what_was_put_into_it() -> None:
 def test_faults_are_served_between_the_pieces_that_are_protected(
     served: Served, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(protection, "PROTECT_BYTES", 2 * GROUP)
+    monkeypatch.setattr(protection, "PROTECT_BYTES", (2 * GROUP, 2 * GROUP))
     served.order(Command.PROTECT)
     served.turns()
     served.fault(0)

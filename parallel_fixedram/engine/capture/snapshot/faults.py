@@ -25,6 +25,9 @@ from parallel_fixedram.engine.capture.snapshot.tallies import Tallies
 MOST_AHEAD = 7
 """Groups that are copied along with the one that is waited for; each keeps it waiting for a tenth of a millisecond."""
 
+NOTED_BYTES = 2 << 20
+"""Memory that is let go together before T, when that costs no copy: who writes in many places waits less often."""
+
 AHEAD_BYTES = 1 << 20
 """Memory that is copied ahead, before anybody waits for it, without looking whether somebody waits for other memory."""
 
@@ -78,12 +81,14 @@ class Faults:
         """Somebody waits for these."""
         now = time.monotonic()
         for groups in faulted:
-            self._waiting.setdefault(groups.start, _Waiting(self._with_more(groups), now))
+            wider = self._with_more(groups)
+            self._waiting.setdefault(wider.start, _Waiting(wider, now))
 
     def _with_more(self, groups: range) -> range:
         """The groups that somebody waits for, and those behind them that will probably be written next."""
-        if self._marks.phase[0] != Phase.CAPTURING:
-            return groups
+        phase = self._marks.phase[0]
+        if phase != Phase.CAPTURING:
+            return self._memory.around(groups, NOTED_BYTES) if phase < Phase.CAPTURING else groups
         in_turn = self._next is not None and groups.start - self._next >= 0 and self._is_open(self._next, groups.start)
         room = max(self._most_guessed - len(self._ring), 0)
         self._more = min(2 * self._more + 1, MOST_AHEAD, room) if in_turn else 0

@@ -84,6 +84,13 @@ class Groups:
         unit = self._unit(number)
         return range(groups.start, min(groups.stop + more // unit * unit, self._end(number)))
 
+    def around(self, groups: range, length: int) -> range:
+        """Some groups of one block, and those that lie in the same ``length`` bytes of it, which whole units fill."""
+        number, word = self.place(groups.start)
+        many, first = length // (WORD_PAGES * self._blocks[number].page_size), self.firsts[number]
+        start, stop = word // many * many, -(-(word + len(groups)) // many) * many
+        return range(first + start, min(first + stop, self._end(number)))
+
     def span(self, groups: range) -> tuple[int, int]:
         """Address and length of some groups, all of one protected block."""
         number, word = self.place(groups.start)
@@ -93,21 +100,25 @@ class Groups:
         offset = word * size
         return address + offset, min(len(groups) * size, block.used_length - offset)
 
-    def pieces(self, length: int, marked: Callable[[slice], Marked] | None = None) -> Iterator[range]:
+    def pieces(
+        self, length: int | Callable[[], int], marked: Callable[[slice], Marked] | None = None
+    ) -> Iterator[range]:
         """Groups of protected blocks in pieces that touch, each of one block, of whole units, ascending.
 
         Args:
-            length: of the longest piece, bytes; a unit that is longer is a piece.
+            length: of the longest piece, bytes; a unit that is longer is a piece. Asked before each piece if it can be.
             marked: which of them, asked when it gets there; of a unit all groups have to be. None for all.
         """
         for _, number in self._placed:
-            unit = self._unit(number)
-            most = max(length // (WORD_PAGES * self._blocks[number].page_size) // unit, 1) * unit
+            unit, size = self._unit(number), WORD_PAGES * self._blocks[number].page_size
             for start in range(self.firsts[number], self._end(number), _CHUNK):
                 chunk = slice(start, min(start + _CHUNK, self._end(number)))
                 for first, count in self._runs(chunk, unit, marked):
-                    for piece in range(first, first + count, most):
-                        yield range(piece, min(piece + most, first + count))
+                    piece, stop = first, first + count
+                    while piece < stop:
+                        now = length if isinstance(length, int) else length()
+                        piece, begin = min(piece + max(now // size // unit, 1) * unit, stop), piece
+                        yield range(begin, piece)
 
     @staticmethod
     def _runs(chunk: slice, unit: int, marked: Callable[[slice], Marked] | None) -> Iterator[tuple[int, int]]:

@@ -3,20 +3,37 @@
 from __future__ import annotations
 
 import select
+import time
 from collections.abc import Callable, Iterator
 
 from parallel_fixedram.engine.capture.snapshot.groups import Groups, Marked
 from parallel_fixedram.engine.capture.snapshot.marks import Void
 from parallel_fixedram.host.memory.userfaultfd import EventWaiting, PageFault, Remapped, Removed, Userfaultfd
 
-PROTECT_BYTES = 16 << 20
-"""Memory that is protected with one call; faults are served in between."""
+PROTECT_BYTES = (2 << 20, 64 << 20)
+"""Least and most memory that is protected with one call; faults are served in between."""
+
+_PROTECT_SECONDS = 0.0002
+"""Which one call should not exceed: memory that was never touched takes a tenth of the time that other memory takes."""
 
 RELEASE_BYTES = 2 << 20
 """Memory that is let go with one call, which keeps the guest from changing its mappings as long as it lasts."""
 
 _EVENT_MS = 1
 """How long to wait at a time for a process to go on after its event was read."""
+
+
+class _Quick:
+    """How long a piece may be to be protected quickly, bytes: a power of two times ``least``, ``most`` at most."""
+
+    def __init__(self, least: int, most: int) -> None:
+        self._least, self._most = least, most
+        self.length = least
+
+    def took(self, seconds: float) -> None:
+        """The last one did."""
+        slow = seconds > _PROTECT_SECONDS
+        self.length = max(self.length // 2, self._least) if slow else min(2 * self.length, self._most)
 
 
 class Protection:
@@ -61,8 +78,11 @@ class Protection:
 
     def protecting(self, marked: Callable[[slice], Marked] | None = None) -> Iterator[bool]:
         """From now on who writes them waits: all groups, or those marked; True after every piece."""
-        for groups in self._groups.pieces(PROTECT_BYTES, marked):
+        pieces = _Quick(*PROTECT_BYTES)
+        for groups in self._groups.pieces(lambda: pieces.length, marked):
+            started = time.perf_counter()
             self._call(self._userfaultfd.protect, groups)
+            pieces.took(time.perf_counter() - started)
             yield True
 
     def pieces(self, length: int, marked: Callable[[slice], Marked]) -> Iterator[range]:
@@ -72,6 +92,10 @@ class Protection:
     def longer(self, groups: range, more: int) -> range:
         """Some groups, and up to so many behind them that lie together with them (Groups.longer)."""
         return self._groups.longer(groups, more)
+
+    def around(self, groups: range, length: int) -> range:
+        """Some groups, and their neighbours (Groups.around)."""
+        return self._groups.around(groups, length)
 
     def unprotect(self, groups: range) -> None:
         """Who waits to write them goes on, and nobody waits any more."""
