@@ -16,6 +16,8 @@ from __future__ import annotations
 
 import struct
 
+from parallel_fixedram.experiments.machine_code import Part, assemble, u32
+
 ORIGIN = 0x7C00
 SECTOR = 512
 IMAGE_SIZE = 1 << 20
@@ -24,13 +26,6 @@ PAGE = 4096
 PIT_HZ = 1_193_182
 TIMER_VECTOR = 8
 """Where the BIOS left it."""
-
-Part = bytes | str | tuple[bytes, str, int, int]
-"""Machine code, ``label:``, or (opcode, label, width of the operand, what to add to the label's address).
-
-Width 1 means a jump relative to the next instruction.
-"""
-
 
 FILLED = "F"
 """What a guest of ``fill_image`` prints once its RAM is full."""
@@ -125,7 +120,7 @@ def disk_image() -> bytes:
         b"\x8e\xd0",  # mov ss, ax
         b"\xbc\x00\x7c",  # mov sp, ORIGIN
         b"\xfb",  # sti
-        b"\x66\xc7\x06\x00\x80" + _u32(0),  # mov dword [0x8000], 0
+        b"\x66\xc7\x06\x00\x80" + u32(0),  # mov dword [0x8000], 0
         b"\xb3A",  # mov bl, 'A'
         "round:",
         b"\x66\xff\x06\x00\x80",  # inc dword [0x8000]
@@ -161,7 +156,7 @@ def disk_image() -> bytes:
 
 def _image(*parts: Part) -> bytes:
     """A disk that starts with this code."""
-    code = _assemble(*parts)
+    code = assemble(*parts, origin=ORIGIN)
     if len(code) > SECTOR - 2:
         raise ValueError(f"the code has {len(code)} bytes, a boot sector has room for {SECTOR - 2}")
     return (code.ljust(SECTOR - 2, b"\0") + b"\x55\xaa").ljust(IMAGE_SIZE, b"\0")
@@ -186,23 +181,23 @@ def _enter_protected_mode() -> list[Part]:
         b"\x66\xb8\x10\x00",  # mov ax, 0x10
         b"\x8e\xd8",  # mov ds, ax
         b"\x8e\xd0",  # mov ss, ax
-        b"\xbc" + _u32(ORIGIN),  # mov esp, ORIGIN
+        b"\xbc" + u32(ORIGIN),  # mov esp, ORIGIN
     ]
 
 
 def _fill(end: int, seed: int) -> list[Part]:
     return [
-        b"\xbf" + _u32(FIRST),  # mov edi, FIRST
-        b"\xb8" + _u32(seed),  # mov eax, seed
+        b"\xbf" + u32(FIRST),  # mov edi, FIRST
+        b"\xb8" + u32(seed),  # mov eax, seed
         "fill:",
-        b"\x69\xc0" + _u32(_MULTIPLIER),  # imul eax, eax, _MULTIPLIER
-        b"\x05" + _u32(_INCREMENT),  # add eax, _INCREMENT
+        b"\x69\xc0" + u32(_MULTIPLIER),  # imul eax, eax, _MULTIPLIER
+        b"\x05" + u32(_INCREMENT),  # add eax, _INCREMENT
         b"\x89\xc2",  # mov edx, eax
         b"\xc1\xea\x0d",  # shr edx, 13
         b"\x31\xc2",  # xor edx, eax: the low bits of such a generator go round too soon
         b"\x89\x17",  # mov [edi], edx
         b"\x83\xc7\x04",  # add edi, 4
-        b"\x81\xff" + _u32(end),  # cmp edi, end
+        b"\x81\xff" + u32(end),  # cmp edi, end
         (b"\x72", "fill", 1, 0),  # jb fill
         b"\x66\xba\xfd\x03",  # mov dx, 0x3fd
         "busy:",
@@ -221,12 +216,12 @@ def _afterwards(dirty_rate: int, next_page: list[Part]) -> list[Part]:
         return ["sleep:", b"\xfa\xf4", (b"\xeb", "sleep", 1, 0)]  # cli, hlt
     return [
         *_start_timer(PIT_HZ // TICKS),
-        b"\xbf" + _u32(FIRST),  # mov edi, FIRST
+        b"\xbf" + u32(FIRST),  # mov edi, FIRST
         "tick:",
-        b"\xb9" + _u32(max(dirty_rate // (PAGE * TICKS), 1)),  # mov ecx, pages
+        b"\xb9" + u32(max(dirty_rate // (PAGE * TICKS), 1)),  # mov ecx, pages
         "page:",
         b"\xff\x47\x08",  # inc dword [edi + 8]
-        b"\xff\x05" + _u32(WORK_AT),  # inc dword [WORK_AT]
+        b"\xff\x05" + u32(WORK_AT),  # inc dword [WORK_AT]
         *next_page,
         b"\x49",  # dec ecx
         (b"\x75", "page", 1, 0),  # jnz page
@@ -238,22 +233,22 @@ def _afterwards(dirty_rate: int, next_page: list[Part]) -> list[Part]:
 
 def _next_in_order(hot: int) -> list[Part]:
     return [
-        b"\x81\xc7" + _u32(PAGE),  # add edi, PAGE
-        b"\x81\xff" + _u32(FIRST + hot),  # cmp edi, FIRST + hot
+        b"\x81\xc7" + u32(PAGE),  # add edi, PAGE
+        b"\x81\xff" + u32(FIRST + hot),  # cmp edi, FIRST + hot
         (b"\x72", "on", 1, 0),  # jb on
-        b"\xbf" + _u32(FIRST),  # mov edi, FIRST
+        b"\xbf" + u32(FIRST),  # mov edi, FIRST
         "on:",
     ]
 
 
 def _next_at_random(hot: int) -> list[Part]:
     return [
-        b"\x69\xf6" + _u32(_MULTIPLIER),  # imul esi, esi, _MULTIPLIER
-        b"\x81\xc6" + _u32(_INCREMENT),  # add esi, _INCREMENT
-        b"\xb8" + _u32(hot // PAGE),  # mov eax, pages
+        b"\x69\xf6" + u32(_MULTIPLIER),  # imul esi, esi, _MULTIPLIER
+        b"\x81\xc6" + u32(_INCREMENT),  # add esi, _INCREMENT
+        b"\xb8" + u32(hot // PAGE),  # mov eax, pages
         b"\xf7\xe6",  # mul esi: the upper half of the product, edx, is below eax
         b"\xc1\xe2\x0c",  # shl edx, 12
-        b"\x8d\xba" + _u32(FIRST),  # lea edi, [edx + FIRST]
+        b"\x8d\xba" + u32(FIRST),  # lea edi, [edx + FIRST]
     ]
 
 
@@ -275,17 +270,17 @@ def _start_timer(divisor: int) -> list[Part]:
 
 def _set_up(first: int, end: int) -> list[Part]:
     return [
-        b"\xbf" + _u32(first),  # mov edi, first
+        b"\xbf" + u32(first),  # mov edi, first
         "init:",
         b"\x89\xf8",  # mov eax, edi
         b"\xc1\xe8\x0d",  # shr eax, 13
         b"\x24\x07",  # and al, 7
         b"\x88\x07",  # mov [edi], al: the even page's counter
-        b"\x81\xc7" + _u32(PAGE),  # add edi, PAGE
+        b"\x81\xc7" + u32(PAGE),  # add edi, PAGE
         b"\x88\x07",  # mov [edi], al: the odd page's counter
         b"\x89\x7f\x04",  # mov [edi + 4], edi: and its address
-        b"\x81\xc7" + _u32(PAGE),  # add edi, PAGE
-        b"\x81\xff" + _u32(end),  # cmp edi, end
+        b"\x81\xc7" + u32(PAGE),  # add edi, PAGE
+        b"\x81\xff" + u32(end),  # cmp edi, end
         (b"\x72", "init", 1, 0),  # jb init
     ]
 
@@ -294,12 +289,12 @@ def _go_round(first: int, end: int, *, sleep: bool) -> list[Part]:
     return [
         b"\xb3A",  # mov bl, 'A'
         "round:",
-        b"\xbf" + _u32(first),  # mov edi, first
+        b"\xbf" + u32(first),  # mov edi, first
         "page:",
         b"\xfe\x07",  # inc byte [edi]
         b"\x80\x27\x07",  # and byte [edi], 7
-        b"\x81\xc7" + _u32(PAGE),  # add edi, PAGE
-        b"\x81\xff" + _u32(end),  # cmp edi, end
+        b"\x81\xc7" + u32(PAGE),  # add edi, PAGE
+        b"\x81\xff" + u32(end),  # cmp edi, end
         (b"\x72", "page", 1, 0),  # jb page
         b"\x66\xba\xfd\x03",  # mov dx, 0x3fd
         b"\xec",  # in al, dx
@@ -339,28 +334,3 @@ def _tables() -> list[Part]:
         struct.pack("<H", (TIMER_VECTOR + 1) * 8 - 1),
         (b"", "gate", 4, -TIMER_VECTOR * 8),  # no other vector is ever raised, so the table needs no other entry
     ]
-
-
-def _u32(value: int) -> bytes:
-    return value.to_bytes(4, "little")
-
-
-def _assemble(*parts: Part) -> bytes:
-    """Two passes: where the labels are, then the bytes."""
-    labels: dict[str, int] = {}
-    position = ORIGIN
-    for part in parts:
-        if isinstance(part, str):
-            labels[part.rstrip(":")] = position
-        else:
-            position += len(part) if isinstance(part, bytes) else len(part[0]) + part[2]
-    code = b""
-    for part in parts:
-        if isinstance(part, bytes):
-            code += part
-        elif isinstance(part, tuple):
-            opcode, label, width, plus = part
-            code += opcode
-            value = labels[label] + plus - (ORIGIN + len(code) + 1 if width == 1 else 0)
-            code += value.to_bytes(width, "little", signed=width == 1)
-    return code

@@ -14,7 +14,7 @@ from support.pictures import PAGE, memfd
 
 from parallel_fixedram.core.errors import HostError
 from parallel_fixedram.core.ramblock import PageRange, RAMBlock
-from parallel_fixedram.engine.capture.snapshot import faults, protection, tallies
+from parallel_fixedram.engine.capture.snapshot import faults, guesses, protection, tallies
 from parallel_fixedram.engine.capture.snapshot.copier import GroupCopier
 from parallel_fixedram.engine.capture.snapshot.groups import Groups
 from parallel_fixedram.engine.capture.snapshot.handler import Handler
@@ -424,7 +424,7 @@ def test_no_more_is_copied_ahead_than_half_the_ring_has_room_for(monkeypatch: py
 def test_there_is_memory_in_the_ring_for_what_is_noted_but_for_no_more_than_half_of_it(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(faults, "READY_AT_ONCE", 1)
+    monkeypatch.setattr(guesses, "READY_AT_ONCE", 1)
     served = Served(slots=4)
     served.protect()
     served.turns(2)

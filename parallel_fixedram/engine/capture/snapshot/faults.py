@@ -1,8 +1,4 @@
-"""Faults: those who wait to write a group, until they may.
-
-A guest that writes one group after the other would wait at each, ten times as long as the copy takes (measured). So
-the groups behind it are copied and let go along with it, twice as many each time, as when a file is read ahead.
-"""
+"""Faults: those who wait to write a group, until they may."""
 
 from __future__ import annotations
 
@@ -15,6 +11,7 @@ import numpy as np
 from parallel_fixedram.core.protocols import Pages
 from parallel_fixedram.engine.capture.snapshot.copier import GroupCopier
 from parallel_fixedram.engine.capture.snapshot.groups import Marked
+from parallel_fixedram.engine.capture.snapshot.guesses import Guesses
 from parallel_fixedram.engine.capture.snapshot.link import Link
 from parallel_fixedram.engine.capture.snapshot.marks import Marks, Phase
 from parallel_fixedram.engine.capture.snapshot.protection import Protection
@@ -22,17 +19,11 @@ from parallel_fixedram.engine.capture.snapshot.protocol import Step, let_write
 from parallel_fixedram.engine.capture.snapshot.ring import Ring
 from parallel_fixedram.engine.capture.snapshot.tallies import Tallies
 
-MOST_AHEAD = 7
-"""Groups that are copied along with the one that is waited for; each keeps it waiting for a tenth of a millisecond."""
-
 NOTED_BYTES = 2 << 20
 """Memory that is let go together before T, when that costs no copy: who writes in many places waits less often."""
 
 AHEAD_BYTES = 1 << 20
 """Memory that is copied ahead, before anybody waits for it, without looking whether somebody waits for other memory."""
-
-READY_AT_ONCE = 8
-"""Slots of the ring that get memory at a time."""
 
 
 @dataclass(slots=True, eq=False)
@@ -57,6 +48,7 @@ class Faults:
         link: to the spill writer.
 
     Attributes:
+        guesses: what will be written next.
         tallies: what was done.
     """
 
@@ -68,9 +60,7 @@ class Faults:
         self._link = link
         self._waiting: dict[int, _Waiting] = {}
         self._open = np.zeros(len(marks.noted), np.uint8)
-        self._next: int | None = None
-        self._more = 0
-        self._most_guessed = ring.slots // 2  # nobody shall wait because the ring is full of guesses
+        self.guesses = Guesses(memory, marks, ring, self._open)
         self.tallies = Tallies()
 
     def __len__(self) -> int:
@@ -85,20 +75,11 @@ class Faults:
             self._waiting.setdefault(wider.start, _Waiting(wider, now))
 
     def _with_more(self, groups: range) -> range:
-        """The groups that somebody waits for, and those behind them that will probably be written next."""
+        """The groups that somebody waits for, and what is let go with them."""
         phase = self._marks.phase[0]
-        if phase != Phase.CAPTURING:
-            return self._memory.around(groups, NOTED_BYTES) if phase < Phase.CAPTURING else groups
-        in_turn = self._next is not None and groups.start - self._next >= 0 and self._is_open(self._next, groups.start)
-        room = max(self._most_guessed - len(self._ring), 0)
-        self._more = min(2 * self._more + 1, MOST_AHEAD, room) if in_turn else 0
-        found = self._memory.longer(groups, self._more)
-        self._next = found.stop
-        return found
-
-    def _is_open(self, start: int, stop: int) -> bool:
-        """Whether nobody had to wait for any of these groups."""
-        return stop - start <= MOST_AHEAD and bool(self._open[start:stop].all())
+        if phase < Phase.CAPTURING:
+            return self._memory.around(groups, NOTED_BYTES)
+        return self.guesses.with_those_behind(groups) if phase == Phase.CAPTURING else groups
 
     def serve(self) -> float:
         """Do what can be done; returns for how many seconds the one that waits longest has waited for room in the ring.
@@ -122,20 +103,6 @@ class Faults:
         """All groups are protected again."""
         self._open[:] = 0
 
-    def getting_ready(self) -> Iterator[bool]:
-        """Have memory in the ring for a copy of every group that is noted, and may be written again after T.
-
-        Yields:
-            True after every piece, False when there is as much as is needed by now.
-        """
-        ready = 0
-        while True:
-            noted = int(np.count_nonzero(self._marks.noted))
-            if more := min(noted, self._most_guessed) > ready:
-                self._ring.get_ready(ready, READY_AT_ONCE)
-                ready += READY_AT_ONCE
-            yield more
-
     def capturing(self) -> Iterator[bool]:
         """Again and again, let go of what can be let go before somebody has to wait for it.
 
@@ -145,7 +112,7 @@ class Faults:
             True after every piece, False when nothing is left to do for now.
         """
         for groups in self._memory.pieces(AHEAD_BYTES, self._expected):
-            while len(self._ring) + len(groups) > self._most_guessed:
+            while len(groups) > self.guesses.room:
                 yield from self._sweeping()
             self._copy_ahead(groups)
             yield True

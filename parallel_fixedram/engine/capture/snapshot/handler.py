@@ -160,7 +160,7 @@ class Handler:
         yield from self._memory.protecting()
         self._marks.phase[0] = Phase.PROTECTED
         send(self._control, Done())
-        yield from self._faults.getting_ready()
+        yield from self._faults.guesses.getting_ready()
 
     def _fix(self) -> None:
         """The guest stands still, and this is T."""

@@ -1,0 +1,77 @@
+"""Guesses: what will be written next, and how much of that may be copied before it is.
+
+A guest that writes one group after the other would wait at each, ten times as long as the copy takes (measured). So
+the groups behind it are copied and let go along with it, twice as many each time, as when a file is read ahead.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+from numpy.typing import NDArray
+
+from parallel_fixedram.engine.capture.snapshot.marks import Marks
+from parallel_fixedram.engine.capture.snapshot.protection import Protection
+from parallel_fixedram.engine.capture.snapshot.ring import Ring
+
+MOST_AHEAD = 7
+"""Groups that are copied along with the one that is waited for; each keeps it waiting for a tenth of a millisecond."""
+
+
+READY_AT_ONCE = 8
+"""Slots of the ring that get memory at a time."""
+
+
+class Guesses:
+    """What is noted will be written again, and what lies behind a group that is written, after it.
+
+    Args:
+        memory: what is protected.
+        marks: of all groups.
+        ring: where copies go.
+        opened: 1 for every group that may be written, kept up to date by others.
+
+    Attributes:
+        most: copies in the ring that nobody has waited for; more could keep somebody who waits from getting room.
+    """
+
+    def __init__(self, memory: Protection, marks: Marks, ring: Ring, opened: NDArray[np.uint8]) -> None:
+        self._memory = memory
+        self._marks = marks
+        self._ring = ring
+        self._open = opened
+        self._next: int | None = None
+        self._more = 0
+        self.most = ring.slots // 2
+
+    @property
+    def room(self) -> int:
+        """Groups that may be copied now without being waited for."""
+        return max(self.most - len(self._ring), 0)
+
+    def getting_ready(self) -> Iterator[bool]:
+        """Before T: have memory in the ring for a copy of every group that is noted.
+
+        Yields:
+            True after every piece, False when there is as much as is needed by now.
+        """
+        ready = 0
+        while True:
+            more = min(int(np.count_nonzero(self._marks.noted)), self.most) > ready
+            if more:
+                self._ring.get_ready(ready, READY_AT_ONCE)
+                ready += READY_AT_ONCE
+            yield more
+
+    def with_those_behind(self, groups: range) -> range:
+        """The groups that somebody waits for, and those behind them that will probably be written next."""
+        in_turn = self._next is not None and groups.start - self._next >= 0 and self._is_open(self._next, groups.start)
+        self._more = min(2 * self._more + 1, MOST_AHEAD, self.room) if in_turn else 0
+        found = self._memory.longer(groups, self._more)
+        self._next = found.stop
+        return found
+
+    def _is_open(self, start: int, stop: int) -> bool:
+        """Whether nobody had to wait for any of these groups."""
+        return stop - start <= MOST_AHEAD and bool(self._open[start:stop].all())
