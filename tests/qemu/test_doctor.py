@@ -107,7 +107,7 @@ class TestNoSnapshot:
         assert why in snapshot.detail
         choice = saved(guest, folder)
         assert choice["capture"] == "compare"
-        assert choice["why"][0] == findings(found)["auto"].detail.removeprefix("takes ")
+        assert choice["why"][0] == findings(found)["auto"].detail.removeprefix("chooses ")
         return found
 
     def test_of_memory_that_others_share(self, ticker: list[str], folder: Path) -> None:

@@ -314,7 +314,7 @@ UNSUITABLE: dict[str, tuple[Callable[[Path], tuple[str, ...]], str]] = {
     ),
     "behind a driver that makes errors": (
         lambda p: _node(driver="raw", file={"driver": "blkdebug", "image": _file(image(p, "raw"))}),
-        "behind 'blkdebug'",
+        "accessed by 'blkdebug'",
     ),
     "thrown away at the end": (
         lambda p: ("-drive", f"file={image(p, 'raw')},format=raw,if=virtio,snapshot=on"),
