@@ -109,7 +109,7 @@ class DeviceModel:
 
     def __post_init__(self) -> None:
         if 1 not in self.buffered or (self.direct and 1 not in self.direct):
-            raise ValueError("nobody measured one channel")
+            raise ValueError("one channel was not measured")
         others = [getattr(self, name) for name in _NUMBERS]
         if not all(0 <= each < math.inf for each in others) or self.overlap > 1:
             raise ValueError(f"one of {', '.join(map(str, others))} cannot be")

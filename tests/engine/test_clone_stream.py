@@ -226,7 +226,7 @@ def test_any_file_with_devices_amounts_to_the_clone_stream_that_a_save_would_wri
 @pytest.mark.parametrize(
     ("make", "main", "reason"),
     [
-        (lambda: stream(Block(), Block(name="bios"), devices=()), ["m"], "holds no device state"),
+        (lambda: stream(Block(), Block(name="bios"), devices=()), ["m"], "has no device state"),
         (lambda: stream(Block()), ["m"], "no RAMBlock besides main memory"),
         (lambda: stream(Block(), Block(name="bios")), ["m", "bios"], "no RAMBlock besides main memory"),
     ],

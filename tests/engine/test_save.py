@@ -334,7 +334,7 @@ def test_where_there_is_no_asynchronous_io_direct_writes_go_one_by_one_and_the_r
     monkeypatch.setattr(aio, "_call", refuse)
     with ScriptedGuest({"ram": PICTURE, "odd": "AB-"}, running=False) as guest:
         report = save(guest, target, several(direct_io=direct_io, channels=2))
-    notes = ("the kernel allows no asynchronous I/O: direct writes go one by one",)
+    notes = ("the kernel allows no asynchronous I/O: direct writes are done one at a time",)
     assert report.notes == (notes if report.direct_io else ())
     assert report.direct_io is (direct_io is not DirectIO.OFF)
     assert saved_picture(target) == saved(PICTURE)
@@ -382,7 +382,7 @@ def test_a_pipe_is_refused_before_the_guest_is_touched(target: str) -> None:
 
 def test_rounds_without_a_dirty_log_are_refused(target: str) -> None:
     with ScriptedGuest({"ram": "A"}) as guest:
-        with pytest.raises(RequestError, match="no dirty log"):
+        with pytest.raises(RequestError, match="a dirty log, and this RAM has none"):
             save(guest, target, altered(BUFFERED, max_rounds=2))
         assert guest.calls == folder(target) == []
 

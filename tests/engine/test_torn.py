@@ -70,7 +70,7 @@ def test_a_torn_instant_is_taken_again_and_the_file_is_the_second(
         assert machine.calls.count("pause") == machine.calls.count("resume") == 2
         assert machine.running is running
     [again] = [each for each in report.notes if LETTER in each]
-    assert again.startswith(f"{LETTER} while it was saved: the last round was taken again")
+    assert again.startswith(f"{LETTER} while it was being saved: the last round was repeated")
     with open_image(target) as image:
         assert verify(image, channels=1).ok
         for name, picture in AFTER.items():
@@ -129,7 +129,9 @@ def test_a_page_that_comes_and_goes_while_it_is_written_leaves_nothing_behind_a_
 
 def test_one_that_is_torn_every_time_leaves_no_file_and_goes_on(target: str) -> None:
     with guest(running=True, torn=10) as machine:
-        with pytest.raises(MachineError, match=f"{LETTER} while it was saved, at each of {MOST_INSTANTS} tries"):
+        with pytest.raises(
+            MachineError, match=f"{LETTER} while it was being saved, in each of {MOST_INSTANTS} attempts"
+        ):
             save(machine, target, several(channels=1))
         assert machine.calls.count("pause") == MOST_INSTANTS
         assert machine.running

@@ -371,7 +371,7 @@ BROKEN = {
     "ram as FULL": (stream(M).patch("ram", "B", FULL), "wrong kind of ram section"),
     "two ram sections": (stream(M, devices=(Section(name="ram", kind=START, version=4),)), "a second or"),
     "no ram section": (stream().cut(stream().marks["ram"]).patch(0, ""), "file ends in section type"),
-    "an id twice": (stream(M, devices=(Section(name="a", id=1),)), "section id 1 stands for 'ram' already"),
+    "an id twice": (stream(M, devices=(Section(name="a", id=1),)), "section id 1 is already that of 'ram'"),
     "device name not printable": (stream(M, devices=(Section(name="a\n"),)), "section name is not printable"),
     "no end mark": (stream(M, eof=False), "footer is missing"),
     "no end mark, no device": (stream(M, eof=False, devices=()), "file ends in section type"),
@@ -386,7 +386,7 @@ BROKEN = {
     "VM description deep": (stream(M, vmdesc=DEEP), "is not JSON"),
     "VM description with a huge number": (stream(M, vmdesc=b'{"a": ' + b"1" * 100_000 + b"}"), "is not JSON"),
     "trailer announced": (stream(M, vmdesc=b'{"parallel-fixedram": 1}'), "the trailer that the stream announces"),
-    "something behind it": (stream(M, tail=b"\0\0\1"), "3 bytes follow the stream and are no trailer"),
+    "something behind it": (stream(M, tail=b"\0\0\1"), "3 bytes follow the stream and are not a trailer"),
     "something far behind it": (stream(M, tail=bytes(9999) + b"\1" + bytes(99)), "10000 bytes follow the stream"),
     "another stream behind it": (stream(M, tail=stream(M).data), "bytes follow the stream"),
     "bitmap in the device sections": (
@@ -642,5 +642,5 @@ def test_a_file_by_qemu_does_not_say_of_which_architecture_it_is():
 @pytest.mark.parametrize("capabilities", [("mapped-ram",), ("x-ignore-shared", "mapped-ram")])
 def test_a_file_saved_with_postcopy_and_huge_pages_is_refused_for_that(host_page, capabilities):
     made = stream(Block(), replace(M, name="huge", host_page=host_page), capabilities=capabilities)
-    with pytest.raises(FormatError, match=r"block 'huge': a host page size stands .*postcopy-ram"):
+    with pytest.raises(FormatError, match=r"block 'huge': a host page size comes .*postcopy-ram"):
         parse(made.read, len(made.data))

@@ -284,7 +284,7 @@ def first_extent(offset=0, length=0):
         (broken(says_offset=2**64 - 1), "the footer of the trailer contradicts itself"),
         (broken(says_offset=0), "reaches past the trailer"),
         (broken(says_offset=PAGE), "reaches past the trailer"),
-        (broken(base=1), "the trailer is of a stream at 0x1, this one starts at 0x0"),
+        (broken(base=1), "the trailer is for a stream at 0x1, but this one is at 0x0"),
         (broken(base=2**64 - 1), "the footer of the trailer contradicts itself"),
         (broken(count=2**32 - 1), "the footer of the trailer contradicts itself"),
         (broken(count=8193), "the footer of the trailer contradicts itself"),
@@ -314,7 +314,7 @@ def first_extent(offset=0, length=0):
         (broken(change=first_extent(length=-1)), "do not cover the stream"),
         (broken(change=first_extent(length=2**63)), "do not cover the stream"),
         (broken(change=lambda parts: [(1, 0, bytes(24 * 4099))]), "table of stream digests of 98376 bytes"),
-        (broken(change=with_part(5, 0, struct.pack(">QQQ", 0, 92, 0))), "head digests do not cover what is before"),
+        (broken(change=with_part(5, 0, struct.pack(">QQQ", 0, 92, 0))), "head digests do not cover what precedes"),
         (broken(change=lambda parts: [*parts, *[(5, 0, bytes(24))] * 2]), "a second table of head digests"),
         (broken(change=with_part(5, 0, bytes(23))), "table of stream digests of 23 bytes"),
         (broken(change=with_part(99, 1, b"x")), "trailer part of unknown type 99 that a reader must know"),
@@ -338,7 +338,7 @@ def test_digests_of_the_bytes_before_the_stream_cover_all_of_them(ranges):
         return whole.data[:at] + trailer(at, [*rest, stream_digests(whole.data, ranges, kind=5)], base=200)
 
     assert len(read(made([(0, 92), (92, 200)]), 200).trailer.head) == 2
-    with pytest.raises(FormatError, match="head digests do not cover what is before the stream"):
+    with pytest.raises(FormatError, match="head digests do not cover what precedes the stream"):
         read(made(ranges), 200)
 
 

@@ -217,7 +217,7 @@ def test_what_is_read_back_has_to_be_what_was_written(
 
     monkeypatch.setattr(os, "pwrite", lie)
     data[-1] ^= 1
-    with pytest.raises(HostError, match=r"'NAME' at 0x[0-9a-f]+ is not what is there now"):
+    with pytest.raises(HostError, match=r"'NAME' at 0x[0-9a-f]+ reads back differently"):
         channel.write(100, memoryview(data))
 
 

@@ -1,4 +1,4 @@
-"""Faults: those who wait to write a group, until they may."""
+"""Faults: writes that wait for a group, until they may go on."""
 
 from __future__ import annotations
 
@@ -20,15 +20,15 @@ from parallel_fixedram.engine.capture.snapshot.ring import Ring
 from parallel_fixedram.engine.capture.snapshot.tallies import Tallies
 
 NOTED_BYTES = 2 << 20
-"""Memory that is let go together before T, when that costs no copy: who writes in many places waits less often."""
+"""Bytes released together for a write before T. That costs no copy, and a guest that writes in many places waits less."""
 
 AHEAD_BYTES = 1 << 20
-"""Memory that is copied ahead, before anybody waits for it, without looking whether somebody waits for other memory."""
+"""Bytes copied ahead of any write at a time; faults are served in between."""
 
 
 @dataclass(slots=True, eq=False)
 class _Waiting:
-    """A unit that somebody waits to write."""
+    """A unit that a write waits for."""
 
     groups: range
     since: float
@@ -38,10 +38,11 @@ class _Waiting:
 
 
 class Faults:
-    """Serves faults as the phase demands: notes them before T, copies after it, lets them through when all is captured.
+    """Serves faults according to the phase: before T notes them, after T copies first, and once all is captured lets
+    them pass.
 
     Args:
-        memory: whose faults they are.
+        memory: the memory that they are in.
         copier: reads groups.
         marks: of all groups.
         ring: where copies go.
@@ -49,7 +50,7 @@ class Faults:
 
     Attributes:
         guesses: what will be written next.
-        tallies: what was done.
+        tallies: counts of what was done.
     """
 
     def __init__(self, memory: Protection, copier: GroupCopier, marks: Marks, ring: Ring, link: Link) -> None:
@@ -64,28 +65,29 @@ class Faults:
         self.tallies = Tallies()
 
     def __len__(self) -> int:
-        """How many units are waited for."""
+        """Number of units that writes wait for."""
         return len(self._waiting)
 
     def add(self, faulted: Iterable[range]) -> None:
-        """Somebody waits for these."""
+        """Note that writes wait for these units."""
         now = time.monotonic()
         for groups in faulted:
             wider = self._with_more(groups)
             self._waiting.setdefault(wider.start, _Waiting(wider, now))
 
     def _with_more(self, groups: range) -> range:
-        """The groups that somebody waits for, and what is let go with them."""
+        """The groups that a write waits for, and those that are released with them."""
         phase = self._marks.phase[0]
         if phase < Phase.CAPTURING:
             return self._memory.around(groups, NOTED_BYTES)
         return self.guesses.with_those_behind(groups) if phase == Phase.CAPTURING else groups
 
     def serve(self) -> float:
-        """Do what can be done; returns for how many seconds the one that waits longest has waited for room in the ring.
+        """Serve what can be served; returns for how many seconds the oldest write has been waiting for room in the
+        ring.
 
         Raises:
-            HostError: a group cannot be read, or not be let go.
+            HostError: a group cannot be read or released.
             MachineError: the guest's process has ended.
         """
         for each in list(self._waiting.values()):
@@ -95,18 +97,19 @@ class Faults:
         return time.monotonic() - oldest
 
     def begin_again(self) -> None:
-        """The phase has changed: whoever waits now is served as the new one demands."""
+        """Note that the phase has changed: faults that wait now are served according to the new one."""
         for each in self._waiting.values():
             each.steps = None
 
     def all_closed(self) -> None:
-        """All groups are protected again."""
+        """Note that all groups are protected again."""
         self._open[:] = 0
 
     def capturing(self) -> Iterator[bool]:
-        """Again and again, let go of what can be let go before somebody has to wait for it.
+        """Release groups before a write has to wait for them.
 
-        First copy what was written just before T: that will most probably be written again.
+        First copies those that were written just before T, because they will most probably be written again; then
+        releases what is captured, again and again.
 
         Yields:
             True after every piece, False when nothing is left to do for now.
@@ -120,7 +123,7 @@ class Faults:
             yield from self._sweeping()
 
     def _sweeping(self) -> Iterator[bool]:
-        """Let go of all that is captured by now."""
+        """Release everything captured so far."""
         for groups in self._memory.unprotecting(self._superfluous):
             self._open[groups.start : groups.stop] = 1
             yield True
@@ -132,7 +135,7 @@ class Faults:
 
     def _copy_ahead(self, groups: range) -> None:
         if self._open[groups.start : groups.stop].all():
-            return  # somebody was quicker
+            return  # released meanwhile, for a write that waited
         ahead = _Waiting(groups, time.monotonic())
         for _ in self._steps(ahead):
             pass
@@ -142,13 +145,13 @@ class Faults:
             self._link.tell()
 
     def _superfluous(self, part: slice) -> Marked:
-        """1 for every group, of a part of one block, that is protected, though it is captured or held nothing."""
+        """1 for every group of a slice of one block that is still protected, although it is captured or was zero."""
         done = self._marks.copied[part] | self._marks.written[part] | (self._copier.held(part) == 0)
         found: Marked = done & (self._open[part] == 0)
         return found
 
     def _advance(self, each: _Waiting) -> bool:
-        """Go on with a unit; whether it may be written by now."""
+        """Go on with a unit; returns whether it may be written now."""
         if each.steps is None:
             each.steps = self._steps(each)
         for step in each.steps:

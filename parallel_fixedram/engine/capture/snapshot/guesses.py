@@ -1,7 +1,7 @@
-"""Guesses: what will be written next, and how much of that may be copied before it is.
+"""Guesses: what the guest will write next, and how much of it may be copied in advance.
 
-A guest that writes one group after the other would wait at each, ten times as long as the copy takes (measured). So
-the groups behind it are copied and let go along with it, twice as many each time, as when a file is read ahead.
+A guest that writes one group after the other would wait at each, ten times as long as the copy takes (measured). So the
+groups behind a faulting one are copied and released along with it, twice as many each time, as in reading ahead.
 """
 
 from __future__ import annotations
@@ -16,24 +16,24 @@ from parallel_fixedram.engine.capture.snapshot.protection import Protection
 from parallel_fixedram.engine.capture.snapshot.ring import Ring
 
 MOST_AHEAD = 7
-"""Groups that are copied along with the one that is waited for; each keeps it waiting for a tenth of a millisecond."""
+"""Most groups that are copied along with the faulting one; each makes the write wait for a tenth of a millisecond."""
 
 
 READY_AT_ONCE = 8
-"""Slots of the ring that get memory at a time."""
+"""Slots of the ring that memory is allocated for at a time."""
 
 
 class Guesses:
-    """What is noted will be written again, and what lies behind a group that is written, after it.
+    """Groups noted before T will be written again; groups behind a faulting one will be written after it.
 
     Args:
         memory: what is protected.
         marks: of all groups.
         ring: where copies go.
-        opened: 1 for every group that may be written, kept up to date by others.
+        opened: 1 for every group that may be written without waiting; kept up to date by the caller.
 
     Attributes:
-        most: copies in the ring that nobody has waited for; more could keep somebody who waits from getting room.
+        most: groups that may be in the ring for a guess: guesses must not fill it.
     """
 
     def __init__(self, memory: Protection, marks: Marks, ring: Ring, opened: NDArray[np.uint8]) -> None:
@@ -47,14 +47,14 @@ class Guesses:
 
     @property
     def room(self) -> int:
-        """Groups that may be copied now without being waited for."""
+        """How many groups may be copied for a guess now."""
         return max(self.most - len(self._ring), 0)
 
     def getting_ready(self) -> Iterator[bool]:
-        """Before T: have memory in the ring for a copy of every group that is noted.
+        """Before T: allocate memory in the ring for a copy of every noted group.
 
         Yields:
-            True after every piece, False when there is as much as is needed by now.
+            True after every piece, False when there is enough for now.
         """
         ready = 0
         while True:
@@ -65,7 +65,7 @@ class Guesses:
             yield more
 
     def with_those_behind(self, groups: range) -> range:
-        """The groups that somebody waits for, and those behind them that will probably be written next."""
+        """The groups that a write waits for, and those behind them that will probably be written next."""
         in_turn = self._next is not None and groups.start - self._next >= 0 and self._is_open(self._next, groups.start)
         self._more = min(2 * self._more + 1, MOST_AHEAD, self.room) if in_turn else 0
         found = self._memory.longer(groups, self._more)
@@ -73,5 +73,5 @@ class Guesses:
         return found
 
     def _is_open(self, start: int, stop: int) -> bool:
-        """Whether nobody had to wait for any of these groups."""
+        """Whether all these groups may be written without waiting."""
         return stop - start <= MOST_AHEAD and bool(self._open[start:stop].all())

@@ -1,4 +1,4 @@
-"""Tallies: what a handler counts while it works."""
+"""Tallies: what a handler counts."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ class Tallies:
     """Counts for Figures.
 
     Attributes:
-        ahead: groups copied before anybody waited for them.
-        copied: groups copied for faults.
-        let_through: groups let go without a copy.
+        ahead: groups copied before a write waited for them.
+        copied: groups copied for writes that waited.
+        let_through: groups released without a copy.
         ring_waits: faults that found the ring full.
         noted: groups noted before T.
     """
@@ -27,19 +27,19 @@ class Tallies:
         self._seconds = array("d")
 
     def served(self, since: float, *, copied: int, uncopied: int) -> None:
-        """A fault after T is served.
+        """Count a fault after T that was served.
 
         Args:
             since: when it was read (time.monotonic).
             copied: groups copied for it.
-            uncopied: groups that are let go for it and were not copied.
+            uncopied: groups released for it without a copy.
         """
         self.copied += copied
         self.let_through += uncopied
         self._seconds.append(time.monotonic() - since)
 
     def figures(self, void: str | None) -> Figures:
-        """All of them."""
+        """All counts."""
         seconds = FaultSeconds(median=0.0, p99=0.0, max=0.0)
         if self._seconds:
             median, p99, longest = np.percentile(np.frombuffer(self._seconds), (50, 99, 100)).tolist()
