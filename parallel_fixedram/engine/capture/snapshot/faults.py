@@ -20,7 +20,7 @@ from parallel_fixedram.engine.capture.snapshot.ring import Ring
 from parallel_fixedram.engine.capture.snapshot.tallies import Tallies
 
 NOTED_BYTES = 2 << 20
-"""Bytes released together for a write before T. That costs no copy, and a guest that writes in many places waits less."""
+"""Bytes released for one write before T. That costs no copy, and a guest that writes here and there waits less."""
 
 AHEAD_BYTES = 1 << 20
 """Bytes copied ahead of any write at a time; faults are served in between."""
