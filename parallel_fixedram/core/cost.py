@@ -48,7 +48,7 @@ class CallCost:
         return self.call * calls + self.byte * size
 
     def gap_pages(self, page_size: int) -> int:
-        """The longest gap that is cheaper to write along than to leave out, in pages of ``page_size`` bytes."""
+        """The longest gap that is cheaper to bridge than to leave out, in pages of ``page_size`` bytes."""
         return min(int(self.call / (self.byte * page_size)), MAX_GAP_PAGES)
 
     @classmethod

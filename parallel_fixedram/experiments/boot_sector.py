@@ -1,7 +1,7 @@
 """Guests in 512 bytes: boot sectors that fill or dirty a range of RAM and say so on the serial port.
 
-All but ``disk_image`` enter 32-bit protected mode, so they reach any address below 4 GiB, and leave the BIOS behind for
-good. ``fill_image`` fills a share of RAM, prints FILLED, and then sleeps or goes on rewriting pages.
+All but ``disk_image`` enter 32-bit protected mode, so they reach any address below 4 GiB and can no longer use the
+BIOS. ``fill_image`` fills a share of RAM, prints FILLED, and then sleeps or goes on rewriting pages.
 
 ``boot_image`` goes round and round. One *round* touches every page of ``[first, end)`` once and prints the next letter
 of A..Z, so that a reader of the serial line sees where a guest went on. Page ``p`` (an absolute guest page number) then
@@ -39,7 +39,7 @@ TICKS = 100
 """Times a second that it wakes to rewrite pages."""
 
 WORK_AT = 0x7000
-"""Where it counts the pages that it has rewritten: 4 bytes, little-endian, that begin anew past their end."""
+"""Where it counts the pages that it has rewritten: 4 bytes, little-endian, which wrap around."""
 
 _MULTIPLIER, _INCREMENT = 1_664_525, 1_013_904_223  # of a linear congruential generator with the period 2**32
 

@@ -17,7 +17,8 @@ from parallel_fixedram.core.bitmap import WORD_PAGES
 from parallel_fixedram.format.mapped_ram import SavedBlock
 from parallel_fixedram.host import linux
 from parallel_fixedram.host.files import page_cache
-from parallel_fixedram.host.files.channel import FileChannel, anonymous_memory
+from parallel_fixedram.host.files.channel import FileChannel
+from parallel_fixedram.host.memory.anonymous import anonymous_memory
 from parallel_fixedram.image.image import Image
 
 CACHE_SAMPLES = 64

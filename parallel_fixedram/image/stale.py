@@ -23,7 +23,8 @@ from parallel_fixedram.engine.workers.pool import WorkerPool
 from parallel_fixedram.format.mapped_ram import SavedBlock
 from parallel_fixedram.format.trailer import DIGEST_BYTES
 from parallel_fixedram.host import linux
-from parallel_fixedram.host.files.channel import FileChannel, huge_memory, open_writable
+from parallel_fixedram.host.files.channel import FileChannel, open_writable
+from parallel_fixedram.host.memory.anonymous import huge_memory
 from parallel_fixedram.image.compare import run_check
 from parallel_fixedram.image.image import Image
 

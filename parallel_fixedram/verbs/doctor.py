@@ -84,7 +84,7 @@ def _check_folder(folder: str) -> None:
 def _of_any(host: Section) -> tuple[str, Sequence[Finding]]:
     """Which capture ``auto`` would choose for a QEMU of this user, and what on this host rules out the others."""
     bad, unread = _bad(host, _FOR_A_SNAPSHOT), _bad(host, _FOR_READING)
-    capture, _ = way_to_capture(CaptureMode.AUTO, waits=True, no_snapshot=bad.detail if bad else "")
+    capture, _ = way_to_capture(CaptureMode.AUTO, guest_waits=True, no_snapshot=bad.detail if bad else "")
     where = "of QEMUs of this user: under TCG, and under KVM where try-capture has passed"
     compare = found("compare", "of QEMUs of this user")
     if unread:
@@ -102,20 +102,20 @@ def _of_this(host: Section, qemu: Callable[[], QemuMachine], disks: Disks) -> tu
     """Which capture ``auto`` would choose for this QEMU, found out as in a save."""
     try:
         with qemu() as machine:
-            waits = machine.is_running()
+            guest_waits = machine.is_running()
             snapshot = _snapshot(machine, host)
-            its_disks = tried("disks", lambda: _disks(machine, disks, runs=waits))
+            its_disks = tried("disks", lambda: _disks(machine, disks, runs=guest_waits))
     except FixedRamError as error:
         return "", [missed("auto", error)]
     no_snapshot = "" if snapshot.verdict is Verdict.OK else snapshot.detail
-    capture, why = way_to_capture(CaptureMode.AUTO, waits=waits, no_snapshot=no_snapshot)
+    capture, why = way_to_capture(CaptureMode.AUTO, guest_waits=guest_waits, no_snapshot=no_snapshot)
     return capture, [
         snapshot,
         found("compare", "of this guest"),
         Finding(what="rounds", verdict=Verdict.ABSENT, detail=_NO_LOG),
         found("stopped", "of this guest, while its pages are written"),
         its_disks,
-        found("auto", f"chooses {', '.join(why) or capture}" + ("" if waits else ": the guest stands still")),
+        found("auto", f"chooses {', '.join(why) or capture}" + ("" if guest_waits else ": the guest stands still")),
     ]
 
 

@@ -48,13 +48,13 @@ def _plan(machine: Machine, path: str, options: SaveOptions) -> PlanReport:
     guest_blocks = machine.guest_blocks()
     if options.capture.mode is CaptureMode.ROUNDS:
         dirty_log(machine)  # raises if there is none
-    waits = machine.is_running()
-    _, no_snapshot = address_space(machine, options.capture.mode) if waits else (None, "")
+    guest_waits = machine.is_running()
+    _, no_snapshot = address_space(machine, options.capture.mode) if guest_waits else (None, "")
     ledger = Ledger([each.block for each in guest_blocks])
     ledger.map_data(guest_blocks)
     page_size = guest_blocks[0].block.page_size
     folder = os.path.dirname(path) or "."  # not realpath: a link would be replaced, not followed
-    decision = decide(options, ledger.data, page_size, folder, waits=waits, no_snapshot=no_snapshot)
+    decision = decide(options, ledger.data, page_size, folder, guest_waits=guest_waits, no_snapshot=no_snapshot)
     work = Work.of(ledger.data, page_size)
     calls, size = work.merged(decision.choice.gap_pages, decision.choice.window_pages)
     return PlanReport(
@@ -64,7 +64,7 @@ def _plan(machine: Machine, path: str, options: SaveOptions) -> PlanReport:
         runs=work.runs,
         calls=calls,
         bytes=size,
-        waits=waits,
+        waits=guest_waits,
         choice=decision.report(),
         host=host_facts(folder),
         seconds=time.perf_counter() - started,

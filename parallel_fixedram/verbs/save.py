@@ -178,7 +178,7 @@ def _save(machine: Machine, target: FileTarget, options: SaveOptions, account: A
         pause, state = _one_instant(machine, capture, run, overlays, copy, account)
         if pause.was_running and not ran:  # somebody let it go on, and now it writes to its disks
             overlays_for(machine, options.disks, runs=True)
-        if task.layout.head and pause.was_running != task.waits:  # the file's head records that
+        if task.layout.head and pause.was_running != task.guest_waits:  # the file's head records that
             raise MachineChanged("somebody stopped the domain, or let it go on, before it was saved")
         capture.after(run)
         account.end("after")
@@ -205,11 +205,11 @@ def _begin(
     """Make the file, find out what there is to save, and decide how."""
     guest_blocks = machine.guest_blocks()
     dirty = dirty_log(machine) if options.capture.mode is CaptureMode.ROUNDS else None
-    waits = machine.is_running()
-    space, no_snapshot = address_space(machine, options.capture.mode) if waits else (None, "")
+    guest_waits = machine.is_running()
+    space, no_snapshot = address_space(machine, options.capture.mode) if guest_waits else (None, "")
     blocks = [each.block for each in guest_blocks]
     page_bits = recorded_page_bits(machine.target)
-    head = head_for(machine, target, options.publishing.image, runs=waits)
+    head = head_for(machine, target, options.publishing.image, runs=guest_waits)
     layout = FileLayout.plan(machine.name, blocks, target.offset, head=head, target=machine.target, page_bits=page_bits)
     ledger = Ledger(blocks)
     draft = stack.enter_context(Draft(target.path, layout, options.writing, options.publishing))
@@ -223,7 +223,7 @@ def _begin(
         ledger.data,
         page_size,
         draft.folder,
-        waits=waits,
+        guest_waits=guest_waits,
         no_snapshot=no_snapshot,
         takes_direct=takes_direct,
     )
@@ -235,7 +235,7 @@ def _begin(
         guest_blocks=guest_blocks,
         layout=layout,
         ledger=ledger,
-        waits=waits,
+        guest_waits=guest_waits,
         options=options,
         choice=choice,
         buffered=draft.buffered,

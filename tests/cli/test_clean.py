@@ -467,11 +467,8 @@ class TestCommand:
         with unchanged(folder):
             assert "no /proc" in one(folder, remove=True).why_not
 
-    def test_what_cannot_be_removed_is_said(self, folder, monkeypatch):
+    def test_what_cannot_be_removed_is_said(self, folder, refuse):
         stale(folder)
 
-        def fails(*args, **kwargs):
-            raise PermissionError(1, "no")
-
-        monkeypatch.setattr(left_file.os, "unlink", fails)
+        refuse(left_file.os, "unlink", 1)
         assert one(folder, remove=True).why_not == "cannot be removed: operation not permitted"

@@ -223,12 +223,9 @@ def test_a_name_that_may_be_lost_has_an_exit_code_of_its_own(tmp_path, monkeypat
     done(call("verify", tmp_path / "new.mr"))
 
 
-def test_a_file_that_cannot_be_synced_gets_no_name(tmp_path, monkeypatch):
-    def failing(fd):
-        raise OSError(5, "Input/output error")
-
+def test_a_file_that_cannot_be_synced_gets_no_name(tmp_path, refuse):
     (tmp_path / "old.mr").write_bytes(b"old")
-    monkeypatch.setattr(os, "fsync", failing)
+    refuse(os, "fsync", 5)
     with unchanged(tmp_path):
         result = call("save", tmp_path / "old.mr", "--guest", "dense,size=1MiB", "--overwrite")
         refused(result, 5, f"cannot sync '{tmp_path / 'old.mr'}': input/output error\n")

@@ -14,7 +14,6 @@ from support.streamwriter import DEVICES, device_bytes
 from parallel_fixedram.core.errors import HostError, MachineChanged, MachineError
 from parallel_fixedram.core.protocols import GuestBlock
 from parallel_fixedram.core.save_options import DirectIO
-from parallel_fixedram.engine.capture import rounds
 from parallel_fixedram.engine.pages.ledger import Ledger
 from parallel_fixedram.engine.pages.writer import PageWriter
 from parallel_fixedram.host.files.channel import FileChannel
@@ -78,11 +77,9 @@ def test_a_torn_instant_is_taken_again_and_the_file_is_the_second(
 
 
 @pytest.mark.parametrize("direct", [DirectIO.ON, DirectIO.OFF])
-def test_a_torn_last_round_leaves_what_changed_since_to_the_dirty_log(
-    target: str, direct: DirectIO, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.mark.usefixtures("every_round_counts")
+def test_a_torn_last_round_leaves_what_changed_since_to_the_dirty_log(target: str, direct: DirectIO) -> None:
     """Pages that change at the first instant, at the second, at both, and in a round before."""
-    monkeypatch.setattr(rounds, "SMALL_ROUND_PAGES", 1)
     script = ["", "X0..E..." * 20, "Y.0.0..Z" * 20]
     with ScriptedGuest({"m": "ABCDEFG-" * 20}, script) as machine:
         machine.torn = [LETTER]

@@ -78,7 +78,7 @@ def test_what_is_no_history_is_left_alone(tmp_path, line):
     history.append(str(path), [measured(0)])
     path.write_text(path.read_text() + line + "\n")
     before = path.read_text()
-    with pytest.raises(FormatError, match="line 3: no entry of a history"):
+    with pytest.raises(FormatError, match="line 3: not an entry of a history"):
         history.append(str(path), [measured(1)])
     assert path.read_text() == before
 

@@ -418,7 +418,7 @@ def state(pid: int) -> str:
 
 
 class TestEveryPageIsRight:
-    """Held against a copy that is taken in the pause."""
+    """Compared with a copy that is taken in the pause."""
 
     def saved(self, guest: QemuProcess, path: Path, **how: Any) -> Saved:
         with unharmed(guest):

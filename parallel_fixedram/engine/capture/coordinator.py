@@ -141,7 +141,7 @@ class Coordinator:
             if cached and message.tally.bytes:
                 span = shard_span(self._task.layout, shard)
                 # late if a guest waits: copying is slower while the device is busy
-                at_once = self._task.options.publishing.durable and (phase == FIRST_PASS or not self._task.waits)
+                at_once = self._task.options.publishing.durable and (phase == FIRST_PASS or not self._task.guest_waits)
                 self._writeback.wrote(*span, message.tally.bytes, at_once=at_once)
 
         return run_job(

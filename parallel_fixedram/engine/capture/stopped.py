@@ -29,7 +29,7 @@ class Stopped(Capture):
 
     def rehearse(self, run: Coordinator, *, torn: str | None) -> None:
         """Mark everything as dirty (Capture.rehearse)."""
-        if self._task.waits:
+        if self._task.guest_waits:
             self._task.ledger.map_newly_touched(self._task.guest_blocks)
         write_firmware(run, self._job, self._task)
         self._task.ledger.all_dirty()

@@ -26,7 +26,7 @@ class Task:
     layout: FileLayout
     """Where they go; its blocks are in the same order."""
     ledger: Ledger
-    waits: bool
+    guest_waits: bool
     """Whether a guest runs, and will stand still for the last pages."""
     options: SaveOptions
     choice: Choice

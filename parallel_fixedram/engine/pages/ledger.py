@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from parallel_fixedram.core.bitmap import WORD_BYTES, PageBitmap, words_for
 from parallel_fixedram.core.protocols import DirtySource, GuestBlock
 from parallel_fixedram.core.ramblock import PageRange, RAMBlock
-from parallel_fixedram.host.files.channel import anonymous_memory
+from parallel_fixedram.host.memory.anonymous import anonymous_memory
 
 
 def shared_words(count: int) -> NDArray[np.uint64]:

@@ -13,7 +13,7 @@ import numpy as np
 
 from parallel_fixedram.core.bitmap import Bits, runs_of_ones
 from parallel_fixedram.core.protocols import Channel, Pages
-from parallel_fixedram.host.files.channel import huge_memory
+from parallel_fixedram.host.memory.anonymous import huge_memory
 
 SLOTS = 4
 """Windows of a worker that may be in flight or being filled: 8 MiB of memory per worker."""

@@ -13,7 +13,7 @@ from parallel_fixedram.core.protocols import Channel, Pages
 from parallel_fixedram.core.shards import Shard
 from parallel_fixedram.engine.workers.messages import Tally
 from parallel_fixedram.format.mapped_ram import SavedBlock
-from parallel_fixedram.host.files.channel import huge_memory
+from parallel_fixedram.host.memory.anonymous import huge_memory
 
 WINDOW_PAGES = 256
 """Pages in a window: 1 MiB; larger writes are not faster."""

@@ -30,8 +30,8 @@ from parallel_fixedram.engine.tuning.calibrate_writing import (
 )
 from parallel_fixedram.engine.workers.pool import WorkerPool
 from parallel_fixedram.host import user_cache
-from parallel_fixedram.host.files.channel import anonymous_memory
 from parallel_fixedram.host.files.probe import probe
+from parallel_fixedram.host.memory.anonymous import anonymous_memory
 
 logger = logging.getLogger(__name__)
 

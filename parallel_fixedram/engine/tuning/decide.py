@@ -54,7 +54,7 @@ def decide(
     page_size: int,
     folder: str,
     *,
-    waits: bool,
+    guest_waits: bool,
     no_snapshot: str,
     takes_direct: bool | None = None,
 ) -> Decision:
@@ -65,7 +65,7 @@ def decide(
         data: pages that may contain data, a bitmap for each block.
         page_size: of those pages, bytes.
         folder: where the file will be.
-        waits: whether a running guest will have to stand still.
+        guest_waits: whether a running guest will have to stand still.
         no_snapshot: why it must not be captured by a snapshot, as the end of a sentence; empty if it may.
         takes_direct: whether the file can be opened for direct I/O; None if that is not known.
 
@@ -79,7 +79,7 @@ def decide(
     elif takes_direct and not model.direct:
         model = dataclasses.replace(model, direct=ASSUMED.direct)
     situation = Situation(
-        waits=waits,
+        guest_waits=guest_waits,
         no_snapshot=no_snapshot,
         room=dirty_room(),
         processors=len(os.sched_getaffinity(0)),

@@ -18,7 +18,7 @@ from parallel_fixedram.core.errors import FixedRamError
 from parallel_fixedram.core.shards import MAX_SHARD_PAGES, Shard
 
 MAX_FINDINGS = MAX_SHARD_PAGES + WORD_PAGES
-"""Most page ranges that a ShardDone lists: a shard cannot have more."""
+"""Most page ranges that a ShardDone lists. Only checks and comparisons find any, and their shards cannot have more."""
 
 MAX_KEPT_FINDINGS = 1 << 16
 """Most page ranges that a sum over shards lists; further ones are only counted."""

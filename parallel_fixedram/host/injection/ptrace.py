@@ -111,9 +111,9 @@ def interrupt(tid: int) -> None:
     request(_INTERRUPT, tid)
 
 
-def go_on(tid: int, signum: int = 0) -> None:
-    """Let it run, and deliver a signal to it."""
-    request(_CONT, tid, 0, signum)
+def go_on(tid: int) -> None:
+    """Let it run."""
+    request(_CONT, tid)
 
 
 def go_on_to_syscall(tid: int, signum: int = 0) -> None:

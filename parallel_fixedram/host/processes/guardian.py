@@ -21,7 +21,7 @@ from types import TracebackType
 from typing import NoReturn, Self
 
 from parallel_fixedram.core.errors import FixedRamError, HostError
-from parallel_fixedram.host.files.channel import anonymous_memory
+from parallel_fixedram.host.memory.anonymous import anonymous_memory
 from parallel_fixedram.host.processes import forked, signals
 
 _LET_GO_SECONDS = 1.0

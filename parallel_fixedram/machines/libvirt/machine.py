@@ -37,17 +37,16 @@ class LibvirtMachine(QemuMachine):
         uri: of a local connection to libvirt (core.libvirt_uri).
         stop: whether the domain stays suspended from the saved instant on, and is ended once the file has its name; if
             the save fails, it goes on.
-        timeout: how long an answer may take, seconds.
 
     Raises:
         MachineError: libvirt cannot be reached, or the domain cannot be saved this way.
         HostError: its memory cannot be reached, or libvirt's library is missing.
     """
 
-    def __init__(self, domain: str, *, uri: str, stop: bool = False, timeout: float = ANSWER_SECONDS) -> None:
+    def __init__(self, domain: str, *, uri: str, stop: bool = False) -> None:
         self._uri = uri
         self._stop = stop
-        super().__init__(domain, timeout=timeout)
+        super().__init__(domain, timeout=ANSWER_SECONDS)
 
     def _connect(self, address: str, seconds: float, stack: ExitStack) -> Monitor:
         self._bridge = stack.enter_context(Bridge(self._uri, address))

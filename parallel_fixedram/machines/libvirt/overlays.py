@@ -21,6 +21,7 @@ from parallel_fixedram.core.errors import FixedRamError, HostError
 from parallel_fixedram.core.observer import Observer
 from parallel_fixedram.core.words import shown
 from parallel_fixedram.machines.qemu.drives import Drive, find_drives
+from parallel_fixedram.machines.qemu.jobs import show_merge
 from parallel_fixedram.machines.qemu.monitor import Monitor
 from parallel_fixedram.machines.qemu.overlays import Overlay, Overlays
 from parallel_fixedram.machines.qemu.session import TimedOut
@@ -86,15 +87,10 @@ def merge(monitor: Monitor, drive: Drive, into: int, what: str, observer: Observ
     Raises:
         MachineError: libvirt refuses or fails; the disk stays as it is.
     """
-    disk, done, whole = {"device": drive.disk.device}, 0, 0
+    disk = {"device": drive.disk.device}
     monitor.execute("libvirt-commit", {**disk, "base": drive.disk.images[into].path})
     try:
-        for at, total in _follow(monitor, disk, what):
-            if total != whole:
-                observer.phase("commit", total)
-                whole, done = total, 0
-            observer.advanced(at - done)
-            done = at
+        done = show_merge(_follow(monitor, disk, what), observer)
         monitor.execute("libvirt-commit-end", {**disk, "pivot": True})
     except BaseException:
         with contextlib.suppress(FixedRamError):  # the job, or the domain, may be gone

@@ -18,7 +18,7 @@ from parallel_fixedram.core.errors import FixedRamError, HostError, MachineError
 from parallel_fixedram.core.observer import Observer
 from parallel_fixedram.core.reports.disks import CommittedDisk
 from parallel_fixedram.machines.qemu.drives import Drive
-from parallel_fixedram.machines.qemu.jobs import cancel_job, end_job, find_job, follow_job
+from parallel_fixedram.machines.qemu.jobs import cancel_job, end_job, find_job, follow_job, show_merge
 from parallel_fixedram.machines.qemu.monitor import Monitor
 from parallel_fixedram.machines.qemu.overlays import is_ours, left_overlays, overlays_of_ours, remove_nodes
 
@@ -78,7 +78,7 @@ def merge(monitor: Monitor, drive: Drive, into: int, what: str, observer: Observ
     Raises:
         MachineError: QEMU refuses or fails.
     """
-    top, done, whole = drive.disk.node, 0, 0
+    top = drive.disk.node
     job = f"commit-{top.removeprefix('#')}"
     if (begun := find_job(monitor, job)) and begun.get("status") == "concluded":
         with contextlib.suppress(MachineError):  # an earlier job; whether it failed no longer matters
@@ -93,17 +93,11 @@ def merge(monitor: Monitor, drive: Drive, into: int, what: str, observer: Observ
             hint = f"another QEMU may be using {image!r}, such as a guest started from a file that records it"
             raise MachineError(error.message, hint=hint) from error
     try:
-        for at, total in follow_job(monitor, what, job):
-            if total != whole:
-                observer.phase("commit", total)
-                whole, done = total, 0
-            observer.advanced(at - done)
-            done = at
+        return show_merge(follow_job(monitor, what, job), observer)
     except BaseException:
         with contextlib.suppress(FixedRamError):  # it reports that it was cancelled, or QEMU is gone
             cancel_job(monitor, what, job)
         raise
-    return done
 
 
 def _remove(path: str) -> None:

@@ -21,7 +21,7 @@ def describe(machine: QemuMachine) -> InspectQemuReport:
     """
     monitor, running = machine.monitor, machine.is_running()
     no_snapshot = _no_snapshot(machine) if running else "the guest stands still"
-    capture, _ = way_to_capture(CaptureMode.AUTO, waits=running, no_snapshot=no_snapshot)
+    capture, _ = way_to_capture(CaptureMode.AUTO, guest_waits=running, no_snapshot=no_snapshot)
     return InspectQemuReport(
         qmp=monitor.name,
         pid=machine.pid,

@@ -10,10 +10,11 @@ Source: QEMU qapi/job.json, docs/interop/live-block-operations.rst.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 from parallel_fixedram.core.errors import MachineError
+from parallel_fixedram.core.observer import Observer
 from parallel_fixedram.core.words import shown
 from parallel_fixedram.machines.qemu.discovery import listed
 from parallel_fixedram.machines.qemu.monitor import Monitor
@@ -58,6 +59,18 @@ def follow_job(monitor: Monitor, what: str, name: str) -> Iterator[tuple[int, in
             with contextlib.suppress(TimedOut):
                 events.wait(_LOOK_SECONDS)
     end_job(monitor, what, name)
+
+
+def show_merge(progress: Iterable[tuple[int, int]], observer: Observer) -> int:
+    """Tell an observer how far a merge is, from bytes done and bytes in all; returns how many were done at the end."""
+    done = whole = 0
+    for at, total in progress:
+        if total != whole:
+            observer.phase("commit", total)
+            whole, done = total, 0
+        observer.advanced(at - done)
+        done = at
+    return done
 
 
 def cancel_job(monitor: Monitor, what: str, name: str) -> None:

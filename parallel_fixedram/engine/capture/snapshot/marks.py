@@ -23,7 +23,7 @@ from parallel_fixedram.core.bitmap import PageBitmap, words_for
 from parallel_fixedram.core.errors import HostError
 from parallel_fixedram.core.ramblock import RAMBlock
 from parallel_fixedram.engine.pages.ledger import shared_words
-from parallel_fixedram.host.files.channel import anonymous_memory
+from parallel_fixedram.host.memory.anonymous import anonymous_memory
 from parallel_fixedram.host.processes.watchdog import Verdict
 
 _LINE = 8

@@ -12,7 +12,7 @@ import numpy as np
 from parallel_fixedram.core.bitmap import WORD_PAGES
 from parallel_fixedram.core.protocols import Pages
 from parallel_fixedram.engine.pages.ledger import shared_words
-from parallel_fixedram.host.files.channel import anonymous_memory
+from parallel_fixedram.host.memory.anonymous import anonymous_memory
 
 _POPULATE_WRITE = 23  # MADV_POPULATE_WRITE (Linux include/uapi/asm-generic/mman-common.h)
 
