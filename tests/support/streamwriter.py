@@ -65,6 +65,8 @@ class Stream:
 
     data: bytes
     marks: Mapping[str, int] = field(default_factory=dict)
+    numbers: tuple[tuple[int, int], ...] = ()
+    """Offset and width of each number in the stream."""
 
     def patch(self, mark: str | int, layout: str, *values: object, at: int = 0) -> Stream:
         """The same file with other big-endian values ``at`` bytes behind a mark."""
@@ -106,6 +108,7 @@ class _Out:
     def __init__(self, base: int, head: bytes = b"") -> None:
         self.at = base or len(head)
         self.data = bytearray(head.ljust(self.at, b"\0"))
+        self.numbers: list[tuple[int, int]] = []
 
     def put(self, data: bytes) -> None:
         self.place(self.at, data)
@@ -117,6 +120,10 @@ class _Out:
         self.data[offset : offset + len(data)] = data
 
     def pack(self, layout: str, *values: object) -> None:
+        at = self.at
+        for code in layout:
+            self.numbers.append((at, struct.calcsize(f">{code}")))
+            at += self.numbers[-1][1]
         self.put(struct.pack(">" + layout, *values))
 
     def counted(self, text: str) -> None:
@@ -229,7 +236,7 @@ def stream(
             out.pack("BI", 6, len(vmdesc))
             out.put(vmdesc)
     marks["stream_end"] = out.at
-    return Stream(bytes(out.data) + tail, marks)
+    return Stream(bytes(out.data) + tail, marks, tuple(out.numbers))
 
 
 def _subsection(out: _Out, name: str, body: bytes) -> None:
@@ -354,6 +361,7 @@ def our_file(
     alignment: int = MIB,
     devices: Sequence[Section] = (),
     clone: Sequence[Block] = (),
+    disks: bytes = b"",
     head: bytes = b"",
     **changes: object,
 ) -> Stream:
@@ -364,6 +372,7 @@ def our_file(
         alignment: of page arrays, bytes.
         devices: sections after RAM.
         clone: blocks of the clone stream; none for no such stream.
+        disks: JSON of the disks; none for no such part.
         head: libvirt's header of 92 bytes and what follows it.
         changes: what else is not as the product has it.
     """
@@ -388,6 +397,8 @@ def our_file(
         row = struct.pack(">QQQ", marks["clone"], len(payload), xxhash.xxh3_64_intdigest(payload))
         parts[0] = (kind, flags, rows + row)
         marks["clone_end"] = marks["clone"] + len(parts[-1][2])
+    if disks:
+        parts.append((4, 0, disks))
     if head:
         parts.append(stream_digests(data, [(0, 92), (92, len(head))], kind=5))
-    return Stream(data + trailer(len(data), parts, base=base), marks)
+    return Stream(data + trailer(len(data), parts, base=base), marks, made.numbers)
