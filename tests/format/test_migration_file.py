@@ -173,7 +173,6 @@ DIALECTS = {
     "both capabilities, nothing absent": stream(
         Block(picture="AB"), Block(name="pc.bios", picture="B", address=0xFFFC0000), capabilities=BOTH
     ),
-    "bitmap at the end": stream(Block(picture="AB", bitmap_at=16 * PAGE), BIOS),
     "stream ends before the pages": stream(
         Block(name="big", picture="AB0-", pages_at=16 * PAGE), Block(name="s", picture="C", pages_at=PAGE)
     ),
@@ -391,7 +390,7 @@ BROKEN = {
     "another stream behind it": (stream(M, tail=stream(M).data), "bytes follow the stream"),
     "bitmap in the device sections": (
         stream(M).patch("header:m", "Q", stream(M).marks["section:cpu"] + 12, at=12),
-        "the bitmap of block 'm' begins inside the stream after the last block",
+        "bitmap_offset .* right behind the header",
     ),
 }  # fmt: skip
 

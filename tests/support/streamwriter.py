@@ -36,8 +36,6 @@ class Block:
     """A word before the header, as postcopy-ram with huge pages has it; 0 for none."""
     absent: bool = False
     """Both offsets 0 and nothing stored (QEMU 11.0)."""
-    bitmap_at: int | None = None
-    """Where the bitmap goes; None for just behind the header."""
     pages_at: int | None = None
     """Where the page array goes; None for the next aligned offset."""
 
@@ -262,9 +260,8 @@ def _block(
     if block.absent:
         out.pack("IQQQ", version, page, 0, 0)
         return
-    bitmap_at = out.at + 28 if block.bitmap_at is None else block.bitmap_at
-    after = max(out.at + 28, bitmap_at + len(bitmap) if block.bitmap_at is None else 0)
-    pages_at = -(-after // alignment) * alignment if block.pages_at is None else block.pages_at
+    bitmap_at = out.at + 28
+    pages_at = -(-(bitmap_at + len(bitmap)) // alignment) * alignment if block.pages_at is None else block.pages_at
     out.pack("IQQQ", version, page, bitmap_at, pages_at)
     marks[f"bitmap:{block.name}"], marks[f"pages:{block.name}"] = bitmap_at, pages_at
     out.place(bitmap_at, bitmap)
