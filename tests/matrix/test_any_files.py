@@ -85,6 +85,9 @@ def folder(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
 def test_an_altered_file_is_what_a_second_reader_finds_or_is_refused(folder: Path, batch: int, count: Count) -> None:
     def work(noted: Noted) -> Counter[str]:
         draw, file, outcomes = random.Random(SEED + batch), File(folder), Counter[str]()
+        for template in FILES:
+            file.write(template.data)
+            assert file.check(template) == "accepted"
         for number in range(BATCH):
             template, script = draw.choice(FILES), draw.randbytes(1 + draw.randrange(24))
             noted(f"{FILES.index(template)} {script.hex()}".encode())

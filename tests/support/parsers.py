@@ -43,10 +43,10 @@ from parallel_fixedram.format.migration_file import parse, read_clone_blocks
 from parallel_fixedram.format.qcow2 import HEAD_BYTES, backing_file
 from parallel_fixedram.format.stream import Cursor
 
-M = Block(name="m", picture="A0C-" * 17)
+M = Block(name="m", picture="A0C." * 17)
 BIOS = Block(name="pc.bios", picture="B")
 CONFIG = Section(name="globalstate", body=struct.pack(">I32s", 8, b"running") + bytes(68))
-SMALL = Block(name="m", picture="A0C-" * 2)
+SMALL = Block(name="m", picture="A0C." * 2)
 DISKS = (
     Disk(
         device="virtio0",
@@ -101,7 +101,7 @@ def _template(made: Stream, *, ours: bool = False) -> Template:
 
 
 STREAMS = [
-    _template(stream(SMALL, BIOS)),
+    _template(stream(Block(name="m", picture="A0C-" * 2), BIOS)),
     _template(stream(SMALL, capabilities=("x-ignore-shared", "mapped-ram"), uuid=bytes(range(16)))),
     _template(stream(SMALL, Block(name="n", absent=True), capabilities=("x-ignore-shared", "mapped-ram"), vmdesc=None)),
     _template(stream(SMALL, page_bits=12, early=[Section(name="slirp", body=b"x", more=(b"y", b"z"))], end=False)),
