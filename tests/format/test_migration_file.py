@@ -367,6 +367,7 @@ BROKEN = {
     "words in a part": (stream(M).patch("part", "Q", 8, at=5), "unexpected RAM flags 0x8"),
     "ram version 3": (stream(M).patch("ram", "I", 3, at=13), "unsupported version 3 for 'ram' v4"),
     "ram version 5": (stream(M).patch("ram", "I", 5, at=13), "unsupported version 5 for 'ram' v4"),
+    "a second instance of ram": (stream(M).patch("ram", "I", 1, at=9), "ram section of instance 1, expected 0"),
     "ram as FULL": (stream(M).patch("ram", "B", FULL), "wrong kind of ram section"),
     "two ram sections": (stream(M, devices=(Section(name="ram", kind=START, version=4),)), "a second or"),
     "no ram section": (stream().cut(stream().marks["ram"]).patch(0, ""), "file ends in section type"),
