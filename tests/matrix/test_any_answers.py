@@ -27,7 +27,7 @@ pytestmark = pytest.mark.slow
 
 SEED = 20261129
 BATCH = 10_000
-NUMBER = BATCH * (50 if thorough() else 2)
+NUMBER = BATCH * (50 if thorough() else 1)
 OTHERWISE = 32
 """Scripts whose first byte is below it alter more than what a command returns."""
 ROW = "any answers of a monitor"

@@ -41,7 +41,7 @@ pytestmark = pytest.mark.slow
 
 SEED = 20261129
 BATCH = 2500
-BATCHES = 200 if thorough() else 8
+BATCHES = 200 if thorough() else 5
 FILES = [*STREAMS, *IMAGES]
 HOLES = (1 << 20, 1 << 32)
 """How much of a hole may follow a file, bytes."""

@@ -28,7 +28,10 @@ from parallel_fixedram.core.disks import pack_disks
 from parallel_fixedram.core.errors import FixedRamError
 from parallel_fixedram.image.image import Image
 
-pytestmark = pytest.mark.slow
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(os.geteuid() != 0, reason="makes devices, and files of others: root is needed"),
+]
 
 ROW = "hostile folders"
 NOBODY = 65534

@@ -9,8 +9,10 @@ import mmap
 import os
 import pickle
 import resource
+import tempfile
 import traceback
 from collections.abc import Callable
+from tempfile import TemporaryDirectory
 from typing import Any, TypeVar
 
 from support.leftovers import children, descriptors
@@ -40,7 +42,7 @@ def limited(work: Callable[[Noted], T], *, seconds: int, memory: int = MOST_MEMO
         memory: bytes of address space on top of what there is.
 
     Raises:
-        AssertionError: it raised, was ended, or left a descriptor or a child; says at which input.
+        AssertionError: it raised, was ended, or left a descriptor, a child or a temporary file; says at which input.
     """
     note = mmap.mmap(-1, _MOST_NOTED)
     result = os.memfd_create("result")
@@ -72,9 +74,11 @@ def limited(work: Callable[[Noted], T], *, seconds: int, memory: int = MOST_MEMO
 def _done(work: Callable[[Noted], T], noted: Noted) -> tuple[str, Any]:
     """What went wrong, and what was returned."""
     before = descriptors()
-    try:
-        value = work(noted)
-    except BaseException:
-        return traceback.format_exc(), None
-    left = descriptors() - before
-    return (f"left open: {left}" if left else f"left running: {children()}" if children() else ""), value
+    with TemporaryDirectory() as folder:
+        tempfile.tempdir = folder
+        try:
+            value = work(noted)
+        except BaseException:
+            return traceback.format_exc(), None
+        left = {"open": descriptors() - before, "running": children(), "there": os.listdir(folder)}
+    return ", ".join(f"left {what}: {found}" for what, found in left.items() if found), value
