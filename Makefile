@@ -34,10 +34,12 @@ PART_api := tests/machines tests/test_api.py
 PART_format := tests/core tests/format
 PART_calls := tests/matrix/test_every_call.py
 PART_edits := tests/matrix/test_edits.py
-PART_storage := $(filter-out $(PART_calls) $(PART_edits),$(wildcard tests/matrix/test_*.py))
+PART_any := $(call files,matrix/test_any_*)
+PART_hostile := $(call files,matrix/test_against_qemu matrix/test_hostile_folders)
+PART_storage := $(filter-out $(PART_calls) $(PART_edits) $(PART_any) $(PART_hostile),$(wildcard tests/matrix/test_*.py))
 PART_kill := $(call files,qemu/test_kill* qemu/test_damage qemu/test_swap qemu/test_records)
 PART_hazards := $(call files,qemu/test_snapshot_hazards)
-MATRIX := edits calls kill storage hazards
+MATRIX := any edits calls kill storage hazards hostile
 ROOMS := snapshots saving reading host api format
 NAMED := machines captures disks libvirt boot clones drawing experiments command cli wire $(ROOMS)
 TESTS := $(wildcard tests/test_*.py tests/*/test_*.py tests/*/*/test_*.py)
@@ -64,6 +66,8 @@ help: ## show this list
 	$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[test]'
 	@! pkg-config --exists libvirt || $(BIN)/pip install --quiet --disable-pip-version-check --editable '.[libvirt]' \
 		|| echo "libvirt-python cannot be built here: tests that need it will say so"
+	@$(BIN)/pip install --quiet --disable-pip-version-check --only-binary atheris --editable '.[fuzz]' \
+		|| echo "there is no atheris for this Python: tests that need it will say so"
 	@touch $@
 
 .venv/check.stamp: .venv/test.stamp

@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from parallel_fixedram.core.errors import HostError, MachineError, RequestError
 from parallel_fixedram.core.ramblock import RAMBlock
 from parallel_fixedram.core.units import format_exact_size
+from parallel_fixedram.core.words import shown
 from parallel_fixedram.host import linux
 from parallel_fixedram.machines.qemu import discovery
 from parallel_fixedram.machines.qemu.fdset import FdSet
@@ -127,12 +128,26 @@ def load(monitor: Monitor, source: Source) -> None:
     with _handed_over(monitor, source) as name, monitor.listen("MIGRATION") as events:
         for command, arguments in source.requests(name):
             monitor.execute(command, arguments)
-        while (status := events.wait(LOAD_SECONDS)["data"]["status"]) != "completed":
+        while (status := _status(monitor, events.wait(LOAD_SECONDS))) != "completed":
             if status in ("failed", "cancelled"):
-                reason = monitor.execute("query-migrate").get("error-desc", status)
-                raise MachineError(f"QEMU cannot load the file: {reason}")
+                raise MachineError(f"QEMU cannot load the file: {_reason(monitor) or status}")
     for command, arguments in before:
         monitor.execute(command, arguments)
+
+
+def _status(monitor: Monitor, event: Mapping[str, Any]) -> str:
+    match event:
+        case {"data": {"status": str(status)}}:
+            return status
+    raise monitor.error(f"what QEMU tells of its migration is malformed: {shown(str(event))}")
+
+
+def _reason(monitor: Monitor) -> str:
+    """Why a migration failed; empty if QEMU does not say."""
+    match monitor.execute("query-migrate"):
+        case {"error-desc": str(reason)}:
+            return shown(reason)
+    return ""
 
 
 @contextlib.contextmanager
@@ -184,6 +199,8 @@ def go_on(monitor: Monitor, *, run: bool) -> str:
 def _settings(monitor: Monitor) -> list[tuple[str, dict[str, Any]]]:
     """The commands that undo what ``Source.requests`` sets."""
     parameters = monitor.execute("query-migrate-parameters")
+    if not isinstance(parameters, dict):
+        raise monitor.malformed("query-migrate-parameters", parameters)
     return [
         ("migrate-set-capabilities", {"capabilities": monitor.execute("query-migrate-capabilities")}),
         (

@@ -15,6 +15,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 
 from parallel_fixedram.core.plain import from_plain
+from parallel_fixedram.core.units import MAX_SIZE
 
 ENDS = 1 << 20
 """An image's digest covers its first and its last so many bytes: a qcow2 header and its first tables are among them."""
@@ -68,6 +69,18 @@ def unpack_disks(data: bytes) -> tuple[Disk, ...]:
         ValueError: it is not that.
     """
     disks = from_plain(tuple[Disk, ...], json.loads(data))
-    if not all(each.images for each in disks):
-        raise ValueError("a disk without an image")
+    for disk in disks:
+        _check(disk)
     return disks
+
+
+def _check(disk: Disk) -> None:
+    if not disk.images:
+        raise ValueError("a disk without an image")
+    numbers = [disk.size]
+    for image in disk.images:
+        numbers += image.bytes, image.modified_ns
+        if b"\0" in image.path.encode(errors="surrogateescape"):  # which fails for what is no name either
+            raise ValueError("a path that no file can have")
+    if not all(0 <= number <= MAX_SIZE for number in numbers):
+        raise ValueError("a size, or a time, that no file can have")

@@ -220,6 +220,12 @@ def _wrong_page_size(cursor: Cursor, at: int, idstr: str, header: MappedRamHeade
 
 def _check_places(saved: SavedBlock, header_offset: int, file_size: int) -> None:
     idstr, header = saved.block.idstr, saved.header
+    if header.bitmap_offset != header_offset + MappedRamHeader.SIZE:  # no QEMU would see that it is another one
+        raise FormatError(
+            f"block {idstr!r}: bitmap_offset {header.bitmap_offset:#x}, "
+            f"expected {header_offset + MappedRamHeader.SIZE:#x}, right behind the header",
+            offset=header_offset + 12,
+        )
     if header.pages_offset % saved.block.page_size:
         raise FormatError(
             f"block {idstr!r}: pages_offset {header.pages_offset:#x} is not a multiple of the page size",

@@ -92,6 +92,8 @@ class Walk:
             raise FormatError("a second or a wrong kind of ram section", offset=at)
         if version_id != mapped_ram.RAM_VERSION:
             raise FormatError(f"unsupported version {version_id} for 'ram' v{mapped_ram.RAM_VERSION}", offset=at)
+        if instance_id:
+            raise FormatError(f"ram section of instance {instance_id}, expected 0: no QEMU loads it", offset=at)
         self.ram_id = section_id
         self.blocks = mapped_ram.read_start(
             cursor, start=self.base, page_size=self.page_size, has_address=self.has_address, file_size=cursor.end

@@ -84,7 +84,7 @@ def section_lengths(read: ReadAt, start: int, end: int) -> Lengths:
             if position + _HEAD.size + length == len(tail):
                 try:
                     return _lengths(_parse(tail[position + _HEAD.size :], start + position))
-                except (FormatError, KeyError, TypeError, ValueError, RecursionError):
+                except (FormatError, KeyError, TypeError, ValueError, OverflowError, RecursionError):
                     break  # not a description, or not of a kind that we know: look for footers instead
     return {}
 

@@ -168,7 +168,6 @@ DIALECTS = {
     "both capabilities, nothing absent": stream(
         Block(picture="AB"), Block(name="pc.bios", picture="B", address=0xFFFC0000), capabilities=BOTH
     ),
-    "bitmap at the end": stream(Block(picture="AB", bitmap_at=16 * PAGE), BIOS),
     "stream ends before the pages": stream(
         Block(name="big", picture="AB0-", pages_at=16 * PAGE), Block(name="s", picture="C", pages_at=PAGE)
     ),
@@ -359,6 +358,7 @@ BROKEN = {
     "words in a part": (stream(M).patch("part", "Q", 8, at=5), "unexpected RAM flags 0x8"),
     "ram version 3": (stream(M).patch("ram", "I", 3, at=13), "unsupported version 3 for 'ram' v4"),
     "ram version 5": (stream(M).patch("ram", "I", 5, at=13), "unsupported version 5 for 'ram' v4"),
+    "a second instance of ram": (stream(M).patch("ram", "I", 1, at=9), "ram section of instance 1, expected 0"),
     "ram as FULL": (stream(M).patch("ram", "B", FULL), "wrong kind of ram section"),
     "two ram sections": (stream(M, devices=(Section(name="ram", kind=START, version=4),)), "a second or"),
     "no ram section": (stream().cut(stream().marks["ram"]).patch(0, ""), "file ends in section type"),
@@ -382,7 +382,7 @@ BROKEN = {
     "another stream behind it": (stream(M, tail=stream(M).data), "bytes follow the stream"),
     "bitmap in the device sections": (
         stream(M).patch("header:m", "Q", stream(M).marks["section:cpu"] + 12, at=12),
-        "the bitmap of block 'm' begins inside the stream after the last block",
+        "bitmap_offset .* right behind the header",
     ),
 }  # fmt: skip
 

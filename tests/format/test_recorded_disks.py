@@ -53,7 +53,10 @@ def test_disks_are_read_back(disks):
 @pytest.mark.parametrize(
     "payload",
     [b"", b"{}", b"[", b"[1]", b'[{"device": "d"}]', b"[" * 100_000, b"\xff", b" " * ((1 << 20) + 1),
-     b'[{"device":"d","node":"n","size":1,"images":[]}]', b'[{"device":"d","node":"n","size":"1","images":[]}]'],
+     b'[{"device":"d","node":"n","size":1,"images":[]}]', b'[{"device":"d","node":"n","size":"1","images":[]}]',
+     *(b'[{"device":"d","node":"n","size":%b,"images":[{"path":"%b","format":"raw","bytes":%b,"modified_ns":%b}]}]'
+       % each for each in [(b"-1", b"/d", b"0", b"0"), (b"1", b"/d", b"9" * 400, b"0"), (b"1", b"/d", b"0", b"9" * 20),
+                    (b"1", b"\\u0000", b"0", b"0"), (b"1", b"\\ud800", b"0", b"0")])],
 )  # fmt: skip
 def test_a_list_of_disks_that_is_none_is_refused(payload, monkeypatch):
     monkeypatch.setattr(trailer_module, "pack_disks", lambda _: payload)

@@ -32,7 +32,12 @@ def test_a_body_is_as_long_as_its_fields_and_subsections_with_their_heads():
 
 
 @pytest.mark.parametrize(
-    "text", [b"{}", b"[]", b'{"devices": 1}', b'{"devices": [{"name": "a"}]}', b'{"devices": [{]}', b"\xff"]
+    "text",
+    [
+        *(b"{}", b"[]", b'{"devices": 1}', b'{"devices": [{"name": "a"}]}', b'{"devices": [{]}', b"\xff"),
+        b'{"devices": [{"name": "a", "instance_id": 1e999}]}',
+        b'{"devices": [{"name": "a", "instance_id": 0, "fields": [{"size": Infinity}]}]}',
+    ],
 )
 def test_a_description_that_does_not_help_gives_no_lengths(text):
     assert lengths_of(text) == {}

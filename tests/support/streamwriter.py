@@ -36,8 +36,6 @@ class Block:
     """A word before the header, as postcopy-ram with huge pages has it; 0 for none."""
     absent: bool = False
     """Both offsets 0 and nothing stored (QEMU 11.0)."""
-    bitmap_at: int | None = None
-    """Where the bitmap goes; None for just behind the header."""
     pages_at: int | None = None
     """Where the page array goes; None for the next aligned offset."""
 
@@ -65,6 +63,8 @@ class Stream:
 
     data: bytes
     marks: Mapping[str, int] = field(default_factory=dict)
+    numbers: tuple[tuple[int, int], ...] = ()
+    """Offset and width of each number in the stream."""
 
     def patch(self, mark: str | int, layout: str, *values: object, at: int = 0) -> Stream:
         """The same file with other big-endian values ``at`` bytes behind a mark."""
@@ -106,6 +106,7 @@ class _Out:
     def __init__(self, base: int, head: bytes = b"") -> None:
         self.at = base or len(head)
         self.data = bytearray(head.ljust(self.at, b"\0"))
+        self.numbers: list[tuple[int, int]] = []
 
     def put(self, data: bytes) -> None:
         self.place(self.at, data)
@@ -117,6 +118,10 @@ class _Out:
         self.data[offset : offset + len(data)] = data
 
     def pack(self, layout: str, *values: object) -> None:
+        at = self.at
+        for code in layout:
+            self.numbers.append((at, struct.calcsize(f">{code}")))
+            at += self.numbers[-1][1]
         self.put(struct.pack(">" + layout, *values))
 
     def counted(self, text: str) -> None:
@@ -229,7 +234,7 @@ def stream(
             out.pack("BI", 6, len(vmdesc))
             out.put(vmdesc)
     marks["stream_end"] = out.at
-    return Stream(bytes(out.data) + tail, marks)
+    return Stream(bytes(out.data) + tail, marks, tuple(out.numbers))
 
 
 def _subsection(out: _Out, name: str, body: bytes) -> None:
@@ -255,9 +260,8 @@ def _block(
     if block.absent:
         out.pack("IQQQ", version, page, 0, 0)
         return
-    bitmap_at = out.at + 28 if block.bitmap_at is None else block.bitmap_at
-    after = max(out.at + 28, bitmap_at + len(bitmap) if block.bitmap_at is None else 0)
-    pages_at = -(-after // alignment) * alignment if block.pages_at is None else block.pages_at
+    bitmap_at = out.at + 28
+    pages_at = -(-(bitmap_at + len(bitmap)) // alignment) * alignment if block.pages_at is None else block.pages_at
     out.pack("IQQQ", version, page, bitmap_at, pages_at)
     marks[f"bitmap:{block.name}"], marks[f"pages:{block.name}"] = bitmap_at, pages_at
     out.place(bitmap_at, bitmap)
@@ -359,6 +363,7 @@ def our_file(
     alignment: int = MIB,
     devices: Sequence[Section] = (),
     clone: Sequence[Block] = (),
+    disks: bytes = b"",
     head: bytes = b"",
     **changes: object,
 ) -> Stream:
@@ -369,6 +374,7 @@ def our_file(
         alignment: of page arrays, bytes.
         devices: sections after RAM.
         clone: blocks of the clone stream; none for no such stream.
+        disks: JSON of the disks; none for no such part.
         head: libvirt's header of 92 bytes and what follows it.
         changes: what else is not as the product has it.
     """
@@ -393,6 +399,8 @@ def our_file(
         row = struct.pack(">QQQ", marks["clone"], len(payload), xxhash.xxh3_64_intdigest(payload))
         parts[0] = (kind, flags, rows + row)
         marks["clone_end"] = marks["clone"] + len(parts[-1][2])
+    if disks:
+        parts.append((4, 0, disks))
     if head:
         parts.append(stream_digests(data, [(0, 92), (92, len(head))], kind=5))
-    return Stream(data + trailer(len(data), parts, base=base), marks)
+    return Stream(data + trailer(len(data), parts, base=base), marks, made.numbers)

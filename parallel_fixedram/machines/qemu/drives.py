@@ -19,6 +19,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from parallel_fixedram.core.disks import Disk, DiskImage
+from parallel_fixedram.core.units import MAX_SIZE
 from parallel_fixedram.host.files.open_files import OpenFiles
 from parallel_fixedram.machines.qemu.discovery import children, listed
 from parallel_fixedram.machines.qemu.monitor import Monitor
@@ -71,7 +72,9 @@ def find_drives(monitor: Monitor, pid: int) -> list[Drive]:
     files, found = OpenFiles(pid), list[Drive]()
     for each in attached:
         match each["inserted"]:
-            case {"node-name": str(name), "image": {"virtual-size": int(size)}, "cache": {**cache}}:
+            case {"node-name": str(name), "image": {"virtual-size": int(size)}, "cache": {**cache}} if (
+                0 <= size <= MAX_SIZE
+            ):
                 try:
                     chain, why_not = _images(graphs.get(name, {}), nodes, files)
                 except (AttributeError, TypeError, ValueError) as error:  # something has an unexpected type
@@ -118,7 +121,8 @@ def used_nodes(monitor: Monitor) -> set[str]:
     """
     graphs, names = listed(monitor, "query-blockstats"), set[str]()
     while graphs:
-        graph = graphs.pop()
+        if not isinstance(graph := graphs.pop(), dict):
+            raise monitor.malformed("query-blockstats", graph)
         names.add(str(graph.get("node-name")))
         graphs += [each for each in (graph.get("parent"), graph.get("backing")) if each]
     return names

@@ -148,7 +148,8 @@ class Client(QMPClient):
                 break  # the library will meet it when its loop runs
             del self._unread[:end]
             if "event" in message:
-                self._hear(message)
+                if isinstance(message["event"], str):
+                    self._hear(message)
             elif message.get("id") == asked:
                 answer = message
         return answer
@@ -160,9 +161,8 @@ def _understood(line: bytes) -> Message | None:
         message = Message(line)
     except (QMPError, ValueError, RecursionError):
         return None
-    if "event" in message:
-        return message if isinstance(message["event"], str) else None
-    return message if isinstance(message.get("id"), str) else None
+    of_nobody = "error" in message and not {"id", "event"} & message.keys()
+    return None if of_nobody or isinstance(message.get("id"), list | dict) else message
 
 
 def _returned(request: Message, answer: Message) -> object:

@@ -52,7 +52,7 @@ def follow_job(monitor: Monitor, what: str, name: str) -> Iterator[tuple[int, in
     told = False
     with monitor.listen("JOB_STATUS_CHANGE") as events:
         while (job := find_job(monitor, name)) and job.get("status") != "concluded":
-            yield int(job.get("current-progress", 0)), int(job.get("total-progress", 0))
+            yield _progress(monitor, job)
             if job.get("status") == "ready" and not told:
                 monitor.execute("job-complete", {"id": name})
                 told = True
@@ -71,6 +71,14 @@ def show_merge(progress: Iterable[tuple[int, int]], observer: Observer) -> int:
         observer.advanced(at - done)
         done = at
     return done
+
+
+def _progress(monitor: Monitor, job: Mapping[str, Any]) -> tuple[int, int]:
+    """How far a job is and how far it goes, bytes."""
+    match job:
+        case {"current-progress": int(at), "total-progress": int(total)}:
+            return at, total
+    raise monitor.malformed("query-jobs", job)
 
 
 def cancel_job(monitor: Monitor, what: str, name: str) -> None:

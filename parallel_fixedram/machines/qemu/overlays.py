@@ -202,7 +202,7 @@ class Overlays:
 
 def _planned(monitor: Monitor, drives: Sequence[Drive], folder: str | None) -> Iterator[Overlay]:
     """An overlay for each drive, under unused names."""
-    nodes = {each.get("node-name") for each in listed(monitor, "query-named-block-nodes", {"flat": True})}
+    nodes = {str(each.get("node-name")) for each in listed(monitor, "query-named-block-nodes", {"flat": True})}
     stamp = time.strftime(f"{PREFIX}%Y%m%d-%H%M%S")
     for letter in _LETTERS:
         snapshot = stamp + letter
@@ -262,7 +262,7 @@ def remove_nodes(monitor: Monitor, node: str) -> None:
     """
     if (job := find_job(monitor, node)) and job.get("status") == "concluded":
         monitor.execute("job-dismiss", {"id": node})
-    known = {each.get("node-name") for each in listed(monitor, "query-named-block-nodes", {"flat": True})}
+    known = {str(each.get("node-name")) for each in listed(monitor, "query-named-block-nodes", {"flat": True})}
     for name in (node, node + _FILE):
         if name in known:
             monitor.execute("blockdev-del", {"node-name": name})

@@ -56,7 +56,7 @@ def unwatched(monitor: Monitor, found: Makeup) -> Iterator[tuple[str, str]]:
     for node in nodes if isinstance(nodes, list) else [nodes]:
         if not isinstance(node, dict):
             raise monitor.malformed("query-named-block-nodes", nodes)
-        if (driver := node.get("drv")) in _PINNING:
+        if (driver := str(node.get("drv"))) in _PINNING:
             name = str(node.get("node-name"))
             yield name, f"disk {name!r} is accessed by {driver}, which writes to guest memory unseen"
 
