@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Callable
 
 import pytest
+from support.examples import seed
 from support.stages import Count
 
 ROW = "row of the fault matrix"
@@ -24,12 +25,11 @@ def count(record_property: Callable[[str, object], None]) -> Count:
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     rows, seconds = Counter[str](), Counter[str]()
     for report in terminalreporter.getreports("passed") + terminalreporter.getreports("failed"):
-        for name, value in report.user_properties if report.when == "call" else ():
-            if name == ROW:
-                row, number = value
-                rows[row] += number
-                seconds[row] += report.duration
+        tried = [value for name, value in report.user_properties if name == ROW and report.when == "call"]
+        for row, number in tried:
+            rows[row] += number
+            seconds[row] += report.duration / len(tried)
     if rows:
-        terminalreporter.section("fault matrix")
+        terminalreporter.section(f"fault matrix, seed {seed()}")
         for row in rows:
             terminalreporter.line(f"{rows[row]:8} {row} ({seconds[row]:.0f} s)")

@@ -64,6 +64,7 @@ _ON_NAME = {"openat": Place(257, 0, 1), "newfstatat": Place(262, 0, 1), "unlinka
 _ON_NAME |= {"renameat": Place(264, 2, 3), "linkat": Place(265, 2, 3), "renameat2": Place(316, 2, 3)}
 _ON_NAME |= {"rename": Place(82, None, 1), "link": Place(86, None, 1), "unlink": Place(87, None, 0)}
 _CALLS = {name: Place(number) for name, number in _ON_FD.items()} | _ON_NAME | {"mmap": Place(9, 4)}
+_CALLS |= {"io_submit": Place(209, None)}  # of the first of its requests
 _NAMES = {place.number: name for name, place in _CALLS.items()}
 _PRCTL = 157
 """Watched but never counted: a new worker's first call, by which the supervisor learns of it."""
@@ -74,6 +75,7 @@ _FLAG_CONTINUE = 1  # SECCOMP_USER_NOTIF_FLAG_CONTINUE
 _SECCOMP, _SET_MODE_FILTER, _NEW_LISTENER = 317, 1, 8
 _PR_SET_NO_NEW_PRIVS = 38
 _AT_FDCWD = -100
+_IOCB, _BLOCK = struct.Struct("<QIiHhIQQ"), 512  # linux/aio_abi.h, up to aio_nbytes
 _SITE, _PID_BITS = struct.Struct("q"), 12
 _OURS = os.path.dirname(parallel_fixedram.__file__)
 _libc = ctypes.CDLL(None, use_errno=True)
@@ -100,9 +102,16 @@ class Fail(NamedTuple):
 
 
 class Shorten(NamedTuple):
-    """Answer: let pwrite64 really write, but at most so many bytes."""
+    """Answer: let pwrite64, pwritev or pwritev2 really write, or io_submit its first request, but not all of it."""
 
-    length: int
+    length: int = 1 << 62
+    """At most so many bytes,"""
+    part: float = 1.0
+    """and of what was asked for at most this part."""
+
+    def of(self, asked: int) -> int:
+        """How many bytes."""
+        return min(self.length, int(asked * self.part))
 
 
 class Lie(NamedTuple):
@@ -244,7 +253,7 @@ def _answer_next(listener: int, tree: Run, under: str, decide: Decide) -> None:
         if isinstance(fault, Fail):
             error, flags = -fault.errno, 0
         elif isinstance(fault, Shorten):
-            value, flags = _write_less(call, fault.length), 0
+            value, flags = _write_less(call, fault)
         elif isinstance(fault, Lie):
             value, flags = _write_otherwise(call, fault), 0
         elif isinstance(fault, Kill):
@@ -257,7 +266,9 @@ def _answer_next(listener: int, tree: Run, under: str, decide: Decide) -> None:
 def _path(pid: int, place: Place, args: list[int]) -> str:
     """The path of the file that a call concerns; empty if there is none."""
     name, fd = "", _AT_FDCWD if place.fd is None else ctypes.c_int(args[place.fd]).value
-    if place.name is not None:
+    if place == _CALLS["io_submit"]:
+        _, _, _, _, _, fd = _IOCB.unpack(_memory(pid, _first_request(pid, args), _IOCB.size))[:6]
+    elif place.name is not None:
         name = os.fsdecode(_memory(pid, args[place.name], 4096).partition(b"\0")[0])
     try:
         start = "" if name.startswith("/") else os.readlink(f"/proc/{pid}/{'cwd' if fd == _AT_FDCWD else f'fd/{fd}'}")
@@ -271,10 +282,38 @@ def _memory(pid: int, address: int, length: int) -> bytes:
         return os.pread(memory.fileno(), length, address)
 
 
-def _write_less(call: Call, count: int) -> int:
-    """Write a part of what pwrite64 was asked to write, on its behalf; returns how much."""
+def _first_request(pid: int, args: list[int]) -> int:
+    """Where the first request of an io_submit is."""
+    return int(struct.unpack("Q", _memory(pid, args[2], 8))[0])
+
+
+def _pieces(pid: int, address: int, count: int) -> list[tuple[int, int]]:
+    """Addresses and lengths of the memory that a gathered write is of."""
+    return list(struct.iter_unpack("QQ", _memory(pid, address, 16 * count)))
+
+
+def _write_less(call: Call, less: Shorten) -> tuple[int, int]:
+    """Have a part written of what was to be; returns the call's result, and whether it is still to be made."""
+    if call.name == "io_submit":
+        return _shorten_request(call, less)
+    pieces = [(call.args[1], call.args[2])]
+    if call.name in ("pwritev", "pwritev2"):
+        pieces = _pieces(call.pid, call.args[1], call.args[2])
+    data = b"".join(_memory(call.pid, address, length) for address, length in pieces)
     with open(f"/proc/{call.pid}/fd/{call.args[0]}", "r+b", 0) as file:
-        return os.pwrite(file.fileno(), _memory(call.pid, call.args[1], min(count, call.args[2])), call.args[3])
+        return os.pwrite(file.fileno(), data[: less.of(len(data))], call.args[3]), 0
+
+
+def _shorten_request(call: Call, less: Shorten) -> tuple[int, int]:
+    """In the caller's memory: its first piece is all that it writes, and shorter, by whole blocks of a device."""
+    request = _first_request(call.pid, call.args)
+    buf, count = _IOCB.unpack(_memory(call.pid, request, _IOCB.size))[6:8]
+    pieces = _pieces(call.pid, buf, count)
+    length = min(less.of(sum(length for _, length in pieces)), pieces[0][1]) & -_BLOCK
+    with open(f"/proc/{call.pid}/mem", "r+b", 0) as memory:
+        os.pwrite(memory.fileno(), struct.pack("QQ", pieces[0][0], length), buf)
+        os.pwrite(memory.fileno(), struct.pack("Q", 1), request + _IOCB.size - 8)
+    return 0, _FLAG_CONTINUE
 
 
 def _write_otherwise(call: Call, lie: Lie) -> int:
