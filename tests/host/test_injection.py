@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import itertools
 import mmap
 import os
@@ -16,6 +17,7 @@ from support.injections import at_call, got, kill_us
 from support.machine_code import critical_registers, restartable_loop
 from support.puppet import Puppet, nothing
 from support.qemu_tools import missing
+from support.scarce import with_descriptors
 from support.seccomp import install, only
 from support.watched import PAGE, Watched, kernel_write, require_userfaultfd
 from support.watchful import ALL, EINTR, UNTIL_WOKEN, Looping, MaskedPolling, Reading, Watchful, handles
@@ -55,6 +57,15 @@ class TestGot:
             assert process.message() == PageFault(process.page(2))
             process.uffd.unprotect(process.page(2), PAGE)
             process.end()
+
+    def test_where_descriptors_run_out_that_is_said(self) -> None:
+        require_right(os.getpid())  # imports what it imports late
+        with Looping() as process:
+            for spare in range(4):
+                with pytest.raises(HostError) as caught:
+                    with_descriptors(spare, lambda: userfaultfd_of(process.pid))
+                assert caught.value.errno == errno.EMFILE, spare
+            process.check()
 
     @pytest.mark.parametrize("kind", ALL)
     def test_nothing_is_other_than_it_was(self, kind: type[Watchful]) -> None:

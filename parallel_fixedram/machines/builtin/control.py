@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import socket
 from collections.abc import Callable
@@ -82,6 +83,8 @@ class Control:
                 if sequence == self._sequence:
                     return fd, address
                 os.close(fd)  # of a question that was interrupted before it was answered
+            if sequence == self._sequence:
+                raise HostError("there is no room for another descriptor", errno=errno.EMFILE)
 
     def close(self) -> None:
         """End the process; more than once does no harm."""
