@@ -37,9 +37,6 @@ _SECONDS = 3.0
 _ANSWER = 1 << 14
 """Bytes of an error, pickled; there are a few hundred."""
 
-_HANDED_OVER = b"!"
-"""The answer that a descriptor comes with."""
-
 _MOST_PLACES = 4
 _SYS_IOCTL = 16
 _HOW_IT_MAY = (
@@ -202,8 +199,6 @@ def _injected(pid: int, call: Call, filters_are_known: bool) -> int:
             answer, descriptors, *_ = socket.recv_fds(ours, _ANSWER, 1)
             if descriptors:
                 return descriptors[0]
-            if answer == _HANDED_OVER:
-                raise HostError("there is no room for another descriptor", errno=errno.EMFILE)
             if answer:
                 raise pickle.loads(answer)
             ended, child = forked.reap(child), 0
@@ -223,7 +218,7 @@ def _inject(pid: int, call: Call, found: list[int], filters_are_known: bool, ans
         try:
             pidfd = os.pidfd_open(pid)
             fd = Thread(pid, pidfd, found).call(call, filters_are_known=filters_are_known)
-            socket.send_fds(answer, [_HANDED_OVER], [fd])
+            socket.send_fds(answer, [b"!"], [fd])
         except FixedRamError as error:
             answer.send(pickle.dumps(error))
         except OSError as error:
