@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import os
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import pytest
 from support.examples import seed
+from support.leftovers import children, descriptors
 from support.stages import Count
 
 ROW = "row of the fault matrix"
@@ -20,6 +23,23 @@ def count(record_property: Callable[[str, object], None]) -> Count:
         record_property(ROW, (row, number))
 
     return noted
+
+
+@pytest.fixture(autouse=True)
+def nothing_is_left() -> Iterator[None]:
+    """Whatever failed: descriptors, userfaultfds among them, processes, mounts and run folders are those of before."""
+    before = everything()
+    yield
+    assert everything() == before
+
+
+def everything() -> dict[str, object]:
+    return {
+        "descriptors": descriptors(),
+        "children": children(),
+        "mounts": sorted(line.split()[1] for line in Path("/proc/self/mounts").read_text().splitlines()),
+        "run folders": sorted(os.listdir(os.environ["XDG_RUNTIME_DIR"])),
+    }
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:

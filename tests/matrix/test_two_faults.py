@@ -35,7 +35,7 @@ def test_whichever_two_calls_fail_the_file_is_the_old_one_or_the_new_one(folder:
     stage, where = Stage(folder, WAYS[way]), random.Random(f"{seed()} {way}")
     stage.before_save()
     most = len(stage.run(stage.save, lambda call, run: None).calls)
-    for _ in range(PAIRS // len(WAYS)):
+    for _ in range(-(-PAIRS // len(WAYS))):
         first, second = sorted(where.sample(range(most), 2))
         answers = {first: Fail(where.choice(ERRNOS)), second: Fail(where.choice(ERRNOS))}
         stage.before_save()
@@ -43,4 +43,4 @@ def test_whichever_two_calls_fail_the_file_is_the_old_one_or_the_new_one(folder:
         stage.check_saved(run, published=run.error is None or isinstance(run.error, DurabilityError))
         if run.hit(*UNLINKS):
             stage.check_next_save()
-    count("two calls fail", PAIRS // len(WAYS))
+    count("two calls fail", -(-PAIRS // len(WAYS)))

@@ -6,6 +6,7 @@ given to whoever asks: only the saver, and nobody who forked it, ever has it.
 
 from __future__ import annotations
 
+import errno
 import mmap
 import os
 import pickle
@@ -16,6 +17,7 @@ from typing import NoReturn, Self
 
 import numpy as np
 
+from parallel_fixedram.core.errors import HostError
 from parallel_fixedram.core.protocols import AddressSpace
 from parallel_fixedram.host import linux
 from parallel_fixedram.host.memory.userfaultfd import Userfaultfd
@@ -55,8 +57,10 @@ class BusyGuest:
 
     def _watch(self) -> tuple[int, Sequence[int]]:
         self._ours.send(b"?")
-        data, [fd], *_ = socket.recv_fds(self._ours, 4096, 1)
-        return fd, pickle.loads(data)
+        data, descriptors, *_ = socket.recv_fds(self._ours, 4096, 1)
+        if not descriptors:
+            raise HostError("there is no descriptor left for a userfaultfd", errno=errno.EMFILE)
+        return descriptors[0], pickle.loads(data)
 
     def goes_on(self) -> None:
         """Return when it has written every page once more, which must not take for ever."""

@@ -59,13 +59,18 @@ class Place(NamedTuple):
 
 _ON_FD = {"close": 3, "lseek": 8, "pread64": 17, "pwrite64": 18, "flock": 73, "fsync": 74, "fdatasync": 75}
 _ON_FD |= {"ftruncate": 77, "fchmod": 91, "fstatfs": 138, "sync_file_range": 277, "fallocate": 285}
-_ON_FD |= {"preadv": 295, "pwritev": 296, "preadv2": 327, "pwritev2": 328}
+_ON_FD |= {"getdents64": 217, "preadv": 295, "pwritev": 296, "preadv2": 327, "pwritev2": 328}
 _ON_NAME = {"openat": Place(257, 0, 1), "newfstatat": Place(262, 0, 1), "unlinkat": Place(263, 0, 1)}
 _ON_NAME |= {"renameat": Place(264, 2, 3), "linkat": Place(265, 2, 3), "renameat2": Place(316, 2, 3)}
 _ON_NAME |= {"rename": Place(82, None, 1), "link": Place(86, None, 1), "unlink": Place(87, None, 0)}
+_ON_NAME |= {"rmdir": Place(84, None, 0)}
 _CALLS = {name: Place(number) for name, number in _ON_FD.items()} | _ON_NAME | {"mmap": Place(9, 4)}
 _CALLS |= {"io_submit": Place(209, None)}  # of the first of its requests
+BUT_CLOSE = frozenset(_CALLS) - {"close"}
+"""All calls but the one that has its effect though it fails, which cannot be had here."""
 _NAMES = {place.number: name for name, place in _CALLS.items()}
+_TALKS = {0: "read", 1: "write", 7: "poll", 16: "ioctl", 44: "sendto", 45: "recvfrom", 46: "sendmsg", 47: "recvmsg"}
+_TALKS |= {61: "wait4", 101: "ptrace", 232: "epoll_wait", 271: "ppoll", 310: "process_vm_readv"}
 _PRCTL = 157
 """Watched but never counted: a new worker's first call, by which the supervisor learns of it."""
 
@@ -74,9 +79,12 @@ _NOTIF_SET_FLAGS, _FLAG_SYNC_WAKE_UP = 0x40082104, 1  # faster: caller and super
 _FLAG_CONTINUE = 1  # SECCOMP_USER_NOTIF_FLAG_CONTINUE
 _SECCOMP, _SET_MODE_FILTER, _NEW_LISTENER = 317, 1, 8
 _PR_SET_NO_NEW_PRIVS = 38
+_PIDFD_GETFD = 438
 _AT_FDCWD = -100
 _IOCB, _BLOCK = struct.Struct("<QIiHhIQQ"), 512  # linux/aio_abi.h, up to aio_nbytes
 _SITE, _PID_BITS = struct.Struct("q"), 12
+_LISTENER = 8 << _PID_BITS
+"""Where, behind all sites, the number of the root's listener is."""
 _OURS = os.path.dirname(parallel_fixedram.__file__)
 _libc = ctypes.CDLL(None, use_errno=True)
 
@@ -127,6 +135,12 @@ class Kill(NamedTuple):
     pids: Iterable[int]
 
 
+class Stop(NamedTuple):
+    """Answer: SIGSTOP these processes, which stay where they are."""
+
+    pids: Iterable[int]
+
+
 @dataclass(slots=True)
 class Run:
     """A process tree under the filter, and in the end what became of it."""
@@ -160,34 +174,35 @@ class Run:
         end = time.monotonic() + seconds
         return tuple(p for p in pids if not select.select([self.pidfds[p]], [], [], max(end - time.monotonic(), 0))[0])
 
-    def kill(self, pids: Iterable[int]) -> None:
+    def kill(self, pids: Iterable[int], signum: int = signal.SIGKILL) -> None:
         for pid in pids:
             with contextlib.suppress(ProcessLookupError):
-                signal.pidfd_send_signal(self.pidfds[pid], signal.SIGKILL)
+                signal.pidfd_send_signal(self.pidfds[pid], signum)
 
     def site(self, pid: int) -> int:
         """Where in our code that process last called the system."""
         return int(_SITE.unpack_from(self.sites, _place_of(pid))[0])
 
 
-Decide = Callable[[Call, Run], Fail | Shorten | Lie | Kill | None]
+Decide = Callable[[Call, Run], Fail | Shorten | Lie | Kill | Stop | None]
 
 
-def run(action: Callable[[], Any], *, under: str, decide: Decide, seconds: float = 30.0) -> Run:
-    """Run ``action`` in a fork of this process; ``decide`` answers every call that concerns files below ``under``."""
-    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
+def run(
+    action: Callable[[], Any], *, under: str, decide: Decide, seconds: float = 30.0, every_call: bool = False
+) -> Run:
+    """Run ``action`` in a fork of this process; ``decide`` answers every call that concerns files below ``under``.
+
+    With ``every_call`` also those by which processes that it forks wait, talk and look at memory (their path is empty).
+    """
     result, stderr = os.memfd_create("result"), os.memfd_create("stderr")
-    sites = mmap.mmap(-1, 8 << _PID_BITS)
+    sites = mmap.mmap(-1, (8 << _PID_BITS) + 8)
     root = os.fork()
     if root == 0:
-        _be_root(action, theirs, result, stderr, sites)
-    theirs.close()
+        _be_root(action, result, stderr, sites, [*_NAMES, *(_TALKS if every_call else ())])
     tree = Run(root, sites, {root: os.pidfd_open(root)})
     received: list[int] = []
     try:
-        _, received, _, _ = socket.recv_fds(ours, 1, 1)
-        if not received:
-            raise OSError(errno.EPERM, "the filter was refused")
+        received.append(_listener_of(tree))
         _supervise(received[0], tree, under, decide, time.monotonic() + seconds)
     finally:
         tree.hung = bool(tree.alive([root]))
@@ -196,7 +211,7 @@ def run(action: Callable[[], Any], *, under: str, decide: Decide, seconds: float
         tree.exit_code = os.waitstatus_to_exitcode(os.waitpid(root, 0)[1])
         pickled, text = (os.pread(fd, os.fstat(fd).st_size, 0) for fd in (result, stderr))
         sites.close()
-        for fd in (ours.detach(), result, stderr, *received, *tree.pidfds.values()):
+        for fd in (result, stderr, *received, *tree.pidfds.values()):
             os.close(fd)
     tree.stderr = text.decode()
     tree.value, tree.error = pickle.loads(pickled) if pickled else (None, None)
@@ -212,6 +227,19 @@ def why_not() -> str:
     except OSError as error:
         return f"seccomp user notification is not permitted here: {error}"
     return "" if outcome.calls else "seccomp user notification stays silent here"
+
+
+def _listener_of(tree: Run) -> int:
+    """The descriptor on which the kernel asks; until we have it the root can do nothing but write down its number."""
+    while not (number := _SITE.unpack_from(tree.sites, _LISTENER)[0]):
+        if not tree.alive([tree.root]):
+            raise OSError(errno.EPERM, "the filter was refused")
+        os.sched_yield()
+    listener = int(_libc.syscall(_PIDFD_GETFD, tree.pidfds[tree.root], number, 0))
+    if listener < 0:
+        raise OSError(ctypes.get_errno(), "pidfd_getfd")
+    os.set_inheritable(listener, False)
+    return listener
 
 
 def _supervise(listener: int, tree: Run, under: str, decide: Decide, deadline: float) -> None:
@@ -241,12 +269,15 @@ def _answer_next(listener: int, tree: Run, under: str, decide: Decide) -> None:
             pid = int(_status(pid, "Tgid"))
         if pid not in tree.pidfds:
             tree.pidfds[pid] = os.pidfd_open(pid)
-        path = "" if number == _PRCTL else _path(pid, _CALLS[_NAMES[number]], args)
+        path = _path(pid, _CALLS[_NAMES[number]], args) if number in _NAMES else ""
     except (FileNotFoundError, ProcessLookupError):
         return  # it was killed while it waited
     value, error, flags = 0, 0, _FLAG_CONTINUE
-    if path == under or path.startswith(under.rstrip("/") + "/"):
-        call = Call(len(tree.calls), _NAMES[number], pid, pid != tree.root, args, path, tree.site(pid))
+    talks = number in _TALKS and pid != tree.root
+    if talks or path == under or path.startswith(under.rstrip("/") + "/"):
+        call = Call(
+            len(tree.calls), _NAMES.get(number) or _TALKS[number], pid, pid != tree.root, args, path, tree.site(pid)
+        )
         tree.calls.append(call)
         if (fault := decide(call, tree)) is not None:
             tree.faults.append(call)
@@ -259,6 +290,8 @@ def _answer_next(listener: int, tree: Run, under: str, decide: Decide) -> None:
         elif isinstance(fault, Kill):
             tree.kill(fault.pids)
             tree.alive(fault.pids, GONE_SECONDS)
+        elif isinstance(fault, Stop):
+            tree.kill(fault.pids, signal.SIGSTOP)
     with contextlib.suppress(FileNotFoundError):
         fcntl.ioctl(listener, _NOTIF_SEND, struct.pack("<QqiI", cookie, value, error, flags))
 
@@ -325,14 +358,14 @@ def _write_otherwise(call: Call, lie: Lie) -> int:
     return len(data)
 
 
-def _be_root(action: Callable[[], Any], sock: socket.socket, result: int, stderr: int, sites: mmap.mmap) -> NoReturn:
+def _be_root(action: Callable[[], Any], result: int, stderr: int, sites: mmap.mmap, calls: Iterable[int]) -> NoReturn:
     try:
         _note_sites(sites)
         gc.disable()  # a collection would touch, and so copy, all memory that is shared with the supervisor
         os.dup2(stderr, 2)
         sys.stderr = open(2, "w", closefd=False)  # noqa: SIM115 - pytest's own would keep what is written
-        listener = _install_filter()
-        socket.send_fds(sock, [b"!"], [listener])
+        listener = _install_filter(calls)
+        _SITE.pack_into(sites, _LISTENER, listener)
         os.close(listener)  # so that the tree is set free should the supervisor die
         try:
             pickled = pickle.dumps((action(), None))
@@ -370,15 +403,15 @@ def _place_of(pid: int) -> int:
     return _SITE.size * (pid & ((1 << _PID_BITS) - 1))
 
 
-def _install_filter() -> int:
-    """Have the kernel ask about every watched call from now on; returns the descriptor on which it asks."""
+def _install_filter(calls: Iterable[int]) -> int:
+    """Have the kernel ask about each of these calls from now on; returns the descriptor on which it asks."""
 
     def instruction(code: int, jump_true: int, jump_false: int, value: int) -> bytes:
         return struct.pack("<HBBI", code, jump_true, jump_false, value)
 
     load, jump_equal, ret = 0x20, 0x15, 0x06  # linux/bpf_common.h
     allow, notify, x86_64 = 0x7FFF0000, 0x7FC00000, 0xC000003E  # linux/seccomp.h, linux/audit.h
-    numbers = [*_NAMES, _PRCTL]
+    numbers = [*calls, _PRCTL]
     program = [instruction(load, 0, 0, 4), instruction(jump_equal, 1, 0, x86_64), instruction(ret, 0, 0, allow)]
     program.append(instruction(load, 0, 0, 0))
     program += [instruction(jump_equal, len(numbers) - at, 0, number) for at, number in enumerate(numbers)]
@@ -389,7 +422,6 @@ def _install_filter() -> int:
     listener: int = _libc.syscall(_SECCOMP, _SET_MODE_FILTER, _NEW_LISTENER, header)
     if listener < 0:
         raise OSError(ctypes.get_errno(), "seccomp")
-    os.set_inheritable(listener, False)
     return listener
 
 
