@@ -21,20 +21,17 @@ from support import faults
 from support.disks_of_guests import ManyDisks, make_images, numbers, read, write
 from support.examples import thorough
 from support.faults import Decide, Fail, Kill, Run, Shorten
+from support.prepared_file import Prepared
 from support.qemu import QemuProcess, Ram, boot_from, require_qemu
 from support.stages import Count, in_turn, leaving_nothing
-from support.streamwriter import Block, stream
 
 import parallel_fixedram
 from parallel_fixedram.boot.run_folder import PREFIX, RunFolder, new_record
-from parallel_fixedram.core.errors import FixedRamError, FormatError, HostError, WorkerError
+from parallel_fixedram.core.errors import FixedRamError, HostError, WorkerError
 from parallel_fixedram.core.reports.clean import CleanReport
 from parallel_fixedram.core.save_options import Disks
 from parallel_fixedram.experiments.boot_sector import boot_image
 from parallel_fixedram.host.processes.identity import ProcessIdentity
-from parallel_fixedram.image.add_trailer import add_trailer
-from parallel_fixedram.image.image import Image
-from parallel_fixedram.image.stale import punch_stale_pages, refuse_stale_pages
 from parallel_fixedram.verbs import temporary
 
 REASON = faults.why_not()
@@ -42,7 +39,6 @@ pytestmark = [pytest.mark.slow, pytest.mark.skipif(bool(REASON), reason=REASON)]
 
 ROW = "each call fails"
 KILLED = "a process is killed at each call"
-MAIN = "m"
 WRITING = {"openat", "ftruncate", "fallocate", "fsync", "pwrite64", "pwritev2"}
 
 
@@ -67,60 +63,6 @@ def check_error(found: Run, number: int) -> None:
     if found.error is not None:
         assert isinstance(found.error, HostError), (found.faults, found.error)
         assert found.error.errno == number, (found.faults, found.error)
-
-
-class Prepared:
-    """A file by QEMU, with stale pages behind some that are zero."""
-
-    def __init__(self, folder: Path, picture: str) -> None:
-        self.path = folder / "vm.mr"
-        self.data = stream(Block(name=MAIN, picture=picture), Block(name="bios", picture="B.")).data
-        self.renew()
-        self.contents = self.pages()
-
-    def renew(self) -> None:
-        self.path.write_bytes(self.data)
-
-    def pages(self) -> dict[str, bytes]:
-        with Image(str(self.path)) as image:
-            return {
-                each.block.idstr: b"".join(image.read_pages(each.block.idstr, n, 1) for n in range(each.block.pages))
-                for each in image.blocks
-            }
-
-    def add(self) -> None:
-        with Image(str(self.path)) as image:
-            add_trailer(image, [MAIN], channels=2)
-
-    def punch(self) -> None:
-        with Image(str(self.path)) as image:
-            punch_stale_pages(image)
-
-    def has_trailer(self) -> bool:
-        with Image(str(self.path)) as image:
-            return image.file.trailer is not None
-
-    def check_added(self) -> None:
-        """No page is another one, and the trailer is there whole, or the next try adds it.
-
-        What was interrupted is refused, with the length that gives the file back.
-        """
-        try:
-            self.pages()
-        except FormatError as error:
-            what, _, length = error.hint.partition("truncate --size=")
-            assert what == "if adding a clone stream was interrupted: "
-            os.truncate(self.path, int(length.split()[0]))
-        assert self.pages() == self.contents
-        if not self.has_trailer():
-            self.add()
-        assert parallel_fixedram.verify(str(self.path)).ok
-
-    def check_punched(self) -> None:
-        assert self.pages() == self.contents
-        self.punch()
-        with Image(str(self.path)) as image:
-            refuse_stale_pages(image, image.blocks, channels=1)
 
 
 @pytest.mark.parametrize(

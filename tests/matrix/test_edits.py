@@ -233,6 +233,13 @@ EDITS = {
         only="gets_a_trailer_is_what_it_was",
         row=True,
     ),
+    "a footer may be there without the rest": Edit(
+        module="image/add_trailer.py",
+        old="    channel.sync()\n    write_footer(channel, trailer)\n",
+        new="    write_footer(channel, trailer)\n",
+        tests="engine/test_add_trailer.py",
+        only="stable_storage",
+    ),
     "what is locked is removed": Edit(
         module="host/files/left_file.py",
         old="        if locked and not part.try_lock(fd):\n",
