@@ -34,12 +34,13 @@ PART_api := tests/machines tests/test_api.py
 PART_format := tests/core tests/format
 PART_calls := tests/matrix/test_every_call.py
 PART_edits := tests/matrix/test_edits.py
-PART_any := $(call files,matrix/test_any_*)
+PART_any := $(call files,matrix/test_any_bytes matrix/test_any_files matrix/test_any_answers)
 PART_hostile := $(call files,matrix/test_against_qemu matrix/test_hostile_folders)
-PART_storage := $(filter-out $(PART_calls) $(PART_edits) $(PART_any) $(PART_hostile),$(wildcard tests/matrix/test_*.py))
+PART_moments := $(call files,matrix/test_any_moment matrix/test_two_faults matrix/test_calls_in_place)
+PART_storage := $(filter-out $(foreach part,calls edits any hostile moments,$(PART_$(part))),$(wildcard tests/matrix/test_*.py))
 PART_kill := $(call files,qemu/test_kill* qemu/test_damage qemu/test_swap qemu/test_records)
 PART_hazards := $(call files,qemu/test_snapshot_hazards)
-MATRIX := any edits calls kill storage hazards hostile
+MATRIX := any edits moments calls kill storage hazards hostile
 ROOMS := snapshots saving reading host api format
 NAMED := machines captures disks libvirt boot clones drawing experiments command cli wire $(ROOMS)
 TESTS := $(wildcard tests/test_*.py tests/*/test_*.py tests/*/*/test_*.py)
@@ -92,8 +93,16 @@ $(PARTS:%=part-%) $(MATRIX:%=part-%): part-%:
 test-qemu: .venv/test.stamp ## run the tests whose subject is what a QEMU does, with the first QEMU in PATH
 	@$(BIN)/python -m pytest -q -n auto --dist worksteal $(VERSIONED)
 
-soak: .venv/test.stamp ## run every test with many more examples, and every fault at every place
+soak: .venv/test.stamp ## run every test with many more examples, and every fault at every place; HOURS=8: the fault matrix, with new seeds, for so long
+ifdef HOURS
+	@end=$$(($$(date +%s) + $$($(PYTHON) -c 'print(int($(HOURS) * 3600))'))); \
+	until [ $$(date +%s) -ge $$end ]; do \
+		export PARALLEL_FIXEDRAM_TEST_SEED=$$RANDOM$$RANDOM; echo "seed $$PARALLEL_FIXEDRAM_TEST_SEED"; \
+		$(call in_parts,$(MATRIX)) || exit 1; \
+	done
+else
 	@$(call in_parts,$(MATRIX) $(PARTS),--hypothesis-profile=soak --timeout 3600)
+endif
 
 check: .venv/check.stamp ## lint, format check, types, layers
 	$(BIN)/ruff check .

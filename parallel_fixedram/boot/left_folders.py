@@ -107,8 +107,8 @@ def _looked_into(fleet: FleetFolder, found: Leftover, *, remove: bool) -> Leftov
 
 
 def _is_of_a_guest(folder: RunFolder) -> bool:
-    """Whether there is more than a log."""
-    return folder.record() is not None or os.path.lexists(folder.socket)
+    """Whether there is more than a log, or nothing at all: whoever removed the rest was ended before the folder."""
+    return folder.record() is not None or os.path.lexists(folder.socket) or not os.listdir(folder.path)
 
 
 def _whose(fleet: FleetFolder, number: int, folder: RunFolder) -> str:

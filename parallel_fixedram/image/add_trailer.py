@@ -1,7 +1,7 @@
 """Add our trailer to a mapped-ram file by QEMU, in place: digests of everything, and a clone stream.
 
-Nothing before the end of the stream changes, and QEMU loads the file as before. The footer is written last: without it
-there is no trailer.
+Nothing before the end of the stream changes, and QEMU loads the file as before. The footer is written last, when the
+rest is on stable storage: without it there is no trailer.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from collections.abc import Collection
 from parallel_fixedram.core.errors import HostError, RequestError
 from parallel_fixedram.core.observer import SILENT, Observer
 from parallel_fixedram.core.shards import plan_shards
-from parallel_fixedram.engine.pages.digest import DigestJob, write_digests, write_trailer
+from parallel_fixedram.engine.pages.digest import DigestJob, write_digests, write_footer, write_trailer
 from parallel_fixedram.engine.pages.ledger import shared_words
 from parallel_fixedram.engine.workers.pool import WorkerPool
 from parallel_fixedram.engine.workers.progress import run_job
@@ -67,7 +67,7 @@ def add_trailer(image: Image, main: Collection[str], *, channels: int, observer:
             write_digests(channel, trailer.tables, digests, present)
             clone.write(channel, channel, trailer.clone_offset)
             write_trailer(channel, trailer, image.blocks)
-            channel.sync()
+            _seal(channel, trailer)
         except BaseException:
             with signals.held():
                 if resized:
@@ -76,6 +76,13 @@ def add_trailer(image: Image, main: Collection[str], *, channels: int, observer:
             raise
     finally:
         linux.close(fd)
+
+
+def _seal(channel: FileChannel, trailer: TrailerLayout) -> None:
+    """Make the trailer one: even after a power cut no footer is there without the rest."""
+    channel.sync()
+    write_footer(channel, trailer)
+    channel.sync()
 
 
 def _require_place(image: Image) -> None:

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from parallel_fixedram.core.disks import Disk
 from parallel_fixedram.core.errors import FormatError, MachineError
 from parallel_fixedram.core.protocols import GuestBlock
-from parallel_fixedram.engine.pages.digest import write_digests, write_trailer
+from parallel_fixedram.engine.pages.digest import write_digests, write_footer, write_trailer
 from parallel_fixedram.engine.pages.ledger import Ledger
 from parallel_fixedram.format.layout import FileLayout
 from parallel_fixedram.format.libvirt_image import head_ranges
@@ -84,3 +84,4 @@ class Ending:
         if self._clone:
             self._clone.write(channel, channel, self._trailer.clone_offset)
         write_trailer(channel, self._trailer, self._layout.blocks)
+        write_footer(channel, self._trailer)

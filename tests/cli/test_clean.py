@@ -317,6 +317,13 @@ class TestRunFolders:
         assert said(folder, remove=True) == [(f"{PREFIX}one", "run-folder", "removed")]
         assert os.listdir(folder) == []
 
+    def test_what_a_clean_that_was_killed_has_left_of_one_goes(self, folder, made):
+        for path in (at := made()).iterdir():
+            path.unlink()
+        assert said(folder) == [(f"{PREFIX}one", "run-folder", "left")]
+        assert said(folder, remove=True) == [(f"{PREFIX}one", "run-folder", "removed")]
+        assert not at.exists()
+
     def test_one_in_which_a_guest_lives_is_held_and_so_are_its_other_guests(self, folder, made):
         made()
         made(number=1, process=identity_of(os.getpid()))

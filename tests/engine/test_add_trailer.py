@@ -18,7 +18,7 @@ from support.streamwriter import PAGE, Block, Stream, stream
 from parallel_fixedram.core.errors import FixedRamError, HostError, NoFileError, RequestError, WorkerError
 from parallel_fixedram.engine.pages.digest import DigestJob
 from parallel_fixedram.format.mapped_ram import SavedBlock
-from parallel_fixedram.host.files.channel import FileChannel
+from parallel_fixedram.host.files.channel import FileChannel, ReadBackChannel
 from parallel_fixedram.image import add_trailer as add_trailer_module
 from parallel_fixedram.image.add_trailer import add_trailer
 from parallel_fixedram.image.clone_stream import CloneStream
@@ -93,6 +93,15 @@ def test_afterwards_every_byte_has_a_digest(tmp_path: Path) -> None:
         flip(path, offset)
     with Image(str(path)) as image:
         assert verify(image).ok
+
+
+def test_the_footer_comes_when_the_rest_is_on_stable_storage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    happened: list[str] = []
+    sync, write_footer = ReadBackChannel.sync, add_trailer_module.write_footer
+    monkeypatch.setattr(ReadBackChannel, "sync", lambda self: happened.append("sync") or sync(self))
+    monkeypatch.setattr(add_trailer_module, "write_footer", lambda *a: happened.append("footer") or write_footer(*a))
+    add(written(tmp_path, FILES["plain"]()))
+    assert happened == ["sync", "footer", "sync"]
 
 
 def fail_with(error: BaseException) -> Callable[..., None]:

@@ -16,6 +16,7 @@ from support.injections import at_call, got, kill_us
 from support.machine_code import critical_registers, restartable_loop
 from support.puppet import Puppet, nothing
 from support.qemu_tools import missing
+from support.scarce import with_descriptors
 from support.seccomp import install, only
 from support.watched import PAGE, Watched, kernel_write, require_userfaultfd
 from support.watchful import ALL, EINTR, UNTIL_WOKEN, Looping, MaskedPolling, Reading, Watchful, handles
@@ -55,6 +56,21 @@ class TestGot:
             assert process.message() == PageFault(process.page(2))
             process.uffd.unprotect(process.page(2), PAGE)
             process.end()
+
+    def test_where_descriptors_run_out_that_is_said(self) -> None:
+        require_right(os.getpid())  # imports what it imports late
+        with Looping() as process:
+            process.start()
+            before = process.descriptors()
+            for spare in itertools.count():
+                try:
+                    with_descriptors(spare, lambda: userfaultfd_of(process.pid)).close()
+                    break
+                except HostError as error:
+                    assert "too many open files" in str(error), spare  # noqa: PT017 - the last try raises nothing
+            assert spare > 2
+            process.check()
+            assert process.descriptors() == before
 
     @pytest.mark.parametrize("kind", ALL)
     def test_nothing_is_other_than_it_was(self, kind: type[Watchful]) -> None:

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from support.scarce import with_descriptors
 from support.watched import require_userfaultfd
 
 from parallel_fixedram.core.bitmap import PageBitmap
@@ -317,6 +318,14 @@ def test_a_guest_ends_with_the_process_that_made_it_even_if_workers_live_on() ->
         ended, _, _ = select.select([guest], [], [], 10)
         os.close(guest)
     assert ended
+
+
+def test_it_says_that_there_is_no_room_for_its_userfaultfd() -> None:
+    require_userfaultfd()
+    with GuestProcess(GuestSpec.parse("zero,size=1MiB")) as guest:
+        with pytest.raises(HostError, match="no room for another descriptor"):
+            with_descriptors(0, guest.userfaultfd)
+        guest.userfaultfd()[0].close()
 
 
 def test_it_gives_away_a_userfaultfd_that_holds_its_writes() -> None:

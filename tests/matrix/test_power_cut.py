@@ -11,8 +11,9 @@ import os
 import pytest
 from support import faults
 from support.cut_disk import CutDisk, cut_disk
+from support.examples import unless_thorough
 from support.faults import Call, Kill, Run
-from support.stages import WAYS, Count, Stage
+from support.stages import MAIN_WAYS, WAYS, Count, Stage
 
 REASON = faults.why_not() or ("" if os.geteuid() == 0 else "only root can mount a file system")
 pytestmark = [pytest.mark.slow, pytest.mark.skipif(bool(REASON), reason=REASON)]
@@ -21,7 +22,7 @@ ROW = "the power fails at each call"
 
 
 @pytest.mark.parametrize("kind", ["ext4", "xfs"])
-@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("way", unless_thorough(MAIN_WAYS, WAYS))
 def test_what_is_there_after_a_power_cut_is_the_old_file_or_the_new_one(kind: str, way: str, count: Count) -> None:
     with cut_disk(kind) as disk:
         stage = Stage(str(disk.folder), WAYS[way])

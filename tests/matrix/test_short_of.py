@@ -1,4 +1,4 @@
-"""Something runs short, or is taken away: space, inodes, the right to write, the length of files, descriptors."""
+"""Something runs short, or is taken away: space, inodes, the right to write, length of files, descriptors, memory."""
 
 from __future__ import annotations
 
@@ -6,16 +6,18 @@ import contextlib
 import os
 import resource
 import shutil
+import signal
 import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 from support.cli import Result, call
-from support.cut_disk import CutDisk, cut_disk
+from support.cut_disk import CutDisk, cut_disk, keep_mounts_to_ourselves
 from support.faults import Forked
 from support.pictures import draw
 from support.stages import Count
+from support.tight_memory import Group, group
 
 import parallel_fixedram
 
@@ -127,4 +129,52 @@ def test_under_a_limit_of_the_process_the_old_file_stays(
     assert result.code == 5, result
     assert len([line for line in result.err.splitlines() if "error:" in line]) == 1, result.err
     assert (sorted(os.listdir(tmp_path)), file.read_bytes()) == (before, b"old")
+    count(ROW, 1)
+
+
+@pytest.fixture
+def control_group() -> Iterator[Group]:
+    with group("short-of") as found:
+        yield found
+
+
+@pytest.mark.parametrize("direct", ["on", "off"])
+@pytest.mark.parametrize("room", [4 << 20, 24 << 20])
+def test_in_a_control_group_with_little_memory_a_save_ends_well_or_is_killed_and_leaves_the_old_file(
+    ram: Path, tmp_path: Path, control_group: Group, room: int, direct: str, count: Count
+) -> None:
+    file = tmp_path / "vm.mr"
+    file.write_bytes(b"old")
+
+    def squeezed() -> None:
+        control_group.limit(room)
+        control_group.take(os.getpid())
+
+    with Forked(*argv(ram, file, direct), prepare=squeezed) as command:
+        result = command.finish()
+        assert command.left() == []
+    if result.code == 0:
+        assert parallel_fixedram.verify(str(file), ram={"pc.ram": str(ram)}).ok
+    else:
+        assert result.code in (5, -signal.SIGKILL), result
+        assert file.read_bytes() == b"old"
+        assert control_group.killed() or result.code == 5
+    count(ROW, 1)
+
+
+def without_shared_memory() -> None:
+    """A full /dev/shm, of this process alone."""
+    keep_mounts_to_ourselves()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=4k", "full", "/dev/shm"], check=True)
+    Path("/dev/shm/ballast").write_bytes(bytes(4096))
+
+
+@pytest.mark.parametrize("direct", ["on", "off"])
+def test_a_save_needs_nothing_of_shared_memory_that_has_a_name(
+    ram: Path, tmp_path: Path, direct: str, count: Count
+) -> None:
+    file = tmp_path / "vm.mr"
+    with Forked(*argv(ram, file, direct), prepare=without_shared_memory) as command:
+        assert command.finish().code == 0
+    assert parallel_fixedram.verify(str(file), ram={"pc.ram": str(ram)}).ok
     count(ROW, 1)

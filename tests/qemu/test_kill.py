@@ -63,7 +63,7 @@ PAUSED = {
 AFTER = {
     "let go on": behind(Monitor, "execute", "cont"),
     "file being finished": before(Draft, "finish"),
-    "trailer written": behind(ending, "write_trailer"),
+    "trailer written": behind(ending, "write_footer"),
     "about to sync": before(FileChannel, "sync"),
     "synced": behind(FileChannel, "sync"),
     "about to publish": before(PendingFile, "publish"),

@@ -25,14 +25,16 @@ _libc = ctypes.CDLL(None, use_errno=True)
 class CutDisk:
     """A mounted file system on a loop device, in memory.
 
-    Attributes:
+    Args:
+        device: where it is.
+        kind: which.
         folder: where it is mounted.
     """
 
-    def __init__(self, device: str, folder: Path) -> None:
-        self._device = device
+    def __init__(self, device: str, kind: str, folder: Path) -> None:
+        self._device, self._kind = device, kind
         self.folder = folder
-        self._mount()
+        self.mount()
 
     def settle(self) -> None:
         """Bring everything to stable storage."""
@@ -48,13 +50,16 @@ class CutDisk:
     def come_back(self) -> None:
         """Power is there again, and the journal is replayed."""
         self.unmount()
-        self._mount()
+        self.mount()
+
+    def mount(self) -> None:
+        """Replays the journal, if there is anything in it."""
+        if _libc.mount(self._device.encode(), os.fsencode(self.folder), self._kind.encode(), 0, None):
+            raise OSError(error := ctypes.get_errno(), f"mount: {os.strerror(error)}")
 
     def unmount(self) -> None:
-        subprocess.run(["umount", self.folder], check=True)
-
-    def _mount(self) -> None:
-        subprocess.run(["mount", self._device, self.folder], check=True)
+        if _libc.umount2(os.fsencode(self.folder), 0):
+            raise OSError(error := ctypes.get_errno(), f"umount: {os.strerror(error)}")
 
     @contextlib.contextmanager
     def _opened(self) -> Iterator[int]:
@@ -68,24 +73,37 @@ class CutDisk:
 @contextlib.contextmanager
 def cut_disk(kind: str) -> Iterator[CutDisk]:
     """An empty one; the test is skipped where none can be mounted."""
-    _keep_mounts_to_ourselves()
+    keep_mounts_to_ourselves()
     with tempfile.TemporaryDirectory(prefix="cut-", dir="/dev/shm") as name, contextlib.ExitStack() as stack:
         image, folder = Path(name, "image"), Path(name, "mounted")
         folder.mkdir()
-        image.touch()
-        os.truncate(image, _SIZES[kind])
-        subprocess.run([*_MKFS[kind], image], check=True, capture_output=True)
-        found = subprocess.run(["losetup", "-f", "--show", image], check=False, capture_output=True, text=True)
-        if found.returncode:
-            pytest.skip(f"no loop device: {found.stderr.strip()}")
-        device = found.stdout.strip()
-        stack.callback(subprocess.run, ["losetup", "-d", device], check=True)
-        disk = CutDisk(device, folder)
+        make_file_system(kind, image)
+        disk = CutDisk(stack.enter_context(loop_device(image)), kind, folder)
         stack.callback(disk.unmount)
         yield disk
 
 
-def _keep_mounts_to_ourselves() -> None:
+def make_file_system(kind: str, image: Path) -> None:
+    """An empty one, in a new file."""
+    image.touch()
+    os.truncate(image, _SIZES[kind])
+    subprocess.run([*_MKFS[kind], image], check=True, capture_output=True)
+
+
+@contextlib.contextmanager
+def loop_device(image: Path) -> Iterator[str]:
+    """A block device that is that file; the test is skipped where none is to be had."""
+    found = subprocess.run(["losetup", "-f", "--show", image], check=False, capture_output=True, text=True)
+    if found.returncode:
+        pytest.skip(f"no loop device: {found.stderr.strip()}")
+    device = found.stdout.strip()
+    try:
+        yield device
+    finally:
+        subprocess.run(["losetup", "-d", device], check=True)
+
+
+def keep_mounts_to_ourselves() -> None:
     """For good: another namespace that copies a mount keeps the file system alive, powerless as it is."""
     if _libc.unshare(_CLONE_NEWNS) or _libc.mount(b"none", b"/", None, _MS_REC | _MS_PRIVATE, None):
         pytest.skip(f"no mount namespace: {os.strerror(ctypes.get_errno())}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Sequence
 from typing import TypeVar
 
@@ -46,6 +47,11 @@ def few_examples() -> bool:
 def thorough() -> bool:
     """Whether this is a run of `make soak`, which takes as long as it takes."""
     return settings.default.max_examples > settings.get_profile("repeatable").max_examples
+
+
+def seed() -> int:
+    """What random faults are drawn by: always the same, but another one in each turn of `make soak HOURS=…`."""
+    return int(os.environ.get("PARALLEL_FIXEDRAM_TEST_SEED", "20261129"))
 
 
 def some_of(things: Iterable[T], share: int) -> Sequence[T]:

@@ -59,12 +59,18 @@ class Place(NamedTuple):
 
 _ON_FD = {"close": 3, "lseek": 8, "pread64": 17, "pwrite64": 18, "flock": 73, "fsync": 74, "fdatasync": 75}
 _ON_FD |= {"ftruncate": 77, "fchmod": 91, "fstatfs": 138, "sync_file_range": 277, "fallocate": 285}
-_ON_FD |= {"preadv": 295, "pwritev": 296, "preadv2": 327, "pwritev2": 328}
+_ON_FD |= {"getdents64": 217, "preadv": 295, "pwritev": 296, "preadv2": 327, "pwritev2": 328}
 _ON_NAME = {"openat": Place(257, 0, 1), "newfstatat": Place(262, 0, 1), "unlinkat": Place(263, 0, 1)}
 _ON_NAME |= {"renameat": Place(264, 2, 3), "linkat": Place(265, 2, 3), "renameat2": Place(316, 2, 3)}
 _ON_NAME |= {"rename": Place(82, None, 1), "link": Place(86, None, 1), "unlink": Place(87, None, 0)}
+_ON_NAME |= {"rmdir": Place(84, None, 0)}
 _CALLS = {name: Place(number) for name, number in _ON_FD.items()} | _ON_NAME | {"mmap": Place(9, 4)}
+_CALLS |= {"io_submit": Place(209, None)}  # of the first of its requests
+BUT_CLOSE = frozenset(_CALLS) - {"close"}
+"""All calls but the one that has its effect though it fails, which cannot be had here."""
 _NAMES = {place.number: name for name, place in _CALLS.items()}
+_TALKS = {0: "read", 1: "write", 7: "poll", 16: "ioctl", 44: "sendto", 45: "recvfrom", 46: "sendmsg", 47: "recvmsg"}
+_TALKS |= {61: "wait4", 101: "ptrace", 232: "epoll_wait", 271: "ppoll", 310: "process_vm_readv"}
 _PRCTL = 157
 """Watched but never counted: a new worker's first call, by which the supervisor learns of it."""
 
@@ -73,8 +79,12 @@ _NOTIF_SET_FLAGS, _FLAG_SYNC_WAKE_UP = 0x40082104, 1  # faster: caller and super
 _FLAG_CONTINUE = 1  # SECCOMP_USER_NOTIF_FLAG_CONTINUE
 _SECCOMP, _SET_MODE_FILTER, _NEW_LISTENER = 317, 1, 8
 _PR_SET_NO_NEW_PRIVS = 38
+_PIDFD_GETFD = 438
 _AT_FDCWD = -100
+_IOCB, _BLOCK = struct.Struct("<QIiHhIQQ"), 512  # linux/aio_abi.h, up to aio_nbytes
 _SITE, _PID_BITS = struct.Struct("q"), 12
+_LISTENER = 8 << _PID_BITS
+"""Where, behind all sites, the number of the root's listener is."""
 _OURS = os.path.dirname(parallel_fixedram.__file__)
 _libc = ctypes.CDLL(None, use_errno=True)
 
@@ -100,9 +110,16 @@ class Fail(NamedTuple):
 
 
 class Shorten(NamedTuple):
-    """Answer: let pwrite64 really write, but at most so many bytes."""
+    """Answer: let pwrite64, pwritev or pwritev2 really write, or io_submit its first request, but not all of it."""
 
-    length: int
+    length: int = 1 << 62
+    """At most so many bytes,"""
+    part: float = 1.0
+    """and of what was asked for at most this part."""
+
+    def of(self, asked: int) -> int:
+        """How many bytes."""
+        return min(self.length, int(asked * self.part))
 
 
 class Lie(NamedTuple):
@@ -114,6 +131,12 @@ class Lie(NamedTuple):
 
 class Kill(NamedTuple):
     """Answer: SIGKILL these processes and wait until they are gone; whoever is left goes on."""
+
+    pids: Iterable[int]
+
+
+class Stop(NamedTuple):
+    """Answer: SIGSTOP these processes, which stay where they are."""
 
     pids: Iterable[int]
 
@@ -151,34 +174,35 @@ class Run:
         end = time.monotonic() + seconds
         return tuple(p for p in pids if not select.select([self.pidfds[p]], [], [], max(end - time.monotonic(), 0))[0])
 
-    def kill(self, pids: Iterable[int]) -> None:
+    def kill(self, pids: Iterable[int], signum: int = signal.SIGKILL) -> None:
         for pid in pids:
             with contextlib.suppress(ProcessLookupError):
-                signal.pidfd_send_signal(self.pidfds[pid], signal.SIGKILL)
+                signal.pidfd_send_signal(self.pidfds[pid], signum)
 
     def site(self, pid: int) -> int:
         """Where in our code that process last called the system."""
         return int(_SITE.unpack_from(self.sites, _place_of(pid))[0])
 
 
-Decide = Callable[[Call, Run], Fail | Shorten | Lie | Kill | None]
+Decide = Callable[[Call, Run], Fail | Shorten | Lie | Kill | Stop | None]
 
 
-def run(action: Callable[[], Any], *, under: str, decide: Decide, seconds: float = 30.0) -> Run:
-    """Run ``action`` in a fork of this process; ``decide`` answers every call that concerns files below ``under``."""
-    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
+def run(
+    action: Callable[[], Any], *, under: str, decide: Decide, seconds: float = 30.0, every_call: bool = False
+) -> Run:
+    """Run ``action`` in a fork of this process; ``decide`` answers every call that concerns files below ``under``.
+
+    With ``every_call`` also those by which processes that it forks wait, talk and look at memory (their path is empty).
+    """
     result, stderr = os.memfd_create("result"), os.memfd_create("stderr")
-    sites = mmap.mmap(-1, 8 << _PID_BITS)
+    sites = mmap.mmap(-1, (8 << _PID_BITS) + 8)
     root = os.fork()
     if root == 0:
-        _be_root(action, theirs, result, stderr, sites)
-    theirs.close()
+        _be_root(action, result, stderr, sites, [*_NAMES, *(_TALKS if every_call else ())])
     tree = Run(root, sites, {root: os.pidfd_open(root)})
     received: list[int] = []
     try:
-        _, received, _, _ = socket.recv_fds(ours, 1, 1)
-        if not received:
-            raise OSError(errno.EPERM, "the filter was refused")
+        received.append(_listener_of(tree))
         _supervise(received[0], tree, under, decide, time.monotonic() + seconds)
     finally:
         tree.hung = bool(tree.alive([root]))
@@ -187,7 +211,7 @@ def run(action: Callable[[], Any], *, under: str, decide: Decide, seconds: float
         tree.exit_code = os.waitstatus_to_exitcode(os.waitpid(root, 0)[1])
         pickled, text = (os.pread(fd, os.fstat(fd).st_size, 0) for fd in (result, stderr))
         sites.close()
-        for fd in (ours.detach(), result, stderr, *received, *tree.pidfds.values()):
+        for fd in (result, stderr, *received, *tree.pidfds.values()):
             os.close(fd)
     tree.stderr = text.decode()
     tree.value, tree.error = pickle.loads(pickled) if pickled else (None, None)
@@ -203,6 +227,19 @@ def why_not() -> str:
     except OSError as error:
         return f"seccomp user notification is not permitted here: {error}"
     return "" if outcome.calls else "seccomp user notification stays silent here"
+
+
+def _listener_of(tree: Run) -> int:
+    """The descriptor on which the kernel asks; until we have it the root can do nothing but write down its number."""
+    while not (number := _SITE.unpack_from(tree.sites, _LISTENER)[0]):
+        if not tree.alive([tree.root]):
+            raise OSError(errno.EPERM, "the filter was refused")
+        os.sched_yield()
+    listener = int(_libc.syscall(_PIDFD_GETFD, tree.pidfds[tree.root], number, 0))
+    if listener < 0:
+        raise OSError(ctypes.get_errno(), "pidfd_getfd")
+    os.set_inheritable(listener, False)
+    return listener
 
 
 def _supervise(listener: int, tree: Run, under: str, decide: Decide, deadline: float) -> None:
@@ -232,24 +269,29 @@ def _answer_next(listener: int, tree: Run, under: str, decide: Decide) -> None:
             pid = int(_status(pid, "Tgid"))
         if pid not in tree.pidfds:
             tree.pidfds[pid] = os.pidfd_open(pid)
-        path = "" if number == _PRCTL else _path(pid, _CALLS[_NAMES[number]], args)
+        path = _path(pid, _CALLS[_NAMES[number]], args) if number in _NAMES else ""
     except (FileNotFoundError, ProcessLookupError):
         return  # it was killed while it waited
     value, error, flags = 0, 0, _FLAG_CONTINUE
-    if path == under or path.startswith(under.rstrip("/") + "/"):
-        call = Call(len(tree.calls), _NAMES[number], pid, pid != tree.root, args, path, tree.site(pid))
+    talks = number in _TALKS and pid != tree.root
+    if talks or path == under or path.startswith(under.rstrip("/") + "/"):
+        call = Call(
+            len(tree.calls), _NAMES.get(number) or _TALKS[number], pid, pid != tree.root, args, path, tree.site(pid)
+        )
         tree.calls.append(call)
         if (fault := decide(call, tree)) is not None:
             tree.faults.append(call)
         if isinstance(fault, Fail):
             error, flags = -fault.errno, 0
         elif isinstance(fault, Shorten):
-            value, flags = _write_less(call, fault.length), 0
+            value, flags = _write_less(call, fault)
         elif isinstance(fault, Lie):
             value, flags = _write_otherwise(call, fault), 0
         elif isinstance(fault, Kill):
             tree.kill(fault.pids)
             tree.alive(fault.pids, GONE_SECONDS)
+        elif isinstance(fault, Stop):
+            tree.kill(fault.pids, signal.SIGSTOP)
     with contextlib.suppress(FileNotFoundError):
         fcntl.ioctl(listener, _NOTIF_SEND, struct.pack("<QqiI", cookie, value, error, flags))
 
@@ -257,7 +299,9 @@ def _answer_next(listener: int, tree: Run, under: str, decide: Decide) -> None:
 def _path(pid: int, place: Place, args: list[int]) -> str:
     """The path of the file that a call concerns; empty if there is none."""
     name, fd = "", _AT_FDCWD if place.fd is None else ctypes.c_int(args[place.fd]).value
-    if place.name is not None:
+    if place == _CALLS["io_submit"]:
+        _, _, _, _, _, fd = _IOCB.unpack(_memory(pid, _first_request(pid, args), _IOCB.size))[:6]
+    elif place.name is not None:
         name = os.fsdecode(_memory(pid, args[place.name], 4096).partition(b"\0")[0])
     try:
         start = "" if name.startswith("/") else os.readlink(f"/proc/{pid}/{'cwd' if fd == _AT_FDCWD else f'fd/{fd}'}")
@@ -271,10 +315,38 @@ def _memory(pid: int, address: int, length: int) -> bytes:
         return os.pread(memory.fileno(), length, address)
 
 
-def _write_less(call: Call, count: int) -> int:
-    """Write a part of what pwrite64 was asked to write, on its behalf; returns how much."""
+def _first_request(pid: int, args: list[int]) -> int:
+    """Where the first request of an io_submit is."""
+    return int(struct.unpack("Q", _memory(pid, args[2], 8))[0])
+
+
+def _pieces(pid: int, address: int, count: int) -> list[tuple[int, int]]:
+    """Addresses and lengths of the memory that a gathered write is of."""
+    return list(struct.iter_unpack("QQ", _memory(pid, address, 16 * count)))
+
+
+def _write_less(call: Call, less: Shorten) -> tuple[int, int]:
+    """Have a part written of what was to be; returns the call's result, and whether it is still to be made."""
+    if call.name == "io_submit":
+        return _shorten_request(call, less)
+    pieces = [(call.args[1], call.args[2])]
+    if call.name in ("pwritev", "pwritev2"):
+        pieces = _pieces(call.pid, call.args[1], call.args[2])
+    data = b"".join(_memory(call.pid, address, length) for address, length in pieces)
     with open(f"/proc/{call.pid}/fd/{call.args[0]}", "r+b", 0) as file:
-        return os.pwrite(file.fileno(), _memory(call.pid, call.args[1], min(count, call.args[2])), call.args[3])
+        return os.pwrite(file.fileno(), data[: less.of(len(data))], call.args[3]), 0
+
+
+def _shorten_request(call: Call, less: Shorten) -> tuple[int, int]:
+    """In the caller's memory: its first piece is all that it writes, and shorter, by whole blocks of a device."""
+    request = _first_request(call.pid, call.args)
+    buf, count = _IOCB.unpack(_memory(call.pid, request, _IOCB.size))[6:8]
+    pieces = _pieces(call.pid, buf, count)
+    length = min(less.of(sum(length for _, length in pieces)), pieces[0][1]) & -_BLOCK
+    with open(f"/proc/{call.pid}/mem", "r+b", 0) as memory:
+        os.pwrite(memory.fileno(), struct.pack("QQ", pieces[0][0], length), buf)
+        os.pwrite(memory.fileno(), struct.pack("Q", 1), request + _IOCB.size - 8)
+    return 0, _FLAG_CONTINUE
 
 
 def _write_otherwise(call: Call, lie: Lie) -> int:
@@ -286,14 +358,14 @@ def _write_otherwise(call: Call, lie: Lie) -> int:
     return len(data)
 
 
-def _be_root(action: Callable[[], Any], sock: socket.socket, result: int, stderr: int, sites: mmap.mmap) -> NoReturn:
+def _be_root(action: Callable[[], Any], result: int, stderr: int, sites: mmap.mmap, calls: Iterable[int]) -> NoReturn:
     try:
         _note_sites(sites)
         gc.disable()  # a collection would touch, and so copy, all memory that is shared with the supervisor
         os.dup2(stderr, 2)
         sys.stderr = open(2, "w", closefd=False)  # noqa: SIM115 - pytest's own would keep what is written
-        listener = _install_filter()
-        socket.send_fds(sock, [b"!"], [listener])
+        listener = _install_filter(calls)
+        _SITE.pack_into(sites, _LISTENER, listener)
         os.close(listener)  # so that the tree is set free should the supervisor die
         try:
             pickled = pickle.dumps((action(), None))
@@ -331,15 +403,15 @@ def _place_of(pid: int) -> int:
     return _SITE.size * (pid & ((1 << _PID_BITS) - 1))
 
 
-def _install_filter() -> int:
-    """Have the kernel ask about every watched call from now on; returns the descriptor on which it asks."""
+def _install_filter(calls: Iterable[int]) -> int:
+    """Have the kernel ask about each of these calls from now on; returns the descriptor on which it asks."""
 
     def instruction(code: int, jump_true: int, jump_false: int, value: int) -> bytes:
         return struct.pack("<HBBI", code, jump_true, jump_false, value)
 
     load, jump_equal, ret = 0x20, 0x15, 0x06  # linux/bpf_common.h
     allow, notify, x86_64 = 0x7FFF0000, 0x7FC00000, 0xC000003E  # linux/seccomp.h, linux/audit.h
-    numbers = [*_NAMES, _PRCTL]
+    numbers = [*calls, _PRCTL]
     program = [instruction(load, 0, 0, 4), instruction(jump_equal, 1, 0, x86_64), instruction(ret, 0, 0, allow)]
     program.append(instruction(load, 0, 0, 0))
     program += [instruction(jump_equal, len(numbers) - at, 0, number) for at, number in enumerate(numbers)]
@@ -350,7 +422,6 @@ def _install_filter() -> int:
     listener: int = _libc.syscall(_SECCOMP, _SET_MODE_FILTER, _NEW_LISTENER, header)
     if listener < 0:
         raise OSError(ctypes.get_errno(), "seccomp")
-    os.set_inheritable(listener, False)
     return listener
 
 

@@ -21,6 +21,8 @@ PACKAGES = {
     "qemu-img": "qemu-utils",
     "virsh": "libvirt-clients",
     "libvirtd": "libvirt-daemon",
+    "nbdfuse": "libnbd-bin",
+    "nbdkit": "nbdkit-plugin-python",
 }
 """Debian packages that are not called like the program."""
 

@@ -2,19 +2,32 @@
 
 from __future__ import annotations
 
+import contextlib
+import itertools
 import os
-from collections.abc import Callable, Collection
+import re
+import sys
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 from support import faults, saving
+from support.busy_guest import BusyGuest
 from support.faults import Call, Decide, Fail, Kill, Lie, Run, Shorten
+from support.leftovers import children, descriptors
+from support.libvirt_images import XML
 from support.pictures import content, draw
 
 import parallel_fixedram
+from parallel_fixedram.core.bitmap import PageBitmap
 from parallel_fixedram.core.errors import FixedRamError
+from parallel_fixedram.core.protocols import AddressSpace
+from parallel_fixedram.core.ramblock import PageRange
+from parallel_fixedram.core.reports.save import SaveReport
 from parallel_fixedram.core.targets import RAM_ONLY_MACHINE
+from parallel_fixedram.engine.capture import rounds
 from parallel_fixedram.machines.ram_files import RamFile, RamFiles
 
 Count = Callable[[str, int], None]
@@ -25,6 +38,7 @@ RAM = {"pc.ram": "A" * 250 + "0b-" * 3 + "-" * 150 + "C" * 300 + "0" * 40 + "D" 
 
 UNLINKS = ("unlink", "unlinkat")
 DEAD = b"what a dead writer left"
+LEFT = "left open or unreaped:"
 
 
 class Running(RamFiles):
@@ -37,10 +51,39 @@ class Running(RamFiles):
         return True
 
 
+class Rounds(Running):
+    """With a log that names ever fewer of its pages, of all kinds."""
+
+    def dirty_source(self) -> Rounds:
+        self._counts = iter((0, 300, 100, 8, 20))
+        return self
+
+    def sync(self, into: Sequence[PageBitmap]) -> int:
+        into[0].set_range(PageRange(240, next(self._counts)))
+        return 0
+
+
+class Busy(Running):
+    """With a process that writes to it, and whose writes can be made to wait."""
+
+    guest: BusyGuest
+
+    def address_space(self) -> AddressSpace:
+        return self.guest.address_space()
+
+
+class Domain(RamFiles):
+    """As libvirt knows it."""
+
+    def definition(self) -> bytes:
+        return XML
+
+
 @dataclass(frozen=True, kw_only=True)
 class Way:
     """A way to save, and what lies there before."""
 
+    capture: str = "stopped"
     machine: type[RamFiles] = RamFiles
     options: dict[str, Any] = field(default_factory=dict)
     offset: int = 0
@@ -52,9 +95,19 @@ WAYS = {
     "over an old file, direct": Way(options={"overwrite": True, "direct_io": "auto"}, old=b"old" * 9999),
     "a new file": Way(options={"direct_io": "off"}),
     "running, behind a prefix": Way(
-        machine=Running, options={"overwrite": True, "direct_io": "off"}, offset=8192, old=b"old" * 9999, part=DEAD
+        capture="compare",
+        machine=Running,
+        options={"overwrite": True, "direct_io": "off"},
+        offset=8192,
+        old=b"old" * 9999,
+        part=DEAD,
     ),
+    "in rounds": Way(capture="rounds", machine=Rounds, options={"mode": "rounds"}),
+    "a snapshot": Way(capture="snapshot", machine=Busy, options={"direct_io": "off", "max_stall": 20.0}),
+    "for libvirt": Way(machine=Domain, options={"direct_io": "off", "image": "libvirt"}),
 }
+MAIN_WAYS = list(WAYS)[:3]
+"""Those in which a file is written, whoever captures it."""
 
 
 class Stage:
@@ -70,7 +123,8 @@ class Stage:
         for idstr, picture in RAM.items():
             fill(self.ram[idstr], picture)
         self.before_save()
-        self.save()
+        with self.with_guest():
+            assert self.save().choice.capture == way.capture
         assert parallel_fixedram.verify(self.uri, ram=self.ram).ok
         self.new = self.file.read_bytes()
         self.save_next()
@@ -84,10 +138,30 @@ class Stage:
             if there:
                 path.write_bytes(there)
 
-    def save(self) -> None:
-        files = [RamFile(idstr=idstr, path=path) for idstr, path in self.ram.items()]
+    @contextlib.contextmanager
+    def with_guest(self) -> Iterator[None]:
+        """If there is one, it goes on whatever happens meanwhile, and nobody holds its writes back any more."""
+        if self.way.machine is not Busy:
+            yield
+            return
+        written = [[page for page, letter in enumerate(picture) if letter != "-"] for picture in RAM.values()]
+        with BusyGuest(zip(self.ram.values(), written, strict=True)) as self.guest:
+            yield
+            self.guest.goes_on()
+            assert not self.guest.is_watched()
+
+    def save(self) -> SaveReport:
+        """In rounds, if they are, though RAM is small; of the guest that there is."""
         on = {"channels": 2, "experimental_multifd": True, **self.way.options}
-        saving.save(lambda: self.way.machine(files, name=RAM_ONLY_MACHINE), self.uri, **on)
+        with mock.patch.object(rounds, "SMALL_ROUND_PAGES", 16):
+            return saving.save(self.machine, self.uri, **on)
+
+    def machine(self) -> RamFiles:
+        files = [RamFile(idstr=idstr, path=path) for idstr, path in self.ram.items()]
+        machine = self.way.machine(files, name=RAM_ONLY_MACHINE)
+        if isinstance(machine, Busy):
+            machine.guest = self.guest
+        return machine
 
     def before_restore(self, picture: str = "") -> None:
         """Remove what was restored; with a letter, make files full of it."""
@@ -101,12 +175,14 @@ class Stage:
         on = {"channels": 2, "experimental_multifd": True}
         saving.restore(self.uri, self.restored, check_digests=True, **on)
 
-    def run(self, action: Callable[[], Any], decide: Decide) -> Run:
-        """Run under faults; whatever they are, the end is an orderly one."""
-        run = faults.run(action, under=self.folder, decide=decide)
+    def run(self, action: Callable[[], Any], decide: Decide, *, every_call: bool = False) -> Run:
+        """Run under faults; whatever they are, the end is an orderly one, and nothing is left."""
+        with self.with_guest():
+            run = faults.run(lambda: leaving_nothing(action), under=self.folder, decide=decide, every_call=every_call)
         assert not run.hung, run.faults
         assert run.orphans == (), run.faults
         assert "Traceback" not in run.stderr, (run.faults, run.stderr)
+        assert LEFT not in run.stderr, (run.faults, run.stderr)
         assert run.error is None or isinstance(run.error, FixedRamError), (run.faults, run.error)
         return run
 
@@ -134,6 +210,17 @@ class Stage:
         """Of what was made nothing is left, and what was there still is."""
         found = {name for name in os.listdir(self.folder) if "restored-" in name}
         assert found == ({f"restored-{idstr}" for idstr in RAM} if kept else set())
+
+
+def leaving_nothing(action: Callable[[], Any]) -> Any:
+    """Do it, and complain of descriptors and processes that are there more than before, be the end what it may."""
+    before = descriptors(), children()
+    try:
+        return action()
+    finally:
+        left = [now - then for now, then in zip((descriptors(), children()), before, strict=True)]
+        if any(left):
+            print(LEFT, *left, file=sys.stderr)
 
 
 def fill(path: str, picture: str) -> None:
@@ -171,7 +258,8 @@ def in_turn(
                 return None
             if run.faults:
                 return answer(call, run) if for_good else None
-            kind = (call.by_worker, call.name, call.path, call.site if every_site else None)
+            path = re.sub(r"\d", "#", call.path)  # names may have dates in them
+            kind = (call.by_worker, call.name, path, call.site if every_site else None)
             if kind in tried:
                 return None
             tried.add(kind)
@@ -181,3 +269,19 @@ def in_turn(
             assert tried, "no call matched"
             return count
         count += 1
+
+
+def at_each_call(
+    attempt: Callable[[Decide], Run], answer: Callable[[Call, Run], Fail | Shorten | Lie | Kill], names: Collection[str]
+) -> int:
+    """Attempt with a fault at the first call of these names, at the second, and so on until there is none; how many."""
+    for number in itertools.count():
+        calls = itertools.count()
+
+        def decide(call: Call, run: Run) -> Fail | Shorten | Lie | Kill | None:
+            return answer(call, run) if call.name in names and next(calls) == number else None  # noqa: B023
+
+        if not attempt(decide).faults:
+            assert number, "no call matched"
+            return number
+    raise AssertionError

@@ -87,24 +87,28 @@ class DigestTable:
 
 
 def write_trailer(channel: FileChannel, trailer: TrailerLayout, blocks: Sequence[SavedBlock]) -> None:
-    """Write the trailer of a complete stream, except the page digests, which must be there already."""
+    """Write the trailer of a complete stream, except the page digests, which must be there already, and its footer."""
     for offset, head in trailer.parts:
         channel.write(offset, memoryview(head))
     stream = digested(list(blocks), trailer.base, trailer.offset, (trailer.clone_offset, trailer.clone_end))
     channel.write(trailer.extents_offset, memoryview(pack_extents(_extents(channel, stream))))
     if trailer.head:
         channel.write(trailer.head_offset, memoryview(pack_extents(_extents(channel, trailer.head))))
-    channel.write(trailer.footer_offset, memoryview(trailer.pack_footer()))
-    end = trailer.file_length - DIGEST_BYTES
-    channel.write(end, memoryview(range_digest(channel, trailer.offset, end).to_bytes(DIGEST_BYTES, "big")))
+
+
+def write_footer(channel: FileChannel, trailer: TrailerLayout) -> None:
+    """Write what makes a trailer one, at once: it is whole, or there is none."""
+    footer = trailer.pack_footer()
+    digest = range_digest(channel, trailer.offset, trailer.footer_offset, footer)
+    channel.write(trailer.footer_offset, memoryview(footer + digest.to_bytes(DIGEST_BYTES, "big")))
 
 
 def _extents(channel: FileChannel, ranges: Iterable[tuple[int, int]]) -> list[Extent]:
     return [Extent(start, end - start, range_digest(channel, start, end)) for start, end in ranges]
 
 
-def range_digest(channel: FileChannel, start: int, end: int) -> int:
-    """XXH3-64 of the bytes [start, end) of a file; holes count as zeros without being read.
+def range_digest(channel: FileChannel, start: int, end: int, more: bytes = b"") -> int:
+    """XXH3-64 of the bytes [start, end) of a file, then of ``more``; holes count as zeros without being read.
 
     Raises:
         FormatError: the file is shorter.
@@ -120,6 +124,7 @@ def range_digest(channel: FileChannel, start: int, end: int) -> int:
             digest.update(piece)
         start = last
     _digest_zeros(digest, end - start)
+    digest.update(more)
     return digest.intdigest()
 
 

@@ -102,7 +102,7 @@ def takes_injection(pid: int, *, filters_are_known: bool = False) -> str | None:
     except OSError as error:
         missing = refusal(pid, error, f"process {pid} may not be traced")
         if isinstance(missing, HostError):
-            return f"{missing.message}: {missing.hint}"
+            return ": ".join(filter(None, (missing.message, missing.hint)))
         raise missing from error
     if found["State"].startswith(("T", "t")) or found["TracerPid"] != "0":
         tracer = found["TracerPid"]
@@ -183,8 +183,11 @@ def _made(pid: int, call: Call, filters_are_known: bool) -> Userfaultfd:
 
 def _injected(pid: int, call: Call, filters_are_known: bool) -> int:
     """Have a process of ours get the call made; returns the descriptor."""
-    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     child, us, found = 0, os.getpid(), _free_places(pid)
+    try:
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    except OSError as error:
+        raise HostError.from_os(f"cannot stop process {pid}", error) from error
     with ours:
         try:
             with theirs, signals.held():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import socket
 from collections.abc import Callable
@@ -82,6 +83,8 @@ class Control:
                 if sequence == self._sequence:
                     return fd, address
                 os.close(fd)  # from an earlier call that was interrupted
+            if sequence == self._sequence:
+                raise HostError("there is no room for another descriptor", errno=errno.EMFILE)
 
     def close(self) -> None:
         """End the process; may be called more than once."""

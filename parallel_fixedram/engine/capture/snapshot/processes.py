@@ -23,6 +23,9 @@ from parallel_fixedram.host.processes.watchdog import Verdict, Watchdog
 ANSWER_SECONDS = 600.0
 """For answers that take longer the more RAM there is; the watchdog notices much sooner if nobody works on them."""
 
+_READY_SECONDS = 30.0
+"""For them to begin, which takes no longer where RAM is large; nobody watches the handler yet."""
+
 _SPILL_SECONDS = 30.0
 """How long the spill writer may take for a single group."""
 
@@ -93,7 +96,7 @@ class Processes:
                 userfaultfd.close()  # before anybody else is forked
                 self._spill = unless_all_start.enter_context(contextlib.closing(Child("writes spilled pages", write)))
                 for child in (self._handler, self._spill):
-                    child.answer(ANSWER_SECONDS)
+                    child.answer(_READY_SECONDS)
                 self._watchdog = Watchdog(self._handler.pidfd, marks.beat, marks.verdict, seconds=max_stall)
                 unless_all_start.pop_all()
 
