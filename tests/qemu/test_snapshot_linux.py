@@ -108,7 +108,7 @@ def test_a_guest_that_reads_its_disks_at_full_speed(guest: QemuProcess, tmp_path
         for number in range(60 if thorough() else 1):
             when("after cont", lambda _: wait_reads(guest, 2 * len(AIO) * len(DISK)))
             saved = Saved(guest, tmp_path / "saved", channels=2, direct=("on", "off")[number % 2])
-            assert saved.snapshot.faults > 0
+            assert saved.snapshot.faults + saved.snapshot.ahead_groups > 0
             assert saved.is_right()
             saved.path.unlink()
     guest.take_serial()
