@@ -10,6 +10,7 @@ import errno
 import mmap
 import os
 import stat
+import time
 from collections.abc import Iterator
 
 import numpy as np
@@ -17,6 +18,7 @@ from numpy.typing import NDArray
 
 from parallel_fixedram.core.bitmap import Bits, Runs
 from parallel_fixedram.core.errors import FormatError, HostError, RequestError, unopened
+from parallel_fixedram.core.latency import Bins, LatencyCounter
 from parallel_fixedram.core.protocols import Pages
 from parallel_fixedram.host import linux
 
@@ -32,8 +34,12 @@ class FileChannel:
     Args:
         fd: descriptor, borrowed; with O_DIRECT set every transfer has to be aligned by the caller.
         name: what messages call the file.
+
+    Attributes:
+        write_times: counts how long each write takes, of all channels that have the same one; None where nobody asks.
     """
 
+    write_times: LatencyCounter | None = None
     _zeroed = memoryview(b"")
 
     def __init__(self, fd: int, name: str) -> None:
@@ -43,10 +49,12 @@ class FileChannel:
     def write(self, offset: int, data: memoryview) -> None:
         """Write all of ``data`` (Channel.write)."""
         while data:
+            started = time.perf_counter()
             try:
                 done = os.pwrite(self.fd, data[:_MAX_TRANSFER], offset)
             except OSError as error:
                 raise HostError.from_os(f"cannot write {self.name!r} at {offset:#x}", error) from error
+            self._took(started)
             if done == 0:
                 raise HostError(f"cannot write {self.name!r} at {offset:#x}: nothing was written")
             data, offset = data[done:], offset + done
@@ -79,6 +87,14 @@ class FileChannel:
         """Whether so many of these may have as many writes in flight as they want: here none are."""
         return True
 
+    def write_bins(self) -> Bins:
+        """How long writes took since this was asked last (Channel.write_bins)."""
+        return self.write_times.taken() if self.write_times else ()
+
+    def _took(self, started: float) -> None:
+        if self.write_times:
+            self.write_times.note(time.perf_counter() - started)
+
     def _zeros(self, length: int) -> memoryview:
         """At least so many bytes of zeros, kept: to map and touch them costs more than a small write."""
         if len(self._zeroed) < length:
@@ -87,10 +103,12 @@ class FileChannel:
 
     def _write_gathered(self, offset: int, pieces: list[memoryview]) -> None:
         while pieces:
+            started = time.perf_counter()
             try:
                 done = os.pwritev(self.fd, pieces[:_MAX_PIECES], offset)
             except OSError as error:
                 raise HostError.from_os(f"cannot write {self.name!r} at {offset:#x}", error) from error
+            self._took(started)
             if done == 0:
                 raise HostError(f"cannot write {self.name!r} at {offset:#x}: nothing was written")
             offset += done
