@@ -6,7 +6,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 SCENARIOS := roofline channels gaps few scattered size cache growth prediction qemu pauses instants work first load clone \
 	fanout touch verify starts libvirt published_series published_pauses
-RESULTS := $(wildcard $(SCENARIOS:%=bench/results/%.json) bench/results/work_over_time.json)
+RESULTS := $(wildcard $(SCENARIOS:%=bench/results/%.json))
 SHOWN := $(shell grep -o 'pictures/[a-z0-9-]*\.png' docs/experiments.md | sed 's|pictures/\(.*\)\.png|\1|')
 # Not of a QEMU but of us: signals, kills, and swap, which cost the most time; and what other tests of the same QEMU show.
 OURS := boot_signals guests kill others swap reach disks damage

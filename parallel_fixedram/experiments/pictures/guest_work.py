@@ -62,7 +62,7 @@ def _picture(run_set: RunSet, where: Mapping[str, Any], cases: Sequence[CaseResu
     left.set_ylim(-0.15, len(cases))
     longest = max(_shown(typical(case)) for case in cases)
     left.set_xlim(-_SHOWN_BEFORE, longest)
-    left.set_xlabel("time since the save, or the start, began, s")
+    left.set_xlabel("time since that began, s")
     right.set_xlabel("time without any work done, s")
     right.set_xscale("log")
     right.xaxis.set_major_formatter(style.plain_formatter())
@@ -108,7 +108,7 @@ def _band(drawn: drawing.Sheet, axes: Axes, bottom: float, sample: Sample) -> No
     drawn.legend(line, "pace before")
     whole = sample.watch is None or sample.watch.save is None
     saved = axes.hlines(bottom - 0.06, 0, end - begin, colors=style.COLOURS[1], linewidth=2.6, capstyle="butt")
-    drawn.legend(saved, "run, process start included" if whole else "save, to stable storage, or start, until it runs")
+    drawn.legend(saved, "run, process start included" if whole else "save, to stable storage; or start, until it runs")
     if sample.watch is not None and sample.watch.pause is not None:
         start, stop = (each - begin for each in sample.watch.pause)
         box = Rectangle((start, bottom), stop - start, 0.95, facecolor=style.COLOURS[3], alpha=0.5, edgecolor="#333333")
