@@ -39,6 +39,7 @@ direct_io = "on"
 way = "virsh-restore"
 {DOMAIN}
 image_format = ["raw", "sparse", "ours"]
+direct_io = ["off", "on"]
 """
 
 
