@@ -98,7 +98,7 @@ check: .venv/check.stamp ## lint, format check, types, layers
 	$(BIN)/mypy
 	$(BIN)/python -m pytest -q tests/test_layers.py
 
-bench: .venv/test.stamp ## run all scenarios but smoke into bench/results (two hours; root, fio, QEMU, a quiet machine)
+bench: .venv/test.stamp ## run all scenarios but smoke into bench/results (hours, as bench list says; root, fio, QEMU, libvirtd, a quiet machine)
 	$(BIN)/python -m parallel_fixedram bench run $(SCENARIOS) --results bench/results --overwrite
 
 bench-pictures: .venv/test.stamp ## draw bench/results into bench/pictures and bench/report.html; docs/pictures gets what the docs show
