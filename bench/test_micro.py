@@ -20,8 +20,9 @@ from parallel_fixedram.engine.pages.changes import Hashes
 from parallel_fixedram.engine.pages.digest import page_digests
 from parallel_fixedram.engine.pages.window import WINDOW_PAGES, merge_runs, nonzero_pages
 from parallel_fixedram.format.layout import FileLayout
-from parallel_fixedram.host.files.channel import FileChannel, anonymous_memory
+from parallel_fixedram.host.files.channel import FileChannel
 from parallel_fixedram.host.files.direct_channel import DirectChannel
+from parallel_fixedram.host.memory.anonymous import anonymous_memory
 
 Benchmark = Any
 PAGES = 16 * MIB // 4096

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis.strategies import none
+from support.refusing import Refuse, refuse_with
 
 for name, examples in (("repeatable", 25), ("quick", 6), ("soak", 500)):  # as `make test-fast` and `make soak` ask for
     settings.register_profile(
@@ -47,6 +48,12 @@ def pytest_configure(config: pytest.Config) -> None:
     for name in ("XDG_CACHE_HOME", "XDG_RUNTIME_DIR"):
         os.environ[name] = tempfile.mkdtemp(prefix="parallel-fixedram-tests-")
         config.add_cleanup(lambda folder=os.environ[name]: shutil.rmtree(folder, ignore_errors=True))
+
+
+@pytest.fixture
+def refuse(monkeypatch: pytest.MonkeyPatch) -> Refuse:
+    """Have a system call fail."""
+    return refuse_with(monkeypatch)
 
 
 @settings(max_examples=1, database=None)

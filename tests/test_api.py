@@ -233,7 +233,7 @@ def test_rounds_of_ram_without_a_dirty_log_can_neither_be_saved_nor_planned(tmp_
     before = os.listdir(tmp_path)
     with (
         parallel_fixedram.open_ram({"ram": str(tmp_path / "ram")}) as ram,
-        pytest.raises(parallel_fixedram.RequestError, match="this RAM has no dirty log"),
+        pytest.raises(parallel_fixedram.RequestError, match="this RAM has none"),
     ):
         verb(ram, str(tmp_path / "f.mr"), mode="rounds")
     assert os.listdir(tmp_path) == before

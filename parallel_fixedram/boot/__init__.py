@@ -7,6 +7,6 @@
     verify --load     QEMU -S -incoming defer         as restore, checked against the file instead of run, and ended
     clone             QEMU on the file's page arrays  nothing is filled, pages are copied on write; the clone stream
 
-What is handed over lives on; if anything fails, no QEMU is left, and of one that could not start or load nothing but
-its log. The verbs ``restore_guest``, ``clone``, ``guests`` and ``verify_by_loading`` put it together.
+Guests that are handed over live on. If anything fails no QEMU is left, and of one that could not start or load only its
+log. The verbs ``restore_guest``, ``clone``, ``guests`` and ``verify_by_loading`` put the pieces together.
 """

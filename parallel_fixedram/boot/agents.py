@@ -1,7 +1,7 @@
-"""What guest agents do in clones that run: clocks are set forward, a command is carried out.
+"""Have guest agents set clocks forward, and run a command, in running clones.
 
-QEMU knows whether an agent runs in a guest: then its port is open. All agents are asked before the first answer is
-waited for.
+QEMU knows whether an agent runs in a guest: its port is open then. A command is sent to all agents before we wait for
+the first answer.
 """
 
 from __future__ import annotations
@@ -23,10 +23,10 @@ if TYPE_CHECKING:
     from parallel_fixedram.machines.qemu.monitor import Monitor
 
 _LOOK_SECONDS = 0.05
-"""Pause before a command that has not finished is asked about again."""
+"""Pause between queries about an unfinished command."""
 _NANOSECONDS = 1e9
 _LATEST = 1 << 63
-"""The times of an agent are below it, nanoseconds since 1970."""
+"""An agent's times are below this, nanoseconds since 1970."""
 
 
 @contextmanager
@@ -34,7 +34,7 @@ def agents_of(sockets: Sequence[AgentSocket], monitors: Sequence[Monitor]) -> It
     """A session with the guest agent of each clone, in their order.
 
     Raises:
-        MachineError: in a clone no agent runs, or it does not answer; says in which.
+        MachineError: a clone, which the message names, has no running agent, or one that does not answer.
     """
     with ExitStack() as stack:
         agents = []
@@ -47,13 +47,13 @@ def agents_of(sockets: Sequence[AgentSocket], monitors: Sequence[Monitor]) -> It
 
 
 def set_clocks(agents: Sequence[GuestAgent]) -> float:
-    """Set the clock of each guest forward to the time of the host; one that is ahead stays.
+    """Set the clock of each guest forward to the host's time; a clock that is ahead is left alone.
 
     Returns:
-        How far the one that was most behind was set forward, seconds.
+        How far the slowest clock was set forward, seconds.
 
     Raises:
-        MachineError: a guest does not do that; says which.
+        MachineError: a guest, which the message names, refuses.
     """
     for agent in agents:
         agent.ask("guest-get-time")
@@ -72,16 +72,16 @@ def set_clocks(agents: Sequence[GuestAgent]) -> float:
 
 
 def run_in_all(agents: Sequence[GuestAgent], command: str) -> None:
-    """Have a shell in each guest carry out a command, and wait until it has ended in all of them.
+    """Have a shell in each guest run a command, and wait until it has ended in all of them.
 
     Args:
-        agents: of the clones, in their order.
+        agents: of the clones, in order.
         command: for ``/bin/sh -c``; ``{n}`` is the clone's number.
 
     Raises:
-        MachineError: it cannot be started, or fails in one; says in which, and with which exit code.
+        MachineError: it cannot be started or fails in a clone, which the message names along with the exit code.
     """
-    _greet(agents)  # or a late answer to something else would be taken for the one to this
+    _greet(agents)  # else a late answer to an earlier command could be taken for the answer to this one
     for number, agent in enumerate(agents):
         arguments = ["-c", command.replace(NUMBER, str(number))]
         agent.ask("guest-exec", {"path": "/bin/sh", "arg": arguments, "capture-output": True})
@@ -101,7 +101,7 @@ def run_in_all(agents: Sequence[GuestAgent], command: str) -> None:
 
 
 def _has_ended(agent: GuestAgent) -> bool:
-    """Whether a command has ended, by what the agent answers when asked about it.
+    """Whether a command has ended, from the agent's answer to a query about it.
 
     Raises:
         MachineError: it has failed.
@@ -120,7 +120,7 @@ def _has_ended(agent: GuestAgent) -> bool:
 
 
 def _last_line(status: Mapping[str, Any]) -> str:
-    """What a command last wrote on stderr, as the end of a sentence."""
+    """The last line that a command wrote to stderr, as the end of a sentence."""
     try:
         text = base64.b64decode(str(status.get("err-data", "")), validate=True).decode(errors="replace")
     except (binascii.Error, ValueError):
@@ -136,7 +136,7 @@ def _greet(agents: Sequence[GuestAgent]) -> None:
 
 
 def _is_open(monitor: Monitor, chardev: str) -> bool:
-    """Whether somebody in the guest has opened the port behind a character device (QEMU qapi/char.json)."""
+    """Whether a process in the guest has opened the port behind a character device (QEMU qapi/char.json)."""
     match [each for each in monitor.execute("query-chardev") if each.get("label") == chardev]:
         case [{"frontend-open": bool(is_open)}]:
             return is_open

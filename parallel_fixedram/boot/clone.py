@@ -1,4 +1,4 @@
-"""What is started to clone a guest: QEMUs whose RAM is mapped from the page arrays of a file, copy-on-write."""
+"""Plan clones of a guest: QEMUs whose RAM is mapped copy-on-write from the page arrays of a file."""
 
 from __future__ import annotations
 
@@ -25,23 +25,23 @@ def on_page_arrays(
     identity: Identity,
     remedy: str,
 ) -> Boot:
-    """QEMUs on the page arrays; of the file they load the rest.
+    """QEMUs that map main memory from the page arrays, and load everything else.
 
     Args:
         image: the open file.
-        lines: of each clone, in order.
+        lines: command line of each clone, in order.
         main: the blocks that are main memory.
-        source: what they load.
+        source: the stream that they load.
         identity: whether they get identities of their own.
-        remedy: what can be done about what they share all the same, as the end of a sentence.
+        remedy: what can be done about what they still share, as the end of a sentence.
 
     Raises:
-        RequestError: the command line does not fit, or two QEMUs would want the same.
+        RequestError: the command line does not fit the file, or two QEMUs would listen on the same socket.
     """
     files = {}
     for saved in main:
         if saved.header.pages_offset % TARGET_PAGE_SIZE:
-            raise RequestError(f"the pages of block {saved.block.idstr!r} do not start at a multiple of a page")
+            raise RequestError(f"the pages of block {saved.block.idstr!r} do not start at a multiple of the page size")
         files[saved.block.idstr] = MemoryFile(
             path=os.path.abspath(image.path),
             offset=saved.header.pages_offset,

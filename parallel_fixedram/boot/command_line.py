@@ -1,14 +1,14 @@
 """CommandLine: a QEMU command line as the user gave it, with its guest RAM taken from files.
 
-It is understood only as far as guest RAM is concerned: where options begin, memory backends, and which of them are main
-RAM. Everything else stays as it is, to the letter and in its place::
+We interpret only what concerns guest RAM: where options begin, memory backends, and which of these are main RAM.
+Everything else stays literally as it is, and in its place::
 
     -machine q35,memory-backend=m                    -machine q35,memory-backend=m
     -object memory-backend-memfd,id=m,size=1G   ->   -object memory-backend-file,id=m,size=...,mem-path=FILE,offset=...
     -m 1G -append -v                                 -m 1G -append -v
 
-RAM without a backend of its own, as with a plain ``-m 1G``, gets one, under the name that its block has in the file.
-What stands in a ``-readconfig`` file is not seen.
+RAM without a backend of its own, as with a plain ``-m 1G``, gets one, named like its block in the file. ``-readconfig``
+files are not read.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ _REFUSED = {
     "daemonize": "leave it out, the guest is detached anyway",
     "preconfig": "the machine has to be complete when QEMU has started",
 }
-_KEPT = frozenset({"host-nodes", "policy", "merge", "dump"})  # what says nothing about where the bytes are
+_KEPT = frozenset({"host-nodes", "policy", "merge", "dump"})  # properties that do not concern where the bytes are
 _CANONICAL = "x-use-canonical-path-for-ramblock-id"
 
 _PROPERTY = re.compile(r"(?:([^=,]*)=)?((?:[^,]|,,)*),?")
@@ -47,7 +47,7 @@ NUMBER = "{n}"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MemoryFile:
-    """The part of a file that is a block's RAM from now on."""
+    """A part of a file that becomes a block's RAM."""
 
     path: str
     offset: int
@@ -55,11 +55,11 @@ class MemoryFile:
     size: int
     """Bytes, the block's length."""
     shared: bool
-    """What the guest writes goes into the file; otherwise the guest is a copy-on-write clone and only reads it."""
+    """Whether the guest's writes go into the file; otherwise the guest is a copy-on-write clone and only reads it."""
     anonymous: bool = False
-    """The path is that of a descriptor, which says nothing to people."""
+    """Whether the path is that of a descriptor, which means nothing to people."""
     name: str = ""
-    """The path that it will have later, if another one."""
+    """The path that the file will have later, if that is different."""
 
     def __str__(self) -> str:
         if self.anonymous:
@@ -69,8 +69,8 @@ class MemoryFile:
         )
 
     def properties(self) -> list[tuple[str, str]]:
-        """As properties of a memory-backend-file (backends/hostmem-file.c)."""
-        # A file that is only read would be ROM for the guest: rom=off is what makes it a private, writable copy.
+        """Properties of a memory-backend-file for it (backends/hostmem-file.c)."""
+        # a readonly file would be ROM for the guest; with rom=off it is a private, writable copy
         access = [("share", "on")] if self.shared else [("share", "off"), ("readonly", "on"), ("rom", "off")]
         return [("size", str(self.size)), ("mem-path", self.path), ("offset", str(self.offset)), *access]
 
@@ -91,7 +91,7 @@ class Option:
 
     @property
     def positions(self) -> range:
-        """Indexes of all that belongs to it."""
+        """Indexes of all arguments that belong to it."""
         return range(self.position, self.position + (1 if self.value is None else 2))
 
 
@@ -103,7 +103,7 @@ class Backend:
     kind: str
     """Such as ``memory-backend-ram``."""
     properties: tuple[tuple[str, str], ...]
-    """Without id and type, in their order, as QEMU's key=value syntax has them; a list is a repeated name."""
+    """All but id and type, in order, as in QEMU's key=value syntax; a list is a repeated name."""
     position: int
     """Index of ``-object`` in the arguments."""
 
@@ -113,7 +113,7 @@ class Rewritten(NamedTuple):
 
     arguments: list[str]
     changes: list[str]
-    """What is not as the user gave it, one line each, for people."""
+    """What differs from what the user gave, one line each, for people."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -130,10 +130,10 @@ class CommandLine:
 
     @classmethod
     def parse(cls, arguments: Sequence[str]) -> Self:
-        """Understand a command line, the program first.
+        """Parse a command line, which begins with the program.
 
         Raises:
-            RequestError: there is none, an option lacks its value or cannot be given here, or a backend is not clear.
+            RequestError: it is empty, an option lacks its value or is not allowed here, or a backend is malformed.
         """
         if not arguments:
             raise RequestError("the QEMU command line is empty, expected a program and its arguments")
@@ -142,7 +142,7 @@ class CommandLine:
         options = tuple(options_of(arguments))
         for option in options:
             if option.name in _REFUSED:
-                raise RequestError(f"QEMU's option -{option.name} cannot be given: {_REFUSED[option.name]}")
+                raise RequestError(f"QEMU's option -{option.name} is not allowed here: {_REFUSED[option.name]}")
         backends: dict[str, Backend] = {}
         for backend in _backends(options):
             if backend.id in backends:
@@ -152,11 +152,11 @@ class CommandLine:
 
     @property
     def paused(self) -> bool:
-        """Whether the user wants the guest not to run (``-S``)."""
+        """Whether the guest shall not run (``-S``)."""
         return any(option.name == "S" for option in self.options)
 
     def with_number(self, number: int) -> Self:
-        """The command line with the number of a clone for every ``{n}``; other braces, as in JSON, stay.
+        """The command line with ``{n}`` replaced by a clone's number; other braces, as in JSON, stay.
 
         Raises:
             RequestError: as for ``parse``.
@@ -164,13 +164,13 @@ class CommandLine:
         return self.parse([argument.replace(NUMBER, str(number)) for argument in self.arguments])
 
     def main_blocks(self, blocks: Sequence[tuple[str, int]]) -> list[str]:
-        """Which blocks of a file are RAM that this command line gives the machine, in the file's order.
+        """Which blocks of a file are the RAM that this command line gives the machine, in the file's order.
 
         Args:
             blocks: idstr and used_length of every block.
 
         Raises:
-            RequestError: the file has no block for RAM of this command line, so it was saved with another one.
+            RequestError: the file lacks a block for this command line's RAM, so it was saved with another one.
         """
         owned = {idstr: backend.id for idstr, _ in blocks if (backend := self._backend(idstr))}
         others = [(length, idstr) for idstr, length in blocks if idstr not in owned]
@@ -183,7 +183,7 @@ class CommandLine:
         return [idstr for idstr, _ in blocks if idstr in owned or (default and idstr == default[1])]
 
     def length_of(self, idstr: str) -> int | None:
-        """Bytes of a block of ``main_blocks`` by the command line; None if it does not say, or not where we look."""
+        """Length of one of ``main_blocks`` according to the command line, bytes; None if that cannot be told."""
         backend = self._backend(idstr)
         if backend:
             text = dict(backend.properties).get("size", "")
@@ -200,10 +200,10 @@ class CommandLine:
         """The command line with the RAM of some blocks taken from files.
 
         Args:
-            files: by idstr, those of ``main_blocks`` or some of them.
+            files: by idstr, for some or all of ``main_blocks``.
 
         Raises:
-            RequestError: a block is no RAM of this command line.
+            RequestError: a block is not RAM of this command line.
         """
         replaced: dict[int, str] = {}
         added: list[str] = []
@@ -214,14 +214,14 @@ class CommandLine:
                 replaced[backend.position + 1] = _file_backend(backend.id, idstr, file, backend.properties)
                 changes.append(f"{backend.kind} {backend.id!r} is now {file}{_without(backend, file)}")
             elif self._can_be_default(idstr) and not added:
-                # Several -machine, or -M, are merged, and the last one wins (keyval_parse_into(), util/keyval.c).
+                # several -machine or -M are merged, and the last one wins (keyval_parse_into(), util/keyval.c)
                 machine = join_properties([("memory-backend", idstr)])
                 added = ["-object", _file_backend(idstr, idstr, file, ()), "-machine", machine]
                 changes.append(f"default RAM {idstr!r} is now {file}")
             else:
                 raise self._unknown(idstr)
-        # -mem-prealloc is for every backend (system/vl.c) and would copy all of a clone's RAM; -mem-path is for the
-        # default one only, and an error next to memory-backend=.
+        # -mem-prealloc applies to every backend (system/vl.c), and would copy all of a clone's RAM; -mem-path applies
+        # only to the default one, and is an error next to memory-backend=
         obsolete = {*(["mem-path"] if added else []), *(["mem-prealloc"] if files else [])}
         left_out = [option for option in self.options if option.name in obsolete]
         gone = {index for option in left_out for index in option.positions}
@@ -229,21 +229,21 @@ class CommandLine:
         return Rewritten(kept + added, [*changes, *(f"{option} is left out" for option in left_out)])
 
     def _backend(self, idstr: str) -> Backend | None:
-        """The backend of a block, which has its id as a name or, with machines before 4.0, its QOM path."""
+        """The backend of a block. The block is named after the backend's id or, with machines before 4.0, QOM path."""
         return self.backends.get(idstr.removeprefix("/objects/"))
 
     def _can_be_default(self, idstr: str) -> bool:
         """Whether it may be the RAM that QEMU makes for ``-m``: ``pc.ram``, ``mach-virt.ram``, ``ppc_spapr.ram``.
 
-        The name of a device's memory begins with the path of the device.
+        The name of a device's memory begins with the device's path, so it contains a slash.
         """
         return not self.main and idstr.endswith(".ram") and "/" not in idstr
 
     def _unknown(self, idstr: str) -> RequestError:
         has = self._described(self.backends)
         return RequestError(
-            f"block {idstr!r} of the file is no memory backend of this QEMU command line, which has {has}",
-            hint="give the command line that the guest was saved with; a -readconfig file is not read",
+            f"block {idstr!r} of the file is not a memory backend of this QEMU command line, which has {has}",
+            hint="use the command line that the guest was saved with; -readconfig files are not read",
         )
 
     def _described(self, ids: Iterable[str]) -> str:
@@ -251,11 +251,11 @@ class CommandLine:
 
 
 def split_properties(text: str, implied: str = "") -> list[tuple[str, str]]:
-    """Names and values in QEMU's ``[VALUE,]NAME=VALUE,...``; two commas in a value are one (util/qemu-option.c).
+    """Names and values in QEMU's ``[VALUE,]NAME=VALUE,...``, where ``,,`` stands for a comma (util/qemu-option.c).
 
     Args:
-        text: what follows an option.
-        implied: name of a first value without a name. Elsewhere a bare name is ``on``, one with ``no`` before ``off``.
+        text: an option's argument.
+        implied: name for a first value without a name. Elsewhere a bare name means ``on``, one with ``no`` before, off.
     """
     pairs: list[tuple[str, str]] = []
     for match in _PROPERTY.finditer(text):
@@ -270,13 +270,13 @@ def split_properties(text: str, implied: str = "") -> list[tuple[str, str]]:
 
 
 def join_properties(pairs: Sequence[tuple[str, str]], first: str = "") -> str:
-    """QEMU's ``[FIRST,]NAME=VALUE,...``; the reverse of ``split_properties``."""
+    """QEMU's ``[FIRST,]NAME=VALUE,...``; the inverse of ``split_properties``."""
     texts = [first] if first else []
     return ",".join([*texts, *(f"{name}={value.replace(',', ',,')}" for name, value in pairs)])
 
 
 def options_of(arguments: Sequence[str]) -> Iterator[Option]:
-    """Options with their values, as QEMU finds them (lookup_opt(), system/vl.c); what is left are disk images."""
+    """Options with their values, as QEMU finds them (lookup_opt(), system/vl.c); all else are disk images."""
     position = 1
     while position < len(arguments):
         text = arguments[position]
@@ -311,7 +311,7 @@ def _backends(options: Sequence[Option]) -> Iterator[Backend]:
 
 
 def _json_pairs(text: str) -> list[tuple[str, str]]:
-    """The properties in an object's JSON form, as those of its key=value form."""
+    """The properties in an object's JSON form, as in its key=value form."""
     try:
         found = json.loads(text)
     except (ValueError, RecursionError) as error:
@@ -337,14 +337,14 @@ def _main(options: Sequence[Option]) -> set[str]:
 
 
 def _file_backend(id_: str, idstr: str, file: MemoryFile, properties: Sequence[tuple[str, str]]) -> str:
-    # Which of its two names a block gets depends on the machine's version and the kind of backend (hw/core/machine.c).
+    # which of two names a block gets depends on the machine's version and the kind of backend (hw/core/machine.c)
     name = [(_CANONICAL, "off" if idstr == id_ else "on")]
     kept = [pair for pair in properties if pair[0] in _KEPT]
     return join_properties([("id", id_), *file.properties(), *name, *kept], "memory-backend-file")
 
 
 def _without(backend: Backend, file: MemoryFile) -> str:
-    """The end of the sentence that says what became of a backend."""
+    """The end of a sentence about a backend: which properties it has lost."""
     still = file.properties()
     lost = [pair for pair in backend.properties if pair[0] not in _KEPT | {_CANONICAL, "size"} and pair not in still]
     return f", without {join_properties(lost)!r}" if lost else ""

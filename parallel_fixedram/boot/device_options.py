@@ -17,13 +17,13 @@ class DeviceOption:
 
     driver: str
     properties: Mapping[str, Any]
-    """Without the driver; strings, but in JSON's form whatever is there."""
+    """All but the driver; strings, or in the JSON form any type."""
     is_json: bool
     position: int
     """Index of the option's value in the arguments."""
 
     def with_property(self, name: str, value: str) -> str:
-        """The option's value with a property that has this value, whatever it had before."""
+        """The option's value with a property set to ``value``."""
         properties = {**self.properties, name: value}
         if self.is_json:
             return json.dumps({"driver": self.driver, **properties})
@@ -31,10 +31,10 @@ class DeviceOption:
 
 
 def devices(line: CommandLine) -> Iterator[DeviceOption]:
-    """All that the command line itself names, in order; those of a ``-readconfig`` file are not seen.
+    """All devices of the command line itself, in order; ``-readconfig`` files are not read.
 
     Raises:
-        RequestError: one that looks like JSON is none.
+        RequestError: one that looks like JSON is not.
     """
     for option in line.options:
         if option.name != "device" or option.value is None:

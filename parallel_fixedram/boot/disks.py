@@ -1,13 +1,14 @@
-"""Disks of guests that are started from a file: each guest gets overlays of its own on the images of the instant.
+"""Disks of guests that are started from a file: each guest gets overlays of its own on the recorded images.
 
 ::
 
-    the file says: virtio0 --> images[0] --> ...     as they were when the guest was saved; held against what is there
-                                 ^   ^
-    guest 0 --> overlay ---------+   +--------- overlay <-- guest 1
+    the file records: virtio0 --> images[0] --> ...    as they were when the guest was saved; compared with what is
+    there
+                                    ^   ^
+    guest 0 --> overlay ------------+   +------- overlay <-- guest 1
 
-A drive of the command line belongs to a recorded disk if its image is the same file as one of the disk's. The top one
-is tried first, then the others: after a second save the top one is an overlay, which the command line does not have.
+A drive of the command line belongs to a recorded disk if its image is one of the disk's. The top image is tried first,
+then the others: after a second save the top one is an overlay, which the command line does not name.
 """
 
 from __future__ import annotations
@@ -34,23 +35,23 @@ _OF_A_GUEST = re.compile(r"[0-9a-f]{8}-\d+-disk\d+-[\w-]*\.qcow2", re.ASCII)
 
 
 def is_of_a_guest(name: str) -> bool:
-    """Whether a file of this name is an overlay of a started guest in a folder that the user has named."""
+    """Whether a file name is that of a started guest's overlay in a folder given by the user."""
     return _OF_A_GUEST.fullmatch(name) is not None
 
 
 def with_disks(boot: Boot, image: Image, choice: DiskChoice | None, run_folder: str) -> Boot:
-    """Guests of a file, their disks as wanted; nothing is made yet.
+    """Give guests their disks as requested; no overlay is made yet.
 
     Args:
-        boot: what is started.
+        boot: what will be started.
         image: the file.
-        choice: what is wanted; None for the default.
-        run_folder: where each guest has a folder by its number.
+        choice: what was requested; None for the default.
+        run_folder: where each guest has a folder named by its number.
 
     Raises:
-        RequestError: overlays are asked for, and the file records no disks; or what ``on_overlays`` says.
-        ContentsDiffer: as ``on_overlays`` says.
-        HostError: as ``on_overlays`` says.
+        RequestError: overlays are requested, but the file records no disks; or as for ``on_overlays``.
+        ContentsDiffer: as for ``on_overlays``.
+        HostError: as for ``on_overlays``.
     """
     choice = choice or DiskChoice()
     if choice.overlays is False:
@@ -58,24 +59,24 @@ def with_disks(boot: Boot, image: Image, choice: DiskChoice | None, run_folder: 
     if not image.disks and (choice.overlays or choice.folder is not None):
         raise RequestError(
             f"{image.path!r} records no disks to make overlays on",
-            hint="save --disks overlay records them; guests of this file write to the disks of the command line",
+            hint="save --disks overlay records them; guests from this file write to the disks of the command line",
         )
     return on_overlays(boot, image.disks, run_folder, choice.folder)
 
 
 def on_overlays(boot: Boot, disks: Sequence[Disk], run_folder: str, folder: str | None = None) -> Boot:
-    """Guests whose drives are overlays of their own; nothing is made yet.
+    """Put guests on overlays of their own; no overlay is made yet.
 
     Args:
-        boot: what is started.
+        boot: what will be started.
         disks: those that get overlays.
-        run_folder: where each guest has a folder by its number.
-        folder: where the overlays go instead of there.
+        run_folder: where each guest has a folder named by its number.
+        folder: where the overlays go; None for the guests' folders.
 
     Raises:
-        RequestError: the drive of a disk is not in a command line, or cannot be rewritten; an image is gone; there is
-            no such folder.
-        ContentsDiffer: an image was written since.
+        RequestError: a disk's drive is not in the command line, or cannot be rewritten; an image or the folder does
+            not exist.
+        ContentsDiffer: an image was written to since the save.
         HostError: an image cannot be read, or there is no qemu-img.
     """
     if not disks:
@@ -86,7 +87,7 @@ def on_overlays(boot: Boot, disks: Sequence[Disk], run_folder: str, folder: str 
     qemu_img = find_qemu_img(boot.commands[0])
     for disk in disks:
         refuse_another_chain(disk, qemu_img)
-    ours = f"{uuid.uuid4().hex[:8]}-"  # other commands put overlays into the same folder
+    ours = f"{uuid.uuid4().hex[:8]}-"  # other commands may use the same folder
     guests = [
         _with_overlays(
             command,
@@ -108,12 +109,12 @@ def on_overlays(boot: Boot, disks: Sequence[Disk], run_folder: str, folder: str 
 def _with_overlays(
     command: Sequence[str], disks: Sequence[Disk], prefix: str
 ) -> tuple[list[str], tuple[Overlay, ...], list[str]]:
-    """A guest's command line, its overlays, and what is not as the user gave it, a sentence each.
+    """A guest's command line, its overlays, and a sentence for each difference from what the user gave.
 
     Args:
         command: the command line.
         disks: those that get overlays.
-        prefix: what the overlays' paths begin with.
+        prefix: of the overlays' paths.
     """
     arguments, overlays, changes = list(command), [], []
     drives = drives_of(command)
@@ -128,7 +129,7 @@ def _with_overlays(
         overlays.append(overlay)
         changes.append(f"{drive.text} is now the overlay {overlay.path!r} on {overlay.image!r}")
     left = [each.text for each in drives if each not in found and each.text.startswith("-")]
-    changes += [f"{text} is none of the disks that the file records, and stays as it is" for text in left]
+    changes += [f"{text} is not one of the disks that the file records, and stays as it is" for text in left]
     return arguments, tuple(overlays), changes
 
 
@@ -136,7 +137,7 @@ def _drives_for(disks: Sequence[Disk], drives: Sequence[Drive]) -> list[Drive]:
     """The drive of each disk.
 
     Raises:
-        RequestError: there is none, or not one alone, or it cannot be rewritten.
+        RequestError: there is none or more than one, or it cannot be rewritten.
     """
     found: list[Drive] = []
     for disk in disks:
@@ -161,7 +162,7 @@ def _drive_for(disk: Disk, drives: Sequence[Drive]) -> Drive:
     has = ", ".join(drive.text for drive in drives if drive.text.startswith("-")) or "none"
     raise RequestError(
         f"no drive of the QEMU command line has image {disk.images[0].path!r} of disk {disk.device!r}; it has {has}",
-        hint=f"give the command line that the guest was saved with; a -readconfig file is not read; {_AS_THEY_ARE}",
+        hint=f"use the command line that the guest was saved with; -readconfig files are not read; {_AS_THEY_ARE}",
     )
 
 

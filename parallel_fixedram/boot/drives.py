@@ -1,4 +1,4 @@
-"""The drives of a QEMU command line: options that open an image to write it, and the same options on an overlay.
+"""The drives of a QEMU command line: options that open an image for writing, and how to put them on an overlay.
 
 ::
 
@@ -8,8 +8,8 @@
     -blockdev driver=file,node-name=p,filename=b.img     -blockdev driver=qcow2,node-name=p,file.driver=file,...
     -hda c.img                                           -hda OVERLAY
 
-Read-only and removable media are no such drives (``readonly=on``, ``-cdrom``, ``-fda`` and their like).
-Options are read as QEMU reads them: system/vl.c (drive_add), blockdev.c (blockdev_init), block.c (path_has_protocol).
+Read-only and removable media (``readonly=on``, ``-cdrom``, ``-fda`` and the like) do not count as drives. Options are
+parsed as QEMU does: system/vl.c (drive_add), blockdev.c (blockdev_init), block.c (path_has_protocol).
 """
 
 from __future__ import annotations
@@ -29,45 +29,45 @@ _Changes = Mapping[str, str | None]
 _Nodes = Mapping[str, tuple[Option, Pairs]]
 
 _IMAGE_OPTIONS = ("hda", "hdb", "hdc", "hdd", "mtdblock", "pflash", "sd")
-"""Their value is a file's name and nothing else."""
+"""Options whose value is just a file name."""
 _FORMATS = ("", "qcow2", "raw")
 _PROTOCOLS = ("file", "host_device")
 _FILTERS = ("copy-on-read", "throttle")
 _OF_A_FILE = ("aio", "aio-max-batch", "drop-cache", "filename", "locking", "pr-manager", "x-check-cache-dropped")
-"""What a file has besides what every node has (qapi/block-core.json, BlockdevOptionsFile)."""
+"""Properties of a file node besides those of every node (qapi/block-core.json, BlockdevOptionsFile)."""
 _ON = ("on", "yes", "true", "y")
 _ONLY_OF_THE_IMAGE = ("data-file", "encrypt", "offset", "size")
-"""Properties that say how to read an image's contents; a qcow2 overlay cannot carry them."""
+"""Properties that say how to read an image's contents, which a qcow2 overlay cannot have."""
 _OVERLAY = "\0"
-"""Stands for the overlay's path: no argument has this character."""
+"""Placeholder for the overlay's path; no argument can contain this character."""
 
 
 class _Place(NamedTuple):
     """Where an option has its image."""
 
     path: str
-    """Local; empty if it is not a local one."""
+    """The image's local path; empty if it is not local."""
     changes: _Changes
-    """Properties of the option that put an overlay there; None takes one away."""
+    """Changes to the option's properties that put an overlay there; None removes a property."""
     elsewhere: tuple[tuple[int, Pairs], ...] = ()
-    """What changes in other options, as in ``Drive.replaced``."""
+    """Changes to other options, as in ``Drive.replaced``."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Drive:
-    """One option, or two that belong together, by which QEMU opens an image to write it."""
+    """One option, or two that belong together, by which QEMU opens an image for writing."""
 
     text: str
     """The option as the user gave it, for people."""
     path: str
-    """The image's local path, relative to where QEMU runs; empty where it is behind something else, such as nbd."""
+    """The image's local path, relative to QEMU's working folder; empty if it is not local, as with nbd."""
     replaced: tuple[tuple[int, Pairs | None], ...]
-    """Positions in the arguments, and what goes there: properties, or nothing but the overlay's path."""
+    """Positions in the arguments, and what goes there: properties, or None for just the overlay's path."""
     refusal: str = ""
     """Why no overlay can take the image's place; empty if one can."""
 
     def on(self, overlay: str) -> dict[int, str]:
-        """The arguments, by position, that put it on an overlay in qcow2 format."""
+        """The arguments, by position, that put it on a qcow2 overlay."""
         return {
             position: overlay
             if pairs is None
@@ -77,10 +77,10 @@ class Drive:
 
 
 def drives_of(arguments: Sequence[str]) -> list[Drive]:
-    """The drives of a command line, the program first.
+    """The drives of a command line, which begins with the program.
 
     Raises:
-        RequestError: an option lacks its value, or is not JSON where it should be.
+        RequestError: an option lacks its value, or is malformed JSON.
     """
     options = [*options_of(arguments)]
     blockdevs = [(option, _blockdev(option.value or "")) for option in options if option.name == "blockdev"]
@@ -107,11 +107,12 @@ def _named(text: str, name: str, position: int) -> Drive:
 
 
 def _drive(option: Option, pairs: Pairs, nodes: _Nodes, refusal: str) -> Iterator[Drive]:
-    """What ``-drive`` or ``-blockdev`` opens to write it, if anything; ``refusal`` is what is known to forbid it."""
+    """What ``-drive`` or ``-blockdev`` opens for writing, if anything; ``refusal`` is a known reason against
+    overlays."""
     has, prefix = dict(pairs), _behind_filters(pairs)
     legacy = option.name == "drive"
     driver = has.get(f"{prefix}driver") or (has.get("format", "") if legacy and not prefix else "")
-    if driver in _FILTERS or _is_left_alone(has, prefix):  # the image of such a filter is another option's
+    if driver in _FILTERS or _is_left_alone(has, prefix):  # a filter's image belongs to another option
         return
     place = _place(has, prefix, driver, legacy=legacy, nodes=nodes)
     if place is None:
@@ -155,7 +156,7 @@ def _place(has: _Properties, prefix: str, driver: str, *, legacy: bool, nodes: _
 
 
 def _behind_filters(pairs: Pairs) -> str:
-    """What the names of an image's properties begin with: ``file.`` once for every filter in front of it."""
+    """Prefix of the names of an image's properties: ``file.`` for each filter in front of it."""
     has, prefix = dict(pairs), ""
     while has.get(f"{prefix}driver") in _FILTERS and f"{prefix}file.driver" in has:
         prefix += "file."
@@ -163,18 +164,18 @@ def _behind_filters(pairs: Pairs) -> str:
 
 
 def _is_left_alone(has: _Properties, prefix: str) -> bool:
-    """Whether it is a medium that is only read, or is taken out."""
+    """Whether it is a read-only or removable medium."""
     read_only = [has.get(name) for name in ("readonly", "read-only", f"{prefix}read-only")]
     return any(each in _ON for each in read_only) or has.get("media") == "cdrom" or has.get("if") == "floppy"
 
 
 def _file_node(has: _Properties) -> str:
-    """The node that holds a format's image, by its name; empty for a filter, and where there is no other node."""
+    """Name of the node with a format's image; empty for a filter, or if there is no other node."""
     return "" if has.get("driver") in _FILTERS else has.get("file", "")
 
 
 def _set_later(option: Option, options: Sequence[Option]) -> str:
-    """Why a drive is not what its option says; empty if it is."""
+    """Why a drive's option does not tell everything about it; empty if it does."""
     group = f"drive.{dict(split_properties(option.value or '')).get('id')}."
     return next(
         (f"{each} changes it" for each in options if each.name == "set" and (each.value or "").startswith(group)), ""
@@ -182,7 +183,7 @@ def _set_later(option: Option, options: Sequence[Option]) -> str:
 
 
 def _changed(pairs: Pairs, changes: _Changes) -> Pairs:
-    """Properties with other values, each in its place; new ones come last."""
+    """Properties with changed values, in the same order; new ones come last."""
     there = dict(pairs)
     kept = [(name, changes.get(name, value)) for name, value in there.items()]
     new = [(name, value) for name, value in changes.items() if name not in there]
@@ -190,7 +191,7 @@ def _changed(pairs: Pairs, changes: _Changes) -> Pairs:
 
 
 def _local(name: str) -> str:
-    """The path in a file's name as ``-drive file=`` has it; empty if a protocol such as ``nbd:`` stands before it."""
+    """The path in a file name as in ``-drive file=``; empty if it begins with a protocol such as ``nbd:``."""
     for protocol in _PROTOCOLS:
         if name.startswith(f"{protocol}:"):
             return name.removeprefix(f"{protocol}:")
@@ -198,10 +199,10 @@ def _local(name: str) -> str:
 
 
 def _blockdev(text: str) -> Pairs:
-    """Properties of a ``-blockdev`` in either form, as those of the key=value form.
+    """Properties of a ``-blockdev`` in either form, as in the key=value form.
 
     Raises:
-        RequestError: it is neither.
+        RequestError: it is malformed.
     """
     if not text.startswith("{"):
         return split_properties(text, "driver")

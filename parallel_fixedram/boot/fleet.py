@@ -1,6 +1,6 @@
-"""Fleet: QEMUs that are started together, load the same stream, and are handed over together or not at all.
+"""Fleet: QEMUs that are started together, load the same stream, and are handed over all or none.
 
-All of them start before the first is waited for; our own slow imports happen meanwhile.
+All of them are started before we wait for the first; our own slow imports happen meanwhile.
 """
 
 from __future__ import annotations
@@ -45,10 +45,10 @@ class Fleet:
     If something goes wrong with a QEMU, its log stays, alone in its folder; the error's hint says where.
 
     Args:
-        commands: program and arguments of each; they have to wait for their guest (``-incoming defer``).
+        commands: program and arguments of each; they must wait for their guest (``-incoming defer``).
         folder: where each gets a folder of its own, named by its number; must not exist. None for a new one.
-        descriptors: open files that each QEMU shall have under the same numbers.
-        disks: overlays that are made before.
+        descriptors: open files that each QEMU inherits under the same numbers.
+        disks: overlays to make before.
 
     Attributes:
         monitors: a session with each, once connected.
@@ -57,7 +57,7 @@ class Fleet:
 
     Raises:
         RequestError: the folder exists, or a program does not.
-        HostError: a process cannot be started, or an overlay made, or there is no /proc.
+        HostError: a process cannot be started, an overlay cannot be made, or there is no /proc.
     """
 
     def __init__(
@@ -79,13 +79,13 @@ class Fleet:
         self.start_seconds = self.load_seconds = 0.0
 
     def __enter__(self) -> Self:
-        require_proc()  # or the process behind a monitor could not be found, nor ended if it is not our child
+        require_proc()  # needed to find the process behind a monitor, and to end it if it is not our child
         self._started = self._ready = time.perf_counter()
         with ExitStack() as stack:
             with signals.held():
                 self._folder.make()
                 stack.callback(self._leave_folder)
-            # before the first start, so that there is no moment in which nobody would end a QEMU
+            # before the first start, so that at any moment somebody will end the QEMUs if we die
             self._guardian = stack.enter_context(Guardian(lambda: _end_all(self._folder, self._disks.paths())))
             self._guardian.arm()
             files = self._disks.contents(len(self._commands), self._folder.path)
@@ -105,14 +105,14 @@ class Fleet:
 
         Raises:
             RequestError: a machine does not fit the file.
-            MachineError: a QEMU does not start.
+            MachineError: a QEMU did not start.
         """
         # imported while QEMU starts
         from parallel_fixedram.machines.qemu.monitor import Monitor
 
         for launch in self._launches:
             with self._explained(launch):
-                # the end of a process says nothing before it is known to be QEMU's
+                # no pidfd yet: until we know QEMU's process, the end of the one that we started means nothing
                 monitor = self._stack.enter_context(Monitor(launch.socket_path, timeout=START_SECONDS))
                 self.monitors.append(monitor)
                 launch.found(_process_behind(monitor, launch.pid))
@@ -127,7 +127,7 @@ class Fleet:
         """Have every QEMU load the stream; no guest runs yet.
 
         Raises:
-            MachineError: a QEMU cannot load.
+            MachineError: a QEMU cannot load it.
         """
         for launch, monitor in zip(self._launches, self.monitors, strict=True):
             with self._explained(launch):
@@ -154,13 +154,13 @@ class Fleet:
         return [launch.pid for launch in self._launches]
 
     def let_go(self, file: str) -> None:
-        """The guests are on their own from now on, and found by ``guests``.
+        """Let the guests live on by themselves; the verb ``guests`` finds them.
 
         Args:
             file: what they were started from.
 
         Raises:
-            HostError: that cannot be written; nobody was let go.
+            HostError: a record cannot be written; no guest was let go.
         """
         with signals.held():
             for launch in self._launches:
@@ -179,7 +179,7 @@ class Fleet:
 
     @contextlib.contextmanager
     def _explained(self, launch: Launch) -> Iterator[None]:
-        """What goes wrong with a QEMU is told in its own words."""
+        """Explain errors with what QEMU itself has printed."""
         try:
             yield
         except MachineError as error:
@@ -192,7 +192,7 @@ class Fleet:
 
 
 def _report_of(launch: Launch, name: str, status: str, started: float) -> GuestReport:
-    """What is said of a guest, which is called ``name``, and is in the run state ``status`` from now on."""
+    """The report about a guest with this name, which has this run state from now on."""
     return GuestReport(
         name=name,
         pid=launch.pid,
@@ -215,10 +215,10 @@ def _end_all(folder: FleetFolder, files: Iterable[str]) -> None:
 
 
 def _process_behind(monitor: Monitor, likely: int) -> int:
-    """The process that answers, proven by a descriptor that it is sent: a wrapper may have been started instead.
+    """The process that answers, found by a descriptor that we send it, because what we started may be a wrapper.
 
     Raises:
-        MachineError: it cannot be found, or may not be looked at.
+        MachineError: it cannot be found, or we may not examine it.
     """
     try:
         fd = os.memfd_create("parallel-fixedram", os.MFD_CLOEXEC)

@@ -1,4 +1,4 @@
-"""From command lines to guests that live on: all are started, load the file and are handed over, or none is."""
+"""From command lines to guests that live on: either all are started, load the file and are handed over, or none."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class HandedOver:
-    """Guests that live on, and how they came to."""
+    """Guests that live on, and how they were started."""
 
     boot: Boot
     guests: tuple[GuestReport, ...]
@@ -31,7 +31,7 @@ class HandedOver:
     start_seconds: float
     """From the first start until all had answered."""
     meanwhile_seconds: float
-    """What was done while they started."""
+    """How long the work done while they started took."""
     load_seconds: float
     """From then until all had loaded."""
 
@@ -46,12 +46,12 @@ class HandedOver:
         channels: int = 1,
         fill: bool = False,
     ) -> BootReport:
-        """What a verb says of them.
+        """A verb's report about them.
 
         Args:
-            verb: which one.
+            verb: its name.
             image: the file.
-            how: RAM got into the guests.
+            how: how RAM got into the guests.
             verified: whether every page was checked against its digest.
             started: ``time.perf_counter()`` when the verb began.
             channels: workers, or QEMU's multifd channels.
@@ -91,19 +91,19 @@ def hand_over(
 
     Args:
         image: the open file.
-        boot: what is started, and what it loads.
+        boot: what to start, and what it loads.
         folder: where each gets a folder for socket and log; must not exist. None for a new one.
-        observer: hears when they load.
-        meanwhile: what is done while they start.
-        before_they_run: what may still refuse, when they have loaded.
-        when_they_run: what is done with them once they were told to run, unless they stay paused; returns notes.
-        together_with: what stays if the guests are handed over, and is undone if not.
+        observer: told when they load.
+        meanwhile: called while they start.
+        before_they_run: called when they have loaded; may still raise an error.
+        when_they_run: called after they were told to run (unless they stay paused); returns notes.
+        together_with: a context that is left without an error only if the guests were handed over.
 
     Raises:
         RequestError: the folder exists, or a machine does not fit the file.
-        ContentsDiffer: an image of the disks was written meanwhile.
+        ContentsDiffer: a disk image was written to meanwhile.
         MachineError: a QEMU does not start, or cannot load the file.
-        HostError: I/O or memory.
+        HostError: I/O failed, or there is not enough memory.
     """
     with Fleet(boot.commands, folder, descriptors=boot.descriptors, disks=boot.disks) as fleet:
         began = time.perf_counter()

@@ -1,16 +1,16 @@
-"""What makes a clone another machine than its twins, as far as a command line can::
+"""What distinguishes a clone from its twins, as far as a command line can::
 
     -device vmgenid,guid=auto   ->   -device vmgenid,guid=A-GUID-OF-ITS-OWN
                                      -fw_cfg name=opt/parallel_fixedram/clone,string={"n": 0, "id": ..., "parent": ...}
 
-vmgenid: when a guest has been loaded, the device writes its GUID into guest memory and notifies the guest (QEMU
-hw/acpi/vmgenid.c, vmgenid_post_load): Linux reseeds its random numbers. A device that the saved machine lacks is never
-added, because the guest would not know of it.
+vmgenid: when a guest was loaded, the device writes its GUID into guest memory and notifies the guest (QEMU
+hw/acpi/vmgenid.c, vmgenid_post_load); Linux then reseeds its random number generator. If the saved machine lacks the
+device it is not added, because the guest would not know about it.
 
-fw_cfg: QEMU keeps its entries in the order of their names, and a guest finds an entry by its number (QEMU
-hw/nvram/fw_cfg.c, fw_cfg_add_file_callback). One more entry renumbers those behind it, so it is left out where the
-guest may have looked up one of those. Behind ``opt/p`` QEMU itself puts only ``vgaroms/``, which firmware looks up anew
-at every boot. Migration streams do not have the entries.
+fw_cfg: QEMU sorts its entries by name, and a guest finds an entry by its number (QEMU hw/nvram/fw_cfg.c,
+fw_cfg_add_file_callback). Another entry renumbers those behind it, so it is left out if the guest may have looked up
+one of these. Behind ``opt/p`` QEMU itself has only ``vgaroms/``, which firmware looks up anew at every boot. Migration
+streams do not contain the entries.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from parallel_fixedram.format.device_sections import FW_CFG, VMGENID, names_of
 from parallel_fixedram.image.image import Image
 
 ENTRY = "opt/parallel_fixedram/clone"
-"""By this name a guest finds in fw_cfg which clone it is."""
+"""Name of the entry in fw_cfg that tells a guest which clone it is."""
 
 NO_VMGENID = "the saved machine has no vmgenid device"
 _SHARED = "MAC addresses, machine ids and keys"
@@ -34,10 +34,10 @@ _SHARED = "MAC addresses, machine ids and keys"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Parent:
-    """What a file says of the machine that clones are made of."""
+    """The saved machine that clones are made from."""
 
     digest: str | None
-    """Of the file; None where it has none."""
+    """Of the file; None if it has none."""
     has_vmgenid: bool
     has_fw_cfg: bool
 
@@ -50,13 +50,13 @@ class Parent:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Distinct:
-    """Command lines of clones that are not twins."""
+    """Command lines of clones with identities of their own."""
 
     lines: Sequence[CommandLine]
     ids: Sequence[str]
-    """One a clone, a UUID; also its GUID where it has a vmgenid device."""
+    """A UUID for each clone; it is also the GUID of its vmgenid device, if it has one."""
     changes: Sequence[str]
-    """What is not as the user gave it, one line each."""
+    """What differs from what the user gave, one line each."""
     notes: Sequence[str]
     """What the user has to know, one line each."""
 
@@ -65,12 +65,12 @@ def distinct(lines: Sequence[CommandLine], parent: Parent, remedy: str) -> Disti
     """Give clones identities of their own.
 
     Args:
-        lines: one a clone, made of the same command line.
+        lines: one for each clone, made from the same command line.
         parent: the machine that they are clones of.
         remedy: what can be done about what they share, as the end of a sentence.
 
     Raises:
-        RequestError: a device of a command line is not clear.
+        RequestError: a device of the command line is malformed.
     """
     ids = [str(uuid.uuid4()) for _ in lines]
     missing = _no_entry(lines[0], parent)
@@ -88,7 +88,7 @@ def distinct(lines: Sequence[CommandLine], parent: Parent, remedy: str) -> Disti
 
 
 def twins(lines: Sequence[CommandLine]) -> Distinct:
-    """Leave everything as it is, and say what that means."""
+    """Leave everything as it is, with a note that says what that means."""
     note = (
         "clones are the same machine: MAC addresses, machine ids, keys and random numbers to come are equal "
         "until the guest changes them"
@@ -97,21 +97,21 @@ def twins(lines: Sequence[CommandLine]) -> Distinct:
 
 
 def no_room_hint(message: str) -> str:
-    """What to do if a message of QEMU's says that fw_cfg is full; empty if it says something else.
+    """What to do if QEMU's message says that fw_cfg is full; otherwise empty.
 
-    Machine types have room for 16 or 32 entries, and a QEMU that is given more aborts.
+    Machine types have room for 16 or 32 entries, and QEMU aborts if it is given more.
     """
     if "fw_cfg_file_slots" not in message:
         return ""
-    return f"fw_cfg has no room for {ENTRY}, in which clones read which they are: --identity same leaves it out"
+    return f"fw_cfg has no room for {ENTRY}, which tells clones which one they are; --identity same leaves it out"
 
 
 def _shared(parent: Parent, *, has_device: bool) -> str:
-    """What clones still share, the beginning of a sentence."""
+    """What clones still share, as the beginning of a sentence."""
     if not parent.has_vmgenid:
         return f"{NO_VMGENID}: clones share random numbers to come, {_SHARED}"
     if not has_device:
-        return f"the GUID of a vmgenid that -readconfig names cannot be changed: clones share random numbers, {_SHARED}"
+        return f"the GUID of a vmgenid in a -readconfig file cannot be changed: clones share random numbers, {_SHARED}"
     return f"clones have random numbers of their own (vmgenid), and share {_SHARED}"
 
 
@@ -120,7 +120,7 @@ def _vmgenids(line: CommandLine) -> list[DeviceOption]:
 
 
 def _with_guid(line: CommandLine, guid: str) -> CommandLine:
-    """The command line, the GUID of its vmgenid device being this one."""
+    """The command line with this GUID for its vmgenid device."""
     replaced: dict[int, str] = {}
     for device in _vmgenids(line):
         replaced[device.position] = device.with_property("guid", guid)
@@ -132,7 +132,7 @@ def _with_guid(line: CommandLine, guid: str) -> CommandLine:
 
 
 def _with_entry(line: CommandLine, told: Mapping[str, object]) -> CommandLine:
-    """The command line with our entry in fw_cfg, in its place if it has one."""
+    """The command line with our entry in fw_cfg, which replaces an earlier one."""
     value = join_properties([("name", ENTRY), ("string", json.dumps(told))])
     if there := _entries(line):
         return _replaced(line, dict.fromkeys(there, value))
@@ -140,23 +140,23 @@ def _with_entry(line: CommandLine, told: Mapping[str, object]) -> CommandLine:
 
 
 def _entries(line: CommandLine) -> list[int]:
-    """Where in the arguments the values of our own entry are."""
+    """Positions of our own entry's values in the arguments."""
     return [position for position, name in _fw_cfg_names(line) if name == ENTRY]
 
 
 def _no_entry(line: CommandLine, parent: Parent) -> str:
-    """Why clones cannot be told which they are, a sentence; empty if they can."""
+    """Why clones cannot be told which clone they are, a sentence; empty if they can."""
     if not parent.has_fw_cfg:
-        return "the machine has no fw_cfg, in which clones could read which they are"
+        return "the machine has no fw_cfg, which would tell clones which one they are"
     names = [name for _, name in _fw_cfg_names(line)]
     behind = min((name for name in names if name > ENTRY), default="")
     if behind and ENTRY not in names:
-        return f"clones cannot read in fw_cfg which they are: {ENTRY} would give {behind!r} another number"
+        return f"fw_cfg cannot tell clones which one they are: {ENTRY} would give {behind!r} another number"
     return ""
 
 
 def _fw_cfg_names(line: CommandLine) -> list[tuple[int, str]]:
-    """Positions of the values of ``-fw_cfg`` in the arguments, and the names of the entries."""
+    """Position of each ``-fw_cfg`` value in the arguments, with the name of its entry."""
     return [
         (option.position + 1, dict(split_properties(option.value or "", "name")).get("name", ""))
         for option in line.options

@@ -1,11 +1,11 @@
-"""What clones are told from inside, once they run: the present time, and a command of the user's.
+"""What is done inside running clones: their clocks are set, and a command of the user's is run.
 
-A command line says where a guest agent is::
+The command line tells where a guest agent is::
 
     -chardev socket,path=PATH,server=on,wait=off,id=qga0
     -device virtio-serial -device virtserialport,chardev=qga0,name=org.qemu.guest_agent.0
 
-Without an agent nothing can be done inside a guest: a note says so, and a command of the user's is refused.
+Without an agent nothing can be done inside a guest: a note says so, and a user's command is refused.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ _NO_AGENT = "the command line has no guest agent on a socket"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AgentSocket:
-    """Where the guest agent of a QEMU is reached."""
+    """How to reach a guest's agent."""
 
     path: str
     chardev: str
@@ -43,22 +43,22 @@ class AgentSocket:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class InClones:
-    """What is to be done inside clones; ``of`` makes it."""
+    """What to do inside clones; ``of`` makes it."""
 
     sockets: Sequence[AgentSocket]
-    """Of the agent of each clone, in order; empty where the command line has none."""
+    """Socket of each clone's agent, in order; empty if the command line has none."""
     command: str
     """For a shell in each clone; empty for none."""
     sets_clocks: bool
     own_time: bool
-    """The guests have a time that is not the host's."""
+    """Whether the guests have a time other than the host's."""
 
     @classmethod
     def of(cls, lines: Sequence[CommandLine], command: str, identity: Identity) -> Self:
-        """What these command lines allow.
+        """What can be done with these command lines.
 
         Raises:
-            RequestError: there is a command, but the guests do not run, or there is no agent to carry it out.
+            RequestError: there is a command, but the guests will not run, or there is no agent to run it.
         """
         found = [agent_socket(line) for line in lines]
         sockets = [each for each in found if each]
@@ -79,17 +79,17 @@ class InClones:
     def remedy(self) -> str:
         """What can be done about what clones share, as the end of a sentence."""
         if self.command:
-            return "but for what the command has changed"
+            return "except what the command has changed"
         return "until --run-in-clone changes them" if self.sockets else "which only the guest itself can change"
 
     def carry_out(self, guests: Sequence[GuestReport], monitors: Sequence[Monitor]) -> tuple[str, ...]:
-        """Do it, in guests that were told to run.
+        """Do it in guests that were told to run.
 
         Returns:
             What the user has to know, a sentence each.
 
         Raises:
-            MachineError: the command cannot be carried out, or fails; says in which clone.
+            MachineError: the command cannot be run, or fails, in a clone that the message names.
         """
         for number, guest in enumerate(guests):
             if self.command and guest.status != _RUNNING:
@@ -99,7 +99,7 @@ class InClones:
         sets_clocks = self.sets_clocks and not obstacle
         if not sets_clocks and not self.command:
             return tuple(notes)
-        # imported only where there is something to ask an agent
+        # imported only if there is anything to ask an agent
         from parallel_fixedram.boot.agents import agents_of, run_in_all
 
         try:
@@ -115,19 +115,19 @@ class InClones:
         return tuple(notes)
 
     def _obstacle(self, guests: Sequence[GuestReport]) -> str:
-        """Why clocks cannot or shall not be set; empty if they shall."""
+        """Why clocks cannot or must not be set; empty if they can."""
         if any(guest.status != _RUNNING for guest in guests):
             return "they do not run"
         if self.own_time:
-            return "-rtc gives them a time that is not the host's"
+            return "-rtc gives them a time other than the host's"
         return "" if self.sockets else _NO_AGENT
 
 
 def agent_socket(line: CommandLine) -> AgentSocket | None:
-    """Where a command line has its guest agent; None where it has none on a unix socket that QEMU listens on.
+    """The guest agent of a command line; None if it has none on a unix socket that QEMU listens on.
 
     Raises:
-        RequestError: a device is not clear.
+        RequestError: a device is malformed.
     """
     wanted = {
         device.properties.get("chardev")
@@ -142,13 +142,13 @@ def agent_socket(line: CommandLine) -> AgentSocket | None:
 
 
 def has_own_time(line: CommandLine) -> bool:
-    """Whether the command line gives the guest a time that is not the host's (``-rtc``)."""
+    """Whether the command line gives the guest a time other than the host's (``-rtc``)."""
     rtc = dict(pair for each in line.options if each.name == "rtc" for pair in split_properties(each.value or ""))
     return rtc.get("base", "utc") not in ("utc", "localtime") or rtc.get("clock", "host") != "host"
 
 
 def _set_forward(agents: Sequence[GuestAgent]) -> str:
-    """Set the clocks, and say what became of that."""
+    """Set the clocks; returns a note about the outcome."""
     from parallel_fixedram.boot.agents import set_clocks
 
     try:

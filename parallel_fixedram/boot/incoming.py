@@ -1,7 +1,7 @@
-"""A QEMU that waits for its guest (``-incoming defer``): checked against the file, then loaded, then running.
+"""Check a QEMU that waits for its guest (``-incoming defer``) against the file, have it load the guest, and let it run.
 
-QEMU itself checks neither the length of a block nor that the file has all of them: it loads a 256 MiB file into a 512
-MiB guest without a word (QEMU migration/ram.c, parse_ramblock_mapped_ram).
+QEMU itself checks neither the lengths of blocks nor that the file has all of them: it silently loads a 256 MiB file
+into a 512 MiB guest (QEMU migration/ram.c, parse_ramblock_mapped_ram).
 """
 
 from __future__ import annotations
@@ -24,32 +24,32 @@ if TYPE_CHECKING:
     from parallel_fixedram.machines.qemu.monitor import Monitor
 
 LOAD_SECONDS = 3600.0
-"""How long QEMU may take to load a file; its end is noticed immediately."""
+"""How long QEMU may take to load a file; if it ends, we notice immediately."""
 
 _WAITS_FOR_CONT = ("paused", "prelaunch", "postmigrate")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Source:
-    """A mapped-ram stream as QEMU is told about it."""
+    """A mapped-ram stream for QEMU to load, and how."""
 
     path: str
     fd: int = -1
-    """The file, open: QEMU is handed descriptors of the very same one, whatever the path means by now, and although it
-    may have given up the right to open it (``-run-with user=``). -1 where it has to open the path."""
+    """The open file; -1 if QEMU has to open the path. We pass QEMU descriptors of this very file, whatever the path
+    means by now, even if QEMU has given up the right to open it (``-run-with user=``)."""
     offset: int = 0
     """Where the stream starts in the file."""
     channels: int = 1
-    """multifd channels; 1 is no multifd."""
+    """multifd channels; 1 means no multifd."""
     direct_io: bool = False
     aside: bool = False
-    """The guest will not run: its disks are neither written nor locked, and nothing is announced to a network."""
+    """Whether the guest will never run: then its disks are neither written nor locked, nor the network informed."""
 
     def requests(self, name: str = "") -> list[tuple[str, dict[str, Any]]]:
         """The QMP commands that load it, in order, as (command, arguments).
 
         Args:
-            name: what QEMU calls the file, if not by its path.
+            name: QEMU's name for the file, if that is not the path.
         """
         names = [
             *("events", "mapped-ram"),
@@ -61,7 +61,7 @@ class Source:
             **({"direct-io": True} if self.direct_io else {}),
             **({"announce-rounds": 0} if self.aside else {}),
         }
-        # not as a URI, which has no way to write a path with ",offset=" in it
+        # not a URI, which cannot express a path with ",offset=" in it
         address = {"transport": "file", "filename": name or self.path, "offset": self.offset}
         return [
             ("migrate-set-capabilities", {"capabilities": [{"capability": name, "state": True} for name in names]}),
@@ -74,24 +74,24 @@ class Source:
 
 
 def check_machine(monitor: Monitor, machine: str, blocks: Sequence[RAMBlock], target: str = "") -> None:
-    """Check a machine that waits for its guest against what a file has.
+    """Check a QEMU that waits for its guest against a file.
 
     Args:
         monitor: of the QEMU.
         machine: the file's machine type.
         blocks: its blocks.
-        target: its architecture, where it says it.
+        target: its architecture, if known.
 
     Raises:
-        RequestError: another target or machine type, or a block of another name or length; names it.
-        MachineError: QEMU was told not to load streams as they are by default.
+        RequestError: the target or machine type differs, or the name or length of a block.
+        MachineError: QEMU was told not to load streams in the default format.
     """
     check_settings(monitor)
     if target and (emulated := read_target(monitor)) != target:
-        raise RequestError(f"the file has a guest of target {target!r}, this QEMU emulates {emulated!r}")
+        raise RequestError(f"the file has a guest for {target!r}, this QEMU emulates {emulated!r}")
     if (there := discovery.machine_type(monitor)) != machine:
         hint = _machine_hint(monitor, machine)
-        raise RequestError(f"the file is of machine type {machine!r}, this QEMU is {there!r}", hint=hint)
+        raise RequestError(f"the file has machine type {machine!r}, this QEMU has {there!r}", hint=hint)
     there_are = discovery.ramblocks(monitor)
     machine_has = {block.idstr: block.used_length for block in there_are}
     file_has = {block.idstr: block.used_length for block in blocks}
@@ -111,14 +111,14 @@ def check_machine(monitor: Monitor, machine: str, blocks: Sequence[RAMBlock], ta
 
 
 def _machine_hint(monitor: Monitor, machine: str) -> str:
-    """How to have the QEMU be of a machine type; a name without a version means another type in every release."""
+    """How to get a QEMU with a machine type; a name without a version means a different type in each release."""
     if machine in discovery.machine_types(monitor):
-        return f"-M {machine} is what this QEMU has to be started with"
-    return "this QEMU does not have that machine type: another version, or another build, has"
+        return f"start this QEMU with -M {machine}"
+    return "this QEMU does not have that machine type: use another version or build"
 
 
 def load(monitor: Monitor, source: Source) -> None:
-    """Have QEMU load a guest; its capabilities and parameters are afterwards what they were.
+    """Have QEMU load a guest; afterwards its capabilities and parameters are as before.
 
     Raises:
         MachineError: it refuses or fails.
@@ -137,10 +137,10 @@ def load(monitor: Monitor, source: Source) -> None:
 
 @contextlib.contextmanager
 def _handed_over(monitor: Monitor, source: Source) -> Iterator[str]:
-    """The name by which a QEMU finds the file meanwhile.
+    """The name by which QEMU can open the file inside the block.
 
-    Every QEMU gets descriptors of its own: copies of one descriptor share their read position. For direct
-    I/O QEMU looks in the set for another one, with O_DIRECT (QEMU util/osdep.c, monitor/fds.c).
+    Every QEMU gets descriptors of its own, because copies of one descriptor share their file position. For direct I/O
+    QEMU looks in the set for a second one, with O_DIRECT (QEMU util/osdep.c, monitor/fds.c).
     """
     if source.fd < 0:
         yield source.path
@@ -163,20 +163,20 @@ def _reopened(source: Source, flags: int) -> int:
 
 
 def go_on(monitor: Monitor, *, run: bool) -> str:
-    """Have a loaded guest run if ``run`` and it only waits for that; returns its run state.
+    """Let a loaded guest run if ``run`` is set and it only waits for that; returns its run state.
 
-    One that had powered off or panicked, or was stopped for an error of its disk or by its watchdog, stays as it is:
-    so QEMU itself does, and only its owner knows what helps.
+    A guest that had powered off, panicked, or was stopped by a disk error or its watchdog stays as it is. QEMU itself
+    does the same, and only the guest's owner knows what to do.
 
     Raises:
-        MachineError: QEMU does not hand it over, or does not let it run.
+        MachineError: QEMU does not let it run.
     """
     status = discovery.run_state(monitor)
     if run and status in _WAITS_FOR_CONT:
         monitor.execute("cont")
         status = discovery.run_state(monitor)
     if run and status == "inmigrate":  # loaded, but QEMU could not take over its disks
-        hint = "another QEMU may have its disk: end that one, or give each its own (clone: {n}), or use snapshot=on"
+        hint = "another QEMU may use its disk: end that one, give each its own disk (clone: {n}), or use snapshot=on"
         raise MachineError("the guest is loaded, but QEMU does not let it run", hint=hint)
     return status
 

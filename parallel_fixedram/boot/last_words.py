@@ -1,7 +1,7 @@
-"""What a QEMU printed, as one line for a message; and the end of whoever still uses a run folder.
+"""What a QEMU printed last, as one line for a message; and how to end all processes that still use a run folder.
 
-QEMU begins its own lines with its name. Whatever else stands in a log is a wrapper's, or the guest's serial line with
-``-nographic``, and is quoted only where QEMU has ended and left nothing better.
+QEMU's own lines begin with its name. Everything else in a log comes from a wrapper or, with ``-nographic``, from the
+guest's serial line, and is quoted only if QEMU has ended and left nothing better.
 """
 
 from __future__ import annotations
@@ -16,11 +16,11 @@ from parallel_fixedram.host import linux
 from parallel_fixedram.host.processes import forked
 
 MAX_LINES = 5
-"""Last lines that are quoted; most often there are two."""
+"""Most lines that are quoted; usually there are two."""
 MAX_CHARACTERS = 500
 
 _READ_BYTES = 1 << 16
-# Before the level stands the option or the line of a file that it is about (QEMU util/error-report.c); or it is GLib's.
+# the level comes after the option or the line of a file that it is about (QEMU util/error-report.c); or it is GLib's
 _NO_REASON = re.compile(r"(?:--?[a-z].*?: |\S+:\d+: )?(?:warning|info): |.*-(?:WARNING|Message|INFO|DEBUG) \*\*: ")
 _ENDING_SECONDS = 1.0
 _MOST_ROUNDS = 8
@@ -31,7 +31,7 @@ def last_words(log_path: str, program: str, *, ended: bool) -> str:
 
     Args:
         log_path: the log.
-        program: what was run; QEMU may be behind it.
+        program: what was run: QEMU, or a wrapper.
         ended: whether QEMU has ended, so that any line will do.
     """
     try:
@@ -40,7 +40,7 @@ def last_words(log_path: str, program: str, *, ended: bool) -> str:
             lines = log.read().decode(errors="replace").splitlines()
     except OSError:
         return ""
-    # with -msg timestamp=on there is a time before the name, and after it where in a -readconfig file
+    # with -msg timestamp=on the time comes before the name; after it may come a place in a -readconfig file
     named = re.compile(rf"(?:\d\S*Z )?(?:{re.escape(os.path.basename(program))}|qemu-\S+?):(?: |(?=\S+:\d+: ))(.*)")
     own = [match[1].strip() for line in lines if (match := named.match(line.strip()))]
     chosen = own or ([line.strip() for line in lines if line.strip()] if ended else [])
@@ -50,7 +50,7 @@ def last_words(log_path: str, program: str, *, ended: bool) -> str:
 
 
 def how_it_ended(pid: int) -> str:
-    """How a child ended, to follow its name in a sentence; it is left to be reaped. Empty if it lives."""
+    """How a child ended, as the predicate of a sentence; empty if it is alive. It is not reaped."""
     try:
         found = os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT)
     except ChildProcessError:  # somebody waits for all children, or SIGCHLD is ignored
@@ -63,13 +63,13 @@ def how_it_ended(pid: int) -> str:
 
 
 def end_all(folder: str) -> None:
-    """End whoever prints to a log in a run folder, or has a socket that was bound there, wrappers too.
+    """Kill all processes, wrappers included, that print to a log in a run folder, or have a socket bound there.
 
-    Also a QEMU that had only just been started, or one whose wrapper has left it in a session of its own. Uses no
-    thread, no lock and nothing else of ours, so that a guardian may call it.
+    This finds even a QEMU that was only just started, or that a wrapper has put into a session of its own. It uses no
+    thread, lock or other state of ours, so that a guardian may call it.
     """
     bound, folder = os.path.join(os.path.abspath(folder), ""), os.path.join(os.path.realpath(folder), "")
-    for _ in range(_MOST_ROUNDS):  # one that is found may have started another one meanwhile
+    for _ in range(_MOST_ROUNDS):  # a process may have started another before it was killed
         sockets = _sockets_in((bound, folder))
         pids = [int(name) for name in os.listdir("/proc") if name.isdecimal() and int(name) != os.getpid()]
         if not [pid for pid in pids if _end(pid, folder, sockets)]:
@@ -77,7 +77,7 @@ def end_all(folder: str) -> None:
 
 
 def _end(pid: int, folder: str, sockets: set[str]) -> bool:
-    """End a process if it has to do with the folder; returns whether it has."""
+    """Kill a process if it uses the folder; returns whether it did."""
     with contextlib.suppress(OSError):  # it is gone, or somebody else's
         pidfd = os.pidfd_open(pid)  # before looking, so that it cannot come to mean another process
         try:
@@ -98,7 +98,7 @@ def _descriptors(pid: int) -> Iterator[tuple[str, str]]:
 
 
 def _sockets_in(folders: tuple[str, ...]) -> set[str]:
-    """Sockets bound below these folders, as /proc/PID/fd calls them; those that connect to them have no name."""
+    """Sockets bound below these folders, by their names in /proc/PID/fd; the clients' ends are not included."""
     with open("/proc/net/unix", encoding="utf-8", errors="surrogateescape") as table:
         lines = [line.rstrip("\n").split(maxsplit=7) for line in table]
     return {f"socket:[{line[6]}]" for line in lines if len(line) == 8 and line[7].startswith(folders)}

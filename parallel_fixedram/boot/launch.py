@@ -1,6 +1,6 @@
-"""Launch: a QEMU started by us; it is handed over running, or vanishes without a trace except its log.
+"""Launch: a QEMU started by us. Either it is handed over running, or it vanishes without a trace except its log.
 
-The process is a session of its own: it lives on when we are done, and dies if we end before that.
+The process has a session of its own: it lives on when we are done, and is killed if we end before that.
 """
 
 from __future__ import annotations
@@ -34,14 +34,14 @@ class Launch:
     """Context manager around a QEMU; it is killed, and its folder removed, unless ``let_go`` is called.
 
     Args:
-        arguments: program and arguments; the program may be one that runs QEMU.
+        arguments: program and arguments; the program may be a wrapper that runs QEMU.
         folder: where socket, log and pid go; must not exist.
-        descriptors: open files that QEMU shall have under the same numbers.
-        files: what else is made for it, there or somewhere else, by paths; removed with the folder.
+        descriptors: open files that QEMU inherits under the same numbers.
+        files: contents of other files to make for it, in the folder or elsewhere, by path; removed with the folder.
 
     Attributes:
         program: what is run.
-        pid: QEMU's process id; until ``found`` tells, that of the process that was started.
+        pid: QEMU's process id; until ``found`` is called, that of the process that was started.
         pidfd: becomes readable when ``pid`` ends.
         files: as given.
 
@@ -88,7 +88,7 @@ class Launch:
         if self._started:
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(self._started, signal.SIGKILL)  # a session of its own is also a group
-            if self.pid != self._started or not self._found:  # a wrapper may have let it leave the group
+            if self.pid != self._started or not self._found:  # with a wrapper it may have left the group
                 end_all(self._folder.path)
             forked.reap(self._started)
             self._started = self.pid = 0
@@ -98,22 +98,22 @@ class Launch:
             self._made = False
 
     def write_record(self, file: str) -> None:
-        """Note that this QEMU lives on, and from which file.
+        """Record that this QEMU lives on, and from which file it was started.
 
         Raises:
-            HostError: it has ended, or that cannot be written.
+            HostError: it has ended, or the record cannot be written.
         """
         self._folder.write_record(new_record(identity_of(self.pid), file))
 
     def let_go(self) -> None:
-        """QEMU is on its own from now on, with its folder; its parent still is this process, until that ends."""
+        """Let QEMU live on by itself, with its folder; this process stays its parent until it ends."""
         with signals.held():
             self._close()
             self._started = self.pid = 0
             self._made = False
 
     def found(self, pid: int) -> None:
-        """This is the process that answers; what was started may be a wrapper around it.
+        """Note which process is QEMU; what was started may be a wrapper around it.
 
         Raises:
             MachineError: it has ended.
@@ -128,13 +128,13 @@ class Launch:
             self.pid, self.pidfd = pid, pidfd
             self._folder.write_pid(self.pid)
         self._found = True
-        for path in self.files:  # QEMU has given up rights by now (-run-with user=), and opens them again to write
+        for path in self.files:  # QEMU may have given up rights by now (-run-with user=), and reopens them for writing
             give_to(self.pid, path)
 
     def explained(self, error: MachineError) -> MachineError:
-        """What went wrong with this QEMU, in its own words, and how it ended if it has; its log stays.
+        """Add to an error what QEMU printed last, and how it ended if it has; its log stays.
 
-        The words are the log's last lines. A QEMU that has ended by itself and said why has said it all.
+        If QEMU has exited by itself and printed why, that is the whole message.
         """
         how = self._how_it_ended()
         said = last_words(self.log_path, self.program, ended=bool(how))
@@ -143,21 +143,21 @@ class Launch:
         elif said:
             message = f"QEMU: {said}" if how.startswith("exited") else f"{self.program!r} {how}; QEMU: {said}"
         else:
-            message = f"{error.message}; {self.program!r} {how} and said nothing"
+            message = f"{error.message}; {self.program!r} {how} and printed nothing"
         hints = [error.hint if not how else "", self._folder.keep_log()]
         return MachineError(message, hint="; ".join(filter(None, hints)))
 
     def explanation(self) -> str:
-        """Why QEMU ended, as one line in its own words; empty if it lives, or has left none."""
+        """Why QEMU ended, as one line that it printed; empty if it is alive, or printed nothing."""
         said = last_words(self.log_path, self.program, ended=True) if self.has_ended() else ""
         return f"QEMU: {said}" if said else ""
 
     def has_ended(self) -> bool:
-        """Whether the process is no more; one that has closed its monitor is given a second."""
+        """Whether the process has ended, or does so within a second, as one that has closed its monitor will."""
         return forked.has_ended(self.pidfd, ENDING_SECONDS)
 
     def _how_it_ended(self) -> str:
-        """As the end of a sentence; empty if QEMU lives."""
+        """How QEMU ended, as the end of a sentence; empty if it is alive."""
         if not self.has_ended():
             return ""
         return how_it_ended(self._started) if self.pid == self._started else "has ended"
@@ -190,7 +190,7 @@ def _spawn(arguments: Sequence[str], listener: int, log_path: str, descriptors: 
     """
     monitor = [
         *("-chardev", f"socket,id={_CHARDEV},fd={listener},server=on,wait=off"),
-        *("-qmp", f"chardev:{_CHARDEV}"),  # what every QEMU takes: -mon is deprecated in 11.1
+        *("-qmp", f"chardev:{_CHARDEV}"),  # accepted by every QEMU: -mon is deprecated in 11.1
     ]
     return os.posix_spawnp(
         arguments[0],
@@ -200,7 +200,7 @@ def _spawn(arguments: Sequence[str], listener: int, log_path: str, descriptors: 
             (os.POSIX_SPAWN_OPEN, 0, os.devnull, os.O_RDONLY, 0),
             (os.POSIX_SPAWN_OPEN, 1, log_path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600),
             (os.POSIX_SPAWN_DUP2, 1, 2),
-            *((os.POSIX_SPAWN_DUP2, fd, fd) for fd in {listener, *descriptors}),  # makes it inheritable
+            *((os.POSIX_SPAWN_DUP2, fd, fd) for fd in {listener, *descriptors}),  # onto itself: makes it inheritable
         ],
         setsid=True,
         setsigdef=_RESET,

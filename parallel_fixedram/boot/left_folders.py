@@ -1,8 +1,8 @@
-"""Run folders in a folder, of guests that have ended, and links to some that are gone.
+"""Run folders of ended guests in a folder, and links to run folders that are gone.
 
-What ``guests`` would do of itself in the usual places, here for one folder: those in it that have the name of a run
-folder, and those that a link in the usual places leads to (``--run-dir``). Logs that were kept of a QEMU that failed
-are there to be read, and stay.
+This does for one folder what ``guests`` does for the usual places: it looks at those in it that have the name of a run
+folder, and those that a link in the usual places leads to (``--run-dir``). Logs of QEMUs that failed were kept to be
+read, and stay.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ from parallel_fixedram.host.processes.identity import Whereabouts
 
 
 def left_folders(path: str, *, remove: bool) -> Iterator[Leftover]:
-    """A finding each; only what belongs to this user is looked at.
+    """A finding for each; only what belongs to this user is examined.
 
     Args:
         path: the folder.
-        remove: whether those go in which no guest lives and no command works.
+        remove: whether to remove those that no guest and no command uses.
 
     Raises:
         OSError: the folder cannot be read.
@@ -38,7 +38,7 @@ def left_folders(path: str, *, remove: bool) -> Iterator[Leftover]:
 
 
 def _fleets(path: str) -> Iterator[FleetFolder]:
-    """What may be run folders, each once."""
+    """Possible run folders, each once."""
     real = os.path.realpath(path)
     found = dict.fromkeys(_ours_in(real), "")
     links = [each for place in places() for each in _ours_in(place) if os.path.islink(each)]
@@ -49,7 +49,7 @@ def _fleets(path: str) -> Iterator[FleetFolder]:
 
 
 def _ours_in(path: str) -> list[str]:
-    """What in a folder has the name of a run folder, and belongs to this user."""
+    """Everything in a folder that has the name of a run folder and belongs to this user."""
     found = [os.path.join(path, name) for name in sorted(os.listdir(path)) if name.startswith(PREFIX)]
     return [each for each in found if is_ours(each, follow=False)]
 
@@ -68,7 +68,7 @@ def _link(path: str, *, remove: bool) -> Leftover:
 
 
 def _fleet(fleet: FleetFolder, shown: str, *, remove: bool) -> Leftover | None:
-    """What is to be said of a run folder; None if it is something else, or has only logs that were kept."""
+    """The finding for a run folder; None if it is something else, or has only logs that were kept."""
     if not fleet.each():
         return None
     found = Leftover(path=shown, kind=Kind.RUN_FOLDER, what="a run folder", held=False, removed=False, why_not="")
@@ -82,7 +82,7 @@ def _fleet(fleet: FleetFolder, shown: str, *, remove: bool) -> Leftover | None:
     except HostError as error:
         return replace(found, why_not=error.message)
     except OSError as error:
-        return replace(found, why_not=HostError.from_os("cannot look into it", error).message)
+        return replace(found, why_not=HostError.from_os("cannot examine it", error).message)
 
 
 def _looked_into(fleet: FleetFolder, found: Leftover, *, remove: bool) -> Leftover | None:
@@ -95,14 +95,14 @@ def _looked_into(fleet: FleetFolder, found: Leftover, *, remove: bool) -> Leftov
         if holder := _living(folder):
             return replace(found, held=True, why_not=holder)
     if any(_is_elsewhere(folder) for _, folder in ended):
-        return replace(found, why_not="its guest was started in another pid namespace: guests there tells more")
+        return replace(found, why_not="its guest was started in another pid namespace: run guests there")
     if not remove:
         return found
     for _, folder in ended:
         folder.clear()
     fleet.remove()
     if os.path.lexists(fleet.path):
-        return replace(found, why_not="there is more in it than a guest leaves, such as a log that was kept")
+        return replace(found, why_not="it contains more than a guest leaves, such as a log that was kept")
     return replace(found, removed=True)
 
 
@@ -114,20 +114,20 @@ def _is_of_a_guest(folder: RunFolder) -> bool:
 def _whose(fleet: FleetFolder, number: int, folder: RunFolder) -> str:
     record = folder.record()
     name = f"guest {fleet.name}/{number}"
-    return f"{name}, process {record.process.pid}, of {record.file!r}" if record else f"{name}, which never came to run"
+    return f"{name}, process {record.process.pid}, from {record.file!r}" if record else f"{name}, which never ran"
 
 
 def _living(folder: RunFolder) -> str:
-    """Which process lives in it; empty if none does.
+    """Which process uses it; empty if none does.
 
     Raises:
-        HostError: that cannot be told.
+        HostError: it cannot be told.
         OSError: the folder cannot be read.
     """
     if (record := folder.record()) and isinstance(pidfd := record.process.reach(), int):
         linux.close(pidfd)
-        return f"the guest runs, as process {record.process.pid}"
-    return holder_in(folder.path)  # such as a QEMU that had not been handed over, by its log
+        return f"the guest is running, as process {record.process.pid}"
+    return holder_in(folder.path)  # such as a QEMU that was not handed over, which has its log open
 
 
 def _is_elsewhere(folder: RunFolder) -> bool:

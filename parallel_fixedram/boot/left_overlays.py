@@ -1,6 +1,6 @@
-"""Overlays in a folder: those that saves made for disks of a running guest, and those of guests that were started.
+"""Overlays in a folder: those that saves made for a running guest's disks, and those of guests that were started.
 
-One with contents is what a guest has written since, or what a saved file records: it is named, and never removed here.
+An overlay with contents has what a guest wrote, or belongs to a saved file: it is listed, and never removed here.
 """
 
 from __future__ import annotations
@@ -16,22 +16,22 @@ from parallel_fixedram.host.files.left_file import files_in, head_of, judged
 from parallel_fixedram.machines.qemu.overlays import is_ours
 
 _OF_A_DISK = (
-    "it holds what a guest wrote since a save: disks commit --qmp merges it while that guest runs, "
-    "qemu-img commit when it has ended, and rm drops it"
+    "it contains what a guest wrote since a save: disks commit --qmp merges it while that guest runs, "
+    "qemu-img commit when it has ended, and rm discards it"
 )
 _OF_A_GUEST = (
-    "it holds what a guest of a file wrote: qemu-img commit merges it into the image, which spoils the file for "
-    "other guests, and rm drops it"
+    "it contains what a guest started from a file wrote: qemu-img commit merges it into the image, which spoils the "
+    "file for other guests, and rm discards it"
 )
 
 
 def left_overlays(path: str, folder: int, *, remove: bool) -> Iterator[Leftover]:
-    """A finding each.
+    """A finding for each.
 
     Args:
         path: the folder.
-        folder: descriptor of it.
-        remove: whether those go that are empty and that nobody has open.
+        folder: descriptor of the folder.
+        remove: whether to remove empty ones that nobody has open.
 
     Raises:
         OSError: the folder cannot be read.
@@ -39,7 +39,7 @@ def left_overlays(path: str, folder: int, *, remove: bool) -> Iterator[Leftover]
     for name, status in files_in(folder, lambda name: is_ours(name) or is_of_a_guest(name)):
         empty = not status.st_size
         if empty:
-            what = "an overlay that nothing was ever written to, not even a header"
+            what = "an overlay that was never written to, without even a header"
         else:
             what = f"an overlay{_on(head_of(name, folder, HEAD_BYTES))}, {format_size(status.st_blocks * 512)} on disk"
         found = Leftover(
@@ -55,7 +55,7 @@ def left_overlays(path: str, folder: int, *, remove: bool) -> Iterator[Leftover]
 
 
 def _on(head: bytes) -> str:
-    """What an image is on, as the end of its name."""
+    """What an image's backing file is, to follow its name."""
     behind = backing_file(head)
     if behind is None:
         return " whose header makes no sense"

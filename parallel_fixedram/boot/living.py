@@ -1,7 +1,7 @@
-"""Guests that live on after the command that started them: found by their run folders, and ended.
+"""Guests that live on after the command that started them: find them by their run folders, and end them.
 
-A process is ended only if it is the very one that was handed over: its number may mean another one by now. QEMU is
-asked by its monitor first, then by SIGTERM, which does the same; SIGKILL is for one that obeys neither.
+A process is ended only if it is the very one that was handed over, since its pid may be that of another process by now.
+QEMU is asked first by its monitor, then by SIGTERM, which does the same; SIGKILL is for one that obeys neither.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from parallel_fixedram.host.processes import forked
 from parallel_fixedram.host.processes.identity import Whereabouts, own_memory, require_proc
 
 ANSWER_SECONDS = 2.0
-"""How long a monitor may take to greet, and to answer ``quit``: one that serves somebody else does neither."""
+"""How long a monitor may take to greet, and to answer ``quit``; one with another client does neither."""
 ENDING_SECONDS = 10.0
 """How long QEMU may take to end after it was asked, and again after SIGTERM."""
 KILLED_SECONDS = 10.0
@@ -32,22 +32,22 @@ KILLED_SECONDS = 10.0
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Guest:
-    """A guest that lives, or did when it was looked for."""
+    """A guest that is alive, or was when we looked."""
 
     fleet: FleetFolder
     number: int
     folder: RunFolder
     record: GuestRecord
     pidfd: int
-    """Of its process; readable when that has ended."""
+    """Of its process; readable when the process has ended."""
 
     @property
     def name(self) -> str:
-        """``NAME/N``, by which ``stop`` knows it."""
+        """``NAME/N``, as for ``stop``."""
         return f"{self.fleet.name}/{self.number}"
 
     def report(self) -> LivingGuest:
-        """What can be said of it."""
+        """A report about it."""
         pid, memory = self.record.process.pid, None
         with contextlib.suppress(OSError):  # it has ended meanwhile
             memory = own_memory(pid)
@@ -63,21 +63,21 @@ class Guest:
 
 
 class Survey:
-    """Context manager: a look at the guests of this user.
+    """Context manager that finds the guests of this user.
 
-    What ended guests, and commands that were killed, have left is removed.
+    It removes what ended guests and killed commands have left.
 
     Args:
-        paths: run folders of commands to look at besides those in the usual places.
+        paths: run folders of commands to examine besides those in the usual places.
 
     Attributes:
-        guests: those that live.
-        ended: those that have ended since somebody last looked.
-        busy: names of run folders with which a command is at work.
-        notes: what could not be looked at, a sentence each.
+        guests: those that are alive.
+        ended: those that have ended since the last look.
+        busy: names of run folders that a command is working with.
+        notes: what could not be examined, a sentence each.
 
     Raises:
-        HostError: /proc does not tell which processes live.
+        HostError: /proc does not tell which processes are alive.
     """
 
     def __init__(self, paths: Collection[str] = ()) -> None:
@@ -105,7 +105,7 @@ class Survey:
 
     def _look_at(self, fleet: FleetFolder, stack: ExitStack) -> None:
         folders = fleet.each()
-        if not folders:  # a folder of something else, or one that is only just made
+        if not folders:  # not a run folder, or one that is just being made
             return
         if not fleet.look():
             self.busy.append(fleet.name)
@@ -124,7 +124,7 @@ class Survey:
     def _look_into(self, fleet: FleetFolder, number: int, folder: RunFolder, stack: ExitStack) -> None:
         record = folder.record()
         if record is None:
-            if os.path.lexists(folder.socket):  # nobody is at work here any more, and no guest was handed over
+            if os.path.lexists(folder.socket):  # no command works with it, and no guest was handed over
                 folder.clear()
             return
         found = record.process.reach()
@@ -138,11 +138,11 @@ class Survey:
             self.guests.append(Guest(fleet=fleet, number=number, folder=folder, record=record, pidfd=found))
 
     def chosen(self, names: Sequence[str]) -> tuple[list[Guest], list[EndedGuest]]:
-        """The guests that these names mean: ``NAME/N``, or all of a ``NAME``, or a run folder.
+        """The guests that these names refer to: ``NAME/N``, or ``NAME`` for all of it, or a run folder.
 
         Raises:
-            RequestError: there is none of a name.
-            MachineError: a command is at work with them.
+            RequestError: a name refers to no guest.
+            MachineError: a command is working with them.
         """
         guests: dict[str, Guest] = {}
         ended: dict[str, EndedGuest] = {}
@@ -154,7 +154,7 @@ class Survey:
                 raise MachineError(f"a command is still working with {name!r}", hint="end that command, or wait for it")
             if not living and not gone:
                 there_are = ", ".join(each.name for each in self.guests) or "none"
-                raise RequestError(f"there is no guest {name!r}", hint=f"those that run: {there_are}")
+                raise RequestError(f"there is no guest {name!r}", hint=f"running guests: {there_are}")
             guests |= living
             ended |= gone
         return list(guests.values()), list(ended.values())
@@ -164,8 +164,8 @@ def stop(guests: Sequence[Guest]) -> list[StoppedGuest]:
     """End guests, and remove their run folders.
 
     Raises:
-        MachineError: one does not end even by SIGKILL.
-        HostError: the system refuses a signal.
+        MachineError: one does not end even after SIGKILL.
+        HostError: a signal cannot be sent.
     """
     how = {guest.name: "itself" for guest in _ended(guests, 0.0)}
     asked = [guest for guest in guests if guest.name not in how and _quits(guest)]
@@ -181,7 +181,7 @@ def stop(guests: Sequence[Guest]) -> list[StoppedGuest]:
             if not guest.fleet.each():
                 guest.fleet.remove()
     if left := [f"{guest.name!r} (process {guest.record.process.pid})" for guest in guests if guest.name not in how]:
-        raise MachineError(f"killed, but not ended yet: {', '.join(left)}", hint="it waits for a device, or for a disk")
+        raise MachineError(f"killed, but not ended yet: {', '.join(left)}", hint="it is waiting for a device or a disk")
     return [StoppedGuest(name=guest.name, pid=guest.record.process.pid, how=how[guest.name]) for guest in guests]
 
 
@@ -190,7 +190,7 @@ def _names_of(guest: Guest) -> Iterator[str]:
 
 
 def _quits(guest: Guest) -> bool:
-    """Ask QEMU to end by its monitor; returns whether it has heard."""
+    """Ask QEMU to quit through its monitor; returns whether it accepted."""
     from parallel_fixedram.machines.qemu.monitor import Monitor
 
     try:
@@ -204,7 +204,7 @@ def _quits(guest: Guest) -> bool:
 
 
 def _ended(guests: Sequence[Guest], seconds: float) -> list[Guest]:
-    """Those that end within some time, all together."""
+    """Those guests that end within a time for all of them together."""
     deadline = time.monotonic() + seconds
     return [guest for guest in guests if forked.has_ended(guest.pidfd, max(0.0, deadline - time.monotonic()))]
 

@@ -1,4 +1,4 @@
-"""Overlays that started guests write to, made by the qemu-img that belongs to the QEMU that is started."""
+"""Overlays for guests that we start, made by the qemu-img that belongs to their QEMU."""
 
 from __future__ import annotations
 
@@ -20,31 +20,31 @@ _NAME = "qemu-img"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Overlay:
-    """A qcow2 image on another image, which is only read: it holds what differs from that."""
+    """A qcow2 image with another image, which is only read, as backing file."""
 
     path: str
     image: str
     format: str
-    """QEMU's block driver for the other image."""
+    """QEMU's block driver for the backing file."""
 
     def command(self, qemu_img: str, path: str = "") -> list[str]:
-        """What makes it; at ``path`` instead of its own, if given."""
+        """The command that makes it, at ``path`` if given instead of its own."""
         formats = ("-f", "qcow2", "-F", self.format)
         return [qemu_img, "create", "-q", *formats, "-b", self.image, path or self.path]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PlannedOverlays:
-    """Overlays of all guests that are started together; empty where they have none."""
+    """Overlays of all guests that are started together; empty if they have none."""
 
     recorded: tuple[Disk, ...] = ()
     """The disks that they are for."""
     overlays: tuple[tuple[Overlay, ...], ...] = ()
-    """Of each guest, in the order of the disks."""
+    """For each guest, in the order of the disks."""
     qemu_img: str = ""
 
     def commands(self) -> list[list[str]]:
-        """What makes them, and their folders."""
+        """The commands that make them and their folders."""
         every = [each for own in self.overlays for each in own]
         folders = dict.fromkeys(os.path.dirname(each.path) for each in every)
         return [
@@ -53,15 +53,15 @@ class PlannedOverlays:
         ]
 
     def paths(self) -> list[str]:
-        """Of all overlays."""
+        """Paths of all overlays."""
         return [each.path for own in self.overlays for each in own]
 
     def contents(self, guests: int, folder: str) -> list[dict[str, bytes]]:
-        """What is in the overlays of each guest, by path: the same in all that are on one image.
+        """Contents of each guest's overlays, by path; all overlays on the same image have the same contents.
 
         Args:
-            guests: how many there are.
-            folder: where there is room for one of each, for a moment.
+            guests: number of guests.
+            folder: for temporary files, one for each image.
 
         Raises:
             HostError: qemu-img refuses, or cannot be run.
@@ -78,19 +78,19 @@ class PlannedOverlays:
         return [{each.path: made[each.image] for each in own} for own in self.overlays]
 
     def hint(self, message: str) -> str:
-        """What to do if a message of QEMU's is about an overlay or its image; empty if it is about something else."""
+        """What to do if QEMU's message is about an overlay or its image; otherwise empty."""
         if not self.overlays:
             return ""
-        if re.search(r"failed to get .*lock", message, re.IGNORECASE):  # which image it is, only its log has, at best
+        if re.search(r"failed to get .*lock", message, re.IGNORECASE):  # at best only the log tells which image
             images = ", ".join(repr(each.image) for each in self.overlays[0])
-            return f"another process writes to an image that the file records ({images}): end that one"
+            return f"another process writes to an image that the file records ({images}): end that process"
         if "Permission denied" in message and any(path in message for path in self.paths()):
-            return "give --disk-folder a folder that QEMU's user may enter"
-        return "give --disk-folder a folder on a file system with O_DIRECT" if "not support O_DIRECT" in message else ""
+            return "choose a --disk-folder that QEMU's user may enter"
+        return "choose a --disk-folder on a file system with O_DIRECT" if "not support O_DIRECT" in message else ""
 
 
 def find_qemu_img(command: Sequence[str]) -> str:
-    """The qemu-img beside the QEMU of a command line, or else the one in PATH.
+    """The qemu-img next to the QEMU of a command line, or else the one in PATH.
 
     Raises:
         HostError: there is none.
@@ -100,13 +100,13 @@ def find_qemu_img(command: Sequence[str]) -> str:
     if found := shutil.which(_NAME, path=os.pathsep.join([*folders, os.environ.get("PATH", os.defpath)])):
         return found
     raise HostError(
-        f"{_NAME}, which makes the overlays that guests write to, is neither beside QEMU nor in PATH",
+        f"{_NAME}, which makes the overlays that guests write to, is neither next to QEMU nor in PATH",
         hint="install qemu-utils; or --disks none leaves the disks as the command line has them",
     )
 
 
 def backing_chain(path: str, format: str, qemu_img: str) -> list[tuple[str, str]]:
-    """Path and format of an image and of those behind it, top first, as their headers say.
+    """Path and format of an image and its backing files, top first, according to their headers.
 
     Raises:
         HostError: qemu-img refuses, or cannot be run.

@@ -1,4 +1,4 @@
-"""What is to be started: command lines, and the stream that each QEMU loads."""
+"""What to start: command lines, and the stream that each QEMU loads."""
 
 from __future__ import annotations
 
@@ -25,27 +25,27 @@ from parallel_fixedram.image.restore import check_head
 from parallel_fixedram.image.verify import verify
 
 MEMORY_ALIGNMENT = 8192
-"""What QEMU rounds a size of memory up to, bytes (system/vl.c)."""
+"""QEMU rounds memory sizes up to multiples of this, bytes (system/vl.c)."""
 RUNS_ON = ("running", "suspended", "paused", "prelaunch", "postmigrate")
-"""Run states of a saved guest after which it goes on when it is told to; in the others its owner has to help."""
+"""Run states of a saved guest in which it goes on if told to; in others its owner has to do something."""
 INCOMING = ("-incoming", "defer")
-"""What makes a QEMU wait for its guest."""
+"""Options that make a QEMU wait for its guest."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Boot:
-    """What is to be started: command lines, and what each QEMU loads.
+    """What to start: command lines, and what each QEMU loads.
 
     Attributes:
-        commands: one a guest, the program first.
+        commands: one for each guest, beginning with the program.
         source: the stream that QEMU loads.
-        changes: what of the command line was replaced, a sentence each.
-        descriptors: open files that QEMU needs; without any, the commands are good for anybody.
-        paused: whether the guests are not to run.
+        changes: what was replaced in the command line, a sentence each.
+        descriptors: open files that QEMU needs; if there are none, anybody can run the commands.
+        paused: whether the guests shall not run.
         notes: what the user has to know, a sentence each.
-        ids: of clones with identities of their own, one each; otherwise empty.
-        state: what the guest was doing when it was saved, by QEMU's name for it; empty where the file does not say.
-        disks: overlays that have to be there before.
+        ids: one for each clone with an identity of its own; otherwise empty.
+        state: the guest's run state when it was saved; empty if the file does not tell.
+        disks: overlays that have to be made before.
     """
 
     commands: Sequence[Sequence[str]]
@@ -60,7 +60,7 @@ class Boot:
 
     @property
     def needs_cont(self) -> bool:
-        """Whether a guest that has been loaded is to be told to run: one that had powered off, say, stays so."""
+        """Whether a loaded guest has to be told to run; one that had powered off, for example, must not be."""
         return not self.paused and (not self.state or self.state in RUNS_ON)
 
     def identified(self, guests: tuple[GuestReport, ...]) -> tuple[GuestReport, ...]:
@@ -69,11 +69,11 @@ class Boot:
 
 
 def hold_against_digests(image: Image, observer: Observer) -> None:
-    """Check everything in a file against the digests it carries, and the places of zero pages against zero.
+    """Check everything in a file against its digests, and that the places of zero pages are zero.
 
     Raises:
-        RequestError: it carries none.
-        ContentsDiffer: something does not match; names the first.
+        RequestError: the file has no digests.
+        ContentsDiffer: something does not match; the message names the first.
     """
     if image.file.trailer is None:
         raise RequestError(f"{image.path!r} has no digests to check")
@@ -83,7 +83,7 @@ def hold_against_digests(image: Image, observer: Observer) -> None:
 
 
 def state_of(image: Image) -> str:
-    """What the guest of a file was doing when it was saved; empty where the file does not say."""
+    """The run state of a file's guest when it was saved; empty if the file does not tell."""
     for section in image.file.devices:
         if section.name == GLOBALSTATE:
             return run_state(image.channel.bytes_at(section.body_offset, section.body_length))
@@ -99,8 +99,8 @@ def main_blocks(image: Image, line: CommandLine) -> list[SavedBlock]:
     """The blocks that are main memory of a guest that can be started from a file.
 
     Raises:
-        RequestError: it has no device state, lacks a block, or does not fit the command line.
-        FormatError: not a complete mapped-ram file.
+        RequestError: the file has no device state, lacks a block, or does not fit the command line.
+        FormatError: it is not a complete mapped-ram file.
     """
     image.check_complete()
     require_device_state(image)
@@ -119,29 +119,29 @@ def main_blocks(image: Image, line: CommandLine) -> list[SavedBlock]:
 
 
 def _has_clone_stream(image: Image, main: Sequence[SavedBlock]) -> bool:
-    """Whether the file's own clone stream is of everything but ``main``."""
+    """Whether the file's own clone stream has exactly the blocks besides ``main``."""
     everything = {saved.block.idstr for saved in image.blocks}
     return image.clone_blocks() == everything - {saved.block.idstr for saved in main}
 
 
 def clone_stream_in(image: Image, main: Sequence[SavedBlock]) -> Source:
-    """The clone stream that the file itself carries.
+    """The file's own clone stream.
 
     Raises:
-        RequestError: it carries none, or one for other main blocks.
+        RequestError: it has none, or one for other main blocks.
     """
     if not image.file.trailer or not _has_clone_stream(image, main):
         raise RequestError(
             f"{image.path!r} has no clone stream for this command line",
-            hint="without --print one is put together in memory"
+            hint="without --print one is composed in memory"
             if image.file.trailer
-            else "clone --add-clone-stream adds one; without --print it is put together in memory",
+            else "clone --add-clone-stream adds one; without --print one is composed in memory",
         )
     return Source(path=os.path.abspath(image.path), fd=image.channel.fd, offset=image.file.trailer.clone_offset)
 
 
 def find_clone_stream(image: Image, main: Sequence[SavedBlock], stack: ExitStack) -> Source:
-    """The file's own clone stream, or one put together in memory."""
+    """The file's own clone stream, or one composed in memory."""
     if image.file.trailer and _has_clone_stream(image, main):
         return clone_stream_in(image, main)
     clone_stream = clone_stream_of(image, [saved.block.idstr for saved in main])

@@ -1,4 +1,4 @@
-"""Images that a file records, compared with what is there now: a guest's memory fits their contents of that instant."""
+"""Compare the images that a file records with what is there now: a guest's memory fits only their old contents."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ _SINCE = "the guest's memory would not fit it: bring back the image as it was"
 
 
 def refuse_written(disks: Sequence[Disk]) -> None:
-    """Refuse images that are not as they were when they were recorded; a copy with the same times counts as the same.
+    """Refuse images that have changed since they were recorded; a copy with the same times counts as unchanged.
 
     Raises:
-        ContentsDiffer: one was written since; says which, and by what that shows.
-        RequestError: one is missing, or is no image any more.
+        ContentsDiffer: one was written to; the message says which, and how that shows.
+        RequestError: one is missing, or is no longer a file or block device.
         HostError: one cannot be read.
     """
     for disk in disks:
@@ -32,16 +32,16 @@ def refuse_written(disks: Sequence[Disk]) -> None:
             except NoFileError as error:
                 raise NoFileError(f"{name} is not there any more", errno=error.errno, hint=_SINCE) from error
             if what := _difference(image, now):
-                raise ContentsDiffer(f"{name} was written since the guest was saved: {what}", hint=_SINCE)
+                raise ContentsDiffer(f"{name} was written to since the guest was saved: {what}", hint=_SINCE)
 
 
 def _difference(then: DiskImage, now: DiskImage) -> str:
-    """What is not the same any more, the plainest first; empty if nothing."""
+    """What has changed, the most obvious change first; empty if nothing has."""
     if now.bytes != then.bytes:
         return f"it has {format_exact_size(now.bytes)}, and had {format_exact_size(then.bytes)}"
     if now.modified_ns != then.modified_ns:
         return f"last at {_moment(now.modified_ns)}, and not at {_moment(then.modified_ns)}"
-    return "" if now.digest == then.digest else "its first or last MiB is not what it was"
+    return "" if now.digest == then.digest else "its first or last MiB has changed"
 
 
 def _moment(nanoseconds: int) -> str:
@@ -50,10 +50,10 @@ def _moment(nanoseconds: int) -> str:
 
 
 def refuse_another_chain(disk: Disk, qemu_img: str) -> None:
-    """Refuse a disk whose images' headers name other backing files: QEMU goes by the headers.
+    """Refuse a disk whose image headers name other backing files than recorded, since QEMU goes by the headers.
 
     Raises:
-        RequestError: it is such a disk, as where the command line says what is behind an image.
+        RequestError: they do, for example because a command line overrides them.
         HostError: qemu-img does not tell.
     """
     top, *behind = disk.images
@@ -66,14 +66,14 @@ def refuse_another_chain(disk: Disk, qemu_img: str) -> None:
     ):
         had = _listed([(image.path, image.format) for image in behind])
         raise RequestError(
-            f"image {top.path!r} of disk {disk.device!r} has by its header {_listed(found)} behind it, "
-            f"and {had} when the guest was saved",
-            hint="qemu-img rebase -u writes it into the header, before the guest is saved",
+            f"image {top.path!r} of disk {disk.device!r} has the backing file {_listed(found)} by its header, "
+            f"but had {had} when the guest was saved",
+            hint="before a guest is saved, qemu-img rebase -u writes the backing file into the header",
         )
 
 
 def is_same_file(path: str, other: str) -> bool:
-    """Whether two names lead to the same file, or block device, that is there."""
+    """Whether two paths lead to the same existing file or block device."""
     try:
         one, two = os.stat(path), os.stat(other)
     except OSError:

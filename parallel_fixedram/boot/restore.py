@@ -1,4 +1,4 @@
-"""What is started to restore a guest: a QEMU that loads the file by itself, or one on shared memory that we fill."""
+"""Plan the restore of a guest: a QEMU that loads the file by itself, or one on shared memory that we fill."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from parallel_fixedram.image.image import Image
 
 
 def loaded_by_qemu(image: Image, line: CommandLine, channels: int) -> Boot:
-    """QEMU loads the whole stream; bypassing the page cache where it would have to wait for the device anyway."""
+    """QEMU loads the whole stream, with direct I/O if it would have to wait for the device anyway."""
     source = Source(
         path=os.path.abspath(image.path),
         fd=image.channel.fd,
@@ -37,7 +37,7 @@ def on_memory(
     *,
     names: Mapping[str, str] | None = None,
 ) -> Boot:
-    """QEMU on shared memory, of which ``names`` says what it will be called; of the file it loads the rest."""
+    """QEMU on shared memory, whose final paths are in ``names``; it loads the rest from the file."""
     lengths = {saved.block.idstr: saved.block.used_length for saved in main}
     rewritten = line.with_memory(
         {
@@ -62,10 +62,10 @@ def on_memory(
 
 
 def known_blocks(paths: Mapping[str, str], main: Collection[str]) -> Mapping[str, str]:
-    """What is given for some main blocks, by name.
+    """``paths``, if it names only main blocks.
 
     Raises:
-        RequestError: a block is none of them.
+        RequestError: a block is not main memory.
     """
     for idstr in paths:
         if idstr not in main:

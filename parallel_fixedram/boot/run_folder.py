@@ -1,4 +1,4 @@
-"""Run folders: where QEMUs that live on have their socket, log and pid, and by which they are found again.
+"""Run folders: where QEMUs that live on have their socket, log and pid, and through which they are found again.
 
 ::
 
@@ -6,11 +6,11 @@
     PLACE/parallel-fixedram-NAME/N        of one QEMU
     .../N/qmp    a socket that listens before QEMU starts, so that nobody has to wait for it to appear
     .../N/log    what QEMU prints; stays, alone in its folder, if something went wrong with this QEMU
-    .../N/pid    of QEMU itself, whatever stands in front of it: timeout, setsid, a shell
-    .../N/guest  which process that is, and from which file; written when the guest is handed over
+    .../N/pid    of QEMU itself, not of a wrapper such as timeout, setsid or a shell
+    .../N/guest  identity of that process, and its file; written when the guest is handed over
     .../N/disk*  overlays that the guest's disks write to, unless they are somewhere else
 
-As long as a command is at work with a folder, it holds a lock on it: nobody else has any business there.
+While a command works with a folder it holds a lock on it, and nobody else may touch it.
 """
 
 from __future__ import annotations
@@ -49,10 +49,10 @@ class GuestRecord:
 
 
 class RunFolder:
-    """Where socket, log and pid of one QEMU are.
+    """The folder with socket, log and pid of one QEMU.
 
     Args:
-        path: does not exist if it is to be made.
+        path: of the folder; it must not exist if it is to be made.
     """
 
     def __init__(self, path: str) -> None:
@@ -74,10 +74,10 @@ class RunFolder:
         _make(self.path)
 
     def add(self, files: Mapping[str, bytes]) -> None:
-        """Make files, with mode 0600, that ``remove`` removes: here, or somewhere else.
+        """Make files with mode 0600, here or elsewhere, which ``remove`` removes.
 
         Args:
-            files: what is in them, by their paths.
+            files: their contents, by path.
 
         Raises:
             RequestError: one exists, or there is no such folder.
@@ -127,16 +127,16 @@ class RunFolder:
         except OSError as error:
             raise HostError.from_os(f"cannot read {self._record!r}", error) from error
         except (ValueError, RecursionError) as error:
-            raise HostError(f"{self._record!r} is not what this command writes there") from error
+            raise HostError(f"{self._record!r} is not a record that this command wrote") from error
 
     def keep_log(self) -> str:
-        """Have the log stay if there is anything in it; returns a sentence that says where, or nothing."""
+        """Keep the log if it is not empty; returns a sentence that says where it is, or nothing."""
         with contextlib.suppress(OSError):
             self._keep_log = os.path.getsize(self.log) > 0
         return f"what QEMU printed is kept in {self.log!r}" if self._keep_log else ""
 
     def remove(self) -> None:
-        """Remove it, but for a log that is to stay."""
+        """Remove it, except a log that is to be kept."""
         if not self._keep_log:
             shutil.rmtree(self.path, ignore_errors=True)
         for path in (self.socket, self._pid, *self._files):
@@ -144,7 +144,8 @@ class RunFolder:
                 os.unlink(path)
 
     def clear(self) -> None:
-        """Remove what was made for a QEMU that has ended; whatever else somebody put there stays, and the folder."""
+        """Remove what was made for a QEMU that has ended. If anything else is there, it stays, and so does the
+        folder."""
         overlays = glob.glob(os.path.join(glob.escape(self.path), "disk[0-9]*.qcow2"))
         for path in (self.socket, self._pid, self.log, self._record, *overlays):
             with contextlib.suppress(OSError):
@@ -157,12 +158,12 @@ class FleetFolder:
     """The folder of one command, with a RunFolder for each of its QEMUs.
 
     Args:
-        path: where it is; None for a new one in the first of the places where ``guests`` looks.
+        path: of the folder; None for a new one in the first place where ``guests`` looks.
 
     Attributes:
-        path: where it is.
-        name: by which its guests are told from those of other commands: of the link or folder in a place, where
-            ``guests`` looks, or the path where there is none.
+        path: of the folder.
+        name: distinguishes its guests from those of other commands: the name of the link or folder in a place where
+            ``guests`` looks, or the path if there is none.
     """
 
     def __init__(self, path: str | None, name: str = "", link: str = "") -> None:
@@ -172,7 +173,7 @@ class FleetFolder:
         self._lock = -1
 
     def make(self) -> None:
-        """Make it, and hold it.
+        """Make it and lock it.
 
         Raises:
             RequestError: it exists.
@@ -191,7 +192,8 @@ class FleetFolder:
             raise
 
     def look(self) -> bool:
-        """Keep commands from beginning to work with it until ``let_go``; returns whether none is at it.
+        """Keep commands from beginning to work with it until ``let_go``; returns False if one is working with it
+        already.
 
         Raises:
             HostError: it cannot be opened.
@@ -211,7 +213,7 @@ class FleetFolder:
         return True
 
     def let_go(self) -> None:
-        """Others may look at it."""
+        """Unlock it."""
         if self._lock >= 0:
             linux.close(self._lock)
             self._lock = -1
@@ -229,38 +231,38 @@ class FleetFolder:
         return RunFolder(os.path.join(self.path, str(number)))
 
     def remove(self) -> None:
-        """Remove it if there is nothing left in it, such as a log; what leads to it goes in any case."""
+        """Remove it if it is empty, that is, has no log; a link to it is removed in any case."""
         with contextlib.suppress(OSError):
             os.rmdir(self.path)
         self.forget()
 
     def forget(self) -> None:
-        """Remove the link that leads to it."""
+        """Remove the link to it."""
         if self._link:
             with contextlib.suppress(OSError):
                 os.unlink(self._link)
 
     def _make_link(self, place: str) -> None:
         name = uuid.uuid4().hex[:8]
-        with contextlib.suppress(OSError):  # its path is a name, too
+        with contextlib.suppress(OSError):  # without a link, its path serves as name
             link = os.path.join(place, PREFIX + name)
             os.symlink(self.path, link)
             self._link, self.name = link, name
 
 
 def places() -> list[str]:
-    """Where run folders are made and looked for: the first of them for new ones."""
+    """Where run folders are looked for; new ones are made in the first."""
     candidates = [os.environ.get("XDG_RUNTIME_DIR", ""), tempfile.gettempdir(), f"/run/user/{os.geteuid()}", "/tmp"]
     return list(dict.fromkeys(place for place in candidates if os.path.isdir(place)))
 
 
 def new_path() -> str:
-    """Where the next command may make its run folder: its name is not known to anybody yet."""
+    """A path for a new run folder, with an unused name."""
     return os.path.join(places()[0], f"{PREFIX}{uuid.uuid4().hex[:8]}")
 
 
 def known_folders() -> Iterator[FleetFolder]:
-    """Run folders of this user, in all places; links that lead nowhere any more are removed."""
+    """Run folders of this user in all places; dangling links are removed."""
     seen = set()
     for place in places():
         for name in sorted(os.listdir(place)):
@@ -279,12 +281,12 @@ def known_folders() -> Iterator[FleetFolder]:
 
 
 def folder_at(path: str) -> FleetFolder | None:
-    """The run folder of a command at a path, if there is one of this user."""
+    """The run folder at a path, if there is one of this user."""
     return FleetFolder(os.path.realpath(path)) if os.path.isdir(path) and is_ours(path) else None
 
 
 def is_ours(path: str, *, follow: bool = True) -> bool:
-    """Whether it belongs to this user; with ``follow`` what a link leads to, not the link."""
+    """Whether it belongs to this user; if it is a link, ``follow`` means what it leads to."""
     try:
         return os.stat(path, follow_symlinks=follow).st_uid == os.geteuid()
     except OSError:
@@ -309,5 +311,5 @@ def _write(path: str, text: str) -> None:
 
 
 def new_record(process: ProcessIdentity, file: str) -> GuestRecord:
-    """The record of a guest that is handed over now."""
+    """A record for a guest that is being handed over now."""
     return GuestRecord(process=process, file=file, since=time.time())

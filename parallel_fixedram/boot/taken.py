@@ -1,4 +1,4 @@
-"""What two QEMUs cannot both have: recognised in QEMU's messages, or in command lines where QEMU would be silent."""
+"""Things that two QEMUs cannot share: recognised in QEMU's messages, or in command lines if QEMU would not complain."""
 
 from __future__ import annotations
 
@@ -8,15 +8,15 @@ from collections.abc import Sequence
 from parallel_fixedram.boot.command_line import CommandLine
 from parallel_fixedram.core.errors import RequestError
 
-NUMBERED = "{n} in the command line is each clone's number, for what two QEMUs cannot both have"
-ELSEWHERE = "another process has it, perhaps the guest that was saved: end that one, or name another"
+NUMBERED = "{n} in the command line becomes each clone's number, for things that two QEMUs cannot share"
+ELSEWHERE = "another process has it, perhaps the guest that was saved: end that process, or use something else"
 
 _TAKEN = re.compile(
     r"address already in use|failed to get .*lock|is another process using|cannot lock pid file"
     r"|device or resource busy|could not set up host forwarding rule",
     re.IGNORECASE,
 )
-"""QEMU's words for ports and sockets, disks, pid files, taps, and what ``hostfwd`` listens on."""
+"""QEMU's messages about ports and sockets, disks, pid files, taps, and ports of ``hostfwd``."""
 
 _LISTENING = ("qmp", "qmp-pretty", "monitor", "serial", "parallel", "gdb", "vnc", "chardev")
 _SOCKET = re.compile(r"^(?:unix:|socket,(?:.*,)?path=)([^,]+)")
@@ -24,11 +24,11 @@ _SERVER = re.compile(r",server(?:=on)?(?:,|$)")
 
 
 def taken_hint(message: str, *, clones: bool) -> str:
-    """What to do if a message of QEMU's says that somebody else has what it needs; empty if it says something else.
+    """What to do if QEMU's message says that somebody else has what it needs; otherwise empty.
 
     Args:
-        message: QEMU's words.
-        clones: whether several QEMUs were started of one command line.
+        message: QEMU's message.
+        clones: whether several QEMUs were started from one command line.
     """
     if not _TAKEN.search(message):
         return ""
@@ -36,10 +36,10 @@ def taken_hint(message: str, *, clones: bool) -> str:
 
 
 def refuse_shared_sockets(lines: Sequence[CommandLine]) -> None:
-    """Refuse command lines that listen on the same unix socket: QEMU silently takes it from the one before.
+    """Refuse command lines that listen on the same unix socket, which QEMU would silently take from an earlier one.
 
     Raises:
-        RequestError: names the socket.
+        RequestError: they do; the message names the socket.
     """
     seen: set[str] = set()
     for line in lines:
@@ -50,7 +50,7 @@ def refuse_shared_sockets(lines: Sequence[CommandLine]) -> None:
 
 
 def _sockets(line: CommandLine) -> list[str]:
-    """Paths of unix sockets that a QEMU of this command line listens on."""
+    """Paths of the unix sockets that a QEMU with this command line listens on."""
     found = []
     for option in line.options:
         value = option.value or ""

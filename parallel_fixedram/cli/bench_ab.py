@@ -155,7 +155,7 @@ def _turns(
 
     folder = args.folder or tempfile.gettempdir()
     if not os.path.isdir(folder):
-        raise RequestError(f"{folder!r} is no folder")
+        raise RequestError(f"{folder!r} is not a folder")
     if not scenarios:
         yield "command", [CommandTurn(each, folder) for each in sides]
         return

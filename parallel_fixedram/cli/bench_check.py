@@ -82,7 +82,7 @@ def _look(folder: str, needs: Needs) -> list[Finding]:
     from parallel_fixedram.experiments.conditions import look
 
     if not os.path.isdir(folder):
-        raise RequestError(f"{folder!r} is no folder")
+        raise RequestError(f"{folder!r} is not a folder")
     try:
         return look(folder, needs)
     except OSError as error:

@@ -1,4 +1,4 @@
-"""How ``--help`` is laid out: all of it keeps to the width of the terminal, and commands stay such as can be copied."""
+"""How ``--help`` is laid out: all of it fits the width of the terminal, and commands can still be copied."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class HelpFormatter(argparse.HelpFormatter):
             self._action_max_length = max(self._action_max_length, length)
 
     def _format_usage(self, usage: str | None, *others: Any) -> str:
-        """What argparse folds, or does not, with too long a line for a narrow terminal is folded anew."""
+        """Fold the usage again where argparse leaves a line that is longer than the terminal is wide."""
         text = super()._format_usage(usage, *others)
         plain = _COLOR.sub("", text)
         if max(map(len, plain.splitlines())) <= self._width:

@@ -50,7 +50,8 @@ def begin() -> None:
 
 
 def dropped() -> int:
-    """Number of the signal whose exception was turned into another one on its way; 0 for none. It comes no more."""
+    """Number of the signal whose exception was turned into another one on its way; 0 for none. It is not raised
+    again."""
     if _dropped:
         signal.setitimer(signal.ITIMER_REAL, 0)
     return _dropped

@@ -64,7 +64,7 @@ class Parser(argparse.ArgumentParser):
         super().__init__(**{"allow_abbrev": False, **options})
 
     def _print_message(self, message: str, file: Any = None) -> None:
-        """Print, and say so if that fails, which argparse keeps to itself."""
+        """Print, and fail if that fails; argparse would ignore it."""
         if message:
             print(message, end="", file=file or sys.stderr, flush=True)
 
@@ -151,12 +151,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         for stream in (sys.stdout, sys.stderr):
             streams.is_broken(stream)
         if alone:
-            gc.freeze()  # the interpreter would look through all that was imported before it ends
+            gc.freeze()  # otherwise the interpreter looks through all imported objects before it ends
     return code
 
 
 def _split_command(argv: Sequence[str]) -> tuple[str, Sequence[str], Sequence[str] | None]:
-    """The verb; and arguments, divided at ``--`` where a QEMU command line follows it, none of argparse's business."""
+    """The verb; and the arguments before and after ``--`` where a QEMU command line follows it, not for argparse."""
     verb = next((argument for argument in argv if not argument.startswith("-")), "")
     if verb == "bench":
         from parallel_fixedram.cli.bench import with_run
@@ -214,5 +214,5 @@ def _interrupted(signum: int, hint: str = "") -> int:
 
 
 def _prepare_process() -> None:
-    """Keep numpy from starting threads for linear algebra: a processor's time, and nobody calculates here."""
+    """Keep numpy from starting threads for linear algebra: they take processor time, and we do no linear algebra."""
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")

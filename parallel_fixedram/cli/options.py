@@ -130,7 +130,7 @@ def add_snapshot_options(parser: Any) -> None:
 
 
 def add_capture_options(parser: Any) -> None:
-    """How the file comes to hold one instant of a guest that runs."""
+    """How the file comes to show a running guest at one instant."""
     group = parser.add_argument_group(
         "a guest that runs during the save", "a built-in guest runs if --capture is given, and is not auto"
     )

@@ -1,4 +1,4 @@
-"""What the command says: results on stdout; errors and notes on stderr, where a stream that is gone is no error.
+"""What the command prints: results on stdout; errors and notes on stderr, which may be closed without an error.
 
 With ``--json`` there is one object on stdout, or one about the error on stderr, and nothing else on either: notes are
 in the reports. With ``--quiet`` there is nothing but errors. How far a command is, is told by ``progress``.
@@ -59,7 +59,7 @@ def warn(message: str) -> None:
 
 
 def print_notes(sentences: Iterable[str]) -> None:
-    """What there is to know besides, a line each; a report that is printed as JSON has it in itself."""
+    """What the user should also know, a line each; with --json it is part of the report."""
     for each in sentences:
         warn(f"note: {each}")
 

@@ -130,7 +130,7 @@ class ProgressBar(Shown):
                 self._progress.stop()
 
     def phase(self, name: str, total: int = 0) -> None:
-        """Begin a line, or that of this phase anew (Observer.phase); a total of 0 is one that nobody knows."""
+        """Begin a line, or begin this phase's line again (Observer.phase); a total of 0 means that it is not known."""
         self._is_at(name, 0, total)
 
     def advanced(self, size: int) -> None:
@@ -180,7 +180,7 @@ def _bar() -> Progress:
     from rich.text import Text
 
     class BytesColumn(ProgressColumn):
-        """Bytes done and in all, and a second, in binary units; nothing where nobody knows how many there are."""
+        """Bytes done, in all, and per second, in binary units; nothing where the total is not known."""
 
         def render(self, task: Task) -> Text:
             if not task.total:

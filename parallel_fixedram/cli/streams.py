@@ -79,7 +79,7 @@ def is_broken(stream: TextIO) -> bool:
 
 
 def _as_named(error: UnicodeError) -> tuple[str | bytes, int]:
-    """What the encoding of a stream has not: a byte of a name as that byte, any other character as an escape."""
+    """Stands in for what the encoding of a stream lacks: that byte for a byte of a name, else an escape."""
     assert isinstance(error, UnicodeEncodeError)
     text, start = error.object, error.start
     code = ord(text[start])

@@ -34,16 +34,17 @@ WINDOW_PAGES_DIRECT = 512
 
 SHARD_SECONDS = 0.03
 """How long a shard should take: what progress shows, what a lost worker costs, and how late another one may end."""
-SHARDS_PER_WORKER = 16
+SAVE_SHARDS_PER_WORKER = 16
 """At least so many, that all end at about the same time."""
-MAX_SHARD_PAGES = 16384
+MAX_SAVE_SHARD_PAGES = 16384
+"""Most pages of a shard of a save; shards of all other work are smaller (``shards``)."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Situation:
     """What matters besides the amount of work."""
 
-    waits: bool
+    guest_waits: bool
     """Whether a guest runs, and will stand still while the last pages are written."""
     room: int
     """Bytes the page cache takes before the kernel slows writers down."""
@@ -92,9 +93,9 @@ def choose(options: SaveOptions, work: Work, model: DeviceModel, situation: Situ
     most, why_most = options.gate.most_channels()
     channels = [asked] if asked else [c for c in CANDIDATES if c <= most]
     mode = options.capture.mode
-    capture, why = way_to_capture(mode, waits=situation.waits, no_snapshot=situation.no_snapshot)
+    capture, why = way_to_capture(mode, guest_waits=situation.guest_waits, no_snapshot=situation.no_snapshot)
     if capture is CaptureMode.SNAPSHOT:
-        situation = replace(situation, waits=False)  # for none of what is written
+        situation = replace(situation, guest_waits=False)  # for none of what is written
     modes, reason = _modes(writing.direct_io, capture, work, model, situation)
     ways = {
         (c, direct): _predict(c, direct, writing.gap_pages, capture, work, model, situation)
@@ -127,14 +128,14 @@ def choose(options: SaveOptions, work: Work, model: DeviceModel, situation: Situ
     )
 
 
-def way_to_capture(mode: CaptureMode, *, waits: bool, no_snapshot: str) -> tuple[CaptureMode, list[str]]:
+def way_to_capture(mode: CaptureMode, *, guest_waits: bool, no_snapshot: str) -> tuple[CaptureMode, list[str]]:
     """Which way it is, and why it is another one than was asked for.
 
     Args:
         mode: what was asked for.
-        waits, no_snapshot: as of ``Situation``.
+        guest_waits, no_snapshot: as of ``Situation``.
     """
-    if not waits:
+    if not guest_waits:
         match mode:
             case CaptureMode.AUTO:
                 return CaptureMode.STOPPED, []
@@ -160,7 +161,7 @@ def _modes(
     if capture is CaptureMode.ROUNDS:
         return (False,), "page cache: the last one of several rounds is small"
     room = round(ROOM_SHARE * situation.room)
-    if situation.waits and work.size > room:
+    if situation.guest_waits and work.size > room:
         return (
             True,
         ), f"direct: the page cache takes {format_size(room)} at once, there may be {format_size(work.size)}"
@@ -224,7 +225,7 @@ def _cost(direct: bool, channels: int, capture: CaptureMode, model: DeviceModel,
         if situation.durable:
             cost += model.flush
         return replace(cost, call=cost.call + model.reserve)
-    into_cache = situation.waits or rounds or not situation.durable
+    into_cache = situation.guest_waits or rounds or not situation.durable
     return _of(model.buffered, channels) if into_cache else model.stable
 
 
@@ -236,7 +237,7 @@ def _of(costs: Mapping[int, CallCost], channels: int) -> CallCost:
 def _goal(way: Choice, situation: Situation) -> float:
     """What is to be short."""
     rounds = way.capture is CaptureMode.ROUNDS
-    return way.write_seconds if situation.waits or rounds else way.stable_seconds
+    return way.write_seconds if situation.guest_waits or rounds else way.stable_seconds
 
 
 def _fewest(ways: Sequence[Choice], situation: Situation) -> Choice:
@@ -267,6 +268,6 @@ def _why_channels(chosen: Choice, ways: Sequence[Choice], why_most: str, situati
 
 def _shard_pages(way: Choice, work: Work) -> int:
     """Pages that take about SHARD_SECONDS, but few enough for all workers to share them evenly."""
-    even = work.pages // (way.channels * SHARDS_PER_WORKER)
+    even = work.pages // (way.channels * SAVE_SHARDS_PER_WORKER)
     timely = int(work.pages * SHARD_SECONDS * way.channels / way.write_seconds) if way.write_seconds else even
-    return max(min(even, timely, MAX_SHARD_PAGES), MIN_SHARD_PAGES)
+    return max(min(even, timely, MAX_SAVE_SHARD_PAGES), MIN_SHARD_PAGES)

@@ -48,7 +48,7 @@ class CallCost:
         return self.call * calls + self.byte * size
 
     def gap_pages(self, page_size: int) -> int:
-        """The longest gap that is cheaper to write along than to leave out, in pages of ``page_size`` bytes."""
+        """The longest gap that is cheaper to bridge than to leave out, in pages of ``page_size`` bytes."""
         return min(int(self.call / (self.byte * page_size)), MAX_GAP_PAGES)
 
     @classmethod
@@ -109,7 +109,7 @@ class DeviceModel:
 
     def __post_init__(self) -> None:
         if 1 not in self.buffered or (self.direct and 1 not in self.direct):
-            raise ValueError("nobody measured one channel")
+            raise ValueError("one channel was not measured")
         others = [getattr(self, name) for name in _NUMBERS]
         if not all(0 <= each < math.inf for each in others) or self.overlap > 1:
             raise ValueError(f"one of {', '.join(map(str, others))} cannot be")

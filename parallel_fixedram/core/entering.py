@@ -13,9 +13,9 @@ M = TypeVar("M", bound=AbstractContextManager[Any])
 
 
 def undone_if_it_fails(enter: Callable[[M], M]) -> Callable[[M], M]:
-    """An ``__enter__`` that calls ``__exit__`` if it fails, whatever with: nobody else does where ``__enter__`` raised.
+    """An ``__enter__`` that calls ``__exit__`` if it fails in any way, because ``with`` does not.
 
-    ``__exit__`` must cope with what is half there.
+    ``__exit__`` must be able to clean up what is half done.
     """
 
     @functools.wraps(enter)

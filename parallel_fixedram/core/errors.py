@@ -112,7 +112,7 @@ class MachineError(FixedRamError):
 
 
 class MachineChanged(MachineError):
-    """It is no more what it was: RAMBlocks or devices came or went, or somebody acted on it; once more may work."""
+    """It is not what it was: RAMBlocks or devices came or went, or somebody acted on it; trying again may work."""
 
 
 class HostError(FixedRamError):
@@ -130,7 +130,8 @@ class HostError(FixedRamError):
 
     @classmethod
     def from_any(cls, what: str, error: BaseException) -> HostError:
-        """Wrap what nobody expected, said as plainly as its kind allows; ``what`` was to be done, or whose it was."""
+        """Wrap an error that nobody expected, as plainly as its kind allows; ``what`` says what was being done, or by
+        whom."""
         match error:
             case MemoryError():
                 return cls(what, errno=ENOMEM)
@@ -154,7 +155,7 @@ class WorkerError(HostError):
 
 
 class SnapshotFailed(HostError):
-    """A snapshot could not begin, or what it captured is worth nothing; the guest runs on. Another capture may work."""
+    """A snapshot could not begin, or its result is useless; the guest runs on. Another way of capture may work."""
 
 
 class DurabilityError(HostError):
@@ -164,7 +165,8 @@ class DurabilityError(HostError):
 
 
 def unopened(what: str, error: OSError) -> NoFileError | HostError:
-    """Why a file cannot be opened, or made: a wrong name is its caller's, everything else the host's.
+    """Why a file cannot be opened, or made: a wrong name is the caller's mistake, everything else is the host's
+    failure.
 
     Args:
         what: which action failed, and on what.

@@ -1,6 +1,6 @@
 """From what JSON has (objects, arrays, texts and numbers) to values, by their types; ``dataclasses.asdict`` goes back.
 
-Types are checked, and what is missing is refused. Keys that a value does not have are left out: new ones may have come.
+Types are checked, and missing keys are refused. Unknown keys are ignored: a later version may have added them.
 """
 
 from __future__ import annotations

@@ -67,14 +67,14 @@ class PageSource(Protocol):
     def newly_touched(self, data: PageBitmap) -> list[PageRange]:
         """Pages outside ``data`` that may hold something else than zeros by now, ascending and disjoint.
 
-        Asked while the guest stands still, so it is quick: a page of ``data`` may be among them where that is quicker.
+        Called while the guest is stopped, so it must be quick: pages of ``data`` may be among them where that helps.
 
         Args:
-            data: what ``data_ranges`` of this object found when it was asked for the whole block last, and what has
-                been found since.
+            data: what ``data_ranges`` of this object found when it was last asked for the whole block, and everything
+                found since.
 
         Raises:
-            HostError: the memory is out of reach by now.
+            HostError: the memory can no longer be reached.
         """
 
     def close(self) -> None:
@@ -165,13 +165,13 @@ class AddressSpace:
     has_answered: Callable[[], object]
     """Returns when what the process was about to do to its memory is done; MachineError where it has ended."""
     unproven: str = ""
-    """Why that is done only where it is asked for by name, as the end of a sentence; empty if it is not so."""
+    """Why this is done only if the user asks for it by name, as the end of a sentence; empty if it needs no asking."""
 
 
 class DiskOverlays(Protocol):
-    """Files that the disks of a machine go on with from one instant on, so that their images stay what they are.
+    """Files that the disks of a machine write to from one instant on, so that their images stay unchanged.
 
-    A context manager: what is not in use when it is left, is removed.
+    A context manager: overlays that are not in use when it is left are removed.
     """
 
     def __enter__(self) -> Self: ...
@@ -181,10 +181,10 @@ class DiskOverlays(Protocol):
     ) -> None: ...
 
     def prepare(self) -> Sequence[str]:
-        """Make overlays for all disks, which the machine does not notice; those that are not used yet stay.
+        """Make overlays for all disks, unnoticed by the machine; those that were made before and are unused stay.
 
         Returns:
-            What there is to know of the disks: a sentence each.
+            What the user should know of the disks: a sentence each.
 
         Raises:
             MachineError: a disk cannot have one; says which and why.
@@ -192,10 +192,10 @@ class DiskOverlays(Protocol):
         """
 
     def freeze(self) -> None:
-        """Have all disks go on with their overlays, at once, or none; called while the machine is paused.
+        """Move all disks to their overlays at once, or none of them; called while the machine is paused.
 
         Raises:
-            MachineError: that was refused, or nobody knows.
+            MachineError: that was refused, or it is not known what happened.
         """
 
     def frozen(self, *, durable: bool) -> Sequence[tuple[Disk, str]]:
@@ -207,7 +207,7 @@ class DiskOverlays(Protocol):
             durable: have their images on stable storage.
 
         Raises:
-            MachineChanged: they are not those of the machine any more.
+            MachineChanged: they are no longer those of the machine.
             HostError: an image cannot be read or synced.
         """
 
@@ -241,14 +241,14 @@ class Machine(Protocol):
         """
 
     def get_ready(self) -> None:
-        """Do what ``pause`` would have to wait for otherwise; called before it, more than once does no harm.
+        """Do now what ``pause`` would otherwise have to wait for; more than once does no harm.
 
         Raises:
             MachineError: it cannot be stopped.
         """
 
     def sync_disks(self) -> Sequence[str]:
-        """Have on stable storage what a running machine would write there, and be waited for, when it is stopped.
+        """Write to stable storage now what the machine would otherwise write, and we would wait for, at its stop.
 
         Called after ``get_ready``, shortly before ``pause``; takes as long as the disks take.
 
@@ -275,11 +275,11 @@ class Machine(Protocol):
         What somebody else did to it since ``pause`` stays as it is: who stopped it may let it go on.
 
         Returns:
-            What somebody did since ``pause`` that makes what was read since then worthless, as a sentence; None if it
-            is the machine at one instant.
+            What somebody did since ``pause`` that makes everything read since then useless, as a sentence; None if
+            what was read is the machine at one instant.
 
         Raises:
-            MachineError: it does not go on, or is no more what was to be saved.
+            MachineError: it does not go on, or is no longer what was to be saved.
         """
 
     def look_again(self) -> bool:
@@ -305,12 +305,12 @@ class Machine(Protocol):
         """How its writes can be made to wait; nothing is done to it yet.
 
         Raises:
-            MachineError: they cannot: what it is made of forbids it.
-            HostError: they cannot: a right or the kernel is missing.
+            MachineError: they cannot, because of what the machine is made of.
+            HostError: they cannot, for lack of a right or of kernel support.
         """
 
     def disks(self) -> Sequence[str]:
-        """Names of the disks that it can write to, and nobody else: their contents go on when RAM has been saved.
+        """Names of the disks that it alone can write to: their contents go on changing when RAM has been saved.
 
         Raises:
             MachineError: the machine is gone.

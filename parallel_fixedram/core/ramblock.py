@@ -1,4 +1,4 @@
-"""RAMBlock and PageRange: the two values everything else speaks in."""
+"""RAMBlock and PageRange: the two values that everything else is about."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ TARGET_PAGE_SIZE = 4096
 """Target page size of x86 in bytes: the unit of every bitmap and of the page area (QEMU: TARGET_PAGE_SIZE)."""
 
 MOST_COPIED_BYTES = 8 << 20
-"""A block whose writes cannot be made to wait may have so many bytes in a snapshot: to copy them takes a few
-milliseconds of the pause."""
+"""Most bytes of a block whose writes cannot be made to wait, in a snapshot: copying them adds a few milliseconds to
+the pause."""
 
 MAX_IDSTR = 255
 """Longest idstr in bytes: its length is one byte in the stream (QEMU: qemu_put_counted_string)."""

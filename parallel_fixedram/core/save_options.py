@@ -56,12 +56,12 @@ class CaptureMode(StrEnum):
     """How the file comes to hold RAM as it was at one instant."""
 
     AUTO = "auto"
-    """What makes the shortest pause of what is possible: of a guest that runs ``snapshot``, else ``compare``; of one
-    that stands still ``stopped``."""
+    """The possible way with the shortest pause: ``snapshot``, else ``compare``, for a guest that runs; ``stopped`` for
+    one that is stopped."""
     SNAPSHOT = "snapshot"
     """All pages while the guest runs, as they were at one instant: what it is about to write is copied first."""
     COMPARE = "compare"
-    """All pages while the guest runs, and those whose hash is another one by then while it stands still."""
+    """All pages while the guest runs; then it is stopped, and those whose hash has changed follow."""
     ROUNDS = "rounds"
     """Rounds of pages that a dirty log names while the guest runs; the last one while it stands still."""
     STOPPED = "stopped"
@@ -81,9 +81,9 @@ class DisksMode(StrEnum):
     """What becomes of the disks that a guest writes to."""
 
     OVERLAY = "overlay"
-    """They go on with an overlay from the instant of the file on: their images stay what they were then."""
+    """The guest writes to overlays from the instant of the file on: the images stay as they were then."""
     NONE = "none"
-    """They are not looked at: their contents go on without the file."""
+    """They are left alone: their contents go on changing after the file's instant."""
     REFUSE = "refuse"
     """There must not be any."""
 
@@ -221,7 +221,7 @@ class Capturing:
         mode: which way.
         max_rounds: most rounds of ``rounds``, the stopped one included.
         max_stall: how long a write of the guest may have to wait for a ``snapshot``, seconds; one that would wait
-            longer is let go, and the snapshot is worth nothing.
+            longer is let through, and the snapshot is given up.
         capture_memory: how many bytes of copies of a ``snapshot`` may wait to be written.
         check_instant: copy all RAM while the guest stands still, which makes the pause long, and check the file against
             that copy, page by page, before it gets its name.

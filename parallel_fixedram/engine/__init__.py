@@ -1,1 +1,1 @@
-"""Moves pages: worker processes, the jobs they do, the ways to catch a machine at one instant, and how to tune them."""
+"""Moves pages: worker processes and their jobs, the ways to capture a machine at one instant, and how to tune them."""

@@ -6,5 +6,5 @@
                                  |           `-- child.py: what is ours runs in a fresh process each time
                                  `--> results.py: stored after every sample
 
-Nothing here draws or judges: pictures, comparisons and reports are made from stored results alone.
+Measuring draws and judges nothing: pictures, comparisons and reports are made from stored results alone.
 """

@@ -7,9 +7,9 @@
         the command, from start to end                                                          commands
     B by A: for each case the median of the ratios within rounds, and its interval
 
-What drifts hits both of a round. Each revision reads scenarios and writes results itself, so neither needs to know of
-the other; caches that one has written the other does not see. A against A shows what the method takes for a difference
-where there is none: the noise floor.
+A drift of the machine affects both sides of a round. Each revision reads scenarios and writes results itself, so they
+need not know of each other, and neither sees caches that the other has written. A against A shows the noise floor: how
+large a difference this method finds where there is none.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ class RevisionTurn:
     Args:
         build: of the revision.
         scenario: what is measured.
-        scratch: a folder of its own, for the scenario, results and caches.
+        scratch: a folder for it alone, for the scenario, results and caches.
         folder: where the files that are measured go.
     """
 
@@ -106,9 +106,9 @@ class CommandTurn:
         try:
             self._words = shlex.split(command)
         except ValueError as error:
-            raise RequestError(f"{command!r} is no command: {error}") from error
+            raise RequestError(f"{command!r} is not a command: {error}") from error
         if not self._words:
-            raise RequestError(f"{command!r} is no command")
+            raise RequestError(f"{command!r} is not a command")
         self._facts: RunSet | None = None
 
     def __call__(self, number: int) -> RunSet:
@@ -145,8 +145,8 @@ def run_in_turn(
         rounds: samples of each case.
         warm_up: rounds before those, which do not count.
         seed: of the order.
-        names: of the sides, for whoever looks on.
-        progress: is told of every turn.
+        names: of the sides, for progress.
+        progress: told of every turn.
 
     Returns:
         The run set of each; a sample's number is that of its round.
@@ -215,6 +215,6 @@ def verdicts(first: RunSet, second: RunSet, metric: Metric) -> list[Verdict]:
 
 
 def noise_floor(found: Sequence[Verdict]) -> float | None:
-    """Of A against A: the largest factor that lies in an interval, from 1 on; None where there is no interval."""
+    """Of A against A: the largest factor, 1 or more, that lies in an interval; None where there is no interval."""
     ends = [end for each in found for end in (each.ratio.low, each.ratio.high) if end is not None]
     return max((max(end, 1 / end) for end in ends), default=None)

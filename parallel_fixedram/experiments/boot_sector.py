@@ -1,7 +1,7 @@
 """Guests in 512 bytes: boot sectors that fill or dirty a range of RAM and say so on the serial port.
 
-All but ``disk_image`` enter 32-bit protected mode, so they reach any address below 4 GiB, and leave the BIOS behind for
-good. ``fill_image`` fills a share of RAM, prints FILLED, and then sleeps or goes on rewriting pages.
+All but ``disk_image`` enter 32-bit protected mode, so they reach any address below 4 GiB and can no longer use the
+BIOS. ``fill_image`` fills a share of RAM, prints FILLED, and then sleeps or goes on rewriting pages.
 
 ``boot_image`` goes round and round. One *round* touches every page of ``[first, end)`` once and prints the next letter
 of A..Z, so that a reader of the serial line sees where a guest went on. Page ``p`` (an absolute guest page number) then
@@ -16,6 +16,8 @@ from __future__ import annotations
 
 import struct
 
+from parallel_fixedram.experiments.machine_code import Part, assemble, u32
+
 ORIGIN = 0x7C00
 SECTOR = 512
 IMAGE_SIZE = 1 << 20
@@ -24,13 +26,6 @@ PAGE = 4096
 PIT_HZ = 1_193_182
 TIMER_VECTOR = 8
 """Where the BIOS left it."""
-
-Part = bytes | str | tuple[bytes, str, int, int]
-"""Machine code, ``label:``, or (opcode, label, width of the operand, what to add to the label's address).
-
-Width 1 means a jump relative to the next instruction.
-"""
-
 
 FILLED = "F"
 """What a guest of ``fill_image`` prints once its RAM is full."""
@@ -44,7 +39,7 @@ TICKS = 100
 """Times a second that it wakes to rewrite pages."""
 
 WORK_AT = 0x7000
-"""Where it counts the pages that it has rewritten: 4 bytes, little-endian, that begin anew past their end."""
+"""Where it counts the pages that it has rewritten: 4 bytes, little-endian, which wrap around."""
 
 _MULTIPLIER, _INCREMENT = 1_664_525, 1_013_904_223  # of a linear congruential generator with the period 2**32
 
@@ -59,24 +54,31 @@ def most_filled_bytes(size: int) -> int:
     return min(size, LOW_RAM) - _RESERVED_AT_END - FIRST
 
 
-def fill_image(*, size: int, share: float, dirty_rate: int = 0, seed: int = 1) -> bytes:
+def fill_image(
+    *, size: int, share: float, dirty_rate: int = 0, hot: int | None = None, at_random: bool = False, seed: int = 1
+) -> bytes:
     """A disk image that fills RAM with numbers that look random: no two pages are alike, and none is zero.
 
     Args:
         size: bytes of RAM.
         share: of RAM, how much it fills, from FIRST on.
-        dirty_rate: bytes of pages rewritten a second afterwards, going round the filled range; 0 to sleep for good. It
-            never sleeps if it cannot keep up with that.
+        dirty_rate: bytes of pages rewritten a second afterwards; 0 to sleep for good. It never sleeps if it cannot keep
+            up with that.
+        hot: bytes of the filled range that it rewrites, from FIRST on; all of it if not given.
+        at_random: rewrite a page anywhere in that range each time, instead of going round.
         seed: where the numbers start.
 
     Raises:
-        ValueError: there is not so much room.
+        ValueError: there is not so much room, or ``hot`` is more than that.
     """
     filled = filled_bytes(size, share)
     if not 0 < filled <= most_filled_bytes(size):
         raise ValueError(f"{share:g} of {size} bytes is not between 1 page and {most_filled_bytes(size)} bytes")
-    end = FIRST + filled
-    return _image(*_enter_protected_mode(), *_fill(end, seed & 0xFFFFFFFF), *_afterwards(end, dirty_rate), *_tables())
+    hot = filled if hot is None else hot // PAGE * PAGE
+    if not 0 < hot <= filled:
+        raise ValueError(f"{hot} bytes are not between 1 page and the {filled} bytes that are filled")
+    afterwards = _afterwards(dirty_rate, _next_at_random(hot) if at_random else _next_in_order(hot))
+    return _image(*_enter_protected_mode(), *_fill(FIRST + filled, seed & 0xFFFFFFFF), *afterwards, *_tables())
 
 
 def boot_image(*, first: int = 1 << 20, end: int = 40 << 20, hz: int = 100) -> bytes:
@@ -118,7 +120,7 @@ def disk_image() -> bytes:
         b"\x8e\xd0",  # mov ss, ax
         b"\xbc\x00\x7c",  # mov sp, ORIGIN
         b"\xfb",  # sti
-        b"\x66\xc7\x06\x00\x80" + _u32(0),  # mov dword [0x8000], 0
+        b"\x66\xc7\x06\x00\x80" + u32(0),  # mov dword [0x8000], 0
         b"\xb3A",  # mov bl, 'A'
         "round:",
         b"\x66\xff\x06\x00\x80",  # inc dword [0x8000]
@@ -154,7 +156,7 @@ def disk_image() -> bytes:
 
 def _image(*parts: Part) -> bytes:
     """A disk that starts with this code."""
-    code = _assemble(*parts)
+    code = assemble(*parts, origin=ORIGIN)
     if len(code) > SECTOR - 2:
         raise ValueError(f"the code has {len(code)} bytes, a boot sector has room for {SECTOR - 2}")
     return (code.ljust(SECTOR - 2, b"\0") + b"\x55\xaa").ljust(IMAGE_SIZE, b"\0")
@@ -179,23 +181,23 @@ def _enter_protected_mode() -> list[Part]:
         b"\x66\xb8\x10\x00",  # mov ax, 0x10
         b"\x8e\xd8",  # mov ds, ax
         b"\x8e\xd0",  # mov ss, ax
-        b"\xbc" + _u32(ORIGIN),  # mov esp, ORIGIN
+        b"\xbc" + u32(ORIGIN),  # mov esp, ORIGIN
     ]
 
 
 def _fill(end: int, seed: int) -> list[Part]:
     return [
-        b"\xbf" + _u32(FIRST),  # mov edi, FIRST
-        b"\xb8" + _u32(seed),  # mov eax, seed
+        b"\xbf" + u32(FIRST),  # mov edi, FIRST
+        b"\xb8" + u32(seed),  # mov eax, seed
         "fill:",
-        b"\x69\xc0" + _u32(_MULTIPLIER),  # imul eax, eax, _MULTIPLIER
-        b"\x05" + _u32(_INCREMENT),  # add eax, _INCREMENT
+        b"\x69\xc0" + u32(_MULTIPLIER),  # imul eax, eax, _MULTIPLIER
+        b"\x05" + u32(_INCREMENT),  # add eax, _INCREMENT
         b"\x89\xc2",  # mov edx, eax
         b"\xc1\xea\x0d",  # shr edx, 13
         b"\x31\xc2",  # xor edx, eax: the low bits of such a generator go round too soon
         b"\x89\x17",  # mov [edi], edx
         b"\x83\xc7\x04",  # add edi, 4
-        b"\x81\xff" + _u32(end),  # cmp edi, end
+        b"\x81\xff" + u32(end),  # cmp edi, end
         (b"\x72", "fill", 1, 0),  # jb fill
         b"\x66\xba\xfd\x03",  # mov dx, 0x3fd
         "busy:",
@@ -208,28 +210,45 @@ def _fill(end: int, seed: int) -> list[Part]:
     ]
 
 
-def _afterwards(end: int, dirty_rate: int) -> list[Part]:
-    """Sleep for good, or rewrite some pages with every tick."""
+def _afterwards(dirty_rate: int, next_page: list[Part]) -> list[Part]:
+    """Sleep for good, or rewrite some pages with every tick: those that ``next_page`` puts into edi."""
     if not dirty_rate:
         return ["sleep:", b"\xfa\xf4", (b"\xeb", "sleep", 1, 0)]  # cli, hlt
     return [
         *_start_timer(PIT_HZ // TICKS),
-        b"\xbf" + _u32(FIRST),  # mov edi, FIRST
+        b"\xbf" + u32(FIRST),  # mov edi, FIRST
         "tick:",
-        b"\xb9" + _u32(max(dirty_rate // (PAGE * TICKS), 1)),  # mov ecx, pages
+        b"\xb9" + u32(max(dirty_rate // (PAGE * TICKS), 1)),  # mov ecx, pages
         "page:",
         b"\xff\x47\x08",  # inc dword [edi + 8]
-        b"\xff\x05" + _u32(WORK_AT),  # inc dword [WORK_AT]
-        b"\x81\xc7" + _u32(PAGE),  # add edi, PAGE
-        b"\x81\xff" + _u32(end),  # cmp edi, end
-        (b"\x72", "on", 1, 0),  # jb on
-        b"\xbf" + _u32(FIRST),  # mov edi, FIRST
-        "on:",
+        b"\xff\x05" + u32(WORK_AT),  # inc dword [WORK_AT]
+        *next_page,
         b"\x49",  # dec ecx
         (b"\x75", "page", 1, 0),  # jnz page
         b"\xfb\xf4",  # sti, hlt
         b"\xfa",  # cli
         (b"\xeb", "tick", 1, 0),  # jmp tick
+    ]
+
+
+def _next_in_order(hot: int) -> list[Part]:
+    return [
+        b"\x81\xc7" + u32(PAGE),  # add edi, PAGE
+        b"\x81\xff" + u32(FIRST + hot),  # cmp edi, FIRST + hot
+        (b"\x72", "on", 1, 0),  # jb on
+        b"\xbf" + u32(FIRST),  # mov edi, FIRST
+        "on:",
+    ]
+
+
+def _next_at_random(hot: int) -> list[Part]:
+    return [
+        b"\x69\xf6" + u32(_MULTIPLIER),  # imul esi, esi, _MULTIPLIER
+        b"\x81\xc6" + u32(_INCREMENT),  # add esi, _INCREMENT
+        b"\xb8" + u32(hot // PAGE),  # mov eax, pages
+        b"\xf7\xe6",  # mul esi: the upper half of the product, edx, is below eax
+        b"\xc1\xe2\x0c",  # shl edx, 12
+        b"\x8d\xba" + u32(FIRST),  # lea edi, [edx + FIRST]
     ]
 
 
@@ -251,17 +270,17 @@ def _start_timer(divisor: int) -> list[Part]:
 
 def _set_up(first: int, end: int) -> list[Part]:
     return [
-        b"\xbf" + _u32(first),  # mov edi, first
+        b"\xbf" + u32(first),  # mov edi, first
         "init:",
         b"\x89\xf8",  # mov eax, edi
         b"\xc1\xe8\x0d",  # shr eax, 13
         b"\x24\x07",  # and al, 7
         b"\x88\x07",  # mov [edi], al: the even page's counter
-        b"\x81\xc7" + _u32(PAGE),  # add edi, PAGE
+        b"\x81\xc7" + u32(PAGE),  # add edi, PAGE
         b"\x88\x07",  # mov [edi], al: the odd page's counter
         b"\x89\x7f\x04",  # mov [edi + 4], edi: and its address
-        b"\x81\xc7" + _u32(PAGE),  # add edi, PAGE
-        b"\x81\xff" + _u32(end),  # cmp edi, end
+        b"\x81\xc7" + u32(PAGE),  # add edi, PAGE
+        b"\x81\xff" + u32(end),  # cmp edi, end
         (b"\x72", "init", 1, 0),  # jb init
     ]
 
@@ -270,12 +289,12 @@ def _go_round(first: int, end: int, *, sleep: bool) -> list[Part]:
     return [
         b"\xb3A",  # mov bl, 'A'
         "round:",
-        b"\xbf" + _u32(first),  # mov edi, first
+        b"\xbf" + u32(first),  # mov edi, first
         "page:",
         b"\xfe\x07",  # inc byte [edi]
         b"\x80\x27\x07",  # and byte [edi], 7
-        b"\x81\xc7" + _u32(PAGE),  # add edi, PAGE
-        b"\x81\xff" + _u32(end),  # cmp edi, end
+        b"\x81\xc7" + u32(PAGE),  # add edi, PAGE
+        b"\x81\xff" + u32(end),  # cmp edi, end
         (b"\x72", "page", 1, 0),  # jb page
         b"\x66\xba\xfd\x03",  # mov dx, 0x3fd
         b"\xec",  # in al, dx
@@ -315,28 +334,3 @@ def _tables() -> list[Part]:
         struct.pack("<H", (TIMER_VECTOR + 1) * 8 - 1),
         (b"", "gate", 4, -TIMER_VECTOR * 8),  # no other vector is ever raised, so the table needs no other entry
     ]
-
-
-def _u32(value: int) -> bytes:
-    return value.to_bytes(4, "little")
-
-
-def _assemble(*parts: Part) -> bytes:
-    """Two passes: where the labels are, then the bytes."""
-    labels: dict[str, int] = {}
-    position = ORIGIN
-    for part in parts:
-        if isinstance(part, str):
-            labels[part.rstrip(":")] = position
-        else:
-            position += len(part) if isinstance(part, bytes) else len(part[0]) + part[2]
-    code = b""
-    for part in parts:
-        if isinstance(part, bytes):
-            code += part
-        elif isinstance(part, tuple):
-            opcode, label, width, plus = part
-            code += opcode
-            value = labels[label] + plus - (ORIGIN + len(code) + 1 if width == 1 else 0)
-            code += value.to_bytes(width, "little", signed=width == 1)
-    return code

@@ -17,7 +17,7 @@ from parallel_fixedram.core.errors import FixedRamError, HostError, RequestError
 from parallel_fixedram.experiments import run_facts, tools
 
 HERE = "."
-"""The revision that stands for the program that runs now, whatever was changed in it."""
+"""Stands for the program that is running now, with all changes in it."""
 _PACKAGE = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 
 
@@ -28,7 +28,7 @@ class Revision:
     name: str
     """As it was asked for."""
     commit: str | None
-    """With ``+`` behind it when files differ from it; None for an installed copy."""
+    """Followed by ``+`` if files differ from it; None for an installed copy."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -37,7 +37,7 @@ class Build:
 
     revision: Revision
     python: str
-    """An interpreter that finds the package of that revision, and no other, in any folder that has none."""
+    """An interpreter that finds only the package of that revision, in any folder without a package of this name."""
     path: str | None = None
     """``PYTHONPATH`` for it; None for none."""
 
@@ -46,7 +46,7 @@ def find_revision(name: str) -> Revision:
     """What a name stands for.
 
     Raises:
-        RequestError: there is no such commit, or this is an installed copy, which has no others.
+        RequestError: there is no such commit, or this is an installed copy, which has no other revisions.
     """
     if name == HERE:
         return Revision(name=name, commit=run_facts.commit())
@@ -55,7 +55,7 @@ def find_revision(name: str) -> Revision:
     try:
         said = tools.run(["git", "-C", _PACKAGE, "rev-parse", "--verify", "--end-of-options", f"{name}^{{commit}}"])
     except HostError as error:
-        raise RequestError(f"{name!r} is no revision of this checkout") from error
+        raise RequestError(f"{name!r} is not a revision of this checkout") from error
     return Revision(name=name, commit=said.strip())
 
 
@@ -63,7 +63,7 @@ def build(revision: Revision, folder: str) -> Build:
     """Unpack and install a revision below ``folder``; one that is there already is used again.
 
     Raises:
-        HostError: it cannot be installed; in the words of git or pip.
+        HostError: it cannot be installed; quotes git or pip.
     """
     if revision.name == HERE:
         return Build(revision=revision, python=sys.executable, path=os.path.dirname(_PACKAGE))
@@ -74,7 +74,7 @@ def build(revision: Revision, folder: str) -> Build:
     if not os.path.exists(done):
         try:
             if os.path.exists(place):
-                shutil.rmtree(place)  # what a killed command has begun
+                shutil.rmtree(place)  # begun by a command that was killed
             os.makedirs(place)
             source = os.path.join(place, "source")
             _unpack(revision.commit, source)

@@ -8,7 +8,7 @@
     one channel of ours, less all this  -> what a worker takes for a byte: scan and digests
     two channels and more               -> nothing: they are what is predicted
 
-What the roofline leaves open is not guessed: such a series is listed with the reason why it is not simulated.
+Nothing that the roofline does not tell is guessed: such a series is listed with the reason why it is not simulated.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ class Point:
     """Median, seconds."""
     simulated: float
     fitted: bool
-    """Whether the parameters were fitted to this very point: it proves nothing."""
+    """Whether the parameters were fitted to this very point, so that it proves nothing."""
     bottleneck: str
 
     @property
@@ -80,7 +80,7 @@ class Calibration:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class NotSimulated:
-    """A series that could not be."""
+    """A series that could not be simulated."""
 
     series: str
     why: str

@@ -1,6 +1,6 @@
 """The process that a run is measured in: an order on stdin, an answer on stdout.
 
-Run as ``python -m parallel_fixedram.experiments.child``. An error that is expected is an answer, too.
+Run as ``python -m parallel_fixedram.experiments.child``. Expected errors are sent as answers, too.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import Any
 
 def main() -> int:
     """Do as stdin says; returns the exit code."""
-    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # nobody calculates here, and its threads take time to start
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # no linear algebra here, and its threads take time to start
     from parallel_fixedram.core.errors import FixedRamError
     from parallel_fixedram.experiments.process import Order, raised_to_json
 

@@ -1,7 +1,7 @@
 """Compare two run sets, case by case: by what factor a time changed, and how sure that is.
 
-A case is found in the other run set by its id. The two sets were not taken in turn, so a drift of the machine between
-them looks like a change of the program; host facts that differ are named, a host that was merely busier is not seen.
+Cases are matched by their ids. The two sets were not measured in turn, so a drift of the machine between them looks
+like a change of the program. Host facts that differ are listed, but a host that was merely busier goes unnoticed.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from parallel_fixedram.experiments.results import CaseResult, RunSet
 from parallel_fixedram.experiments.statistics import Ratio, Summary, ratio_of_medians, summary
 
 THRESHOLD = 1.05
-"""A case that takes surely more than this factor longer is a regression."""
+"""A case that certainly takes more than this many times as long is a regression."""
 
 _CHANGES_BY_ITSELF = ("free", "available", "used", "load", "mhz", "uptime")
 """Host facts with one of these words in their name differ between any two runs."""
@@ -24,9 +24,9 @@ _OURS = "parallel_fixedram"
 
 
 _OF_A_HOST = ("cpu_model", "cpus", "physical_cpus", "machine", "memory")
-"""Facts that make a host. Not its kernel, disk and load: the same host has another one tomorrow; ``compare`` warns."""
+"""Facts that identify a host. Kernel, disk and load are not among them: they change; ``compare`` warns of that."""
 _SAME_MEMORY = 1 / 32
-"""Share by which memory may differ: each kernel keeps another bit of it for itself."""
+"""Share by which memory may differ: how much a kernel keeps for itself varies."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -117,19 +117,19 @@ def compare(
 
 
 def host_facts_of(host: Mapping[str, Any]) -> dict[str, Any]:
-    """What makes a host, of all facts about it."""
+    """The facts that identify a host, of all facts about it."""
     return {name: host[name] for name in _OF_A_HOST if host.get(name) is not None}
 
 
 def same_host(first: Mapping[str, Any], second: Mapping[str, Any]) -> bool:
-    """Whether facts are of one host, or of two that are alike; what one of them does not tell is no difference."""
+    """Whether facts are of one host, or of two that are alike; facts that one of them lacks make no difference."""
     return not _differences(first, second)
 
 
 def other_host(first: RunSet, second: RunSet) -> list[str]:
-    """What makes the hosts of two run sets different ones, a few words each; empty for the same host, or one like it.
+    """How the hosts of two run sets differ, a few words each; empty for the same host, or one like it.
 
-    What one of them does not tell is no difference.
+    Facts that one of them lacks make no difference.
     """
     a, b = first.host, second.host
     return [f"{name} ({_shown(a[name])} and {_shown(b[name])})" for name in _differences(a, b)]
@@ -149,7 +149,7 @@ def _alike(name: str, first: Any, second: Any) -> bool:
 
 def _compare_case(first: CaseResult, second: CaseResult, metric: Metric, threshold: float) -> CaseComparison | None:
     a, b = seconds(first, metric), seconds(second, metric)
-    if not a or not b or not min(a + b) > 0:  # RAM that stood still already has a pause of 0
+    if not a or not b or not min(a + b) > 0:  # a pause of 0: the guest was already stopped
         return None
     ratio = ratio_of_medians(a, b)
     return CaseComparison(
@@ -163,7 +163,7 @@ def _compare_case(first: CaseResult, second: CaseResult, metric: Metric, thresho
 
 def _warnings(first: RunSet, second: RunSet) -> Iterator[str]:
     if first.scenario.text != second.scenario.text:
-        yield "the scenarios differ: what is compared was perhaps not asked the same way"
+        yield "the scenarios differ, so the two may not have measured the same"
     for name, run_set in (("first", first), ("second", second)):
         if run_set.finished is None:
             yield f"the {name} run set is not finished"

@@ -1,6 +1,6 @@
-"""Is this host fit for measurements now? Each thing that makes times longer, or spread, is looked at, and judged.
+"""Is this host fit for measurements now? Everything that makes times longer or more varied is looked at and judged.
 
-``look`` reads /proc, /sys and the control groups; what it read is judged by functions that do nothing else.
+``look`` reads /proc, /sys and the control groups; other functions only judge what it has read.
 """
 
 from __future__ import annotations
@@ -22,14 +22,14 @@ LOOK_SECONDS = 0.5
 _BUSY, _STOLEN = 0.05, 0.01
 """Shares of processor time from which on others disturb."""
 _UNWRITTEN = 64 << 20
-"""Bytes of others that wait to be written back, from which on the disk is not ours."""
+"""If more bytes of others than this wait to be written back, the disk is not ours alone."""
 _LITTLE = 0.1
-"""Share of memory, or of a file system, below which it is scarce where nobody says how much is needed."""
+"""Share of memory, or of a file system, below which it counts as scarce if it is not known how much is needed."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Needs:
-    """What runs will take at a time, bytes; 0: nobody knows."""
+    """What runs will take at a time, bytes; 0 if that is not known."""
 
     memory: int = 0
     file: int = 0
@@ -69,7 +69,7 @@ def look(folder: str, needs: Needs | None = None, *, root: str = "/") -> list[Fi
 
 
 def noisy(findings: list[Finding]) -> list[Finding]:
-    """Those that a measurement suffers from."""
+    """Those that disturb a measurement."""
     return [each for each in findings if each.verdict in (Verdict.NOISY, Verdict.REFUSED)]
 
 
@@ -82,7 +82,7 @@ def _not_shown(what: str) -> Finding:
 
 
 def governor(governors: list[str]) -> Finding:
-    """What chooses the clock of the processors: one word each."""
+    """What chooses the clock rate of the processors: one word each."""
     what = "governor"
     if not governors:
         return _not_shown(what)
@@ -157,7 +157,7 @@ _LIMITS = ("dirty_ratio", "dirty_bytes", "dirty_background_ratio", "dirty_backgr
 
 
 def dirty_limits(limits: dict[str, int], memory: dict[str, int], needed: int) -> Finding:
-    """From how much unwritten page cache on writers wait: files of /proc/sys/vm, and of /proc/meminfo."""
+    """How much of the page cache may be unwritten before writers wait: files of /proc/sys/vm, and of /proc/meminfo."""
     what = "dirty limits"
     base = memory.get("MemAvailable", 0)  # about what the kernel takes the ratios of (global_dirtyable_memory)
     most = limits["dirty_bytes"] or base * limits["dirty_ratio"] // 100
@@ -170,14 +170,14 @@ def dirty_limits(limits: dict[str, int], memory: dict[str, int], needed: int) ->
 
 
 def unwritten(memory: dict[str, int]) -> Finding:
-    """What others have written and no disk has yet."""
+    """What others have written and is not on a disk yet."""
     size = memory.get("Dirty", 0) + memory.get("Writeback", 0)
     detail = f"{format_size(size)} of files wait to be written"
     return _noisy("unwritten", detail, "sync") if size > _UNWRITTEN else found("unwritten", detail)
 
 
 def free_space(free: int, total: int, needed: int) -> Finding:
-    """Whether files fit, and not only just: bytes of the file system."""
+    """Whether files fit with room to spare: bytes of the file system."""
     what = "free space"
     detail = f"{format_size(free)} of {format_size(total)} free"
     if needed > free:

@@ -1,4 +1,4 @@
-"""What processors and memory of this host have done since it was booted, and what of it between two looks."""
+"""What processors and memory of this host have done since it was booted, and between two looks."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ class Counters:
     passed: int
     idle: int
     stolen: int
-    """What the host of this host gave to others."""
+    """Given to others by the host of this virtual machine."""
     throttled_seconds: float | None
     """How long control groups of this process waited for their quota of processor time; None if that is not told."""
     swapped_pages: int
@@ -47,7 +47,7 @@ def read_counters(root: str = "/") -> Counters:
     """
     with open(f"{root}/proc/stat", encoding="ascii") as file:
         _, *ticks = file.readline().split()
-    # user nice system idle iowait irq softirq steal; what guests had is in user and nice already (proc_stat(5))
+    # user nice system idle iowait irq softirq steal; the time of guests is part of user and nice (proc_stat(5))
     user, nice, system, idle, waiting, irq, soft, stolen = (int(each) for each in ticks[:8])
     return Counters(
         passed=user + nice + system + idle + waiting + irq + soft + stolen,

@@ -1,4 +1,4 @@
-"""Time that passes from event to event, and what is shared in it: work divided among all, places taken in turn."""
+"""Simulated time that passes from event to event, and what jobs share in it: processors, and places taken in turn."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ Action = Callable[[], None]
 
 
 class Clock:
-    """Actions in the order of their time; of equal times, in the order in which they were asked for."""
+    """Actions in the order of their times; at equal times, in the order in which they were asked for."""
 
     def __init__(self) -> None:
         self.now = 0.0
@@ -35,7 +35,7 @@ class Shared:
     def __init__(self, clock: Clock, capacity: float) -> None:
         self._clock, self._capacity = clock, capacity
         self._jobs: list[tuple[float, int, Action]] = []  # the progress at which each is done
-        self._progress = self._updated = 0.0  # what a job that was here since the beginning would have got
+        self._progress = self._updated = 0.0  # work done for a job that has been here from the beginning
         self._count = self._plan = 0
         self.work = 0.0
         """Seconds of work that were asked for."""

@@ -23,7 +23,7 @@ _TIMES = ("total", "last_write", "pause", "lost", "gap", "wall")
 _LATER = ("first_touch", "second_touch")
 """Of times, those whose columns came later, and stand at the end."""
 _LATER_PARAMETERS = ("touch", "image_format", "live")
-_LATER_OF_QEMU = ("domain",)
+_LATER_OF_QEMU = ("hot", "at_random", "domain")
 """The same of parameters."""
 COLUMNS = (
     *("schema", "version", "scenario", "commit", "started", "case", "way"),

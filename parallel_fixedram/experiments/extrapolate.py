@@ -1,4 +1,4 @@
-"""A save of a size, with channels and devices that nobody has at hand: simulated, never measured."""
+"""A save of a size, and with channels and devices, that are not at hand: simulated, never measured."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ class Target:
     ram: int
     """Bytes, all of them data."""
     channels: int
-    """Up to so many; the curve has the powers of two below."""
+    """The most; the curve also has all powers of two below."""
     direct: bool
     device: Device
     """With the number of devices that is asked about."""
@@ -47,7 +47,7 @@ class Extrapolated:
     channels: int
     simulated: Simulated
     share: float
-    """What part of the save was simulated call by call; the rest is taken to be like it."""
+    """Which part of the save was simulated call by call; the rest is assumed to be like it."""
 
     def to_json(self) -> dict[str, Any]:
         """As a JSON object."""

@@ -6,8 +6,8 @@
     tmpfs     mounted on a new folder in it; without root a new folder in /dev/shm
     xfs, ext4 mkfs in a sparse file in it, mounted through a loop device
 
-What is mounted is unmounted, and what was made is removed, when the block is left, also by a signal; if this process
-is killed, a guardian does it.
+When the block is left, also by a signal, everything is unmounted and removed again; if this process is killed, a
+guardian does it.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ _MKFS = {"xfs": ("mkfs.xfs", "-q", "-f"), "ext4": ("mkfs.ext4", "-q", "-F", "-E"
 
 
 def why_missing(kind: str) -> str | None:
-    """Why there can be no such file system here, as far as that is known without trying; None if nothing is."""
+    """Why there can be no such file system here, as far as that is known without trying; None if nothing is known."""
     try:
         if kind in _MKFS:
             tools.need_root(f"mounting {kind}")
@@ -55,7 +55,7 @@ def file_system(kind: str, folder: str, room: int) -> Iterator[str]:
     Args:
         kind: ``folder``, ``tmpfs``, ``xfs`` or ``ext4``.
         folder: where it, or the file behind it, is made.
-        room: bytes that have to fit.
+        room: how many bytes have to fit.
 
     Raises:
         tools.Missing: there can be none here.
@@ -87,7 +87,7 @@ def takes_direct_io(folder: str) -> bool:
 
 
 def _new_folder(stack: contextlib.ExitStack, parent: str) -> str:
-    """An empty folder in a temporary one, whose mark it has not."""
+    """An empty folder in a temporary one, which also has a mark in it."""
     with signals.held():
         folder = os.path.join(stack.enter_context(temporary_folder(parent)), "files")
     try:
@@ -142,7 +142,7 @@ def _mount(stack: contextlib.ExitStack, what: list[str], point: str) -> str:
 
 
 def _unmount(point: str, *, lazily: bool) -> Callable[[], None]:
-    """What unmounts it; lazily where somebody may have a file open, and then it also removes what was made."""
+    """What unmounts it; ``lazily`` where somebody may have a file open, and then it also removes what was made."""
     umount = tools.find("umount")
 
     def act() -> None:

@@ -1,4 +1,4 @@
-"""Parameters of the simulation, from one channel of ours and from what fio and a scan did on the same host."""
+"""Parameters of the simulation, from a save with one channel and from runs of fio and a scan on the same host."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from parallel_fixedram.experiments.statistics import median
 
 
 class Fit:
-    """What the parameters of device and host must have been.
+    """Finds out the parameters of device and host.
 
     Args:
         run_set: with the roofline.
         one: the case of ours with one channel.
         metric: the time that is simulated.
         direct: whether its pages bypassed the page cache.
-        notes: gets a sentence about everything that was assumed or does not fit.
+        notes: a sentence about everything that was assumed or does not fit is added here.
     """
 
     def __init__(self, run_set: RunSet, one: CaseResult, metric: Metric, direct: bool, notes: list[str]) -> None:
@@ -73,7 +73,7 @@ class Fit:
         return 0.0
 
     def _peers(self) -> Iterator[CaseResult]:
-        """The fio cases that went the same way to the same place."""
+        """The fio cases that wrote in the same way to the same place."""
         for case in self._run_set.cases:
             parameters = case.parameters
             same = parameters.get("file_system") == self._one.parameters.get("file_system")
@@ -94,7 +94,7 @@ class Fit:
         return median(self._times(case)) / self._bytes(case)
 
     def _scan(self, fitted: float) -> float:
-        """What a worker takes for a byte: what is left of one channel's time, but not less than the scan alone."""
+        """What a byte takes a worker: what is left of one channel's time, but not less than the scan alone."""
         least = 0.0
         for case in self._run_set.cases:
             if case.parameters.get("way") == "scan" and (times := seconds(case, Metric.TOTAL)):

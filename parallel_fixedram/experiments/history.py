@@ -28,7 +28,7 @@ class Entry:
     started: str
     """ISO 8601, with offset."""
     host: Mapping[str, Any]
-    """What makes it the host that it is; see compare.py."""
+    """The facts that identify it; see compare.py."""
     seconds: Mapping[str, tuple[float, ...]]
     """All samples, by the name of the time."""
 
@@ -72,7 +72,7 @@ def load(path: str) -> list[Entry]:
 
     Raises:
         HostError: it cannot be read.
-        FormatError: a line is no entry; says which.
+        FormatError: a line is not an entry; says which.
     """
     try:
         with open(path, encoding="utf-8") as file:
@@ -80,7 +80,7 @@ def load(path: str) -> list[Entry]:
     except FileNotFoundError:
         return []
     except UnicodeDecodeError as error:
-        raise FormatError(f"{path!r} is no history: it is not even text") from error
+        raise FormatError(f"{path!r} is not a history: it is not even text") from error
     except OSError as error:
         raise HostError.from_os(f"cannot read {path!r}", error) from error
 
@@ -89,11 +89,11 @@ def _entry(line: str, where: str) -> Entry:
     try:
         data = json.loads(line)
         if not isinstance(data, dict):
-            raise FormatError("it is no object")
+            raise FormatError("it is not an object")
         check(data, "history")
         return from_plain(Entry, data)
     except (ValueError, RecursionError, FormatError) as error:
-        raise FormatError(f"{where}: no entry of a history: {error}") from error
+        raise FormatError(f"{where}: not an entry of a history: {error}") from error
 
 
 def append(path: str, run_sets: Sequence[RunSet]) -> tuple[list[Entry], int]:
@@ -104,7 +104,7 @@ def append(path: str, run_sets: Sequence[RunSet]) -> tuple[list[Entry], int]:
 
     Raises:
         HostError: the file cannot be read or written.
-        FormatError: it is no history; nothing is added.
+        FormatError: it is not a history; nothing is added.
     """
     known = load(path)
     there = {_key(entry) for entry in known}

@@ -1,4 +1,4 @@
-"""A run set that is stored after every change, so that whatever ends the runs, what was measured is there."""
+"""A run set that is stored after every change, so that nothing measured is lost, whatever ends the runs."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ class Kept:
         self.store()
 
     def sat(self, use: Use) -> None:
-        """The last sitting is over."""
+        """The last sitting has ended."""
         *before, last = self._run_set.sittings
         last = replace(
             last, stolen=use.stolen, throttled_seconds=use.throttled_seconds, swapped_pages=use.swapped_pages
@@ -67,7 +67,7 @@ class Kept:
         self.store()
 
     def drop(self, cases: Sequence[Case], why: str) -> None:
-        """These cannot be run here; what they measured before stays."""
+        """These cannot be run here; what was measured of them before stays."""
         gone = {case.id for case in cases if self.has(case) and not self.case(case).samples}
         self._run_set = replace(
             self._run_set,
@@ -77,7 +77,7 @@ class Kept:
         self.store()
 
     def finished(self, when: str) -> RunSet:
-        """Nothing is missing any more; returns all of it."""
+        """Nothing is missing now; returns all of it."""
         self._run_set = replace(self._run_set, finished=when)
         self.store()
         return self._run_set

@@ -1,4 +1,4 @@
-"""How far what is ours is from what cannot be faster, measured in the same rounds.
+"""How far our times are from the least that is possible, both measured in the same rounds.
 
 ::
 
@@ -29,9 +29,9 @@ class Limited:
     seconds: float
     """Median of ours."""
     limit_seconds: float
-    """Median of the limit, as it is for as many workers."""
+    """Median of the limit, for the same number of workers."""
     ratio: Ratio
-    """Ours by the limit, of the same rounds."""
+    """Ours divided by the limit, of the same rounds."""
 
 
 def limits(run_set: RunSet) -> list[Limited]:
@@ -78,7 +78,7 @@ def _pause(sample: Sample) -> float | None:
 def _limited(
     phase: str, case: CaseResult, ours: Value, others: Sequence[CaseResult], theirs: Value
 ) -> Iterator[Limited]:
-    """The phase against the fastest of the others; nothing where one of both is not told."""
+    """The phase against the fastest of the others; nothing if either is not known."""
     mine = _by_round(case, ours)
     told = [(each, found) for each in others if (found := _by_round(each, theirs))]
     if not mine or not told:

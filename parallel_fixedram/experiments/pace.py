@@ -1,7 +1,7 @@
-"""Pace: how long things take that a scenario does, guessed at first, and better with each one that was done.
+"""Pace: how long the steps of a scenario take: guessed at first, and better with each one that is done.
 
-A guess knows what there is to do: processes, bytes, file systems. How fast this host is, the factor between guess and
-time taken tells, kept for each kind of thing, here and for the next command (``host/user_cache.py``).
+A guess is made from what there is to do: processes, bytes, file systems. How fast this host is shows in the factor
+between guess and time taken. It is kept for each kind of step, also for later commands (``host/user_cache.py``).
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from parallel_fixedram.host import user_cache
 
 _KEPT_AS = "bench.json"
 _FADES = 0.9
-"""What a thing done weighs next to the one of its kind that comes after it."""
+"""How much a step weighs compared with the next one of its kind."""
 
 _WRITTEN_PER_SECOND = 500 * MIB
 _READ_PER_SECOND = 1500 * MIB
@@ -35,10 +35,10 @@ _WAY_SECONDS = {"ours": 1.0, "scan": 0.7, "copy": 0.7, "clone": 1.5, "restore": 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Guess:
-    """Something to be done."""
+    """A step that is to be done."""
 
     kind: str
-    """Things of one kind are guessed wrong by the same factor."""
+    """The guesses of one kind are wrong by the same factor."""
     seconds: float
 
 
@@ -73,7 +73,7 @@ def of_run(case: Case) -> Guess:
 
 
 def of_all(plan: Plan, scenario: Scenario) -> Iterator[Guess]:
-    """Everything that a scenario comes to on this host."""
+    """All steps of a scenario on this host."""
     each = len(list(rounds(scenario)))
     for group in plan.groups:
         yield of_group(group)
@@ -93,7 +93,7 @@ def _boot_seconds(case: Case) -> float:
 
 
 class Pace:
-    """What was guessed and what was taken, by kind.
+    """Seconds guessed and seconds taken, by kind.
 
     Args:
         sums: seconds guessed and taken of each kind.
@@ -104,7 +104,7 @@ class Pace:
 
     @classmethod
     def kept(cls) -> Self:
-        """As it was kept last; fresh where nothing usable was."""
+        """As it was last kept; empty if nothing usable was."""
         return cls({kind: (pair[0], pair[1]) for kind, pair in user_cache.read(_KEPT_AS).items() if _is_pair(pair)})
 
     def keep(self) -> None:

@@ -40,6 +40,10 @@ class QemuSpec:
     """``memfd``: shared memory; ``private``: a plain ``-m``."""
     dirty_rate: int = 0
     """Bytes rewritten per second once it is full; 0: it sleeps."""
+    hot: int = 0
+    """Of what bytes, from 1 MiB on; 0: of all that it has filled."""
+    at_random: bool = False
+    """Whether it rewrites pages in no order, instead of going round."""
     fresh: bool = False
     """Whether every run has a guest of its own that has just booted, so that what is measured is its first save."""
     watched: bool = False
@@ -49,8 +53,9 @@ class QemuSpec:
 
     def __str__(self) -> str:
         rate = f",dirty_rate={self.dirty_rate >> 20}MiB" if self.dirty_rate else ""
-        words = "".join(f",{name}" for name in ("fresh", "watched", "domain") if getattr(self, name))
-        return f"size={self.size >> 20}MiB,data={self.data:g},ram={self.ram}{rate}{words}"
+        hot = f",hot={self.hot >> 20}MiB" if self.hot else ""
+        words = "".join(f",{name}" for name in ("at_random", "fresh", "watched", "domain") if getattr(self, name))
+        return f"size={self.size >> 20}MiB,data={self.data:g},ram={self.ram}{rate}{hot}{words}"
 
     @property
     def data_bytes(self) -> int:
@@ -179,6 +184,8 @@ QEMU_PARAMETERS: Mapping[str, Check] = {
     "data": _share,
     "ram": one_of("memfd", "private"),
     "dirty_rate": _size,
+    "hot": _size,
+    "at_random": _yes_or_no,
     "fresh": _yes_or_no,
     "watched": _yes_or_no,
     "domain": _yes_or_no,

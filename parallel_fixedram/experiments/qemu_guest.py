@@ -36,7 +36,7 @@ SHARED_BLOCK = "m"
 
 _BOOT_SECONDS = 30.0
 _FILL_RATE = 20 << 20
-"""Bytes a second that the slowest host worth a thought fills."""
+"""Bytes a second that a guest fills on the slowest host we care about."""
 _MEMFD = "/memfd:memory-backend-memfd"
 
 
@@ -45,7 +45,7 @@ class QemuGuest:
 
     Args:
         spec: its RAM.
-        seed: of what it fills it with.
+        seed: of the data that it fills its RAM with.
         incoming: wait for a migration instead of booting.
 
     Attributes:
@@ -80,7 +80,7 @@ class QemuGuest:
 
     @property
     def stands_still(self) -> bool:
-        """Whether no page changes any more although it runs: it sleeps, and nothing will wake it."""
+        """Whether no page changes although the guest runs: it sleeps, and nothing will wake it."""
         return not self.spec.dirty_rate
 
     @property
@@ -114,7 +114,12 @@ class QemuGuest:
         with open(self._image, "wb") as file:
             file.write(
                 boot_sector.fill_image(
-                    size=self.spec.size, share=self.spec.data, dirty_rate=self.spec.dirty_rate, seed=self._seed
+                    size=self.spec.size,
+                    share=self.spec.data,
+                    dirty_rate=self.spec.dirty_rate,
+                    hot=self.spec.hot or None,
+                    at_random=self.spec.at_random,
+                    seed=self._seed,
                 )
             )
         self.qmp = os.path.join(place, "second")
@@ -142,7 +147,7 @@ class QemuGuest:
             raise MachineError(launch.explanation() or error.message) from error
 
     def command(self, *more: str) -> list[str]:
-        """A command line that a file of this guest can be started with while this one lives, and what else it needs."""
+        """A command line for a file of this guest, which works while this guest lives; ``more`` is appended."""
         return [tools.find_qemu(), *self._arguments("null,id=serial"), *more]
 
     def _arguments(self, serial: str) -> list[str]:

@@ -1,4 +1,4 @@
-"""Rounds of a group: which are left, how long they take, and when there are enough of them."""
+"""Rounds of a group: which are left, how long they will take, and when there are enough."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from parallel_fixedram.experiments.stopping import Budget, parse_budget, parse_u
 
 
 class Rounds:
-    """What is to be run, asked while it is.
+    """Decides, while runs are made, what is to be run next.
 
     Args:
         scenario: what is measured.
@@ -44,7 +44,7 @@ class Rounds:
         return bool(self._runs_of(group)) or self._wants_more(group)
 
     def due(self, group: Group) -> Iterator[tuple[int | None, Case]]:
-        """One run after the other: the planned rounds, more of them if they are wanted, and what is watched."""
+        """One run after the other: the planned rounds, further ones if wanted, and the watched runs."""
         self._budget = Budget(self._share_of(group))
         runs = self._runs_of(group)
         planned = [(number, case) for number, case in runs if number is not None]
@@ -81,7 +81,7 @@ class Rounds:
         return bool(found) and wants_more(self._until, self._scenario.repeats, found, self._next_number(group))
 
     def _share_of(self, group: Group) -> float | None:
-        """Seconds that the rounds of a group may take: as much of what is left as it takes by estimate."""
+        """Seconds that the rounds of a group may take: its estimated share of the time that is left."""
         if self._ends is None:
             return None
         left = [each for each in self._plan.groups if self._runs_of(each) or each is group]

@@ -90,7 +90,7 @@ def commit() -> str | None:
         ).stdout.strip()
 
     try:
-        git("ls-files", "--error-unmatch", "__init__.py")  # a copy may lie inside somebody else's checkout
+        git("ls-files", "--error-unmatch", "__init__.py")  # an installed copy may be inside another checkout
         return git("rev-parse", "HEAD") + ("+" if git("status", "--porcelain", "--", ".") else "")
     except (OSError, subprocess.SubprocessError):
         return None

@@ -11,8 +11,8 @@
             store
         for each case of ours: one more run that is watched
 
-A guest of its own is booted before each run instead, which is not timed. Stored samples are never taken again: a run
-set that was interrupted goes on where it stopped, its warm-up repeated.
+A case with a guest of its own has it booted before each run instead, which is not timed. Stored samples are never
+measured again: an interrupted run set continues where it stopped, after another warm-up.
 """
 
 from __future__ import annotations
@@ -61,20 +61,20 @@ def run_scenario(
         folder: where the files that are measured go; nothing is left there.
         output: where the results go.
         resume: go on with the results that ``output`` holds already.
-        overwrite: forget them instead.
-        conditions: what was found of the host; stored with the results.
-        progress: is told of every run.
+        overwrite: discard them instead.
+        conditions: findings about the host; stored with the results.
+        progress: told of every run.
 
     Returns:
         What ``output`` holds at the end.
 
     Raises:
-        RequestError: ``output`` exists, or is of another scenario.
-        FixedRamError: a run failed, or a file was wrong; what was measured until then is stored.
+        RequestError: ``output`` exists, or belongs to another scenario.
+        FixedRamError: a run failed, or a file was wrong; what was measured before is stored.
     """
     check_output(scenario, output, resume=resume, overwrite=overwrite)
     if not os.path.isdir(folder):
-        raise RequestError(f"{folder!r} is no folder")
+        raise RequestError(f"{folder!r} is not a folder")
     plan = planning.make_plan(scenario.cases)
     run_set = results.load(output) if resume and os.path.exists(output) else run_facts.empty(scenario, folder)
     run_set = _fitted(run_set, scenario, plan)
@@ -88,7 +88,7 @@ def check_output(scenario: Scenario, output: str, *, resume: bool, overwrite: bo
 
     Raises:
         RequestError: ``output`` exists, or is of another scenario.
-        FormatError: it is to be gone on with, and holds no results.
+        FormatError: it is to be continued, and holds no results.
     """
     if resume and overwrite:
         raise RequestError("either resume or overwrite, not both")
@@ -101,7 +101,7 @@ def check_output(scenario: Scenario, output: str, *, resume: bool, overwrite: bo
 
 
 def _fitted(run_set: RunSet, scenario: Scenario, plan: Plan) -> RunSet:
-    """With a place for each case that can be run, what was measured kept."""
+    """With a place for each case that can be run; what was measured is kept."""
     known = {each.id: each for each in run_set.cases}
     return replace(
         run_set,
@@ -113,7 +113,7 @@ def _fitted(run_set: RunSet, scenario: Scenario, plan: Plan) -> RunSet:
 
 
 class _Runner:
-    """One carrying out of a scenario."""
+    """Carries out one scenario."""
 
     def __init__(
         self, scenario: Scenario, plan: Plan, run_set: RunSet, folder: str, output: str, progress: Progress | None
@@ -128,7 +128,7 @@ class _Runner:
         self._done = 0
 
     def run(self) -> RunSet:
-        """Everything that is not there yet."""
+        """Measure everything that is not there yet."""
         self._kept.store()
         began = read_counters()
         try:
@@ -199,13 +199,13 @@ class _Runner:
         self._kept.watched(run.case, instrumented)
 
     def _drop_direct(self, group: Group, folder: str) -> None:
-        """Find out what cannot be known before there is a file system: whether it can be written past the cache."""
+        """Drop cases that need direct I/O if the file system, which is there only now, refuses it."""
         wanting = tuple(case for case in group.cases if case.direct_io == "on" or case.way == "qemu-multifd-direct")
         if wanting and not file_systems.takes_direct_io(folder):
             self._drop(wanting, f"the file system ({group.file_system}) refuses direct I/O")
 
     def _drop(self, cases: tuple[Case, ...], why: str) -> None:
-        """These cannot be run here; what they measured before stays."""
+        """These cannot be run here; what was measured of them before stays."""
         before = self._rounds.left()
         self._kept.drop(cases, why)
         self._rounds.total -= before - self._rounds.left()

@@ -20,7 +20,7 @@ Overrides = Mapping[str, Sequence[Any]]
 
 
 def parse_overrides(texts: Sequence[str]) -> dict[str, list[Any]]:
-    """What texts such as ``channels=1,2,8`` say; a guest has commas of its own, so its values are given one by one.
+    """Parse texts such as ``channels=1,2,8``. A guest contains commas, so its values are given one by one.
 
     Raises:
         RequestError: there is no such parameter, or no value.
@@ -30,7 +30,7 @@ def parse_overrides(texts: Sequence[str]) -> dict[str, list[Any]]:
     for text in texts:
         name, equals, values = text.partition("=")
         if name not in known:
-            raise RequestError(f"-L {text}: {name!r} is no parameter, expected NAME=VALUE,... of {', '.join(known)}")
+            raise RequestError(f"-L {text}: {name!r} is not a parameter, expected NAME=VALUE,... of {', '.join(known)}")
         parts = [values] if name == "guest" else values.split(",")
         if not equals or not all(parts):
             raise RequestError(f"-L {text}: a value is missing, expected {name}=VALUE,...")
@@ -39,7 +39,7 @@ def parse_overrides(texts: Sequence[str]) -> dict[str, list[Any]]:
 
 
 def _value(text: str) -> Any:
-    """A number or a truth value where TOML has one, else the text itself."""
+    """A number or a boolean if TOML reads it as one, else the text itself."""
     try:
         value = tomllib.loads(f"value = {text}")["value"]
     except ValueError:
@@ -48,10 +48,10 @@ def _value(text: str) -> Any:
 
 
 def with_overrides(scenario: Scenario, overrides: Overrides) -> Scenario:
-    """The scenario in which every case that knows a parameter has these values of it.
+    """The scenario with these values of a parameter in every case that has it.
 
     Raises:
-        RequestError: no case knows it, or a value is wrong.
+        RequestError: no case has it, or a value is wrong.
     """
     if not overrides:
         return scenario

@@ -17,7 +17,7 @@ from parallel_fixedram.core.shards import Shard, plan_shards
 from parallel_fixedram.engine.pages.window import merge_runs
 
 PART_PAGES = 1 << 16
-"""Of a large guest only this much a channel (256 MiB, 16 shards) is simulated, as a sample of all of it."""
+"""Only this much per channel of a large guest (256 MiB, 16 shards) is simulated, as a sample of all of it."""
 MIN_PART_PAGES = 1 << 21
 MAX_RUNS = 1 << 15
 """The same for a guest whose data is in many short runs."""
@@ -101,7 +101,7 @@ def random_pages(pages: int, count: int, seed: int) -> PageBitmap:
 def large_guest(pages: int, dirty: float, *, channels: int, max_gap_pages: int, window_pages: int) -> Workload:
     """The writes for a guest of any size, whose pages are all data and partly dirty, at random.
 
-    Where there are too many, those for the first part of it, which is like the rest.
+    If there are too many, those for the first part of it, which is like the rest.
 
     Args:
         pages: of RAM, at least 1.

@@ -1,4 +1,4 @@
-"""A save on a machine that is not there: workers, processors, a lock and devices, event by event.
+"""A save on an imagined machine: workers, processors, a lock and devices, event by event.
 
 Every worker takes a shard when it is free and goes through its calls one after the other::
 
@@ -10,7 +10,7 @@ Every worker takes a shard when it is free and goes through its calls one after 
                                        requests in the queue overlap, but for their bytes, which take turns
                              digest    a processor
 
-What is not in it: memory bandwidth, the page cache's limits, the file system's own writes, and whatever makes a real
+Not simulated: memory bandwidth, the page cache's limits, the file system's own writes, and whatever makes a real
 device slower the second time. Nothing is random: the same arguments give the same result.
 """
 

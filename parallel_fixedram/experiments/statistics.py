@@ -52,7 +52,7 @@ class Summary:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Ratio:
-    """By what factor the median of one list is that of another, times in both."""
+    """By what factor the medians of two lists of times differ."""
 
     value: float
     """Above 1: the second list's times are longer."""
@@ -65,7 +65,7 @@ class Ratio:
 
     @property
     def verdict(self) -> Verdict:
-        """What the second list is against the first, as far as the interval tells."""
+        """Whether the second list is slower or faster than the first, as far as the interval tells."""
         if self.low is not None and self.low > 1:
             return Verdict.SLOWER
         if self.high is not None and self.high < 1:
@@ -144,7 +144,7 @@ def ratio_of_medians(first: Sequence[float], second: Sequence[float], *, confide
 
 
 def paired_ratio(first: Sequence[float], second: Sequence[float], *, confidence: float = CONFIDENCE) -> Ratio:
-    """Median of the ratios ``second[i] / first[i]``, for samples taken in turn: what drifts hits both of a pair.
+    """Median of the ratios ``second[i] / first[i]``, for samples taken in turn: a drift affects both of a pair.
 
     Args:
         first: positive numbers.

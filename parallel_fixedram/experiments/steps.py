@@ -1,9 +1,9 @@
 """Steps in a series: where its level changed, by Pettitt's test (Applied Statistics 28, 1979), again on both sides.
 
-The test asks whether the values before a place tend to be smaller or larger than those behind it, by ranks alone, so a
-single value far off is no step. How likely so clear a place is without a step is found out by shuffling the values.
-Fewer than ten values cannot show a step that surely, and neither can the last few: two results side by side are for
-``compare``.
+The test asks whether the values before a place tend to be smaller or larger than those behind it. It looks only at
+ranks, so a single outlier is not a step. How likely so clear a place is without a step is found by shuffling the
+values. Fewer than ten values cannot show a step with that certainty, nor can the last few: use ``compare`` for two
+results.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""When a case has samples enough: after so many rounds, when its median is known well enough, or when time is up.
+"""When a case has enough samples: after some number of rounds, when its median is precise enough, or when time is up.
 
 ::
 
@@ -6,8 +6,8 @@
     until = "interval of pause < 10 %"    precise, for ``MOST_ROUNDS`` times as many rounds at most
     budget = "10 min"                     no round begins that would end later; one is always made
 
-An interval is that of the median, 95 % (``statistics.median_interval``), against the median. To look again and again
-and stop when it is narrow makes it a little too narrow: it says that there is enough, and is no proof.
+An interval is that of the median, 95 % (``statistics.median_interval``), relative to the median. Looking again and
+again and stopping when it is narrow makes it a little too narrow: good enough to stop by, but not a proof.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from parallel_fixedram.experiments.results import CaseResult
 from parallel_fixedram.experiments.statistics import median, median_interval
 
 MOST_ROUNDS = 10
-"""Times the scenario's repeats, after which even a case that is not precise is left as it is."""
+"""Times the scenario's repeats: then even a case that is not precise gets no further rounds."""
 _UNTIL = re.compile(r"interval(?: of (?P<metric>\w+))? ?< ?(?P<percent>\d+(?:\.\d+)?) ?%")
 _BUDGET = re.compile(r"(?P<count>\d+(?:\.\d+)?) ?(?P<unit>s|min|h)")
 _UNITS = {"s": 1, "min": 60, "h": 3600}
@@ -52,7 +52,7 @@ def parse_until(value: Any) -> Until:
     """What a text such as ``interval of pause < 5 %`` says.
 
     Raises:
-        RequestError: it is none.
+        RequestError: it is not one.
     """
     match = _UNTIL.fullmatch(value.strip()) if isinstance(value, str) else None
     metric = (match["metric"] or Metric.TOTAL) if match else ""
@@ -65,7 +65,7 @@ def parse_budget(value: Any) -> float:
     """Seconds that a text such as ``10 min`` says.
 
     Raises:
-        RequestError: it is none.
+        RequestError: it is not one.
     """
     match = _BUDGET.fullmatch(value.strip()) if isinstance(value, str) else None
     seconds_ = float(match["count"]) * _UNITS[match["unit"]] if match else 0.0

@@ -1,4 +1,4 @@
-"""What experiments need besides Python: programs and rights; and what is missing, with why."""
+"""What experiments need besides Python: programs and rights; and which of it is missing, and why."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ _SECONDS = 10.0
 
 
 class Missing(FixedRamError):
-    """What a case needs is not here; the message says what, and what to install or allow."""
+    """Something that a case needs is missing; the message says what, and what to install or allow."""
 
     exit_code = 2
 
@@ -37,7 +37,7 @@ def find(name: str) -> str:
     Raises:
         Missing: it is not installed.
     """
-    # mkfs and its like are where only root's PATH looks, on some systems
+    # on some systems mkfs and its like are in folders that only root's PATH has
     path = os.environ.get("PATH", os.defpath)
     found = shutil.which(name, path=f"{path}:/usr/sbin:/sbin" if path else "")
     if found is None:

@@ -1,4 +1,4 @@
-"""Device sections: what of a stream is not RAM. Their bodies are opaque, and carry no length."""
+"""Device sections: the part of a stream that is not RAM. Their bodies are opaque and carry no length."""
 
 from __future__ import annotations
 
@@ -11,20 +11,21 @@ from parallel_fixedram.format import mapped_ram, stream
 from parallel_fixedram.format.stream import Cursor
 
 RAM_SECTION_ID = 0x52414D00
-"""Id of the ram section in our files, ``RAM\\0``: QEMU's registration numbers, several a processor, stay far below it.
-It announces the trailer just as well, of a file that is cut off even before the VM description."""
+"""Id of the ram section in our files, ``RAM\\0``. QEMU's own, numbered from 0, a few per processor, stay far below it.
+It announces the trailer as well, even in a file that is cut off before the VM description."""
 
 VMGENID, FW_CFG = "vmgenid", "fw_cfg"
-"""Names of the sections of these devices: a machine has one if its file has such a section (hw/acpi/vmgenid.c,
+"""Section names of these two devices. A machine has the device if its file has the section (hw/acpi/vmgenid.c,
 hw/nvram/fw_cfg.c)."""
 
 MAX_DEVICES = 1 << 15
-"""Most device sections that are read; QEMU writes three a processor and a few dozen more."""
+"""Most device sections that we read. QEMU writes three per processor and a few dozen more."""
 
 _LONGEST_HEAD = 1 + 4 + 1 + 255 + 4 + 4
 _FOOTER_BYTES = 5
 _DEVICE_FOOTER = re.compile(rb"\x7e(?=(.{4})(?:\x04|\Z))", re.DOTALL)
-"""A footer that the end or a FULL section follows, its id as group 1; found also where two overlap."""
+"""A footer that is followed by a FULL section or the end of the data; group 1 is its id. It is a lookahead, so that
+overlapping matches are found too."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -55,16 +56,16 @@ class DeviceSection:
 
 
 def names_of(sections: Iterable[DeviceSection]) -> frozenset[str]:
-    """What sections there are."""
+    """The names of some sections."""
     return frozenset(section.name for section in sections)
 
 
 def read_device_sections(data: bytes) -> tuple[DeviceSection, ...]:
-    """Tell apart the device sections in ``data``, which holds whole FULL sections and nothing else.
+    """Split ``data``, which holds whole FULL sections and nothing else, into its device sections.
 
-    Nobody says how long they are, and a guest may have put anything into a body, also what looks like the end of the
-    section. But all of ``data`` has to be used up: of the footers after which the rest can be divided to its last
-    byte, the last one ends a section, so none inside it does. The work grows with the length.
+    Sections carry no length, and a guest may have put anything into a body, even bytes that look like a footer. But
+    the sections have to add up to ``data`` exactly. So a footer is a candidate only if everything after it splits into
+    sections, and a section ends at the last candidate with its id. The work is linear in the length.
 
     Returns:
         The sections, their offsets counted from the start of ``data``.
@@ -89,7 +90,7 @@ def read_device_sections(data: bytes) -> tuple[DeviceSection, ...]:
 
 
 def _device_section(data: bytes, at: int, ends: Mapping[int, int]) -> DeviceSection | None:
-    """The FULL section that begins at ``at`` if it ends where ``ends`` says of its id; otherwise None."""
+    """The FULL section that begins at ``at`` and ends where ``ends`` has its id end; None if there is none."""
     head = data[at : at + _LONGEST_HEAD]
     cursor = Cursor(lambda offset, length: head[offset : offset + length], len(head))
     try:

@@ -1,11 +1,11 @@
-"""The section ``globalstate``: what a guest was doing when it was saved, and will be doing once it is loaded.
+"""The section ``globalstate``: the guest's run state when it was saved, which it has again once it is loaded.
 
 ::
 
     body := size:be32  runstate[32]  has_vm_was_suspended:u8  vm_was_suspended:u8  unused[66]
 
-``size`` counts the name of the run state and one zero; QEMU before 8.2 has 100 bytes for the name, which come to the
-same. Source: QEMU migration/global_state.c.
+``size`` is the length of the run state's name plus one for its NUL. Before 8.2 QEMU declared 100 bytes for the name and
+no other fields, which is the same layout. Source: QEMU migration/global_state.c.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ _LOADABLE = frozenset(
         *("guest-panicked", "internal-error", "io-error", "watchdog"),
     )
 )
-"""Run states that a QEMU which has loaded a guest may take up: others end it (runstate_transitions_def,
+"""Run states that QEMU can enter after loading a guest; any other makes it abort (runstate_transitions_def,
 system/runstate.c)."""
 
 _VERSION = 1
@@ -36,18 +36,18 @@ _FOOTER_BYTES = len(stream.pack_footer(0))
 def with_run_state(sections: bytes, state: str) -> bytes:
     """Device sections as QEMU's own migration would write them for a guest in a run state.
 
-    ``xen-save-devices-state`` says that the guest runs, whatever it does (qmp_xen_save_devices_state()).
+    ``xen-save-devices-state`` always records that the guest is running (qmp_xen_save_devices_state()).
 
     Args:
         sections: what that command writes, without head and end mark.
-        state: the run state before somebody stopped the guest to save it, by its QMP name. What QEMU cannot load, such
+        state: QMP name of the run state from before the guest was stopped to be saved. One that QEMU cannot load, such
             as ``debug``, becomes ``paused``.
 
     Raises:
-        FormatError: they are not whole device sections.
+        FormatError: ``sections`` is not a sequence of whole device sections.
     """
     if state == RUNNING:
-        return sections  # nothing is read: this guest waits
+        return sections  # correct already, and the guest stands still meanwhile: do not parse it
     runstate = _pack(state if state in _LOADABLE else "paused")
     found = read_device_sections(sections)
     for section in found:

@@ -9,8 +9,8 @@
                | ...
                | EOS, footer | ram END | device sections | EOF | VM description | zeros | trailer
 
-A pure function of machine name and blocks, known before the first page is read: whoever knows block and page knows the
-place of the page, and needs to ask nobody.
+The layout is a pure function of machine name and blocks, known before the first page is read. Given block and page
+number, anybody can work out the page's place without asking.
 """
 
 from __future__ import annotations
@@ -31,17 +31,17 @@ from parallel_fixedram.format.migration_file import TRAILER_KEY
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FileLayout:
-    """Where the stream's parts lie; offsets are absolute in the file, in bytes."""
+    """Where the parts of the stream are; offsets are absolute file offsets in bytes."""
 
     base: int
     """Where the stream starts."""
     head: bytes
-    """What a container has in front of the stream, ``base`` bytes; empty where whatever is there stays."""
+    """The container's ``base`` bytes in front of the stream; empty if whatever is there stays."""
     machine: str
     target: str
     """Architecture of the guest; empty where there is none."""
     page_bits: int | None
-    """What the configuration section records of the target's pages."""
+    """Target page bits for the configuration section; None if it has none."""
     blocks: tuple[SavedBlock, ...]
     """The blocks with their places, in the order given."""
     ram_end: int
@@ -63,16 +63,16 @@ class FileLayout:
 
         Args:
             machine: name for the configuration section.
-            blocks: in the order in which the file shall list them.
+            blocks: in the order in which the file lists them.
             base: where the stream starts; any offset.
-            head: what a container has in front of the stream, which then starts at its end.
-            target: architecture of the guest, which the VM description of the file says.
-            page_bits: for the configuration section; None where QEMU writes none.
-            alignment: page arrays start at multiples of this many bytes, at least a page.
+            head: the container's bytes in front of the stream, which starts where they end.
+            target: architecture of the guest, for the VM description.
+            page_bits: for the configuration section; None if QEMU writes none for this target.
+            alignment: page arrays start at multiples of this many bytes; at least one page.
 
         Raises:
-            RequestError: no blocks, two of one name, or more than fits a file; a machine name or page size that
-                cannot stand in one; a container, and yet another place for the stream.
+            RequestError: there are no blocks, two have the same name, or they do not fit in a file; the machine name
+                or a page size cannot be stored; both ``head`` and ``base`` are given.
         """
         if head and base:
             raise RequestError(f"the stream cannot start at {base:#x}: the image has {len(head):#x} bytes before it")
@@ -87,7 +87,7 @@ class FileLayout:
             saved.append(SavedBlock(block=block, header=header, record_offset=position))
             position = pages_offset + block.used_length
         if position > MAX_SIZE // 2:
-            raise RequestError(f"{position} bytes of RAM do not fit a file")
+            raise RequestError(f"{position} bytes of RAM do not fit in a file")
         return cls(
             base=base,
             head=head,
@@ -99,7 +99,7 @@ class FileLayout:
         )
 
     def head_pieces(self) -> list[tuple[int, bytes]]:
-        """Everything before ``ram_end`` that is neither bitmap nor page, as (offset, bytes)."""
+        """Everything before ``ram_end`` except bitmaps and pages, as (offset, bytes)."""
         pieces = [(0, self.head)] if self.head else []
         pieces += [(self.base, _head(self.machine, [saved.block for saved in self.blocks], self.page_bits))]
         pieces += [(saved.record_offset, mapped_ram.pack_record(saved.block, saved.header)) for saved in self.blocks]
@@ -112,7 +112,7 @@ class FileLayout:
             device_sections: whole sections, head to footer, without an end mark.
 
         Raises:
-            FormatError: the device sections are something else.
+            FormatError: ``device_sections`` is not that.
         """
         end_of_words = mapped_ram.pack_word(0, mapped_ram.RAM_SAVE_FLAG_EOS)
         footer = stream.pack_footer(RAM_SECTION_ID)
@@ -138,7 +138,7 @@ class FileLayout:
 
 
 def _check(machine: str, blocks: list[RAMBlock]) -> None:
-    """Refuse what cannot stand in a file."""
+    """Refuse what cannot be stored in a file."""
     check_unique(blocks)
     if not (len(machine) <= stream.MAX_MACHINE_NAME and machine.isascii() and machine.isprintable()):
         raise RequestError(f"machine name {machine!r} is not printable ASCII of at most 255 characters")

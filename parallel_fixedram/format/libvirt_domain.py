@@ -1,7 +1,7 @@
-"""What the XML of a libvirt domain says that people know it by: name, UUID, memory, disks.
+"""What identifies a libvirt domain to people, read from its XML: name, UUID, memory, disks.
 
-The XML is untrusted. A document type, and with it every entity, is refused, and so is nesting deeper than any domain's;
-its length is bounded by whoever read it.
+The XML is untrusted. A document type declaration is refused, and with it every entity; so is nesting deeper than any
+domain needs. Whoever reads the XML from a file limits its length.
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ _UNITS = {
     "b": 1, "bytes": 1, "KB": 10**3, "k": 2**10, "KiB": 2**10, "MB": 10**6, "M": 2**20, "MiB": 2**20,
     "GB": 10**9, "G": 2**30, "GiB": 2**30, "TB": 10**12, "T": 2**40, "TiB": 2**40,
 }  # fmt: skip
-"""Units of ``<memory>`` (libvirt: docs/formatdomain.rst); KiB where none is said."""
+"""Units of ``<memory>`` (libvirt: docs/formatdomain.rst); the default is KiB."""
 
 _SOURCES = {"file": "file", "block": "dev", "dir": "dir"}
-"""By the type of a disk, the attribute of ``<source>`` that has a path."""
+"""Type of a disk -> the attribute of its ``<source>`` that holds the path."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -31,30 +31,30 @@ class DomainDisk:
     """A disk of a domain."""
 
     device: str
-    """What the guest knows it by, such as ``vda``."""
+    """Its name in the guest, such as ``vda``."""
     kind: str
     """``disk``, ``cdrom``, ``floppy`` or ``lun``."""
     source: str
-    """A path, ``POOL/VOLUME``, ``PROTOCOL:NAME``, or what kind of source it is (``nvme``); empty without a medium."""
+    """A path, ``POOL/VOLUME``, ``PROTOCOL:NAME``, or the type of another source (``nvme``); empty without a medium."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Domain:
-    """What a domain's XML says of it; text is untrusted, and may hold any character that XML allows."""
+    """A domain as its XML describes it. Text is untrusted, and may contain any character that XML allows."""
 
     name: str
     uuid: str
-    """Empty where the XML does not say it."""
+    """Empty if the XML has none."""
     memory: int
-    """Bytes; 0 where the XML does not say it."""
+    """Bytes; 0 if the XML does not say."""
     disks: tuple[DomainDisk, ...]
 
 
 def read_domain(xml: bytes) -> Domain:
-    """What the XML of a domain says of it.
+    """Read a domain's XML.
 
     Args:
-        xml: a whole document, as of ``virsh dumpxml``.
+        xml: a whole document, such as ``virsh dumpxml`` prints.
 
     Raises:
         FormatError: it is not the well-formed XML of a domain, or has a document type.
@@ -62,7 +62,7 @@ def read_domain(xml: bytes) -> Domain:
     root = _parse(xml)
     name = (root.findtext("name") or "").strip()
     if root.tag != "domain" or not name:
-        raise FormatError("the XML is not a libvirt domain's: expected a <domain> with a <name>")
+        raise FormatError("the XML does not describe a libvirt domain: expected a <domain> with a <name>")
     disks = tuple(_disks(root))
     if len(disks) > MAX_DISKS:
         raise FormatError(f"the domain XML has {len(disks)} disks, at most {MAX_DISKS}")
@@ -93,7 +93,7 @@ def _parse(xml: bytes) -> Element:
     parser.StartDoctypeDeclHandler = refuse
     try:
         parser.Parse(xml, True)
-    except (expat.ExpatError, ValueError, LookupError) as error:  # an encoding may be unknown, or not be one at all
+    except (expat.ExpatError, ValueError, LookupError) as error:  # the latter two: unknown encodings
         raise FormatError(f"the domain XML is not well-formed: {error}") from None
     return builder.close()
 
@@ -104,7 +104,7 @@ def _memory(root: Element) -> int:
         return 0
     text, unit = (element.text or "").strip(), _UNITS.get(element.get("unit", "KiB"))
     if not (text.isascii() and text.isdigit() and len(text) < 20 and unit):
-        raise FormatError("the domain XML does not say its memory as a number of a known unit")
+        raise FormatError("the domain XML does not give its memory as a number with a known unit")
     return int(text) * unit
 
 
@@ -119,7 +119,7 @@ def _disks(root: Element) -> Iterator[DomainDisk]:
 
 
 def _source(said: Mapping[str, str], kind: str) -> str:
-    """In whichever of its forms a source is said."""
+    """The source of a disk of this type, from the attributes of its ``<source>``."""
     if kind == "volume":
         return f"{said.get('pool', '')}/{said.get('volume', '')}"
     if kind == "network":

@@ -5,9 +5,10 @@
     magic[16] version data_len was_running format cookie_offset unused[14] | XML NUL | cookie NUL | zeros | stream
     `-------------- 92 bytes, numbers of 32 bits, native-endian ---------'  `-------- data_len ---------'
 
-``data_len`` never changes: libvirt leaves 64 KiB so that ``virsh save-image-edit`` finds room for a longer XML, and
-refuses one that does not fit. In the format ``sparse`` the stream is a mapped-ram one, whose offsets count from the
-beginning of the image. Until an image is complete, its magic is another one. Source: libvirt src/qemu/qemu_saveimage.c.
+``data_len`` never changes: libvirt adds 64 KiB of padding so that ``virsh save-image-edit`` has room for a longer XML,
+and refuses one that does not fit. In the format ``sparse`` the stream is mapped-ram, and its offsets count from the
+start of the image. An image that is not complete yet has a different magic.
+Source: libvirt src/qemu/qemu_saveimage.c.
 """
 
 from __future__ import annotations
@@ -24,10 +25,10 @@ MAGIC = b"LibvirtQemudSave"
 PARTIAL_MAGIC = b"LibvirtQemudPart"
 VERSION = 2
 PADDING = 64 << 10
-"""How much longer than now the XML may become."""
+"""Bytes by which the XML may grow later."""
 
 MAX_ROOM = 16 << 20
-"""Most bytes of XML, cookie and padding that we read; what libvirt sends over its own connections is at most 4 MiB."""
+"""Most bytes of XML, cookie and padding that we read. libvirt's own limit for a string in an RPC is 4 MiB."""
 
 _FIELDS = "16s5I56x"
 SIZE = struct.calcsize("=" + _FIELDS)
@@ -35,7 +36,7 @@ _ALIGNMENT = 4096
 
 
 class SaveFormat(IntEnum):
-    """What stands after the XML (virQEMUSaveFormat)."""
+    """Format of the stream after the XML (virQEMUSaveFormat)."""
 
     RAW = 0
     GZIP = 1
@@ -48,20 +49,20 @@ class SaveFormat(IntEnum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LibvirtHeader:
-    """What an image says in front of the stream."""
+    """What precedes the stream in an image."""
 
     version: int
     running: bool
-    """Whether the domain ran when it was saved, and will after ``virsh restore``."""
+    """Whether the domain was running when it was saved, and so will run after ``virsh restore``."""
     format: SaveFormat
     cookie_offset: int
-    """Where libvirt's cookie is, counted from the XML; 0 where there is none."""
+    """Offset of libvirt's cookie from the start of the XML; 0 if there is none."""
     xml: bytes = field(repr=False)
-    """The domain's XML, without NUL; untrusted, and there may be passwords in it."""
+    """The domain's XML, without NUL; untrusted, and it may contain passwords."""
     complete: bool
-    """Whether whoever wrote the image came to its end."""
+    """Whether the image was written to its end."""
     room: int
-    """Bytes between these 92 and the stream."""
+    """Bytes between the header's 92 and the stream."""
 
     @property
     def end(self) -> int:
@@ -70,31 +71,31 @@ class LibvirtHeader:
 
     @property
     def without_pages(self) -> str:
-        """Why the image does not hold every page at its own offset; empty where it does."""
+        """Why pages have no fixed offsets in this image; empty if they have."""
         if not self.complete:
-            return "libvirt save image that is not complete: its save was interrupted, or is still going on"
+            return "libvirt save image that is not complete: its save was interrupted or is still running"
         if self.format is not SaveFormat.SPARSE:
             return (
-                f"libvirt save image of format {self.format.name.lower()}, which has no page at a fixed offset: "
-                "virsh save --image-format sparse makes one that has"
+                f"libvirt save image in format {self.format.name.lower()}, where pages have no fixed offsets; "
+                "save with virsh save --image-format sparse"
             )
         return ""
 
 
 def is_libvirt_image(read: ReadAt) -> bool:
-    """Whether a file begins like one, complete or not."""
+    """Whether a file begins like a libvirt save image, complete or not."""
     return read(0, len(MAGIC)) in (MAGIC, PARTIAL_MAGIC)
 
 
 def read_libvirt_header(read: ReadAt, size: int) -> LibvirtHeader:
-    """Read what stands in front of the stream of an image, in whichever byte order it was written.
+    """Read what precedes the stream of an image, in either byte order.
 
     Args:
         read: gives bytes at an offset.
         size: bytes in the file.
 
     Raises:
-        FormatError: it is no such image, or contradicts itself.
+        FormatError: the file is not such an image, or contradicts itself.
     """
     head = read(0, SIZE)
     if head[: len(MAGIC)] not in (MAGIC, PARTIAL_MAGIC):
@@ -113,7 +114,7 @@ def read_libvirt_header(read: ReadAt, size: int) -> LibvirtHeader:
         raise FormatError(f"libvirt header has its cookie at {cookie_offset:#x}, after the XML's {room:#x}", offset=32)
     xml, nul, _ = read(SIZE, cookie_offset or room).partition(b"\0")
     if not nul or not xml:
-        raise FormatError("the libvirt image's domain XML is empty or does not end", offset=SIZE)
+        raise FormatError("the libvirt image's domain XML is empty or not terminated", offset=SIZE)
     return LibvirtHeader(
         version=version,
         running=running != 0,
@@ -126,22 +127,22 @@ def read_libvirt_header(read: ReadAt, size: int) -> LibvirtHeader:
 
 
 def compose_libvirt_header(xml: bytes, running: bool) -> bytes:
-    """What stands in front of the stream in a complete sparse image; its length is a multiple of 4096.
+    """What precedes the stream in a complete sparse image; its length is a multiple of 4096.
 
     Args:
-        xml: the domain's, as of ``virsh dumpxml --migratable --security-info``.
-        running: whether ``virsh restore`` lets the domain run.
+        xml: the domain's, as printed by ``virsh dumpxml --migratable --security-info``.
+        running: whether the domain shall run after ``virsh restore``.
 
     Raises:
-        RequestError: the XML cannot stand there: it is empty, too long, or has a NUL character.
+        RequestError: the XML cannot be stored: it is empty, too long, or contains a NUL.
     """
     end = align_up(SIZE + len(xml) + 1 + PADDING, _ALIGNMENT)
     if not xml or b"\0" in xml or end - SIZE > MAX_ROOM:
-        raise RequestError(f"domain XML of {len(xml)} bytes cannot stand in a libvirt save image")
+        raise RequestError(f"domain XML of {len(xml)} bytes cannot be stored in a libvirt save image")
     fields = MAGIC, VERSION, end - SIZE, int(running), SaveFormat.SPARSE, 0
     return (struct.pack("=" + _FIELDS, *fields) + xml).ljust(end, b"\0")
 
 
 def head_ranges(end: int) -> list[tuple[int, int]]:
-    """The byte ranges of what stands before a stream at ``end``: the header, and the XML with what follows it."""
+    """The byte ranges before a stream that starts at ``end``: the header, and the XML with what follows it."""
     return [(0, SIZE), (SIZE, end)]

@@ -1,4 +1,4 @@
-"""The RAM section of a mapped-ram stream: one record a block, each with a header that says where its pages lie.
+"""The RAM section of a mapped-ram stream: one record per block, each with a header that says where its pages are.
 
 ::
 
@@ -6,8 +6,8 @@
     HEADER:      version:be32  page_size:be64  bitmap_offset:be64  pages_offset:be64          (28 bytes, packed)
                  |-- bitmap at bitmap_offset --|-- zeros --|-- page array at pages_offset --| next record
 
-Offsets are absolute in the file. After a header the stream goes on at ``pages_offset + used_length``. Page ``i`` lies
-at ``pages_offset + i * page_size``; its bit is set when it is there, and clear when it is zero.
+Offsets are absolute file offsets. After a header the stream continues at ``pages_offset + used_length``. Page ``i`` is
+at ``pages_offset + i * page_size``; its bit is set if it is stored, and clear if it is zero.
 Source: QEMU migration/ram.c (MappedRamHeader, mapped_ram_setup_ramblock, parse_ramblocks) and
 docs/devel/migration/mapped-ram.rst.
 """
@@ -41,7 +41,7 @@ _HEADER = struct.Struct(">IQQQ")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MappedRamHeader:
-    """QEMU's struct of that name."""
+    """QEMU's struct of the same name."""
 
     version: int = MAPPED_RAM_HDR_VERSION
     page_size: int
@@ -59,21 +59,21 @@ class MappedRamHeader:
 
     @classmethod
     def unpack(cls, data: bytes) -> MappedRamHeader:
-        """The header in 28 bytes; nothing is judged here."""
+        """The header in 28 bytes; nothing is validated here."""
         version, page_size, bitmap_offset, pages_offset = _HEADER.unpack(data)
         return cls(version=version, page_size=page_size, bitmap_offset=bitmap_offset, pages_offset=pages_offset)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SavedBlock:
-    """A RAMBlock as a file has it."""
+    """A RAMBlock as it is in a file."""
 
     block: RAMBlock
     header: MappedRamHeader
     record_offset: int
-    """Absolute file offset of the record: the byte with the length of the idstr."""
+    """Absolute file offset of the record, which begins with the length of the idstr."""
     address: int | None = None
-    """mr->addr in bytes, where the stream records it."""
+    """mr->addr in bytes; None if the stream does not record it."""
 
     @property
     def absent(self) -> bool:
@@ -97,11 +97,11 @@ class SavedBlock:
 
     @property
     def next_offset(self) -> int:
-        """File offset where the stream goes on after this block."""
+        """File offset where the stream continues after this block."""
         return self.header_offset + MappedRamHeader.SIZE if self.absent else self.pages_end
 
     def page_offset(self, page: int) -> int:
-        """File offset of a page: the fixed place everything here is about."""
+        """File offset of a page: the fixed place that this package is about."""
         return self.header.pages_offset + page * self.block.page_size
 
     def page_at(self, offset: int) -> int:
@@ -110,7 +110,7 @@ class SavedBlock:
 
 
 def pack_record(block: RAMBlock, header: MappedRamHeader) -> bytes:
-    """A block's record and header, as they stand before the bitmap."""
+    """A block's record with its header, which come before the bitmap."""
     return pack_counted(block.idstr) + struct.pack(">Q", block.used_length) + header.pack()
 
 
@@ -124,13 +124,13 @@ def read_start(cursor: Cursor, *, start: int, page_size: int, has_address: bool,
 
     Args:
         cursor: at the first word of the body.
-        start: where the stream starts: nothing that a record points to may lie between there and the first record.
+        start: where the stream starts; nothing that a record points to may lie between here and the first record.
         page_size: target page size in bytes that every header must have.
-        has_address: whether each record carries mr->addr (x-ignore-shared is on).
-        file_size: bytes in the file, which every bitmap and page array must lie inside of.
+        has_address: whether each record has mr->addr (x-ignore-shared is on).
+        file_size: bytes in the file; every bitmap and page array must lie within them.
 
     Raises:
-        FormatError: anything that contradicts the grammar, the file's size, or another block.
+        FormatError: the section violates the grammar, reaches past the file, or its blocks contradict each other.
     """
     at = cursor.offset
     word = cursor.be64("total RAM size")
@@ -160,10 +160,10 @@ def read_start(cursor: Cursor, *, start: int, page_size: int, has_address: bool,
 
 
 def read_words(cursor: Cursor, page_size: int) -> None:
-    """Read RAM words up to and including EOS; nothing else than empty MEM_SIZE words may stand before it.
+    """Read RAM words up to and including EOS; only empty MEM_SIZE words may come before it.
 
     Raises:
-        FormatError: any other word: pages never stand in the stream of a mapped-ram file.
+        FormatError: any other word: in a mapped-ram file the stream itself never contains pages.
     """
     while True:
         at = cursor.offset
@@ -206,14 +206,14 @@ def _read_record(cursor: Cursor, page_size: int, has_address: bool, file_size: i
 
 
 def _wrong_page_size(cursor: Cursor, at: int, idstr: str, header: MappedRamHeader, page_size: int) -> FormatError:
-    """Why what stands in the place of a header is none.
+    """Say why this is not a valid header.
 
-    With postcopy-ram a source writes the host's page size of huge memory first, and no QEMU reads it where pages are
-    mapped (ram_save_setup() and parse_ramblock(), migration/ram.c).
+    With postcopy-ram a source writes the host page size of huge memory first, which no QEMU expects in a mapped-ram
+    stream (ram_save_setup() and parse_ramblock(), migration/ram.c).
     """
     behind = cursor.read_at(at + 8, MappedRamHeader.SIZE)
     if len(behind) == MappedRamHeader.SIZE and MappedRamHeader.unpack(behind).page_size == page_size:
-        why = "a host page size stands before its header: saved with postcopy-ram, which no QEMU loads"
+        why = "a host page size comes before its header: saved with postcopy-ram, which no QEMU loads"
         return FormatError(f"block {idstr!r}: {why}", offset=at)
     return FormatError(f"block {idstr!r}: page size {header.page_size}, expected {page_size}", offset=at + 4)
 
@@ -234,7 +234,7 @@ def _check_places(saved: SavedBlock, header_offset: int, file_size: int) -> None
 
 
 def check_overlaps(blocks: list[SavedBlock], start: int, end: int) -> None:
-    """Accept blocks that share no byte with each other, nor with the stream around them.
+    """Check that blocks share no byte with each other or with the stream around them.
 
     Args:
         blocks: in the stream's order.
@@ -242,7 +242,7 @@ def check_overlaps(blocks: list[SavedBlock], start: int, end: int) -> None:
         end: how far it has been read.
 
     Raises:
-        FormatError: two things stand in the same place.
+        FormatError: two of them overlap.
     """
     if not blocks:
         return

@@ -1,7 +1,7 @@
-"""Read what a mapped-ram file says of itself: configuration, RAMBlocks, device sections, trailer.
+"""Read the structure of a mapped-ram file: configuration, RAMBlocks, device sections, trailer.
 
-Accepts what QEMU 9.0 to 11.0 and this package write, and raises FormatError for everything else; no page and no bitmap
-is read.
+Accepts what QEMU 9.0 to 11.1 and this package write, and raises FormatError for everything else. No page or bitmap is
+read.
 """
 
 from __future__ import annotations
@@ -23,12 +23,13 @@ from parallel_fixedram.format.trailer import ALIGNMENT
 from parallel_fixedram.format.trailer_reader import Trailer
 
 TRAILER_KEY = "parallel-fixedram"
-"""Key in the VM description of our files: it announces the trailer, so that a file cut off before it is found out."""
+"""Key in the VM description of our files. It announces the trailer, so that a file cut off before the trailer is
+recognised."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MigrationFile:
-    """What a file says; offsets are absolute in bytes."""
+    """The structure of a file; offsets are absolute, in bytes."""
 
     base: int
     """Where the stream starts."""
@@ -36,24 +37,25 @@ class MigrationFile:
     """Bytes in the file."""
     configuration: Configuration
     libvirt: LibvirtHeader | None
-    """What libvirt's save image has before the stream; None in a file that is none."""
+    """What precedes the stream in a libvirt save image; None in any other file."""
     page_size: int
     blocks: tuple[SavedBlock, ...]
     devices: tuple[DeviceSection, ...]
     ram_ended: bool
-    """Whether there is a ``ram`` END section: written just after the bitmaps."""
+    """Whether there is a ``ram`` END section, which is written right after the bitmaps."""
     has_vmdesc: bool
     stream_end: int
     """The offset after end mark and VM description."""
     trailer: Trailer | None
     target: str = ""
-    """Architecture of the guest; only files of ours say it."""
+    """Architecture of the guest; empty in files that are not ours."""
     warnings: tuple[str, ...] = ()
     """What is unusual but legal."""
 
     @property
     def digest(self) -> str | None:
-        """Names the file by what it says, all digests of pages and sections among it; None where it has no trailer."""
+        """Identifies the file by its content, since it covers the digests of all pages and sections; None without a
+        trailer."""
         return f"{self.trailer.digest:016x}" if self.trailer else None
 
     def block(self, idstr: str) -> SavedBlock | None:
@@ -62,13 +64,13 @@ class MigrationFile:
 
 
 def parse(read: ReadAt, size: int, base: int = 0, data_end: int | None = None) -> MigrationFile:
-    """Read the structure of a file; zeros may follow it, however many.
+    """Read the structure of a file. Any number of zeros may follow it.
 
     Args:
         read: gives bytes at an offset.
         size: bytes in the file.
-        base: where the stream starts; 0 also for a libvirt save image, which says it.
-        data_end: from where on the file is known to be a hole, so that nobody has to look for its last byte there.
+        base: where the stream starts; 0 for a libvirt save image too, whose header says where.
+        data_end: from here on the file is known to be a hole, so nobody has to look for its last byte there.
 
     Raises:
         FormatError: the file is not a complete mapped-ram stream, or contradicts itself.
@@ -114,10 +116,10 @@ def parse(read: ReadAt, size: int, base: int = 0, data_end: int | None = None) -
 
 
 def read_clone_blocks(read: ReadAt, found: Trailer) -> tuple[SavedBlock, ...]:
-    """The blocks that a file's clone stream carries; empty where there is no such stream.
+    """The blocks in a file's clone stream; empty if it has none.
 
     Raises:
-        FormatError: the clone stream is not what it should be.
+        FormatError: the clone stream is malformed.
     """
     if not found.clone_offset:
         return ()
@@ -134,7 +136,7 @@ def read_clone_blocks(read: ReadAt, found: Trailer) -> tuple[SavedBlock, ...]:
 
 
 def _configuration(cursor: Cursor) -> Configuration:
-    """The head of a stream, which has to be one of mapped-ram."""
+    """Read the head of a stream, which has to be a mapped-ram stream."""
     base, configuration = cursor.offset, stream.read_head(cursor)
     if not {MAPPED_RAM, FIXED_RAM}.intersection(configuration.capabilities):
         raise FormatError("Capability mapped-ram is on, but received capability is off", offset=base)
@@ -142,7 +144,7 @@ def _configuration(cursor: Cursor) -> Configuration:
 
 
 def _libvirt_header(read: ReadAt, size: int) -> LibvirtHeader | None:
-    """What a libvirt save image has before its mapped-ram stream; None in a file that is none."""
+    """What precedes the mapped-ram stream in a libvirt save image; None in any other file."""
     if not is_libvirt_image(read):
         return None
     header = read_libvirt_header(read, size)
@@ -162,11 +164,11 @@ def _warnings(ram_ended: bool, has_vmdesc: bool) -> tuple[str, ...]:
 
 
 def _check_end(blocks: Sequence[SavedBlock], stream_end: int, content_end: int) -> None:
-    """Accept nothing but zeros after the stream, and after bitmaps and page arrays that lie after it."""
+    """Accept only zeros after the stream, and after any bitmaps and page arrays that lie behind it."""
     end = max(stream_end, *(max(saved.bitmap_end, saved.pages_end) for saved in blocks if not saved.absent), 0)
     if content_end > end:
         raise FormatError(
-            f"{content_end - end} bytes follow the stream and are no trailer",
+            f"{content_end - end} bytes follow the stream and are not a trailer",
             offset=end,
             hint=f"if adding a clone stream was interrupted: truncate --size={end} gives the file back",
         )
@@ -175,4 +177,4 @@ def _check_end(blocks: Sequence[SavedBlock], stream_end: int, content_end: int) 
 def _check_zeros(read: ReadAt, start: int, end: int) -> None:
     """Accept only zeros between stream and trailer, fewer than ALIGNMENT bytes."""
     if any(read(start, end - start)):
-        raise FormatError("bytes that are not zero follow the stream and are no trailer", offset=start)
+        raise FormatError("bytes that are not zero follow the stream and are not a trailer", offset=start)

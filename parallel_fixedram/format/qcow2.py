@@ -1,11 +1,11 @@
-"""The header of a qcow2 image, as far as it says what the image is on (QEMU docs/interop/qcow2.rst)."""
+"""The name of a qcow2 image's backing file, from its header (QEMU docs/interop/qcow2.rst)."""
 
 from __future__ import annotations
 
 import struct
 
 HEAD_BYTES = 1 << 16
-"""The name is in the first cluster, which mostly is as long; one further back is not read."""
+"""The default size of a cluster. The name is in the first cluster; beyond this many bytes it is not read."""
 
 _HEADER = struct.Struct(">4sIQI")
 """magic, version, backing_file_offset, backing_file_size."""
@@ -14,13 +14,13 @@ _MOST_NAME_BYTES = 1023
 
 
 def backing_file(head: bytes) -> bytes | None:
-    """The name of the image behind one, as its header has it; empty if there is none.
+    """The name of an image's backing file as the header has it; empty if there is none.
 
     Args:
         head: the first HEAD_BYTES bytes of the file, or all of a shorter one.
 
     Returns:
-        None where this is no qcow2 image, or its header makes no sense.
+        None if this is not a qcow2 image, or its header makes no sense.
     """
     if len(head) < _HEADER.size:
         return None

@@ -1,7 +1,7 @@
 """The walk over the sections of a stream, from the configuration to the end mark.
 
-Device sections carry no length: the VM description knows it, and where there is none, a section ends at the first
-footer that something which can follow a section follows.
+Device sections carry no length. Where the VM description gives it, it is used; otherwise a section ends at the first
+footer that is followed by something that can follow a section.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from parallel_fixedram.format.vmdesc import Lengths
 
 MAX_SECTIONS = 1 << 20
 MAX_BODY = 1 << 32
-"""Longest device section that is searched for its end, bytes."""
+"""How far we search for the end of a device section, bytes."""
 
 _SCAN_FIRST = 1 << 12
 _SCAN_CHUNK = 1 << 20
@@ -80,7 +80,7 @@ class Walk:
         instance_id = cursor.be32("instance id")
         version_id = cursor.be32("section version")
         if section_id in self.names:
-            raise FormatError(f"section id {section_id} stands for {self.names[section_id]!r} already", offset=at)
+            raise FormatError(f"section id {section_id} is already that of {self.names[section_id]!r}", offset=at)
         self.names[section_id] = name
         if name != mapped_ram.RAM_SECTION:
             if len(self.devices) == MAX_DEVICES:
@@ -128,7 +128,7 @@ class Walk:
             raise FormatError(f"missing section footer for {self.names[section_id]!r}", offset=at)
 
     def _skip_known_body(self, section_id: int, name: str, instance_id: int) -> None:
-        """Skip a body by the length that the VM description gives it, or else by its footer."""
+        """Skip a body by its length in the VM description, or else up to its footer."""
         cursor, body = self.cursor, self.cursor.offset
         if self.lengths is None and self.blocks is not None:
             self.lengths = vmdesc.section_lengths(cursor.read_at, body, self.description_end)
@@ -176,7 +176,7 @@ class Walk:
 
 
 def _find(cursor: Cursor, pattern: bytes) -> Iterator[int]:
-    """Offsets of ``pattern`` from the cursor's place on, ascending; the cursor may be moved between two of them."""
+    """Offsets of ``pattern`` from the cursor on, ascending. The caller may move the cursor between two of them."""
     search = re.compile(re.escape(pattern)).search  # bytes.find is up to 40 times slower on zeros
     start, wanted = cursor.offset, _SCAN_FIRST
     while True:
@@ -189,4 +189,4 @@ def _find(cursor: Cursor, pattern: bytes) -> Iterator[int]:
             yield start + hit.start()
             hit = search(chunk, hit.start() + 1)
         start += len(chunk) - len(pattern) + 1
-        wanted = min(2 * wanted, _SCAN_CHUNK)  # most sections are short, and what is read ahead of one is read again
+        wanted = min(2 * wanted, _SCAN_CHUNK)  # grows: most sections are short, and what is read beyond one was in vain

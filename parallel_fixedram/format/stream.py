@@ -1,4 +1,4 @@
-"""QEMU's migration stream: its constants, a cursor to read it, and the pieces a writer puts together.
+"""QEMU's migration stream: its constants, a cursor to read it, and functions that pack its pieces.
 
 ::
 
@@ -138,9 +138,9 @@ class Configuration:
     capabilities: tuple[str, ...] = ()
     """Names of the recorded capabilities, in the stream's order."""
     page_bits: int | None = None
-    """Target page bits where the stream says them; x86 streams do not."""
+    """Target page bits, if the stream records them; x86 streams do not."""
     uuid: bytes | None = None
-    """16 bytes, where the stream carries them."""
+    """16 bytes, if the stream has them."""
 
 
 def pack_counted(text: str) -> bytes:

@@ -1,4 +1,4 @@
-"""The trailer: what our files carry after the stream, where QEMU never reads.
+"""The trailer: what our files have after the stream, where QEMU never reads.
 
 ::
 
@@ -8,21 +8,22 @@
 
     STREAM_DIGESTS  { offset:be64 length:be64 digest:be64 }*    every byte before the trailer that is not a page, and
                                                                 the clone stream
-    PAGE_DIGESTS    block:be32 zero:be32 { digest:le64 }*       one digest a page of one block; 0 for a zero page
+    PAGE_DIGESTS    block:be32 zero:be32 { digest:le64 }*       one digest per page of one block; 0 for a zero page
     CLONE_STREAM    a second mapped-ram stream, with the same device sections but without main memory: see below
-    HEAD_DIGESTS    { offset:be64 length:be64 digest:be64 }*    what a container has before the stream, which may be
-                                                                edited: its bytes need not match for the rest to hold
-    DISKS           the disks of that instant, as JSON (core/disks.py)
+    HEAD_DIGESTS    { offset:be64 length:be64 digest:be64 }*    what a container has before the stream. It may be
+                                                                edited, so a mismatch here says nothing of the rest
+    DISKS           the disks that belong to the saved instant, as JSON (core/disks.py)
     PADDING         zeros
 
-A QEMU whose main memory is mapped from the page arrays loads the clone stream and runs, milliseconds later. Its small
-blocks have page arrays of their own there, at multiples of 4096.
+A QEMU whose main memory is mapped from the page arrays loads the clone stream, and runs milliseconds later. The small
+blocks have page arrays of their own in the clone stream, at multiples of 4096.
 
-Every digest is XXH3-64. A page's digest has a fixed place like the page itself, so workers write digests in parallel, a
-zero page costs a hole, and a flipped byte is pinned to its page. The digest in the footer covers the trailer up to
+Every digest is XXH3-64. A page's digest has a fixed place like the page itself: digests need no index, zero pages leave
+holes in the table, and a flipped byte is traced to its page. The digest in the footer covers the trailer up to
 itself. ``file_length`` is a multiple of 4096. A reader skips part types it does not know, unless REQUIRED is set.
 
-Volumes and tapes add zeros to a file: the last byte that is not zero is in the footer, whose end is a multiple of 4096.
+Volumes and tapes may append zeros to a file. The footer is found all the same: it has the last byte that is not zero,
+and ends at a multiple of 4096.
 """
 
 from __future__ import annotations
@@ -40,7 +41,7 @@ from parallel_fixedram.format.mapped_ram import MAX_BLOCKS, SavedBlock
 MAGIC = b"FIXEDRAM"
 VERSION = 1
 ALIGNMENT = 4096
-"""The trailer starts at, and the file ends at, a multiple of this many bytes."""
+"""The trailer starts, and the file ends, at a multiple of this many bytes."""
 
 REQUIRED = 0x1
 """Part flag: a reader that does not know the type must refuse the file."""
@@ -69,7 +70,7 @@ class PartType(IntEnum):
 
 @dataclass(frozen=True, slots=True)
 class Extent:
-    """Bytes ``offset`` (inclusive) to ``offset + length`` (exclusive) of a file and their digest."""
+    """The digest of the bytes from ``offset`` to ``offset + length`` (exclusive) of a file."""
 
     offset: int
     length: int
@@ -78,7 +79,7 @@ class Extent:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TrailerLayout:
-    """Where everything of a trailer lies; offsets are absolute in the file."""
+    """Where the parts of a trailer are; offsets are absolute file offsets."""
 
     base: int
     """Where the stream starts."""
@@ -89,11 +90,11 @@ class TrailerLayout:
     head_offset: int
     """First entry of HEAD_DIGESTS."""
     head: tuple[tuple[int, int], ...]
-    """The byte ranges before the stream that have a digest."""
+    """The byte ranges before the stream that have digests."""
     tables: tuple[int, ...]
-    """Per block, in the stream's order, where the digest of page 0 lies."""
+    """For each block, in the stream's order, where the digest of page 0 is."""
     clone_offset: int
-    """Where the clone stream starts; 0 where there is none."""
+    """Where the clone stream starts; 0 if there is none."""
     clone_end: int
     parts: tuple[tuple[int, bytes], ...]
     """Part heads as (offset, bytes)."""
@@ -117,9 +118,9 @@ class TrailerLayout:
             base: where the stream starts.
             stream_end: where it ends.
             blocks: all of the stream's RAMBlocks, in its order.
-            clone_end: where a clone stream ends that starts at the offset given; None for a file without one.
-            disks: those of the instant.
-            head: the byte ranges that a container has before the stream; together they are [0, base), or nothing.
+            clone_end: given where the clone stream starts, where it ends; None for a file without a clone stream.
+            disks: those that belong to the saved instant.
+            head: the byte ranges of a container before the stream: none, or all of [0, base).
         """
         offset = align_up(stream_end, ALIGNMENT)
         parts = _Parts(offset)
@@ -158,11 +159,11 @@ class TrailerLayout:
 
 
 class _Parts:
-    """Parts that follow each other.
+    """Parts laid out one after the other.
 
     Attributes:
         end: the offset after the last one.
-        written: what is written of each now, as (offset, bytes).
+        written: the bytes of each that are known already, as (offset, bytes).
     """
 
     def __init__(self, start: int) -> None:
@@ -170,14 +171,14 @@ class _Parts:
         self.written: list[tuple[int, bytes]] = []
 
     def add(self, kind: PartType, length: int, begins: bytes = b"") -> int:
-        """One more, with a payload of that length, of which ``begins`` is known now; returns where the payload is."""
+        """Add a part whose payload begins with ``begins``; the rest comes later. Returns the offset of the payload."""
         self.written.append((self.end, PART.pack(kind, 0, length) + begins))
         at = self.end + PART.size
         self.end = at + length
         return at
 
     def add_known(self, kind: PartType, payload: bytes) -> None:
-        """One more, all of which is known now."""
+        """Add a part whose payload is known already."""
         self.add(kind, len(payload), payload)
 
 
@@ -187,7 +188,7 @@ def pack_extents(extents: list[Extent]) -> bytes:
 
 
 def uncovered(blocks: list[SavedBlock], start: int, end: int) -> list[tuple[int, int]]:
-    """The byte ranges of [start, end) that are in no page array: heads, bitmaps, gaps, device sections."""
+    """The byte ranges of [start, end) outside page arrays: heads, bitmaps, gaps, device sections."""
     ranges = []
     for saved in sorted((b for b in blocks if not b.absent), key=lambda b: b.header.pages_offset):
         ranges.append((start, saved.header.pages_offset))
@@ -197,5 +198,5 @@ def uncovered(blocks: list[SavedBlock], start: int, end: int) -> list[tuple[int,
 
 
 def digested(blocks: list[SavedBlock], start: int, end: int, clone: tuple[int, int]) -> list[tuple[int, int]]:
-    """The byte ranges that STREAM_DIGESTS has digests of: what is in no page array, and the clone stream if any."""
+    """The byte ranges that STREAM_DIGESTS covers: all outside page arrays, and the clone stream if there is one."""
     return [*uncovered(blocks, start, end), *([clone] if clone[0] else [])]

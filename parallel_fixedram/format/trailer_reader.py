@@ -1,4 +1,4 @@
-"""A trailer, read from a file; nothing of it is trusted."""
+"""Read a trailer from a file; nothing in it is trusted."""
 
 from __future__ import annotations
 
@@ -44,21 +44,21 @@ class Trailer:
     extents: tuple[Extent, ...]
     """Digests of everything before the trailer that is not a page, and of the clone stream."""
     head: tuple[Extent, ...]
-    """Digests of what a container has before the stream; none where there is no container."""
+    """Digests of what a container has before the stream; none without a container."""
     tables: dict[int, int]
     """Block number in the stream's order -> file offset of its table of page digests."""
     table_pages: dict[int, int]
     """Block number -> number of pages in its table."""
     clone_offset: int
-    """Where the clone stream starts, absolute; 0 where there is none."""
+    """Where the clone stream starts, absolute; 0 if there is none."""
     clone_end: int
-    """The offset after it; 0 where there is none."""
+    """The offset after it; 0 if there is none."""
     disks: tuple[Disk, ...]
-    """Disks that belong to the instant; none where the file says nothing of any."""
+    """Disks that belong to the saved instant; none if the file records none."""
 
 
 def content_end(read: ReadAt, size: int) -> int:
-    """The offset after the last byte that is not zero; 0 where all are. Reads backwards, no byte twice.
+    """The offset after the last byte that is not zero; 0 if all are zero. Reads backwards, no byte twice.
 
     Raises:
         FormatError: there are fewer than ``size`` bytes.
@@ -81,7 +81,7 @@ def has_trailer(read: ReadAt, size: int) -> bool:
 
 
 def read_trailer(read: ReadAt, size: int) -> Trailer:
-    """Read the trailer of a file that has one in its first ``size`` bytes; its digests are not checked here.
+    """Read the trailer that ends the first ``size`` bytes of a file; digests are not checked here.
 
     Raises:
         FormatError: the footer contradicts the file or the parts.
@@ -92,7 +92,7 @@ def read_trailer(read: ReadAt, size: int) -> Trailer:
     if version != VERSION:
         raise FormatError(f"trailer version {version}, expected {VERSION}", offset=footer_offset + 8)
     if length != size:
-        raise FormatError(f"the trailer says the file has {length:#x} bytes, it has {size:#x}", offset=footer_offset)
+        raise FormatError(f"the trailer says the file has {length:#x} bytes; it has {size:#x}", offset=footer_offset)
     if not base <= offset <= footer_offset or offset % ALIGNMENT or length % ALIGNMENT or parts > MAX_PARTS:
         raise FormatError("the footer of the trailer contradicts itself", offset=footer_offset)
     found = _Found()
@@ -118,7 +118,7 @@ def read_trailer(read: ReadAt, size: int) -> Trailer:
 
 @dataclass(slots=True)
 class _Found:
-    """What the parts that have been read so far hold; the fields are those of Trailer."""
+    """What the parts read so far contain; the fields are those of Trailer."""
 
     extents: tuple[Extent, ...] = ()
     head: tuple[Extent, ...] = ()
@@ -174,7 +174,7 @@ def _read_disks(cursor: Cursor, payload: int) -> tuple[Disk, ...]:
     try:
         return unpack_disks(cursor.take(payload, "list of disks"))
     except (ValueError, RecursionError):
-        raise FormatError("the list of disks is not JSON of the form that it should have", offset=at) from None
+        raise FormatError("the list of disks is not JSON of the expected form", offset=at) from None
 
 
 def _read_table_head(cursor: Cursor, payload: int, tables: dict[int, int]) -> int:
@@ -188,14 +188,14 @@ def _read_table_head(cursor: Cursor, payload: int, tables: dict[int, int]) -> in
 
 
 def check_against(trailer: Trailer, blocks: list[SavedBlock], base: int, stream_end: int) -> None:
-    """Check a trailer against the stream that it follows.
+    """Check a trailer against the stream before it.
 
     Raises:
-        FormatError: it describes another stream: other start, other blocks, or bytes without a digest.
+        FormatError: it describes another stream: the start or the blocks differ, or bytes lack a digest.
     """
     at = trailer.offset
     if trailer.base != base:
-        raise FormatError(f"the trailer is of a stream at {trailer.base:#x}, this one starts at {base:#x}", offset=at)
+        raise FormatError(f"the trailer is for a stream at {trailer.base:#x}, but this one is at {base:#x}", offset=at)
     if not stream_end <= at < stream_end + ALIGNMENT:
         raise FormatError(f"the trailer does not follow the stream, which ends at {stream_end:#x}", offset=at)
     if trailer.table_pages != {index: saved.block.pages for index, saved in enumerate(blocks) if not saved.absent}:
@@ -205,4 +205,4 @@ def check_against(trailer: Trailer, blocks: list[SavedBlock], base: int, stream_
         raise FormatError("the trailer's stream digests do not cover the stream", offset=at)
     ends = [0, *(e.offset + e.length for e in trailer.head)]
     if trailer.head and ([e.offset for e in trailer.head] != ends[:-1] or ends[-1] != base):
-        raise FormatError("the trailer's head digests do not cover what is before the stream", offset=at)
+        raise FormatError("the trailer's head digests do not cover what precedes the stream", offset=at)

@@ -1,7 +1,7 @@
-"""The VM description: QEMU's JSON after the end of a stream, which knows how long each device section is.
+"""The VM description: QEMU's JSON after the end of a stream, which gives the length of each device section.
 
-FULL sections carry no length. Their bodies may hold anything, also bytes that look like the end of a section, which the
-guest itself could have put there; the description is not in the guest's hands.
+FULL sections carry no length. Their bodies may contain anything, even bytes that look like the end of a section: the
+guest may have put them there. It has no influence on the description.
 Source: QEMU migration/vmstate.c (vmstate_save_vmsd_v, vmsd_desc_field_end), migration/savevm.c.
 """
 
@@ -18,33 +18,34 @@ from parallel_fixedram.format import stream
 from parallel_fixedram.format.stream import Cursor, ReadAt
 
 MAX_VMDESC = 1 << 20
-"""Longest VM description that is parsed, bytes. QEMU's takes about 8 KB a processor, and a longer one is never ours."""
+"""Longest VM description that we parse, bytes. QEMU's takes about 8 KB per processor; ours are far shorter."""
 
 MAX_PADDING = 4096
-"""Zeros after the description, fewer than this many, are overlooked."""
+"""Fewer zeros than this after the description are skipped."""
 
 TARGET_KEY = "target"
-"""Key of QEMU's name for the guest's architecture, in what files of ours add: a machine type may stand for several."""
+"""Key, in what our files add to the description, of QEMU's name for the guest's architecture: a machine type may exist
+for several."""
 
 _HEAD = struct.Struct(">BI")
 _MAX_CANDIDATES = 16
 
 Lengths = Mapping[tuple[str, int], deque[int]]
-"""Bytes of the bodies of device sections, by name and instance id. Several, in the stream's order, where what a guest
-has put into a body was taken for the head of a section."""
+"""Body lengths of device sections in bytes, by name and instance id. There are several, in the stream's order, only if
+bytes that a guest put into a body were taken for the head of a section when the file was written."""
 
 
 def describe_device(name: str, instance_id: int, version_id: int, body_length: int) -> dict[str, Any]:
-    """A device section as an entry of the description's ``devices``, its body as one opaque field."""
+    """The entry in the description's ``devices`` for a device section, its body as one opaque field."""
     body = {"name": "body", "type": "buffer", "size": body_length}
     return {"name": name, "instance_id": instance_id, "vmsd_name": name, "version": version_id, "fields": [body]}
 
 
 def read_vmdesc(cursor: Cursor) -> Mapping[str, Any] | None:
-    """The description after the end mark; None if there is none, empty if it is too long to be looked at.
+    """The description after the end mark; None if there is none, empty if it is too long to parse.
 
     Raises:
-        FormatError: the file ends in it, or it is not a JSON object.
+        FormatError: the file ends inside it, or it is not a JSON object.
     """
     if cursor.peek(1) != bytes([stream.QEMU_VM_VMDESCRIPTION]):
         return None
@@ -58,23 +59,23 @@ def read_vmdesc(cursor: Cursor) -> Mapping[str, Any] | None:
 
 
 def target(ours: object) -> str:
-    """The guest's architecture by what a file of ours adds to the description; empty if it does not say."""
+    """The guest's architecture, from what our files add to the description; empty if it is not there."""
     found = ours.get(TARGET_KEY) if isinstance(ours, dict) else None
     return found if isinstance(found, str) and found.isascii() and found.isprintable() else ""
 
 
 def section_lengths(read: ReadAt, start: int, end: int) -> Lengths:
-    """What the description that ends at ``end`` says of device sections; empty if there is none, or none that helps.
+    """The lengths in the description that ends at ``end``; empty if there is none, or none that we understand.
 
     Args:
         read: gives bytes at an offset.
-        start: where the description begins at the earliest.
-        end: where it ends, but for padding.
+        start: the description does not begin before this offset.
+        end: where it ends, padding included.
     """
     start = max(start, end - MAX_VMDESC - _HEAD.size - MAX_PADDING)
     tail = read(start, max(end - start, 0)).rstrip(b"\0")
     position = len(tail)
-    for _ in range(_MAX_CANDIDATES):  # JSON has no control characters: the last 06 or so is the one
+    for _ in range(_MAX_CANDIDATES):  # JSON has no control characters: a 06 is either the mark or part of the length
         position = tail.rfind(bytes([stream.QEMU_VM_VMDESCRIPTION]), 0, position)
         if position < 0:
             break
@@ -84,7 +85,7 @@ def section_lengths(read: ReadAt, start: int, end: int) -> Lengths:
                 try:
                     return _lengths(_parse(tail[position + _HEAD.size :], start + position))
                 except (FormatError, KeyError, TypeError, ValueError, RecursionError):
-                    break  # not a description, or one of a kind that we do not know: footers will do
+                    break  # not a description, or not of a kind that we know: look for footers instead
     return {}
 
 

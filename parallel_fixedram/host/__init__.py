@@ -1,1 +1,1 @@
-"""The operating system: files, maps, facts. Knows bytes and offsets, nothing of QEMU."""
+"""The operating system: files, memory, processes, facts. It knows bytes and offsets, and nothing about QEMU."""

@@ -10,17 +10,17 @@ PROC = "/proc"
 
 
 def control_groups(pid: int | str, controller: str, *, proc: str = PROC) -> Iterator[tuple[str, str]]:
-    """Folders of the control groups that the process is in, up to the root; none where that cannot be read.
+    """Folders of the control groups that a process is in, up to the root; none if they cannot be read.
 
-    In a container the root is what the container was given, limits and all.
+    In a container the root is the container's own group, limits included.
 
     Args:
-        pid: of the process, or ``self``.
-        controller: such as ``memory``; all groups of version 2 count.
+        pid: the process, or ``self``.
+        controller: such as ``memory``; groups of version 2 always count.
         proc: where /proc is.
 
     Returns:
-        Each folder and the file system it lies on, ``cgroup`` (version 1) or ``cgroup2``.
+        Each folder with the type of its file system: ``cgroup`` (version 1) or ``cgroup2``.
     """
     mounts = {kind: (point, root) for kind, point, root in _mounts(controller, proc)}
     with (
@@ -33,7 +33,7 @@ def control_groups(pid: int | str, controller: str, *, proc: str = PROC) -> Iter
             if kind not in mounts or ".." in path:
                 continue
             point, root = mounts[kind]
-            if os.path.commonpath((root, path)) != root:  # of what is mounted here it is no part
+            if os.path.commonpath((root, path)) != root:  # not part of what is mounted here
                 continue
             inside = os.path.relpath(path, root)
             while inside not in ("", "."):
@@ -43,7 +43,7 @@ def control_groups(pid: int | str, controller: str, *, proc: str = PROC) -> Iter
 
 
 def _mounts(controller: str, proc: str) -> Iterator[tuple[str, str, str]]:
-    """Where such control groups are mounted: file system, mount point, and which group is to be seen there."""
+    """Where such control groups are mounted: file system, mount point, and the group that is mounted there."""
     with (
         contextlib.suppress(OSError),
         open(f"{proc}/self/mountinfo", encoding="utf-8", errors="surrogateescape") as file,

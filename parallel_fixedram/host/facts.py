@@ -1,4 +1,4 @@
-"""Facts about the host that a result cannot be judged without."""
+"""Facts about the host, without which a result cannot be judged."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from parallel_fixedram.host import linux
 T = TypeVar("T")
 
 _FILE_SYSTEMS = {
-    0xEF53: "ext4",  # or ext2 or ext3, which have the same number
+    0xEF53: "ext4",  # ext2 and ext3 have the same number
     0x58465342: "xfs",
     0x9123683E: "btrfs",
     linux.TMPFS_MAGIC: "tmpfs",
@@ -29,7 +29,7 @@ _FILE_SYSTEMS = {
     0x01021997: "9p",
     linux.HUGETLBFS_MAGIC: "hugetlbfs",
 }
-"""linux/magic.h and the file systems' own sources."""
+"""Numbers from linux/magic.h and the file systems' own sources."""
 
 
 _OPTIONS = (
@@ -54,7 +54,7 @@ def host_facts(path: str) -> dict[str, Any]:
     """CPU, memory, kernel, versions, and the file system that ``path`` lies on.
 
     Returns:
-        A JSON object; bytes are integers; null for what the system does not tell.
+        A JSON object. Sizes are integers, in bytes; what the system does not tell is null.
     """
     mount = _or_none(lambda: _mount_of(os.path.realpath(path)))
     return {
@@ -70,7 +70,7 @@ def host_facts(path: str) -> dict[str, Any]:
 
 
 def memory_bytes(what: str) -> int | None:
-    """A figure of /proc/meminfo, such as ``MemTotal`` or ``MemAvailable``; None where the system does not tell."""
+    """A figure from /proc/meminfo in bytes, such as ``MemTotal``; None if the system does not tell."""
     return _or_none(lambda: _meminfo()[what])
 
 
@@ -80,7 +80,7 @@ def _meminfo() -> dict[str, int]:
 
 
 def _or_none(fact: Callable[[], T]) -> T | None:
-    """The fact, or None: a finished save does not fail because /proc cannot be read."""
+    """The fact, or None: a finished save must not fail because /proc cannot be read."""
     try:
         return fact()
     except (OSError, RuntimeError, LookupError, ValueError):
@@ -88,7 +88,7 @@ def _or_none(fact: Callable[[], T]) -> T | None:
 
 
 def _mount_of(path: str) -> _Mount | None:
-    """The file system that holds ``path``: its mount point is the longest that is a prefix, the last of equals."""
+    """The mount that ``path`` is on: its mount point is the longest prefix of the path, and among equals the last."""
     found = None
     with open("/proc/self/mounts", encoding="utf-8", errors="surrogateescape") as file:
         for line in file:
@@ -100,7 +100,7 @@ def _mount_of(path: str) -> _Mount | None:
 
 
 def _file_system_by_number(path: str) -> str:
-    """What statfs(2) calls the file system of ``path``: in a chroot no mount point may be a prefix of it."""
+    """The file system of ``path`` according to statfs(2): in a chroot no mount point may be a prefix of the path."""
     fd = os.open(os.path.dirname(os.path.abspath(path)), os.O_PATH | os.O_CLOEXEC)
     try:
         number = linux.file_system_magic(fd)
@@ -110,11 +110,11 @@ def _file_system_by_number(path: str) -> str:
 
 
 def _options_by_flags(path: str) -> str:
-    """What statvfs(3) tells of the mount options of ``path``: those that all file systems have."""
+    """The mount options of ``path`` that statvfs(3) knows: those that all file systems have in common."""
     flags = os.statvfs(os.path.dirname(os.path.abspath(path))).f_flag
     return ",".join(["ro" if flags & os.ST_RDONLY else "rw", *(name for bit, name in _OPTIONS if flags & bit)])
 
 
 def _unescaped(field: str) -> str:
-    """What getmntent(3) makes of a field: blanks and backslashes are written as ``\\040`` and the like."""
+    """Decode a field as getmntent(3) does: blanks and backslashes are written as ``\\040`` and the like."""
     return re.sub(r"\\([0-7]{3})", lambda match: chr(int(match[1], 8)), field)

@@ -1,4 +1,4 @@
-"""System calls that Python does not wrap, each raising OSError like those it does."""
+"""System calls that Python does not wrap; like those it does, they raise OSError."""
 
 from __future__ import annotations
 
@@ -102,9 +102,10 @@ def _check(result: int) -> None:
 
 
 def fallocate(fd: int, mode: int, offset: int, length: int) -> None:
-    """fallocate(2): unlike posix_fallocate never emulated by writing; EOPNOTSUPP where the file system has none.
+    """fallocate(2): unlike posix_fallocate it is never emulated by writing; EOPNOTSUPP if the file system lacks it.
 
-    Goes on after a signal, as the calls that Python wraps do (PEP 475): shared memory gives up at any, also at SIGCONT.
+    It is repeated after a signal, as in calls that Python wraps (PEP 475): on tmpfs any signal interrupts it, even
+    SIGCONT.
     """
     while True:
         try:
@@ -119,12 +120,12 @@ def rename_new(source: str, target: str, folder: int) -> None:
 
 
 def clone_file(source: int, target: int) -> None:
-    """FICLONE of ioctl_ficlone(2): make the target a copy in the source's space; EOPNOTSUPP where there is none."""
+    """FICLONE of ioctl_ficlone(2): make the target a copy that shares the source's space; EOPNOTSUPP if unsupported."""
     fcntl.ioctl(target, _FICLONE, source)
 
 
 def close(fd: int) -> None:
-    """close(2) of a descriptor through which nothing was written since its last sync: a failure means nothing then."""
+    """close(2), ignoring errors: only for a descriptor through which nothing was written since its last sync."""
     with contextlib.suppress(OSError):
         os.close(fd)
 
@@ -147,12 +148,12 @@ def die_with_parent(signum: int, parent: int) -> None:
 
 
 def is_hugetlbfs(fd: int) -> bool:
-    """Whether the file lies on huge pages (fstatfs(2)): reading a hole through a mapping would take one."""
+    """Whether the file is on hugetlbfs (fstatfs(2)), where reading a hole through a mapping allocates a huge page."""
     return file_system_magic(fd) == HUGETLBFS_MAGIC
 
 
 def is_tmpfs(fd: int) -> bool:
-    """Whether the file lies in shared memory (fstatfs(2)): it has no other place than the page cache and swap."""
+    """Whether the file is in shared memory (fstatfs(2)), that is, only in the page cache and swap."""
     return file_system_magic(fd) == TMPFS_MAGIC
 
 
@@ -166,18 +167,18 @@ def file_system_magic(fd: int) -> int:
 def mincore(address: int, length: int, into: NDArray[np.uint8]) -> None:
     """mincore(2): bit 0 of each element of ``into`` says whether that page of this process's mapping is in memory.
 
-    Of a file mapping it is asked of the page cache, not of a page table, and nothing is touched by it. Whoever may not
-    write the file is told 1 for every page.
+    For a file mapping the kernel asks the page cache, not the page table, and touches nothing. A process that may not
+    write the file gets 1 for every page.
     """
     _check(_libc.mincore(address, length, into.ctypes.data))
 
 
 def cachestat(fd: int, offset: int = 0, length: int = 0) -> int:
-    """cachestat(2) of Linux 6.5: how many pages of these bytes of a file are in the page cache; length 0: to its end.
+    """cachestat(2) of Linux 6.5: how many pages of a range of a file are in the page cache; length 0 means to its end.
 
     Raises:
-        OSError: ENOSYS where the kernel is older; EOPNOTSUPP on huge pages; EPERM for who neither owns the file nor may
-            write it.
+        OSError: ENOSYS if the kernel is older; EOPNOTSUPP on hugetlbfs; EPERM if we neither own the file nor may write
+            it.
     """
     found = _Cachestat()
     what = _CachestatRange(offset, length)
@@ -189,7 +190,7 @@ def process_vm_readv(pid: int, address: int, into: memoryview) -> int:
     """process_vm_readv(2) of one piece: copy from ``address`` on in process ``pid``.
 
     Returns:
-        Bytes copied, fewer than ``into`` has where a page on the way cannot be read.
+        Bytes copied: fewer than ``into`` has if a page on the way cannot be read.
     """
     length = into.nbytes
     local = _Iovec(ctypes.addressof(ctypes.c_char.from_buffer(into)), length)
@@ -204,21 +205,21 @@ def may_read_process(pid: int) -> None:
     try:
         process_vm_readv(pid, 0, memoryview(bytearray(1)))
     except OSError as error:
-        if error.errno != errno.EFAULT:  # nothing is mapped at address 0: the question of rights comes before that
+        if error.errno != errno.EFAULT:  # EFAULT: we may. The right is checked before the address
             raise
 
 
 def process_madvise(pidfd: int, ranges: NDArray[np.uint64], advice: int) -> None:
-    """process_madvise(2) of Linux 5.10: give advice about memory of another process, as it could itself.
+    """process_madvise(2) of Linux 5.10: give advice about memory of another process on its behalf.
 
     Args:
         pidfd: the process.
-        ranges: first address and bytes of each, shape (ranges, 2), as struct iovec has them; no more than 1024.
-        advice: MADV_WILLNEED begins to read what is in swap; MADV_PAGEOUT has pages reclaimed now, where that is
-            possible: what came from swap and was not written since is just dropped.
+        ranges: first address and bytes of each, shape (ranges, 2), as in struct iovec; at most 1024.
+        advice: MADV_WILLNEED begins to read what is in swap. MADV_PAGEOUT reclaims pages now if possible; what came
+            from swap and was not written since is simply dropped.
 
     Raises:
-        OSError: EPERM without CAP_SYS_NICE; ENOSYS where the kernel is older.
+        OSError: EPERM without CAP_SYS_NICE; ENOSYS if the kernel is older.
     """
     iovecs = np.ascontiguousarray(ranges, np.uint64)
     where = ctypes.c_void_p(iovecs.ctypes.data)
@@ -227,7 +228,7 @@ def process_madvise(pidfd: int, ranges: NDArray[np.uint64], advice: int) -> None
 
 
 def userfaultfd(flags: int) -> int:
-    """userfaultfd(2): a descriptor to watch memory of this process with; EPERM where that takes a right."""
+    """userfaultfd(2): a descriptor with which to watch memory of this process; EPERM if a right is missing."""
     fd = int(_libc.syscall(SYS_USERFAULTFD, flags))
     if fd < 0:
         _check(fd)
@@ -245,23 +246,23 @@ def pidfd_getfd(pidfd: int, fd: int) -> int:
 def pagemap_scan(
     fd: int, start: int, end: int, into: NDArray[np.uint64], kinds: int = PAGE_IS_PRESENT | PAGE_IS_SWAPPED
 ) -> int:
-    """The PAGEMAP_SCAN ioctl of Linux 6.7: which pages hold memory of their own, that is present or swapped, but zero.
+    """The PAGEMAP_SCAN ioctl of Linux 6.7: which pages are present or swapped, and not the zero page.
 
-    ``walk_end`` is not told: the kernel leaves a place in the middle there when it came to the end after more than 512
-    regions. Every page before the end of the last region was looked at; if ``into`` was not filled, every page was.
+    ``walk_end`` is not returned: after more than 512 regions the kernel may reach the end and still leave a place in
+    the middle there. All pages before the end of the last region were scanned; all pages if ``into`` was not filled.
 
     Args:
         fd: descriptor of /proc/PID/pagemap.
         start: first address, a multiple of the page size.
         end: address after the last one.
         into: shape (regions, 3); takes first address, address after the last one, and categories of each region.
-        kinds: which of the two.
+        kinds: PAGE_IS_PRESENT, PAGE_IS_SWAPPED, or both.
 
     Returns:
         How many regions were found.
 
     Raises:
-        OSError: ENOTTY where the kernel is older.
+        OSError: ENOTTY if the kernel is older.
     """
     arg = _PmScanArg(
         size=ctypes.sizeof(_PmScanArg),

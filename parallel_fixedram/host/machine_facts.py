@@ -1,4 +1,4 @@
-"""Facts about the machine for whoever measures: more than a save needs to know about its host, and slower to ask."""
+"""Facts about the host for measurements: more than a save needs to know, and slower to find out."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ _DIRTY_LIMITS = (
     "dirty_background_bytes",
     "dirty_expire_centisecs",
 )
-"""Of /proc/sys/vm: when writers of the page cache have to wait, and when it is written back."""
+"""Files in /proc/sys/vm: when writers to the page cache have to wait, and when it is written back."""
 
 
 def machine_facts(path: str) -> dict[str, Any]:
-    """Everything of ``host_facts``, and what else explains a figure: CPU, disk, swap, limits of dirty memory, load.
+    """All of ``host_facts``, and what else explains a measurement: CPU, disk, swap, dirty limits, load.
 
     Returns:
-        A JSON object, as there.
+        A JSON object, as in ``host_facts``.
     """
     import psutil  # slow to import, and a save asks for host_facts only
 
@@ -56,7 +56,7 @@ def _dirty_limit(name: str) -> int:
 
 
 def _disk(path: str) -> dict[str, Any]:
-    """The block device that ``path`` lies on; nulls where there is none, as for shared memory."""
+    """The block device that ``path`` is on; nulls if there is none, as for shared memory."""
     status = os.stat(path)
     folder = os.path.realpath(f"/sys/dev/block/{os.major(status.st_dev)}:{os.minor(status.st_dev)}")
     if os.path.exists(os.path.join(folder, "partition")):
@@ -82,7 +82,7 @@ def _read(path: str) -> str | None:
 
 
 def _or_none(fact: Callable[[], T]) -> T | None:
-    """The fact, or None: measuring does not fail because the system does not tell."""
+    """The fact, or None: a measurement must not fail because the system does not tell."""
     try:
         return fact()
     except (OSError, LookupError, ValueError, RuntimeError, AttributeError, psutil.Error):

@@ -1,4 +1,4 @@
-"""What one command finds out and the next one need not: small JSON files in the user's cache folder."""
+"""What one command finds out, kept for the next: small JSON files in the user's cache folder."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _FOLDER = "parallel-fixedram"
 
 
 def read(name: str) -> dict[str, Any]:
-    """What was written under this name; empty where there is nothing, or nothing that can be used."""
+    """What was written under this name; empty if there is nothing, or nothing usable."""
     try:
         with open(os.path.join(_folder(), name), encoding="utf-8") as file:
             found = json.load(file)
@@ -24,7 +24,7 @@ def read(name: str) -> dict[str, Any]:
 
 
 def write(name: str, value: dict[str, Any]) -> None:
-    """Keep a JSON object under this name. That it cannot be kept is no error: it will be found out again."""
+    """Keep a JSON object under this name. A failure is no error: it will be found out again."""
     import tempfile  # slow, and most commands only read
 
     try:
@@ -43,6 +43,6 @@ def write(name: str, value: dict[str, Any]) -> None:
 
 
 def _folder() -> str:
-    """$XDG_CACHE_HOME/parallel-fixedram, as the XDG Base Directory Specification has it."""
+    """$XDG_CACHE_HOME/parallel-fixedram (XDG Base Directory Specification)."""
     home = os.environ.get("XDG_CACHE_HOME", "")
     return os.path.join(home if os.path.isabs(home) else os.path.expanduser("~/.cache"), _FOLDER)

@@ -1,1 +1,1 @@
-"""A file of ours as a whole: opened, ended, compared, verified, prepared for clones."""
+"""A mapped-ram file as a whole: made, opened, restored, compared, verified, prepared for clones."""

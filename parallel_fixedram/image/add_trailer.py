@@ -1,7 +1,7 @@
 """Add our trailer to a mapped-ram file by QEMU, in place: digests of everything, and a clone stream.
 
-Nothing before the end of the stream changes, and QEMU loads the file as before. The footer comes last: without it there
-is no trailer.
+Nothing before the end of the stream changes, and QEMU loads the file as before. The footer is written last: without it
+there is no trailer.
 """
 
 from __future__ import annotations
@@ -27,17 +27,17 @@ from parallel_fixedram.image.stale import refuse_stale_pages, reopen_writable
 
 
 def add_trailer(image: Image, main: Collection[str], *, channels: int, observer: Observer = SILENT) -> None:
-    """Add a trailer; the image has to be opened anew to see it.
+    """Add a trailer; the image has to be opened again to see it.
 
     Args:
         image: a file that has none.
         main: names of the blocks that are main memory.
         channels: number of workers.
-        observer: hears how far it is.
+        observer: told about progress.
 
     Raises:
-        RequestError: it has one already, or cannot have one.
-        HostError: I/O; the file is as it was.
+        RequestError: the file has a trailer already, or cannot have one.
+        HostError: I/O failed; the file is as it was.
     """
     _require_place(image)
     refuse_stale_pages(image, image.blocks, channels=channels)
@@ -71,7 +71,7 @@ def add_trailer(image: Image, main: Collection[str], *, channels: int, observer:
         except BaseException:
             with signals.held():
                 if resized:
-                    _resize(channel, image.file.stream_end)  # padding may have been overwritten, and is zeros again
+                    _resize(channel, image.file.stream_end)  # first here, so that overwritten padding is zero again
                     _resize(channel, image.file.size)
             raise
     finally:
@@ -79,11 +79,11 @@ def add_trailer(image: Image, main: Collection[str], *, channels: int, observer:
 
 
 def _require_place(image: Image) -> None:
-    """Refuse a file that has a trailer, or in which there is no place for one."""
+    """Refuse a file that has a trailer already, or no place for one."""
     if image.file.trailer is not None:
         raise RequestError(f"{image.path!r} already has a trailer")
     if len(image.blocks) < len(image.file.blocks):
-        raise RequestError(f"{image.path!r} does not hold all of its RAMBlocks")
+        raise RequestError(f"{image.path!r} does not contain all of its RAMBlocks")
     for saved in image.blocks:
         if max(saved.bitmap_end, saved.pages_end) > image.file.stream_end:
             raise RequestError(f"{image.path!r} has block {saved.block.idstr!r} after the end of its stream")

@@ -1,7 +1,7 @@
-"""The clone stream: what a QEMU loads whose main memory is mapped straight from the page arrays of a file.
+"""The clone stream: what a QEMU loads if its main memory is mapped directly from a file's page arrays.
 
-A mapped-ram stream of its own, with every block but main memory and the same device sections. Our files carry one in
-the trailer; for others, and where the file must not be touched, it is put together into memory.
+It is a mapped-ram stream of its own, with all blocks except main memory, and the same device sections. Our files have
+one in the trailer; for other files it is composed in memory.
 """
 
 from __future__ import annotations
@@ -26,9 +26,9 @@ class CloneStream:
 
     Attributes:
         machine: name for the configuration section.
-        page_bits: what it records of the target's pages.
-        blocks: the small blocks, where their pages lie in the file.
-        present: which of their pages are there.
+        page_bits: target page bits for the configuration section.
+        blocks: the small blocks, with the places of their pages in the file.
+        present: which of their pages are in the file.
         device_sections: whole sections, without an end mark.
     """
 
@@ -67,13 +67,13 @@ def require_device_state(image: Image) -> None:
     """
     if not image.file.devices:
         raise RequestError(
-            f"{image.path!r} holds no device state, so no guest can be started from it",
+            f"{image.path!r} has no device state, so no guest can be started from it",
             hint="it was made from RAM alone; save --qmp takes a whole guest",
         )
 
 
 def clone_stream_of(image: Image, main: Collection[str]) -> CloneStream:
-    """The clone stream that an open file amounts to.
+    """The clone stream for an open file.
 
     Args:
         image: the file.

@@ -1,7 +1,7 @@
-"""Files whose pages have to come from the device: how that is told, and how they are read bypassing the page cache.
+"""Files whose pages have to come from the device: how to recognise them, and read them bypassing the page cache.
 
-What is cached comes from there at the speed of memory. What is not would be copied once more on its way, and push out
-what others have cached.
+Cached pages come at the speed of memory. Others would be copied once more on their way through the page cache, and push
+out what others have cached.
 """
 
 from __future__ import annotations
@@ -17,11 +17,12 @@ from parallel_fixedram.core.bitmap import WORD_PAGES
 from parallel_fixedram.format.mapped_ram import SavedBlock
 from parallel_fixedram.host import linux
 from parallel_fixedram.host.files import page_cache
-from parallel_fixedram.host.files.channel import FileChannel, anonymous_memory
+from parallel_fixedram.host.files.channel import FileChannel
+from parallel_fixedram.host.memory.anonymous import anonymous_memory
 from parallel_fixedram.image.image import Image
 
 CACHE_SAMPLES = 64
-"""Pages of a block that are looked at to tell whether it is in the page cache."""
+"""Pages of a block that are examined to tell whether it is in the page cache."""
 
 
 def is_cold(image: Image, blocks: Sequence[SavedBlock]) -> bool:
@@ -39,9 +40,8 @@ def is_cold(image: Image, blocks: Sequence[SavedBlock]) -> bool:
 
 @contextlib.contextmanager
 def direct_channel(image: Image, blocks: Sequence[SavedBlock]) -> Iterator[FileChannel | None]:
-    """A channel that bypasses the page cache for the pages of these blocks; None where the file system refuses, or the
-    place of a block does.
-    """
+    """A channel that reads these blocks with O_DIRECT; None if the file system refuses that, or a block is not
+    aligned."""
     fd = _open_direct(image.channel.fd, blocks)
     try:
         yield None if fd is None else FileChannel(fd, image.path)
@@ -57,7 +57,7 @@ def _open_direct(buffered: int, blocks: Sequence[SavedBlock]) -> int | None:
     try:
         # not by its path: another file may have that name by now
         fd = os.open(f"/proc/self/fd/{buffered}", os.O_RDONLY | os.O_DIRECT | os.O_CLOEXEC)
-        # some take it when opened and not when read
+        # some file systems accept O_DIRECT at open and refuse it at read
         os.preadv(fd, [anonymous_memory(mmap.PAGESIZE)], blocks[0].header.pages_offset)
     except OSError:
         if fd >= 0:

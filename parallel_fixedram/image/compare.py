@@ -21,15 +21,15 @@ from parallel_fixedram.engine.workers.messages import Finding, Tally
 from parallel_fixedram.engine.workers.pool import WorkerPool
 from parallel_fixedram.engine.workers.progress import run_job
 from parallel_fixedram.format.mapped_ram import SavedBlock
-from parallel_fixedram.host.files.channel import anonymous_memory
+from parallel_fixedram.host.memory.anonymous import anonymous_memory
 from parallel_fixedram.image.image import Image
 
 
 class Side(Protocol):
-    """One of the two things that are compared: the pages of one block."""
+    """One side of a comparison: the pages of one block."""
 
     content: PageBitmap
-    """Pages that may hold something else than zeros."""
+    """Pages that may contain anything but zeros."""
 
     def open(self) -> None:
         """Prepare this process (Job.open)."""
@@ -39,7 +39,7 @@ class Side(Protocol):
 
 
 class FileSide:
-    """A block as a file has it."""
+    """A block in a file."""
 
     def __init__(self, image: Image, saved: SavedBlock) -> None:
         self._image = image
@@ -51,7 +51,7 @@ class FileSide:
         self._reader = WindowReader(self._image.channel, self._saved.block.page_size)
 
     def read(self, first: int, count: int, tally: Tally) -> Pages:
-        """What the file says (Side.read)."""
+        """The pages in the file (Side.read)."""
         return self._reader.read(self._saved, Window(first, self.content.page_bits(first, count)), tally)
 
 
@@ -66,13 +66,13 @@ class RamSide:
             self.content.set_range(found)
 
     def open(self) -> None:
-        """Reach the memory (Side.open)."""
+        """Open the memory (Side.open)."""
         self._source.open()
         self._buffer = np.frombuffer(anonymous_memory(WINDOW_PAGES * self._page_size), np.uint64)
         self._buffer = self._buffer.reshape(WINDOW_PAGES, -1)
 
     def read(self, first: int, count: int, tally: Tally) -> Pages:
-        """What memory holds; never-touched pages are not touched (Side.read)."""
+        """The pages in memory; untouched ones stay untouched (Side.read)."""
         bits = self.content.page_bits(first, count)
         if bits.all():
             return self._source.pages(first, count)
@@ -125,7 +125,7 @@ def run_check(
     page_size: int,
     observer: Observer,
 ) -> Tally:
-    """Run a job that looks for bad pages over ``work``; findings come sorted, neighbours joined."""
+    """Run a job that looks for bad pages over ``work``; findings are sorted, and adjacent ones joined."""
     shards = plan_shards(work, workers=channels)
     tally = run_job(pool, job, shards, phase=phase, page_size=page_size, observer=observer)
     tally.findings = join_findings(tally.findings)
@@ -133,7 +133,7 @@ def run_check(
 
 
 def join_findings(findings: Sequence[Finding]) -> list[Finding]:
-    """Findings in order of block and page, those that touch made one."""
+    """Findings in order of block and page, with adjacent ones joined."""
     joined: list[Finding] = []
     for each in sorted(findings):
         if joined and joined[-1].block == each.block and joined[-1].first + joined[-1].pages == each.first:
@@ -149,10 +149,10 @@ def diff(a: Image, b: Image, *, channels: int = 1, observer: Observer = SILENT) 
         a: one file.
         b: the other; blocks are matched by name, and compared where their lengths are equal.
         channels: number of workers.
-        observer: hears how far it is.
+        observer: told about progress.
 
     Raises:
-        FormatError: a file is not what it should be.
+        FormatError: a file is malformed.
         HostError: a file cannot be read.
     """
     started = time.perf_counter()
@@ -184,7 +184,7 @@ def diff(a: Image, b: Image, *, channels: int = 1, observer: Observer = SILENT) 
 
 
 def page_differences(what: str, blocks: Sequence[SavedBlock], findings: Sequence[Finding]) -> tuple[Difference, ...]:
-    """Findings as reports show them; ``blocks`` in the order in which findings number them."""
+    """Findings as reports show them; a finding's block is an index into ``blocks``."""
     return tuple(
         Difference(
             what=what,

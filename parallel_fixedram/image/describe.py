@@ -1,4 +1,4 @@
-"""What a file says of itself, and its blocks, as reports show them."""
+"""Describe a file and its blocks as reports show them."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from parallel_fixedram.image.libvirt import describe_header
 
 
 def describe(image: Image) -> InspectReport:
-    """What the file says.
+    """Describe a file.
 
     Raises:
-        FormatError: a bitmap has bits that stand for no page; libvirt's XML is not a domain's.
+        FormatError: a bitmap has bits after the last page; or libvirt's XML does not describe a domain.
     """
     file, configuration = image.file, image.file.configuration
     return InspectReport(
@@ -52,7 +52,7 @@ def _describe_libvirt(image: Image) -> LibvirtImage | None:
 
 
 def block_reports(image: Image) -> tuple[BlockReport, ...]:
-    """The stored blocks with their page counts."""
+    """The stored blocks with their numbers of pages."""
     return tuple(block_report(saved, image.bitmap(saved.block.idstr).count()) for saved in image.blocks)
 
 

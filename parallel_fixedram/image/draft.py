@@ -34,34 +34,34 @@ from parallel_fixedram.image.image import Image
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Published:
-    """A file that has its name."""
+    """A file that has its final name."""
 
     file: int
     """Its length in bytes."""
     allocated: int
-    """What it takes on its file system."""
+    """Bytes that it takes on its file system."""
     cached: int | None
-    """What of it was left in the page cache; None where the kernel does not tell."""
+    """Bytes of it that were left in the page cache; None if the kernel does not tell."""
     sync_seconds: float
     publish_seconds: float
 
 
 class Draft:
-    """Context manager: a file without its name, and nothing at all if it does not get it.
+    """Context manager around a file without its final name, which is removed unless it gets it.
 
     Args:
         path: its final name.
         layout: where everything goes.
-        writing: says whether it has to be written bypassing the page cache.
-        publishing: says what becomes of it.
+        writing: whether the file has to be written bypassing the page cache.
+        publishing: how to give it its name.
 
     Attributes:
         buffered: the file, through the page cache.
-        direct: the file past it; None where that is not wanted or not possible.
+        direct: the file, bypassing the page cache; None if that is not wanted or not possible.
 
     Raises:
         RequestError: there is such a file, and it may not be replaced.
-        HostError: it cannot be made, or not opened for direct I/O where that is asked for.
+        HostError: it cannot be made, or cannot be opened for direct I/O although that was requested.
     """
 
     def __init__(self, path: str, layout: FileLayout, writing: Writing, publishing: Publishing) -> None:
@@ -94,7 +94,7 @@ class Draft:
 
     @property
     def folder(self) -> str:
-        """Where the file is."""
+        """The folder that it is in."""
         return self._pending.folder
 
     @property
@@ -103,10 +103,10 @@ class Draft:
         return self._pending.fd
 
     def reserve(self, guest_blocks: Sequence[GuestBlock], ledger: Ledger, choice: Choice) -> None:
-        """Take space for the data; not where the source cannot tell data from holes, which may be nearly all.
+        """Reserve space for the data, except of sources that cannot tell holes, where nearly all might be holes.
 
         Raises:
-            HostError: there is not enough.
+            HostError: there is not enough space.
         """
         for number, (each, data) in enumerate(zip(guest_blocks, ledger.data, strict=True)):
             if each.source.tells_holes:
@@ -120,18 +120,18 @@ class Draft:
         gap_pages: int,
         disks: Sequence[Disk] = (),
     ) -> None:
-        """Write everything but the pages, which are there.
+        """Write everything but the pages, which are in the file already.
 
         Args:
             guest_blocks: the machine's blocks, in the file's order.
-            ledger: which pages are there, and their digests.
+            ledger: which pages are in the file, and their digests.
             state: device sections.
-            gap_pages: gaps of up to so many pages were bridged.
-            disks: those of the instant.
+            gap_pages: gaps of up to this many pages were bridged.
+            disks: those that belong to the instant.
 
         Raises:
-            MachineError: the device state is not what QEMU writes.
-            HostError: I/O.
+            MachineError: the device state is malformed.
+            HostError: I/O failed.
         """
         ending = Ending(self._layout, guest_blocks, ledger, state, disks)
         self._pending.set_size(ending.file_length)
@@ -143,11 +143,11 @@ class Draft:
         return Image(f"/proc/self/fd/{self.fd}", offset=0 if self._layout.head else self._layout.base)
 
     def publish(self, observer: Observer) -> Published:
-        """Sync the file, and give it its name.
+        """Sync the file, and give it its final name.
 
         Raises:
-            RequestError: the name was taken in the meantime, and may not be overwritten.
-            HostError: I/O, or the name cannot be given.
+            RequestError: the name was taken in the meantime and may not be overwritten.
+            HostError: I/O failed, or the file cannot be renamed.
             DurabilityError: the file has its name, but may not survive a power cut.
         """
         started = time.perf_counter()

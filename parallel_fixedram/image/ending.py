@@ -1,4 +1,4 @@
-"""Ending: what a file has besides its pages, laid out and written when all of them are there.
+"""Ending: what a file has besides its pages, written when all pages are there.
 
 ::
 
@@ -28,11 +28,11 @@ class Ending:
         layout: where everything goes.
         guest_blocks: the machine's blocks, in the same order.
         ledger: which pages are in the file, and their digests.
-        state: device sections; empty where there are none.
-        disks: those of the instant.
+        state: device sections; empty if there are none.
+        disks: those that belong to the instant.
 
     Raises:
-        MachineError: the device state is not what QEMU writes.
+        MachineError: the device state is malformed.
     """
 
     def __init__(
@@ -46,7 +46,7 @@ class Ending:
         try:
             self._tail = layout.tail(state)
         except FormatError as error:
-            raise MachineError(f"the device state is not what QEMU writes: {error.message}") from error
+            raise MachineError(f"the device state is malformed: {error.message}") from error
         self._layout = layout
         self._ledger = ledger
         self._clone: CloneStream | None = None
@@ -74,7 +74,7 @@ class Ending:
         return self._trailer.file_length
 
     def write(self, channel: FileChannel) -> None:
-        """Heads, bitmaps, digests, tail, clone stream and trailer; the pages are there already."""
+        """Write heads, bitmaps, digests, tail, clone stream and trailer; the pages are in the file already."""
         for offset, data in self._layout.head_pieces():
             channel.write(offset, memoryview(data))
         for saved, present in zip(self._layout.blocks, self._ledger.present, strict=True):

@@ -1,7 +1,7 @@
 """Image: a mapped-ram file opened for reading, whoever wrote it.
 
-Nothing of the file is trusted: it is read with ``pread``, never mapped, and every place a header names has been held
-against the file's length before it is used.
+Nothing in the file is trusted: it is read with ``pread``, never mapped, and every offset in a header is checked against
+the file's length before it is used.
 """
 
 from __future__ import annotations
@@ -29,8 +29,8 @@ class Image(Closing):
 
     Attributes:
         path: the file's path.
-        file: what the file says of itself.
-        blocks: its RAMBlocks that are stored, with their places.
+        file: the file's structure.
+        blocks: its stored RAMBlocks, with their places.
         channel: for reading.
     """
 
@@ -51,14 +51,14 @@ class Image(Closing):
         self._bitmaps: dict[str, PageBitmap] = {}
 
     def close(self) -> None:
-        """Close the file; more than once does no harm."""
+        """Close the file; may be called more than once."""
         if self._fd >= 0:
             linux.close(self._fd)
         self._fd = -1
 
     @property
     def disks(self) -> tuple[Disk, ...]:
-        """Disks that belong to the instant; none where the file says nothing of any."""
+        """Disks that belong to the saved instant; none if the file records none."""
         return self.file.trailer.disks if self.file.trailer else ()
 
     def block(self, idstr: str) -> SavedBlock:
@@ -75,34 +75,34 @@ class Image(Closing):
         raise RequestError(f"{self.path!r} has no block {idstr!r}; it has {names}")
 
     def refuse_absent(self, wanted: Collection[str] | None = None) -> None:
-        """Refuse blocks of which the file has the name and not the pages.
+        """Refuse blocks that the file only names, without their pages.
 
         Args:
             wanted: names of blocks; None for all.
 
         Raises:
-            RequestError: names the first.
+            RequestError: there is such a block; the message names the first.
         """
         for saved in self.file.blocks:
             if saved.absent and (wanted is None or saved.block.idstr in wanted):
                 raise RequestError(
-                    f"{self.path!r} does not hold block {saved.block.idstr!r}, only its name: it was saved with "
+                    f"{self.path!r} does not contain block {saved.block.idstr!r}, only its name: it was saved with "
                     "x-ignore-shared, so that memory stayed where it was",
-                    hint="a stock QEMU on that very memory (share=on) loads it, with x-ignore-shared and mapped-ram on",
+                    hint="a stock QEMU with that same memory (share=on), x-ignore-shared and mapped-ram can load it",
                 )
 
     def bitmap(self, idstr: str) -> PageBitmap:
         """The file bitmap of a block, in memory that later forks share.
 
         Raises:
-            FormatError: bits are set that stand for no page.
+            FormatError: bits after the last page are set.
         """
         if idstr not in self._bitmaps:
             self._bitmaps[idstr] = self._read_bitmap(self.block(idstr))
         return self._bitmaps[idstr]
 
     def slot_data(self, saved: SavedBlock) -> PageBitmap:
-        """Pages whose place in the file is not a hole, whatever their bit says."""
+        """Pages whose place in the file is not a hole, whether or not their bit is set."""
         bitmap = PageBitmap(saved.block.pages, shared_words(words_for(saved.block.pages)))
         for start, end in data_extents(self._fd, saved.header.pages_offset, saved.pages_end):
             first, last = saved.page_at(start), saved.page_at(end - 1)
@@ -110,13 +110,13 @@ class Image(Closing):
         return bitmap
 
     def digest_table(self, saved: SavedBlock) -> DigestTable | None:
-        """The page digests of a block, or None where the file carries none."""
+        """The page digests of a block; None if the file has none."""
         if self.file.trailer is None:
             return None
         return DigestTable(self.channel, self.file.trailer.tables[self.file.blocks.index(saved)])
 
     def clone_blocks(self) -> frozenset[str]:
-        """Names of the blocks in the file's clone stream; empty where it carries none."""
+        """Names of the blocks in the file's clone stream; empty if it has none."""
         if self.file.trailer is None:
             return frozenset()
         try:
@@ -126,10 +126,10 @@ class Image(Closing):
         return frozenset(saved.block.idstr for saved in found)
 
     def read_pages(self, idstr: str, first: int, count: int) -> bytes:
-        """The contents of pages ``first`` to ``first + count`` of a block, zeros for zero pages.
+        """The contents of pages ``first`` to ``first + count`` of a block, with zeros for zero pages.
 
         Raises:
-            RequestError: no such block or page.
+            RequestError: there is no such block or page.
         """
         saved, bitmap = self.block(idstr), self.bitmap(idstr)
         if not 0 <= first <= first + count <= saved.block.pages:
@@ -144,10 +144,10 @@ class Image(Closing):
         return bytes(pages)
 
     def check_complete(self) -> None:
-        """Refuse a file whose save never came to write its bitmaps: by them, all of its RAM would be zero.
+        """Refuse a file whose bitmaps were never written: they would say that all of its RAM is zero.
 
         Raises:
-            FormatError: there is no RAM END section, no bit is set, and yet there are pages.
+            FormatError: there is no RAM END section and no bit is set, and yet there are pages.
         """
         if self.file.ram_ended or any(self.bitmap(saved.block.idstr).count() for saved in self.blocks):
             return
@@ -162,7 +162,7 @@ class Image(Closing):
     def _read_bitmap(self, saved: SavedBlock) -> PageBitmap:
         words = shared_words(words_for(saved.block.pages))
         start = saved.header.bitmap_offset
-        # holes of a bitmap are left untouched, so that a file full of nothing costs nothing to read
+        # skip holes in the bitmap, so that reading an empty file costs no memory
         for first, end in data_extents(self._fd, start, saved.bitmap_end):
             self.channel.read(first, words.view(np.uint8)[first - start : end - start].data)
         if len(words) and int(words[-1]) & ~tail_mask(saved.block.pages):
@@ -177,10 +177,10 @@ def open_image(uri: str) -> Image:
     """Open a mapped-ram file for reading, as a context manager.
 
     Args:
-        uri: a path, or ``file:PATH[,offset=SIZE]`` where the stream does not start at the beginning of the file.
+        uri: a path, or ``file:PATH[,offset=SIZE]`` if the stream does not start at the beginning of the file.
 
     Raises:
-        RequestError: not a file, or a URI that is not seekable.
+        RequestError: it is not a file, or not a seekable URI.
         HostError: the file cannot be opened or read.
         FormatError: it is not a complete mapped-ram file.
     """

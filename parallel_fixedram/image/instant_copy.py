@@ -1,7 +1,7 @@
-"""InstantCopy: all RAM of a machine, copied while it stands still, to check the file of that instant against.
+"""InstantCopy: a copy of all RAM of a machine while it stands still, to compare the file of that instant with.
 
-It checks a capture, and a save does not need it: the machine stands still for as long as the copy takes, and the copy
-takes as much memory as the machine has data.
+It is for checking a way to capture; a normal save does not need it. The machine stands still for as long as the copy
+takes, and the copy needs as much memory as the machine has data.
 """
 
 from __future__ import annotations
@@ -37,15 +37,15 @@ from parallel_fixedram.image.verify import verify
 
 
 class InstantCopy:
-    """Context manager: workers that wait for ``take``, and memory for what they copy.
+    """Context manager around the copy, and workers that wait for ``take``.
 
     Args:
         guest_blocks: the machine's blocks.
-        data: pages of each that hold something: about what has to be copied.
+        data: pages of each that contain data, which is roughly what will be copied.
         channels: number of workers.
 
     Raises:
-        HostError: there is not enough memory, or no worker.
+        HostError: there is not enough memory, or workers cannot be started.
     """
 
     def __init__(self, guest_blocks: Sequence[GuestBlock], data: Sequence[PageBitmap], channels: int) -> None:
@@ -69,10 +69,10 @@ class InstantCopy:
         self._stack.close()
 
     def take(self, observer: Observer) -> None:
-        """Copy all RAM, in the place of what was copied before; the machine stands still meanwhile.
+        """Copy all RAM, replacing an earlier copy; the machine must stand still.
 
         Raises:
-            HostError: the memory is out of reach by now.
+            HostError: the memory can no longer be reached.
         """
         for fd, each, content in zip(self._memory, self._guest_blocks, self._job.content, strict=True):
             os.ftruncate(fd, 0)
@@ -84,12 +84,12 @@ class InstantCopy:
         run_job(self._pool, 0, shards, phase="copy", page_size=self._page_size, observer=observer)
 
     def check(self, image: Image, observer: Observer) -> None:
-        """Check a file against the copy, page by page, and its own digests.
+        """Check a file against its own digests, and page by page against the copy.
 
         Raises:
-            InstantDiffers: it is something else.
-            FormatError: it contradicts itself.
-            HostError: it cannot be read.
+            InstantDiffers: the file is not what was copied.
+            FormatError: the file contradicts itself.
+            HostError: the file cannot be read.
         """
         with ExitStack() as stack:
             ram = {}
@@ -101,7 +101,7 @@ class InstantCopy:
         if not report.ok:
             pages, first = report.bad_pages, report.differences[0]
             raise InstantDiffers(
-                f"{format_count(pages, 'page')} of the file are not what RAM held while the guest stood still: {first}",
+                f"{format_count(pages, 'page')} of the file differ from RAM while the guest stood still: {first}",
                 pages=pages,
             )
 
@@ -111,10 +111,10 @@ class _CopyJob:
 
     Args:
         guest_blocks: what to copy.
-        memory: descriptors of where to, one a block, each as long as its block.
+        memory: descriptors of the copies, one for each block, each as long as its block.
 
     Attributes:
-        content: which pages; a bitmap a block, shared with forks.
+        content: which pages to copy; a bitmap for each block, shared with forks.
     """
 
     def __init__(self, guest_blocks: Sequence[GuestBlock], memory: Sequence[int]) -> None:
@@ -123,7 +123,7 @@ class _CopyJob:
         self.content = shared_bitmaps([each.block for each in guest_blocks])
 
     def open(self) -> None:
-        """Reach both (Job.open)."""
+        """Map sources and copies (Job.open)."""
         self._copies: list[Pages] = []
         for fd, each in zip(self._memory, self._guest_blocks, strict=True):
             each.source.open()

@@ -1,4 +1,4 @@
-"""What libvirt's save images say in front of the stream, as reports show it; also of those without pages to be read."""
+"""Describe the head of a libvirt save image as reports show it, even if the image has no pages that we can read."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from parallel_fixedram.host.files.channel import FileChannel, open_readable
 
 
 def describe_header(header: LibvirtHeader) -> LibvirtImage:
-    """Header and XML.
+    """Describe header and XML.
 
     Raises:
-        FormatError: the XML is not a domain's.
+        FormatError: the XML does not describe a domain.
     """
     domain = read_domain(header.xml)
     return LibvirtImage(
@@ -33,11 +33,11 @@ def describe_header(header: LibvirtHeader) -> LibvirtImage:
 
 
 def describe_without_pages(path: str) -> InspectLibvirtReport | None:
-    """A save image of which only header and XML can be read; None for every other file.
+    """Describe a save image of which only header and XML can be read; None for any other file.
 
     Raises:
-        FormatError: the header contradicts itself, or the XML is not a domain's.
-        RequestError: not a file.
+        FormatError: the header contradicts itself, or the XML does not describe a domain.
+        RequestError: it is not a file.
         HostError: it cannot be read.
     """
     fd = open_readable(path, or_device=True)

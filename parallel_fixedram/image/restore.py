@@ -1,15 +1,15 @@
-"""Restore: from a mapped-ram file into guest RAM, which then is what the file says, whatever it held before.
+"""Restore: fill guest RAM from a mapped-ram file, whatever it contained before.
 
 ::
 
     headers, lengths and bitmaps accepted, every destination open -> workers:
         present page                        pread from the file, pwrite into the destination
         zero page, destination has data     made zero (punched, or written together with its neighbours)
-        zero page, destination has a hole   left alone: never-touched memory stays untouched
+        zero page, destination has a hole   left alone: untouched memory stays untouched
 
-``pwrite`` into shared memory fills pages without a fault for each. A file that is not in the page cache is read past
-it, ahead of the writing (``read_ahead``). No destination is touched before the file is accepted; one that is made has
-its name only when it is complete.
+``pwrite`` into shared memory fills pages without a page fault for each. A file that is not in the page cache is read
+with O_DIRECT, ahead of the writing (``read_ahead``). No destination is touched before the file is accepted; a new one
+gets its name only when it is complete.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ from parallel_fixedram.image.image import Image
 from parallel_fixedram.image.verify import check_ranges
 
 JOIN_ZERO_PAGES = 16
-"""Zero pages between two present ones that are bridged rather than punched."""
+"""Most zero pages between two present ones that are bridged rather than punched."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -61,11 +61,11 @@ class Destination:
     """Where a block is restored to."""
 
     path: str
-    """A file in shared memory, of exactly the block's size from ``offset`` on; made if there is none."""
+    """A file in shared memory, with exactly the block's size from ``offset`` on; made if it does not exist."""
     offset: int = 0
     """Where the block starts in the file, bytes."""
     length: int | None = None
-    """Bytes of the block there, if not the rest of the file; anything but the block's size is refused."""
+    """Bytes for the block, None for the rest of the file; anything but the block's size is refused."""
 
 
 @dataclass(slots=True, kw_only=True)
@@ -75,9 +75,9 @@ class _Part:
     saved: SavedBlock
     present: PageBitmap
     filled: PageBitmap
-    """Pages of the destination that may hold something now."""
+    """Pages of the destination that may contain data now."""
     work: PageBitmap
-    """Pages to handle: present, or to be made zero."""
+    """Pages to handle: present ones, and those to make zero."""
     channel: FileChannel
     offset: int
     digests: DigestTable | None
@@ -140,19 +140,19 @@ def restore(
 
     Args:
         image: the open file.
-        destinations: by block name; blocks of the file that are not named are left out, and the report says so.
+        destinations: by block name; other blocks of the file are left out, and listed in the report.
         channels: number of workers.
-        check_digests: check every page against its digest as it passes; heads and bitmaps are checked in any case.
-        observer: hears how far it is.
-        stall_seconds: how long a worker may move no byte.
+        check_digests: whether to check every page against its digest on the way; heads and bitmaps are always checked.
+        observer: told about progress.
+        stall_seconds: how long a worker may go without moving a byte.
 
     Raises:
-        RequestError: a destination for a block that the file has not, of another size, or twice the same; or digests
-            asked of a file that has none. No destination was touched.
-        FormatError: the save of the file never came to its end. No destination was touched.
+        RequestError: the file does not have a block, or a destination has the wrong size or is given twice; or the file
+            has no digests to check. No destination was touched.
+        FormatError: the save of the file was not finished. No destination was touched.
         ContentsDiffer: heads or bitmaps do not match their digests, and no destination was touched; or pages do not,
-            and a destination that existed is filled, but not to be used.
-        HostError: a destination cannot be written; what one holds that existed is undefined.
+            and existing destinations were filled, but must not be used.
+        HostError: a destination cannot be written; the contents of existing destinations are undefined.
     """
     started = time.perf_counter()
     _check_request(image, destinations, check_digests)
@@ -180,7 +180,7 @@ def restore(
 
 
 def _seconds(tally: Tally, channels: int, started: float) -> RestoreSeconds:
-    """Where the time went since ``started``."""
+    """How the time since ``started`` was spent."""
     return RestoreSeconds(
         total=time.perf_counter() - started,
         read=tally.read_seconds / channels,
@@ -189,7 +189,7 @@ def _seconds(tally: Tally, channels: int, started: float) -> RestoreSeconds:
 
 
 def _check_request(image: Image, destinations: Mapping[str, Destination], check_digests: bool) -> None:
-    """Refuse what cannot be restored before any destination is touched."""
+    """Refuse what cannot be restored, before any destination is touched."""
     for idstr in destinations:
         image.bitmap(idstr)
     if not destinations:
@@ -207,7 +207,7 @@ def _open_targets(image: Image, destinations: Mapping[str, Destination], stack: 
         if (wanted := destinations.get(saved.block.idstr)) is not None:
             _check_new(saved.block.idstr, wanted.path, targets)
             target = RamTarget(saved.block, wanted.path, offset=wanted.offset, length=wanted.length)
-            stack.push(target)  # before it is entered: from the moment it makes a file, it is known here
+            stack.push(target)  # before it is entered, so that a file it makes is removed whatever happens
             target.__enter__()
             _check_apart(image, target, targets)
             targets.append(target)
@@ -215,11 +215,11 @@ def _open_targets(image: Image, destinations: Mapping[str, Destination], stack: 
 
 
 def check_head(image: Image, *, tables: bool = True) -> None:
-    """Check heads and bitmaps against their digests, where there are any: they say which page goes where.
+    """Check heads and bitmaps against their digests, if the file has any: they say where each page goes.
 
     Args:
         image: the open file.
-        tables: also the page digests themselves, where they will be used.
+        tables: whether to check the page digests themselves, which is needed only if they will be used.
 
     Raises:
         ContentsDiffer: they do not match.
@@ -229,7 +229,7 @@ def check_head(image: Image, *, tables: bool = True) -> None:
 
 
 def _check_new(idstr: str, path: str, others: Sequence[RamTarget]) -> None:
-    """Refuse a destination that is just being made for another block, and has not got its name yet."""
+    """Refuse a destination that is being made for another block and does not have its name yet."""
     for other in others:
         if other.is_new and os.path.realpath(other.path) == os.path.realpath(path):
             raise RequestError(f"blocks {other.block.idstr!r} and {idstr!r} share {path!r}")
@@ -239,7 +239,7 @@ def _check_apart(image: Image, target: RamTarget, others: Sequence[RamTarget]) -
     """Refuse a destination that is the file itself, or shares bytes with another destination."""
     status = target.channel().stat()
     if os.path.samestat(status, image.channel.stat()):
-        raise RequestError(f"destination {target.path!r} is the file that is to be restored")
+        raise RequestError(f"destination {target.path!r} is the file to restore from")
     for other in others:
         apart = target.end <= other.offset or other.end <= target.offset
         if not apart and os.path.samestat(status, other.channel().stat()):
@@ -264,7 +264,7 @@ def _part(image: Image, saved: SavedBlock, target: RamTarget, check_digests: boo
 
 
 def _check(image: Image, parts: Sequence[_Part], tally: Tally, spoilt: Sequence[str]) -> None:
-    """Refuse what does not match its digest; ``spoilt`` are the files that hold it now."""
+    """Refuse pages that do not match their digests; ``spoilt`` are the destinations that have them now."""
     if tally.bad_pages:
         block, first, pages = min(tally.findings)
         saved = parts[block].saved

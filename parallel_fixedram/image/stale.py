@@ -1,10 +1,10 @@
-"""Stale pages: zero by the bitmap, but their places in the file hold other bytes.
+"""Stale pages: pages that are zero by the bitmap, but whose places in the file contain other bytes.
 
-QEMU leaves them after a live save, and its loader honours the bitmap. Files of ours have none, until a tool that skips
-zeros writes a new file over an older one. A guest whose RAM is mapped from the page arrays would see them.
+QEMU leaves them in live saves, where its loader honours the bitmap. Our files have none, unless a tool that skips zeros
+has written one over an older file. A guest whose RAM is mapped from the page arrays would see them.
 
-A hole holds nothing, so only places that are allocated are read. Zeros may be there, and do no harm: reserved space,
-gaps that were bridged, copies by tools and on file systems that know no holes.
+Holes cannot have stale bytes, so only allocated places are read. These may contain zeros, which do no harm: reserved
+space, bridged gaps, copies made by tools or on file systems without holes.
 """
 
 from __future__ import annotations
@@ -23,24 +23,25 @@ from parallel_fixedram.engine.workers.pool import WorkerPool
 from parallel_fixedram.format.mapped_ram import SavedBlock
 from parallel_fixedram.format.trailer import DIGEST_BYTES
 from parallel_fixedram.host import linux
-from parallel_fixedram.host.files.channel import FileChannel, huge_memory, open_writable
+from parallel_fixedram.host.files.channel import FileChannel, open_writable
+from parallel_fixedram.host.memory.anonymous import huge_memory
 from parallel_fixedram.image.compare import run_check
 from parallel_fixedram.image.image import Image
 
 _TABLE_PAGES = 1 << 18
 POOL_PAGES = 4096
-"""Pages to be read from which on workers are worth their start."""
+"""With this many pages to read, it is worth starting several workers."""
 
 
 def absent_but_stored(image: Image, saved: SavedBlock) -> PageBitmap:
-    """Pages that are zero by the bitmap, and whose place is no hole."""
+    """Pages that are zero by the bitmap, but whose place is not a hole."""
     stored = image.slot_data(saved)
     stored.words &= np.bitwise_not(image.bitmap(saved.block.idstr).words)
     return stored
 
 
 class StaleJob:
-    """Finds absent pages of a shard whose places do not read as zeros; only places that are not holes are read."""
+    """Finds absent pages of a shard whose places do not read as zeros; holes are not read."""
 
     def __init__(self, image: Image, blocks: Sequence[SavedBlock]) -> None:
         self._image = image
@@ -52,7 +53,7 @@ class StaleJob:
         self._buffer = huge_memory(WINDOW_PAGES * self._image.file.page_size)
 
     def run(self, shard: Shard) -> Tally:
-        """Check one shard (Job.run); pages that are there are not read along, of which there may be far more."""
+        """Check one shard (Job.run). Present pages in between are not read along, as there may be far more of them."""
         tally, saved = Tally(), self._blocks[shard.block]
         size = saved.block.page_size
         for window in windows(self.work[shard.block], shard):
@@ -72,16 +73,16 @@ class StaleJob:
 def refuse_stale_pages(
     image: Image, blocks: Sequence[SavedBlock], *, channels: int, observer: Observer = SILENT
 ) -> None:
-    """Refuse a file in which a place that is zero by the bitmap holds other bytes.
+    """Refuse a file with stale pages.
 
     Args:
         image: the open file.
-        blocks: those to look at.
-        channels: number of workers, should there be much to read.
-        observer: hears how far it is.
+        blocks: those to check.
+        channels: number of workers if there is much to read.
+        observer: told about progress.
 
     Raises:
-        RequestError: it has stale pages; names the first one.
+        RequestError: it has stale pages; the message names the first one.
         HostError: the file cannot be read.
     """
     job = StaleJob(image, blocks)
@@ -98,14 +99,15 @@ def refuse_stale_pages(
     raise RequestError(
         f"{image.path!r} has stale bytes where {found.bad_pages} pages are zero, first block {saved.block.idstr!r} "
         f"page {first.first} at {saved.page_offset(first.first):#x}: {how}",
-        hint="clone --punch makes holes of them, in place; what the file says stays the same, and verify checks that",
+        hint="clone --punch turns them into holes, in place; the saved guest stays the same, and verify can check that",
     )
 
 
 def punch_stale_pages(image: Image) -> int:
-    """Make holes of all places that are zero by the bitmap, in place; returns how many pages were no holes before.
+    """Turn all places that are zero by the bitmap into holes, in place; returns how many pages were not holes before.
 
-    What the file says does not change. A page that is zero has no digest either, so old ones of such pages go, too.
+    The saved guest does not change. Zero pages have no digests, so any stale digests of these pages are removed as
+    well.
 
     Raises:
         HostError: the file cannot be written.
@@ -125,7 +127,7 @@ def punch_stale_pages(image: Image) -> int:
 
 
 def _punch_digests(image: Image, saved: SavedBlock, channel: FileChannel) -> None:
-    """Make the digests zero that a file has of pages that are zero by the bitmap."""
+    """Remove digests of pages that are zero by the bitmap."""
     if image.file.trailer is None:
         return
     table, bitmap = image.file.trailer.tables[image.file.blocks.index(saved)], image.bitmap(saved.block.idstr)
@@ -138,15 +140,15 @@ def _punch_digests(image: Image, saved: SavedBlock, channel: FileChannel) -> Non
 
 
 def reopen_writable(image: Image) -> int:
-    """A descriptor of the very file that is open, for writing.
+    """A descriptor for writing of the very file that is open.
 
     Raises:
-        HostError: it may not be written.
+        HostError: we may not write to it.
         RequestError: another file has its name by now.
     """
     try:
         fd = open_writable(image.path, or_device=True)
-    except HostError as error:  # it is open already: what is missing is the right to write
+    except HostError as error:  # it is open for reading, so only the right to write is missing
         raise HostError(f"cannot write to {image.path!r}", errno=error.errno) from error
     try:
         found, expected = FileChannel(fd, image.path).stat(), image.channel.stat()

@@ -1,11 +1,11 @@
-"""Verify: is the file what it says it is, and is it what RAM holds?
+"""Verify: does the file match its digests and, on request, live RAM?
 
-Opening the file has checked its structure already. What is left, each with its own finding:
+Opening the file has checked its structure already. What is left, each with a finding of its own:
 
 - the trailer, and everything that is not a page (heads, bitmaps, device sections), against their digests;
-- libvirt's header and XML, where the file is a save image: people edit them, and the RAM is still that RAM;
+- libvirt's header and XML, if the file is a save image: people edit them, which does not affect the RAM;
 - every present page against its digest;
-- the places of zero pages, which in our files read as zeros; QEMU leaves stale bytes there after a live save;
+- the places of zero pages, which in our files read as zeros; QEMU leaves stale bytes there in a live save;
 - on request every page against live RAM.
 """
 
@@ -35,7 +35,7 @@ from parallel_fixedram.image.image import Image
 from parallel_fixedram.image.stale import StaleJob
 
 MAX_DIFFERENCES = 1000
-"""Most differences that a report names; all are counted."""
+"""Most differences that a report lists; all are counted."""
 
 
 class DigestCheckJob:
@@ -70,19 +70,19 @@ def verify(
     channels: int = 1,
     observer: Observer = SILENT,
 ) -> VerifyReport:
-    """Verify an open file; ``ok`` of the report tells whether nothing was found.
+    """Verify an open file; the report's ``ok`` is true if no difference was found.
 
     Args:
         image: the file.
-        quick: structure only: no page is read.
-        ram: live RAM to compare blocks with, by block name; it has to stand still meanwhile.
-        loaded_by: the program that has loaded the file into that RAM, if one has.
+        quick: structure only; no page is read.
+        ram: live RAM to compare blocks with, by block name; it must not change meanwhile.
+        loaded_by: the program that loaded the file into that RAM, if one did.
         channels: number of workers.
-        observer: hears how far it is.
+        observer: told about progress.
 
     Raises:
         FormatError: the file contradicts itself.
-        RequestError: RAM for a block that the file has not, or has with another length.
+        RequestError: the file does not have a block that RAM is given for, or has it with another length.
         HostError: the file or RAM cannot be read.
     """
     started = time.perf_counter()
@@ -133,7 +133,7 @@ class _Checks:
             self._jobs.append((ram, compare_job, compare_job.work, [saved for saved, _ in pairs]))
 
     def run(self, channels: int, observer: Observer) -> tuple[int, int | None]:
-        """Run them; returns the number of bad pages, and of stale ones if they were looked for."""
+        """Run them; returns the number of bad pages, and of stale ones if they were checked."""
         bad, stale = 0, None
         with WorkerPool([job for _, job, _, _ in self._jobs], channels) as pool:
             for index, (what, _, work, blocks) in enumerate(self._jobs):
@@ -153,7 +153,7 @@ class _Checks:
 _DIGESTS = "does not match its digest"
 _SLOTS = "is zero by the bitmap, but its place in the file is not"
 _RAM = "differs from RAM"
-_LOADED = "is not what the QEMU has that loaded the file"
+_LOADED = "differs from the QEMU that loaded the file"
 _HEAD = "libvirt's header (whether it ran, where the cookie is)"
 _XML = "libvirt's domain XML"
 _PHASES = {_DIGESTS: "digests", _SLOTS: "zero pages", _RAM: "RAM", _LOADED: "loaded RAM"}
@@ -177,7 +177,7 @@ def _pairs(image: Image, ram: Mapping[str, GuestBlock]) -> list[tuple[SavedBlock
 
 
 def check_edits(image: Image, trailer: Trailer) -> list[Difference]:
-    """Check what is before the stream against its digests: it may be edited, and the RAM is still that RAM."""
+    """Check what precedes the stream against its digests; it may be edited without affecting the RAM."""
     return [
         _byte_difference(f"{_HEAD if extent.offset == 0 else _XML} does not match its digest", None, extent.offset)
         for extent in trailer.head
@@ -191,7 +191,7 @@ def check_ranges(image: Image, trailer: Trailer, *, tables: bool = True) -> list
     Args:
         image: the open file.
         trailer: its trailer.
-        tables: also the whole trailer, most of which is page digests: 0.2 % of RAM.
+        tables: whether to check the whole trailer, most of which is page digests: 0.2 % of RAM.
     """
     found = []
     end = trailer.file_length - DIGEST_BYTES

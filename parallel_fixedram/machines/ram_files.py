@@ -29,15 +29,15 @@ class RamFile:
 
 
 class RamFiles(RamOnly, Closing):
-    """A Machine that is nothing but RAM: it cannot be paused, and whoever asks for a save makes sure it stands still.
+    """A Machine that is nothing but RAM. It cannot be paused; the caller makes sure that nobody writes to it.
 
     Args:
-        files: the blocks, in the order in which the file shall list them.
+        files: the blocks, in the order in which the file lists them.
         name: machine name for the file.
 
     Raises:
         HostError: a file cannot be opened.
-        RequestError: a file, a name or a length that cannot be a RAMBlock.
+        RequestError: a file, name or length is not suitable for a RAMBlock.
     """
 
     def __init__(self, files: Sequence[RamFile], *, name: str) -> None:
@@ -84,7 +84,7 @@ class RamFiles(RamOnly, Closing):
         return None
 
     def address_space(self) -> NoReturn:
-        """Nobody knows whose memory it is (Machine.address_space)."""
+        """Not possible: we do not know which processes write to the files (Machine.address_space)."""
         raise MachineError("files of RAM do not say which process writes to them")
 
     def close(self) -> None:

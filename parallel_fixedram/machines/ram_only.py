@@ -1,4 +1,4 @@
-"""RamOnly: what a Machine answers that has neither processors of QEMU's, disks nor devices, and keeps its blocks."""
+"""RamOnly: the answers of a Machine without a QEMU, disks or devices, whose blocks never change."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from parallel_fixedram.core.protocols import DiskOverlays
 
 
 class RamOnly:
-    """A part of a Machine; what is asked of its RAM it leaves to the other part."""
+    """Base class for such a Machine; the methods about RAM are left to the subclass."""
 
     target = ""
-    """None of QEMU's (Machine.target)."""
+    """No architecture (Machine.target)."""
 
     def get_ready(self) -> None:
         """There is nothing to do (Machine.get_ready)."""
@@ -26,19 +26,19 @@ class RamOnly:
         return ()
 
     def overlays(self, folder: str | None) -> DiskOverlays:
-        """There are no disks to go on with any (Machine.overlays)."""
-        raise RequestError("there are no disks that could go on with overlays")
+        """Not possible without disks (Machine.overlays)."""
+        raise RequestError("there are no disks that could be put on overlays")
 
     def look_again(self) -> bool:
-        """The blocks stay what they were (Machine.look_again)."""
+        """No: the blocks never change (Machine.look_again)."""
         return False
 
     def definition(self) -> bytes:
-        """libvirt does not know it (Machine.definition)."""
+        """None: it is not a domain of libvirt (Machine.definition)."""
         return b""
 
     def saved(self) -> None:
-        """It goes on (Machine.saved)."""
+        """Nothing to do (Machine.saved)."""
 
     def device_state(self) -> bytes:
         """There are no devices (Machine.device_state)."""

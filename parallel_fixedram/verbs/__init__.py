@@ -1,1 +1,1 @@
-"""One module a verb: its jobs, and the part of the coordinator."""
+"""The verbs, one module each: the Python API."""

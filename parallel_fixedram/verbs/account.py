@@ -1,4 +1,4 @@
-"""Account: what a verb tells while it goes on, and has to report in the end."""
+"""Account: a verb's phases and notes, for its observer and its report."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ from parallel_fixedram.core.reports.save import PhaseReport
 
 
 class Account:
-    """Phases that follow each other, the first of which begins now, and notes.
+    """Consecutive phases, the first of which begins now, and notes.
 
     Args:
-        observer: hears of notes.
-        notes: what is to be said in any case.
+        observer: told about notes.
+        notes: notes to begin with.
 
     Attributes:
-        observer: the same.
+        observer: as given.
         began: ``time.perf_counter()`` when the first phase began.
-        phases: those that are over.
+        phases: those that have ended.
         notes: a sentence each.
     """
 
@@ -30,21 +30,21 @@ class Account:
         self.notes = list(notes)
 
     def note(self, text: str) -> None:
-        """Something was done otherwise than asked, or is done again: a sentence."""
+        """Add a note: a sentence that says what was not done as requested, or is done again."""
         self.notes.append(text)
         self.observer.note(text)
 
     def end(self, name: str) -> None:
-        """A phase of this name ends, and the next one begins."""
+        """End the current phase, which gets this name, and begin the next."""
         started = self.seconds
         seconds = time.perf_counter() - self.began - started
         self.phases.append(PhaseReport(name=name, started=started, seconds=seconds))
 
     def started(self, name: str) -> float:
-        """When the last phase of that name began, seconds since the first one did."""
+        """When the last phase with this name began, in seconds since the beginning of the first."""
         return next(each.started for each in reversed(self.phases) if each.name == name)
 
     @property
     def seconds(self) -> float:
-        """Until the end of the last phase that is over."""
+        """Seconds from the beginning to the end of the last phase that has ended."""
         return self.phases[-1].started + self.phases[-1].seconds if self.phases else 0.0

@@ -1,4 +1,4 @@
-"""What killed commands and power cuts have left in a folder: named, and removed where that is safe."""
+"""``clean``: find what killed commands and power cuts have left in a folder, and remove it if that is safe."""
 
 from __future__ import annotations
 
@@ -14,18 +14,18 @@ from parallel_fixedram.verbs.temporary import left_temporary
 
 
 def clean(folder: str, *, remove: bool = False) -> CleanReport:
-    """Look for what saves, restores, clones, demos and trials of this user that were ended have left in a folder.
+    """Look for what this user's saves, restores, clones, demos and trials left in a folder when they were killed.
 
-    Not below it. Links are not followed. What a process that lives holds is named as such, and never removed; neither
-    are overlays with contents.
+    Subfolders are not searched, and links are not followed. What a live process uses is listed as such, and never
+    removed; nor are overlays with contents.
 
     Args:
-        folder: where.
-        remove: whether what is left goes; without it nothing is changed.
+        folder: where to look.
+        remove: whether to remove what is left; otherwise nothing is changed.
 
     Raises:
         NoFileError: there is no such folder.
-        HostError: it cannot be read, or the system does not tell which processes live.
+        HostError: it cannot be read, or the system does not tell which processes are alive.
     """
     try:
         fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
@@ -39,7 +39,7 @@ def clean(folder: str, *, remove: bool = False) -> CleanReport:
             *left_temporary(folder, remove=remove),
         ]
     except OSError as error:
-        raise HostError.from_os(f"cannot look into {folder!r}", error) from error
+        raise HostError.from_os(f"cannot read the folder {folder!r}", error) from error
     finally:
         linux.close(fd)
     found.sort(key=lambda each: each.path)

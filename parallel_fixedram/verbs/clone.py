@@ -1,4 +1,4 @@
-"""``clone``: copy-on-write QEMUs whose RAM is mapped from the page arrays of a file."""
+"""``clone``: start QEMUs whose RAM is mapped copy-on-write from the page arrays of a file."""
 
 from __future__ import annotations
 
@@ -54,30 +54,30 @@ def clone(
     folder: str | None = None,
     observer: Observer = SILENT,
 ) -> BootReport:
-    """Start guests copy-on-write, their RAM mapped from the page arrays of a file; the file's bytes do not change.
+    """Start guests whose RAM is mapped copy-on-write from the page arrays of a file, which stays as it is.
 
     Args:
-        uri: a path, or ``file:PATH[,offset=SIZE]``. It must not be changed while the guests live, which nobody would
+        uri: a path, or ``file:PATH[,offset=SIZE]``. The file must not be changed while the guests live; nobody would
             notice. Another file may take its name.
         command: the QEMU that the guest was saved from; ``{n}`` in an argument is the clone's number, from 0.
-        count: how many.
-        identity: whether they get identities of their own, as far as that can be done from outside.
-        run_in_clone: what a shell in each carries out, by its guest agent, before they are handed over; with ``{n}``.
-        punch: make holes of stale pages first, in place.
-        add_clone_stream: add digests and a clone stream first, in place.
-        paused: do not let them run.
-        check_digests: check every page first.
-        disks: what its disks are.
+        count: number of clones.
+        identity: whether they get identities of their own, as far as that is possible from outside.
+        run_in_clone: a shell command for each clone's guest agent, before they are handed over; ``{n}`` is its number.
+        punch: whether to turn stale pages into holes first, in place.
+        add_clone_stream: whether to add digests and a clone stream first, in place.
+        paused: whether to keep the guests from running.
+        check_digests: whether to check every page against its digest first.
+        disks: which disks the guests get.
         folder: where each gets a folder for socket and log; must not exist. None for a new one.
-        observer: hears how far it is.
+        observer: told about progress.
 
     Raises:
-        RequestError: the file has no device state, or stale pages, or does not fit command line or disks, or was
-            changed or replaced before the guests had loaded; or there is no agent to run a command. No guest ran.
-        ContentsDiffer: a page does not match its digest, or an image of a disk was written since. No guest ran.
-        FormatError: not a complete mapped-ram file.
-        MachineError: a QEMU does not start, or does not load it, or the command fails in a guest; no guest is left.
-        HostError: I/O or memory.
+        RequestError: the file has no device state, has stale pages, does not fit the command line or the disks, or was
+            changed or replaced before the guests had loaded it; or there is no agent to run a command. No guest ran.
+        ContentsDiffer: a page does not match its digest, or a disk image was written to since. No guest ran.
+        FormatError: it is not a complete mapped-ram file.
+        MachineError: a QEMU does not start or load the file, or the command fails in a guest; no guest is left.
+        HostError: I/O failed, or there is not enough memory.
     """
     started = time.perf_counter()
     lines = _lines_for(command, count, paused=paused)
@@ -102,7 +102,7 @@ def _clone(
     folder: str | None,
     observer: Observer,
 ) -> HandedOver:
-    """Start guests, after a look at the file: all of it against its digests, or else the places of zero pages."""
+    """Start guests after checking the file: all of it against its digests, or else only the places of zero pages."""
     before, folder = image.channel.stat(), folder or new_path()
     main = main_blocks(image, lines[0])
     if check_digests:
@@ -140,11 +140,11 @@ def plan_clone(
     disks: DiskChoice | None = None,
     folder: str | None = None,
 ) -> Boot:
-    """What ``clone`` would start, for somebody who would rather do it by hand; nothing is touched.
+    """What ``clone`` would start, for those who prefer to do it by hand; nothing is touched.
 
     Raises:
         RequestError, ContentsDiffer: as for ``clone``; or the file has no clone stream of its own.
-        FormatError: not a complete mapped-ram file.
+        FormatError: it is not a complete mapped-ram file.
     """
     lines = _lines_for(command, count, paused=paused)
     remedy = InClones.of(lines, "", identity).remedy
@@ -164,7 +164,7 @@ def _lines_for(command: Sequence[str], count: int, *, paused: bool) -> list[Comm
 
 
 def _require_unchanged(image: Image, before: os.stat_result) -> None:
-    """Refuse a file that changed since it was opened, or whose name means another one that QEMU would have mapped."""
+    """Refuse a file that was changed since it was opened, or replaced, so that QEMU would have mapped another one."""
     with contextlib.suppress(OSError):
         after, named = image.channel.stat(), os.stat(image.path)
         if os.path.samestat(named, before) and (after.st_mtime_ns, after.st_size) == (
@@ -172,7 +172,7 @@ def _require_unchanged(image: Image, before: os.stat_result) -> None:
             before.st_size,
         ):
             return
-    raise RequestError(f"{image.path!r} was changed or replaced while its clones were started")
+    raise RequestError(f"{image.path!r} was changed or replaced while its clones were being started")
 
 
 def _prepare(uri: str, line: CommandLine, *, punch: bool, add_clone_stream: bool, observer: Observer) -> None:

@@ -15,11 +15,11 @@ def diff(uri_a: str, uri_b: str, *, channels: int | None = None, observer: Obser
     Args:
         uri_a: one file.
         uri_b: the other.
-        channels: number of workers; None for one a processor, at most 4.
-        observer: hears how far it is.
+        channels: number of workers; None for one per processor, at most 4.
+        observer: told about progress.
 
     Raises:
-        FormatError: a file is not what it should be.
+        FormatError: a file is malformed.
         RequestError: the files have no block in common.
         HostError: a file cannot be read.
     """

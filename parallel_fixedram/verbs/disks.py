@@ -1,4 +1,4 @@
-"""``list_disks``, ``commit_disks``: disks of a running QEMU, and the overlays that saves have left them on."""
+"""``list_disks``, ``commit_disks``: disks of a running QEMU, and the overlays that saves have put them on."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ if TYPE_CHECKING:
 
 
 def list_disks(machine: QemuMachine) -> DisksReport:
-    """What the guest of a QEMU writes to (open_qemu).
+    """The disks that a QEMU's guest writes to (open_qemu).
 
     Raises:
-        MachineError: QEMU does not say.
-        HostError: no right to see which files it has open.
+        MachineError: QEMU does not list them.
+        HostError: we lack the right to see which files it has open.
     """
     from parallel_fixedram.machines.qemu.drives import find_drives
     from parallel_fixedram.machines.qemu.overlays import COMMIT, left_overlays
@@ -27,17 +27,17 @@ def list_disks(machine: QemuMachine) -> DisksReport:
 
 
 def commit_disks(machine: QemuMachine, *, observer: Observer = SILENT) -> DisksReport:
-    """Merge the overlays that the disks of a QEMU are on into their images, while its guest runs, and remove them.
+    """Merge the overlays of a QEMU's disks into the images below them while its guest runs, and remove the overlays.
 
-    Files that say that one of these images, or overlays, belongs to their instant cannot be restored any more.
+    Files that record one of these images or overlays can no longer be restored with it.
 
     Args:
         machine: the QEMU (open_qemu).
-        observer: hears of the phase ``commit``, once for each disk.
+        observer: told of the phase ``commit``, once for each disk.
 
     Raises:
-        MachineError: QEMU cannot; the disk goes on with its overlay, and those before it are merged.
-        HostError: no right to see which files it has open, or to remove one.
+        MachineError: QEMU cannot merge one; that disk stays on its overlay, and earlier ones are merged.
+        HostError: we lack the right to see which files it has open, or to remove one.
     """
     from parallel_fixedram.machines.qemu.commit import commit_overlays, remove_left
     from parallel_fixedram.machines.qemu.drives import find_drives

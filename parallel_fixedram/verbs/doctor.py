@@ -1,4 +1,4 @@
-"""Doctor: whether a save would work here, by which capture, and what is missing; nothing is changed."""
+"""``doctor``: whether a save would work here, by which capture, and what is missing; nothing is changed."""
 
 from __future__ import annotations
 
@@ -25,11 +25,11 @@ if TYPE_CHECKING:
 
 _FOR_READING = ("reading RAM", "yama")
 _FOR_A_SNAPSHOT = ("permission", "userfaultfd", "watching RAM", "seccomp", "yama", "merging (KSM)")
-"""Findings about a host that have to be good for a capture of any QEMU of this user."""
+"""Findings about a host that must be good for a snapshot of any QEMU of this user."""
 _TRIED = ("watching RAM",)
-"""Those that say more of a snapshot than asking about QEMU's process does."""
+"""Findings that show more about a snapshot than an examination of QEMU's process does."""
 
-_NO_LOG = "QEMU tells nobody outside which pages its guest writes; the built-in guest does"
+_NO_LOG = "QEMU does not tell other processes which pages its guest writes; the built-in guest does"
 
 
 def doctor(
@@ -40,14 +40,14 @@ def doctor(
     timeout: float | None = None,
     disks: Disks | None = None,
 ) -> DoctorReport:
-    """Look at all that a save needs of this host, of a folder, and of a running QEMU; its guest is not stopped.
+    """Examine everything that a save needs: this host, a folder, and a running QEMU, whose guest is not stopped.
 
     Args:
         folder: where the file would be.
-        qmp: a QMP socket, as of ``open_qemu``; without one, only host and folder are looked at.
-        pid: as of ``open_qemu``.
-        timeout: as of ``open_qemu``.
-        disks: what is to become of its disks, as of ``save``.
+        qmp: a QMP socket, as for ``open_qemu``; if empty, only host and folder are examined.
+        pid: as for ``open_qemu``.
+        timeout: as for ``open_qemu``.
+        disks: what to do about its disks, as for ``save``.
 
     Raises:
         RequestError: there is no such folder, or ``qmp`` is not a unix socket.
@@ -77,55 +77,55 @@ def _check_folder(folder: str) -> None:
         os.close(os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC))
     except OSError as error:
         wrong = unopened(f"cannot open the folder {folder!r}", error)
-        if not isinstance(wrong, HostError):  # a right that is missing is a finding
+        if not isinstance(wrong, HostError):  # a missing right is a finding
             raise wrong from error
 
 
 def _of_any(host: Section) -> tuple[str, Sequence[Finding]]:
-    """What ``auto`` would take of a QEMU of this user, and what of the host speaks against which capture."""
+    """Which capture ``auto`` would choose for a QEMU of this user, and what on this host rules out the others."""
     bad, unread = _bad(host, _FOR_A_SNAPSHOT), _bad(host, _FOR_READING)
-    capture, _ = way_to_capture(CaptureMode.AUTO, waits=True, no_snapshot=bad.detail if bad else "")
+    capture, _ = way_to_capture(CaptureMode.AUTO, guest_waits=True, no_snapshot=bad.detail if bad else "")
     where = "of QEMUs of this user: under TCG, and under KVM where try-capture has passed"
     compare = found("compare", "of QEMUs of this user")
     if unread:
-        compare = replace(unread, what="compare", detail=f"only where RAM is shared memory: {unread.detail}")
+        compare = replace(unread, what="compare", detail=f"only if RAM is shared memory: {unread.detail}")
     return capture, [
         replace(bad, what="snapshot", detail=f"{bad.what}: {bad.detail}") if bad else found("snapshot", where),
         compare,
         Finding(what="rounds", verdict=Verdict.ABSENT, detail=_NO_LOG),
         found("stopped", "of any guest that may stand still while its pages are written"),
-        found("auto", f"takes {capture}, of a QEMU of this user that runs"),
+        found("auto", f"chooses {capture} for a running QEMU of this user"),
     ]
 
 
 def _of_this(host: Section, qemu: Callable[[], QemuMachine], disks: Disks) -> tuple[str, Sequence[Finding]]:
-    """What ``auto`` would take of this QEMU, asked as a save asks."""
+    """Which capture ``auto`` would choose for this QEMU, found out as in a save."""
     try:
         with qemu() as machine:
-            waits = machine.is_running()
+            guest_waits = machine.is_running()
             snapshot = _snapshot(machine, host)
-            its_disks = tried("disks", lambda: _disks(machine, disks, runs=waits))
+            its_disks = tried("disks", lambda: _disks(machine, disks, runs=guest_waits))
     except FixedRamError as error:
         return "", [missed("auto", error)]
     no_snapshot = "" if snapshot.verdict is Verdict.OK else snapshot.detail
-    capture, why = way_to_capture(CaptureMode.AUTO, waits=waits, no_snapshot=no_snapshot)
+    capture, why = way_to_capture(CaptureMode.AUTO, guest_waits=guest_waits, no_snapshot=no_snapshot)
     return capture, [
         snapshot,
         found("compare", "of this guest"),
         Finding(what="rounds", verdict=Verdict.ABSENT, detail=_NO_LOG),
         found("stopped", "of this guest, while its pages are written"),
         its_disks,
-        found("auto", f"takes {', '.join(why) or capture}" + ("" if waits else ": the guest stands still")),
+        found("auto", f"chooses {', '.join(why) or capture}" + ("" if guest_waits else ": the guest stands still")),
     ]
 
 
 def _disks(machine: Machine, disks: Disks, *, runs: bool) -> str:
     with overlays_for(machine, disks, runs=runs):
-        return "they go on with overlays" if disks.mode is DisksMode.OVERLAY else "none is looked at"
+        return "they are put on overlays" if disks.mode is DisksMode.OVERLAY else "they are left alone"
 
 
 def _snapshot(machine: Machine, host: Section) -> Finding:
-    """Whether one can be taken: by what a save asks, and by what was tried and so is seen only during one."""
+    """Whether a snapshot can be taken, by what a save checks, and by what otherwise shows only during a snapshot."""
     try:
         address_space(machine, CaptureMode.SNAPSHOT)
     except FixedRamError as error:
@@ -135,12 +135,12 @@ def _snapshot(machine: Machine, host: Section) -> Finding:
     _, reason = address_space(machine, CaptureMode.AUTO)
     if reason:
         return Finding(
-            what="snapshot", verdict=Verdict.ABSENT, detail=reason, how="try-capture shows whether they are right"
+            what="snapshot", verdict=Verdict.ABSENT, detail=reason, how="try-capture shows whether snapshots are right"
         )
     return found("snapshot", "of this guest")
 
 
 def _bad(host: Section, names: Sequence[str]) -> Finding | None:
-    """The first of these that is not as it should be."""
+    """The first of these findings that is not OK."""
     known = {each.what: each for each in host.findings}
     return next((known[name] for name in names if known[name].verdict is not Verdict.OK), None)

@@ -1,4 +1,4 @@
-"""What a folder offers to a file that is saved there, tried out in a file without a name."""
+"""What a folder offers for saving a file there, tried out with a file without a name."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ _PAGE = 4096
 
 
 def examine_folder(folder: str, ram: int, data: int | None) -> Iterator[Finding]:
-    """A finding each.
+    """The findings about a folder.
 
     Args:
-        folder: where a file is to be saved.
-        ram: bytes of RAM that are to be; 0 where that is not known.
-        data: bytes of its pages that may hold something; None where that is not known.
+        folder: where a file would be saved.
+        ram: bytes of RAM to save; 0 if not known.
+        data: bytes of its pages that may contain data; None if not known.
     """
     facts = machine_facts(folder)
     options = str(facts["mount_options"]).replace(",", ", ")
@@ -51,17 +51,17 @@ def examine_folder(folder: str, ram: int, data: int | None) -> Iterator[Finding]
 def _space(file: Probe, folder: str, ram: int, data: int | None) -> str:
     status = os.statvfs(folder)
     free, needed = status.f_frsize * status.f_bavail, max(data or 0, _PAGE)
-    text = f"{format_size(free)} free" if status.f_blocks else "nobody tells what is free"
+    text = f"{format_size(free)} free" if status.f_blocks else "free space is not known"
     if ram:
-        held = "" if data is None else f", of which {format_size(data)} may hold something"
+        held = "" if data is None else f", of which {format_size(data)} may be data"
         text += f", for {format_size(ram)} of RAM{held}"
     if status.f_blocks and needed > free:
         try:
             if needed > status.f_frsize * status.f_bfree:
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-            linux.fallocate(file.channel.fd, linux.FALLOC_FL_KEEP_SIZE, 0, needed)  # of what is kept for root
+            linux.fallocate(file.channel.fd, linux.FALLOC_FL_KEEP_SIZE, 0, needed)  # from what is reserved for root
         except OSError as error:
-            raise HostError.from_os(text, error, hint="make room, or give another FOLDER") from error
+            raise HostError.from_os(text, error, hint="make room, or use another FOLDER") from error
     return text
 
 
@@ -70,7 +70,7 @@ def _fallocate(file: Probe) -> str:
     if not space.reserve(0, _PAGE):
         raise HostError("space cannot be reserved: a full file system is noticed only while pages are written")
     if space.is_in_memory():
-        return "files are memory here: what is free is looked at instead"
+        return "files are in memory here: free space is checked instead"
     return "space is reserved before the guest is stopped"
 
 
@@ -80,13 +80,13 @@ def _direct(file: Probe) -> str:
             raise HostError("the file system refuses it: writes go through the page cache")
         if not direct.has_queue(SLOTS):
             hint = "sysctl -w fs.aio-max-nr=1048576, and a sandbox that allows io_setup(2)"
-            raise HostError("direct writes go one by one: the kernel allows no asynchronous I/O", hint=hint)
+            raise HostError("direct writes are done one at a time: the kernel allows no asynchronous I/O", hint=hint)
     return "files can be written bypassing the page cache, many writes at a time"
 
 
 def _reflink(file: Probe) -> str:
     if not file.shares_space():
-        raise HostError("a copy of a file takes its space again")
+        raise HostError("a copy of a file takes as much space again")
     return "a copy of a file can share its space (cp --reflink)"
 
 

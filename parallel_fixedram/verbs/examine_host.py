@@ -1,4 +1,4 @@
-"""What a host offers to a save, whoever's RAM it is: features of its kernel, rights of this process, memory."""
+"""What a host offers for saves in general: features of its kernel, rights of this process, memory."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ _HUGE_PAGES = "/sys/kernel/mm/hugepages"
 
 
 def examine_host() -> Iterator[Finding]:
-    """A finding each, of which none refuses a save: another capture, or a guest with shared memory, does without."""
+    """The findings about this host. None rules out all saves: another capture, or shared memory, can do without."""
     yield tried("userfaultfd", _features, otherwise=_ABSENT, how="a kernel and a sandbox that have userfaultfd(2)")
     yield tried("/dev/userfaultfd", _device, otherwise=_ABSENT)
     yield tried("reading RAM", _reading, otherwise=_ABSENT)
@@ -74,8 +74,8 @@ def _watching() -> str:
 
 def _seccomp() -> str:
     if rights.status(os.getpid()).get("Seccomp", "0") != "0":
-        raise HostError("what is started here has a filter that cannot be read from here: no snapshot of such a QEMU")
-    return "no filter on this process"
+        raise HostError("a QEMU started here would inherit a filter that cannot be read: no snapshot of it is possible")
+    return "this process has no filter"
 
 
 def _capability() -> str:
@@ -95,16 +95,16 @@ def _yama() -> str:
 
 def _permission() -> str:
     refuse_if_forbidden()
-    return "nobody forbids to ask QEMU's process for a userfaultfd"
+    return "asking QEMU's process for a userfaultfd is not forbidden"
 
 
 def _merging() -> str:
     if ksm.is_merging():
         raise HostError(
             "this host merges pages of guests, which removes their write protection",
-            hint="start QEMU with -machine mem-merge=off, or stop it: echo 0 > /sys/kernel/mm/ksm/run",
+            hint="start QEMU with -machine mem-merge=off, or stop KSM: echo 0 > /sys/kernel/mm/ksm/run",
         )
-    return "this host merges no pages"
+    return "this host does not merge pages"
 
 
 def _pagemap_scan() -> str:
@@ -116,17 +116,17 @@ def _pagemap_scan() -> str:
         raise HostError.from_os(what, error) from error
     finally:
         linux.close(fd)
-    return "tells which pages hold memory of their own"
+    return "tells which pages have memory of their own"
 
 
 def _memory() -> str:
     available, room = memory_bytes("MemAvailable"), memory_limit.memory_until_killed(os.getpid())
     known = [each for each in (available, room) if each is not None]
-    text = f"{format_size(available)} available" if available is not None else "nobody tells what is available"
+    text = f"{format_size(available)} available" if available is not None else "available memory is not known"
     text += ", no control group limits it" if room is None else f", {format_size(room)} to this control group"
     if known and min(known) < CAPTURE_MEMORY:
         needed = f"copies of a snapshot may take {format_size(CAPTURE_MEMORY)}"
-        raise HostError(f"{text}; {needed}", hint="--capture-memory with less, or a larger memory.max")
+        raise HostError(f"{text}; {needed}", hint="a smaller --capture-memory, or a larger memory.max")
     return text
 
 
@@ -134,13 +134,11 @@ def _huge_pages() -> str:
     try:
         folders = sorted(os.listdir(_HUGE_PAGES), key=lambda name: (len(name), name))
     except OSError as error:
-        raise HostError(
-            "this kernel has none, for guests that are restored onto them", hint="CONFIG_HUGETLBFS"
-        ) from error
+        raise HostError("this kernel has none for guests to be restored onto", hint="CONFIG_HUGETLBFS") from error
     told = [(_size(name), *(_number(name, what) for what in ("free", "nr"))) for name in folders]
     text = "; ".join(f"{size}: {free} of {number} free" for size, free, number in told)
     if not any(number for _, _, number in told):
-        raise HostError(f"none is reserved, for guests that are restored onto them ({text})")
+        raise HostError(f"none are reserved for guests to be restored onto ({text})")
     return text
 
 
@@ -157,5 +155,5 @@ def _swap() -> str:
     if not has_swap():
         return "this host has none"
     if not rights.has(os.getpid(), Capability.SYS_NICE):
-        raise HostError("RAM that is in swap is brought in by reading it, and cannot be paged out again from here")
-    return "RAM that is in swap goes back there"
+        raise HostError("reading RAM that is in swap brings it in, and it cannot be paged out again from here")
+    return "RAM that is in swap goes back there after it was read"

@@ -1,4 +1,4 @@
-"""Guests that ``restore`` and ``clone`` have started, and that live on: which there are, and their end."""
+"""``list_guests``, ``stop_guests``: guests that ``restore`` and ``clone`` have started, and that live on."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from parallel_fixedram.core.reports.guests import GuestsReport
 
 
 def list_guests() -> GuestsReport:
-    """The guests of this user that live, wherever their run folders are; those of ended ones are removed.
+    """The live guests of this user, wherever their run folders are; run folders of ended guests are removed.
 
     Raises:
-        HostError: the system does not tell which processes live.
+        HostError: the system does not tell which processes are alive.
     """
     with Survey() as survey:
         return GuestsReport(
@@ -25,16 +25,16 @@ def list_guests() -> GuestsReport:
 
 
 def stop_guests(names: Sequence[str] = (), *, everything: bool = False) -> GuestsReport:
-    """End guests of this user: by ``quit`` of their monitor, else by SIGTERM, else by SIGKILL.
+    """End guests of this user: by their monitor's ``quit``, if necessary by SIGTERM, and finally by SIGKILL.
 
     Args:
         names: ``NAME/N`` for one guest, ``NAME`` for all that one command has started, or the path of a run folder.
-        everything: end all there are.
+        everything: whether to end all guests.
 
     Raises:
-        RequestError: neither or both are given, or there is no guest of a name. None was ended.
+        RequestError: neither or both are given, or a name refers to no guest. None was ended.
         MachineError: a command is still working with one, and none was ended; or one does not end.
-        HostError: the system does not tell which processes live, or refuses a signal.
+        HostError: the system does not tell which processes are alive, or a signal cannot be sent.
     """
     if bool(names) == everything:
         raise RequestError("names of guests are needed, or --all, but not both")

@@ -1,4 +1,4 @@
-"""``inspect``: what a file says of itself, or what would be saved of a running QEMU."""
+"""``inspect``: describe a file, or what a save of a running QEMU would contain."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from parallel_fixedram.verbs.open import open_image, open_qemu
 
 
 def inspect(uri: str) -> InspectReport | InspectLibvirtReport:
-    """What a mapped-ram file, or a libvirt save image of whichever format, says of itself; no page is read.
+    """Describe a mapped-ram file, or a libvirt save image in any format; no page is read.
 
     Args:
         uri: a path, or ``file:PATH[,offset=SIZE]``.
 
     Raises:
         FormatError: it is neither, or contradicts itself.
-        RequestError: not a file.
+        RequestError: it is not a file.
         HostError: it cannot be read.
     """
     target = parse_uri(uri)
@@ -29,9 +29,9 @@ def inspect(uri: str) -> InspectReport | InspectLibvirtReport:
 
 
 def inspect_qemu(socket_path: str, *, pid: int | None = None, timeout: float | None = None) -> InspectQemuReport:
-    """What would be saved of a running QEMU, and how each block is reached; its guest is not stopped.
+    """Describe what a save of a running QEMU would contain, and how each block is reached; its guest is not stopped.
 
-    Takes and raises what ``open_qemu`` does.
+    Arguments and errors are those of ``open_qemu``.
     """
     from parallel_fixedram.machines.qemu.describe import describe as describe_qemu
 

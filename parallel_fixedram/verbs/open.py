@@ -1,6 +1,6 @@
 """``open_guest``, ``open_ram``, ``open_qemu``, ``open_libvirt``, ``open_image``: what the other verbs work on.
 
-Who opens it closes it.
+Whoever opens it has to close it.
 """
 
 from __future__ import annotations
@@ -41,12 +41,12 @@ def open_guest(spec: str | GuestSpec, *, running: bool = False, observer: Observ
 
     Args:
         spec: such as ``"dense,size=1GiB,seed=7"``; see ``GuestSpec.parse``.
-        running: let it run freely; otherwise it does the steps that ``spec`` asks for, if any, and then stands still.
-        observer: hears of the phase ``fill``, while its RAM is filled.
+        running: whether to let it run freely; otherwise it does the steps in ``spec``, if any, and then stands still.
+        observer: told of the phase ``fill``, while its RAM is filled.
 
     Raises:
         RequestError: the specification is wrong.
-        HostError: not enough memory.
+        HostError: there is not enough memory.
         MachineError: the guest failed to boot.
     """
     spec = GuestSpec.parse(spec) if isinstance(spec, str) else spec
@@ -61,14 +61,14 @@ def open_guest(spec: str | GuestSpec, *, running: bool = False, observer: Observ
 
 
 def open_ram(files: Mapping[str, str] | Sequence[RamFile]) -> RamFiles:
-    """Take files in shared memory as a machine's RAM; whoever runs on it has to stand still during a save.
+    """Open files in shared memory as a machine's RAM; nobody may write to them during a save.
 
     Args:
-        files: path by block name, or RamFile values where a block is a part of a file.
+        files: path by block name, or RamFile values if a block is only a part of a file.
 
     Raises:
         HostError: a file cannot be opened.
-        RequestError: a file, a name or a size that cannot be a RAMBlock.
+        RequestError: a file, name or size is not suitable for a RAMBlock.
     """
     if isinstance(files, Mapping):
         files = [RamFile(idstr=idstr, path=path) for idstr, path in files.items()]
@@ -76,18 +76,18 @@ def open_ram(files: Mapping[str, str] | Sequence[RamFile]) -> RamFiles:
 
 
 def open_qemu(socket_path: str, *, pid: int | None = None, timeout: float | None = None) -> QemuMachine:
-    """Connect to a running QEMU as a machine to save, RAM and device state; its guest keeps running.
+    """Connect to a running QEMU as a machine to save, with RAM and device state; its guest keeps running.
 
     Args:
-        socket_path: a QMP socket that no other client is attached to: its path, or ``unix:PATH``, each also with the
-            options of QEMU's ``-qmp`` after it.
-        pid: process id of the QEMU, where it cannot be found by itself.
-        timeout: how long QEMU may take for an answer, seconds; None for 30.
+        socket_path: a QMP socket that no other client is connected to: its path, or ``unix:PATH``, optionally followed
+            by options as for QEMU's ``-qmp``.
+        pid: process id of the QEMU, in case it cannot be found.
+        timeout: how long QEMU may take to answer, seconds; None for 30.
 
     Raises:
         RequestError: it is not a unix socket.
         MachineError: no QEMU answers, or its guest cannot be saved this way.
-        HostError: its memory cannot be reached; says which right is missing.
+        HostError: its memory cannot be reached; the hint says which right is missing.
     """
     from parallel_fixedram.machines.qemu.machine import QemuMachine
 
@@ -99,11 +99,12 @@ def open_libvirt(domain: str, *, uri: str = SYSTEM, stop: bool = False) -> Libvi
 
     Args:
         domain: its name or UUID.
-        uri: of the connection, to the libvirt of this host.
-        stop: end the domain once its file has its name, as ``virsh save`` does; it stands still from the instant on.
+        uri: of the connection to this host's libvirt.
+        stop: whether to end the domain once the file has its name, as ``virsh save`` does; it stays suspended from the
+            saved instant on.
 
     Raises:
-        RequestError: the URI leads elsewhere.
+        RequestError: the URI is not for this host's libvirt.
         MachineError: libvirt cannot be reached, or the domain cannot be saved this way.
         HostError: its memory cannot be reached, or libvirt's Python library is missing.
     """

@@ -1,4 +1,4 @@
-"""Plan: what there is to write, how it would be written, and how long that would take; nothing is written."""
+"""``plan``: what a save would write, how, and how long that would take; nothing is written."""
 
 from __future__ import annotations
 
@@ -29,10 +29,10 @@ def plan(
     capture: Capturing | None = None,
     publishing: Publishing | None = None,
 ) -> PlanReport:
-    """Say how ``save`` would write, and how long that would take, without stopping the machine or making a file.
+    """Predict how ``save`` would write, and how long that would take, without stopping the machine or making a file.
 
-    Where nobody knows yet what writes cost in that folder, it is measured in a file without a name. Takes and raises
-    what ``save`` does; a file of that name may exist.
+    If it is not known yet what writes cost in that folder, it is measured with a file without a name. Arguments and
+    errors are those of ``save``, except that a file with that name may exist.
     """
     target, options = parse_uri(uri), SaveOptions.of(gate, writing, capture, publishing)
     check_target(target.path, overwrite=True)
@@ -47,14 +47,14 @@ def _plan(machine: Machine, path: str, options: SaveOptions) -> PlanReport:
     started = time.perf_counter()
     guest_blocks = machine.guest_blocks()
     if options.capture.mode is CaptureMode.ROUNDS:
-        dirty_log(machine)  # refuses what cannot be
-    waits = machine.is_running()
-    _, no_snapshot = address_space(machine, options.capture.mode) if waits else (None, "")
+        dirty_log(machine)  # raises if there is none
+    guest_waits = machine.is_running()
+    _, no_snapshot = address_space(machine, options.capture.mode) if guest_waits else (None, "")
     ledger = Ledger([each.block for each in guest_blocks])
     ledger.map_data(guest_blocks)
     page_size = guest_blocks[0].block.page_size
-    folder = os.path.dirname(path) or "."  # a link of that name would be replaced, not followed
-    decision = decide(options, ledger.data, page_size, folder, waits=waits, no_snapshot=no_snapshot)
+    folder = os.path.dirname(path) or "."  # not realpath: a link would be replaced, not followed
+    decision = decide(options, ledger.data, page_size, folder, guest_waits=guest_waits, no_snapshot=no_snapshot)
     work = Work.of(ledger.data, page_size)
     calls, size = work.merged(decision.choice.gap_pages, decision.choice.window_pages)
     return PlanReport(
@@ -64,7 +64,7 @@ def _plan(machine: Machine, path: str, options: SaveOptions) -> PlanReport:
         runs=work.runs,
         calls=calls,
         bytes=size,
-        waits=waits,
+        waits=guest_waits,
         choice=decision.report(),
         host=host_facts(folder),
         seconds=time.perf_counter() - started,

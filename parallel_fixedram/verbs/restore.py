@@ -1,4 +1,4 @@
-"""``restore``: guest RAM from a mapped-ram file."""
+"""``restore``: fill guest RAM from a mapped-ram file."""
 
 from __future__ import annotations
 
@@ -23,26 +23,26 @@ def restore(
     check_digests: bool = False,
     observer: Observer = SILENT,
 ) -> RestoreReport:
-    """Fill guest RAM from a mapped-ram file; afterwards it is what the file says, whatever it held before.
+    """Fill guest RAM from a mapped-ram file, whatever it contained before.
 
     Args:
         uri: a path, or ``file:PATH[,offset=SIZE]``.
-        ram: where each block goes, by name: a file in shared memory of exactly its size, made if there is none.
-        gate: channels and capabilities, of which those that the file records have to be on; one channel if not given.
-        check_digests: check every page against its digest; heads and bitmaps are checked in any case.
-        observer: hears how far it is.
+        ram: where each block goes, by name: a file in shared memory of exactly its size, made if it does not exist.
+        gate: channels and capabilities; those that the file records have to be on. None for one channel.
+        check_digests: whether to check every page against its digest; heads and bitmaps are always checked.
+        observer: told about progress.
 
     Raises:
         CapabilityError: the gate refuses, or the file records other capabilities than are on here.
-        RequestError: a block the file has not, or a destination of another size. Nothing was touched.
-        FormatError: not a complete mapped-ram file. Nothing was touched.
+        RequestError: the file does not have a block, or a destination has another size. Nothing was touched.
+        FormatError: it is not a complete mapped-ram file. Nothing was touched.
         ContentsDiffer: a page does not match its digest.
-        HostError: I/O or memory; files made for the restore are gone again.
+        HostError: I/O failed, or there is not enough memory; files made for the restore are removed.
     """
     gate = gate or Gate()
     on, channels = gate.decided_for_restore(), gate.channels_or_one
     destinations = {idstr: Destination(path=to) if isinstance(to, str) else to for idstr, to in ram.items()}
     with open_image(uri) as image:
-        image.refuse_absent(destinations)  # no capability would help
+        image.refuse_absent(destinations)  # before the capabilities, because none would help
         validate_recorded(image.file.configuration.capabilities, on, gate.profile)
         return into_ram.restore(image, destinations, channels=channels, check_digests=check_digests, observer=observer)

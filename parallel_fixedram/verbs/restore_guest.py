@@ -1,4 +1,4 @@
-"""``restore_guest``: a QEMU with the RAM and device state of a file."""
+"""``restore_guest``: start a QEMU with the RAM and device state in a file."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ __all__ = ["Boot", "plan_restore", "restore_guest"]
 
 _SHARED = ("shared memory, filled by our workers", True)
 _PRIVATE = ("private memory, loaded by QEMU", False)
-"""How RAM gets into a guest, and whether that takes time of ours."""
+"""How RAM gets into a guest, and whether we fill it."""
 
 
 def restore_guest(
@@ -53,26 +53,26 @@ def restore_guest(
     folder: str | None = None,
     observer: Observer = SILENT,
 ) -> BootReport:
-    """Start a QEMU with the RAM and device state of a file.
+    """Start a QEMU with the RAM and device state in a file.
 
     Args:
         uri: a path, or ``file:PATH[,offset=SIZE]``.
         command: the QEMU that the guest was saved from: program and arguments.
         gate: as for ``restore``; its channels are multifd channels of QEMU's loader, or our workers.
-        shared: give the guest shared memory, filled by our workers; otherwise QEMU loads into memory of its own.
+        shared: whether the guest gets shared memory, filled by our workers; otherwise QEMU loads into its own memory.
         ram: files for the shared memory of some blocks, by name; made with mode 0600. Implies ``shared``.
-        paused: do not let the guest run.
-        check_digests: check every page against its digest first.
-        disks: what its disks are.
+        paused: whether to keep the guest from running.
+        check_digests: whether to check every page against its digest first.
+        disks: which disks the guest gets.
         folder: where socket and log go; must not exist. None for a new one.
-        observer: hears how far it is.
+        observer: told about progress.
 
     Raises:
-        CapabilityError, FormatError, ContentsDiffer: as ``restore`` does. Nothing was started.
+        CapabilityError, FormatError, ContentsDiffer: as for ``restore``. Nothing was started.
         RequestError: the file has no device state, or it or its disks do not fit the command line. No guest ran.
-        ContentsDiffer: an image of a disk was written since. No guest ran.
+        ContentsDiffer: a disk image was written to since. No guest ran.
         MachineError: QEMU does not start, or cannot load the file.
-        HostError: I/O or memory.
+        HostError: I/O failed, or there is not enough memory.
     """
     started = time.perf_counter()
     gate = gate or Gate()
@@ -102,7 +102,7 @@ def _on_shared_memory(
     folder: str,
     observer: Observer,
 ) -> HandedOver:
-    """Start a QEMU on shared memory, anonymous where ``names`` names no file, that our workers fill meanwhile."""
+    """Start a QEMU on shared memory, which our workers fill meanwhile; blocks without a file are anonymous."""
     lengths = {saved.block.idstr: saved.block.used_length for saved in main}
     with ExitStack() as stack:
         memory = stack.enter_context(SharedMemory(lengths, known_blocks(names, lengths)))
@@ -130,21 +130,21 @@ def plan_restore(
     disks: DiskChoice | None = None,
     folder: str | None = None,
 ) -> Boot:
-    """What ``restore_guest`` would start, for somebody who would rather do it by hand; nothing is touched.
+    """What ``restore_guest`` would start, for those who prefer to do it by hand; nothing is touched.
 
     Args:
         uri: as for ``restore_guest``.
         command: as for ``restore_guest``.
         gate: as for ``restore_guest``.
-        ram: as for ``restore_guest``, but of all main blocks; the files have to be filled before.
+        ram: as for ``restore_guest``, but for all main blocks; the files have to be filled before.
         paused: as for ``restore_guest``.
         disks: as for ``restore_guest``; overlays have to be made before.
         folder: as for ``restore_guest``.
 
     Raises:
         CapabilityError, ContentsDiffer: as for ``restore_guest``.
-        RequestError: as for ``restore_guest``; or a main block is given no file, the others being given one.
-        FormatError: not a complete mapped-ram file.
+        RequestError: as for ``restore_guest``; or ``ram`` lacks a main block.
+        FormatError: it is not a complete mapped-ram file.
     """
     gate = gate or Gate()
     channels, folder = gate.channels_or_one, folder or new_path()
@@ -154,8 +154,8 @@ def plan_restore(
         for saved in main:
             if saved.block.idstr not in ram:
                 raise RequestError(
-                    f"main block {saved.block.idstr!r} is given no file, and nobody would fill anonymous memory",
-                    hint=f"--ram {saved.block.idstr}=PATH names a file",
+                    f"main block {saved.block.idstr!r} has no file, and nobody would fill anonymous memory",
+                    hint=f"give it one with --ram {saved.block.idstr}=PATH",
                 )
         paths = {idstr: os.path.abspath(path) for idstr, path in ram.items()}
         boot = replace(on_memory(line, paths, main, clone_stream_in(image, main)), state=state_of(image))
@@ -166,10 +166,10 @@ def plan_restore(
 def _accepted(
     uri: str, command: Sequence[str], gate: Gate, *, paused: bool
 ) -> Iterator[tuple[Image, CommandLine, list[SavedBlock]]]:
-    """The open file, the command line and the main blocks, after everything that may refuse them has agreed."""
+    """The open file, the command line and the main blocks, after all checks that may refuse them."""
     on = gate.decided_for_restore()
     line = paused_if(CommandLine.parse(command), paused)
     with open_image(uri) as image:
-        image.refuse_absent()  # no capability would help
+        image.refuse_absent()  # before the capabilities, because none would help
         validate_recorded(image.file.configuration.capabilities, on, gate.profile)
         yield image, line, main_blocks(image, line)

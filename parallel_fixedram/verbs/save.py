@@ -1,18 +1,18 @@
-"""Save: from a machine's RAM to a published file.
+"""``save``: from a machine's RAM to a published file.
 
 ::
 
     overlays made for its disks                                                         the machine runs
-    draft sized and opened, data map asked, way decided, space reserved, workers up     the machine runs
+    draft sized and opened, data map read, way decided, space reserved, workers up      the machine runs
     capture.before                                                                      the machine runs
     capture.rehearse, its disks synced                                                  the machine runs
     pause: device state begun | capture.stopped | device state | disks onto overlays    the machine stands still
-    [torn by somebody: rehearsed, stopped and looked at once more]
+    [if somebody tore the instant: the last two again]
     capture.after, everything but the pages, sync, name                                 the machine runs
 
-Nothing that can be done before or after is done while the machine stands still. The file gets its name only when every
-shard is acknowledged and everything is on stable storage. What somebody else's act has torn is taken again; where the
-machine is no more made of what was opened, all of it is.
+Nothing is done while the machine stands still that can be done before or after. The file gets its name only when every
+shard is acknowledged and everything is on stable storage. If somebody else tore the instant, it is captured again; if
+the machine no longer has the blocks and devices that were opened, the whole save begins again.
 """
 
 from __future__ import annotations
@@ -68,13 +68,13 @@ from parallel_fixedram.verbs.save_disks import overlays_for
 from parallel_fixedram.verbs.save_image import head_for
 from parallel_fixedram.verbs.save_report import save_report
 
-NO_VMGENID = "the machine has no vmgenid device: clones of it will share random numbers to come"
-CHANGED = "memory or devices were plugged in or out while the machine was saved"
+NO_VMGENID = "the machine has no vmgenid device: its clones will share future random numbers"
+CHANGED = "memory or devices were plugged in or out while the machine was being saved"
 
 MOST_INSTANTS = 4
-"""How often a guest is stopped, should others tear what was read of it each time."""
+"""How often a guest is stopped at most, if others tear the instant each time."""
 MOST_SAVES = 3
-"""How often a save begins, should blocks or devices come or go each time."""
+"""How often a save begins at most, if blocks or devices come or go each time."""
 
 
 def save(
@@ -91,24 +91,26 @@ def save(
     """Save a machine's RAM and device state into a mapped-ram file with parallel workers.
 
     Args:
-        machine: what to save; or what opens it, called only after the gate agreed, and then closed here.
+        machine: what to save; or a function that opens it, which is called only after the gate has agreed. In that case
+            the machine is closed here.
         uri: a path, or ``file:PATH[,offset=SIZE]``.
-        gate: channels and capabilities; one channel if not given.
-        writing: how pages get into the file; chosen if not given.
-        capture: how it comes to hold one instant.
-        publishing: what becomes of the file.
-        disks: what becomes of the disks that the guest writes to; if not given, a guest that runs must not have any.
-        observer: hears of phases, bytes, shards and notes.
+        gate: channels and capabilities; None for one channel.
+        writing: how pages get into the file; None to choose automatically.
+        capture: how the file comes to contain one instant.
+        publishing: how the file is finished and gets its name.
+        disks: what to do about disks that the guest writes to; by default a running guest must not have any.
+        observer: told of phases, bytes, shards and notes.
 
     Returns:
         What was done; bytes and seconds are in the report's fields.
 
     Raises:
         CapabilityError: the gate refuses, or the target cannot seek. Nothing was touched.
-        RequestError: impossible as asked, or the file exists. Nothing was touched.
-        MachineError: the machine did not stop or went away.
-        InstantDiffers: a check of the instant was asked for, and failed. No file is left.
-        HostError: I/O or memory, ENOSPC among them; a WorkerError if no worker survived. No file is left.
+        RequestError: the request is impossible, or the file exists. Nothing was touched.
+        MachineError: the machine did not stop, or is gone.
+        InstantDiffers: a check of the instant was requested, and failed. No file is left.
+        HostError: I/O failed (ENOSPC, for example), or there is not enough memory; a WorkerError if no worker survived.
+            No file is left.
         DurabilityError: the file is published, but may not survive a power cut.
     """
     target, options = parse_uri(uri), SaveOptions.of(gate, writing, capture, publishing, disks)
@@ -118,12 +120,12 @@ def save(
             machine = machine()
             stack.callback(machine.close)
         if machine.holds(target.path):
-            raise RequestError(f"{target.path!r} is the RAM that is to be saved")
+            raise RequestError(f"{target.path!r} is the RAM to be saved")
         return _save_until_it_stays(machine, target, options, observer)
 
 
 def _save_until_it_stays(machine: Machine, target: FileTarget, options: SaveOptions, observer: Observer) -> SaveReport:
-    """Save, from the beginning where blocks or devices came or went meanwhile, or a snapshot came to nothing."""
+    """Save; begin again if blocks or devices came or went meanwhile, or if a snapshot failed."""
     notes, left = list(replaced_link(target.path)), MOST_SAVES
     while True:
         left -= 1
@@ -136,7 +138,7 @@ def _save_until_it_stays(machine: Machine, target: FileTarget, options: SaveOpti
         except DurabilityError:
             raise
         except SnapshotFailed as error:
-            changed = machine.look_again()  # and if it has ended, that is what is to be said
+            changed = machine.look_again()  # if the machine has ended, this raises the better error
             if not changed and options.capture.mode is CaptureMode.AUTO:
                 options = replace(options, capture=replace(options.capture, mode=CaptureMode.COMPARE))
             elif not changed or not left:
@@ -174,13 +176,13 @@ def _save(machine: Machine, target: FileTarget, options: SaveOptions, account: A
         capture.before(run)
         account.end("before")
         pause, state = _one_instant(machine, capture, run, overlays, copy, account)
-        if pause.was_running and not ran:  # somebody let it go on: it writes to disks that nobody keeps
+        if pause.was_running and not ran:  # somebody let it go on, and now it writes to its disks
             overlays_for(machine, options.disks, runs=True)
-        if task.layout.head and pause.was_running != task.waits:  # which the file's head says
+        if task.layout.head and pause.was_running != task.guest_waits:  # the file's head records that
             raise MachineChanged("somebody stopped the domain, or let it go on, before it was saved")
         capture.after(run)
         account.end("after")
-        pool.dismiss()  # they end while the file is finished
+        pool.dismiss()  # workers end while the file is being finished
         disks = overlays.frozen(durable=options.publishing.durable)
         draft.finish(task.guest_blocks, task.ledger, state, task.choice.gap_pages, disks=[disk for disk, _ in disks])
         if state and VMGENID not in names_of(read_device_sections(state)):
@@ -200,14 +202,14 @@ def _save(machine: Machine, target: FileTarget, options: SaveOptions, account: A
 def _begin(
     machine: Machine, target: FileTarget, options: SaveOptions, account: Account, stack: ExitStack
 ) -> tuple[Draft, Task, Decision]:
-    """Make the file, look at what there is to save, and decide how."""
+    """Make the file, find out what there is to save, and decide how."""
     guest_blocks = machine.guest_blocks()
     dirty = dirty_log(machine) if options.capture.mode is CaptureMode.ROUNDS else None
-    waits = machine.is_running()
-    space, no_snapshot = address_space(machine, options.capture.mode) if waits else (None, "")
+    guest_waits = machine.is_running()
+    space, no_snapshot = address_space(machine, options.capture.mode) if guest_waits else (None, "")
     blocks = [each.block for each in guest_blocks]
     page_bits = recorded_page_bits(machine.target)
-    head = head_for(machine, target, options.publishing.image, runs=waits)
+    head = head_for(machine, target, options.publishing.image, runs=guest_waits)
     layout = FileLayout.plan(machine.name, blocks, target.offset, head=head, target=machine.target, page_bits=page_bits)
     ledger = Ledger(blocks)
     draft = stack.enter_context(Draft(target.path, layout, options.writing, options.publishing))
@@ -221,19 +223,19 @@ def _begin(
         ledger.data,
         page_size,
         draft.folder,
-        waits=waits,
+        guest_waits=guest_waits,
         no_snapshot=no_snapshot,
         takes_direct=takes_direct,
     )
     choice = decision.choice
     if choice.direct and draft.direct and not draft.direct.has_queue(choice.channels * SLOTS):
-        account.note("the kernel allows no asynchronous I/O: direct writes go one by one")
+        account.note("the kernel allows no asynchronous I/O: direct writes are done one at a time")
     account.end("decide")
     task = Task(
         guest_blocks=guest_blocks,
         layout=layout,
         ledger=ledger,
-        waits=waits,
+        guest_waits=guest_waits,
         options=options,
         choice=choice,
         buffered=draft.buffered,
@@ -245,7 +247,7 @@ def _begin(
 
 
 def _copy(task: Task, stack: ExitStack) -> InstantCopy | None:
-    """What is to be copied while the machine stands still, if that is asked for."""
+    """The copy of RAM to make while the machine stands still, if that is requested."""
     if not task.options.capture.check_instant:
         return None
     return stack.enter_context(InstantCopy(task.guest_blocks, task.ledger.data, task.choice.channels))
@@ -259,20 +261,20 @@ def _one_instant(
     copy: InstantCopy | None,
     account: Account,
 ) -> tuple[Pause, bytes]:
-    """Stop the machine for what has to be done then, until nobody else has acted on it meanwhile.
+    """Stop the machine and do what has to be done then; repeat this until nobody else has acted on it meanwhile.
 
     Returns:
-        The pause, and the device state of it.
+        The pause, and its device state.
     """
     torn, after = None, ""
     for _ in range(MOST_INSTANTS):
         account.observer.phase("prepare")
         pause = Pause(machine)
-        overlays.prepare()  # once more, if those made before are in use by now
+        overlays.prepare()  # new ones if the last try has used them
         pause.prepare()
         capture.rehearse(run, torn=torn)
         if torn:
-            account.note(f"{torn} while it was saved: the last round was taken again, after a stop of {after}")
+            account.note(f"{torn} while it was being saved: the last round was repeated, after a stop of {after}")
         pause.prepare()
         account.end("prepare")
         with pause:
@@ -280,7 +282,7 @@ def _one_instant(
             started = time.perf_counter()
             capture.stopped(run)
             pause.ram_seconds = time.perf_counter() - started
-            state = pause.device_state()  # it has to be there before the machine goes on
+            state = pause.device_state()  # wait for it: it belongs to this instant
             started = time.perf_counter()
             overlays.freeze()
             pause.disks_seconds = time.perf_counter() - started
@@ -292,7 +294,7 @@ def _one_instant(
         torn = pause.torn
         if torn is None:
             if machine.look_again():
-                raise MachineChanged(CHANGED, hint="save when nothing is plugged in or out")
+                raise MachineChanged(CHANGED, hint="save when nothing is being plugged in or out")
             return pause, state
         after = f"{1000 * pause.seconds if pause.was_running else 0.0:.1f} ms"
-    raise MachineError(f"{torn} while it was saved, at each of {MOST_INSTANTS} tries")
+    raise MachineError(f"{torn} while it was being saved, in each of {MOST_INSTANTS} attempts")

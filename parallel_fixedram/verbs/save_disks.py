@@ -1,4 +1,4 @@
-"""What becomes of a guest's disks when its RAM is saved."""
+"""What happens to a guest's disks when its RAM is saved."""
 
 from __future__ import annotations
 
@@ -12,21 +12,21 @@ from parallel_fixedram.core.protocols import DiskOverlays, Machine
 from parallel_fixedram.core.save_options import Disks, DisksMode
 
 HINT = (
-    "--disks overlay: their images stay as they are at that instant, and the guest goes on with overlays; "
+    "--disks overlay: their images stay as they are at that instant, and the guest goes on writing to overlays; "
     "--disks none: the guest is saved without them; --disks refuse: this error"
 )
 
 
 def overlays_for(machine: Machine, disks: Disks, *, runs: bool) -> DiskOverlays:
-    """What the machine's disks go on with, as it was asked for.
+    """The overlays for a machine's disks, as requested.
 
     Args:
         machine: whose disks.
-        disks: what is to become of them.
+        disks: what to do about them.
         runs: whether the machine runs.
 
     Raises:
-        RequestError: there are disks, and must not be.
+        RequestError: there are disks although there must not be any.
         MachineError: the machine is gone.
     """
     mode = disks.mode or (DisksMode.REFUSE if runs else DisksMode.NONE)
@@ -49,11 +49,11 @@ class _NoOverlays:
     ) -> None: ...
 
     def prepare(self) -> Sequence[str]:
-        """There is nothing to make (DiskOverlays.prepare)."""
+        """Nothing to make (DiskOverlays.prepare)."""
         return ()
 
     def freeze(self) -> None:
-        """There is nothing to go on with (DiskOverlays.freeze)."""
+        """Nothing to do (DiskOverlays.freeze)."""
 
     def frozen(self, *, durable: bool) -> Sequence[tuple[Disk, str]]:
         """None (DiskOverlays.frozen)."""

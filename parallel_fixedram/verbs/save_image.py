@@ -1,4 +1,4 @@
-"""What kind of file a machine is saved into."""
+"""The kind of file that a machine is saved into."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ from parallel_fixedram.format.libvirt_image import compose_libvirt_header
 
 
 def head_for(machine: Machine, target: FileTarget, kind: ImageKind | None, *, runs: bool) -> bytes:
-    """What stands in front of the stream; empty in a plain file.
+    """What precedes the stream; empty in a plain file.
 
     Args:
-        machine: that is saved.
-        target: where to; libvirt's images begin where their file does.
-        kind: what was asked for.
-        runs: whether the machine runs, and shall after ``virsh restore``.
+        machine: to be saved.
+        target: where it is saved; libvirt's images always begin at offset 0.
+        kind: what was requested; None to choose automatically.
+        runs: whether the machine runs, and so shall run after ``virsh restore``.
 
     Raises:
-        RequestError: it cannot be such a file.
+        RequestError: the machine cannot be saved into such a file.
         MachineError: the machine is gone.
     """
     if kind is ImageKind.PLAIN or (kind is None and target.offset):
@@ -27,5 +27,5 @@ def head_for(machine: Machine, target: FileTarget, kind: ImageKind | None, *, ru
     if xml := machine.definition():
         return compose_libvirt_header(xml, runs)
     if kind is ImageKind.LIBVIRT:
-        raise RequestError("only a domain of libvirt has the XML that a save image of libvirt needs")
+        raise RequestError("only a libvirt domain has the XML that a libvirt save image needs")
     return b""

@@ -1,4 +1,4 @@
-"""The report of a save, from everything that took part in it."""
+"""Compose the report of a save."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def save_report(
     snapshot: SnapshotReport | None,
     disks: Sequence[tuple[Disk, str]],
 ) -> SaveReport:
-    """What happened."""
+    """The report of a save, from everything that took part in it."""
     choice, layout = task.choice, task.layout
     checking = pause.copy_seconds + sum(each.seconds for each in account.phases if each.name == "check")
     write_seconds = run.rounds[-1].seconds if snapshot else pause.ram_seconds

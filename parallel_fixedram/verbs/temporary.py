@@ -1,9 +1,9 @@
-"""A folder for files that nobody wants to keep.
+"""Folders for temporary files.
 
 ::
 
     FOLDER/parallel-fixedram-XXXXXXXX/             mode 0700
-                                      .temporary   locked as long as somebody needs the folder; the last to go
+                                      .temporary   locked while a command needs the folder; removed last
 """
 
 from __future__ import annotations
@@ -27,21 +27,21 @@ from parallel_fixedram.host.files.part import try_lock
 _NAME = re.compile(rf"{PREFIX}[a-z0-9_]{{8}}")
 _MARK = ".temporary"
 _NEW_SECONDS = 60.0
-"""An empty folder may be one that is being made, and has no mark yet, or no lock."""
+"""An empty folder that is newer than this may be one that is being made, without mark or lock yet."""
 
 _AT_WORK = "a command is working with it"
 
 
 @contextlib.contextmanager
 def temporary_folder(where: str | None) -> Iterator[str]:
-    """A new folder with mode 0700, gone with all that is in it at the end of a ``with``.
+    """A new folder with mode 0700, removed with all its contents at the end of the block.
 
     Args:
-        where: the folder that it is made in; None for where temporary files go.
+        where: the folder to make it in; None for the system's folder for temporary files.
 
     Raises:
         NoFileError: there is no such folder.
-        HostError: none can be made there.
+        HostError: no folder can be made there.
     """
     try:
         made = tempfile.TemporaryDirectory(prefix=PREFIX, dir=where)
@@ -54,11 +54,11 @@ def temporary_folder(where: str | None) -> Iterator[str]:
 
 
 def left_temporary(path: str, *, remove: bool) -> Iterator[Leftover]:
-    """A finding for each such folder in a folder, of this user.
+    """A finding for each such folder of this user in a folder.
 
     Args:
         path: the folder.
-        remove: whether those go that nobody needs.
+        remove: whether to remove those that no command needs.
 
     Raises:
         OSError: the folder cannot be read.
@@ -69,7 +69,7 @@ def left_temporary(path: str, *, remove: bool) -> Iterator[Leftover]:
 
 
 def _found(path: str, *, remove: bool) -> Leftover | None:
-    """What is to be said of a folder; None if it is something else, or gone."""
+    """The finding for a folder; None if it is something else, or gone."""
     found = Leftover(path=path, kind=Kind.TEMPORARY, what="", held=False, removed=False, why_not="")
     try:
         status = os.lstat(path)
@@ -81,7 +81,7 @@ def _found(path: str, *, remove: bool) -> Leftover | None:
             return _marked_one(replace(found, what=what), remove=remove)
         if entries or stat.S_IMODE(status.st_mode) != 0o700 or not _NAME.fullmatch(os.path.basename(path)):
             return None
-        found = replace(found, what="an empty folder, as commands make")
+        found = replace(found, what="an empty folder such as commands make")
         if time.time() - status.st_mtime < _NEW_SECONDS:
             return replace(found, held=True, why_not="it is new: a command may be about to use it")
         return _empty_one(found, remove=remove)
@@ -92,7 +92,7 @@ def _found(path: str, *, remove: bool) -> Leftover | None:
 
 
 def _empty_one(found: Leftover, *, remove: bool) -> Leftover:
-    fleet = FleetFolder(found.path)  # what a command makes for its guests begins like this
+    fleet = FleetFolder(found.path)  # it may be one that a command is making for its guests
     if not fleet.look():
         return replace(found, held=True, why_not=_AT_WORK)
     try:
@@ -119,7 +119,7 @@ def _marked_one(found: Leftover, *, remove: bool) -> Leftover:
 
 @contextlib.contextmanager
 def _marked(path: str) -> Iterator[None]:
-    """Others see that somebody needs the folder, and whose it is if nobody does any more."""
+    """Mark the folder as temporary, and lock the mark so that others see it is in use."""
     try:
         fd = os.open(os.path.join(path, _MARK), os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
     except OSError as error:
@@ -128,7 +128,7 @@ def _marked(path: str) -> Iterator[None]:
         _lock(fd, path)
         yield
     finally:
-        with contextlib.suppress(OSError):  # whoever removes the folder next says why that fails
+        with contextlib.suppress(OSError):  # removing the folder next will report why this failed
             _empty(path)
         linux.close(fd)
 
@@ -139,11 +139,11 @@ def _lock(fd: int, path: str) -> None:
             return
     except OSError as error:
         raise HostError.from_os(f"cannot lock {path!r}", error) from error
-    raise HostError(f"somebody else removes {path!r}")
+    raise HostError(f"somebody else is removing {path!r}")
 
 
 def _empty(path: str) -> None:
-    """Remove all but the mark, which says what the rest is.
+    """Remove everything but the mark, which shows what the rest is.
 
     Raises:
         OSError: something cannot be removed.

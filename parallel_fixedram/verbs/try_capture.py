@@ -1,6 +1,6 @@
-"""``try-capture``: snapshots of a running guest, each checked against a copy of its RAM, and thrown away.
+"""``try_capture``: take snapshots of a running guest, check each against a copy of its RAM, and throw it away.
 
-What they show is remembered for this host (``machines/qemu/trials.py``).
+The outcome is remembered for this host (``machines/qemu/trials.py``).
 """
 
 from __future__ import annotations
@@ -54,31 +54,32 @@ def try_capture(
     capture: Capturing | None = None,
     observer: Observer = SILENT,
 ) -> TryCaptureReport:
-    """Take snapshots of a running QEMU guest, check each against a copy of its RAM page by page, and throw it away.
+    """Take snapshots of a running QEMU guest, compare each page by page with a copy of its RAM, and throw it away.
 
-    The guest stands still for as long as a copy of its RAM takes, each time.
+    For each snapshot the guest stands still for as long as a copy of its RAM takes.
 
     Args:
-        machine: opens the QEMU; called once more than there are snapshots.
-        count: how many.
-        folder: where files are written, one after another; None for where temporary files go.
-        gate: channels and capabilities; one channel if not given.
-        capture: limits of a snapshot; its mode does not count.
-        observer: hears of phases, bytes and notes of each.
+        machine: opens the QEMU; called once, and once again for each snapshot.
+        count: number of snapshots.
+        folder: where files are written, one after another; None for the system's folder for temporary files.
+        gate: channels and capabilities; None for one channel.
+        capture: limits of a snapshot; its mode is ignored.
+        observer: told of phases, bytes and notes of each snapshot.
 
     Returns:
-        What they show; ``passed`` is False when anything was wrong.
+        The outcome; ``passed`` is False if anything was wrong.
 
     Raises:
-        RequestError: no snapshot is asked for.
+        RequestError: ``count`` is below 1.
         MachineError: the guest does not run, or no snapshot of it is possible.
-        HostError: so, and a right or the kernel is missing; or there is no space, or no memory for a copy.
+        HostError: we lack a right, or the kernel a feature, for a snapshot; or there is no space, or no memory for a
+            copy.
     """
     if count < 1:
         raise RequestError(f"{count} snapshots, at least 1 is needed")
     with machine() as opened:
         if not opened.is_running():
-            raise MachineError("the guest stands still: a snapshot is of one that runs")
+            raise MachineError("the guest stands still: only a running guest can be captured by a snapshot")
         opened.address_space()
         setting, name = opened.setting(), opened.name
         ram = sum(each.block.used_length for each in opened.guest_blocks())
@@ -91,7 +92,7 @@ def try_capture(
 
 
 def _report(tried: Sequence[TriedSnapshot], setting: Setting, name: str, ram: int) -> TryCaptureReport:
-    """What they show, which is remembered if it is enough."""
+    """The report; the outcome is remembered if there are enough snapshots."""
     wrong, given_up = sum(each.wrong_pages for each in tried), sum(bool(each.given_up) for each in tried)
     passed = not wrong and not given_up
     shows = wrong or (passed and len(tried) >= TRIAL_SNAPSHOTS)
@@ -133,9 +134,9 @@ def _try_once(
 def _tried(report: SaveReport) -> TriedSnapshot:
     seconds, snapshot = report.seconds, report.snapshot
     if report.choice.capture != CaptureMode.SNAPSHOT:
-        raise MachineError("the guest was stopped by somebody: a snapshot is of one that runs")
+        raise MachineError("somebody stopped the guest: only a running guest can be captured by a snapshot")
     if snapshot is None:
-        return replace(NOTHING, given_up="a process of ours was killed while the guest's memory was let go")
+        return replace(NOTHING, given_up="a process of ours was killed while the guest's memory was being released")
     checked = next(phase.seconds for phase in report.phases if phase.name == "check")
     return TriedSnapshot(
         wrong_pages=0,

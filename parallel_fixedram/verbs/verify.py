@@ -1,4 +1,4 @@
-"""``verify``: is a file what it says it is, and what RAM holds?"""
+"""``verify``: does a file match its digests and, on request, live RAM?"""
 
 from __future__ import annotations
 
@@ -23,21 +23,21 @@ def verify(
     channels: int | None = None,
     observer: Observer = SILENT,
 ) -> VerifyReport:
-    """Check a mapped-ram file: its structure, its digests where it carries them, and live RAM on request.
+    """Check a mapped-ram file: its structure, its digests if it has any, and on request against live RAM.
 
     Args:
         uri: a path, or ``file:PATH[,offset=SIZE]``.
-        quick: structure only: no page is read.
-        ram: live RAM to compare with, as for ``open_ram``; it has to stand still meanwhile.
-        channels: number of workers; None for one a processor, at most 4.
-        observer: hears how far it is.
+        quick: structure only; no page is read.
+        ram: live RAM to compare with, as for ``open_ram``; nobody may write to it meanwhile.
+        channels: number of workers; None for one per processor, at most 4.
+        observer: told about progress.
 
     Returns:
-        What was found: ``ok`` is False when anything differs, and ``differences`` name it.
+        The result: ``ok`` is False if anything differs, and ``differences`` lists it.
 
     Raises:
         FormatError: the file contradicts itself.
-        RequestError: RAM for a block that the file has not, or of another length.
+        RequestError: the file does not have a block that RAM is given for, or has it with another length.
         HostError: the file or RAM cannot be read.
     """
     with ExitStack() as stack:

@@ -1,4 +1,4 @@
-"""Verify a file by loading it: what a QEMU makes of it is compared with the file, byte by byte, and no guest runs.
+"""Verify a file by loading it: what a QEMU has loaded is compared with the file, byte by byte, and no guest runs.
 
 ::
 
@@ -6,9 +6,9 @@
          |                                                                                                 bit 0: zeros
          +--- killed; nothing of it is left
 
-QEMU opens its disks, or overlays on those that the file records, as it does for any incoming guest: no lock is taken,
-nothing is written, and neither happens later, because it never activates them (QEMU migration/migration.c,
-process_incoming_migration_bh: ``late-block-activate``). It announces no guest to a network either.
+QEMU opens its disks, or overlays on those that the file records, as for any incoming guest: it takes no lock and writes
+nothing. Neither happens later, because it never activates them (QEMU migration/migration.c,
+process_incoming_migration_bh: ``late-block-activate``). Nor does it announce the guest to a network.
 """
 
 from __future__ import annotations
@@ -36,8 +36,8 @@ from parallel_fixedram.image.verify import verify
 from parallel_fixedram.machines.qemu import discovery
 
 KEPT = (
-    "some of these pages are zero in the file, and QEMU leaves a page that the file does not have as it was: what it "
-    "put into firmware and tables of its own is still there"
+    "some of these pages are zero in the file, and QEMU does not touch pages that are not in the file: there it keeps "
+    "its own firmware and tables"
 )
 
 
@@ -51,26 +51,27 @@ def verify_by_loading(
     folder: str | None = None,
     observer: Observer = SILENT,
 ) -> VerifyReport:
-    """Have a QEMU load a file, and check every RAMBlock of it against the file; its guest never runs, and it is ended.
+    """Have a QEMU load a file, and compare all its RAMBlocks with the file. Its guest never runs, and it is ended.
 
     Args:
         uri: a path, or ``file:PATH[,offset=SIZE]``.
-        command: the QEMU that the guest was saved from. What it names is opened; disks may be in use by that guest.
-        quick: read no page for anything but that: no digests, no places of zero pages.
-        channels: number of workers; None for one a processor, at most 4.
-        disks: what its disks are.
-        folder: where socket and log go; must not exist, and is gone afterwards. None for a new one.
-        observer: hears how far it is.
+        command: the QEMU that the guest was saved from. It opens what it names; that guest may be using the disks.
+        quick: whether to skip the other checks of pages: their digests, and the places of zero pages.
+        channels: number of workers; None for one per processor, at most 4.
+        disks: which disks the guest gets.
+        folder: where socket and log go; must not exist, and is removed afterwards. None for a new one.
+        observer: told about progress.
 
     Returns:
-        What was found: ``ok`` is False when anything differs, and ``differences`` name it.
+        The result: ``ok`` is False if anything differs, and ``differences`` lists it.
 
     Raises:
         RequestError: the file has no device state, or it or its disks do not fit the command line.
-        FormatError: not a complete mapped-ram file.
-        ContentsDiffer: heads or bitmaps do not match their digests, or a disk was written since. Nothing was started.
+        FormatError: it is not a complete mapped-ram file.
+        ContentsDiffer: heads or bitmaps do not match their digests, or a disk was written to since. Nothing was
+            started.
         MachineError: QEMU does not start, or cannot load the file.
-        HostError: I/O or memory, or QEMU's memory may not be read.
+        HostError: I/O failed, there is not enough memory, or we may not read QEMU's memory.
     """
     folder = folder or new_path()
     line = paused_if(CommandLine.parse(command), True)
@@ -100,7 +101,7 @@ def _load(fleet: Fleet, image: Image, source: Source, observer: Observer) -> Non
 
 
 def _memory(image: Image, fleet: Fleet, stack: ExitStack) -> dict[str, GuestBlock]:
-    """Every stored block as the QEMU has it now."""
+    """All stored blocks, as QEMU has them now."""
     (monitor,) = fleet.monitors
     (pid,) = fleet.pids
     found = {}
@@ -116,18 +117,18 @@ def _memory(image: Image, fleet: Fleet, stack: ExitStack) -> dict[str, GuestBloc
 
 
 def _require_standstill(fleet: Fleet) -> None:
-    """Refuse a guest that runs, which somebody else would have had to let go: its memory says nothing.
+    """Refuse a guest that runs, because somebody else has let it go on: its memory proves nothing.
 
     Raises:
         MachineError: it runs.
     """
     (report,) = fleet.go_on(run=False)
     if report.status in discovery.RUNNING:
-        raise MachineError(f"the guest that was to be inspected is {report.status!r}")
+        raise MachineError(f"somebody let the loaded guest go on: it is {report.status!r}")
 
 
 def _has_kept(image: Image, report: VerifyReport) -> bool:
-    """Whether a difference begins at a page that the file has not."""
+    """Whether a difference begins at a page that is not in the file."""
     return any(
         each.idstr is not None and each.first_page is not None and not image.bitmap(each.idstr).test(each.first_page)
         for each in report.differences

@@ -113,11 +113,11 @@ WRONG = {
     ),
     "a restore of RAM alone": (
         [*RESTORE, *QEMU],
-        "'ram.mr' holds no device state, so no guest can",
+        "'ram.mr' has no device state, so no guest can",
         "made from RAM alone",
     ),
-    "a clone of RAM alone": ([*CLONE, *QEMU], "'ram.mr' holds no device state, so no guest can", "made from RAM alone"),
-    "a printed clone of RAM alone": ([*CLONE, "--print", *QEMU], "'ram.mr' holds no device state", None),
+    "a clone of RAM alone": ([*CLONE, *QEMU], "'ram.mr' has no device state, so no guest can", "made from RAM alone"),
+    "a printed clone of RAM alone": ([*CLONE, "--print", *QEMU], "'ram.mr' has no device state", None),
     "channels without the flag": ([*RESTORE, "--channels", "2", *QEMU], "", "--experimental-multifd"),
     "channels without the flag, printed": (
         [*RESTORE, "--print", "--channels", "2", *QEMU],
@@ -127,12 +127,12 @@ WRONG = {
     "an option without its value": ([*RESTORE, "--", "qemu", "-m"], "QEMU's option '-m' has no value\n", ""),
     "an own -incoming": (
         [*CLONE, *QEMU, "-incoming", "defer"],
-        "QEMU's option -incoming cannot be given: the guest",
+        "QEMU's option -incoming is not allowed here: the guest",
         "",
     ),
     "an own -daemonize": (
         [*RESTORE, *QEMU, "--daemonize"],
-        "QEMU's option -daemonize cannot be given: leave it out",
+        "QEMU's option -daemonize is not allowed here: leave it out",
         "",
     ),
     "a backend without an id": ([*CLONE, *QEMU, "-object", "memory-backend-ram,size=1M"], "has no id\n", ""),
@@ -161,7 +161,7 @@ def test_what_is_no_migration_file_is_said_to_be_none(folder, verb):
 def test_what_stands_behind_the_dashes_is_none_of_our_options(folder):
     """Not even --help, --json and --debug, and not another pair of dashes."""
     for options in (["--help"], ["--json", "x"], ["--debug", "x"], ["--", "clone"], ["--no-such-option", "x"]):
-        refused(call("clone", "ram.mr", "--", "qemu", *options), 2, "holds no device state", None)
+        refused(call("clone", "ram.mr", "--", "qemu", *options), 2, "has no device state", None)
     assert done(call("clone", "--help", *QEMU)).out.startswith("usage: parallel-fixedram clone FILE")
 
 
@@ -169,7 +169,7 @@ def test_options_of_the_command_stand_before_the_verb_too(folder):
     result = call("--debug", "clone", "ram.mr", *QEMU)
     assert (result.code, result.err.splitlines()[-2].partition(": ")[2]) == (
         2,
-        "error: 'ram.mr' holds no device state, so no guest can be started from it",
+        "error: 'ram.mr' has no device state, so no guest can be started from it",
     )
 
 
@@ -249,7 +249,9 @@ def test_memory_that_a_file_was_saved_without_is_no_matter_of_capabilities(folde
         stream(Block(name="m", absent=True), FIRMWARE, capabilities=("x-ignore-shared", "mapped-ram")).data
     )
     with unchanged(folder):
-        refused(call(*argv[:2], *more, *argv[2:]), 2, "does not hold block 'm', only its name", "a stock QEMU on that")
+        refused(
+            call(*argv[:2], *more, *argv[2:]), 2, "does not contain block 'm', only its name", "a stock QEMU with that"
+        )
 
 
 def test_a_file_that_was_saved_with_x_ignore_shared_and_is_whole_needs_the_capability(folder):

@@ -323,7 +323,7 @@ class TestRunFolders:
         with unchanged(folder):
             found = one(folder, remove=True)
         assert found.held
-        assert f"the guest runs, as process {os.getpid()}" in found.why_not
+        assert f"the guest is running, as process {os.getpid()}" in found.why_not
 
     def test_one_with_a_qemu_that_was_not_handed_over_is_held_by_what_that_has_open(self, folder, made):
         with open(made(process=None) / "log", "a"), unchanged(folder):
@@ -347,13 +347,13 @@ class TestRunFolders:
         with unchanged(folder):
             first, second = clean(str(folder), remove=True).found
         assert "another pid namespace" in first.why_not
-        assert "not what this command writes there" in second.why_not
+        assert "not a record that this command wrote" in second.why_not
         assert (first.is_left, second.is_left) == (True, True)
 
     def test_what_somebody_else_put_there_stays_and_that_is_said(self, folder, made):
         (made() / "notes").write_text("mine")
         found = one(folder, remove=True)
-        assert (found.removed, "there is more in it" in found.why_not) == (False, True)
+        assert (found.removed, "it contains more" in found.why_not) == (False, True)
         assert [path.name for path in folder.rglob("*")] == [f"{PREFIX}one", "0", "notes"]
 
     def test_a_log_that_was_kept_and_folders_of_others_are_not_left_behind(self, folder, made):
@@ -431,7 +431,7 @@ class TestCommand:
         (folder / OVERLAY).write_bytes(b"QFI")
         result = call("clean", folder)
         assert (result.code, result.err) == (1, "")
-        assert result.out.splitlines()[0].startswith(f"left    '{folder}/.new.mr.part': 'new.mr' as it was being made")
+        assert result.out.splitlines()[0].startswith(f"left    '{folder}/.new.mr.part': unfinished 'new.mr'")
         assert result.out.splitlines()[-1] == "2 leftovers; --remove removes 1"
         result = call("clean", folder, "--remove")
         assert (result.code, result.out.splitlines()[0].split()[0]) == (1, "removed")
@@ -467,11 +467,8 @@ class TestCommand:
         with unchanged(folder):
             assert "no /proc" in one(folder, remove=True).why_not
 
-    def test_what_cannot_be_removed_is_said(self, folder, monkeypatch):
+    def test_what_cannot_be_removed_is_said(self, folder, refuse):
         stale(folder)
 
-        def fails(*args, **kwargs):
-            raise PermissionError(1, "no")
-
-        monkeypatch.setattr(left_file.os, "unlink", fails)
+        refuse(left_file.os, "unlink", 1)
         assert one(folder, remove=True).why_not == "cannot be removed: operation not permitted"

@@ -123,7 +123,7 @@ def test_what_a_snapshot_lacks_is_named_with_how_to_get_it_and_auto_compares(
     snapshot = findings(found)["snapshot"]
     assert snapshot.verdict is Verdict.ABSENT
     assert findings(found)["compare"].verdict is (Verdict.ABSENT if what == "yama" else Verdict.OK)
-    assert findings(found)["auto"].detail.startswith("takes compare")
+    assert findings(found)["auto"].detail.startswith("chooses compare")
 
 
 def test_little_memory_for_copies_is_named(tmp_path, monkeypatch):

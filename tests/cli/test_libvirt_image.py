@@ -62,8 +62,8 @@ def test_every_verb_that_reads_a_file_reads_an_image(image, tmp_path):
 @pytest.mark.parametrize(
     ("head", "what", "why"),
     [
-        (libvirt_head(XML, format=0), ", raw\n", "libvirt save image of format raw"),
-        (libvirt_head(XML, format=1), ", gzip\n", "libvirt save image of format gzip"),
+        (libvirt_head(XML, format=0), ", raw\n", "libvirt save image in format raw"),
+        (libvirt_head(XML, format=1), ", gzip\n", "libvirt save image in format gzip"),
         (libvirt_head(XML, magic=b"LibvirtQemudPart"), ", sparse, NOT COMPLETE\n", "not complete"),
     ],
     ids=["raw", "gzip", "not complete"],

@@ -190,7 +190,7 @@ def test_what_was_done_otherwise_than_asked_is_a_note(tmp_path, monkeypatch):
     if "refuses direct I/O" in result.err:
         missing("this file system has no direct I/O")
     (note,) = done(result).json["notes"]
-    assert note == "the kernel allows no asynchronous I/O: direct writes go one by one"
+    assert note == "the kernel allows no asynchronous I/O: direct writes are done one at a time"
     assert result.err == ""  # with --json notes are in the object alone
     text = done(call("save", tmp_path / "text.mr", "--guest", "dense,size=1MiB", "--direct-io", "on"))
     assert text.err == f"parallel-fixedram: note: {note}\n"
@@ -223,12 +223,9 @@ def test_a_name_that_may_be_lost_has_an_exit_code_of_its_own(tmp_path, monkeypat
     done(call("verify", tmp_path / "new.mr"))
 
 
-def test_a_file_that_cannot_be_synced_gets_no_name(tmp_path, monkeypatch):
-    def failing(fd):
-        raise OSError(5, "Input/output error")
-
+def test_a_file_that_cannot_be_synced_gets_no_name(tmp_path, refuse):
     (tmp_path / "old.mr").write_bytes(b"old")
-    monkeypatch.setattr(os, "fsync", failing)
+    refuse(os, "fsync", 5)
     with unchanged(tmp_path):
         result = call("save", tmp_path / "old.mr", "--guest", "dense,size=1MiB", "--overwrite")
         refused(result, 5, f"cannot sync '{tmp_path / 'old.mr'}': input/output error\n")
@@ -282,7 +279,7 @@ def test_a_symbolic_link_is_replaced_and_not_followed(tmp_path):
     (tmp_path / "victim").write_bytes(b"victim")
     (tmp_path / "new.mr").symlink_to("victim")
     said = done(call("save", tmp_path / "new.mr", "--guest", "dense,size=1MiB", "--overwrite")).err
-    assert f"note: '{tmp_path / 'new.mr'}' was a symbolic link to 'victim'; it is the new file now" in said
+    assert f"note: '{tmp_path / 'new.mr'}' was a symbolic link to 'victim'; the new file replaced the link" in said
     assert (tmp_path / "victim").read_bytes() == b"victim"
     assert not (tmp_path / "new.mr").is_symlink()
 

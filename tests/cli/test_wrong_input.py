@@ -74,7 +74,7 @@ SAVES = {
     "name of two lines": (["--ram", "a\nb=ram"], "block name 'a\\nb' is not printable ASCII\n"),
     "rounds without a dirty log": (
         ["--ram", "a=ram", "--capture", "rounds"],
-        "a save in rounds needs to know which pages were written",
+        "a save in rounds needs a dirty log",
     ),
     "a number of rounds without rounds": (
         ["--guest", GUEST, "--max-rounds", "2"],

@@ -13,10 +13,10 @@ from parallel_fixedram.core import choice
 from parallel_fixedram.core.bitmap import PageBitmap
 from parallel_fixedram.core.choice import (
     CANDIDATES,
-    MAX_SHARD_PAGES,
+    MAX_SAVE_SHARD_PAGES,
     ROOM_SHARE,
+    SAVE_SHARDS_PER_WORKER,
     SHARD_SECONDS,
-    SHARDS_PER_WORKER,
     WINDOW_PAGES_BUFFERED,
     WINDOW_PAGES_DIRECT,
     WORTH,
@@ -59,16 +59,16 @@ class Rounds(Situation):
 def choose(wishes, work, device, situation):
     writing = Writing(direct_io=wishes.direct_io, gap_pages=wishes.gap_pages, shard_pages=wishes.shard_pages)
     gate = Allows(channels=wishes.channels, most=wishes.most_channels, why=wishes.why_most)
-    mode = CaptureMode.COMPARE if situation.waits else CaptureMode.AUTO
+    mode = CaptureMode.COMPARE if situation.guest_waits else CaptureMode.AUTO
     if isinstance(situation, Rounds):
         mode = CaptureMode.ROUNDS
     options = SaveOptions(gate=gate, writing=writing, capture=Capturing(mode=mode))
     return choice.choose(options, work, device, situation)
 
 
-NOBODY_WAITS = Situation(waits=False, room=1 << 40, processors=4)
-WAITS = replace(NOBODY_WAITS, waits=True)
-LIVE = Rounds(waits=True, room=1 << 40, processors=4)
+NOBODY_WAITS = Situation(guest_waits=False, room=1 << 40, processors=4)
+WAITS = replace(NOBODY_WAITS, guest_waits=True)
+LIVE = Rounds(guest_waits=True, room=1 << 40, processors=4)
 OPEN = Wishes()
 FIXED = Wishes(channels=1, direct_io=DirectIO.OFF, gap_pages=0, shard_pages=1000)
 """Nothing is left open."""
@@ -302,9 +302,9 @@ CACHED = model(
 
 
 @pytest.mark.parametrize("durable", [True, False])
-@pytest.mark.parametrize("waits", [True, False])
+@pytest.mark.parametrize("guest_waits", [True, False])
 @pytest.mark.parametrize("gap", [0, 3, 5])
-def test_a_prediction_is_the_sum_that_its_naive_twin_adds_up_write_by_write(gap, waits, durable):
+def test_a_prediction_is_the_sum_that_its_naive_twin_adds_up_write_by_write(gap, guest_waits, durable):
     """One run after another is reserved and written; then comes what the sync has to do for each."""
     pages, lengths = [], np.random.default_rng(1).integers(1, 8, 300)
     for number, length in enumerate(lengths.tolist()):
@@ -330,14 +330,14 @@ def test_a_prediction_is_the_sum_that_its_naive_twin_adds_up_write_by_write(gap,
         device += 20e-6 + 0.5e-9 * size
         flush += 7e-6 + 1.5e-9 * size
     look = work.windows / 2 * 100e-6 + work.pages * PAGE * 0.2e-9
-    compare = work.pages * 1.0e-6 if waits else 0.0
+    compare = work.pages * 1.0e-6 if guest_waits else 0.0
     computing = look + compare + work.pages * 1.5e-6
     write = device + computing - 0.25 * min(device, computing)
     stable = 0.03 + reserve + write + (flush + 0.009 + 0.004 if durable else 0.0)
-    situation = replace(NOBODY_WAITS, waits=waits, durable=durable)
+    situation = replace(NOBODY_WAITS, guest_waits=guest_waits, durable=durable)
     found = choose(Wishes(direct_io=DirectIO.ON, gap_pages=gap), work, CACHED, situation)
-    assert found.stable_seconds == pytest.approx(stable + (look + compare if waits else 0.0))
-    assert found.write_seconds == pytest.approx(look + compare if waits else write)
+    assert found.stable_seconds == pytest.approx(stable + (look + compare if guest_waits else 0.0))
+    assert found.write_seconds == pytest.approx(look + compare if guest_waits else write)
 
 
 @pytest.mark.parametrize("direct", [DirectIO.ON, DirectIO.OFF])
@@ -417,21 +417,21 @@ def captured(mode, **situation):
 
 
 def test_auto_takes_a_snapshot_of_what_runs_where_nothing_is_against_it_and_else_says_what():
-    assert captured("auto", waits=True, no_snapshot="").capture == "snapshot"
-    found = captured("auto", waits=True, no_snapshot="the kernel is old")
+    assert captured("auto", guest_waits=True, no_snapshot="").capture == "snapshot"
+    found = captured("auto", guest_waits=True, no_snapshot="the kernel is old")
     assert (found.capture, found.why[0]) == ("compare", "compare: no snapshot, because the kernel is old")
-    assert captured("auto", waits=False, no_snapshot="").capture == "stopped"
+    assert captured("auto", guest_waits=False, no_snapshot="").capture == "stopped"
 
 
 def test_a_snapshot_that_is_asked_for_is_taken_but_of_what_stands_still():
-    assert captured("snapshot", waits=True).capture == "snapshot"
-    found = captured("snapshot", waits=False)
+    assert captured("snapshot", guest_waits=True).capture == "snapshot"
+    found = captured("snapshot", guest_waits=False)
     assert (found.capture, found.why[0].partition(":")[0]) == ("stopped", "stopped")
 
 
 def test_nobody_waits_for_what_a_snapshot_writes():
     """It is written like RAM that stands still: with an eye on stable storage, whatever room the page cache has."""
-    found, other = captured("snapshot", waits=True, room=0), captured("stopped", waits=False, room=0)
+    found, other = captured("snapshot", guest_waits=True, room=0), captured("stopped", guest_waits=False, room=0)
     assert replace(found, capture="", why=()) == replace(other, capture="", why=())
 
 
@@ -453,7 +453,7 @@ models = st.builds(
 )
 works = st.integers(0, 10**8).map(stretch) | st.builds(scattered, st.integers(1, 5000), st.integers(1, 300))
 situations = st.sampled_from((Situation, Rounds)).flatmap(
-    lambda kind: st.builds(kind, waits=st.booleans(), room=st.integers(0, 1 << 35), processors=st.integers(1, 64))
+    lambda kind: st.builds(kind, guest_waits=st.booleans(), room=st.integers(0, 1 << 35), processors=st.integers(1, 64))
 )
 
 
@@ -464,11 +464,11 @@ def test_what_is_chosen_is_within_its_bounds(device, work, situation, most, gap,
     assert found.channels in CANDIDATES
     assert found.channels <= most
     assert found.direct in ({True, False} if device.direct and not isinstance(situation, Rounds) else {False})
-    wanted = "rounds" if isinstance(situation, Rounds) else "compare" if situation.waits else "stopped"
+    wanted = "rounds" if isinstance(situation, Rounds) else "compare" if situation.guest_waits else "stopped"
     assert found.capture == wanted
     assert 0 <= found.gap_pages <= MAX_GAP_PAGES
     assert shard is None or found.shard_pages == shard
-    assert shard or MIN_SHARD_PAGES <= found.shard_pages <= MAX_SHARD_PAGES
+    assert shard or MIN_SHARD_PAGES <= found.shard_pages <= MAX_SAVE_SHARD_PAGES
     assert 0 <= found.write_seconds <= found.stable_seconds < math.inf
     assert len(found.why) == 2 + (gap is None)
     assert found.why[0].startswith("direct: " if found.direct else "page cache: ")
@@ -482,7 +482,7 @@ def test_nothing_that_could_have_been_chosen_is_predicted_to_be_much_faster(devi
     found = choose(wishes, work, device, situation)
 
     def goal(way):
-        return way.write_seconds if situation.waits or isinstance(situation, Rounds) else way.stable_seconds
+        return way.write_seconds if situation.guest_waits or isinstance(situation, Rounds) else way.stable_seconds
 
     both = device.direct and "predicted" in found.why[0]
     for direct in (True, False) if both else (found.direct,):
@@ -505,10 +505,10 @@ def test_the_same_question_has_the_same_answer(device, work, situation):
 
 def test_a_shard_is_as_large_as_suits_its_time_and_leaves_enough_of_them():
     quick = model(buffered={1: (0, 0.001)})
-    pages = 20 * MIN_SHARD_PAGES * SHARDS_PER_WORKER
+    pages = 20 * MIN_SHARD_PAGES * SAVE_SHARDS_PER_WORKER
     wishes = replace(FIXED, shard_pages=None)
     assert choose(wishes, stretch(pages), quick, NOBODY_WAITS).shard_pages == 20 * MIN_SHARD_PAGES
-    assert choose(wishes, stretch(100 * pages), quick, NOBODY_WAITS).shard_pages == MAX_SHARD_PAGES
+    assert choose(wishes, stretch(100 * pages), quick, NOBODY_WAITS).shard_pages == MAX_SAVE_SHARD_PAGES
     assert choose(wishes, stretch(10), quick, NOBODY_WAITS).shard_pages == MIN_SHARD_PAGES
     # a device that writes 100,000 pages a second
     slow = model(buffered={1: (0, 1e4 / PAGE)})

@@ -9,6 +9,7 @@ from support.leftovers import children, descriptors
 
 from parallel_fixedram.core.cost import DeviceModel
 from parallel_fixedram.core.protocols import Channel
+from parallel_fixedram.engine.capture import rounds
 from parallel_fixedram.engine.tuning import calibrate
 from parallel_fixedram.host.files.channel import FileChannel
 from parallel_fixedram.host.files.publish import PendingFile
@@ -57,3 +58,9 @@ def through(monkeypatch: pytest.MonkeyPatch) -> Callable[[Callable[[FileChannel]
         monkeypatch.setattr(draft, "PendingFile", Pending)
 
     return install
+
+
+@pytest.fixture
+def every_round_counts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """However few pages a round has, another one may follow."""
+    monkeypatch.setattr(rounds, "SMALL_ROUND_PAGES", 1)

@@ -15,7 +15,6 @@ from support.streamwriter import DEVICES, Block, Section, Stream, device_bytes, 
 from parallel_fixedram.core.errors import FormatError, RequestError
 from parallel_fixedram.core.save_options import DirectIO
 from parallel_fixedram.core.units import MIB
-from parallel_fixedram.engine.capture import rounds
 from parallel_fixedram.format.migration_file import parse
 from parallel_fixedram.image.clone_stream import CloneStream, clone_stream_of
 from parallel_fixedram.image.compare import diff
@@ -56,6 +55,7 @@ def file(target: str) -> str:
 
 @pytest.mark.parametrize("running", [True, False])
 @pytest.mark.parametrize("direct_io", [DirectIO.OFF, DirectIO.AUTO])
+@pytest.mark.usefixtures("every_round_counts")
 def test_a_saved_guest_has_the_bytes_that_its_description_says(target: str, running: bool, direct_io: DirectIO) -> None:
     with ScriptedGuest(RAM, device_state=STATE, small=SMALL, running=running) as guest:
         save(guest, target, altered(BUFFERED, direct_io=direct_io, channels=2))
@@ -104,8 +104,7 @@ def test_all_bits_of_small_firmware_are_set_and_its_zero_pages_have_digests(
         assert image.channel.bytes_at(image.block("bios").page_offset(0), pages * PAGE) == bytes(pages * PAGE)
 
 
-def test_live_rounds_keep_all_pages_of_firmware(target: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(rounds, "SMALL_ROUND_PAGES", 1)
+def test_live_rounds_keep_all_pages_of_firmware(target: str) -> None:
     with ScriptedGuest({"bios": "FFF-", "ram": "A" * 70}, ["....", "0..X", ".0.."], small=["bios"]) as guest:
         save(guest, target, altered(BUFFERED, max_rounds=3), dirty=guest)
         ram = read_all(guest.fds["bios"])
@@ -226,7 +225,7 @@ def test_any_file_with_devices_amounts_to_the_clone_stream_that_a_save_would_wri
 @pytest.mark.parametrize(
     ("make", "main", "reason"),
     [
-        (lambda: stream(Block(), Block(name="bios"), devices=()), ["m"], "holds no device state"),
+        (lambda: stream(Block(), Block(name="bios"), devices=()), ["m"], "has no device state"),
         (lambda: stream(Block()), ["m"], "no RAMBlock besides main memory"),
         (lambda: stream(Block(), Block(name="bios")), ["m", "bios"], "no RAMBlock besides main memory"),
     ],

@@ -2,9 +2,7 @@
 
 import errno
 import os
-import queue
 import signal
-import threading
 from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import replace
 from typing import Any
@@ -21,26 +19,22 @@ from support.channels import (
     SharedCounter,
     WrappedChannel,
 )
-from support.examples import at_most, some_of
+from support.examples import at_most, some_of, stretches
 from support.models import model
 from support.pictures import PAGE, allocated_pages, content, saved_picture
 from support.saving import Heard, altered, save, several
 from support.sources import ScriptedGuest
 
-from parallel_fixedram.core.bitmap import Bits
 from parallel_fixedram.core.cost import DeviceModel
 from parallel_fixedram.core.errors import HostError, WorkerError
 from parallel_fixedram.core.observer import Observer
-from parallel_fixedram.core.protocols import Channel, GuestBlock, Pages
-from parallel_fixedram.core.ramblock import RAMBlock
+from parallel_fixedram.core.protocols import Channel, GuestBlock
 from parallel_fixedram.core.reports.save import SaveReport
 from parallel_fixedram.core.save_options import DirectIO, SaveOptions
 from parallel_fixedram.core.units import MIB
-from parallel_fixedram.engine.pages.changes import Hashes
-from parallel_fixedram.engine.pages.early_writeback import SHARE_OF_ROOM, EarlyWriteback
+from parallel_fixedram.engine.pages.early_writeback import EarlyWriteback
 from parallel_fixedram.engine.pages.writer import HOLE_PAGES
 from parallel_fixedram.format.layout import FileLayout
-from parallel_fixedram.host import linux
 from parallel_fixedram.host.files.channel import FileChannel
 from parallel_fixedram.host.files.publish import PendingFile
 from parallel_fixedram.host.memory.copied_source import CopiedSource
@@ -232,23 +226,14 @@ def test_firmware_is_written_twice_and_is_what_it_was_at_the_pause(
 
 
 @st.composite
-def picture(draw: st.DrawFn, length: int) -> str:
-    """Stretches of equal letters."""
-    found = ""
-    while len(found) < length:
-        found += draw(st.sampled_from("-0ABab")) * draw(st.sampled_from((1, 1, 2, 5, 16, 17, 63, 64, 65, 260)))
-    return found[:length]
-
-
-@st.composite
 def lives(draw: st.DrawFn) -> list[dict[str, str]]:
     """RAM of three blocks during the pre-copy, the rehearsal and the pause; what was touched stays so."""
     lengths = {"ram": draw(st.sampled_from((1, 63, 65, 600))), "second": draw(st.sampled_from((1, 64, 130))), "bios": 9}
-    states = [{name: draw(picture(length)) for name, length in lengths.items()}]
+    states = [{name: draw(stretches(length)) for name, length in lengths.items()}]
     for _ in range(2):
         state = {}
         for name, before in states[-1].items():
-            now = draw(picture(len(before)))
+            now = draw(stretches(len(before)))
             keep = draw(st.integers(1, 7))  # every so many pages are left alone
             state[name] = "".join(
                 old if index % keep == 0 or (new == "-" and old != "-") else new
@@ -610,114 +595,6 @@ def test_pages_that_were_emptied_are_made_a_hole_or_written_whichever_is_quicker
     assert sum(first <= event.offset < end for event in made[0].events("P")) == punches + given_back
 
 
-# --- what is hashes of pages
-
-BLOCKS = [RAMBlock(idstr="a", used_length=65 * PAGE), RAMBlock(idstr="b", used_length=3 * PAGE)]
-
-
-def ram_of(drawn: str) -> Pages:
-    return np.frombuffer(content(drawn), np.uint64).reshape(len(drawn), -1)
-
-
-def bits_of(drawn: str) -> Bits:
-    return np.array([letter != "-" for letter in drawn], np.uint8)
-
-
-def test_nobody_else_knows_the_hashes() -> None:
-    """Two saves hash the same page differently, so that a guest cannot look for two pages with the same one."""
-    every = np.arange(3)
-    one, other = (Hashes(BLOCKS).hashes_of(ram_of("AB0"), every) for _ in range(2))
-    assert one.shape == (3, 2)
-    assert not (one == other).all(axis=1).any()
-    assert one.any(axis=1).all()
-
-
-def test_pages_are_hashed_in_the_order_they_are_asked_for() -> None:
-    hashes = Hashes(BLOCKS)
-    found = hashes.hashes_of(ram_of("ABA"), np.array([2, 1, 0]))
-    assert found[0].tolist() == found[2].tolist() != found[1].tolist()
-    assert hashes.hashes_of(ram_of("AAA"), np.empty(0, np.int64)).shape == (0, 2)
-
-
-@given(st.data(), st.sampled_from(((0, 1), (0, 55), (64, 1))))
-def test_what_changed_is_what_a_comparison_finds(data: st.DataObject, place: tuple[int, int]) -> None:
-    first, length = place
-    before, after, forgotten, asked = (data.draw(picture(length)) for _ in range(4))
-    hashes = Hashes(BLOCKS)
-    hashes.note(0, first, ram_of(before), bits_of(before))
-    hashes.forget(0, first, bits_of(forgotten))
-    held = bits_of(before) & (bits_of(forgotten) ^ 1)
-    assert hashes.held(0, first, length).tolist() == held.tolist()
-    found = hashes.changed(0, first, ram_of(after), held & bits_of(asked))
-    naive = [
-        bool(there) and letter != "-" and content(old) != content(new)
-        for old, new, there, letter in zip(before, after, held, asked, strict=True)
-    ]
-    assert found.tolist() == [int(each) for each in naive]
-    assert hashes.held(0, 64 - first, 1).tolist() == hashes.held(1, 0, 1).tolist() == [0]
-
-
-def test_what_is_noted_later_leaves_what_was_noted_before() -> None:
-    hashes = Hashes(BLOCKS)
-    hashes.note(1, 0, ram_of("AAA"), bits_of("x--"))
-    hashes.note(1, 0, ram_of("BBB"), bits_of("-x-"))
-    assert hashes.held(1, 0, 3).tolist() == [1, 1, 0]
-    assert hashes.changed(1, 0, ram_of("AAA"), bits_of("xx-")).tolist() == [0, 1, 0]
-
-
-def test_what_is_known_is_shared_with_forks() -> None:
-    hashes = Hashes(BLOCKS)
-    pid = os.fork()
-    if pid == 0:
-        hashes.note(1, 0, ram_of("AAA"), bits_of("--x"))
-        os._exit(0)
-    os.waitpid(pid, 0)
-    assert hashes.held(1, 0, 3).tolist() == [0, 0, 1]
-    assert not hashes.changed(1, 0, ram_of("AAA"), bits_of("--x")).any()
-
-
-# --- the device starts early
-
-
-class Hints:
-    """Notes what the kernel is asked to write back, and fails the first ``failing`` times."""
-
-    def __init__(self, failing: int = 0) -> None:
-        self.passed: queue.Queue[tuple[int, int, int]] = queue.Queue()
-        self._failing = failing
-
-    def __call__(self, fd: int, offset: int = 0, length: int = 0) -> None:
-        self.passed.put((fd, offset, length))
-        if self._failing:
-            self._failing -= 1
-            raise OSError(errno.EIO, "no")
-
-    def next(self) -> tuple[int, int, int]:
-        return self.passed.get(timeout=10)
-
-
-@pytest.mark.parametrize("failing", [0, 1, 4])
-def test_the_device_starts_beyond_a_share_of_the_room_and_gets_every_range_once(
-    monkeypatch: pytest.MonkeyPatch, failing: int
-) -> None:
-    """It is a hint: that it fails is no error."""
-    hints = Hints(failing)
-    monkeypatch.setattr(linux, "start_writeback", hints)
-    room = 300 * PAGE
-    few = int(room * SHARE_OF_ROOM) // 2
-    with EarlyWriteback(7, room) as writeback:
-        writeback.wrote(0, 1000, few)
-        writeback.wrote(1000, 50, few)
-        assert "writeback" not in "".join(thread.name for thread in threading.enumerate())
-        assert hints.passed.empty()
-        writeback.wrote(5000, 60, PAGE)
-        assert [hints.next() for _ in range(3)] == [(7, 0, 1000), (7, 1000, 50), (7, 5000, 60)]
-        writeback.wrote(9000, 1, 1)
-        assert hints.next() == (7, 9000, 1)
-    assert hints.passed.empty()
-    assert not [thread for thread in threading.enumerate() if thread.name.startswith("writeback")]
-
-
 @pytest.mark.parametrize("direct_io", [DirectIO.ON, DirectIO.OFF])
 @pytest.mark.parametrize("rounds", [1, 2])
 def test_only_what_went_through_the_page_cache_counts(
@@ -735,12 +612,3 @@ def test_only_what_went_through_the_page_cache_counts(
     through_the_cache = {(DirectIO.ON, 1): 1, (DirectIO.ON, 2): 0, (DirectIO.OFF, 1): 1001, (DirectIO.OFF, 2): 1000}
     assert sum(told) == through_the_cache[direct_io, rounds] * PAGE
     assert saved_picture(target) == changed
-
-
-def test_what_fits_its_share_is_left_to_the_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
-    hints = Hints()
-    monkeypatch.setattr(linux, "start_writeback", hints)
-    with EarlyWriteback(7, 300) as writeback:
-        writeback.wrote(0, 1000, 50)
-        writeback.wrote(1000, 1000, 50)
-    assert hints.passed.empty()

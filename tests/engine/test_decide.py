@@ -49,8 +49,10 @@ def runs(count: int, length: int, gap: int = 1) -> PageBitmap:
     return bitmap
 
 
-def decided(options: SaveOptions, *data: PageBitmap, waits: bool = False, takes_direct: bool | None = True) -> Decision:
-    return decide(options, data, PAGE, "FOLDER", waits=waits, no_snapshot="no", takes_direct=takes_direct)
+def decided(
+    options: SaveOptions, *data: PageBitmap, guest_waits: bool = False, takes_direct: bool | None = True
+) -> Decision:
+    return decide(options, data, PAGE, "FOLDER", guest_waits=guest_waits, no_snapshot="no", takes_direct=takes_direct)
 
 
 def test_the_model_is_asked_for_the_folder_and_the_bytes_that_may_hold_something(asked: Asked) -> None:
@@ -59,16 +61,16 @@ def test_the_model_is_asked_for_the_folder_and_the_bytes_that_may_hold_something
     assert asked == [("FOLDER", 35 * PAGE, False), ("FOLDER", 0, True)]
 
 
-@pytest.mark.parametrize("waits", [False, True])
+@pytest.mark.parametrize("guest_waits", [False, True])
 @pytest.mark.parametrize("rounds", [1, 5])
 @pytest.mark.parametrize("takes_direct", [True, None])
 @pytest.mark.usefixtures("asked")
-def test_the_choice_is_that_of_the_rules(waits: bool, rounds: int, takes_direct: bool | None) -> None:
+def test_the_choice_is_that_of_the_rules(guest_waits: bool, rounds: int, takes_direct: bool | None) -> None:
     data = [runs(100, 3), runs(1, 5000)]
     options = several(channels=None, max_rounds=rounds, gap_pages=3)
     processors = len(os.sched_getaffinity(0))
-    situation = Situation(waits=waits, room=1_000_000 * PAGE, processors=processors, no_snapshot="no")
-    found = decided(options, *data, waits=waits, takes_direct=takes_direct)
+    situation = Situation(guest_waits=guest_waits, room=1_000_000 * PAGE, processors=processors, no_snapshot="no")
+    found = decided(options, *data, guest_waits=guest_waits, takes_direct=takes_direct)
     assert found.choice == choose(options, Work.of(data, PAGE), CALLS_COST, situation)
     assert found.model == CALLS_COST
 
@@ -93,8 +95,8 @@ def test_auto_is_the_page_cache_for_a_live_save_and_direct_can_be_asked_for() ->
 def test_auto_is_the_page_cache_where_a_guest_waits_as_long_as_that_has_room(monkeypatch: pytest.MonkeyPatch) -> None:
     tell(monkeypatch, model(direct={1: (100, 100)}, buffered={1: (0, 0.001)}, compare=1))
     monkeypatch.setattr(decide_module, "dirty_room", lambda: 100 * PAGE)
-    assert not decided(several(), runs(1, 80), waits=True).choice.direct
-    assert decided(several(), runs(1, 81), waits=True).choice.direct
+    assert not decided(several(), runs(1, 80), guest_waits=True).choice.direct
+    assert decided(several(), runs(1, 81), guest_waits=True).choice.direct
     assert not decided(several(), runs(1, 81)).choice.direct
 
 

@@ -99,8 +99,8 @@ def test_damage_behind_the_header_is_not_taken_for_an_edit(ours: Path) -> None:
     ("head", "why"),
     [
         (libvirt_head(magic=b"LibvirtQemudPart"), "not complete"),
-        (libvirt_head(format=0), "of format raw, which has no page at a fixed offset"),
-        (libvirt_head(format=5), "of format zstd"),
+        (libvirt_head(format=0), "in format raw, where pages have no fixed offsets"),
+        (libvirt_head(format=5), "in format zstd"),
         (libvirt_head(magic=b"LibvirtQemudPart", format=0), "not complete"),
     ],
     ids=["not complete", "raw", "zstd", "raw and not complete"],

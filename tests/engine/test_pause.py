@@ -226,7 +226,7 @@ def test_a_save_whose_machine_fails_leaves_it_running_and_no_file(target: str, w
 
 def test_device_state_that_is_none_is_refused_and_leaves_the_machine_running(target: str) -> None:
     with ScriptedGuest({"ram": "A"}, device_state=b"no sections") as guest:
-        with pytest.raises(MachineError, match="the device state is not what QEMU writes: at 0x0: not whole"):
+        with pytest.raises(MachineError, match="the device state is malformed: at 0x0: not whole"):
             save(guest, target, several(direct_io=DirectIO.OFF))
         assert guest.running
     assert os.listdir(os.path.dirname(target)) == []

@@ -8,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from support.channels import WrappedChannel
 from support.examples import at_most
+from support.refusing import Refuse
 from support.saving import save, several
 from support.sources import ScriptedGuest
 
@@ -132,14 +133,11 @@ def test_a_place_that_is_not_aligned_is_not_read_past_the_page_cache(tmp_path: P
             assert direct is None
 
 
-def test_where_direct_reading_is_refused_nothing_is_left_open(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def refuse(*_: object) -> int:
-        raise OSError(22, "no")
-
+def test_where_direct_reading_is_refused_nothing_is_left_open(tmp_path: Path, refuse: Refuse) -> None:
     with image_of(tmp_path, "A") as image:
         before = os.listdir("/proc/self/fd")
         for call in ("preadv", "open"):
-            monkeypatch.setattr(os, call, refuse)
+            refuse(os, call, 22)
             with direct_channel(image, image.blocks) as direct:
                 assert direct is None
                 assert os.listdir("/proc/self/fd") == before

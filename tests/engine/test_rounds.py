@@ -18,7 +18,6 @@ from parallel_fixedram.core.protocols import Channel
 from parallel_fixedram.core.reports.save import SaveReport
 from parallel_fixedram.core.save_options import DirectIO
 from parallel_fixedram.core.units import MIB
-from parallel_fixedram.engine.capture import rounds
 from parallel_fixedram.engine.pages.ledger import Ledger
 from parallel_fixedram.host.files.channel import FileChannel
 from parallel_fixedram.host.files.publish import PendingFile
@@ -35,9 +34,7 @@ FIRST = MIB
 Through = Callable[[Callable[[FileChannel], Channel]], list[Channel]]
 
 
-@pytest.fixture(autouse=True)
-def _every_round_counts(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(rounds, "SMALL_ROUND_PAGES", 1)
+pytestmark = pytest.mark.usefixtures("every_round_counts")
 
 
 @pytest.fixture

@@ -5,7 +5,6 @@ import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-import numpy as np
 import psutil
 import pytest
 from support.channels import FailingChannel, RecordingChannel
@@ -13,6 +12,7 @@ from support.examples import some_of
 from support.leftovers import children
 from support.models import model
 from support.pictures import PAGE, allocated_pages, content, draw, read_all, saved_picture
+from support.refusing import Refuse
 from support.saving import Heard, altered, save, several
 from support.sources import ScriptedGuest, huge_file
 
@@ -25,7 +25,6 @@ from parallel_fixedram.core.reports.save import SaveReport
 from parallel_fixedram.core.save_options import Cache, DirectIO, Durability
 from parallel_fixedram.core.schemas import from_json, to_json
 from parallel_fixedram.core.units import GIB, MIB
-from parallel_fixedram.engine.pages.reserve import dense_runs
 from parallel_fixedram.engine.tuning import decide as decide_module
 from parallel_fixedram.host import linux
 from parallel_fixedram.host.files import aio
@@ -323,18 +322,15 @@ def test_workers_have_as_many_writes_in_flight_as_asked_for(
 def test_where_there_is_no_asynchronous_io_direct_writes_go_one_by_one_and_the_report_says_so(
     target: str,
     told: Callable[[DeviceModel], None],
-    monkeypatch: pytest.MonkeyPatch,
+    refuse: Refuse,
     code: int,
     direct_io: DirectIO,
 ) -> None:
-    def refuse(*_: object) -> int:
-        raise OSError(code, os.strerror(code))
-
     told(PAST_THE_CACHE)
-    monkeypatch.setattr(aio, "_call", refuse)
+    refuse(aio, "_call", code)
     with ScriptedGuest({"ram": PICTURE, "odd": "AB-"}, running=False) as guest:
         report = save(guest, target, several(direct_io=direct_io, channels=2))
-    notes = ("the kernel allows no asynchronous I/O: direct writes go one by one",)
+    notes = ("the kernel allows no asynchronous I/O: direct writes are done one at a time",)
     assert report.notes == (notes if report.direct_io else ())
     assert report.direct_io is (direct_io is not DirectIO.OFF)
     assert saved_picture(target) == saved(PICTURE)
@@ -382,7 +378,7 @@ def test_a_pipe_is_refused_before_the_guest_is_touched(target: str) -> None:
 
 def test_rounds_without_a_dirty_log_are_refused(target: str) -> None:
     with ScriptedGuest({"ram": "A"}) as guest:
-        with pytest.raises(RequestError, match="no dirty log"):
+        with pytest.raises(RequestError, match="a dirty log, and this RAM has none"):
             save(guest, target, altered(BUFFERED, max_rounds=2))
         assert guest.calls == folder(target) == []
 
@@ -450,23 +446,15 @@ def test_a_folder_that_cannot_be_synced_leaves_the_file_published(target: str, m
     assert (folder(target), saved_picture(target)) == (["FILE"], "AB")
 
 
-def test_without_durability_nothing_is_synced(target: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    def refuse(*_: object) -> None:
-        raise OSError(errno.EIO, "no")
-
-    monkeypatch.setattr(os, "fsync", refuse)
+def test_without_durability_nothing_is_synced(target: str, refuse: Refuse) -> None:
+    refuse(os, "fsync", errno.EIO)
     with ScriptedGuest({"ram": "AB"}) as guest:
         save(guest, target, altered(BUFFERED, durability=Durability.NONE))
     assert saved_picture(target) == "AB"
 
 
-def test_a_kernel_that_cannot_start_writing_early_only_writes_later(
-    target: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def refuse(_: int) -> None:
-        raise OSError(errno.ENOSYS, "no")
-
-    monkeypatch.setattr(linux, "start_writeback", refuse)
+def test_a_kernel_that_cannot_start_writing_early_only_writes_later(target: str, refuse: Refuse) -> None:
+    refuse(linux, "start_writeback", errno.ENOSYS)
     with ScriptedGuest({"ram": "AB"}) as guest:
         save(guest, target, BUFFERED)
     assert saved_picture(target) == "AB"
@@ -569,13 +557,10 @@ def test_a_full_destination_fails_the_restore_and_what_was_made_is_gone(
     assert os.listdir(small_tmpfs) == (["ram"] if existing else [])
 
 
-def test_too_few_descriptors_are_an_error_that_leaves_nothing(target: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_too_few_descriptors_are_an_error_that_leaves_nothing(target: str, refuse: Refuse) -> None:
     import socket
 
-    def refuse(*_: object) -> None:
-        raise OSError(errno.EMFILE, "too many")
-
-    monkeypatch.setattr(socket, "socketpair", refuse)
+    refuse(socket, "socketpair", errno.EMFILE)
     with ScriptedGuest({"ram": "A"}) as guest:
         with pytest.raises(FixedRamError, match="cannot start a worker"):
             save(guest, target, BUFFERED)
@@ -622,81 +607,3 @@ def test_private_memory_does_not_grow_with_ram(target: str, tmp_path: Path, scat
     os.close(fd)
     print(f"private memory of all workers: {most / MIB:.1f} MiB")
     assert 0 < most < 150 * MIB
-
-
-# --- the space that a file takes
-
-
-def allocated_bytes(path: str) -> int:
-    return os.stat(path).st_blocks * 512
-
-
-@pytest.mark.parametrize("direct_io", [DirectIO.ON, DirectIO.OFF])
-def test_scattered_pages_take_the_space_of_what_is_there(tmp_path: Path, direct_io: DirectIO) -> None:
-    fd = os.memfd_create("scattered")
-    os.ftruncate(fd, 16384 * PAGE)
-    for page in range(0, 16384, 250):
-        os.pwrite(fd, b"x", page * PAGE)
-    machine = RamFiles([RamFile(idstr="ram", path=f"/proc/self/fd/{fd}")], name="test")
-    with machine:
-        save(machine, str(tmp_path / "FILE"), several(direct_io=direct_io))
-    os.close(fd)
-    assert allocated_bytes(str(tmp_path / "FILE")) < 16384 // 250 * 4 * PAGE + 100 * PAGE
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize(
-    ("device", "direct", "gap", "most"),
-    [
-        # a call costs less than a page: only what is there is written, and space is reserved for no more
-        (model(direct={1: (4, 1)}, buffered={1: (1, 0.3)}, stable=(1, 0.3)), False, 0, 34),
-        (model(direct={1: (1, 0.3)}, buffered={1: (4, 1)}, stable=(4, 1)), True, 0, 34),
-        # a call costs as much as two pages and a half
-        (model(direct={1: (100, 10)}, buffered={1: (10, 1)}, stable=(10.25, 1)), False, 2, 58),
-        (model(direct={1: (10.25, 1)}, buffered={1: (10, 1)}, stable=(100, 10)), True, 2, 58),
-    ],
-)
-def test_pages_scattered_at_random_are_written_as_the_device_makes_it_worthwhile(
-    tmp_path: Path, told: Callable[[DeviceModel], None], device: DeviceModel, direct: bool, gap: int, most: int
-) -> None:
-    """Half of the pages, in runs of two on average: every fourth gap or so is longer than two pages."""
-    told(device)
-    with GuestProcess(GuestSpec.parse("random,size=64MiB,fraction=0.5")) as guest:
-        report = save(guest, str(tmp_path / "FILE"), several())
-    (only,) = report.rounds
-    assert (report.direct_io, report.choice.gap_pages) == (direct, gap)
-    assert report.bytes.written == (only.written_pages + only.gap_pages) * PAGE
-    assert (only.gap_pages > 0) == (gap > 0)
-    assert report.bytes.written <= report.bytes.allocated < most * MIB
-    with Image(str(tmp_path / "FILE")) as image:
-        assert verify(image).ok
-
-
-def test_touched_pages_that_are_zero_take_no_space(tmp_path: Path) -> None:
-    fd = os.memfd_create("zeros")
-    os.pwrite(fd, bytes(4096 * PAGE), 0)
-    machine = RamFiles([RamFile(idstr="ram", path=f"/proc/self/fd/{fd}")], name="test")
-    with machine:
-        save(machine, str(tmp_path / "FILE"), several())
-    os.close(fd)
-    assert allocated_bytes(str(tmp_path / "FILE")) < 100 * PAGE
-
-
-@pytest.mark.parametrize(
-    ("ranges", "joined"),
-    [
-        ([], []),
-        ([(0, 1)], [(0, 1)]),
-        ([(0, 1), (2, 1)], [(0, 1), (2, 1)]),
-        ([(0, 3), (4, 4)], [(0, 8)]),
-        ([(0, 3), (5, 4)], [(0, 3), (5, 4)]),
-        ([(0, 200), (216, 4)], [(0, 220)]),
-        ([(0, 200), (217, 200)], [(0, 200), (217, 200)]),
-        ([(0, 3), (4, 4), (9, 30)], [(0, 39)]),
-    ],
-)
-def test_ranges_are_joined_over_short_gaps_while_nearly_all_of_the_result_is_data(
-    ranges: list[tuple[int, int]], joined: list[tuple[int, int]]
-) -> None:
-    found = dense_runs(np.array(ranges, np.int64).reshape(-1, 2), 16)
-    assert found.tolist() == [list(each) for each in joined]

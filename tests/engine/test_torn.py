@@ -14,7 +14,6 @@ from support.streamwriter import DEVICES, device_bytes
 from parallel_fixedram.core.errors import HostError, MachineChanged, MachineError
 from parallel_fixedram.core.protocols import GuestBlock
 from parallel_fixedram.core.save_options import DirectIO
-from parallel_fixedram.engine.capture import rounds
 from parallel_fixedram.engine.pages.ledger import Ledger
 from parallel_fixedram.engine.pages.writer import PageWriter
 from parallel_fixedram.host.files.channel import FileChannel
@@ -70,7 +69,7 @@ def test_a_torn_instant_is_taken_again_and_the_file_is_the_second(
         assert machine.calls.count("pause") == machine.calls.count("resume") == 2
         assert machine.running is running
     [again] = [each for each in report.notes if LETTER in each]
-    assert again.startswith(f"{LETTER} while it was saved: the last round was taken again")
+    assert again.startswith(f"{LETTER} while it was being saved: the last round was repeated")
     with open_image(target) as image:
         assert verify(image, channels=1).ok
         for name, picture in AFTER.items():
@@ -78,11 +77,9 @@ def test_a_torn_instant_is_taken_again_and_the_file_is_the_second(
 
 
 @pytest.mark.parametrize("direct", [DirectIO.ON, DirectIO.OFF])
-def test_a_torn_last_round_leaves_what_changed_since_to_the_dirty_log(
-    target: str, direct: DirectIO, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.mark.usefixtures("every_round_counts")
+def test_a_torn_last_round_leaves_what_changed_since_to_the_dirty_log(target: str, direct: DirectIO) -> None:
     """Pages that change at the first instant, at the second, at both, and in a round before."""
-    monkeypatch.setattr(rounds, "SMALL_ROUND_PAGES", 1)
     script = ["", "X0..E..." * 20, "Y.0.0..Z" * 20]
     with ScriptedGuest({"m": "ABCDEFG-" * 20}, script) as machine:
         machine.torn = [LETTER]
@@ -129,7 +126,9 @@ def test_a_page_that_comes_and_goes_while_it_is_written_leaves_nothing_behind_a_
 
 def test_one_that_is_torn_every_time_leaves_no_file_and_goes_on(target: str) -> None:
     with guest(running=True, torn=10) as machine:
-        with pytest.raises(MachineError, match=f"{LETTER} while it was saved, at each of {MOST_INSTANTS} tries"):
+        with pytest.raises(
+            MachineError, match=f"{LETTER} while it was being saved, in each of {MOST_INSTANTS} attempts"
+        ):
             save(machine, target, several(channels=1))
         assert machine.calls.count("pause") == MOST_INSTANTS
         assert machine.running

@@ -10,7 +10,6 @@ from support.sources import ScriptedGuest
 
 from parallel_fixedram.core.reports.save import SaveReport, ShardTrace
 from parallel_fixedram.core.save_options import CaptureMode, DirectIO, SaveOptions
-from parallel_fixedram.engine.capture import rounds
 from parallel_fixedram.image.image import Image
 
 PICTURES = {"ram": ("A0B-" + "C" * 61) * 100, "empty": "-" * 130, "small": "AB-C", "last": "D" * 1000}
@@ -89,8 +88,8 @@ def test_shards_are_about_as_large_as_asked_for(target: str, wanted: int, fewest
     assert all(shard.bytes < (wanted + 64) * PAGE for shard in shards)
 
 
-def test_each_round_of_a_live_save_has_its_pages_once(target: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(rounds, "SMALL_ROUND_PAGES", 1)
+@pytest.mark.usefixtures("every_round_counts")
+def test_each_round_of_a_live_save_has_its_pages_once(target: str) -> None:
     ram = "ABCDEFGH" * 100
     script = ["", ("X.0." + "." * 36) * 20, ("Y" + "." * 399) * 2]
     with ScriptedGuest({"ram": ram}, script) as guest:

@@ -134,13 +134,13 @@ def test_a_torn_instant_is_taken_again_from_the_beginning(target: str, guest: Gu
     assert len(guest.instants) == 2
     assert guest.is_in(target)
     assert report.choice.capture == "snapshot"
-    assert f"{TORN} while it was saved: {AGAIN}" in report.notes
+    assert f"{TORN} while it was being saved: {AGAIN}" in report.notes
 
 
 @pytest.mark.slow
 def test_an_instant_that_is_torn_every_time_is_an_error_that_leaves_nothing(target: str, guest: Guest) -> None:
     guest.torn = [TORN] * 10
-    with pytest.raises(MachineChanged, match=f"{TORN} while it was saved, {MOST_SAVES} times"):
+    with pytest.raises(MachineChanged, match=f"{TORN} while it was being saved, {MOST_SAVES} times"):
         save(guest, target, several(mode=SNAPSHOT))
     assert os.listdir(os.path.dirname(target)) == []
     assert guest.goes_on()

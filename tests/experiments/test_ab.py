@@ -168,7 +168,7 @@ def test_an_installation_that_was_not_finished_begins_again(checkout, tmp_path, 
 
 def test_what_is_no_revision_is_refused(checkout, monkeypatch):
     for name in ("nothing", "--help", ""):
-        with pytest.raises(RequestError, match="is no revision of this checkout"):
+        with pytest.raises(RequestError, match="is not a revision of this checkout"):
             find_revision(name)
     monkeypatch.setattr(run_facts, "commit", lambda: None)
     with pytest.raises(RequestError, match="this is an installed copy"):

@@ -93,7 +93,7 @@ def test_another_host_or_scenario_is_named_and_what_always_changes_is_not():
         finished=None,
     )
     assert compare(a, b).warnings == (
-        "the scenarios differ: what is compared was perhaps not asked the same way",
+        "the scenarios differ, so the two may not have measured the same",
         "the second run set is not finished",
         "host cpus differs: 2 and 64",
         "host disk model differs: 'made up' and 'other'",

@@ -203,4 +203,4 @@ def test_the_command_ends_with_1_if_something_disturbs(monkeypatch):
     assert (told["schema"], told["ok"]) == ("parallel_fixedram.bench_check", False)
     assert told["findings"][1] == {"what": "turbo", "verdict": "noisy", "detail": "on", "how": "echo 1"}
     assert noisy([quiet, loud]) == [loud]
-    refused(call("bench", "check", "--folder", "/nowhere"), 2, "is no folder")
+    refused(call("bench", "check", "--folder", "/nowhere"), 2, "is not a folder")

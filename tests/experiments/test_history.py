@@ -78,7 +78,7 @@ def test_what_is_no_history_is_left_alone(tmp_path, line):
     history.append(str(path), [measured(0)])
     path.write_text(path.read_text() + line + "\n")
     before = path.read_text()
-    with pytest.raises(FormatError, match="line 3: no entry of a history"):
+    with pytest.raises(FormatError, match="line 3: not an entry of a history"):
         history.append(str(path), [measured(1)])
     assert path.read_text() == before
 
@@ -175,12 +175,12 @@ def test_the_columns_are_those_that_the_docs_promise():
         "guest",
         "channels",
     )
-    assert export.COLUMNS[-20:] == (
+    assert export.COLUMNS[-22:] == (
         "number", "verified",
         "total_seconds", "last_write_seconds", "pause_seconds", "lost_seconds", "gap_seconds", "wall_seconds",
         "ram_bytes", "data_bytes", "written_bytes", "file_bytes", "allocated_bytes",
         "guests_bytes", "touch", "first_touch_seconds", "second_touch_seconds",
-        "image_format", "live", "qemu_domain",
+        "image_format", "live", "qemu_hot", "qemu_at_random", "qemu_domain",
     )  # fmt: skip
 
 

@@ -472,7 +472,7 @@ def test_a_run_that_fails_says_how_to_go_on_too_but_not_one_that_never_began(tmp
     failed = call("bench", "s.toml", "--folder", tmp_path)
     assert failed.code == 5
     assert failed.err.splitlines()[-1].endswith("has what was measured: the same command with --resume goes on there")
-    refused(call("bench", "s.toml", "--folder", "nowhere", "--overwrite"), 2, "'nowhere' is no folder", hint="")
+    refused(call("bench", "s.toml", "--folder", "nowhere", "--overwrite"), 2, "'nowhere' is not a folder", hint="")
 
 
 @pytest.mark.parametrize("root", [True, False])
@@ -510,7 +510,7 @@ def test_words_behind_bench_that_are_wrong_are_refused(tmp_path, monkeypatch):
     Path("s.toml").write_text(scenario(QUICK).text)
     refused(call("bench"), 2, "arguments are required: COMMAND")
     refused(call("bench", "nothing"), 2, "no scenario 'nothing'")
-    refused(call("bench", "s.toml", "--folder", "nowhere"), 2, "'nowhere' is no folder")
+    refused(call("bench", "s.toml", "--folder", "nowhere"), 2, "'nowhere' is not a folder")
     refused(call("bench", "s.toml", "--repeats", "0"), 2, "expected a whole number of 1 or more")
     refused(call("bench", "s.toml", "s.toml"), 2, "one file for results")
     refused(call("bench", "s.toml", "--resume", "--overwrite"), 2, "either resume or overwrite")

@@ -79,8 +79,8 @@ def test_values_replace_those_of_every_case_that_knows_the_parameter():
 @pytest.mark.parametrize(
     ("text", "why"),
     [
-        ("way=ours", "'way' is no parameter"),
-        ("qemu=x", "'qemu' is no parameter"),
+        ("way=ours", "'way' is not a parameter"),
+        ("qemu=x", "'qemu' is not a parameter"),
         ("channels", "a value is missing"),
         ("channels=1,", "a value is missing"),
         ("channels=0", "-L, ours, channels: 0: expected a whole number"),

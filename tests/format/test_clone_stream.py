@@ -221,7 +221,7 @@ def test_what_is_left_of_an_interrupted_addition_is_refused_with_the_way_back(le
     made = stream(M, devices=DEVICES)
     end = made.marks["stream_end"]
     left = bytes(length - 1) + b"\1" + bytes(77)
-    with pytest.raises(FormatError, match=f"{length} bytes follow the stream and are no trailer") as caught:
+    with pytest.raises(FormatError, match=f"{length} bytes follow the stream and are not a trailer") as caught:
         parse(Stream(made.data + left).read, end + len(left))
     assert caught.value.offset == end
     assert caught.value.hint == f"if adding a clone stream was interrupted: truncate --size={end} gives the file back"

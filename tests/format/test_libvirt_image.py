@@ -44,7 +44,7 @@ def test_what_is_composed_is_what_libvirt_writes():
 
 @pytest.mark.parametrize("xml", [b"", b"<a>\0</a>", bytes(MAX_ROOM)], ids=["empty", "with a NUL", "too long"])
 def test_an_xml_that_could_not_be_read_back_is_not_written(xml):
-    with pytest.raises(RequestError, match=f"domain XML of {len(xml)} bytes cannot stand"):
+    with pytest.raises(RequestError, match=f"domain XML of {len(xml)} bytes cannot be stored"):
         compose_libvirt_header(xml, True)
 
 
@@ -68,7 +68,7 @@ def test_an_image_that_libvirt_did_not_complete_is_read_and_known_as_such():
 def test_only_sparse_images_have_pages_at_fixed_offsets():
     for kind in SaveFormat:
         why = read(image(format=kind)).without_pages
-        assert why == "" if kind is SaveFormat.SPARSE else f"of format {kind.name.lower()}, " in why
+        assert why == "" if kind is SaveFormat.SPARSE else f"in format {kind.name.lower()}, " in why
 
 
 @pytest.mark.parametrize("order", ["<", ">"])
@@ -80,12 +80,12 @@ def test_only_sparse_images_have_pages_at_fixed_offsets():
         ({"data_len": 0}, "takes 0 bytes"),
         ({"data_len": MAX_ROOM + 1}, f"takes {MAX_ROOM + 1} bytes"),
         ({"data_len": 0xFFFFFFFF}, "takes 4294967295 bytes"),
-        ({"data_len": len(XML)}, "empty or does not end"),
+        ({"data_len": len(XML)}, "empty or not terminated"),
         ({"format": 7}, "unknown format 7"),
         ({"format": 0xFFFFFFFF}, "unknown format 4294967295"),
         ({"cookie_offset": 1 << 31}, "cookie at 0x80000000"),
-        ({"cookie_offset": len(XML)}, "empty or does not end"),
-        ({"xml": b""}, "empty or does not end"),
+        ({"cookie_offset": len(XML)}, "empty or not terminated"),
+        ({"xml": b""}, "empty or not terminated"),
     ],
 )
 def test_a_header_that_contradicts_itself_is_refused_in_one_line(order, fields, message):

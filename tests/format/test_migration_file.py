@@ -1,6 +1,5 @@
 import json
 import struct
-import tracemalloc
 from contextlib import suppress
 from dataclasses import replace
 
@@ -27,15 +26,11 @@ from support.streamwriter import (
 
 from parallel_fixedram.core.bitmap import PageBitmap
 from parallel_fixedram.core.errors import FormatError
-from parallel_fixedram.format import sections as walk
-from parallel_fixedram.format import vmdesc
 from parallel_fixedram.format.migration_file import parse
 
 M = Block(name="m", picture="A0C-" * 17)
 BIOS = Block(name="pc.bios", picture="B")
 BOTH = ("x-ignore-shared", "mapped-ram")
-ALLOWED_BYTES = 64 * MIB
-"""What a hostile file may cost, bytes."""
 
 
 def read(made, base=0):
@@ -344,10 +339,6 @@ def test_the_pages_that_were_drawn_are_the_pages_that_are_read(drawn):
 # --- and nothing else
 
 
-def section(kind, *parts):
-    return bytes([kind]) + b"".join(struct.pack(">I", part) if isinstance(part, int) else part for part in parts)
-
-
 EMPTY = stream(M, devices=(), eof=False)
 DEEP = b'{"a":' + b"[" * 500_000 + b"]" * 500_000 + b"}"
 
@@ -371,7 +362,7 @@ BROKEN = {
     "ram as FULL": (stream(M).patch("ram", "B", FULL), "wrong kind of ram section"),
     "two ram sections": (stream(M, devices=(Section(name="ram", kind=START, version=4),)), "a second or"),
     "no ram section": (stream().cut(stream().marks["ram"]).patch(0, ""), "file ends in section type"),
-    "an id twice": (stream(M, devices=(Section(name="a", id=1),)), "section id 1 stands for 'ram' already"),
+    "an id twice": (stream(M, devices=(Section(name="a", id=1),)), "section id 1 is already that of 'ram'"),
     "device name not printable": (stream(M, devices=(Section(name="a\n"),)), "section name is not printable"),
     "no end mark": (stream(M, eof=False), "footer is missing"),
     "no end mark, no device": (stream(M, eof=False, devices=()), "file ends in section type"),
@@ -386,7 +377,7 @@ BROKEN = {
     "VM description deep": (stream(M, vmdesc=DEEP), "is not JSON"),
     "VM description with a huge number": (stream(M, vmdesc=b'{"a": ' + b"1" * 100_000 + b"}"), "is not JSON"),
     "trailer announced": (stream(M, vmdesc=b'{"parallel-fixedram": 1}'), "the trailer that the stream announces"),
-    "something behind it": (stream(M, tail=b"\0\0\1"), "3 bytes follow the stream and are no trailer"),
+    "something behind it": (stream(M, tail=b"\0\0\1"), "3 bytes follow the stream and are not a trailer"),
     "something far behind it": (stream(M, tail=bytes(9999) + b"\1" + bytes(99)), "10000 bytes follow the stream"),
     "another stream behind it": (stream(M, tail=stream(M).data), "bytes follow the stream"),
     "bitmap in the device sections": (
@@ -489,131 +480,6 @@ def test_any_change_gives_a_file_or_a_format_error(made, data):
         assert all(max(each.bitmap_end, each.pages_end) <= len(made.data) for each in found.blocks if not each.absent)
 
 
-# --- and at no price
-
-
-def peak_of(made, base=0):
-    tracemalloc.start()
-    try:
-        with suppress(FormatError):
-            read(made, base)
-        return tracemalloc.get_traced_memory()[1]
-    finally:
-        tracemalloc.stop()
-
-
-HOSTILE = {
-    "used_length": stream(M).patch("used:m", "Q", 1 << 51).patch("total", "Q", 1 << 51 | 4),
-    "total": stream(M).patch("total", "Q", 2**64 - PAGE | 4),
-    "machine name": stream(M).patch("machine", "I", 2**32 - 1),
-    "capabilities": stream(M).patch("capabilities", "I", 2**32 - 1, at=32),
-    "VM description": stream(M).patch("vmdesc", "I", 2**32 - 1, at=1),
-    "offsets": stream(M).patch("header:m", "QQ", 2**64 - PAGE, 2**64 - PAGE, at=12),
-}
-
-
-@pytest.mark.parametrize("made", HOSTILE.values(), ids=HOSTILE.keys())
-def test_a_huge_number_costs_no_memory(made):
-    assert peak_of(made) < 2 * MIB
-
-
-@pytest.mark.parametrize("item", [b"[],", b'{"":0},', b"1e1,"])
-def test_a_long_vm_description_costs_little_memory(item):
-    made = stream(BIOS, vmdesc=b'{"a": [' + item * (vmdesc.MAX_VMDESC // 16 // len(item)) + b"0]}")
-    assert read(made).has_vmdesc
-    assert 16 * peak_of(made) < ALLOWED_BYTES
-
-
-class Counting:
-    """Counts what is read of a file, to see that the work grows with the file and not with its square."""
-
-    def __init__(self, made):
-        self.made = made
-        self.bytes_read = 0
-
-    def read(self, offset, length):
-        data = self.made.read(offset, length)
-        self.bytes_read += len(data)
-        return data
-
-
-def work_of(made):
-    counting = Counting(made)
-    with suppress(FormatError):
-        parse(counting.read, len(made.data))
-    return counting.bytes_read
-
-
-@pytest.mark.parametrize(
-    "piece",
-    [
-        section(2, 1, struct.pack(">QBI", 0x10, 0x7E, 1)),
-        b"\x08\0\x0b\0\0",
-        b"\x08\0\x01\xff\xff" + bytes(0xFFFF),
-        section(2, 1, struct.pack(">Q", 4) * 3, struct.pack(">QBI", 0x10, 0x7E, 1)),
-    ],
-    ids=["parts", "commands", "long commands", "words"],
-)
-def test_endless_sections_are_read_in_linear_time(piece):
-    made = EMPTY.data + piece * min(MIB // len(piece) + 1, 5000) + b"\0"
-    assert work_of(Stream(made)) < 2 * len(made) + MIB
-
-
-@pytest.mark.parametrize("length", [0, 1000, 100_000])
-def test_many_device_sections_are_read_in_linear_time(length):
-    body = bytes([0x55]) * length
-    pieces = [
-        section(4, 100 + i, b"\1a", 0, 0, body, b"\x7e", 100 + i) for i in range(min(2000, 4 * MIB // (length + 23)))
-    ]
-    made = Stream(EMPTY.data + b"".join(pieces) + b"\0")
-    assert len(read(made).devices) == len(pieces)
-    assert work_of(made) < 3 * len(made.data) + 2 * MIB
-
-
-def test_sections_that_go_on_without_end_are_read_in_linear_time():
-    first = section(1, 9, b"\1a", 0, 0, b"\x7e", 9)
-    made = Stream(EMPTY.data + first + section(2, 9, b"\x7e", 9) * 5000 + b"\0")
-    assert len(read(made).devices) == 1
-    assert work_of(made) < 3 * len(made.data) + 2 * MIB
-
-
-def test_a_body_full_of_false_footers_is_read_once():
-    footers = section(4, 0x7E7E7E7E, b"\1a", 0, 0, b"\x7e" * 50_000)
-    made = Stream(EMPTY.data + footers)
-    with pytest.raises(FormatError, match="its footer is missing"):
-        read(made)
-    assert work_of(made) < 3 * len(made.data)
-
-
-def test_a_file_that_shrinks_while_it_is_read_is_refused_at_once():
-    made, asked = EMPTY.data + section(4, 9, b"\1a", 0, 0), []
-
-    def shrunk(offset, length):
-        asked.append(offset)
-        return made[offset : offset + length]
-
-    with pytest.raises(FormatError):
-        parse(shrunk, 1 << 40)
-    assert len(asked) < 100
-
-
-def named_sections(count):
-    name = b"\xff" + b"x" * 255
-    pieces = [section(4, 100 + i, name, 2**32 - 1, 2**32 - 1, b"\x7e", 100 + i) for i in range(count)]
-    return Stream(EMPTY.data + b"".join(pieces) + b"\0")
-
-
-def test_there_are_at_most_so_many_device_sections(monkeypatch):
-    monkeypatch.setattr(walk, "MAX_DEVICES", 100)
-    assert len(read(named_sections(100)).devices) == 100
-    with pytest.raises(FormatError, match="more than 100 device sections"):
-        read(named_sections(101))
-
-
-def test_as_many_device_sections_as_are_allowed_cost_little_memory():
-    assert 32 * peak_of(named_sections(walk.MAX_DEVICES // 32)) < ALLOWED_BYTES
-
-
 @pytest.mark.parametrize(
     ("ours", "target"),
     [
@@ -642,5 +508,5 @@ def test_a_file_by_qemu_does_not_say_of_which_architecture_it_is():
 @pytest.mark.parametrize("capabilities", [("mapped-ram",), ("x-ignore-shared", "mapped-ram")])
 def test_a_file_saved_with_postcopy_and_huge_pages_is_refused_for_that(host_page, capabilities):
     made = stream(Block(), replace(M, name="huge", host_page=host_page), capabilities=capabilities)
-    with pytest.raises(FormatError, match=r"block 'huge': a host page size stands .*postcopy-ram"):
+    with pytest.raises(FormatError, match=r"block 'huge': a host page size comes .*postcopy-ram"):
         parse(made.read, len(made.data))

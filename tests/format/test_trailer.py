@@ -6,17 +6,16 @@ from dataclasses import replace
 from itertools import pairwise
 
 import pytest
-import xxhash
 from hypothesis import given
 from hypothesis import strategies as st
 from support.examples import some_of
+from support.laid_out_file import digest, saved_file
 from support.streamwriter import (
     DEVICES,
     MIB,
     PAGE,
     Block,
     Section,
-    Sparse,
     Stream,
     device_bytes,
     our_file,
@@ -27,64 +26,22 @@ from support.streamwriter import (
     trailer,
 )
 
-from parallel_fixedram.core.bitmap import PageBitmap
-from parallel_fixedram.core.disks import Disk, DiskImage
 from parallel_fixedram.core.errors import FormatError
 from parallel_fixedram.core.ramblock import RAMBlock
-from parallel_fixedram.core.targets import RAM_ONLY_MACHINE
 from parallel_fixedram.format import mapped_ram
-from parallel_fixedram.format import trailer as trailer_module
-from parallel_fixedram.format.layout import FileLayout
 from parallel_fixedram.format.migration_file import parse
 from parallel_fixedram.format.trailer import (
     DIGEST_BYTES,
     FOOTER_BYTES,
-    Extent,
     TrailerLayout,
-    pack_extents,
     uncovered,
 )
-from parallel_fixedram.format.trailer_reader import content_end, has_trailer, read_trailer
+from parallel_fixedram.format.trailer_reader import has_trailer, read_trailer
 
 M = Block(name="m", picture="A0C")
 BIOS = Block(name="pc.bios", picture="B")
 SMALL = (M, BIOS, Block(name="z", picture="0" * 65))
 DEVICE_BYTES = device_bytes(DEVICES)
-
-
-def digest(data):
-    return xxhash.xxh3_64_intdigest(data)
-
-
-def saved_file(*drawn, machine=RAM_ONLY_MACHINE, base=0, devices=b"", alignment=MIB, disks=()):
-    """A whole file put together from layouts, in the order and with the pieces of a save."""
-    blocks = [RAMBlock(idstr=each.name, used_length=len(each.picture) * PAGE) for each in drawn]
-    layout = FileLayout.plan(machine, blocks, base, alignment=alignment)
-    tail = layout.tail(devices)
-    plan = TrailerLayout.plan(base=base, stream_end=layout.ram_end + len(tail), blocks=blocks, disks=disks)
-    file = bytearray(plan.file_length)
-
-    def write(offset, data):
-        assert offset + len(data) <= len(file)
-        file[offset : offset + len(data)] = data
-
-    for saved, block, table in zip(layout.blocks, drawn, plan.tables, strict=True):
-        present = PageBitmap(saved.block.pages)
-        for page, letter in enumerate(block.picture):
-            if letter != "0":
-                write(saved.page_offset(page), pages_of(letter))
-                present.words[page // 64] |= present.words.dtype.type(1 << page % 64)
-                write(table + page * DIGEST_BYTES, digest(pages_of(letter)).to_bytes(8, "little"))
-        write(saved.header.bitmap_offset, present.to_bytes())
-    for offset, data in [*layout.head_pieces(), (layout.ram_end, tail), *plan.parts]:
-        write(offset, data)
-    extents = [Extent(start, end - start, digest(file[start:end]))
-               for start, end in uncovered(list(layout.blocks), base, plan.offset)]  # fmt: skip
-    write(plan.extents_offset, pack_extents(extents))
-    write(plan.footer_offset, plan.pack_footer())
-    end = plan.file_length - DIGEST_BYTES
-    write(end, digest(file[plan.offset : end]).to_bytes(DIGEST_BYTES, "big"))
-    return bytes(file)
 
 
 def read(made, base=0):
@@ -284,7 +241,7 @@ def first_extent(offset=0, length=0):
         (broken(says_offset=2**64 - 1), "the footer of the trailer contradicts itself"),
         (broken(says_offset=0), "reaches past the trailer"),
         (broken(says_offset=PAGE), "reaches past the trailer"),
-        (broken(base=1), "the trailer is of a stream at 0x1, this one starts at 0x0"),
+        (broken(base=1), "the trailer is for a stream at 0x1, but this one is at 0x0"),
         (broken(base=2**64 - 1), "the footer of the trailer contradicts itself"),
         (broken(count=2**32 - 1), "the footer of the trailer contradicts itself"),
         (broken(count=8193), "the footer of the trailer contradicts itself"),
@@ -314,7 +271,7 @@ def first_extent(offset=0, length=0):
         (broken(change=first_extent(length=-1)), "do not cover the stream"),
         (broken(change=first_extent(length=2**63)), "do not cover the stream"),
         (broken(change=lambda parts: [(1, 0, bytes(24 * 4099))]), "table of stream digests of 98376 bytes"),
-        (broken(change=with_part(5, 0, struct.pack(">QQQ", 0, 92, 0))), "head digests do not cover what is before"),
+        (broken(change=with_part(5, 0, struct.pack(">QQQ", 0, 92, 0))), "head digests do not cover what precedes"),
         (broken(change=lambda parts: [*parts, *[(5, 0, bytes(24))] * 2]), "a second table of head digests"),
         (broken(change=with_part(5, 0, bytes(23))), "table of stream digests of 23 bytes"),
         (broken(change=with_part(99, 1, b"x")), "trailer part of unknown type 99 that a reader must know"),
@@ -338,7 +295,7 @@ def test_digests_of_the_bytes_before_the_stream_cover_all_of_them(ranges):
         return whole.data[:at] + trailer(at, [*rest, stream_digests(whole.data, ranges, kind=5)], base=200)
 
     assert len(read(made([(0, 92), (92, 200)]), 200).trailer.head) == 2
-    with pytest.raises(FormatError, match="head digests do not cover what is before the stream"):
+    with pytest.raises(FormatError, match="head digests do not cover what precedes the stream"):
         read(made(ranges), 200)
 
 
@@ -457,95 +414,3 @@ def test_a_trailer_of_as_many_parts_as_are_allowed_costs_little_memory():
         assert tracemalloc.get_traced_memory()[1] < 8 * MIB
     finally:
         tracemalloc.stop()
-
-
-# --- zeros behind the end, as on tapes and volumes
-
-
-PADDING = [1, 100, 4095, 4096, 5000, MIB + 3]
-PADDED = {
-    "ours": our_file(M, BIOS, alignment=PAGE),
-    "ours, behind a prefix": Stream(saved_file(M, BIOS, base=123, alignment=PAGE)),
-    "QEMU's": stream(M, BIOS, devices=DEVICES),
-    "QEMU's without a description": stream(M, BIOS, devices=DEVICES, vmdesc=None),
-    "QEMU's, the last pages zero": stream(Block(name="m", picture="A" + "0" * 70), devices=(), vmdesc=None),
-}
-
-
-@pytest.mark.parametrize("padding", PADDING)
-@pytest.mark.parametrize("name", PADDED)
-def test_a_file_says_the_same_with_zeros_behind_it(name, padding):
-    data = PADDED[name].data
-    base = 123 if "prefix" in name else 0
-    found = read(data, base)
-    assert replace(read(data + bytes(padding), base), size=found.size) == found
-    assert (found.trailer is not None) == ("ours" in name)
-
-
-@pytest.mark.parametrize("name", PADDED)
-def test_what_stands_behind_the_zeros_is_refused(name):
-    data = PADDED[name].data
-    base = 123 if "prefix" in name else 0
-    for more in (b"\1", data[-FOOTER_BYTES:], bytes(PAGE - FOOTER_BYTES) + data[-FOOTER_BYTES:]):
-        for padding in (PAGE - len(data) % PAGE, 2 * PAGE - len(data) % PAGE):
-            with pytest.raises(FormatError):
-                read(data + bytes(padding) + more, base)
-
-
-@given(st.binary(max_size=9), st.sampled_from([0, 1, 4095, 4096, 4097, 12288, MIB]))
-def test_the_content_ends_behind_the_last_byte_that_is_not_zero(data, zeros):
-    whole = Stream(data + bytes(zeros))
-    assert content_end(whole.read, len(whole.data)) == len(data.rstrip(b"\0"))
-
-
-def test_the_end_is_looked_for_once_and_not_where_a_hole_is_known():
-    data, size = saved_file(M), 64 * MIB
-    padded = Sparse(size, {0: data})
-    parse(padded.read, size)
-    assert size - len(data) <= padded.bytes_read <= size
-    padded = Sparse(size, {0: data})
-    parse(padded.read, size, data_end=len(data) + 5000)
-    assert padded.bytes_read < len(data)
-
-
-# --- disks of the instant
-
-
-texts = st.text(max_size=20)
-images = st.builds(
-    DiskImage,
-    path=texts,
-    format=st.sampled_from(["raw", "qcow2"]),
-    bytes=st.integers(0, 1 << 62),
-    modified_ns=st.integers(0, 1 << 62),
-    digest=st.text("0123456789abcdef", max_size=32),
-)
-disk_lists = st.lists(
-    st.builds(
-        Disk,
-        device=texts,
-        node=texts,
-        size=st.integers(0, 1 << 62),
-        images=st.lists(images, min_size=1, max_size=3).map(tuple),
-    ),
-    max_size=4,
-)
-
-
-@given(disk_lists)
-def test_disks_are_read_back(disks):
-    data = saved_file(M, disks=disks)
-    assert read(data).trailer.disks == tuple(disks)
-    assert len(data) % PAGE == 0
-
-
-@pytest.mark.parametrize(
-    "payload",
-    [b"", b"{}", b"[", b"[1]", b'[{"device": "d"}]', b"[" * 100_000, b"\xff", b" " * ((1 << 20) + 1),
-     b'[{"device":"d","node":"n","size":1,"images":[]}]', b'[{"device":"d","node":"n","size":"1","images":[]}]'],
-)  # fmt: skip
-def test_a_list_of_disks_that_is_none_is_refused(payload, monkeypatch):
-    monkeypatch.setattr(trailer_module, "pack_disks", lambda _: payload)
-    disk = Disk(device="d", node="n", size=1, images=(DiskImage(path="/d", format="raw"),))
-    with pytest.raises(FormatError, match="list of disks"):
-        read(saved_file(M, disks=[disk]))

@@ -252,6 +252,11 @@ class Libc:
         return -1
 
 
+def calls_go_to(libc: Libc, monkeypatch: pytest.MonkeyPatch, machine: str = "x86_64") -> None:
+    monkeypatch.setattr(platform, "machine", lambda: machine)
+    monkeypatch.setattr(aio, "_libc", libc)
+
+
 @pytest.mark.parametrize(
     ("machine", "numbers"), [("x86_64", [206, 207, 208, 209]), ("aarch64", [0, 1, 4, 2]), ("riscv64", [0, 1, 4, 2])]
 )
@@ -259,8 +264,7 @@ def test_each_machine_has_its_numbers_of_the_calls(
     monkeypatch: pytest.MonkeyPatch, machine: str, numbers: list[int]
 ) -> None:
     libc = Libc()
-    monkeypatch.setattr(platform, "machine", lambda: machine)
-    monkeypatch.setattr(aio, "_libc", libc)
+    calls_go_to(libc, monkeypatch, machine)
     for index in (SETUP, DESTROY, GETEVENTS, SUBMIT):
         assert aio._call(index) == 0
     assert libc.numbers == numbers
@@ -268,8 +272,7 @@ def test_each_machine_has_its_numbers_of_the_calls(
 
 def test_a_call_that_a_signal_interrupts_is_made_again(monkeypatch: pytest.MonkeyPatch) -> None:
     libc = Libc(errno.EINTR, errno.EINTR, errno.EAGAIN)
-    monkeypatch.setattr(platform, "machine", lambda: "x86_64")
-    monkeypatch.setattr(aio, "_libc", libc)
+    calls_go_to(libc, monkeypatch)
     with pytest.raises(OSError, match="unavailable") as caught:
         aio._call(GETEVENTS)
     assert (caught.value.errno, len(libc.numbers)) == (errno.EAGAIN, 3)
@@ -277,8 +280,7 @@ def test_a_call_that_a_signal_interrupts_is_made_again(monkeypatch: pytest.Monke
 
 def test_a_machine_whose_numbers_nobody_knows_has_no_queue(monkeypatch: pytest.MonkeyPatch) -> None:
     libc = Libc()
-    monkeypatch.setattr(platform, "machine", lambda: "vax")
-    monkeypatch.setattr(aio, "_libc", libc)
+    calls_go_to(libc, monkeypatch, "vax")
     with pytest.raises(OSError, match="not implemented") as caught:
         Queue(0, 1)
     assert caught.value.errno == errno.ENOSYS
@@ -308,15 +310,14 @@ def test_a_queue_is_available_where_the_kernel_has_room_for_it_or_does_not_tell(
                 raise FileNotFoundError(self.name)
             return numbers[self.name]
 
-    monkeypatch.setattr(aio, "_libc", Libc(errno.EINVAL))
-    monkeypatch.setattr(platform, "machine", lambda: "x86_64")
+    calls_go_to(Libc(errno.EINVAL), monkeypatch)
     monkeypatch.setattr(aio, "Path", Told)
     assert aio.is_available(requests) is answer
 
 
 @pytest.mark.parametrize("code", [errno.ENOSYS, errno.EPERM])
 def test_a_queue_is_not_available_where_the_kernel_refuses(monkeypatch: pytest.MonkeyPatch, code: int) -> None:
-    monkeypatch.setattr(aio, "_libc", Libc(code))
+    calls_go_to(Libc(code), monkeypatch)
     assert not aio.is_available(1)
 
 

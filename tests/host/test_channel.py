@@ -9,6 +9,7 @@ import pytest
 from support.channels import FailingChannel, LateChannel, MemoryChannel, RecordingChannel
 from support.conformance import ChannelConformance, OpenChannel, aligned
 from support.pictures import PAGE, allocated_pages, content, picture_of, read_all
+from support.refusing import Refuse
 from support.sources import huge_file
 
 from parallel_fixedram.core.errors import FormatError, HostError, NoFileError, RequestError
@@ -19,13 +20,13 @@ from parallel_fixedram.host.files import aio
 from parallel_fixedram.host.files.channel import (
     FileChannel,
     ReadBackChannel,
-    anonymous_memory,
     data_end,
     data_extents,
     open_readable,
     open_writable,
 )
 from parallel_fixedram.host.files.direct_channel import DirectChannel
+from parallel_fixedram.host.memory.anonymous import anonymous_memory
 from parallel_fixedram.host.memory.ram_target import HugeChannel, RamTarget
 
 SIZE = 16 * PAGE
@@ -79,11 +80,8 @@ class TestDirectChannelOfMemory(ChannelConformance):
 
 class TestDirectChannelWithoutQueue(ChannelConformance):
     @pytest.fixture
-    def opened(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[OpenChannel]:
-        def refuse(*_: object) -> int:
-            raise OSError(errno.ENOSYS, "no asynchronous I/O")
-
-        monkeypatch.setattr(aio, "_call", refuse)
+    def opened(self, tmp_path: Path, refuse: Refuse) -> Iterator[OpenChannel]:
+        refuse(aio, "_call", errno.ENOSYS)
         opened = opened_file(tmp_path / "file", os.O_DIRECT)
         assert isinstance(opened.channel, FileChannel)
         yield OpenChannel(DirectChannel(opened.channel.fd, "file"), SIZE, opened.look)
@@ -92,11 +90,8 @@ class TestDirectChannelWithoutQueue(ChannelConformance):
 
 class TestFileWhereHolesCannotBeMade(ChannelConformance):
     @pytest.fixture
-    def opened(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[OpenChannel]:
-        def refuse(*_: object) -> None:
-            raise OSError(errno.EOPNOTSUPP, "no holes")
-
-        monkeypatch.setattr(linux, "fallocate", refuse)
+    def opened(self, tmp_path: Path, refuse: Refuse) -> Iterator[OpenChannel]:
+        refuse(linux, "fallocate", errno.EOPNOTSUPP)
         opened = opened_file(tmp_path / "file", os.O_DIRECT)
         yield opened
         os.close(opened.channel.fd)
@@ -218,7 +213,7 @@ def test_what_is_read_back_has_to_be_what_was_written(
 
     monkeypatch.setattr(os, "pwrite", lie)
     data[-1] ^= 1
-    with pytest.raises(HostError, match=r"'NAME' at 0x[0-9a-f]+ is not what is there now"):
+    with pytest.raises(HostError, match=r"'NAME' at 0x[0-9a-f]+ reads back differently"):
         channel.write(100, memoryview(data))
 
 
@@ -276,18 +271,17 @@ def test_errors_say_what_where_and_why_and_keep_the_errno(tmp_path: Path) -> Non
         channel.sync()
 
 
-def test_zeros_that_stand_in_for_a_hole_begin_at_a_page(file: FileChannel, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_zeros_that_stand_in_for_a_hole_begin_at_a_page(
+    file: FileChannel, monkeypatch: pytest.MonkeyPatch, refuse: Refuse
+) -> None:
     """As O_DIRECT wants it; kernels since 6.0 take less, so only the address tells."""
     addresses = []
-
-    def refuse(*_: object) -> None:
-        raise OSError(errno.EOPNOTSUPP, "no holes")
 
     def write(_: int, data: memoryview, offset: int) -> int:
         addresses.append((np.frombuffer(data, np.uint8).ctypes.data % PAGE, offset, len(data)))
         return len(data)
 
-    monkeypatch.setattr(linux, "fallocate", refuse)
+    refuse(linux, "fallocate", errno.EOPNOTSUPP)
     monkeypatch.setattr(os, "pwrite", write)
     file.punch(3 * PAGE, (2 << 20) + PAGE)
     assert addresses == [(0, 3 * PAGE, 1 << 20), (0, 3 * PAGE + (1 << 20), 1 << 20), (0, 3 * PAGE + (2 << 20), PAGE)]
@@ -364,9 +358,6 @@ def test_the_end_of_data_is_where_the_last_hole_begins(tmp_path: Path, at: int) 
         assert end == max(last for _, last in data_extents(file.fileno(), 0, size))
 
 
-def test_where_nobody_can_tell_data_ends_with_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def cannot(*_: int) -> int:
-        raise OSError(errno.EINVAL, "")
-
-    monkeypatch.setattr(os, "lseek", cannot)
+def test_where_nobody_can_tell_data_ends_with_the_file(tmp_path: Path, refuse: Refuse) -> None:
+    refuse(os, "lseek", errno.EINVAL)
     assert data_end(0, 12345) == 12345

@@ -15,6 +15,7 @@ from support.channels import MemoryChannel
 from support.cli import tmpfs
 from support.conformance import as_runs, shared_ram
 from support.pictures import PAGE, allocated_pages, content, picture_of, read_all
+from support.refusing import Refuse
 
 from parallel_fixedram.core.bitmap import Bits, Runs, runs_of_ones
 from parallel_fixedram.core.errors import HostError
@@ -205,14 +206,9 @@ def test_memory_that_became_shorter_is_an_error_and_no_signal(direct: DirectChan
 
 
 @pytest.mark.parametrize("code", [errno.ENOSYS, errno.EAGAIN, errno.EPERM])
-def test_where_there_is_no_queue_runs_go_one_by_one(
-    direct: DirectChannel, monkeypatch: pytest.MonkeyPatch, code: int
-) -> None:
-    def refuse(*_: object) -> int:
-        raise OSError(code, os.strerror(code))
-
+def test_where_there_is_no_queue_runs_go_one_by_one(direct: DirectChannel, refuse: Refuse, code: int) -> None:
     assert direct.has_queue(1)
-    monkeypatch.setattr(aio, "_call", refuse)
+    refuse(aio, "_call", code)
     assert not direct.has_queue(1)
     with shared_ram("AB-C") as (fd, pages, readable):
         direct.write_runs(PAGE, pages, as_runs([(0, 1), (2, 2)]), readable)

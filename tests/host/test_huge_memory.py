@@ -4,8 +4,8 @@ import os
 import numpy as np
 import pytest
 
-from parallel_fixedram.host.files import channel
-from parallel_fixedram.host.files.channel import huge_memory
+from parallel_fixedram.host.memory import anonymous
+from parallel_fixedram.host.memory.anonymous import huge_memory
 
 HUGE = 1 << 21
 
@@ -30,5 +30,5 @@ def test_a_kernel_without_huge_pages_does_as_well(monkeypatch: pytest.MonkeyPatc
         def madvise(self, *_: int) -> None:
             raise OSError(22, "no")
 
-    monkeypatch.setattr(channel, "anonymous_memory", lambda length: Small(-1, length))
+    monkeypatch.setattr(anonymous, "anonymous_memory", lambda length: Small(-1, length))
     assert len(huge_memory(8192)) == 8192

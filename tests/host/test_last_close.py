@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 from support.leftovers import children
+from support.refusing import Refuse
 
 from parallel_fixedram.host.files import last_close
 from parallel_fixedram.host.files.last_close import WORTH_A_PROCESS, close_unwaited
@@ -90,13 +91,10 @@ def test_a_file_that_still_has_a_name_is_closed_here(tmp_path: Path, forks: list
     assert (is_open(fd), forks) == (False, [])
 
 
-def test_where_no_process_can_be_started_it_is_closed_here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def refuse() -> int:
-        raise OSError(errno.EAGAIN, "no")
-
+def test_where_no_process_can_be_started_it_is_closed_here(tmp_path: Path, refuse: Refuse) -> None:
     before = sorted(os.listdir("/proc/self/fd"))
     fd = nameless(tmp_path, WORTH_A_PROCESS)
-    monkeypatch.setattr(os, "fork", refuse)
+    refuse(os, "fork", errno.EAGAIN)
     close_unwaited(fd)
     assert not is_open(fd)
     assert sorted(os.listdir("/proc/self/fd")) == before

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from support.refusing import Refuse
 
 from parallel_fixedram.core.errors import HostError
 from parallel_fixedram.host import linux
@@ -81,20 +82,14 @@ def test_memory_is_warm_also_where_it_was_never_touched() -> None:
     os.close(fd)
 
 
-def refuse(*_: object) -> int:
-    raise OSError(errno.EOPNOTSUPP, "no")
-
-
-def test_a_file_system_that_cannot_tell_is_warm(on_disk: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(linux, "cachestat", refuse)
-    monkeypatch.setattr(os, "preadv", refuse)
+def test_a_file_system_that_cannot_tell_is_warm(on_disk: int, refuse: Refuse) -> None:
+    refuse(linux, "cachestat", errno.EOPNOTSUPP)
+    refuse(os, "preadv", errno.EOPNOTSUPP)
     assert not is_cold(on_disk, [MIB, 2 * MIB, 3 * MIB])
 
 
-def test_an_older_kernel_tells_what_is_cold_by_beginning_to_read_it(
-    on_disk: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(linux, "cachestat", refuse)
+def test_an_older_kernel_tells_what_is_cold_by_beginning_to_read_it(on_disk: int, refuse: Refuse) -> None:
+    refuse(linux, "cachestat", errno.EOPNOTSUPP)
     os.pread(on_disk, 1, MIB)
     assert is_cold(on_disk, [8 * MIB])
     assert not is_cold(on_disk, [MIB])
@@ -193,11 +188,8 @@ def test_memory_is_cached_where_it_was_touched_and_stays_there() -> None:
 
 
 @pytest.mark.parametrize("number", [errno.ENOSYS, errno.EOPNOTSUPP, errno.EPERM])
-def test_a_kernel_that_cannot_tell_what_is_cached_says_none(monkeypatch: pytest.MonkeyPatch, number: int) -> None:
-    def refuse(_fd: int) -> int:
-        raise OSError(number, "no")
-
-    monkeypatch.setattr(linux, "cachestat", refuse)
+def test_a_kernel_that_cannot_tell_what_is_cached_says_none(refuse: Refuse, number: int) -> None:
+    refuse(linux, "cachestat", number)
     assert cached_bytes(0) is None
 
 
@@ -210,11 +202,10 @@ def test_a_descriptor_of_nothing_is_an_error() -> None:
             ask(closed)
 
 
-def test_a_file_that_cannot_be_written_to_its_device_is_not_dropped(monkeypatch: pytest.MonkeyPatch) -> None:
-    def fail(_fd: int) -> None:
-        raise OSError(errno.EIO, "no")
-
-    monkeypatch.setattr(os, "fsync", fail)
+def test_a_file_that_cannot_be_written_to_its_device_is_not_dropped(
+    monkeypatch: pytest.MonkeyPatch, refuse: Refuse
+) -> None:
+    refuse(os, "fsync", errno.EIO)
     monkeypatch.setattr(os, "posix_fadvise", lambda *_: pytest.fail("dropped"))
     with pytest.raises(HostError, match="input/output error"):
         drop_from_cache(0)

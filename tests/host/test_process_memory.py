@@ -17,6 +17,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from support.conformance import DRAWN, Drawn, PageSourceConformance, covered, data_map
 from support.pictures import PAGE, allocated_pages, content, draw, memfd, page, picture_of
+from support.refusing import Refuse
 from support.sources import huge_file
 
 from parallel_fixedram.core.bitmap import PageBitmap
@@ -132,8 +133,8 @@ class TestPrivateMemory(PageSourceConformance):
 
 class TestPrivateMemoryOnAnOlderKernel(PageSourceConformance):
     @pytest.fixture
-    def drawn(self, monkeypatch: pytest.MonkeyPatch) -> Iterator[Drawn]:
-        monkeypatch.setattr(linux, "pagemap_scan", no_scan)
+    def drawn(self, refuse: Refuse) -> Iterator[Drawn]:
+        refuse(linux, "pagemap_scan", errno.ENOTTY)
         with drawn_in(anonymous(len(DRAWN) + 7), MemoryKind.PRIVATE, skip=5) as drawn:
             yield drawn
 
@@ -191,10 +192,6 @@ class TestSharedHugePages(PageSourceConformance):
             assert (memory.kind, memory.host_page_size) == (MemoryKind.HUGE, file.page_size)
             yield Drawn(memory.source, DRAWN, child.mem, child.address, exact=False)
             memory.source.close()
-
-
-def no_scan(*_: object) -> int:
-    raise OSError(errno.ENOTTY, os.strerror(errno.ENOTTY))
 
 
 def needs_map_files() -> None:

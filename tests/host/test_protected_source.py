@@ -6,6 +6,7 @@ import mmap
 from collections.abc import Iterator
 
 import pytest
+from support.refusing import Refuse
 from support.watched import PAGE, Watched, require_userfaultfd, write
 
 from parallel_fixedram.core.ramblock import PageRange
@@ -39,11 +40,8 @@ def test_only_what_was_touched_counts_once_protection_is_known(memory: Watched) 
     assert source.data_ranges(PageRange(4, 3)) == [PageRange(5, 1)]
 
 
-def test_it_is_the_same_where_a_kernel_has_only_the_list(memory: Watched, monkeypatch: pytest.MonkeyPatch) -> None:
-    def refuse(*_: object) -> int:
-        raise OSError(25, "not a typewriter")
-
-    monkeypatch.setattr(linux, "pagemap_scan", refuse)
+def test_it_is_the_same_where_a_kernel_has_only_the_list(memory: Watched, refuse: Refuse) -> None:
+    refuse(linux, "pagemap_scan", 25)
     memory.protect()
     assert pagemap.occupied(memory.pid, memory.start, 8, swapped=False).ranges() == [PageRange(2, 1)]
     assert pagemap.occupied(memory.pid, memory.start, 8).ranges() == [ALL]

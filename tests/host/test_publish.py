@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 from support.leftovers import descriptors
 from support.pictures import PAGE, allocated_pages, content
+from support.refusing import Refuse
 
 from parallel_fixedram.core.errors import CapabilityError, DurabilityError, HostError, NoFileError, RequestError
 from parallel_fixedram.host import linux
@@ -231,13 +232,8 @@ def test_a_folder_under_the_name_of_the_part_is_an_error_and_stays(path: Path) -
     assert names(path) == [".NAME.part"]
 
 
-def test_a_file_system_without_locks_is_an_error_that_leaves_nothing(
-    path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def refuse(*_: object) -> None:
-        raise OSError(errno.ENOLCK, "no locks")
-
-    monkeypatch.setattr(fcntl, "flock", refuse)
+def test_a_file_system_without_locks_is_an_error_that_leaves_nothing(path: Path, refuse: Refuse) -> None:
+    refuse(fcntl, "flock", errno.ENOLCK)
     with pytest.raises(HostError) as caught:
         enter(PendingFile(str(path)))
     assert caught.value.errno == errno.ENOLCK
@@ -295,27 +291,19 @@ def test_looking_at_a_target_makes_nothing(path: Path) -> None:
     assert names(path) == []
 
 
-def test_a_failing_rename_leaves_the_old_file_and_nothing_else(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def refuse(*_: object, **__: object) -> None:
-        raise OSError(errno.EIO, "no")
-
+def test_a_failing_rename_leaves_the_old_file_and_nothing_else(path: Path, refuse: Refuse) -> None:
     path.write_bytes(b"old")
-    monkeypatch.setattr(os, "rename", refuse)
-    with pytest.raises(HostError, match="cannot give .* its name"):  # noqa: SIM117, RUF043
+    refuse(os, "rename", errno.EIO)
+    with pytest.raises(HostError, match="cannot rename .* to"):  # noqa: SIM117, RUF043
         with PendingFile(str(path), overwrite=True) as pending:
             pending.publish()
     assert (names(path), path.read_bytes()) == (["NAME"], b"old")
 
 
-def test_a_folder_that_cannot_be_synced_is_its_own_error_and_the_file_stays(
-    path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def refuse(_: int) -> None:
-        raise OSError(errno.EIO, "no")
-
+def test_a_folder_that_cannot_be_synced_is_its_own_error_and_the_file_stays(path: Path, refuse: Refuse) -> None:
     with PendingFile(str(path)) as pending:
         pending.publish()
-        monkeypatch.setattr(os, "fsync", refuse)
+        refuse(os, "fsync", errno.EIO)
         with pytest.raises(DurabilityError) as caught:
             pending.sync_folder()
     assert (caught.value.errno, caught.value.exit_code) == (errno.EIO, 6)
@@ -409,11 +397,8 @@ def test_more_than_there_is_cannot_be_reserved(path: Path) -> None:
     assert names(path) == []
 
 
-def test_a_file_system_that_cannot_reserve_is_taken_as_it_is(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def refuse(*_: object) -> None:
-        raise OSError(errno.EOPNOTSUPP, "no")
-
-    monkeypatch.setattr(linux, "fallocate", refuse)
+def test_a_file_system_that_cannot_reserve_is_taken_as_it_is(path: Path, refuse: Refuse) -> None:
+    refuse(linux, "fallocate", errno.EOPNOTSUPP)
     with PendingFile(str(path)) as pending:
         Space(pending.channel).reserve(0, PAGE)
         assert allocated_pages(pending.fd) == 0

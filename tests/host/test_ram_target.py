@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 from support.pictures import PAGE, draw, memfd
+from support.refusing import Refuse
 from support.sources import huge_file
 
 from parallel_fixedram.core.errors import HostError, NoFileError, RequestError
@@ -52,14 +53,9 @@ def test_an_error_takes_back_what_was_kept_but_not_what_others_have_put_there(tm
         assert [path.read_bytes() for path in tmp_path.iterdir()] == [replaced] * bool(replaced)
 
 
-def test_a_name_that_cannot_be_looked_at_is_not_taken_for_a_free_one(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def refuse(*_: object) -> None:
-        raise OSError(errno.EIO, "no")
-
+def test_a_name_that_cannot_be_looked_at_is_not_taken_for_a_free_one(tmp_path: Path, refuse: Refuse) -> None:
     (tmp_path / "ram").write_bytes(b"x" * 4 * PAGE)
-    monkeypatch.setattr(os, "lstat", refuse)
+    refuse(os, "lstat", errno.EIO)
     with pytest.raises(HostError, match=r"cannot look at .*: input/output error"):
         enter(RamTarget(BLOCK, str(tmp_path / "ram")))
     with pytest.raises(HostError, match=r"cannot look at .*: input/output error"):

@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from support.refusing import Refuse
 
 from parallel_fixedram.core.errors import HostError, NoFileError, RequestError
 from parallel_fixedram.host.memory.shared_memory import SharedMemory
@@ -15,10 +16,6 @@ def _no_descriptor_is_left() -> Iterator[None]:
     before = set(os.listdir("/proc/self/fd"))
     yield
     assert set(os.listdir("/proc/self/fd")) == before
-
-
-def refused(*_: object) -> None:
-    raise OSError(errno.EIO, "no")
 
 
 @pytest.mark.parametrize("umask", [0, 0o022, 0o077, 0o277, 0o777])
@@ -68,7 +65,7 @@ def test_a_name_that_somebody_else_takes_meanwhile_stays_theirs(tmp_path: Path) 
             with memory.keep():
                 raise AssertionError
 
-    with pytest.raises(RequestError, match="somebody else has made it in the meantime"):
+    with pytest.raises(RequestError, match="somebody else made it in the meantime"):
         keep()
     assert os.listdir(tmp_path) == ["b"]
     assert (tmp_path / "b").read_bytes() == b"theirs"
@@ -86,10 +83,8 @@ def test_files_lose_their_names_again_where_nobody_comes_to_live_in_them(tmp_pat
     assert os.listdir(tmp_path) == []
 
 
-def test_a_name_that_cannot_be_looked_at_is_not_taken_for_a_free_one(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(os, "lstat", refused)
+def test_a_name_that_cannot_be_looked_at_is_not_taken_for_a_free_one(tmp_path: Path, refuse: Refuse) -> None:
+    refuse(os, "lstat", errno.EIO)
     with pytest.raises(HostError, match=r"cannot look at .*: input/output error"):
         SharedMemory({"m": 1}, {"m": str(tmp_path / "ram")}).__enter__()
     assert os.listdir(tmp_path) == []

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from support.refusing import Refuse
 
 from parallel_fixedram.core.errors import HostError, MachineError
 from parallel_fixedram.core.units import GIB, MIB
@@ -73,10 +74,10 @@ class TestRefused:
         monkeypatch.setattr(swapped, "swapped_bytes", lambda _pid: 512 * MIB)
 
     def test_more_than_there_is_room_for_without_the_right_to_give_it_back(
-        self, monkeypatch: pytest.MonkeyPatch
+        self, monkeypatch: pytest.MonkeyPatch, refuse: Refuse
     ) -> None:
         monkeypatch.setattr(swapped, "memory_room", lambda _pid: 100 * MIB)
-        monkeypatch.setattr(linux, "process_madvise", refuse)
+        refuse(linux, "process_madvise", errno.EPERM)
         with pytest.raises(HostError) as caught:
             check_room(US)
         assert caught.value.message == (
@@ -85,9 +86,11 @@ class TestRefused:
         assert "CAP_SYS_NICE" in caught.value.hint
 
     @pytest.mark.parametrize("room", [None, GIB])
-    def test_what_there_is_room_for_takes_no_right(self, monkeypatch: pytest.MonkeyPatch, room: int | None) -> None:
+    def test_what_there_is_room_for_takes_no_right(
+        self, monkeypatch: pytest.MonkeyPatch, refuse: Refuse, room: int | None
+    ) -> None:
         monkeypatch.setattr(swapped, "memory_room", lambda _pid: room)
-        monkeypatch.setattr(linux, "process_madvise", refuse)
+        refuse(linux, "process_madvise", errno.EPERM)
         check_room(US)
 
     def test_a_process_that_has_ended_is_said_to_be_gone(self, monkeypatch: pytest.MonkeyPatch) -> None:

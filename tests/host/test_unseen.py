@@ -44,7 +44,7 @@ def test_a_process_without_a_number_here_runs_in_another_pid_namespace() -> None
 @ROOT
 def test_a_proc_that_is_not_ours_is_noticed() -> None:
     unshare = require_tool("unshare")
-    assert "/proc shows another pid namespace" in asked_in(unshare, "--pid", "--fork", pid=1)
+    assert "/proc shows a pid namespace other than ours" in asked_in(unshare, "--pid", "--fork", pid=1)
 
 
 @ROOT
@@ -55,7 +55,7 @@ def test_a_missing_proc_is_noticed() -> None:
 
 def test_root_of_a_user_namespace_is_told_so() -> None:
     said = asked_in(require_tool("unshare"), "--user", "--map-root-user", pid=os.getpid())
-    assert "root only of a user namespace" in said
+    assert "root only in a user namespace" in said
 
 
 @ROOT

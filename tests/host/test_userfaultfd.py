@@ -18,6 +18,7 @@ from collections.abc import Iterator
 import numpy as np
 import pytest
 from support.qemu_tools import missing
+from support.refusing import Refuse
 from support.sources import huge_file
 from support.tight_memory import swap
 from support.watched import (
@@ -43,8 +44,8 @@ from support.watched import (
 
 from parallel_fixedram.core.errors import HostError, MachineError
 from parallel_fixedram.host import linux
-from parallel_fixedram.host.files.channel import huge_memory
 from parallel_fixedram.host.memory import userfaultfd
+from parallel_fixedram.host.memory.anonymous import huge_memory
 from parallel_fixedram.host.memory.process_maps import takes_protection
 from parallel_fixedram.host.memory.swapped import SwappedPages
 from parallel_fixedram.host.memory.userfaultfd import (
@@ -545,11 +546,10 @@ class TestRefused:
             uffd.close()
 
 
-def test_without_the_right_the_device_is_tried_and_then_the_right_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    def refuse(_: int) -> int:
-        raise OSError(errno.EPERM, os.strerror(errno.EPERM))
-
-    monkeypatch.setattr(linux, "userfaultfd", refuse)
+def test_without_the_right_the_device_is_tried_and_then_the_right_is_named(
+    monkeypatch: pytest.MonkeyPatch, refuse: Refuse
+) -> None:
+    refuse(linux, "userfaultfd", errno.EPERM)
     if not os.path.exists(userfaultfd.DEVICE):
         missing(f"there is no {userfaultfd.DEVICE}: it takes Linux 6.1")
     uffd = Userfaultfd.open_own()

@@ -13,7 +13,7 @@ import pytest
 from numpy.typing import NDArray
 from support.leftovers import children, descriptors
 
-from parallel_fixedram.host.files.channel import anonymous_memory
+from parallel_fixedram.host.memory.anonymous import anonymous_memory
 from parallel_fixedram.host.processes import forked
 from parallel_fixedram.host.processes.watchdog import Verdict, Watchdog
 

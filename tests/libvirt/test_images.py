@@ -166,4 +166,4 @@ def test_images_in_other_formats_are_described_and_refused_by_name(tmp_path: Pat
     told = report("inspect", path)
     assert (told["schema"], told["libvirt"]["format"]) == ("parallel_fixedram.inspect_libvirt", "raw")
     assert (told["libvirt"]["domain"], told["libvirt"]["running"]) == (domain.name, False)
-    refused(call("verify", path), 3, "libvirt save image of format raw")
+    refused(call("verify", path), 3, "libvirt save image in format raw")

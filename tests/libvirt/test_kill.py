@@ -151,7 +151,7 @@ def test_what_others_do_through_libvirt_meanwhile_is_noticed_and_the_instant_tak
         result = running.finish()
     assert result.code == 0, result
     notes = json.loads(result.out)["notes"]
-    assert [note for note in notes if note.startswith("somebody let the guest go on while it was saved")]
+    assert [note for note in notes if note.startswith("somebody let the guest go on while it was being saved")]
     assert verify(str(tmp_path / "vm")).ok
     check_goes_on(domain)
 

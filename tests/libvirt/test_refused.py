@@ -74,7 +74,7 @@ def test_a_domain_that_somebody_else_saves(tmp_path: Path, domain: Domain) -> No
     try:
         while "None" in virsh("domjobinfo", domain.name):
             assert dump.is_alive()
-        message = f"domain '{domain.name}': a job of somebody else's is under way"
+        message = f"domain '{domain.name}': another job is under way"
         refused(call("save", tmp_path / "vm", "--libvirt", domain.name), 4, message)
     finally:
         os.set_blocking(reader, True)

@@ -162,7 +162,7 @@ def test_pausing_twice_is_undone_by_resuming_once_and_resuming_twice_does_no_har
         assert not guest.pause()
         guest.resume()
         guest.resume()
-        with pytest.raises(MachineError, match="runs freely"):
+        with pytest.raises(MachineError, match="is running freely"):
             guest.run(1)
 
 

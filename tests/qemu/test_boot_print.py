@@ -153,7 +153,7 @@ def test_what_cannot_be_done_by_hand_is_not_printed(
     for more in (["--punch"], ["--add-clone-stream"]):
         refused(boot.attempt("clone", ours.path, "--print", *more, line=boot.line_of(ours)), 2, "changes nothing", "")
     result = boot.attempt("restore", numa.path, "--print", "--ram", "n0=ram", line=boot.line_of(numa))
-    refused(result, 2, "main block 'n1' is given no file", "--ram n1=PATH names a file")
+    refused(result, 2, "main block 'n1' has no file", "--ram n1=PATH")
 
 
 def examples(verb: str) -> list[list[str]]:

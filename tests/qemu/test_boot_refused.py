@@ -81,7 +81,7 @@ def test_a_size_that_the_command_line_does_not_tell_is_that_of_the_waiting_qemu(
 @pytest.mark.parametrize("way", SHARED, ids=" ".join)
 def test_another_name_is_refused(plain: SavedGuest, boot: BootFolder, way: tuple[str, ...]) -> None:
     line = boot.line(*plain.args, ram=Ram(backend="default"))
-    said = "block 'm' of the file is no memory backend of this QEMU command line, which has QEMU's default RAM\n"
+    said = "block 'm' of the file is not a memory backend of this QEMU command line, which has QEMU's default RAM\n"
     attempt(boot, way, plain, line, 2, said)
 
 
@@ -89,7 +89,7 @@ def test_another_name_is_refused(plain: SavedGuest, boot: BootFolder, way: tuple
 def test_another_machine_type_is_refused(plain: SavedGuest, boot: BootFolder, way: tuple[str, ...]) -> None:
     line = boot.line(*plain.args, machine="pc")
     q35, pc = machine_type("q35"), machine_type("pc")
-    attempt(boot, way, plain, line, 2, f"the file is of machine type {q35!r}, this QEMU is {pc!r}\n")
+    attempt(boot, way, plain, line, 2, f"the file has machine type {q35!r}, this QEMU has {pc!r}\n")
 
 
 @pytest.mark.parametrize("way", SHARED, ids=" ".join)
@@ -190,7 +190,7 @@ def test_a_file_of_ram_alone_holds_no_device_state(boot: BootFolder, tmp_path: P
     report("save", saved, "--guest", "dense,size=1MiB")
     verb, *options = way
     result = boot.attempt(verb, saved, *options, line=boot.line())
-    refused(result, 2, "holds no device state, so no guest can be started from it\n", "save --qmp takes a whole guest")
+    refused(result, 2, "has no device state, so no guest can be started from it\n", "save --qmp takes a whole guest")
 
 
 @pytest.mark.parametrize("verb", VERBS)
@@ -221,7 +221,7 @@ def test_clones_that_want_what_only_one_can_have_are_told_of_their_number(
 ) -> None:
     line = boot.line_of(plain, "-pidfile", str(tmp_path / "pid"), clones=2)
     result = boot.attempt("clone", plain.path, "--count", 2, line=line)
-    refused(result, 4, "Cannot lock pid file", "{n} in the command line is each clone's number")
+    refused(result, 4, "Cannot lock pid file", "{n} in the command line becomes each clone's number")
 
 
 @pytest.mark.parametrize("verb", VERBS)
@@ -235,7 +235,7 @@ def test_a_program_that_ends_without_a_word_is_an_error(
 @pytest.mark.parametrize("option", [["-incoming", "defer"], ["-daemonize"], ["-loadvm", "x"], ["--preconfig"]])
 def test_options_that_are_ours_are_refused(plain: SavedGuest, boot: BootFolder, verb: str, option: list[str]) -> None:
     name = option[0].replace("--", "-")
-    attempt(boot, (verb,), plain, boot.line_of(plain, *option), 2, f"QEMU's option {name} cannot be given: ")
+    attempt(boot, (verb,), plain, boot.line_of(plain, *option), 2, f"QEMU's option {name} is not allowed here: ")
 
 
 @pytest.mark.parametrize("verb", VERBS)
@@ -286,7 +286,7 @@ def test_a_qemu_that_is_killed_while_it_loads_is_an_error(
         os.kill(qemu, signal.SIGSTOP)
         running.release()
         os.kill(qemu, signal.SIGKILL)
-        refused(running.finish(), 4, "' was killed by SIGKILL and said nothing\n", "")
+        refused(running.finish(), 4, "' was killed by SIGKILL and printed nothing\n", "")
     boot.assert_empty()
 
 
@@ -298,7 +298,7 @@ def test_a_qemu_that_dies_when_it_has_loaded_is_told_with_its_signal(
         (qemu,) = boot.qemus()
         os.kill(qemu, signum)
         running.release()
-        refused(running.finish(), 4, f"' was killed by {signum.name} and said nothing\n", "")
+        refused(running.finish(), 4, f"' was killed by {signum.name} and printed nothing\n", "")
     boot.assert_empty()
 
 
@@ -323,7 +323,7 @@ def test_a_qemu_behind_a_wrapper_is_gone_too(plain: SavedGuest, boot: BootFolder
     wrapper.chmod(0o755)
     line = boot.line(*plain.args, machine="pc", program=wrapper)
     result = call(verb, plain.path, "--run-dir", boot.run_dir, "--", *line)
-    refused(result, 2, "the file is of machine type")
+    refused(result, 2, "the file has machine type")
     for pid in boot.qemus():  # nobody but the wrapper could wait until QEMU has ended
         with contextlib.suppress(ProcessLookupError), ends(pid):
             pass

@@ -71,7 +71,7 @@ def processes_of(boot: BootFolder) -> list[int]:
 @pytest.mark.parametrize("wrapper", ["strace", "shell", "setsid, elsewhere"])
 def test_a_qemu_that_is_refused_is_gone_with_its_wrapper(ours: SavedGuest, boot: BootFolder, wrapper: str) -> None:
     line = wrapped(wrapper, boot.line(*ours.args, machine="pc"))
-    refused(boot.attempt("restore", ours.path, line=line), 2, "the file is of machine type")
+    refused(boot.attempt("restore", ours.path, line=line), 2, "the file has machine type")
     assert processes_of(boot) == []
 
 
@@ -99,7 +99,7 @@ def test_a_signal_ends_a_qemu_in_a_session_of_its_own(
 def test_a_wrapper_that_ends_without_qemu_is_told_with_its_code(ours: SavedGuest, boot: BootFolder) -> None:
     line = [require_tool("sh"), "-c", "exit 7", *boot.line_of(ours)]
     result = boot.attempt("restore", ours.path, line=line)
-    refused(result, 4, f"'{line[0]}' exited with code 7 and said nothing\n", "")
+    refused(result, 4, f"'{line[0]}' exited with code 7 and printed nothing\n", "")
 
 
 MULTIFD = ("--channels", "2", "--experimental-multifd")

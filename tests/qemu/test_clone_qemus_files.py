@@ -80,7 +80,7 @@ def test_stale_pages_are_refused_and_punched_on_request(
     before = sha256(live.path)
     line = boot.line_of(live)
     said = "pages are zero, first block 'm' page "
-    refused(boot.attempt("clone", live.path, line=line), 2, said, "clone --punch makes holes of them, in place")
+    refused(boot.attempt("clone", live.path, line=line), 2, said, "clone --punch turns them into holes, in place")
     refused(boot.attempt("clone", live.path, "--print", line=line), 2, said, "--punch")
     refused(boot.attempt("clone", live.path, "--add-clone-stream", line=line), 2, "has stale bytes", "--punch")
     assert sha256(live.path) == before
@@ -123,7 +123,7 @@ def test_a_file_that_fits_no_guest_is_not_changed(
     saved = copied(qemu_files["live"], tmp_path)
     before = sha256(saved.path)
     line = boot.line(*saved.args, ram=None)
-    refused(boot.attempt("clone", saved.path, option, line=line), 2, "block 'm' of the file is no memory backend of")
+    refused(boot.attempt("clone", saved.path, option, line=line), 2, "block 'm' of the file is not a memory backend of")
     assert sha256(saved.path) == before
 
 

@@ -65,7 +65,7 @@ def test_a_clone_of_a_refreshed_file_is_refused_with_block_page_and_place(
     )
     for more in ([], ["--count", "2"], ["--print"]):
         result = boot.attempt("clone", refreshed.path, *more, line=line)
-        refused(result, 2, said, "clone --punch makes holes of them, in place")
+        refused(result, 2, said, "clone --punch turns them into holes, in place")
     refused(boot.attempt("clone", refreshed.path, "--verify", line=line), 1, "the trailer does not match its digest")
 
     copy = replace(refreshed, path=Path(shutil.copyfile(refreshed.path, tmp_path / "copy")))
@@ -139,7 +139,7 @@ def test_a_file_that_changes_before_the_clones_run_is_refused(
             case "gone":
                 path.unlink()
         running.release()
-        refused(running.finish(), 2, f"'{path}' was changed or replaced while its clones were started\n")
+        refused(running.finish(), 2, f"'{path}' was changed or replaced while its clones were being started\n")
     boot.assert_empty()
 
 

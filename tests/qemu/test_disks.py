@@ -216,7 +216,9 @@ class TestTold:
         finally:
             signal.pidfd_send_signal(pidfd, signal.SIGKILL)
             os.close(pidfd)
-        assert "disk 'far' is behind nbd: it cannot be synced from here before the guest is stopped" in report.notes
+        assert (
+            "disk 'far' is accessed by nbd: it cannot be synced from here before the guest is stopped" in report.notes
+        )
         assert path.stat().st_ino not in calls.before_stop()
 
     @pytest.mark.parametrize("long", [True, False])

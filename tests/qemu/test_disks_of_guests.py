@@ -189,7 +189,7 @@ def test_an_image_that_was_touched_is_refused_and_nothing_is_left(saved: Saved, 
     try:
         for verb in (("restore",), ("clone",), ("verify", "--load"), ("clone", "--print")):
             result = boot.attempt(*verb, saved.path, line=saved.line(boot))
-            refused(result, 1, f"image '{image}' of disk 'ide0-hd0' was written since the guest was saved: last at ")
+            refused(result, 1, f"image '{image}' of disk 'ide0-hd0' was written to since the guest was saved: last at ")
     finally:
         os.utime(image, ns=(before.st_atime_ns, before.st_mtime_ns))
 
@@ -202,7 +202,7 @@ def test_an_image_that_is_written_while_guests_load_keeps_them_from_running(save
         os.utime(image, ns=(before.st_atime_ns, before.st_mtime_ns + 1))
         try:
             running.release()
-            refused(running.finish(), 1, f"image '{image}' of disk 'ide0-hd0' was written since the guest was saved")
+            refused(running.finish(), 1, f"image '{image}' of disk 'ide0-hd0' was written to since the guest was saved")
         finally:
             os.utime(image, ns=(before.st_atime_ns, before.st_mtime_ns))
     boot.assert_empty()
@@ -237,7 +237,7 @@ def test_overlays_belong_to_the_user_that_qemu_becomes(boot: BootFolder) -> None
         line = boot.line(*drive, "-run-with", "user=nobody", clones=2)
         result = boot.attempt("clone", folder / "vm.mr", line=line)  # the run folder is ours alone
         refused(result, MACHINE_ERROR, "Permission denied")
-        assert "give --disk-folder a folder that QEMU's user may enter" in result.err
+        assert "choose a --disk-folder that QEMU's user may enter" in result.err
         booted = boot.start("clone", folder / "vm.mr", "--count", 2, "--disk-folder", folder, line=line)
         for number, guest in enumerate(booted.guests):
             assert in_turn(letters(guest))
@@ -270,7 +270,9 @@ def test_an_image_that_somebody_else_has_open_to_write_is_refused_in_qemus_words
         for verb in ("restore", "clone"):
             result = boot.attempt(verb, tmp_path / "vm.mr", line=boot.line(*drive))
             refused(result, 4, 'Failed to get shared "write" lock')
-            assert f"another process writes to an image that the file records ('{image}'): end that one" in result.err
+            assert (
+                f"another process writes to an image that the file records ('{image}'): end that process" in result.err
+            )
 
 
 @pytest.mark.parametrize("verb", ["restore", "clone"])
@@ -325,5 +327,7 @@ def test_what_is_behind_an_image_is_what_its_header_says(tmp_path: Path) -> None
     boot = Boot(commands=[["qemu", "-hda", os.fspath(top)]], source=Source(path="/vm.mr"))
     assert on_overlays(boot, (disk,), "/run").disks.recorded == (disk,)
     for behind in ((other,), (), (images[1], other), (replace(images[1], format="qcow2"),)):
-        with pytest.raises(RequestError, match=r"by its header '.*/base' \(raw\) behind it, and .* when the guest was"):
+        with pytest.raises(
+            RequestError, match=r"has the backing file '.*/base' \(raw\) by its header, but had .* when the guest was"
+        ):
             on_overlays(boot, (replace(disk, images=(images[0], *behind)),), "/run")

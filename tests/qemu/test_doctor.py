@@ -91,7 +91,7 @@ def test_of_a_guest_that_runs_and_of_one_that_stands_still_it_says_what_a_save_t
         guest.stop()
         found = report(guest, folder)
         assert (found.ok, found.capture) == (True, "stopped")
-        assert findings(found)["auto"].detail == "takes stopped: the guest stands still"
+        assert findings(found)["auto"].detail == "chooses stopped: the guest stands still"
         assert saved(guest, folder)["capture"] == "stopped"
 
 
@@ -107,7 +107,7 @@ class TestNoSnapshot:
         assert why in snapshot.detail
         choice = saved(guest, folder)
         assert choice["capture"] == "compare"
-        assert choice["why"][0] == findings(found)["auto"].detail.removeprefix("takes ")
+        assert choice["why"][0] == findings(found)["auto"].detail.removeprefix("chooses ")
         return found
 
     def test_of_memory_that_others_share(self, ticker: list[str], folder: Path) -> None:
@@ -230,7 +230,7 @@ class TestRefused:
                 found = process.call(os.fspath(guest.monitor_path))
         assert refused(found) == {"process", "auto"}
         assert all(section.findings for section in found.sections)
-        assert findings(found)["process"].how.endswith("run as the user of QEMU, or as root")
+        assert findings(found)["process"].how.endswith("run as QEMU's user, or as root")
 
     def test_a_guest_whose_memory_has_no_room_in_the_folder(self, ticker: list[str], tmp_path: Path) -> None:
         with tmpfs(tmp_path / "small", "size=8M") as small, QemuProcess(*ticker) as guest:
@@ -248,7 +248,7 @@ class TestRefused:
         assert result.code == 1
         found = parallel_fixedram.from_json(DoctorReport, json.loads(result.out))
         assert refused(found) == {"monitor", "auto"}
-        assert findings(found)["monitor"].how.startswith("another client is attached to this socket")
+        assert findings(found)["monitor"].how.startswith("another client is connected to this socket")
 
     def test_another_process_than_the_one_that_is_named(self, qemu_binary: str, folder: Path) -> None:
         with QemuProcess() as guest:
@@ -267,7 +267,7 @@ class TestDisks:
             guest.wait_serial("C")
             found = report(guest, folder)
             assert refused(found) == {"disks"}
-            assert findings(found)["vd"].detail == f"1.0 MiB, {image}: it can go on with an overlay"
+            assert findings(found)["vd"].detail == f"1.0 MiB, {image}: it can be put on an overlay"
             assert "--disks overlay" in findings(found)["disks"].how
             result = call("save", folder / "saved", "--qmp", guest.monitor_path)
             assert result.code == 2
@@ -289,7 +289,7 @@ class TestDisks:
             assert refused(found) == {"vd"}
             result = call("save", folder / "saved", "--qmp", guest.monitor_path, "--disks", "overlay")
             assert result.code == 4
-            why = "cannot go on with an overlay: it is a part of its file"
+            why = "cannot be put on an overlay: it is only a part of its file"
             assert why in result.err
             assert why in findings(found)["vd"].detail
             found = report(guest, folder, "--disks", "none")

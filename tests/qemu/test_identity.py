@@ -136,7 +136,7 @@ def test_a_machine_without_fw_cfg_is_cloned_without_an_entry(boot: BootFolder) -
         report("save", path, "--qmp", guest.monitor_path)
     line = boot.line(*memory, **machine, program=require_qemu("aarch64"))
     started, (clone,) = boot.start("clone", path, "--paused", line=line)
-    assert "the machine has no fw_cfg, in which clones could read which they are" in started["notes"]
+    assert "the machine has no fw_cfg, which would tell clones which one they are" in started["notes"]
     assert clone.status() == "prelaunch"
 
 

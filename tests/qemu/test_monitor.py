@@ -75,7 +75,7 @@ class TestMonitor:
     def test_a_second_client_hears_that_the_first_is_there(self, qemu: QemuProcess, monitor: Monitor) -> None:
         with pytest.raises(MachineError, match=r"no greeting within 0\.2 s") as caught:
             Monitor(str(qemu.monitor_path), timeout=SHORT)
-        assert caught.value.hint.startswith("another client is attached to this socket")
+        assert caught.value.hint.startswith("another client is connected to this socket")
         monitor.close()
         with Monitor(str(qemu.monitor_path)) as second:
             assert second.execute("query-status")["running"]

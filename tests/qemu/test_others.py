@@ -86,7 +86,7 @@ def assert_nothing_left(folder: Path) -> None:
 
 
 AGAIN = {
-    "compare": (3, "the last round was taken again, after a stop of "),
+    "compare": (3, "the last round was repeated, after a stop of "),
     "snapshot": (1, "the save began again"),
 }
 """Rounds, and what the note says, by capture."""
@@ -124,21 +124,21 @@ class TestTheGuestIsLetGoOn:
             saved = save(guest, tmp_path / "saved", "--capture", capture)
             assert sent.count("stop") == 2
             assert len(saved["rounds"]) == rounds
-            note = f"somebody let the guest go on while it was saved: {again}"
+            note = f"somebody let the guest go on while it was being saved: {again}"
             assert [text.startswith(note) for text in happenings(saved["notes"])] == [True]
             assert_one_instant(read_stored(tmp_path / "saved").blocks["m"].contents())
             assert parallel_fixedram.verify(str(tmp_path / "saved")).ok
             assert_it_goes_on(guest)
 
     @pytest.mark.parametrize(
-        ("capture", "tries", "how_often"), [("compare", 4, "at each of 4 tries"), ("snapshot", 3, "3 times")]
+        ("capture", "tries", "how_often"), [("compare", 4, "in each of 4 attempts"), ("snapshot", 3, "3 times")]
     )
     def test_every_time_and_there_is_no_file(
         self, guest: QemuProcess, tmp_path: Path, meanwhile: Meanwhile, capture: str, tries: int, how_often: str
     ) -> None:
         sent = meanwhile(STATE, *[guest.cont] * 10)
         result = call(*save_argv(guest, tmp_path / "saved", "--capture", capture))
-        refused(result, 4, f"somebody let the guest go on while it was saved, {how_often}\n")
+        refused(result, 4, f"somebody let the guest go on while it was being saved, {how_often}\n")
         assert sent.count("stop") == tries
         assert "cont" not in sent
         assert_nothing_left(tmp_path)
@@ -202,7 +202,7 @@ class TestTheGuestComesToItsEnd:
         monkeypatch.setattr(monitor.Events, "take", told)
         sent = meanwhile(STATE, lambda: held.append(True))
         result = call(*save_argv(guest, tmp_path / "saved"))
-        refused(result, 4, f"{what[name]} while it was saved, and was left as it is\n")
+        refused(result, 4, f"{what[name]} while it was being saved, and was left as it is\n")
         assert "cont" not in sent
         assert guest.status() == "paused"
         assert_nothing_left(tmp_path)
@@ -219,7 +219,9 @@ class TestTheGuestComesToItsEnd:
 
         sent = meanwhile(STATE, migrate)
         result = call(*save_argv(guest, saved))
-        refused(result, 4, "the guest's run state became 'postmigrate' while it was saved, and was left as it is\n")
+        refused(
+            result, 4, "the guest's run state became 'postmigrate' while it was being saved, and was left as it is\n"
+        )
         assert "cont" not in sent
         assert guest.status() == "postmigrate"
         assert not saved.exists()
@@ -243,7 +245,7 @@ class TestSomethingIsPluggedInOrOut:
             meanwhile("stop", plug, stopped=False)
             saved = save(guest, tmp_path / "saved")
             assert happenings(saved["notes"]) == [
-                "memory or devices were plugged in or out while the machine was saved: the save began again"
+                "memory or devices were plugged in or out while the machine was being saved: the save began again"
             ]
             stored = read_stored(tmp_path / "saved").blocks
             assert stored["more"].contents() == b"x" * MIB + bytes(DIMM - MIB)
@@ -275,7 +277,7 @@ class TestSomethingIsPluggedInOrOut:
         ]
         meanwhile(AT_THE_END, *plug)
         result = call(*save_argv(guest, tmp_path / "saved"))
-        refused(result, 4, "memory or devices were plugged in or out while the machine was saved, 3 times\n")
+        refused(result, 4, "memory or devices were plugged in or out while the machine was being saved, 3 times\n")
         assert_nothing_left(tmp_path)
         assert_it_goes_on(guest)
 

@@ -240,7 +240,7 @@ class TestCommit:
         top = nodes(guest)["/machine/peripheral/blk/virtio-backend"]
         theirs = put_on_top(guest, top, tmp_path / "theirs.qcow2")
         result = call("disks", "commit", "--qmp", guest.monitor_path)
-        refused(result, 4, f"disk 'blk' goes on with {str(theirs)!r}, an overlay by somebody else on one of ours", "")
+        refused(result, 4, f"disk 'blk' is on {str(theirs)!r}, somebody else's overlay on top of one of ours", "")
 
 
 class TestWithoutAWord:
@@ -292,13 +292,13 @@ def _node(**options: Any) -> tuple[str, ...]:
 
 
 UNSUITABLE: dict[str, tuple[Callable[[Path], tuple[str, ...]], str]] = {
-    "no image": (lambda _: _node(driver="null-co", size=MIB, **{"read-zeroes": True}), "of format 'null-co'"),
+    "no image": (lambda _: _node(driver="null-co", size=MIB, **{"read-zeroes": True}), "its format is 'null-co'"),
     "held back": (
         lambda p: (
             *("-object", "throttle-group,id=g"),
             *_node(**{"driver": "throttle", "throttle-group": "g", "file": _file(image(p, "raw"))}),
         ),
-        "of format 'throttle'",
+        "its format is 'throttle'",
     ),
     "a part of a file": (
         lambda p: _node(driver="raw", offset=4096, file=_file(image(p, "raw"))),
@@ -314,7 +314,7 @@ UNSUITABLE: dict[str, tuple[Callable[[Path], tuple[str, ...]], str]] = {
     ),
     "behind a driver that makes errors": (
         lambda p: _node(driver="raw", file={"driver": "blkdebug", "image": _file(image(p, "raw"))}),
-        "behind 'blkdebug'",
+        "accessed by 'blkdebug'",
     ),
     "thrown away at the end": (
         lambda p: ("-drive", f"file={image(p, 'raw')},format=raw,if=virtio,snapshot=on"),
@@ -341,7 +341,7 @@ def test_a_disk_that_no_overlay_can_be_on_is_refused_by_name(what: str, ticker: 
     with QemuProcess(*ticker, *args(tmp_path), ram=Ram()) as guest:
         before = all_nodes(guest), sorted(tmp_path.iterdir())
         result = call(*argv(guest, tmp_path / "saved"))
-        refused(result, 4, "cannot go on with an overlay: ", "--disks none saves the guest without its disks")
+        refused(result, 4, "cannot be put on an overlay: ", "--disks none saves the guest without its disks")
         assert reason in result.err
         assert (all_nodes(guest), sorted(tmp_path.iterdir())) == before
         assert guest.status() == "running"
@@ -407,7 +407,7 @@ class TestWhenItFails:
         guest.qmp("blockdev-backup", **backup)
         before = nodes(guest), all_nodes(guest)
         result = call(*argv(guest, tmp_path / "saved"))
-        refused(result, 4, "disk 'scsi' cannot go on with an overlay: it is of format 'copy-before-write'")
+        refused(result, 4, "disk 'scsi' cannot be put on an overlay: its format is 'copy-before-write'")
         assert (nodes(guest), all_nodes(guest)) == before
         assert overlays(disks.folder) == []
         goes_on(guest)
@@ -442,7 +442,7 @@ class TestWhenItFails:
 
         monkeypatch.setattr(way, "after", moved)
         result = call(*argv(guest, tmp_path / "saved", "--capture", "compare"))
-        refused(result, 4, "somebody changed what the guest's disks are while it was saved", "`disks commit` merges")
+        refused(result, 4, "somebody changed the guest's disks while it was being saved", "`disks commit` merges")
         assert not (tmp_path / "saved").exists()
 
     def test_because_somebody_writes_to_an_image_meanwhile(
@@ -459,7 +459,7 @@ class TestWhenItFails:
 
         monkeypatch.setattr(way, "after", written)
         result = call(*argv(guest, tmp_path / "saved", "--capture", "compare"))
-        refused(result, 4, "somebody changed what the guest's disks are while it was saved", "`disks commit` merges")
+        refused(result, 4, "somebody changed the guest's disks while it was being saved", "`disks commit` merges")
         assert not (tmp_path / "saved").exists()
         goes_on(guest)
 

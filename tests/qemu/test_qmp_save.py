@@ -321,12 +321,12 @@ class TestRefused:
     ) -> None:
         with QemuProcess(ram=Ram(32 * MIB)) as guest, left_alone(guest, folder):
             result = call(verb, folder / "saved", "--qmp", guest.monitor_path, "--capture", "rounds")
-            refused(result, 2, "this RAM has no dirty log\n")
+            refused(result, 2, "this RAM has none\n")
 
     def test_a_qemu_that_waits_for_a_guest_is_refused(self, qemu_binary: str, folder: Path) -> None:
         with QemuProcess(incoming=True) as guest, left_alone(guest, folder):
             result = call("save", folder / "saved", "--qmp", guest.monitor_path)
-            refused(result, 4, "QEMU is in state 'inmigrate', there is no guest to save\n", hint="")
+            refused(result, 4, "QEMU is in state 'inmigrate': there is no guest to save\n", hint="")
 
     @pytest.mark.parametrize("pid", ["ours", "none"])
     def test_a_wrong_pid_is_refused(self, qemu_binary: str, folder: Path, pid: str) -> None:
@@ -358,7 +358,7 @@ class TestRefused:
             guest.take_events()
             with pytest.raises(MachineError, match=r"no greeting within 0\.2 s") as caught:
                 QemuMachine(str(guest.monitor_path), timeout=SHORT)
-            assert caught.value.hint.startswith("another client is attached to this socket")
+            assert caught.value.hint.startswith("another client is connected to this socket")
             assert guest.take_events() == []
             assert first.pid == guest.pid
 
@@ -376,8 +376,8 @@ class TestRefused:
             given = ("--pid", guest.pid) if pid else ()
             with left_alone(guest, folder):
                 result = call_as(NOBODY, "save", folder / "saved", "--qmp", guest.monitor_path, *given)
-                hint = "reading guest memory takes the rights of a debugger: run as the user of QEMU, or as root"
-                refused(result, 4, "may not be looked at\n", hint=hint)
+                hint = "reading guest memory takes the rights of a debugger: run as QEMU's user, or as root"
+                refused(result, 4, "we may not examine it\n", hint=hint)
 
     def test_the_gate_speaks_before_the_socket_is_touched(self, folder: Path) -> None:
         path = folder / "qmp"

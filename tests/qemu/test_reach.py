@@ -63,8 +63,8 @@ def test_a_qemu_in_a_pid_namespace_below_ours_is_saved(
 @pytest.mark.parametrize(
     ("options", "said", "hint"),
     [
-        (("--mount-proc",), "it runs in another pid namespace", "run this where the process of QEMU is seen"),
-        ((), "/proc shows another pid namespace than the one we are in", "mount ours"),
+        (("--mount-proc",), "it runs in another pid namespace", "run this where QEMU's process can be seen"),
+        ((), "/proc shows a pid namespace other than ours", "mount ours"),
     ],
 )
 @pytest.mark.parametrize("given", [False, True], ids=["found", "given"])

@@ -43,7 +43,7 @@ def traces(guest: QemuProcess) -> tuple[dict[str, str], int]:
 def test_every_page_is_what_it_was_at_the_instant(
     ticker: list[str], tmp_path: Path, backend: Backend, direct: str
 ) -> None:
-    """Held against a copy that is taken, past everything of ours, while the guest stands still."""
+    """Compared with a copy that is taken by other means than ours, while the guest is stopped."""
     path, channels = tmp_path / "saved", 2 if direct == "on" else 1
     with QemuProcess(*ticker, ram=Ram(backend=backend)) as guest:
         guest.wait_serial("C")

@@ -221,7 +221,7 @@ class TestAnotherMonitor:
         saved = Saved(guest, tmp_path / "saved")
         assert saved.snapshot
         assert saved.is_right()
-        told = "somebody let the guest go on while it was saved"
+        told = "somebody let the guest go on while it was being saved"
         assert [told in note and note.endswith("the save began again") for note in happenings(saved.report.notes)][
             -1:
         ] == [True]
@@ -231,7 +231,7 @@ class TestAnotherMonitor:
     ) -> None:
         device_state_taken(monkeypatch, *[guest.cont] * 9)
         result = call(*argv(guest, tmp_path / "saved", "auto"))
-        refused(result, 4, "somebody let the guest go on while it was saved")
+        refused(result, 4, "somebody let the guest go on while it was being saved")
         assert os.listdir(tmp_path) == []
 
     def test_migrates_the_guest_away_in_the_pause(
@@ -245,7 +245,11 @@ class TestAnotherMonitor:
         device_state_taken(monkeypatch, migrate)
         with unharmed(own, status="postmigrate"):
             result = call(*argv(own, tmp_path / "saved", "auto"))
-            refused(result, 4, "the guest's run state became 'postmigrate' while it was saved, and was left as it is\n")
+            refused(
+                result,
+                4,
+                "the guest's run state became 'postmigrate' while it was being saved, and was left as it is\n",
+            )
         assert os.listdir(tmp_path) == ["theirs"]
 
     def test_migrates_it_away_after_the_pause(self, own: QemuProcess, tmp_path: Path, when: When) -> None:
@@ -400,7 +404,7 @@ class TestWhatAUserfaultfdIsNotToldOf:
         disk = ("-blockdev", "driver=null-co,node-name=disk,read-zeroes=on", "-device", "virtio-blk-pci,drive=disk")
         with QemuProcess(*ticker, *disk) as guest:
             guest.wait_serial("C")
-            self.refused_by_name_and_compared(guest, tmp_path, 4, "disk 'disk' is behind nvme")
+            self.refused_by_name_and_compared(guest, tmp_path, 4, "disk 'disk' is accessed by nvme")
 
     def test_a_balloon_on_huge_pages(self, ticker: list[str], tmp_path: Path) -> None:
         args = (*ticker, *HUGE, "-device", "virtio-balloon-pci")
@@ -414,7 +418,7 @@ def state(pid: int) -> str:
 
 
 class TestEveryPageIsRight:
-    """Held against a copy that is taken in the pause."""
+    """Compared with a copy that is taken in the pause."""
 
     def saved(self, guest: QemuProcess, path: Path, **how: Any) -> Saved:
         with unharmed(guest):

@@ -182,7 +182,7 @@ class TestMemoryThatIsPluggedOut:
         when("after cont", unplug)
         saved = done(call(*argv(guest, tmp_path / "saved", mode, "--json"))).json
         assert saved["choice"]["capture"] == "snapshot"
-        told = "memory or devices were plugged in or out while the machine was saved: the save began again"
+        told = "memory or devices were plugged in or out while the machine was being saved: the save began again"
         assert told in saved["notes"]
         assert "more" not in read_stored(tmp_path / "saved").blocks
         assert parallel_fixedram.verify(os.fspath(tmp_path / "saved")).ok

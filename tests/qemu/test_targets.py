@@ -156,7 +156,7 @@ class TestSettings:
     """Of a QEMU whose streams are not as they are by default."""
 
     def test_its_guest_is_not_saved(self, tmp_path: Path, setting: str) -> None:
-        message = f"QEMU runs with migration.{setting}=off and neither writes nor loads streams as they are by default"
+        message = f"QEMU runs with migration.{setting}=off, and neither writes nor loads streams in the default format"
         with QemuProcess("-global", f"migration.{setting}=off", paused=True) as guest:
             result = call("save", tmp_path / "saved", "--qmp", guest.monitor_path)
             refused(result, 4, f"{message}\n", f"leave out -global migration.{setting}=off")
@@ -186,7 +186,7 @@ def test_a_file_of_another_target_of_the_same_machine_type_is_refused(
     with start(Case("x86_64", "pc")) as guest:
         report("save", tmp_path / "saved", "--qmp", guest.monitor_path)
     line = boot.line(machine="pc", ram=Ram(64 * MIB, "default"), program=require_qemu("i386"))
-    message = "the file has a guest of target 'x86_64', this QEMU emulates 'i386'\n"
+    message = "the file has a guest for 'x86_64', this QEMU emulates 'i386'\n"
     refused(boot.attempt(verb, tmp_path / "saved", line=line), 2, message, hint="")
 
 

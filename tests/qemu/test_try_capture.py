@@ -81,7 +81,7 @@ def test_a_wrong_page_is_found_and_remembered(
         monkeypatch.setenv("XDG_CACHE_HOME", str(cache.parent.parent))
         saved = done(call("save", tmp_path / "file", "--qmp", guest.monitor_path, "--json"))
     assert json.loads(saved.out)["choice"]["capture"] == "compare"
-    assert "no snapshot, because a trial on this host has found wrong pages" in saved.out
+    assert "no snapshot, because a trial on this host found wrong pages" in saved.out
 
 
 def test_what_came_to_nothing_is_no_wrong_page(

@@ -112,8 +112,8 @@ def test_firmware_that_qemu_keeps_where_the_file_has_zeros_is_a_difference(
     found = loaded(changed, boot)
     assert found.code == 1
     place = f"block {name!r} page 1 at {tables['pages_offset'] + 4096:#x}"
-    assert f"{place}: is not what the QEMU has that loaded the file\n" in found.out
-    assert "QEMU leaves a page that the file does not have as it was" in found.err
+    assert f"{place}: differs from the QEMU that loaded the file\n" in found.out
+    assert "QEMU does not touch pages that are not in the file" in found.err
     found = loaded(changed, boot, "--json", "--quick")
     assert [(each["idstr"], each["first_page"], each["pages"]) for each in found.json["differences"]] == [(name, 1, 1)]
 
@@ -155,7 +155,7 @@ def test_a_signal_leaves_no_qemu(
 
 def test_what_does_not_fit_is_refused(qemu_files: dict[str, SavedGuest], boot: BootFolder, tmp_path: Path) -> None:
     plain = qemu_files["plain"]
-    refused(loaded(plain, boot, line=boot.line(*plain.args, machine="pc")), 2, "the file is of machine type")
+    refused(loaded(plain, boot, line=boot.line(*plain.args, machine="pc")), 2, "the file has machine type")
     refused(call("verify", plain.path, "--load"), 2, "--load needs a QEMU command line after --\n", "verify --help")
     refused(
         loaded(plain, boot, "--ram", "m=x"),
@@ -166,4 +166,4 @@ def test_what_does_not_fit_is_refused(qemu_files: dict[str, SavedGuest], boot: B
     refused(call("verify", plain.path, "--run-dir", "x"), 2, "--run-dir needs --load, and a QEMU command line", "")
     report("save", tmp_path / "ram.mr", "--guest", "dense,size=1MiB")
     ram = replace(plain, path=tmp_path / "ram.mr")
-    refused(loaded(ram, boot), 2, "holds no device state, so no guest can be started from it\n")
+    refused(loaded(ram, boot), 2, "has no device state, so no guest can be started from it\n")

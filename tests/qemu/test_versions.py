@@ -117,8 +117,8 @@ def test_a_machine_type_without_version_means_another_one_by_now_and_what_to_say
     name, *options = verb
     with BootFolder(tmp_path / "boot") as boot:
         argv = [name, older.path, *options, "--run-dir", boot.run_dir, "--"]
-        said = "the file is of machine type 'pc-q35-9.0', this QEMU is 'pc-q35-"
-        refused(call(*argv, *boot.line(*older.args, ram=Ram(backend="private"))), 2, said, "-M pc-q35-9.0 is what")
+        said = "the file has machine type 'pc-q35-9.0', this QEMU has 'pc-q35-"
+        refused(call(*argv, *boot.line(*older.args, ram=Ram(backend="private"))), 2, said, "with -M pc-q35-9.0")
 
 
 def test_the_hint_is_what_helps(older: SavedGuest, tmp_path: Path) -> None:

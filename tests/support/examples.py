@@ -29,6 +29,15 @@ def letters(alphabet: Sequence[str], length: int) -> st.SearchStrategy[str]:
     )
 
 
+@st.composite
+def stretches(draw: st.DrawFn, length: int) -> str:
+    """A picture of so many pages (``support.pictures``): stretches of equal letters."""
+    found = ""
+    while len(found) < length:
+        found += draw(st.sampled_from("-0ABab")) * draw(st.sampled_from((1, 1, 2, 5, 16, 17, 63, 64, 65, 260)))
+    return found[:length]
+
+
 def few_examples() -> bool:
     """Whether this is a run of `make test-fast`: everything is tried, but not everything with everything."""
     return settings.default.max_examples < settings.get_profile("repeatable").max_examples

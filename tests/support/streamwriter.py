@@ -282,6 +282,11 @@ Part = tuple[int, int, bytes]
 """Type, flags and payload of a part of a trailer."""
 
 
+def section_bytes(kind: int, *parts: int | bytes) -> bytes:
+    """A section of this type: integers are big-endian words of 32 bits."""
+    return bytes([kind]) + b"".join(struct.pack(">I", part) if isinstance(part, int) else part for part in parts)
+
+
 def trailer(
     offset: int,
     parts: Sequence[Part],

@@ -169,7 +169,7 @@ def test_drives_that_the_file_does_not_record_stay_and_are_named(raw: MakeDisk, 
     found = on_overlays(boot(*drive("1.img"), *more), (raw("one", "1.img"),), "/run")
     assert tuple(found.commands[0][3:]) == more
     assert found.changes[1:-1] == [
-        "-drive 'file=new.img,format=raw,if=virtio' is none of the disks that the file records, and stays as it is"
+        "-drive 'file=new.img,format=raw,if=virtio' is not one of the disks that the file records, and stays as it is"
     ]
 
 
@@ -194,9 +194,9 @@ def flipped(path: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (touched, "was written since the guest was saved: last at 20"),
-        (grown, "was written since the guest was saved: it has 5.0 KiB (5121 bytes), and had 5.0 KiB (5120 bytes)"),
-        (flipped, "was written since the guest was saved: its first or last MiB is not what it was"),
+        (touched, "was written to since the guest was saved: last at 20"),
+        (grown, "was written to since the guest was saved: it has 5.0 KiB (5121 bytes), and had 5.0 KiB (5120 bytes)"),
+        (flipped, "was written to since the guest was saved: its first or last MiB has changed"),
     ],
 )
 @pytest.mark.parametrize("which", [0, 1])
@@ -261,11 +261,11 @@ def test_what_qemu_img_says_is_told(raw: MakeDisk, tmp_path: Path, qemu_img: str
         ),
         (
             "Could not open '/run/0/disk0-one.qcow2': filesystem does not support O_DIRECT",
-            "give --disk-folder a folder on a file system with O_DIRECT",
+            "choose a --disk-folder on a file system with O_DIRECT",
         ),
         (
             "Could not open '/run/0/disk0-one.qcow2': Permission denied",
-            "give --disk-folder a folder that QEMU's user may enter",
+            "choose a --disk-folder that QEMU's user may enter",
         ),
         ("Could not open '/other': Permission denied", ""),
         ("QEMU: address already in use", ""),

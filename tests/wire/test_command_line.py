@@ -94,11 +94,11 @@ def test_a_guest_that_shall_not_run_is_noticed(option: str) -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["-incoming", "defer"], "option -incoming cannot be given"),
-        (["--incoming", "defer"], "option -incoming cannot be given"),
-        (["-daemonize"], "option -daemonize cannot be given"),
-        (["-loadvm", "x"], "option -loadvm cannot be given"),
-        (["--preconfig"], "option -preconfig cannot be given"),
+        (["-incoming", "defer"], "option -incoming is not allowed here"),
+        (["--incoming", "defer"], "option -incoming is not allowed here"),
+        (["-daemonize"], "option -daemonize is not allowed here"),
+        (["-loadvm", "x"], "option -loadvm is not allowed here"),
+        (["--preconfig"], "option -preconfig is not allowed here"),
         (["-m", "1G", "-object"], "option '-object' has no value"),
         (["-object", "{"], "-object is not JSON: "),
         (["-object", "{" * 100_000], "-object is not JSON: "),
@@ -247,7 +247,7 @@ def test_options_about_default_ram_stay_where_it_stays() -> None:
 
 @pytest.mark.parametrize("files", [{"k": CLONE}, {"pc.ram": CLONE, "other.ram": CLONE}, {"x/vga.ram": CLONE}])
 def test_only_ram_of_the_command_line_is_replaced(files: dict[str, MemoryFile]) -> None:
-    with pytest.raises(RequestError, match="of the file is no memory backend of this QEMU command line"):
+    with pytest.raises(RequestError, match="of the file is not a memory backend of this QEMU command line"):
         parse("-m", "1G").with_memory(files)
 
 

@@ -83,11 +83,11 @@ def test_what_an_earlier_session_left_on_the_line_is_dropped(serve: Serve, befor
         (sends(b'{"return": '), "it does not answer within 0.2 s"),
         (closes, "it does not answer: the connection was closed"),
         (refuses("has been disabled\nby \x1b[0m"), r"it refuses: has been disabled\nby \x1b[0m"),
-        (sends(b"no\n"), "its answer is not understood: no"),
-        (sends(b"[1]\n"), "its answer is not understood: [1]"),
-        (sends(b'{"error": {}}\n'), 'its answer is not understood: {"error": {}}'),
-        (sends(b"\xfe\n"), "its answer is not understood: \ufffd"),
-        (sends(b"[" * 100_000 + b"\n"), "its answer is not understood: [[["),
+        (sends(b"no\n"), "its answer is malformed: no"),
+        (sends(b"[1]\n"), "its answer is malformed: [1]"),
+        (sends(b'{"error": {}}\n'), 'its answer is malformed: {"error": {}}'),
+        (sends(b"\xfe\n"), "its answer is malformed: \ufffd"),
+        (sends(b"[" * 100_000 + b"\n"), "its answer is malformed: [[["),
         (sends(b"x" * 3000), "its answer has more than 0 MiB"),
     ],
 )
@@ -142,7 +142,7 @@ def test_a_command_is_run_in_each_clone_under_its_number_until_it_has_ended(serv
         ({"exitcode": 1, "err-data": "!"}, "exit code 1"),
         ({"exitcode": 1, "err-data": 3}, "exit code 1"),
         ({"signal": 9}, "the command was ended by signal 9"),
-        ({}, "its answer is not understood: {'exited': True}"),
+        ({}, "its answer is malformed: {'exited': True}"),
     ],
 )
 def test_a_command_that_fails_names_the_clone_and_how_it_ended(
@@ -225,7 +225,7 @@ def test_why_clocks_are_not_set_is_one_note(serve: Serve, tmp_path: Path) -> Non
     for found, why in (
         (carried_out(parsed("-m 1G")), "the command line has no guest agent on a socket"),
         (carried_out(parsed(port), status="paused"), "they do not run"),
-        (carried_out(parsed(f"{port} -rtc base=2001-01-01")), "-rtc gives them a time that is not the host's"),
+        (carried_out(parsed(f"{port} -rtc base=2001-01-01")), "-rtc gives them a time other than the host's"),
         (carried_out(parsed(port), is_open=False), "clone 0: no guest agent runs in it, its port is not open"),
         (carried_out(parsed(port)), f"clone 0: guest agent '{fake.path}': it refuses: The command guest-get-time has"),
     ):
@@ -255,7 +255,7 @@ def test_a_clock_that_cannot_be_set_does_not_keep_a_command_from_running(serve: 
     late = line({"return": 1})
     fake = serve({**runs(), "guest-get-time": lambda _: line({"return": "noon"}) + late})
     (note,) = carried_out(parsed(PORT.format(fake.path)), command="x")
-    assert note.endswith("its answer is not understood: noon")
+    assert note.endswith("its answer is malformed: noon")
     assert fake.commands[-1][0] == "guest-exec-status"
 
 

@@ -247,7 +247,7 @@ def test_a_record_that_is_not_ours_is_said_and_left(start: Start, place: Path, r
     path = place / f"{PREFIX}one" / "0" / "guest"
     path.write_text(record)
     report = stop_guests(everything=True)
-    assert report.notes == (f"'{path}' is not what this command writes there",)
+    assert report.notes == (f"'{path}' is not a record that this command wrote",)
     assert (report.stopped, lives(server), path.read_text()) == ((), True, record)
 
 
@@ -292,7 +292,7 @@ def test_a_name_means_one_guest_or_all_of_a_command(start: Start) -> None:
 
 def test_a_name_that_there_is_not_ends_nobody(start: Start) -> None:
     server = start()
-    refused(call("guests", "stop", "one", "two"), 2, "there is no guest 'two'\n", "those that run: one/0")
+    refused(call("guests", "stop", "one", "two"), 2, "there is no guest 'two'\n", "running guests: one/0")
     assert lives(server)
 
 

@@ -133,12 +133,12 @@ def test_an_entry_of_that_name_is_replaced_whatever_comes_behind_it(text: str) -
         (
             ("-fw_cfg", "opt/zzz,string=z", "-fw_cfg", "name=opt/q,file=/x"),
             PARENT,
-            f"clones cannot read in fw_cfg which they are: {ENTRY} would give 'opt/q' another number",
+            f"fw_cfg cannot tell clones which one they are: {ENTRY} would give 'opt/q' another number",
         ),
         (
             (),
             Parent(digest="0", has_vmgenid=True, has_fw_cfg=False),
-            "the machine has no fw_cfg, in which clones could read which they are",
+            "the machine has no fw_cfg, which would tell clones which one they are",
         ),
     ],
 )
@@ -163,9 +163,7 @@ def test_a_vmgenid_that_the_saved_machine_lacks_is_not_added_and_that_is_said() 
 
 def test_one_that_cannot_be_seen_is_said_to_keep_its_guid() -> None:
     (note,) = clones("-readconfig", "vm.cfg").notes
-    assert note.startswith(
-        "the GUID of a vmgenid that -readconfig names cannot be changed: clones share random numbers"
-    )
+    assert note.startswith("the GUID of a vmgenid in a -readconfig file cannot be changed: clones share random numbers")
 
 
 def test_a_full_fw_cfg_gets_a_hint() -> None:

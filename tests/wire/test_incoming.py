@@ -33,8 +33,8 @@ def test_a_run_state_that_is_none_is_an_error_of_the_machine(tmp_path: Path, ans
 @pytest.mark.parametrize(
     ("machine", "hint"),
     [
-        ("pc-q35-10.0", "-M pc-q35-10.0 is what this QEMU has to be started with"),
-        ("pc-q35-99.9", "this QEMU does not have that machine type: another version, or another build, has"),
+        ("pc-q35-10.0", "start this QEMU with -M pc-q35-10.0"),
+        ("pc-q35-99.9", "this QEMU does not have that machine type: use another version or build"),
     ],
 )
 def test_the_hint_names_a_machine_type_that_the_qemu_has(machine: str, hint: str) -> None:
@@ -46,7 +46,7 @@ def test_the_hint_names_a_machine_type_that_the_qemu_has(machine: str, hint: str
     monitor: Any = SimpleNamespace(execute=lambda command, _=None: answers[command], hmp=lambda _: settings)
     with pytest.raises(RequestError) as caught:
         incoming.check_machine(monitor, machine, [])
-    assert caught.value.message == f"the file is of machine type {machine!r}, this QEMU is 'pc-q35-11.1'"
+    assert caught.value.message == f"the file has machine type {machine!r}, this QEMU has 'pc-q35-11.1'"
     assert caught.value.hint == hint
 
 

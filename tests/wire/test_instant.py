@@ -88,7 +88,7 @@ def test_somebody_elses_operation_tears_also_what_we_did_not_stop(status: str) -
 
 
 def test_events_that_got_lost_might_have_been_any() -> None:
-    assert look_back([], "paused", ours=True, complete=False).torn == "more happened than could be followed"
+    assert look_back([], "paused", ours=True, complete=False).torn == "more events arrived than could be kept"
 
 
 def test_nothing_that_stops_starts_or_replaces_a_guest_counts_as_harmless() -> None:

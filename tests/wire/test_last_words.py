@@ -90,7 +90,7 @@ def test_a_process_that_lives_has_not_ended() -> None:
     [
         ("echo qemu-x: bad >&2; exit 1", "QEMU: bad"),
         ("echo qemu-x: bad >&2; kill -SEGV $$", "'sh' was killed by SIGSEGV; QEMU: bad"),
-        ("exit 3", "no answer; 'sh' exited with code 3 and said nothing"),
+        ("exit 3", "no answer; 'sh' exited with code 3 and printed nothing"),
     ],
 )
 def test_an_error_is_explained_by_how_it_ended_and_its_log_stays(tmp_path: Path, script: str, message: str) -> None:

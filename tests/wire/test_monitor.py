@@ -229,7 +229,7 @@ class TestNoQmpThere:
         with Monitor(str(server.path)):
             error = failure(server.path, timeout=SHORT)
         assert error.message.endswith(": no greeting within 0.2 s")
-        assert error.hint == "another client is attached to this socket, or it is not a QMP socket"
+        assert error.hint == "another client is connected to this socket, or it is not a QMP socket"
 
     @pytest.mark.parametrize(
         ("greeting", "said"),
@@ -276,11 +276,11 @@ class TestNoQmpThere:
     def test_an_object_over_several_lines_is_put_down_to_pretty(self, serve: Callable[..., FakeQmp]) -> None:
         error = failure(serve(greeting=sends(b'{\r\n    "QMP": {\r\n')).path, timeout=ENOUGH)
         assert error.message.endswith("no greeting: it sends an object over several lines, as QEMU does with pretty=on")
-        assert error.hint == "give QEMU a monitor without it: -qmp unix:PATH,server=on,wait=off"
+        assert error.hint == "start QEMU with a monitor without it: -qmp unix:PATH,server=on,wait=off"
 
     def test_what_speaks_otherwise_is_said_to_be_no_qmp_socket(self, serve: Callable[..., FakeQmp]) -> None:
         error = failure(serve(greeting=sends(b"login: \n")).path, timeout=ENOUGH)
-        assert error.hint.startswith("this is not a QMP socket, but a human monitor, a serial line or something else")
+        assert error.hint.startswith("this is not a QMP socket but a human monitor, a serial line or the like")
 
     def test_a_line_without_end_takes_bounded_memory(self, serve: Callable[..., FakeQmp]) -> None:
         server = serve(greeting=endless_line(100 * MIB))

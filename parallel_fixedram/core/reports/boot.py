@@ -56,9 +56,9 @@ class BootReport:
     direct_io: bool
     guests: tuple[GuestReport, ...]
     changes: tuple[str, ...]
-    """What of the command line was replaced, a sentence each."""
+    """What was replaced in the command line, a sentence each."""
     verified: bool
     """Whether every page was checked against its digest."""
     seconds: BootSeconds
     notes: tuple[str, ...] = ()
-    """What the user has to know, a sentence each."""
+    """What the user should know, a sentence each."""

@@ -22,8 +22,8 @@ class ChoiceReport:
     why: tuple[str, ...]
     """A sentence for everything that was left open."""
     predicted_write_seconds: float
-    """What writing the pages takes, if no page that may hold something is zero; with ``compare`` from the moment the
-    guest stands still."""
+    """How long writing the pages takes, if no page that may hold something is zero; with ``compare``, from the moment
+    when the guest is stopped."""
     predicted_stable_seconds: float
     """Until the file is on stable storage, or complete where it is not synced; digests included."""
     measured_write_seconds: float | None

@@ -51,6 +51,6 @@ class CleanReport:
 
     folder: str
     ok: bool
-    """Whether nothing is left there, or not any more."""
+    """Whether nothing is left there now."""
     found: tuple[Leftover, ...]
     """By path."""

@@ -34,7 +34,7 @@ class DiffReport:
     truncated: bool
     """Whether there are more ranges than ``differences`` lists."""
     only_in_a: tuple[str, ...]
-    """Blocks that the other file has not, or has with another length."""
+    """Blocks that the other file lacks, or has with another length."""
     only_in_b: tuple[str, ...]
     not_compared: tuple[NotCompared, ...]
     """The same blocks with their lengths."""

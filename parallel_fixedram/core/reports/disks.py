@@ -19,7 +19,7 @@ class AttachedDisk:
     shared: bool
     """Whether other guests may write to it too (share-rw)."""
     why_not: str
-    """Why it cannot go on with an overlay, as the end of a sentence; empty if it can."""
+    """Why no overlay can be put on it, as the end of a sentence; empty if one can."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

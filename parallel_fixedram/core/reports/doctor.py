@@ -11,13 +11,13 @@ from parallel_fixedram.core.errors import FixedRamError, HostError
 
 
 class Verdict(StrEnum):
-    """What is thought of a thing."""
+    """How a thing was found to be."""
 
     OK = "ok"
     ABSENT = "absent"
-    """A save does without it, in another way."""
+    """A save does without it, and works in another way."""
     NOISY = "noisy"
-    """It makes a measurement slower or less sure; never of a save."""
+    """It makes a measurement slower or less sure; never said of what a save needs."""
     REFUSED = "refused"
     """A save is refused for it."""
 
@@ -30,7 +30,7 @@ class Finding:
     verdict: Verdict
     detail: str
     how: str = ""
-    """How to get it; empty where it is there, or where there is no way."""
+    """How to get it; empty where it is there, or cannot be got."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -54,7 +54,7 @@ class DoctorReport:
     ok: bool
     """Whether nothing is refused."""
     capture: str
-    """What ``--capture auto`` would take: of that guest, or of one that this user runs under TCG; empty if none."""
+    """What ``--capture auto`` would choose for that guest, or for one of this user under TCG; empty if none works."""
     sections: tuple[Section, ...]
 
 
@@ -64,22 +64,22 @@ def found(what: str, detail: str) -> Finding:
 
 
 def missed(what: str, error: FixedRamError, *, verdict: Verdict = Verdict.REFUSED, how: str = "") -> Finding:
-    """A thing that is not, as whoever decides says.
+    """A thing that is not as it should be, with the error that says so.
 
     Args:
-        what: was asked about.
-        error: the answer.
-        verdict: what that means.
-        how: to get it, where the error does not say.
+        what: the thing.
+        error: why it is not.
+        verdict: what that means for a save.
+        how: how to get it, where the error has no hint.
     """
     return Finding(what=what, verdict=verdict, detail=error.message, how=error.hint or how)
 
 
 def tried(what: str, ask: Callable[[], str], *, otherwise: Verdict = Verdict.REFUSED, how: str = "") -> Finding:
-    """What comes of asking: ``ask`` says what is there, or raises what a save would meet; the rest as of ``missed``."""
+    """The finding of a trial: ``ask`` says what is there, or fails as a save would; the rest as of ``missed``."""
     try:
         return found(what, ask())
     except FixedRamError as error:
         return missed(what, error, verdict=otherwise, how=how)
-    except OSError as error:  # what would have told is not there
+    except OSError as error:  # such as a file of /proc or /sys that is not there
         return missed(what, HostError.from_any("cannot be seen", error), verdict=otherwise, how=how)

@@ -32,7 +32,7 @@ class EndedGuest:
     pid: int
     file: str
     said: str
-    """The last lines that QEMU printed of its own, as one; mostly empty."""
+    """The last lines that QEMU printed itself, joined into one; usually empty."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -53,7 +53,7 @@ class GuestsReport:
     schema: ClassVar[str] = "guests"
 
     guests: tuple[LivingGuest, ...]
-    """Those that live; empty where some were to be ended."""
+    """Those that are alive; empty where some were to be ended."""
     ended: tuple[EndedGuest, ...]
     stopped: tuple[StoppedGuest, ...]
     notes: tuple[str, ...]

@@ -57,7 +57,7 @@ class SaveSeconds:
     ram: float
     """The last round, the one with the guest stopped."""
     disks: float = 0.0
-    """Of the pause, to have its disks go on with overlays."""
+    """Of the pause, to move its disks to overlays."""
     cont: float
     """Of the pause, to let the guest go on; 0 where there was none."""
     copy: float = 0.0
@@ -108,10 +108,12 @@ class FaultSeconds:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SnapshotReport:
-    """What a guest felt of a snapshot, and what it took; from the instant on if not said otherwise."""
+    """What a snapshot cost the guest and us; from the instant on if not said otherwise."""
 
     faults: int
     """Page faults: writes that had to wait."""
+    ahead_groups: int
+    """Groups of 64 pages copied before anybody waited: they had been written just before the instant."""
     copied_groups: int
     """Groups of 64 pages that were copied out before they were written."""
     let_through: int
@@ -124,13 +126,13 @@ class SnapshotReport:
     """Faults that had to wait for room for a copy."""
     fault_seconds: FaultSeconds
     watch_seconds: float
-    """Until the guest's memory was watched over: its process asked, helpers started."""
+    """Until writes to the guest's memory could be caught: its process asked, helpers started."""
     protect_seconds: float
     """To protect all of its memory, while it ran."""
     fix_seconds: float
     """Of the pause: to protect once more what had been written meanwhile."""
     let_go_seconds: float
-    """What there was to wait for, after everything else, until nothing of its memory was protected any more."""
+    """How long we waited, after everything else, until none of its memory was protected."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -14,15 +14,15 @@ class TriedSnapshot:
 
     wrong_pages: int
     given_up: str
-    """Why it came to nothing, as a sentence; empty if it did not. Of such a one, or one with wrong pages, there are no
-    figures."""
+    """Why it failed, as a sentence; empty if it did not. There are no figures of a failed one, or one with wrong
+    pages."""
     pause: float
     """Seconds that the guest stood still, without those for the copy."""
     stop: float
     device_state: float
     cont: float
     fix: float
-    """To protect once more what was written before the instant; of ``pause`` as the three before."""
+    """To protect again what was written before the instant; a part of ``pause``, like the three before."""
     total: float
     """Of the save, until the file would have had its name; the copy and its check apart."""
     faults: int
@@ -48,8 +48,8 @@ class TryCaptureReport:
     wrong_pages: int
     """Of all of them."""
     given_up: int
-    """How many came to nothing; of these nothing is wrong, there is no file."""
+    """How many failed; they have no wrong pages, because they have no file."""
     passed: bool
-    """Whether none came to nothing, and no page was wrong."""
+    """Whether none failed, and no page was wrong."""
     remembered: bool | None
-    """Whether ``auto`` goes by that on this host from now on; None if it shows too little for that."""
+    """Whether ``auto`` relies on this result on this host from now on; None if there were too few snapshots."""

@@ -29,10 +29,10 @@ class VerifyReport:
     """Bytes of the blocks that were compared with RAM."""
     blocks: tuple[BlockReport, ...]
     stale_pages: int | None
-    """Zero pages whose place in the file holds other bytes; None when nobody looked."""
+    """Zero pages whose place in the file holds other bytes; None if that was not checked."""
     bad_pages: int
     differences: tuple[Difference, ...]
-    """What was found, the first of it if there is very much."""
+    """What was found; only the first of it if there is very much."""
     truncated: bool
     """Whether there is more than ``differences`` lists."""
     warnings: tuple[str, ...]

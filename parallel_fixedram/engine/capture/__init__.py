@@ -1,1 +1,1 @@
-"""Ways to make a file hold what RAM was at one instant, a module each, and the time a machine stands still."""
+"""Ways to make a file contain RAM as it was at one instant, a module each, and the pause of the machine."""

@@ -1,16 +1,16 @@
-"""Capture: what every way to save an instant has to do, and what it is told.
+"""Capture: the interface of all ways to save an instant, and when its methods are called.
 
 ::
 
-    entered    nothing runs yet but the machine; workers are forked next
+    entered    only the machine runs yet; workers are forked next
     before     the machine runs
     rehearse   it runs; once before every try to stop it
     stopped    it stands still: nothing that can be done elsewhere
     after      it runs again
     let_go     the file is about to get its name
-    left       whatever happened
+    left       in any case
 
-When ``after`` is done the file holds every page as it was in ``stopped``.
+When ``after`` is done, the file has every page as it was in ``stopped``.
 """
 
 from __future__ import annotations
@@ -30,46 +30,46 @@ class Capture(ABC):
     """One way to save an instant; a context manager.
 
     Attributes:
-        reserves: whether space is reserved for all pages that may hold something, so that a full file system is noticed
+        reserves: whether space is reserved for all pages that may contain data, so that a full file system is noticed
             early.
     """
 
     reserves = True
 
     def __enter__(self) -> Self:
-        """Get what workers are to inherit, and do what they must not inherit; they are forked next."""
+        """Make what workers will inherit, and close what they must not inherit; they are forked next."""
         return self
 
-    def __exit__(  # noqa: B027  # most have nothing to give back
+    def __exit__(  # noqa: B027  # most have nothing to release
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        """Give back what there is."""
+        """Release everything."""
 
     @abstractmethod
     def jobs(self) -> Sequence[Job]:
-        """What workers have to be able to do."""
+        """The jobs for the workers."""
 
     def before(self, run: Coordinator) -> None:  # noqa: B027
-        """What can be done while the machine runs, once."""
+        """Do what can be done while the machine runs; called once."""
 
     @abstractmethod
     def rehearse(self, run: Coordinator, *, torn: str | None) -> None:
-        """Get ready for ``stopped``, as close to it as possible.
+        """Get ready for ``stopped``, immediately before it.
 
         Args:
             run: has workers write.
-            torn: what somebody else did that spoiled the last ``stopped``, as a sentence; None if nobody did.
+            torn: what somebody else did that spoiled the last ``stopped``, as a sentence; None if nothing did.
         """
 
     @abstractmethod
     def stopped(self, run: Coordinator) -> None:
-        """What has to be done while the machine stands still."""
+        """Do what has to be done while the machine stands still."""
 
     def after(self, run: Coordinator) -> None:  # noqa: B027
-        """What is left; the machine runs again."""
+        """Do the rest; the machine runs again."""
 
     def let_go(self) -> SnapshotReport | None:
-        """Return when the machine is no longer affected; with figures, if it was."""
+        """Return when the machine is no longer affected; returns figures if it was."""
         return None
 
 

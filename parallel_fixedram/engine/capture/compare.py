@@ -1,6 +1,6 @@
-"""Compare: all pages while the guest runs; then, while it stands still, those whose hash has changed.
+"""Compare: write all pages while the guest runs; then, while it stands still, those whose hash has changed.
 
-Needs no special rights and works with any guest; the pause grows with RAM, because all of it is read once more.
+This needs no special rights and works with any guest. The pause grows with RAM, because all of it is read once more.
 """
 
 from __future__ import annotations
@@ -24,25 +24,25 @@ class Compare(Capture):
     """Reads everything twice.
 
     Args:
-        task: what is to be saved, and how.
+        task: what to save, and how.
     """
 
     def __init__(self, task: Task) -> None:
         self._task = task
         self._hashes = Hashes([each.block for each in task.guest_blocks])
-        self.reserves = task.choice.direct  # otherwise a full file system is noticed before the pause anyway
+        self.reserves = task.choice.direct  # else the first pass, before the pause, notices a full file system
         first = task.writer(may_change=True, hashes=self._hashes)
         self._first = RoundJob(task.ledger, first, window_pages=task.choice.window_pages, hashes=self._hashes)
-        # little has changed, and it reaches the page cache sooner than the device
+        # few pages have changed, and the page cache takes them sooner than the device
         last = PageWriter(task.guest_blocks, task.blocks, task.ledger, task.buffered, max_gap_pages=0)
         self._last = ChangedJob(task.guest_blocks, task.ledger, self._hashes, last, window_pages=WINDOW_PAGES_BUFFERED)
 
     def jobs(self) -> Sequence[Job]:
-        """To write everything, and to write what changed (Capture.jobs)."""
+        """One that writes everything, and one that writes what changed (Capture.jobs)."""
         return [self._first, self._last]
 
     def before(self, run: Coordinator) -> None:
-        """Write every page; which of them change meanwhile is found out later (Capture.before)."""
+        """Write every page; later we find out which have changed meanwhile (Capture.before)."""
         task = self._task
         task.ledger.all_dirty()
         task.ledger.leave_out_holes()
@@ -54,10 +54,10 @@ class Compare(Capture):
             shard_pages=task.choice.shard_pages,
         )
         if not task.choice.direct and tally.bytes > dirty_room():
-            task.buffered.sync()  # or the kernel would slow down the few writes that a guest waits for
+            task.buffered.sync()  # else the kernel would slow down the few writes that the guest waits for
 
     def rehearse(self, run: Coordinator, *, torn: str | None) -> None:
-        """All pages are suspects, again if need be (Capture.rehearse)."""
+        """Mark all pages as suspect, again after a torn instant (Capture.rehearse)."""
         ledger = self._task.ledger
         if torn:
             self._hashes.distrust(ledger.data, ledger.present)

@@ -1,4 +1,4 @@
-"""Coordinator: hands rounds of pages to workers, and keeps account of what they did."""
+"""Coordinator: has workers write rounds of pages, and keeps account of what they did."""
 
 from __future__ import annotations
 
@@ -18,23 +18,23 @@ from parallel_fixedram.engine.workers.progress import run_job, shard_span, trace
 from parallel_fixedram.engine.workers.worker import Job
 
 FIRST_PASS = "first pass"
-"""The phase in which a running guest's pages are written once, before those that changed."""
+"""The phase in which all pages of a running guest are written once."""
 
 
 class Coordinator:
-    """What a capture has done, and how it has workers do it.
+    """Through which a capture has workers write, and which records what was done.
 
     Args:
-        task: what is to be saved, and how.
+        task: what to save, and how.
         pool: workers that can do ``jobs``.
         jobs: in the pool's order.
-        writeback: is told what is in the page cache.
-        observer: hears of phases and shards.
+        writeback: told what was written into the page cache.
+        observer: told of phases and shards.
         began: ``time.perf_counter()`` when the save began.
 
     Attributes:
-        rounds: one a sweep over the dirty bitmap.
-        written: the sum of what they did.
+        rounds: one for each sweep over the dirty bitmap.
+        written: the sum of all rounds.
     """
 
     def __init__(
@@ -58,7 +58,7 @@ class Coordinator:
 
     @property
     def workers(self) -> Sequence[Worker]:
-        """The workers as the pool sees them."""
+        """The pool's workers."""
         return self._pool.workers
 
     def round(
@@ -71,15 +71,15 @@ class Coordinator:
         shard_pages: int | None = None,
         finds_changes: bool = False,
     ) -> Tally:
-        """Have all dirty pages written that may hold something; each is clean when its shard is acknowledged.
+        """Have all dirty pages written that may contain data; each becomes clean when its shard is acknowledged.
 
         Args:
-            job: how.
+            job: writes them.
             while_running: whether the machine runs meanwhile.
             cached: whether the pages go into the page cache.
-            phase: what the observer is told that this is.
-            shard_pages: about how many pages a shard shall have; None for what fits any kind of work.
-            finds_changes: whether the job finds out which pages are not what the file holds, and writes only those.
+            phase: name of the phase for the observer.
+            shard_pages: approximate number of pages in a shard; None for a default that fits any kind of work.
+            finds_changes: whether the job compares pages with the file, and writes only those that differ.
         """
         started, dirty = time.perf_counter(), sum(bitmap.count() for bitmap in self._ledger.dirty)
         self._ledger.leave_out_holes()
@@ -107,7 +107,7 @@ class Coordinator:
         return tally
 
     def written_by_others(self, pages: int, size: int) -> None:
-        """Pages of the last round, ``size`` bytes of them, that somebody else than the workers wrote."""
+        """Count pages of the last round, ``size`` bytes in all, that processes other than the workers have written."""
         last = self.rounds[-1]
         self.rounds[-1] = replace(last, written_pages=last.written_pages + pages, zero_pages=last.zero_pages - pages)
         self.written.bytes += size
@@ -122,26 +122,26 @@ class Coordinator:
         shard_pages: int | None = None,
         number: int = 0,
     ) -> Tally:
-        """Have pages written; no round of its own.
+        """Have pages written, without recording a round.
 
         Args:
-            job: how.
-            pages: which, one bitmap a block.
+            job: writes them.
+            pages: which ones, a bitmap for each block.
             cached: whether they go into the page cache.
-            phase: what the observer is told that this is.
-            shard_pages: about how many pages a shard shall have; None for what fits any kind of work.
+            phase: name of the phase for the observer.
+            shard_pages: as for ``round``.
             number: of the round.
         """
 
         def written(message: ShardDone, worker: int) -> None:
             shard = message.shard
-            # only now: the pages of a lost shard stay dirty
+            # only now, so that the pages of a lost shard stay dirty
             self._ledger.dirty[shard.block].words[shard.first_word : shard.first_word + shard.words] = 0
             self._observer.shard(traced(message, worker, self._task.layout, self._began))
             if cached and message.tally.bytes:
                 span = shard_span(self._task.layout, shard)
-                # if a guest waits, as late as possible: copying is slower while the device works
-                at_once = self._task.options.publishing.durable and (phase == FIRST_PASS or not self._task.waits)
+                # late if a guest waits: copying is slower while the device is busy
+                at_once = self._task.options.publishing.durable and (phase == FIRST_PASS or not self._task.guest_waits)
                 self._writeback.wrote(*span, message.tally.bytes, at_once=at_once)
 
         return run_job(

@@ -1,11 +1,11 @@
-"""Pause: the time a machine stands still, which ends whatever happens inside it.
+"""Pause: the time for which a machine stands still. It ends whatever happens inside it.
 
 ::
 
-    stop |  device state (asked in a thread of its own)  | cont
-         |  the last round, by the workers               |
+    stop |  device state (queried in a thread of its own)  | cont
+         |  the last round, by the workers                 |
 
-Nothing else belongs in here: a guest waits.
+Nothing else belongs here: a guest is waiting.
 """
 
 from __future__ import annotations
@@ -26,20 +26,20 @@ LONG_STOP_SECONDS = 0.05
 
 
 class Pause:
-    """Context manager: the machine stands still inside, and goes on afterwards if it ran before.
+    """Context manager: the machine stands still inside it, and goes on afterwards if it ran before.
 
     Args:
         machine: what to stop.
 
     Attributes:
         was_running: whether it ran.
-        torn: what somebody did meanwhile that makes what was read worthless, as a sentence; None if it is one instant.
-        sync_disks_seconds: how long its disks took, before.
-        seconds: from the request to stop to the moment it may go on.
+        torn: what somebody did meanwhile that makes what we read worthless, as a sentence; None if it is one instant.
+        sync_disks_seconds: how long syncing its disks took, before the pause.
+        seconds: from the request to stop until it may go on.
         stop_seconds: of ``seconds``, until it stood still.
         ram_seconds: of ``seconds``, while its RAM was read; set by whoever read it.
-        state_seconds: how long its device state took, beside everything else.
-        disks_seconds: of ``seconds``, while its disks moved to overlays; set by whoever moved them.
+        state_seconds: how long its device state took, concurrently with everything else.
+        disks_seconds: of ``seconds``, while its disks were put on overlays; set by whoever did that.
         cont_seconds: of ``seconds``, to let it go on.
         copy_seconds: of ``seconds``, to copy its RAM for a check; set by whoever did that.
     """
@@ -57,8 +57,8 @@ class Pause:
         self.state_seconds = self.disks_seconds = self.cont_seconds = self.copy_seconds = 0.0
 
     def prepare(self) -> None:
-        """Get ready while nobody waits (Machine.get_ready, Machine.sync_disks)."""
-        self._thread.submit(lambda: None).result()  # starts it
+        """Get ready while nobody is waiting (Machine.get_ready, Machine.sync_disks)."""
+        self._thread.submit(lambda: None).result()  # starts the thread
         started = time.perf_counter()
         for note in self._machine.sync_disks():
             if note not in self._notes:
@@ -68,26 +68,26 @@ class Pause:
 
     @property
     def notes(self) -> list[str]:
-        """What disks could not be synced; and that stopping took long, if it did, and why that may be."""
+        """Which disks could not be synced; and if stopping took long, a note that says so and why."""
         if not self.was_running or self.stop_seconds < LONG_STOP_SECONDS:
             return self._notes
         why = "QEMU completes the requests of all disks and flushes them before its guest stands still"
         return [
             *self._notes,
-            f"{1000 * self.stop_seconds:.0f} ms of the pause went by before the guest stood still: {why}",
+            f"{1000 * self.stop_seconds:.0f} ms of the pause passed before the guest stood still: {why}",
         ]
 
     def __enter__(self) -> Self:
         self._started = time.perf_counter()
         try:
-            # a collection would touch, and after a fork copy, every page of this process: tens of milliseconds
+            # a garbage collection touches every page of this process, and after a fork copies it: tens of milliseconds
             self._collects_garbage = gc.isenabled()
             gc.disable()
             self.was_running = self._machine.pause()
             self.stop_seconds = time.perf_counter() - self._started
             return self
         except BaseException as error:
-            self._end(error)  # it may have stopped before the answer was lost
+            self._end(error)  # the machine may have stopped before the answer was lost
             raise
 
     def __exit__(
@@ -97,7 +97,7 @@ class Pause:
             with signals.held():  # a signal must not come between the guest and its resumption
                 self._end(error)
         except BaseException as late:
-            if not self._ended:  # it came before it could be held back
+            if not self._ended:  # a signal came before it could be held back
                 self._end(late)
             raise
 
@@ -106,7 +106,7 @@ class Pause:
         try:
             self._thread.shutdown(cancel_futures=True)  # first: the monitor takes one request at a time
             resumed = time.perf_counter()
-            # what went wrong first matters more
+            # the first error matters more than one here
             with contextlib.suppress(*([FixedRamError] if error else [])):
                 self.torn = self._machine.resume()
             ended = time.perf_counter()
@@ -116,11 +116,11 @@ class Pause:
                 gc.enable()
 
     def begin_device_state(self) -> None:
-        """Have the machine write down its device state, without waiting for it."""
+        """Have the machine write its device state, without waiting for it."""
         self._state = self._thread.submit(self._ask)
 
     def device_state(self) -> bytes:
-        """The device state, as soon as it is there (Machine.device_state)."""
+        """Wait for the device state (Machine.device_state)."""
         assert self._state is not None, "begin_device_state() comes first"
         return self._state.result()
 

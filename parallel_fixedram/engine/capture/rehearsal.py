@@ -1,7 +1,7 @@
-"""Rehearsal: what a last round does, done once while nobody waits.
+"""Rehearsal: do what the last round does once while nobody is waiting.
 
-Memory that coordinator and workers touch for the first time after the fork is copied page by page: that takes longer
-than a small round itself.
+Memory that coordinator and workers touch for the first time after the fork is copied page by page, which takes longer
+than a small round.
 """
 
 from __future__ import annotations
@@ -13,12 +13,12 @@ from parallel_fixedram.engine.workers.worker import Job
 
 
 def write_firmware(run: Coordinator, job: Job, task: Task) -> None:
-    """Have firmware written, which stays dirty: it is written again in the last round.
+    """Have firmware written. It stays dirty, and is written again in the last round.
 
     Args:
         run: has workers write.
-        job: that of the last round.
-        task: what is to be saved.
+        job: the job of the last round.
+        task: what to save.
     """
     ledger, firmware = task.ledger, [PageBitmap(bitmap.pages) for bitmap in task.ledger.dirty]
     for each, bitmap in zip(task.guest_blocks, firmware, strict=True):

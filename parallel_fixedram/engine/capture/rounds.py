@@ -1,4 +1,4 @@
-"""Rounds: what a dirty log names, again and again while the guest runs; the last time while it stands still."""
+"""Rounds: write the pages in a dirty log, again and again while the guest runs, and once more while it stands still."""
 
 from __future__ import annotations
 
@@ -18,22 +18,22 @@ SMALL_ROUND_PAGES = 1024
 
 
 def dirty_log(machine: Machine) -> DirtySource:
-    """What tells which pages were written.
+    """The machine's dirty log.
 
     Raises:
-        RequestError: nothing does.
+        RequestError: it has none.
     """
     dirty = machine.dirty_source()
     if dirty is None:
-        raise RequestError("a save in rounds needs to know which pages were written, and this RAM has no dirty log")
+        raise RequestError("a save in rounds needs a dirty log, and this RAM has none")
     return dirty
 
 
 class DirtyRounds(Capture):
-    """As many rounds as make the last one shorter.
+    """Writes rounds for as long as they make the last one shorter.
 
     Args:
-        task: what is to be saved, and how; with a dirty log.
+        task: what to save, and how; with a dirty log.
     """
 
     def __init__(self, task: Task) -> None:
@@ -43,11 +43,11 @@ class DirtyRounds(Capture):
         self._job = RoundJob(task.ledger, task.writer(may_change=True), window_pages=task.choice.window_pages)
 
     def jobs(self) -> Sequence[Job]:
-        """To write what is dirty (Capture.jobs)."""
+        """One that writes what is dirty (Capture.jobs)."""
         return [self._job]
 
     def before(self, run: Coordinator) -> None:
-        """Rounds, until another one would not make the last one noticeably shorter (Capture.before)."""
+        """Write rounds until another one would not make the last one noticeably shorter (Capture.before)."""
         ledger = self._task.ledger
         ledger.all_dirty()
         before = 2 * sum(bitmap.pages for bitmap in ledger.dirty)
@@ -60,11 +60,11 @@ class DirtyRounds(Capture):
             before = now
 
     def rehearse(self, run: Coordinator, *, torn: str | None) -> None:
-        """The dirty log knows what is left to do, after a torn instant as well (Capture.rehearse)."""
+        """Only firmware: the dirty log knows what is left to write, even after a torn instant (Capture.rehearse)."""
         write_firmware(run, self._job, self._task)
 
     def stopped(self, run: Coordinator) -> None:
-        """The last round (Capture.stopped)."""
+        """Write the last round (Capture.stopped)."""
         self._task.ledger.add_dirty(self._dirty, self._task.guest_blocks)
         self._round(run, while_running=False, first=not run.rounds)
 

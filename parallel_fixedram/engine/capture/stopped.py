@@ -1,4 +1,4 @@
-"""Stopped: all pages while the machine stands still. The simplest way, and what the others are compared with."""
+"""Stopped: write all pages while the machine stands still. The simplest way, with which others are compared."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ class Stopped(Capture):
     """One round over everything.
 
     Args:
-        task: what is to be saved, and how.
+        task: what to save, and how.
     """
 
     def __init__(self, task: Task) -> None:
@@ -24,18 +24,18 @@ class Stopped(Capture):
         self._job = RoundJob(task.ledger, task.writer(), window_pages=task.choice.window_pages)
 
     def jobs(self) -> Sequence[Job]:
-        """To write what is dirty (Capture.jobs)."""
+        """One that writes what is dirty (Capture.jobs)."""
         return [self._job]
 
     def rehearse(self, run: Coordinator, *, torn: str | None) -> None:
-        """Everything is to be written (Capture.rehearse)."""
-        if self._task.waits:
+        """Mark everything as dirty (Capture.rehearse)."""
+        if self._task.guest_waits:
             self._task.ledger.map_newly_touched(self._task.guest_blocks)
         write_firmware(run, self._job, self._task)
         self._task.ledger.all_dirty()
 
     def stopped(self, run: Coordinator) -> None:
-        """Write it (Capture.stopped)."""
+        """Write everything (Capture.stopped)."""
         task = self._task
-        task.ledger.map_newly_touched(task.guest_blocks)  # of what stood still, too: it may have stopped only now
+        task.ledger.map_newly_touched(task.guest_blocks)  # even if it stood still already: it may have stopped only now
         run.round(self._job, while_running=False, cached=not task.choice.direct, shard_pages=task.choice.shard_pages)

@@ -1,4 +1,4 @@
-"""Task: what one save has to do, as far as it is decided before it begins."""
+"""Task: everything about one save that is decided before it begins."""
 
 from __future__ import annotations
 
@@ -26,18 +26,18 @@ class Task:
     layout: FileLayout
     """Where they go; its blocks are in the same order."""
     ledger: Ledger
-    waits: bool
+    guest_waits: bool
     """Whether a guest runs, and will stand still for the last pages."""
     options: SaveOptions
     choice: Choice
     buffered: FileChannel
     """The file, through the page cache."""
     direct: FileChannel | None
-    """The file, bypassing the page cache; None where it cannot be opened so."""
+    """The file, bypassing the page cache; None if it cannot be opened like that."""
     dirty: DirtySource | None
-    """Says which pages were written, where it is asked."""
+    """The dirty log; None unless the capture needs it."""
     address_space: AddressSpace | None
-    """Whose writes can be made to wait, where that is done."""
+    """How writes are made to wait; None unless the capture needs that."""
 
     @property
     def blocks(self) -> Sequence[SavedBlock]:
@@ -46,11 +46,11 @@ class Task:
 
     @property
     def channel(self) -> FileChannel:
-        """The file, as the choice wants pages written."""
+        """The file, opened in the way that was chosen for pages."""
         return self.direct if self.choice.direct and self.direct else self.buffered
 
     def writer(self, *, may_change: bool = False, hashes: Hashes | None = None) -> PageWriter:
-        """Writes pages as the choice says; from copies where the page cache is bypassed, or RAM may change."""
+        """A writer as chosen; it writes from copies if the page cache is bypassed or RAM may change."""
         return PageWriter(
             self.guest_blocks,
             self.blocks,
@@ -63,7 +63,7 @@ class Task:
         )
 
     def staging(self) -> Staging:
-        """Room for copies on their way to the file; one window is enough for what is done when a call returns."""
+        """Room for copies on their way to the file; one window is enough if writes are done when a call returns."""
         slots = SLOTS if self.choice.direct else 1
         page_size = max(saved.block.page_size for saved in self.blocks)
         return Staging(self.channel.another, page_size, window_pages=self.choice.window_pages, slots=slots)

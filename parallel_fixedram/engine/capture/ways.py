@@ -1,4 +1,4 @@
-"""The ways to capture an instant, by name: a new one is a module next to these and a line here."""
+"""The ways to capture an instant, by name. A new one is a module next to these, and a line here."""
 
 from __future__ import annotations
 

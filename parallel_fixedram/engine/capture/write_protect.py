@@ -1,4 +1,4 @@
-"""WriteProtect: all pages while the guest runs, as they were at one instant.
+"""WriteProtect: write all pages as they were at one instant, while the guest runs.
 
 ::
 
@@ -8,8 +8,8 @@
     after     workers write everything                              copied first
     let_go    nothing is protected any more
 
-The pause does not grow with RAM, and each page is read once. It takes the rights of a debugger where the guest's
-process does not give its userfaultfd by itself.
+The pause does not grow with RAM, and each page is read once. It takes the rights of a debugger, unless the guest's
+process hands over its userfaultfd itself.
 """
 
 from __future__ import annotations
@@ -37,11 +37,11 @@ from parallel_fixedram.host.memory.userfaultfd import Userfaultfd
 
 
 def address_space(machine: Machine, mode: CaptureMode) -> tuple[AddressSpace | None, str]:
-    """How the writes of a machine that runs can be made to wait, where that is needed; or why not, to end a sentence.
+    """How writes of a running machine can be made to wait, if the mode needs it; or why not, as the end of a sentence.
 
     Raises:
-        MachineError: a snapshot is asked for by name, and what the machine is made of forbids it.
-        HostError: so, and a right or the kernel is missing.
+        MachineError: a snapshot was requested by name, and the machine has a device or disk that rules it out.
+        HostError: a snapshot was requested by name, and a right or a feature of the kernel is missing.
     """
     if mode not in (CaptureMode.AUTO, CaptureMode.SNAPSHOT):
         return None, ""
@@ -57,14 +57,14 @@ def address_space(machine: Machine, mode: CaptureMode) -> tuple[AddressSpace | N
 
 
 class WriteProtect(Capture):
-    """Copies before the first write, of a machine that tells its AddressSpace.
+    """Copies each page before its first write; for machines with an AddressSpace.
 
     Args:
-        task: what is to be saved, and how.
+        task: what to save, and how.
     """
 
     def __init__(self, task: Task) -> None:
-        assert task.address_space is not None, "only what has one is captured so"
+        assert task.address_space is not None, "the task needs an address space"
         self._task = task
         self._space = task.address_space
         self._stack = ExitStack()
@@ -77,8 +77,8 @@ class WriteProtect(Capture):
         """Register its memory and fork the helpers: workers must not inherit the userfaultfd (Capture.__enter__).
 
         Raises:
-            SnapshotFailed: that is refused, or impossible. The machine is as it was.
-            MachineError: it is gone.
+            SnapshotFailed: this is refused or impossible; the machine is as it was.
+            MachineError: the machine is gone.
         """
         started = time.perf_counter()
         with self._failing(begun=False), ExitStack() as stack:
@@ -98,22 +98,22 @@ class WriteProtect(Capture):
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        """Let go of the guest, whatever happened (Capture.__exit__)."""
+        """Release the guest's memory, whatever happened (Capture.__exit__)."""
         self._stack.close()
 
     def jobs(self) -> Sequence[Job]:
-        """To write what is protected, and the small blocks that cannot be (Capture.jobs)."""
+        """One that writes protected blocks, and one that writes small blocks which cannot be (Capture.jobs)."""
         return [self._snapshot.job, self._small]
 
     def rehearse(self, run: Coordinator, *, torn: str | None) -> None:
         """Protect everything (Capture.rehearse).
 
         Raises:
-            SnapshotFailed: it cannot be.
-            MachineChanged: the instant was torn, and what was copied of it is in the file.
+            SnapshotFailed: it failed.
+            MachineChanged: the last instant was torn, and copies from it are in the file already.
         """
         if torn:
-            raise MachineChanged(f"{torn} while it was saved")
+            raise MachineChanged(f"{torn} while it was being saved")
         started = time.perf_counter()
         with self._failing():
             self._snapshot.protect()
@@ -143,7 +143,7 @@ class WriteProtect(Capture):
                 phase=FIRST_PASS,
                 shard_pages=choice.shard_pages,
             )
-            self._space.has_answered()  # so we have heard of every discard that it had begun
+            self._space.has_answered()  # so we have heard of every discard begun before this
             self._snapshot.end()
         present = sum(
             bitmap.count() for bitmap, protected in zip(task.ledger.present, self._protected, strict=True) if protected
@@ -155,10 +155,11 @@ class WriteProtect(Capture):
         """Wait until nothing is protected any more (Capture.let_go)."""
         started = time.perf_counter()
         figures = self._snapshot.finish()
-        if figures is None:  # it died over that, and the kernel has released everything
+        if figures is None:  # the handler died meanwhile, and the kernel has released everything
             return None
         return SnapshotReport(
             faults=figures.faults,
+            ahead_groups=figures.ahead_groups,
             copied_groups=figures.copied_groups,
             let_through=figures.let_through,
             noted_groups=figures.noted_groups,
@@ -172,7 +173,7 @@ class WriteProtect(Capture):
         )
 
     def _choose_pages(self, *, protected: bool) -> None:
-        """The pages of the blocks that are protected, or of the others, are to be written."""
+        """Mark the pages of protected blocks as dirty, or those of the others."""
         ledger = self._task.ledger
         if not protected:
             ledger.map_newly_touched(self._task.guest_blocks)
@@ -186,14 +187,14 @@ class WriteProtect(Capture):
 
     @contextmanager
     def _failing(self, *, begun: bool = True) -> Iterator[None]:
-        """What goes wrong inside becomes an error with the best known cause."""
+        """Turn errors into one with the best known cause."""
         try:
             yield
         except MachineError:
             raise
         except FixedRamError as error:
             cause = (self._running and self._running.cause()) or error
-            if begun and isinstance(cause, HostError) and cause.errno:  # no space: another capture would meet it, too
+            if begun and isinstance(cause, HostError) and cause.errno:  # ENOSPC, say: another way would fail, too
                 raise cause from error
             raise SnapshotFailed(cause.message, hint=cause.hint) from error
 

@@ -1,1 +1,1 @@
-"""What is known of pages, and the jobs that read, test, copy, hash and write them."""
+"""What is known about pages, and the jobs that read, test, copy, hash and write them."""

@@ -1,4 +1,4 @@
-"""ChangedJob: of the dirty pages of a shard, those that are not what the file holds."""
+"""ChangedJob: writes the dirty pages of a shard that differ from the file."""
 
 from __future__ import annotations
 
@@ -17,18 +17,18 @@ from parallel_fixedram.engine.pages.writer import PageWriter
 from parallel_fixedram.engine.workers.messages import Tally
 
 CHECK_PAGES = 1024
-"""Pages that are compared at a time: they need not stay in a cache, because nothing reads them again."""
+"""Pages that are compared at a time. They need not fit into a cache, because nothing reads them again."""
 
 
 class ChangedJob:
-    """Writes what changed, of RAM that stands still by now.
+    """Writes what has changed, once RAM stands still.
 
     Args:
         guest_blocks: where pages come from.
         ledger: what may have changed, and what is in the file afterwards.
-        hashes: what the file holds.
-        writer: how to write; it maps guest RAM.
-        window_pages: how many pages are written at a time.
+        hashes: of the pages in the file.
+        writer: writes pages; it maps guest RAM.
+        window_pages: number of pages that are written at a time.
     """
 
     def __init__(
@@ -51,7 +51,7 @@ class ChangedJob:
         self._writer.open()
 
     def run(self, shard: Shard) -> Tally:
-        """Look at one shard, and write what changed (Job.run)."""
+        """Examine one shard, and write what has changed (Job.run)."""
         tally, block, in_file = Tally(), shard.block, self._ledger.present[shard.block]
         data = self._ledger.data[block].bits(shard.first_word, shard.words)
         present = in_file.bits(shard.first_word, shard.words)
@@ -68,7 +68,7 @@ class ChangedJob:
         return tally
 
     def _changed(self, shard: Shard, data: Bits, present: Bits, tally: Tally) -> Bits:
-        """Which pages of a shard have to be written, or emptied."""
+        """1 for every page of a shard that has to be written, or turned into a hole."""
         started, block, guest = time.perf_counter(), shard.block, self._guest_blocks[shard.block]
         dirty = self._ledger.dirty[block].bits(shard.first_word, shard.words)
         found = np.zeros(len(dirty), np.uint8)
@@ -84,9 +84,9 @@ class ChangedJob:
             if held.any():
                 suspects |= self._hashes.changed(block, first, pages, held)
             full = suspects if guest.keeps_zero_pages else nonzero_among(pages, suspects, data[part])
-            found[part] = full | (suspects & present[part])  # a zero page only has to be emptied if the file has it
+            found[part] = full | (suspects & present[part])  # a zero page matters only if the file has it
             if found[part].any():
-                # before they are written: from then on the file may hold something else than was hashed
+                # before they are written: from then on the file may differ from what was hashed
                 self._hashes.forget(block, first, found[part])
         tally.scan_seconds += time.perf_counter() - started
         return found

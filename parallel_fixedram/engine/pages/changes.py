@@ -1,13 +1,13 @@
-"""Which pages are not what the file holds of them: by hashes of what was written.
+"""Hashes of what was written, to find the pages that have changed since.
 
 ::
 
     guest runs:   page -> private copy -> written, its hash into a table                 at the device's speed
-    guest waits:  page -> hash == table?  then the file holds it; else it is written     at memory's speed
+    guest waits:  page -> hash == table?  then the file has it; else it is written       at memory's speed
 
-No dirty log is needed: from outside a QEMU there is none. The hash is XXH3-128 with a seed that nobody else
-knows: two contents of a page have the same one with a probability of 2**-128, and a guest cannot look for such a pair.
-What is hashed is the copy that is written, never RAM itself, which changes meanwhile.
+No dirty log is needed, which from outside a QEMU there is none. The hash is XXH3-128 with a secret seed: two contents
+of a page collide with a probability of 2**-128, and a guest cannot search for a collision. We hash the copy that is
+written, never RAM itself, which changes meanwhile.
 """
 
 from __future__ import annotations
@@ -26,9 +26,9 @@ from parallel_fixedram.engine.pages.ledger import shared_bitmaps, shared_words
 
 
 class Hashes:
-    """A hash of each page that was written, in memory that workers share; 16 bytes a page.
+    """A hash of each page that was written, in memory that workers share; 16 bytes per page.
 
-    ``first`` is the number of a page and a multiple of 64 everywhere.
+    ``first`` is always the number of a page, and a multiple of 64.
 
     Args:
         blocks: in the file's order.
@@ -46,30 +46,30 @@ class Hashes:
         return np.frombuffer(whole, np.uint64).reshape(-1, 2)
 
     def held(self, block: int, first: int, count: int) -> Bits:
-        """1 for every page of [first, first + count) of which the file holds a known copy."""
+        """1 for every page of [first, first + count) whose contents in the file are known by their hash."""
         return self._held[block].page_bits(first, count)
 
     def note(self, block: int, first: int, pages: Pages, bits: Bits) -> None:
-        """These contents are about to be written.
+        """Note contents that are about to be written.
 
         Args:
             block: number of the block.
             first: number of the first page.
             pages: contents, shape (pages, page_size / 8).
-            bits: which of them.
+            bits: 1 for each of them that is written.
         """
         wanted = np.flatnonzero(bits)
         self._hashes[block][first + wanted] = self.hashes_of(pages, wanted)
         self._held[block].put_bits(first // WORD_PAGES, self.held(block, first, len(bits)) | bits)
 
     def changed(self, block: int, first: int, pages: Pages, bits: Bits) -> Bits:
-        """1 for every page, of those whose bit is 1, that is not what the file holds.
+        """1 for every page that differs from the file.
 
         Args:
             block: number of the block.
             first: number of the first page.
             pages: contents, shape (pages, page_size / 8).
-            bits: which of them to look at; the file holds something of each.
+            bits: 1 for each page to compare; ``held`` must be 1 for all of them.
         """
         wanted = np.flatnonzero(bits)
         other = (self.hashes_of(pages, wanted) != self._hashes[block][first + wanted]).any(axis=1)
@@ -78,21 +78,21 @@ class Hashes:
         return found
 
     def forget(self, block: int, first: int, bits: Bits) -> None:
-        """These pages are made holes, or will be written from RAM itself: the hash is no longer that of the file.
+        """Forget the hashes of pages that are about to become holes, or to be written directly from RAM.
 
         Args:
             block: number of the block.
             first: number of the first page.
-            bits: which of the pages from there on.
+            bits: 1 for each of these pages.
         """
         self._held[block].put_bits(first // WORD_PAGES, self.held(block, first, len(bits)) & ~bits)
 
     def distrust(self, data: Sequence[PageBitmap], present: Sequence[PageBitmap]) -> None:
-        """Pages changed while they were written as if RAM stood still: any page that is not held may be in the file.
+        """Note that RAM changed while we wrote as if it stood still, so any page without a hash may be in the file.
 
         Args:
-            data: pages that may hold something, one bitmap a block.
-            present: which pages are in the file; all those of which that is not certain are added.
+            data: pages that may contain data, a bitmap for each block.
+            present: pages in the file; those that may be in it are added.
         """
         for held, may_hold, in_file in zip(self._held, data, present, strict=True):
             in_file.words |= may_hold.words & ~held.words

@@ -1,6 +1,6 @@
-"""Digests: of pages, as they are written or read, and of everything else in a file.
+"""Digests: of pages when they are written or read, and of everything else in a file.
 
-In a save, whoever writes a page notes the digest of the same bytes; the tables are written when all pages are there.
+In a save, whoever writes a page also notes the digest of the same bytes; the tables are written after all pages.
 """
 
 from __future__ import annotations
@@ -46,13 +46,13 @@ def write_digests(
     Args:
         channel: the file.
         tables: file offset of the digest of page 0 of each block.
-        digests: shape (pages,) for each block; not read where no page is near.
-        present: which pages are in the file; the digest of any other is 0.
+        digests: shape (pages,) for each block; only read near pages that are present.
+        present: pages in the file; the digest of all others is 0.
     """
     for table, values, bitmap in zip(tables, digests, present, strict=True):
         for word in range(0, len(bitmap.words), _STEP_WORDS):
             bits, first = bitmap.bits(word, _STEP_WORDS), word * WORD_PAGES
-            # stretches with pages in them: a table of a large, nearly empty block stays a hole
+            # only stretches with pages in them, so that the table of a large, nearly empty block stays a hole
             used = np.add.reduceat(bits, np.arange(0, len(bits), WINDOW_PAGES), dtype=np.int64)
             for start, count in (runs_of_ones(used) * WINDOW_PAGES).tolist():
                 some = bits[start : start + count]
@@ -73,12 +73,12 @@ class DigestTable:
         self._table = table
 
     def mismatches(self, first: int, pages: Pages, present: Bits) -> Bits:
-        """1 for every present page that does not match its digest, and every absent one that has a digest.
+        """1 for every present page that does not match its digest, and for every absent one that has a digest.
 
         Args:
             first: number of the first page.
             pages: contents, shape (pages, page_size / 8).
-            present: 1 for every page that is in the file.
+            present: 1 for every page in the file.
         """
         stored = np.empty(len(present), "<u8")
         self._channel.read(self._table + first * DIGEST_BYTES, stored.data.cast("B"))
@@ -87,7 +87,7 @@ class DigestTable:
 
 
 def write_trailer(channel: FileChannel, trailer: TrailerLayout, blocks: Sequence[SavedBlock]) -> None:
-    """Write the trailer of a complete stream, except the page digests, which are there already."""
+    """Write the trailer of a complete stream, except the page digests, which must be there already."""
     for offset, head in trailer.parts:
         channel.write(offset, memoryview(head))
     stream = digested(list(blocks), trailer.base, trailer.offset, (trailer.clone_offset, trailer.clone_end))
@@ -104,13 +104,13 @@ def _extents(channel: FileChannel, ranges: Iterable[tuple[int, int]]) -> list[Ex
 
 
 def range_digest(channel: FileChannel, start: int, end: int) -> int:
-    """XXH3-64 of the bytes [start, end) of a file, whose holes are known to be zeros without being read.
+    """XXH3-64 of the bytes [start, end) of a file; holes count as zeros without being read.
 
     Raises:
-        FormatError: the file ends before.
+        FormatError: the file is shorter.
     """
     digest = xxhash.xxh3_64()
-    channel.read(end - 1, memoryview(bytearray(1)))  # or what lies past the end of the file would count as a hole
+    channel.read(end - 1, memoryview(bytearray(1)))  # else bytes past the end of the file would count as a hole
     buffer = memoryview(bytearray(min(_RANGE_PIECE, end - start)))
     for first, last in data_extents(channel.fd, start, end):
         _digest_zeros(digest, first - start)
@@ -130,12 +130,12 @@ def _digest_zeros(digest: xxhash.xxh3_64, count: int) -> None:
 
 
 class DigestJob:
-    """Reads the pages of a shard back and notes their digests.
+    """Reads back the pages of a shard and notes their digests.
 
     Args:
-        blocks: where the pages lie.
-        present: which pages are in the file, one bitmap a block.
-        digests: gets them: shape (pages,) for each block, in shared memory.
+        blocks: where the pages are.
+        present: pages in the file, a bitmap for each block.
+        digests: receives them: shape (pages,) for each block, in shared memory.
         channel: the file.
     """
 

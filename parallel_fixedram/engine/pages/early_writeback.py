@@ -1,8 +1,9 @@
-"""EarlyWriteback: the device starts to write the page cache while the rest still gets there.
+"""EarlyWriteback: have the device write out the page cache while more is still being copied there.
 
-If no guest waits, at once: stable storage is reached earlier, though copying is slower meanwhile. If one waits, only
-when the kernel would otherwise slow down whoever writes. It does that when much is dirty, long before memory is
-full, with limits of its own for each device: a guest of 2 GiB then waited for 3 s instead of 0.25 (measured).
+If no guest waits, it starts at once: everything reaches stable storage earlier, although copying is slower meanwhile.
+If a guest waits, it starts only when the kernel would otherwise slow down writers. The kernel does that when much is
+dirty, long before memory is full, with separate limits for each device: a guest of 2 GiB then waited 3 s instead of
+0.25 s (measured).
 """
 
 from __future__ import annotations
@@ -17,15 +18,15 @@ from parallel_fixedram.host import linux
 logger = logging.getLogger(__name__)
 
 SHARE_OF_ROOM = 1 / 3
-"""How much of what the page cache takes at once may be dirty before the device starts."""
+"""The share of the page cache's room that may be dirty before the device starts."""
 
 
 class EarlyWriteback:
-    """Context manager: told of what was written into the page cache, has it written to the device from a thread.
+    """Context manager that is told what was written into the page cache, and starts writing it out from a thread.
 
     Args:
         fd: descriptor of the file, borrowed until the context ends.
-        room: bytes the page cache takes before writers are slowed down.
+        room: bytes that the page cache takes before writers are slowed down.
     """
 
     def __init__(self, fd: int, room: int) -> None:
@@ -44,13 +45,13 @@ class EarlyWriteback:
         self._thread.shutdown(cancel_futures=True)
 
     def wrote(self, offset: int, length: int, size: int, *, at_once: bool = False) -> None:
-        """Have the device start, if it is time.
+        """Note a range that was written, and start the device if it is time.
 
         Args:
             offset: where the range begins in the file.
-            length: its bytes.
-            size: how many of them were written.
-            at_once: it is time in any case, because nobody waits.
+            length: its length in bytes.
+            size: how many of these bytes were written.
+            at_once: start now in any case, because no guest is waiting.
         """
         self._waiting.append((offset, length))
         if not at_once:
@@ -63,5 +64,5 @@ class EarlyWriteback:
     def _start(self, offset: int, length: int) -> None:
         try:
             linux.start_writeback(self._fd, offset, length)
-        except OSError as error:  # a hint; the sync at the end is what counts
+        except OSError as error:  # only a hint: the sync at the end is what counts
             logger.debug("cannot start to write back: %s", error)

@@ -1,11 +1,11 @@
-"""ReadAhead: reads the next window of a file while the last one is worked on.
+"""ReadAhead: reads the next window of a file while the last one is processed.
 
 ::
 
     thread    read window 0 | read window 1    | read window 2    | ...
     worker                  | write window 0   | write window 1   | ...
 
-Past the page cache nobody else reads ahead, and a device that waits until we have written memory is idle half the time.
+If the page cache is bypassed nobody else reads ahead, and the device would be idle while we write to memory.
 """
 
 from __future__ import annotations
@@ -20,14 +20,14 @@ from parallel_fixedram.format.mapped_ram import SavedBlock
 
 
 class ReadAhead:
-    """A thread that reads, and two buffers it reads into by turns; for one process, made after the fork.
+    """A thread that reads, alternately into two buffers; for one process, to be made after the fork.
 
-    Each window is read with a single call, however scattered its pages are: the device is asked for all pieces at the
-    same time, and holes between them cost little.
+    Each window is read by a single call, however scattered its pages are: the device then gets all pieces at once, and
+    holes between them cost little.
 
     Args:
         channel: the file.
-        page_size: of the largest page it will have to hold, bytes.
+        page_size: of the largest page, bytes.
         window_pages: of the largest window.
     """
 
@@ -36,7 +36,7 @@ class ReadAhead:
         self._thread = ThreadPoolExecutor(1, "read-ahead")
 
     def each(self, saved: SavedBlock, windows: Iterable[Window], tally: Tally) -> Iterator[tuple[Window, Pages]]:
-        """As ``WindowReader.each``; what that changes of ``tally`` the thread changes, and nobody else may."""
+        """As ``WindowReader.each``, but the thread updates the fields of ``tally`` that are about reading."""
         last: tuple[Window, Future[Pages]] | None = None
         for number, window in enumerate(windows):
             future = self._thread.submit(self._readers[number % 2].read, saved, window, tally)

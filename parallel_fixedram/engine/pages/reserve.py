@@ -1,4 +1,4 @@
-"""Space for the pages of a save: reserved before the guest is stopped, given back where nothing was written."""
+"""Space for the pages of a save: reserved before the guest is stopped, and given back where nothing was written."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from parallel_fixedram.format.mapped_ram import SavedBlock
 from parallel_fixedram.host.files.space import Space
 
 JOIN_GAP_PAGES = 16
-"""Data ranges closer than this are reserved as one, as long as it is nearly all data."""
+"""Data ranges closer than this are reserved as one, as long as nearly all of the result is data."""
 
 MIN_RESERVED_PAGES = 64
-"""Shorter ranges are not reserved: that costs more than it gains."""
+"""Reserving shorter ranges costs more than it gains."""
 
 GIVE_BACK_PAGES = 16
-"""Reserved runs of at least this many pages that turned out to be zero are made holes again."""
+"""Reserved runs of at least this many pages that turned out to be zero become holes again."""
 
 
 class Reservation:
@@ -37,13 +37,13 @@ class Reservation:
         self._reserved = [PageBitmap(saved.block.pages) for saved in blocks]
 
     def take(self, number: int, data: PageBitmap, gap_pages: int | None = None) -> None:
-        """Reserve space for the pages of block ``number`` that may hold something; not every file system can.
+        """Reserve space for the pages of a block that may contain data; not every file system can do that.
 
         Args:
-            number: the block.
-            data: its pages that may hold something.
-            gap_pages: gaps of up to so many pages will be bridged, and every range is to be reserved: direct
-                writes into other space go one by one. None to reserve only where that alone pays.
+            number: of the block.
+            data: its pages that may contain data.
+            gap_pages: reserve everything, as direct writes into other space are done one at a time, including gaps of
+                up to this many pages, which will be bridged. None to reserve only where that pays by itself.
 
         Raises:
             HostError: there is not enough space.
@@ -55,7 +55,7 @@ class Reservation:
         else:
             wanted = merge_runs(data.runs(), gap_pages)
         offset, size, taken = saved.page_offset(0), saved.block.page_size, 0
-        if self._space.is_in_memory():  # nothing is taken there: one call asks whether all of it fits
+        if self._space.is_in_memory():  # nothing is allocated there: one call finds out whether all of it fits
             self._space.reserve(offset, int(wanted[:, 1].sum()) * size)
             return
         for first, count in wanted.tolist():
@@ -65,7 +65,7 @@ class Reservation:
         self._reserved[number].set_runs(wanted[:taken])
 
     def give_back(self, file: Sequence[PageBitmap], gap_pages: int = 0) -> None:
-        """Make holes of what was reserved for pages that are not in the file, except gaps that were bridged."""
+        """Make holes where space was reserved for pages that are not in the file, except in gaps that were bridged."""
         for saved, reserved, present in zip(self._blocks, self._reserved, file, strict=True):
             reserved.words &= ~present.words
             left = reserved.runs()
@@ -74,9 +74,10 @@ class Reservation:
 
 
 def dense_runs(runs: Runs, max_gap_pages: int) -> Runs:
-    """Runs joined over gaps of at most ``max_gap_pages`` pages, while gaps are at most an eighth of the result.
+    """Join runs over gaps of at most ``max_gap_pages`` pages, as long as gaps are at most an eighth of the result.
 
-    Single pages at random are hardly ever joined, so only those that join the next one go through Python's loop.
+    Runs are shape (runs, 2), first page and length of each. Single pages at random are hardly ever joined, so only runs
+    that can be joined to the next one go through the Python loop.
     """
     firsts, lengths = runs[:, 0], runs[:, 1].copy()
     spans = firsts[1:] + lengths[1:] - firsts[:-1]

@@ -1,4 +1,4 @@
-"""RoundJob: the dirty pages of a shard."""
+"""RoundJob: writes the dirty pages of a shard."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ from parallel_fixedram.engine.workers.messages import Tally
 
 
 class RoundJob:
-    """Writes what is dirty, all of which may hold something (Ledger.leave_out_holes).
+    """Writes dirty pages, all of which may contain data (Ledger.leave_out_holes).
 
-    From the second round on any dirty page may have been written before, by an earlier round or along with its
-    neighbours, so there the place of every zero page is emptied.
+    From the second round on, any dirty page may have been written before, by an earlier round or along with its
+    neighbours, so the places of zero pages are punched out.
 
     Args:
         ledger: what to write, and what is in the file afterwards.
-        writer: how.
-        window_pages: how many pages are tested and then written at a time.
-        hashes: what the file holds already; in the first round, what a worker wrote before it died.
+        writer: writes pages.
+        window_pages: number of pages that are tested and written at a time.
+        hashes: tell what is in the file already; in the first round, what a worker wrote before it died.
     """
 
     def __init__(self, ledger: Ledger, writer: PageWriter, *, window_pages: int, hashes: Hashes | None = None) -> None:

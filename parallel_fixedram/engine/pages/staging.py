@@ -1,8 +1,8 @@
-"""Staging: pages copied into huge pages on their way to the file.
+"""Staging: huge pages into which pages are copied on their way to the file.
 
-A device fetches guest RAM, scattered over memory in pages of 4 KiB, in many small pieces, and takes a tenth longer than
-for the same bytes in one piece (measured); the copy is made while it is busy with the one before. A private copy is
-also what can be hashed and written without changing in between, on the way into the page cache too.
+Guest RAM is scattered over memory in pages of 4 KiB, which a device fetches in many small pieces; that takes a tenth
+longer than the same bytes in one piece (measured). The copy is made while the device is busy with the previous one.
+Besides, a private copy can be hashed and written without changing in between, also on its way into the page cache.
 """
 
 from __future__ import annotations
@@ -14,10 +14,10 @@ import numpy as np
 from parallel_fixedram.core.bitmap import Bits, runs_of_ones
 from parallel_fixedram.core.latency import Bins, added
 from parallel_fixedram.core.protocols import Channel, Pages
-from parallel_fixedram.host.files.channel import huge_memory
+from parallel_fixedram.host.memory.anonymous import huge_memory
 
 SLOTS = 4
-"""Windows of a worker that may be in flight or in the making: 8 MiB of memory each worker."""
+"""Windows of a worker that may be in flight or being filled: 8 MiB of memory per worker."""
 
 
 class Staging:
@@ -27,7 +27,7 @@ class Staging:
         channels: makes a channel to the file.
         page_size: of the largest page, bytes.
         window_pages: of the largest window.
-        slots: how many windows there is room for: one is enough for a channel that is done when a call returns.
+        slots: number of windows; one is enough for a channel whose writes are done when a call returns.
     """
 
     def __init__(
@@ -40,16 +40,16 @@ class Staging:
         self._turn = 0
 
     def open(self) -> None:
-        """Get the room; called once in every worker."""
+        """Allocate the memory; called once in every worker."""
         memory = np.frombuffer(huge_memory(self._count * self._window_pages * self._page_size), np.uint64)
         self._slots = memory.reshape(self._count, self._window_pages, self._page_size // 8)
         self._channels = [self._make_channel() for _ in range(self._count)]
 
     def next_channel(self) -> Channel:
-        """The channel of the next window, whose room is free again.
+        """The channel for the next window; waits until its memory is free again.
 
         Raises:
-            HostError: a write that was begun from there failed.
+            HostError: an earlier write from that memory failed.
         """
         self._turn = (self._turn + 1) % self._count
         channel = self._channels[self._turn]
@@ -57,12 +57,12 @@ class Staging:
         return channel
 
     def copy(self, pages: Pages, wanted: Bits, holes: Bits) -> Pages:
-        """A window as it is now, for the channel that was taken last.
+        """Copy a window, to be written by the channel that ``next_channel`` returned last.
 
         Args:
-            pages: where it comes from.
-            wanted: 1 for every page that is needed.
-            holes: 1 for every page that is to be zero, without being read; pages in neither hold anything.
+            pages: the window, shape (pages, page_size / 8).
+            wanted: 1 for every page to copy.
+            holes: 1 for every page to zero without reading it. The contents of all other pages are undefined.
         """
         copy: Pages = self._slots[self._turn][: len(wanted)]
         for start, count in runs_of_ones(holes).tolist():
@@ -72,7 +72,7 @@ class Staging:
         return copy
 
     def settle(self) -> None:
-        """Return when everything that was begun is written (Channel.settle)."""
+        """Wait until everything is written (Channel.settle)."""
         for channel in self._channels:
             channel.settle()
 

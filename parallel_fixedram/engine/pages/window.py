@@ -1,4 +1,4 @@
-"""Windows: the pieces in which a shard is worked through, small enough to stay in a core's cache."""
+"""Windows: the pieces in which a shard is processed, small enough to stay in a core's cache."""
 
 from __future__ import annotations
 
@@ -13,30 +13,31 @@ from parallel_fixedram.core.protocols import Channel, Pages
 from parallel_fixedram.core.shards import Shard
 from parallel_fixedram.engine.workers.messages import Tally
 from parallel_fixedram.format.mapped_ram import SavedBlock
-from parallel_fixedram.host.files.channel import huge_memory
+from parallel_fixedram.host.memory.anonymous import huge_memory
 
 WINDOW_PAGES = 256
-"""Pages in a window: 1 MiB, past which a larger write is not faster."""
+"""Pages in a window: 1 MiB; larger writes are not faster."""
 
 DIRECT_READ_PAGES = 512
-"""Pages in a window that is read bypassing the page cache: 2 MiB, a huge page, which a device reads at full speed."""
+"""Pages in a window that is read with O_DIRECT: 2 MiB, a huge page, which a device reads at full speed."""
 
 MAX_SCAN_RUNS = 8
-"""Up to so many runs in a window, each is tested for zero pages where it is; of more the pages are copied out first."""
+"""Up to this many runs in a window are tested for zero pages in place; if there are more, pages are copied out
+first."""
 
 _FEW_PAGES = 32
-"""So few pages are copied out however few runs they are in: that takes less time than a call for each run."""
+"""Up to this many pages are copied out in any case: that takes less time than a call for each run."""
 
 _SAMPLE_PAGES = 16
-"""One page in so many is tested first: if one of them is not zero, testing all in one go is a waste."""
+"""One page in this many is tested first: if one of them is not zero, testing all in one go would be in vain."""
 
 READ_GAP_PAGES = 16
-"""Absent pages read along to join two reads into one; they are holes and cost little."""
+"""Most absent pages to read along in order to join two reads; they are holes and cost little."""
 
 
 @dataclass(frozen=True, slots=True)
 class Window:
-    """Some pages of one block, up to WINDOW_PAGES unless told otherwise."""
+    """Some pages of one block, usually up to WINDOW_PAGES."""
 
     first: int
     """First page."""
@@ -45,7 +46,7 @@ class Window:
 
 
 def windows(bitmap: PageBitmap, shard: Shard, pages: int = WINDOW_PAGES) -> Iterator[Window]:
-    """The windows of a shard that have a bit set, of up to so many pages."""
+    """The windows of a shard, of up to ``pages`` pages each, that have a bit set."""
     bits = bitmap.bits(shard.first_word, shard.words)
     for start in range(0, len(bits), pages):
         window = bits[start : start + pages]
@@ -54,13 +55,13 @@ def windows(bitmap: PageBitmap, shard: Shard, pages: int = WINDOW_PAGES) -> Iter
 
 
 class WindowReader:
-    """Reads the pages of windows out of a mapped-ram file into one buffer.
+    """Reads the pages of windows from a mapped-ram file into one buffer.
 
     Args:
         channel: the file.
-        page_size: of the largest page it will have to hold, bytes.
+        page_size: of the largest page, bytes.
         window_pages: of the largest window.
-        gap_pages: absent pages read along to join two reads into one.
+        gap_pages: most absent pages to read along in order to join two reads.
     """
 
     def __init__(
@@ -75,7 +76,7 @@ class WindowReader:
         self._buffer = huge_memory(window_pages * page_size)
 
     def each(self, saved: SavedBlock, windows: Iterable[Window], tally: Tally) -> Iterator[tuple[Window, Pages]]:
-        """Each window with its pages, valid until the next one is asked for."""
+        """Each window with its pages, which are valid until the next one is requested."""
         for window in windows:
             yield window, self.read(saved, window, tally)
 
@@ -97,7 +98,8 @@ class WindowReader:
 def nonzero_pages(pages: Pages) -> Bits:
     """1 for every page with a bit set, 0 for zero pages; shape (pages,).
 
-    If all pages are zero they are passed in one go, which is fastest by far; of others the first word tells most.
+    Windows of only zero pages are tested in one go, which is fastest by far. In others, most pages are decided by their
+    first word, and only those where it is zero are tested in full.
     """
     if pages.flags.c_contiguous and not pages[::_SAMPLE_PAGES, 0].any() and not np.bitwise_or.reduce(pages.reshape(-1)):
         return np.zeros(len(pages), np.uint8)
@@ -118,14 +120,14 @@ def merge_runs(runs: Runs, max_gap_pages: int, only: Bits | None = None) -> Runs
     Args:
         runs: first page and length of each, shape (runs, 2), ascending.
         max_gap_pages: 0 leaves the runs as they are.
-        only: 1 for every page that a gap may have, if not all.
+        only: 1 for every page that may be part of a gap; None if all may.
     """
     if max_gap_pages == 0 or len(runs) < 2:
         return runs
     ends = runs[:, 0] + runs[:, 1]
     join = runs[1:, 0] - ends[:-1] <= max_gap_pages
     if only is not None:
-        # a gap is free of other pages if as many come before its end as before its beginning
+        # others[n] counts forbidden pages before page n: a gap has none if the count is the same at both its ends
         others = np.concatenate(([0], np.cumsum(only == 0)))
         join &= others[runs[1:, 0]] == others[ends[:-1]]
     firsts = runs[np.concatenate(([True], ~join)), 0]
@@ -134,20 +136,23 @@ def merge_runs(runs: Runs, max_gap_pages: int, only: Bits | None = None) -> Runs
 
 
 def covered(runs: Runs, pages: int) -> Bits:
-    """1 for every page that lies in one of the runs, shape (pages,)."""
+    """1 for every page in one of the runs, which must be disjoint, shape (pages,).
+
+    A run is +1 at its beginning and -1 after its end; the running sum is 1 inside it.
+    """
     steps = np.zeros(pages + 1, np.int8)
     steps[runs[:, 0]] = 1
-    steps[runs[:, 0] + runs[:, 1]] -= 1  # after the ones: a run may begin where another ends, and that is 0
+    steps[runs[:, 0] + runs[:, 1]] -= 1  # after the ones: where a run begins as another ends, the sum stays
     found: Bits = np.cumsum(steps[:-1], dtype=np.int8).view(np.uint8)
     return found
 
 
 def nonzero_among(pages: Pages, wanted: Bits, data: Bits) -> Bits:
-    """Which of the wanted pages of a window are not zero; looks at no page outside ``data``.
+    """1 for every wanted page of a window that is not zero; reads no page outside ``data``.
 
     Args:
         pages: the window, shape (pages, page_size / 8).
-        wanted: 1 for every page that is asked about.
+        wanted: 1 for every page of interest.
         data: 1 for every page that may be read.
     """
     found = np.zeros(len(data), np.uint8)

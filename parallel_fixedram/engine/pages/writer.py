@@ -1,18 +1,17 @@
-"""PageWriter: pages of a window, from guest RAM to their places in the file, and what the file then holds of them.
+"""PageWriter: writes pages of a window from guest RAM to their places in the file, and notes their digests.
 
-For every window: test the readable pages for zero, then write what is wanted and not zero. The test has just brought
-the window into the cache, so the copy that follows is cheap. Direct writes are only begun: while the device works,
+For each window it tests the readable pages for zero, then writes those that are wanted and not zero. The test has just
+brought the window into the cache, so copying it is cheap. Direct writes are only submitted: while the device works,
 digests are computed and the next window is tested.
 
-Runs close to each other are written as one, the gap between them along with them, where that is cheaper than a second
-call. What is written over a gap is what RAM holds there; where it was never touched it is not read, and zeros are
-written.
+Runs close to each other are written as one, along with the gap between them, if that is cheaper than a second call. A
+gap gets what RAM has there; where RAM was never touched it is not read, and zeros are written.
 
-A page that is zero gets no bytes but a clear bit; its place in the file reads as zeros because nothing was ever written
-there, or because it is punched out; where that is quicker, zeros are written.
+For a zero page nothing is written, and its bit is clear. Its place in the file reads as zeros because nothing was ever
+written there or because it is punched out; where that is quicker, zeros are written.
 
-Where RAM changes meanwhile, pages are copied first. The copy is tested once more, hashed and written: digest and file
-agree whatever the guest does.
+If RAM may change meanwhile, pages are copied first. The copy is tested once more, hashed and written, so that digest
+and file agree whatever the guest does.
 """
 
 from __future__ import annotations
@@ -34,7 +33,7 @@ from parallel_fixedram.engine.workers.messages import Tally
 from parallel_fixedram.format.mapped_ram import SavedBlock
 
 HOLE_PAGES = 64
-"""From so many pages in a row on, making a hole is quicker than writing zeros: 60 microseconds (measured)."""
+"""For this many pages in a row or more, punching a hole (60 microseconds) is quicker than writing zeros (measured)."""
 
 
 class PageWriter:
@@ -43,12 +42,12 @@ class PageWriter:
     Args:
         guest_blocks: where pages come from.
         blocks: where the pages of each block go, in the same order.
-        ledger: gets the digests.
+        ledger: receives the digests.
         channel: the file.
-        max_gap_pages: how many pages may be bridged to join two writes into one.
-        staging: where pages are copied and written from, instead of from where they are.
-        may_change: whether RAM changes meanwhile; it needs ``staging``.
-        hashes: get the hashes of what is written, too.
+        max_gap_pages: most pages that may be bridged to join two writes.
+        staging: where pages are copied to and written from; None to write them from where they are.
+        may_change: whether RAM may change meanwhile; this needs ``staging``.
+        hashes: receive the hashes of what is written.
     """
 
     def __init__(
@@ -74,25 +73,25 @@ class PageWriter:
         self._hashes = hashes
 
     def open(self) -> None:
-        """Map guest RAM, get room for copies; called once in every worker."""
+        """Map guest RAM, and allocate room for copies; called once in every worker."""
         for each in self._guest_blocks:
             each.source.open()
         if self._staging:
             self._staging.open()
 
     def write(self, block: int, first: int, wanted: Bits, data: Bits, stale: Bits, tally: Tally) -> Bits:
-        """Begin to write pages of a window; ``settle`` says when they are written.
+        """Begin to write pages of a window; ``settle`` waits until they are written.
 
         Args:
             block: number of the block.
             first: number of the window's first page, a multiple of 64.
-            wanted: 1 for every page that is to be written, shape (pages,).
-            data: 1 for every page that may be read; all that is wanted.
-            stale: 1 for every wanted page whose place in the file may hold something already.
-            tally: gets what was done.
+            wanted: 1 for every page to write, shape (pages,).
+            data: 1 for every page that may be read, all wanted ones included.
+            stale: 1 for every wanted page whose place in the file may contain data already.
+            tally: is updated.
 
         Returns:
-            1 for every wanted page that is in the file afterwards; the others are zero.
+            1 for every wanted page that is in the file afterwards; the other wanted pages are zero.
         """
         guest, saved, clock = self._guest_blocks[block], self._blocks[block], time.perf_counter
         if not guest.source.views_stay_valid and not self._staging:
@@ -110,12 +109,12 @@ class PageWriter:
             kept: Bits = spans & data & (write | (wanted == 0))
             pages, readable = self._staging.copy(pages, kept, spans & (kept == 0)), np.ones(len(wanted), np.uint8)
             if self._may_change and not guest.keeps_zero_pages:
-                store = nonzero_among(pages, store, store)  # what is zero by now is left out
+                store = nonzero_among(pages, store, store)  # leave out pages that have become zero
                 write, runs, holes = self._plan(store, stale)
         scanned = clock()
         tally.scan_seconds += scanned - started - (waited - tested)
         if len(runs):
-            if self._hashes:  # before the write: if this worker dies in between, the file may hold something of them
+            if self._hashes:  # before the write: if this worker dies in between, some of it may be in the file
                 self._hashes.note(block, first, pages, store)
             hashed = clock()
             channel.write_runs(saved.page_offset(first), pages, runs, readable)
@@ -132,14 +131,14 @@ class PageWriter:
         return store
 
     def settle(self, tally: Tally) -> None:
-        """Return when everything that was begun is written."""
+        """Wait until everything is written."""
         started, channel = time.perf_counter(), self._staging or self._channel
         channel.settle()
         tally.write_seconds += time.perf_counter() - started
         tally.write_bins = added((tally.write_bins, channel.write_bins()))
 
     def _plan(self, store: Bits, stale: Bits) -> tuple[Bits, Runs, Runs]:
-        """Which pages are written, the runs that they are joined to, and which are punched out."""
+        """Which pages to write, the runs that they are joined to, and the runs to punch out."""
         write, emptied = store, runs_of_ones(stale & (store ^ 1))
         if not self._may_change:  # RAM stands still and is zero there: short runs are written, which is quicker
             short = emptied[:, 1] < HOLE_PAGES
@@ -152,6 +151,6 @@ class PageWriter:
         saved, started = self._blocks[block], time.perf_counter()
         for start, count in holes.tolist():
             self._channel.punch(saved.page_offset(first + start), count * saved.block.page_size)
-        if self._hashes:  # only now: this worker may die, too
+        if self._hashes:  # only now, because this worker may die before
             self._hashes.forget(block, first, covered(holes, pages))
         tally.write_seconds += time.perf_counter() - started

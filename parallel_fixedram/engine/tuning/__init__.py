@@ -1,1 +1,1 @@
-"""How to write: what was asked for, what writes cost here, and the decision."""
+"""Decides how to write, from what was requested and what writes cost here."""

@@ -1,8 +1,8 @@
 """Calibration: what writes cost in a folder, measured in one to three seconds.
 
-Runs of one page and whole windows are written into an unnamed file there: bypassing the page cache and into it, with
-one, two and four channels, each followed by a sync. What computing takes is measured in between, several times. What a
-call, a byte and a sync cost follows from these times. The result is kept for the next command, by file system.
+Runs of one page and whole windows are written into an unnamed file there, through the page cache and bypassing it, with
+one, two and four channels, each followed by a sync. In between, the cost of computing is measured several times. From
+these times follow the costs of a call, a byte and a sync. The result is kept for later commands, by file system.
 """
 
 from __future__ import annotations
@@ -30,19 +30,19 @@ from parallel_fixedram.engine.tuning.calibrate_writing import (
 )
 from parallel_fixedram.engine.workers.pool import WorkerPool
 from parallel_fixedram.host import user_cache
-from parallel_fixedram.host.files.channel import anonymous_memory
 from parallel_fixedram.host.files.probe import probe
+from parallel_fixedram.host.memory.anonymous import anonymous_memory
 
 logger = logging.getLogger(__name__)
 
 WORTH_MEASURING = 64 << 20
-"""A save of fewer bytes takes no longer than the calibration would."""
+"""A save of fewer bytes is over sooner than the calibration."""
 KEPT_SECONDS = 7 * 24 * 3600.0
-"""How long a result is used again."""
+"""How long a result is used."""
 
 _KEPT_AS = "devices.json"
 _VERSION = 4
-"""Changes with what is measured, and how; results that another version kept are not used."""
+"""To be raised when the measurement changes; results of other versions are not used."""
 
 
 def device_model(folder: str, size: int, *, fresh: bool = False) -> DeviceModel:
@@ -50,11 +50,11 @@ def device_model(folder: str, size: int, *, fresh: bool = False) -> DeviceModel:
 
     Args:
         folder: where the file will be.
-        size: bytes that will be written: for very few nothing is measured, but a known result is used.
-        fresh: measure in any case.
+        size: bytes that will be written; if they are few, nothing is measured, but a known result is used.
+        fresh: whether to measure in any case.
 
     Returns:
-        The model; its ``source`` says where it comes from. Where it cannot be measured, ``ASSUMED``.
+        The model, whose ``source`` says where it comes from; ``ASSUMED`` if nothing was or could be measured.
     """
     try:
         key = _key(folder)
@@ -75,7 +75,7 @@ def device_model(folder: str, size: int, *, fresh: bool = False) -> DeviceModel:
 
 
 def known_for(folder: str) -> float | None:
-    """Age of what is known of the cost of writes into a folder, seconds; None where the next save has to measure.
+    """Age in seconds of the known cost of writes into a folder; None if the next save has to measure it.
 
     Raises:
         OSError: there is no such folder.
@@ -131,22 +131,22 @@ def measure(folder: str) -> DeviceModel:
 
 
 def _window(trials: WriteTrials, job: int) -> float:
-    """Seconds that a window takes one channel, besides its runs."""
+    """Seconds that one channel needs for a window, besides its runs."""
     patterns = (Pattern.SPARSE, Pattern.SMALL)
     sparse, small = (trials.middle(job, 1, each)[0] / TRIALS[each].windows for each in patterns)
-    # two unknowns, two measurements: a window and its runs, few and many
+    # two unknowns, the cost of a window and of a run, from two measurements: windows with few runs and with many
     few, many = (TRIALS[each].calls(job) for each in patterns)
     run = max(small - sparse, 0.0) / (many - few)
     return max(sparse - few * run, 0.0)
 
 
 def _costs(trials: WriteTrials, job: int, window: float) -> dict[int, CallCost]:
-    """By number of channels: what writes cost.
+    """What writes cost, by number of channels.
 
     Args:
-        trials: tell how long it takes.
+        trials: measure writes.
         job: the way to write.
-        window: seconds of a window in any case.
+        window: seconds that a window takes besides its writes.
     """
 
     def written(channels: int, pattern: Pattern) -> float:
@@ -161,10 +161,10 @@ def _costs(trials: WriteTrials, job: int, window: float) -> dict[int, CallCost]:
 
 
 def _synced(trials: WriteTrials, job: int) -> tuple[CallCost, float]:
-    """What one channel's writes add to the sync that follows, and seconds of it in any case.
+    """What one channel's writes add to the following sync, and the fixed part of a sync in seconds.
 
-    It ends a transaction, turns reserved space into written space, writes back or empties the device's cache. Two
-    lengths of the same kind tell the part that follows the bytes from the one that does not.
+    A sync ends a transaction, turns reserved space into written space, and writes back or flushes the device's cache. A
+    short and a long write of the same kind tell apart the cost per byte and the fixed part.
     """
     patterns = (Pattern.SMALL, Pattern.LARGE, Pattern.LONG)
     written = [(1, *TRIALS[each].amount(job)) for each in patterns]
@@ -174,7 +174,7 @@ def _synced(trials: WriteTrials, job: int) -> tuple[CallCost, float]:
 
 
 def _key(folder: str) -> str:
-    """What a result holds for: this file system, under this kernel."""
+    """Identifies what a result is valid for: this file system, under this kernel."""
     return f"{os.stat(folder).st_dev:x}-{os.statvfs(folder).f_fsid:x}-{os.uname().release}"
 
 

@@ -1,4 +1,4 @@
-"""Calibration of what needs no device: looking at RAM, digests, hashes; a few hundredths of a second in all."""
+"""Calibration of what needs no device: reading RAM, digests, hashes; it takes a few hundredths of a second in all."""
 
 from __future__ import annotations
 
@@ -27,12 +27,12 @@ from parallel_fixedram.host.memory.mapped_source import MappedSource
 _DENSE_WINDOWS = 8
 _SPARSE_WINDOWS = 64
 _SPARSE_PAGES = 4
-"""Pages that hold something in a window of the sparse kind."""
+"""Pages with data in a sparse window."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Computing:
-    """What one worker takes, in seconds; the fields are those of ``DeviceModel``."""
+    """Seconds that one worker needs; the fields are those of ``DeviceModel``."""
 
     window: float
     scan_byte: float
@@ -41,20 +41,20 @@ class Computing:
 
 
 class ComputingTrials:
-    """Measures again and again, a few hundredths of a second each time.
+    """Takes several samples, a few hundredths of a second each.
 
-    How fast a processor is changes by a factor of two within tenths of a second, where others share its core; a save
-    meets fast and slow times alike. So what counts is the mean of times that lie apart.
+    If others share its core, a processor's speed changes by a factor of two within tenths of a second, and a save meets
+    fast and slow phases alike. So the result is the mean of samples that lie apart.
 
     Args:
-        pages: some that hold something.
+        pages: some pages with data.
     """
 
     def __init__(self, pages: Pages) -> None:
         self._pages = pages
         self._hashes = Hashes([])
         self._found: list[tuple[float, ...]] = []
-        self.sample()  # the first time everything takes longer
+        self.sample()  # to warm up: everything takes longer the first time
         self._found.clear()
 
     def sample(self) -> None:
@@ -74,7 +74,7 @@ class ComputingTrials:
         )
 
     def result(self) -> Computing:
-        """The result, once there is a sample."""
+        """The result; there must be a sample."""
         dense, sparse, digest_page, hash_page = (statistics.mean(each) for each in zip(*self._found, strict=True))
         dense_pages, sparse_pages = _DENSE_WINDOWS * WORK_WINDOW_PAGES, _SPARSE_WINDOWS * _SPARSE_PAGES
         # two unknowns, two measurements: dense = 8 windows and 2048 pages, sparse = 64 windows and 256 pages
@@ -89,14 +89,14 @@ class ComputingTrials:
 
 
 class _Nowhere(FileChannel):
-    """Takes every write and does nothing."""
+    """Accepts every write and does nothing."""
 
     def write_runs(self, offset: int, pages: Pages, runs: Runs, readable: Bits) -> None:
         """Forget them (Channel.write_runs)."""
 
 
 def _look(windows: int, pages: int) -> float:
-    """Seconds to test and hash memory that this process sees for the first time, so many pages in each window."""
+    """Seconds to test and hash memory that is new to this process, with ``pages`` pages of data in each window."""
     block = RAMBlock(idstr="calibration", used_length=windows * WORK_WINDOW_PAGES * TARGET_PAGE_SIZE)
     fd = os.memfd_create(block.idstr, os.MFD_CLOEXEC)
     try:
@@ -121,7 +121,7 @@ def _look(windows: int, pages: int) -> float:
 
 
 def _page(pages: Pages, work: Callable[[Bits], object]) -> float:
-    """Seconds for each page that ``work`` takes on all of these."""
+    """Seconds per page that ``work`` takes on these pages."""
     started = time.perf_counter()
     work(np.ones(len(pages), np.uint8))
     return (time.perf_counter() - started) / len(pages)

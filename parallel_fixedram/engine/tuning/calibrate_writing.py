@@ -1,8 +1,8 @@
-"""Calibration of writes: trials in a file without a name, by workers of the same kind as a save's.
+"""Calibration of writes: trials in a file without a name, by the same kind of workers as in a save.
 
-What is written, and how, is a pattern: runs of one page or whole windows, few or many of them. Workers write it
-bypassing the page cache or into it, and the file is synced after each trial. The sync is timed by itself: a device with
-a volatile cache does most of its work only then.
+What is written is a pattern: few or many runs of one page, or whole windows. Workers write it through the page cache or
+bypassing it, and after each trial the file is synced. The sync is timed separately, because a device with a volatile
+cache does most of its work only then.
 """
 
 from __future__ import annotations
@@ -29,42 +29,42 @@ from parallel_fixedram.host.files.channel import FileChannel
 from parallel_fixedram.host.files.direct_channel import DirectChannel
 
 BUFFERED, DIRECT = 0, 1
-"""The jobs that write into the page cache and past it, as workers count them."""
+"""Indices of the jobs that write through the page cache, and bypassing it."""
 WINDOW_PAGES = (WINDOW_PAGES_BUFFERED, WINDOW_PAGES_DIRECT)
-"""Of each job."""
+"""Pages in a window of each job."""
 
 
 class Pattern(IntEnum):
-    """What is written in a trial; as the block of a shard, too."""
+    """What is written in a trial. In a shard it takes the place of the block."""
 
     SMALL = 0
     """Runs of one page."""
     LARGE = 1
     """Whole windows."""
     COMPUTING = 2
-    """Whole windows, which are looked at meanwhile."""
+    """Whole windows, with computing meanwhile."""
     SPARSE = 3
-    """Few runs of one page: what a window takes besides its calls."""
+    """Few runs of one page, to tell what a window takes besides its calls."""
     LONG = 4
-    """Many windows: a sync has the same fixed part after few and after many, so the difference is what bytes cost."""
+    """Many windows: the fixed part of a sync is the same after few and many, so the difference is the cost of bytes."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Trial:
-    """How much a pattern writes; all of them, as often as they are repeated, write about half a GiB."""
+    """How much a pattern writes. All of them together, with all repetitions, write about half a GiB."""
 
     windows: int
     stride: int | None = None
-    """One page of so many is written by itself; None where windows are written whole."""
+    """One page in this many is written, as a run of its own; None if windows are written whole."""
     repeats: int
-    """How often it is tried at the most."""
+    """Most repetitions."""
 
     def calls(self, job: int) -> int:
-        """Writes of one window."""
+        """Number of writes in a window."""
         return WINDOW_PAGES[job] // self.stride if self.stride else 1
 
     def amount(self, job: int) -> tuple[int, int]:
-        """Writes of the whole trial, and their bytes."""
+        """Number of writes in the whole trial, and their bytes."""
         calls = self.windows * self.calls(job)
         pages = calls if self.stride else self.windows * WINDOW_PAGES[job]
         return calls, pages * TARGET_PAGE_SIZE
@@ -81,23 +81,23 @@ TRIALS = {
 _SLOT = max(each.windows for each in TRIALS.values()) * WINDOW_PAGES_DIRECT * TARGET_PAGE_SIZE
 _SYNCS = 3
 _ENOUGH_SECONDS = 0.15
-"""After so long no trial is repeated."""
+"""A trial is not repeated after this time."""
 _RESERVED, _RESERVED_STRIDE = 128, 8
-"""How many pages are reserved; one of so many, because neighbours would be one piece."""
+"""Number of pages to reserve, and their distance, since neighbours would be one piece."""
 
 
 @dataclass(frozen=True, slots=True)
 class Writer:
-    """A Job that writes windows as a save does: the pattern is the shard's block, the windows are its words."""
+    """A Job that writes windows as a save does; the shard's block is the pattern, and its words are the windows."""
 
     channel: Channel
     pages: Pages
     window_pages: int
     staging: Staging | None = None
-    """Where pages are copied and written from, instead of ``channel`` and from where they are."""
+    """Where pages are copied to and written from; None to write them from where they are, by ``channel``."""
 
     def open(self) -> None:
-        """Touch what is written (Job.open)."""
+        """Touch the pages (Job.open)."""
         self.pages.sum()
         if self.staging:
             self.staging.open()
@@ -126,7 +126,7 @@ class Writer:
 
 
 def writers(pages: Pages, buffered: FileChannel, direct: DirectChannel | None) -> list[Writer]:
-    """The jobs: BUFFERED, and DIRECT where the file can be written so."""
+    """The jobs: BUFFERED, and DIRECT if the file can be written with O_DIRECT."""
     jobs = [Writer(buffered, pages, WINDOW_PAGES_BUFFERED)]
     if direct is not None:
         staging = Staging(direct.another, TARGET_PAGE_SIZE, window_pages=WINDOW_PAGES_DIRECT)
@@ -135,14 +135,14 @@ def writers(pages: Pages, buffered: FileChannel, direct: DirectChannel | None) -
 
 
 class WriteTrials:
-    """Writes into parts of a file that were never written, and syncs it after each.
+    """Each trial writes into parts of a file that were never written before, and syncs the file.
 
     Args:
         pool: workers whose jobs are ``writers``.
-        file: what they write, through the page cache.
+        file: the file, through the page cache.
 
     Attributes:
-        tmpfs: whether the file is memory.
+        tmpfs: whether the file is in memory.
     """
 
     def __init__(self, pool: WorkerPool, file: FileChannel) -> None:
@@ -153,11 +153,11 @@ class WriteTrials:
         self._middle: dict[tuple[int, int, Pattern], tuple[float, float, float]] = {}
 
     def write(self, job: int, channels: int, pattern: Pattern) -> tuple[float, float, float]:
-        """Seconds to write and to sync, and seconds of computing meanwhile."""
+        """Make a trial; returns seconds of writing, of the sync, and of computing meanwhile."""
         window = WINDOW_PAGES[job]
         pages = TRIALS[pattern].windows * window
         start = next(self._slots) * _SLOT
-        if not self.tmpfs:  # nothing is reserved there: that would fill memory twice
+        if not self.tmpfs:  # there it would fill memory twice
             linux.fallocate(self._file.fd, 0, start, pages * TARGET_PAGE_SIZE)
         share = pages // channels // WORD_PAGES
         first = start // TARGET_PAGE_SIZE // WORD_PAGES
@@ -167,13 +167,13 @@ class WriteTrials:
         written = time.perf_counter()
         self._file.sync()
         synced = time.perf_counter()
-        if TRIALS[pattern].stride and not self.tmpfs:  # scattered pages are freed piece by piece, whole windows at once
+        if TRIALS[pattern].stride and not self.tmpfs:  # fill the gaps: freeing scattered pages at the end takes long
             self._pool.run(job, [replace(shard, block=Pattern.LARGE) for shard in shards])
             self._file.sync()
         return written - started, synced - written, tally.digest_seconds
 
     def middle(self, job: int, channels: int, pattern: Pattern) -> tuple[float, float, float]:
-        """The middle one of some, by all of its time; measured when it is first asked for."""
+        """The trial with the median total time out of several; measured at the first call."""
         if known := self._middle.get((job, channels, pattern)):
             return known
         found: list[tuple[float, float, float]] = []
@@ -185,7 +185,7 @@ class WriteTrials:
         return found[len(found) // 2]
 
     def empty_sync(self) -> float:
-        """Seconds of a sync after a single page, the middle one of some."""
+        """Median seconds of a sync after a single page."""
         found = []
         for _ in range(_SYNCS):
             self._file.write(next(self._slots) * _SLOT, memoryview(bytes(TARGET_PAGE_SIZE)))
@@ -195,13 +195,13 @@ class WriteTrials:
         return sorted(found)[_SYNCS // 2]
 
     def overlap(self) -> float:
-        """How much of the shorter of direct writes and computing is hidden, from 0 to 1."""
+        """How much of the shorter of direct writes and computing is hidden behind the other, from 0 to 1."""
         alone, _, _ = self.middle(DIRECT, 1, Pattern.LARGE)
         both, _, computing = self.middle(DIRECT, 1, Pattern.COMPUTING)
         return min(max((alone + computing - both) / min(alone, computing), 0.0), 1.0)
 
     def reserve(self) -> float:
-        """Seconds to reserve space for one of many pages that lie apart; none where files are memory."""
+        """Seconds to reserve space for a page, if pages are apart from each other; 0 if the file is in memory."""
         if self.tmpfs:
             return 0.0
         start = 1 << 40  # far from what is written

@@ -1,4 +1,4 @@
-"""Decide how a save writes: what there is to do, what writes cost here, who waits."""
+"""Decide how a save writes, from what there is to write, what writes cost here, and who waits."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ from parallel_fixedram.host.files.page_cache import dirty_room
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Decision:
-    """A choice and what it was made from."""
+    """A choice, and the model that it is based on."""
 
     choice: Choice
     model: DeviceModel
 
     def report(self, write_seconds: float | None = None, stable_seconds: float | None = None) -> ChoiceReport:
-        """The same for a report.
+        """The decision as reports show it.
 
         Args:
             write_seconds: how long writing the pages took.
@@ -54,20 +54,20 @@ def decide(
     page_size: int,
     folder: str,
     *,
-    waits: bool,
+    guest_waits: bool,
     no_snapshot: str,
     takes_direct: bool | None = None,
 ) -> Decision:
-    """Decide, measuring what writes cost where nobody knows it yet.
+    """Decide; measures what writes cost if that is not known yet.
 
     Args:
-        options: what was asked for.
-        data: which pages may hold something, one bitmap a block.
+        options: what was requested.
+        data: pages that may contain data, a bitmap for each block.
         page_size: of those pages, bytes.
         folder: where the file will be.
-        waits: whether a guest runs until then and stands still meanwhile.
-        no_snapshot: why it is not to be captured by a snapshot, as the end of a sentence; empty if it may be.
-        takes_direct: whether the file can be opened for direct I/O; None if the measurement has to tell.
+        guest_waits: whether a running guest will have to stand still.
+        no_snapshot: why it must not be captured by a snapshot, as the end of a sentence; empty if it may.
+        takes_direct: whether the file can be opened for direct I/O; None if that is not known.
 
     Raises:
         CapabilityError: the gate refuses.
@@ -79,13 +79,13 @@ def decide(
     elif takes_direct and not model.direct:
         model = dataclasses.replace(model, direct=ASSUMED.direct)
     situation = Situation(
-        waits=waits,
+        guest_waits=guest_waits,
         no_snapshot=no_snapshot,
         room=dirty_room(),
         processors=len(os.sched_getaffinity(0)),
         durable=options.publishing.durable,
     )
-    if not model.direct and options.writing.direct_io is DirectIO.ON:  # a plan; a save has found out by trying
+    if not model.direct and options.writing.direct_io is DirectIO.ON:  # only in a plan: a save has found out by trying
         model = dataclasses.replace(model, direct=ASSUMED.direct)
     choice = choose(options, work, model, situation)
     return Decision(choice=choice, model=model)

@@ -1,1 +1,1 @@
-"""Worker processes, what they are told, and who hears how far they are."""
+"""Worker processes, their orders, and their progress."""

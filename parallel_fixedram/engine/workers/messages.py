@@ -1,6 +1,6 @@
-"""What crosses a process border: a few integers out, a few integers back; never page bytes.
+"""Messages between processes: a few integers out, a few integers back; never page bytes.
 
-One message is one datagram of a SOCK_SEQPACKET socket, so it arrives whole or, when its sender dies, not at all.
+A message is one datagram of a SOCK_SEQPACKET socket, so it arrives completely or, if its sender dies, not at all.
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ from parallel_fixedram.core.latency import Bins, added
 from parallel_fixedram.core.shards import MAX_SHARD_PAGES, Shard
 
 MAX_FINDINGS = MAX_SHARD_PAGES + WORD_PAGES
-"""Most page ranges that one ShardDone names: a shard cannot have more."""
+"""Most page ranges that a ShardDone lists. Only checks and comparisons find any, and their shards cannot have more."""
 
 MAX_KEPT_FINDINGS = 1 << 16
-"""Most page ranges that a sum over shards names; further ones are only counted."""
+"""Most page ranges that a sum over shards lists; further ones are only counted."""
 
 _MAX_MESSAGE = 1 << 18
 
@@ -38,11 +38,11 @@ class Order:
 
 @dataclass(frozen=True, slots=True)
 class Ready:
-    """Worker to coordinator: every job is open, orders may come."""
+    """Worker to coordinator: all jobs are open, and orders may come."""
 
 
 class Finding(NamedTuple):
-    """Pages ``first`` to ``first + pages`` of a block that are not as they should be."""
+    """Bad pages: those from ``first`` to ``first + pages`` of a block."""
 
     block: int
     first: int
@@ -51,12 +51,12 @@ class Finding(NamedTuple):
 
 @dataclass(slots=True)
 class Tally:
-    """What was done to the pages of a shard; adds up over shards. Each job fills the fields that it needs."""
+    """What was done to the pages of a shard, or the sum over shards. Each job uses the fields that it needs."""
 
     written_pages: int = 0
     """Pages written because they hold data."""
     gap_pages: int = 0
-    """Pages bridged between two others because one call is cheaper than two."""
+    """Pages bridged between two others, because one call is cheaper than two."""
     zero_pages: int = 0
     """Pages found to be zero."""
     bytes: int = 0
@@ -73,17 +73,17 @@ class Tally:
     bad_pages: int = 0
     """Pages that are not as they should be."""
     findings: list[Finding] = field(default_factory=list)
-    """Where those are: at most MAX_FINDINGS of a shard, MAX_KEPT_FINDINGS of a sum."""
+    """Where these are: at most MAX_FINDINGS for a shard, MAX_KEPT_FINDINGS for a sum."""
 
     def counted(self, *, wanted: Bits, stored: Bits, gap_pages: int) -> None:
-        """Count pages of which those that are 1 in ``wanted`` were looked at, and those in ``stored`` written."""
+        """Count pages: those with 1 in ``wanted`` were examined, and those with 1 in ``stored`` written."""
         pages = int(np.count_nonzero(stored))
         self.written_pages += pages
         self.zero_pages += int(np.count_nonzero(wanted)) - pages
         self.gap_pages += gap_pages
 
     def found_bad(self, block: int, first: int, bad: NDArray[np.uint8]) -> None:
-        """Count and name bad pages; ``bad`` is 1 for each of them, starting with page ``first`` of a block."""
+        """Count and list bad pages; ``bad`` is 1 for each of them, beginning with page ``first`` of a block."""
         self.bad_pages += int(np.count_nonzero(bad))
         for start, pages in runs_of_ones(bad)[: MAX_FINDINGS - len(self.findings)].tolist():
             self.findings.append(Finding(block, first + start, pages))
@@ -112,7 +112,7 @@ class ShardDone:
 
 @dataclass(frozen=True, slots=True)
 class ShardFailed:
-    """Worker to coordinator: the shard, or opening a job, failed in an expected way."""
+    """Worker to coordinator: the shard failed, or opening a job did."""
 
     error: FixedRamError
 
@@ -126,7 +126,7 @@ def send(connection: socket.socket, message: Message) -> None:
 
 
 def receive(connection: socket.socket, *, wait: bool = True) -> Message | None:
-    """The next message, or None when the other end is gone; without ``wait`` also when nothing has come."""
+    """The next message; None if the other end is gone or, without ``wait``, if nothing has arrived."""
     try:
         data = connection.recv(_MAX_MESSAGE, 0 if wait else socket.MSG_DONTWAIT)
     except (ConnectionResetError, BlockingIOError):

@@ -1,13 +1,13 @@
-"""WorkerPool: worker processes that do shards, and the loss of some of them.
+"""WorkerPool: worker processes that do shards, and survive the loss of some of them.
 
 ::
 
-    coordinator --Order--> worker 0       one shard in flight per worker, each in a part of RAM of its own first
-         |      <-ShardDone--             a worker that dies loses its shard, which goes to another one
+    coordinator --Order--> worker 0       one shard in flight per worker, first in a part of RAM of its own
+         |      <-ShardDone--             if a worker dies, its shard goes to another one
          +------ ...        worker n-1    a worker that stalls is killed; its shard waits until it is really gone
 
-``multiprocessing.Pool`` never completes the task of a killed worker and ``ProcessPoolExecutor`` gives up as a whole;
-here a shard is idempotent, so losing a worker costs a repetition. The end of a worker shows in its pidfd immediately.
+``multiprocessing.Pool`` never completes the task of a killed worker, and ``ProcessPoolExecutor`` gives up altogether.
+Here a shard is idempotent, so losing a worker only costs a repetition. A worker's pidfd shows its end immediately.
 """
 
 from __future__ import annotations
@@ -36,15 +36,15 @@ from parallel_fixedram.host.processes import forked, signals
 logger = logging.getLogger(__name__)
 
 MAX_READERS = 4
-"""Most workers that only read, unless more are asked for: no capability limits them, but more do not help."""
+"""Most workers that only read, by default: no capability limits them, but more do not help."""
 
 OnDone = Callable[[ShardDone, int], None]
-"""Called with what was done, and the number of the worker that did it."""
+"""Called with what was done, and the index of the worker that did it."""
 
 
 @dataclass(slots=True)
 class Worker:
-    """A worker as the coordinator sees it."""
+    """The coordinator's view of a worker."""
 
     index: int
     pid: int
@@ -54,26 +54,26 @@ class Worker:
     shard: Shard | None = None
     deadline: float = 0.0
     moved_bytes: int = 0
-    """Bytes it had moved when that was last asked, at the end of a deadline."""
+    """Bytes that it had moved at the last call of ``has_moved``."""
     killed: bool = False
     alive: bool = True
     shards: int = 0
     """Shards done."""
     seconds: float = 0.0
-    """Time spent on them."""
+    """Time spent on these."""
     tally: Tally = field(default_factory=Tally)
 
     @property
     def descriptors(self) -> set[int]:
-        """What shows that it has something to say, or has ended."""
+        """Descriptors that are readable when it has sent a message or ended."""
         return {self.connection.fileno(), self.pidfd}
 
     def has_moved(self) -> bool:
-        """Whether it has moved bytes since this was last asked: if so, past its deadline it is slow, not stalled.
+        """Whether it has moved bytes since the last call. If so, a worker past its deadline is slow, and not stalled.
 
-        Mapped memory counts, too: a worker that only looks at zero pages moves nothing else.
+        Newly mapped memory counts as well: a worker that only reads zero pages moves nothing else.
         """
-        import psutil  # takes longer to import than a small save to write, and is hardly ever needed
+        import psutil  # importing it takes longer than writing a small save, and it is hardly ever needed
 
         with contextlib.suppress(psutil.Error, OSError, RuntimeError):
             process = psutil.Process(self.pid)
@@ -83,7 +83,7 @@ class Worker:
         return False
 
     def bury(self, *, wait: bool = True) -> str:
-        """Collect a dead worker; returns how it ended."""
+        """Reap a dead worker; returns how it ended."""
         self.alive = False
         self.connection.close()
         if self.pidfd >= 0:
@@ -92,12 +92,12 @@ class Worker:
 
 
 class Parts:
-    """The shards of one run; neighbours go to the worker that touched their memory in the run before.
+    """The shards of one run, dealt so that each worker gets the same part of RAM in every run.
 
-    A page that a process touches for the first time costs as much as looking at it twice (measured).
+    Touching a page for the first time costs a process as much as reading it twice (measured).
 
     Args:
-        shards: as ``plan_shards`` has them.
+        shards: from ``plan_shards``.
         workers: number of workers.
     """
 
@@ -109,16 +109,16 @@ class Parts:
             self._queues[min(int(middle / max(ends[-1], 1) * workers), workers - 1)].append(shard)
 
     def own(self, worker: int) -> Shard | None:
-        """The next shard of a worker's own part."""
+        """Take the next shard of a worker's own part."""
         return self._queues[worker].popleft() if self._queues[worker] else None
 
     def other(self, worker: int) -> Shard | None:
-        """The last shard of the longest of the other parts, for a worker that has done its own."""
+        """Take the last shard of the longest other part, for a worker that is done with its own."""
         longest = max(self._queues, key=len)
         return longest.pop() if longest and longest is not self._queues[worker] else None
 
     def again(self, worker: int, shard: Shard) -> None:
-        """A shard that this worker did not finish."""
+        """Put back a shard that this worker did not finish."""
         self._queues[worker].appendleft(shard)
 
 
@@ -126,9 +126,9 @@ class WorkerPool:
     """Context manager around ``count`` worker processes that can do each of ``jobs``.
 
     Args:
-        jobs: what the workers can do; ``run`` names one by its place in this list.
+        jobs: what the workers can do; ``run`` takes an index into this list.
         count: number of workers, at least 1.
-        stall_seconds: how long a worker may neither move nor map a byte.
+        stall_seconds: how long a worker may go without moving or mapping a byte.
 
     Raises:
         RequestError: fewer than one worker.
@@ -158,13 +158,13 @@ class WorkerPool:
         for worker in living:
             forked.kill(worker.pid)
         for worker in living:
-            worker.bury(wait=not worker.killed)  # one that hangs in the kernel is not waited for
+            worker.bury(wait=not worker.killed)  # do not wait for one that hangs in the kernel
 
     def run(self, job: int, shards: Sequence[Shard], on_done: OnDone | None = None) -> Tally:
-        """Do every shard and return the sum of what was done; ``on_done`` is called for each as it is acknowledged.
+        """Do every shard and return the sum of what was done; ``on_done`` is called for each shard when it is done.
 
         Raises:
-            WorkerError: no worker is left to do the rest.
+            WorkerError: no worker is left.
             FixedRamError: a shard failed in a worker.
         """
         pending, total, left = Parts(shards, len(self.workers)), Tally(), len(shards)
@@ -188,7 +188,7 @@ class WorkerPool:
         return total
 
     def dismiss(self) -> None:
-        """Nothing more is to be done: workers may end, and are not waited for until the context does."""
+        """There is no more work: let workers end, without waiting for them here."""
         for worker in self.workers:
             if worker.alive:
                 worker.connection.shutdown(socket.SHUT_RDWR)
@@ -232,12 +232,12 @@ class WorkerPool:
             if worker.shard is None and (shard := take(worker.index)):
                 worker.shard = shard
                 worker.deadline = time.monotonic() + self._stall_seconds
-                # if it is gone, the end of its socket is the next thing to be seen
+                # if it is gone, _wait will report the end of its socket next
                 with contextlib.suppress(BrokenPipeError, ConnectionResetError):
                     send(worker.connection, Order(job, shard))
 
     def _wait(self) -> list[Worker]:
-        """Workers with something to say; kills those past their deadline."""
+        """Workers that have sent a message or ended; kills stalled ones."""
         busy = [worker for worker in self.workers if worker.alive and (worker.shard or not worker.ready)]
         timeout = max(min(worker.deadline for worker in busy) - time.monotonic(), 0.0)
         ready = {fd for fd, _ in self._poll.poll(timeout * 1000 + 1)}
@@ -249,7 +249,7 @@ class WorkerPool:
                     continue
                 if worker.killed:
                     raise WorkerError(f"worker {worker.index} hangs and cannot be killed")
-                logger.warning("worker %d is stalled and is killed", worker.index)
+                logger.warning("killing worker %d, which has stalled", worker.index)
                 forked.kill(worker.pid)
                 worker.killed, worker.deadline = True, now + self._stall_seconds
         return [worker for worker in self.workers if worker.alive and worker.descriptors & ready]
@@ -267,5 +267,5 @@ class WorkerPool:
 
 
 def readers() -> int:
-    """How many workers read, unless told otherwise: one a processor, at most MAX_READERS."""
+    """Default number of workers that only read: one per processor, at most MAX_READERS."""
     return min(len(os.sched_getaffinity(0)), MAX_READERS)

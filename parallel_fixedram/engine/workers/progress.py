@@ -1,4 +1,4 @@
-"""Run a job over shards and tell somebody how far it is, and who did what."""
+"""Run a job over shards, and report its progress to an observer."""
 
 from __future__ import annotations
 
@@ -27,12 +27,12 @@ def run_job(
 
     Args:
         pool: the workers.
-        job: number of the job in the pool's list.
+        job: index of the job in the pool's list.
         shards: what to do.
-        phase: what the observer is told that this is.
+        phase: name of the phase for the observer.
         page_size: of the shards' pages, bytes.
-        observer: hears of the phase and of every shard's bytes; of nothing where there is no shard.
-        on_done: called for every shard when it is acknowledged, before the observer.
+        observer: told of the phase and of every shard's bytes; not called if there are no shards.
+        on_done: called for every shard when it is done, before the observer.
 
     Raises:
         FixedRamError: what ``WorkerPool.run`` raises.
@@ -49,18 +49,18 @@ def run_job(
 
 
 def shard_span(layout: FileLayout, shard: Shard) -> tuple[int, int]:
-    """File offset of a shard's first page, and bytes from there to its end."""
+    """File offset of a shard's first page, and its length in bytes."""
     saved, first = layout.blocks[shard.block], shard.first_word * WORD_PAGES
     pages = min(shard.words * WORD_PAGES, saved.block.pages - first)
     return saved.page_offset(first), pages * saved.block.page_size
 
 
 def traced(message: ShardDone, worker: int, layout: FileLayout, began: float) -> ShardTrace:
-    """What a trace is told of a shard.
+    """A shard's entry in a trace.
 
     Args:
         message: what was done.
-        worker: by which worker.
+        worker: index of the worker.
         layout: where the pages went.
         began: ``time.perf_counter()`` when the save began.
     """

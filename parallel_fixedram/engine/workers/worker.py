@@ -1,7 +1,7 @@
-"""The life of a worker process: open the jobs, say ready, do shards until the coordinator is gone.
+"""The life of a worker process: open the jobs, report ready, do shards until the coordinator is gone.
 
-A worker is forked from the coordinator, so jobs, descriptors and shared bitmaps reach it by inheritance. It dies with
-the coordinator (PR_SET_PDEATHSIG), leaves Ctrl-C to it, and never returns into the code it was forked from.
+A worker is forked from the coordinator, so it inherits jobs, descriptors and shared bitmaps. It dies with the
+coordinator (PR_SET_PDEATHSIG), leaves Ctrl-C to it, and never returns to the code that forked it.
 """
 
 from __future__ import annotations
@@ -30,10 +30,10 @@ class Job(Protocol):
         """Prepare this process; called once in every worker before any shard."""
 
     def run(self, shard: Shard) -> Tally:
-        """Do one shard. Doing it twice, or again after half of it, has the same result.
+        """Do one shard. Doing it again, completely or after half of it, gives the same result.
 
         Raises:
-            FixedRamError: it cannot be done; by no worker.
+            FixedRamError: it cannot be done, and other workers could not do it either.
         """
 
 
@@ -44,9 +44,9 @@ def work(
 
     Args:
         connection: to the coordinator.
-        jobs: what it may be told to do.
-        coordinator: its process id.
-        inherited: the coordinator's ends, which are none of a worker's business.
+        jobs: what it can be told to do.
+        coordinator: the coordinator's process id.
+        inherited: the coordinator's sockets, to be closed here.
     """
     code = 1
     try:

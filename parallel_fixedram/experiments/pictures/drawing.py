@@ -43,11 +43,11 @@ _TITLE_POINTS, _SUBJECT_POINTS, _LEGEND_POINTS, _FOOT_POINTS = 11.5, 9.0, 8.0, 6
 _LINE = 1.5 / 72
 """Height of a line of text in inches, by its size in points."""
 _LETTER = 0.6
-"""Mean width of a letter, as a share of its size in points; on the wide side."""
+"""Mean width of a letter, as a share of its size in points; rather too large."""
 
 
 class NotDrawnError(Exception):
-    """The results have no data for this picture; says what is missing. Never leaves this room."""
+    """The results have no data for this picture; says what is missing. Never leaves this package."""
 
 
 def require_matplotlib() -> None:
@@ -111,7 +111,7 @@ def finish(
         drawn: with its axes done.
         run_set: what the data is from.
         name: of the picture.
-        title: what is seen.
+        title: what the picture shows.
         subject: what the picture is about, if there are others that ask the same.
         samples: how many samples each point or bar has; none where it shows none.
         note: how to read it.
@@ -120,7 +120,7 @@ def finish(
 
 
 def finish_with_foot(drawn: Sheet, foot: Sequence[str], name: str, title: str, *, subject: str = "") -> Picture:
-    """As ``finish``, with foot lines that are not those of one run set."""
+    """Like ``finish``, with foot lines that do not come from one run set."""
     figure = drawn.figure
     heading = [(line, _TITLE_POINTS) for line in textwrap.wrap(title, 95)]
     heading += [(line, _SUBJECT_POINTS) for line in textwrap.wrap(subject, 130)]
@@ -133,7 +133,7 @@ def finish_with_foot(drawn: Sheet, foot: Sequence[str], name: str, title: str, *
     total = plain + above + below
     figure.set_figheight(total)
     figure.set_layout_engine("constrained", rect=(0.005, below / total, 0.99, plain / total))
-    # drawn once for the arrangement alone: then legend and foot cannot push the axes around
+    # laid out once without legend and foot, so that these cannot move the axes
     down = 0.08
     for text, points in heading:
         figure.text(0.5, 1 - down / total, text, ha="center", va="top", fontsize=points, gid="title", parse_math=False)
@@ -202,7 +202,7 @@ def host_line(host: Mapping[str, Any]) -> str:
 
 
 def short_commit(commit: str | None) -> str:
-    """Enough of the commit to find it by, with the mark of changed files."""
+    """Enough of the commit to identify it, with the mark of changed files."""
     commit = commit or "unknown"
     return commit[:12] + ("+" if len(commit) > 12 and commit.endswith("+") else "")
 

@@ -38,7 +38,7 @@ def draw(run_set: RunSet) -> list[drawing.Picture]:
         lines = series(group, _size, _total, not_in_name=("file_system",), normal=without_size)
         if not any(len(line.points) > 1 for line in lines):
             continue
-        # a sparse guest of one size says something besides the dense ones, other single points do not
+        # a single point of a sparse guest is worth showing next to the dense ones, other single points are not
         lines = [_named(line) for line in lines if len(line.points) > 1 or _is_sparse(line)]
         drawn = drawing.sheet()
         [axes] = drawn.axes

@@ -207,6 +207,10 @@ def source_text(parameters: Mapping[str, Any]) -> str:
     if qemu.get("dirty_rate"):
         rate = qemu["dirty_rate"]
         words.append(f"dirties {format_size(rate)}/s" if rate < _NO_GUESTS_RATE else "never rests")
+    if qemu.get("hot"):
+        words.append(f"in {format_size(qemu['hot'])}")
+    if qemu.get("at_random"):
+        words.append("at random")
     if qemu.get("fresh"):
         words.append("fresh")
     if qemu.get("watched"):

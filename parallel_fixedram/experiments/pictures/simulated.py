@@ -1,4 +1,4 @@
-"""What the simulation makes of a host: against the measurement where there is one, and for a size that nobody has.
+"""What the simulation predicts for a host: compared with measurements, and for a size that was never measured.
 
 Both are called a simulation in the picture itself, not only under it.
 """

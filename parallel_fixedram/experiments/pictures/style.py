@@ -1,4 +1,4 @@
-"""How lines, dots, areas and axes look: different in marker, dashes and hatching too, so that grey says the same."""
+"""How lines, dots, areas and axes look: also different in marker, dashes and hatching, to be readable in grey."""
 
 from __future__ import annotations
 
@@ -89,7 +89,7 @@ def whole_numbers(axes: Axes, values: Sequence[int]) -> None:
 
 
 def log_y(axes: Axes) -> None:
-    """A logarithmic y axis over what is drawn, a decade at least: what hardly changes looks so, and ticks have room."""
+    """A logarithmic y axis of at least a decade, so that small changes look small and ticks have room."""
     axes.set_yscale("log")
     low, high = axes.get_ylim()
     missing = max(10 / (high / low), 1.0) ** 0.5

@@ -1,7 +1,7 @@
 """What each worker did when: seconds to the right, places in the file upwards.
 
-A shard of which much was written is a box as high as what was written. One that would be too low to be seen is a line
-in the colour of its worker: a solid one where something was written, a dotted one where pages were only looked at.
+A shard is a box as high as the part of the file that was written. If that would be too low to be seen, it is a line in
+the colour of its worker: solid if something was written, dotted if pages were only looked at.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ NAME = "time-lines"
 MAX_PICTURES = 12
 """Of the first cases that were watched."""
 _NAMED = 16
-"""Workers that the legend names; the next ones look like the first ones again."""
+"""Workers that the legend names; further ones look like the first ones again."""
 _LOWEST = 0.006
 """Height of the lowest box, as a share of the axis."""
 
@@ -75,7 +75,7 @@ def _worker(drawn: drawing.Sheet, axes: Axes, place: int, worker: int, shards: I
             box = axes.add_patch(Rectangle((start, offset / GIB), end - start, size / GIB, **look))
             _name(drawn, box, place, f"worker {worker}, written")
         else:
-            # behind round ends even a shard that took no time is a dot
+            # with round ends even a shard that took no time shows as a dot
             dashes = "-" if size else (0, (0.1, 1.6))
             [line] = axes.plot(
                 [start, end],

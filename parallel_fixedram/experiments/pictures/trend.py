@@ -17,12 +17,12 @@ if TYPE_CHECKING:
 
 NAME = "trend"
 MAX_PICTURES = 12
-"""Of those with steps first."""
+"""Those with steps come first."""
 _MOST_TICKS = 24
 
 
 def draw(trends: Sequence[Trend]) -> list[drawing.Picture]:
-    """A picture for each trend of two entries or more, the first ones where there are very many.
+    """A picture for each trend of two entries or more; only the first ones if there are very many.
 
     Raises:
         NotDrawnError: there is none.

@@ -25,7 +25,8 @@ from parallel_fixedram.core.sequential import PAGE_HEAD
 from parallel_fixedram.engine.pages.window import WINDOW_PAGES, nonzero_pages
 from parallel_fixedram.experiments.process import Answer, Order
 from parallel_fixedram.experiments.ways.way import file_bytes
-from parallel_fixedram.host.files.channel import FileChannel, anonymous_memory
+from parallel_fixedram.host.files.channel import FileChannel
+from parallel_fixedram.host.memory.anonymous import anonymous_memory
 from parallel_fixedram.verbs.open import open_ram
 
 FLAG_ZERO, FLAG_PAGE, FLAG_CONTINUE = 0x02, 0x08, 0x20

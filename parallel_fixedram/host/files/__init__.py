@@ -1,1 +1,1 @@
-"""Files: written and read at absolute offsets, bypassing the page cache or through it, and published when complete."""
+"""Files: read and written at absolute offsets, through the page cache or bypassing it, and published when complete."""

@@ -1,13 +1,13 @@
-"""Linux AIO: many direct writes in flight from one process, begun with one system call.
+"""Linux AIO: one process has many direct writes in flight, and submits them with one system call.
 
 ::
 
     begin(places, addresses, lengths) --io_submit--> kernel --> device
     settle()                          <-io_getevents-- results
 
-A synchronous direct write waits for the device before the next one starts, which costs more than the write itself when
-it is small. Linux AIO (io_submit(2)) is older than io_uring and allowed in more sandboxes, and for O_DIRECT into
-allocated space it does all that is needed here. Structures are those of linux/aio_abi.h.
+A synchronous direct write waits for the device before the next one starts; if it is small, the wait costs more than the
+write. Linux AIO (io_submit(2)) is older than io_uring and allowed in more sandboxes, and does all we need for O_DIRECT
+into allocated space. Structures are those of linux/aio_abi.h.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from numpy.typing import NDArray
 from parallel_fixedram.core.latency import LatencyCounter
 
 _NUMBERS = {"x86_64": (206, 207, 208, 209), "aarch64": (0, 1, 4, 2), "riscv64": (0, 1, 4, 2)}
-"""System call numbers of io_setup, io_destroy, io_getevents and io_submit."""
+"""Numbers of the system calls io_setup, io_destroy, io_getevents and io_submit."""
 
 IOCB = np.dtype(
     [
@@ -55,10 +55,10 @@ Numbers = NDArray[np.int64]
 
 
 class WriteFailed(OSError):
-    """A write that failed, perhaps begun by an earlier call.
+    """A write failed; it may have been submitted by an earlier call.
 
     Attributes:
-        offset: where in the file, bytes.
+        offset: where it goes in the file, bytes.
     """
 
     def __init__(self, code: int, offset: int) -> None:
@@ -67,10 +67,10 @@ class WriteFailed(OSError):
 
 
 def _call(index: int, *arguments: Any) -> int:
-    """One of the four system calls, again after a signal.
+    """Make one of the four system calls, and repeat it if a signal interrupts it.
 
     Raises:
-        OSError: it failed; ENOSYS also on a machine whose numbers are not known here.
+        OSError: it failed; ENOSYS also on machines whose numbers we do not know.
     """
     numbers = _NUMBERS.get(platform.machine())
     if numbers is None:
@@ -84,14 +84,14 @@ def _call(index: int, *arguments: Any) -> int:
 
 
 def is_available(requests: int) -> bool:
-    """Whether the kernel lets us have so many writes in flight.
+    """Whether the kernel lets us have this many writes in flight.
 
-    Asked without making a queue: to give one back takes tens of milliseconds.
+    No queue is made to find out, because destroying one takes tens of milliseconds.
     """
     try:
         _call(0, ctypes.c_long(0), ctypes.byref(ctypes.c_ulong(0)))
     except OSError as error:
-        if error.errno != errno.EINVAL:  # "no queue of no length" is what who may have one is told
+        if error.errno != errno.EINVAL:  # EINVAL: we may make queues, just not an empty one
             return False
     try:
         numbers = [int(Path(f"/proc/sys/fs/{name}").read_text()) for name in ("aio-nr", "aio-max-nr")]
@@ -101,7 +101,7 @@ def is_available(requests: int) -> bool:
 
 
 class Queue:
-    """Gathering writes in flight on one descriptor; used by the process that made it only.
+    """Gathering writes in flight on one descriptor; only for the process that made it.
 
     Args:
         fd: descriptor with O_DIRECT, borrowed.
@@ -109,7 +109,7 @@ class Queue:
         times: counts how long each is in flight; None to count nothing.
 
     Raises:
-        OSError: the kernel has no AIO, or has no more of it to give (``fs.aio-max-nr``).
+        OSError: the kernel has no AIO, or its limit is reached (``fs.aio-max-nr``).
     """
 
     def __init__(self, fd: int, depth: int, times: LatencyCounter | None = None) -> None:
@@ -125,23 +125,23 @@ class Queue:
 
     @property
     def in_flight(self) -> int:
-        """How many writes are under way."""
+        """Number of writes in flight."""
         return self._depth - len(self._free)
 
     def begin(
         self, offsets: Numbers, lengths: Numbers, vectors: NDArray[Any], firsts: Numbers, counts: Numbers
     ) -> None:
-        """Begin as many writes as there are offsets, waiting for earlier ones where the queue is full.
+        """Submit a write for each offset, waiting for earlier ones whenever the queue is full.
 
         Args:
-            offsets: where each goes, bytes.
-            lengths: bytes of each.
-            vectors: pieces of memory (IOVEC), which stay as they are until ``settle``.
-            firsts: which piece each write begins with.
-            counts: how many pieces each write has.
+            offsets: where each goes in the file, bytes, shape (writes,).
+            lengths: bytes of each, same shape.
+            vectors: pieces of memory (IOVEC), shape (pieces,); the memory must not change until ``settle``.
+            firsts: index of the first piece of each write.
+            counts: number of pieces of each write.
 
         Raises:
-            WriteFailed: one of these, or of those before.
+            WriteFailed: one of these writes failed, or an earlier one.
         """
         requests = np.zeros(len(offsets), IOCB)
         requests["opcode"] = IOCB_CMD_PWRITEV
@@ -173,16 +173,16 @@ class Queue:
             done += taken
 
     def settle(self) -> None:
-        """Return when nothing is in flight any more.
+        """Wait until nothing is in flight.
 
         Raises:
-            WriteFailed: one of them did.
+            WriteFailed: a write failed.
         """
         while self.in_flight:
             self._reap(self.in_flight)
 
     def close(self) -> None:
-        """Wait for what is in flight and give the queue back."""
+        """Wait for what is in flight and destroy the queue."""
         _call(1, self._context)
 
     def _reap(self, least: int) -> None:
@@ -202,5 +202,5 @@ class Queue:
         wrong = np.flatnonzero(events["res"] != self._lengths[slots])
         if len(wrong):
             result, offset = int(events["res"][wrong[0]]), int(self._offsets[slots[wrong[0]]])
-            # a direct write that stops before its end stops for want of space, and says no more than that
+            # a short direct write means that space ran out; the kernel gives no other hint
             raise WriteFailed(-result if result < 0 else errno.ENOSPC, offset)

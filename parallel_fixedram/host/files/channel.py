@@ -1,13 +1,12 @@
-"""FileChannel: a seekable file as a Channel; open files to read, and the data ranges of a file.
+"""FileChannel: a seekable file as a Channel. Also functions that open files, and find the data ranges of one.
 
-Absolute offsets only, loops over short writes, no shared file position: any number of processes may use one descriptor.
+Offsets are absolute, short writes are continued, and no file position is used: any number of processes may share one
+descriptor.
 """
 
 from __future__ import annotations
 
-import contextlib
 import errno
-import mmap
 import os
 import stat
 import time
@@ -21,22 +20,22 @@ from parallel_fixedram.core.errors import FormatError, HostError, RequestError, 
 from parallel_fixedram.core.latency import Bins, LatencyCounter
 from parallel_fixedram.core.protocols import Pages
 from parallel_fixedram.host import linux
+from parallel_fixedram.host.memory.anonymous import anonymous_memory
 
 _MAX_TRANSFER = 0x7FFFF000  # Linux never moves more in one call
 _MAX_PIECES = 1024  # IOV_MAX
 _ZEROS_LENGTH = 1 << 20
-_HUGE_PAGE = 1 << 21
 
 
 class FileChannel:
     """A regular file as a Channel.
 
     Args:
-        fd: descriptor, borrowed; with O_DIRECT set every transfer has to be aligned by the caller.
-        name: what messages call the file.
+        fd: descriptor, borrowed; if it has O_DIRECT set, the caller has to align every transfer.
+        name: the file's name in messages.
 
     Attributes:
-        write_times: counts how long each write takes, of all channels that have the same one; None where nobody asks.
+        write_times: counts how long each write takes, in all channels that share it; None where nobody asks.
     """
 
     write_times: LatencyCounter | None = None
@@ -77,14 +76,14 @@ class FileChannel:
             self._write_gathered(offset + start, pieces[first : first + count])
 
     def settle(self) -> None:
-        """Nothing is in flight (Channel.settle)."""
+        """Nothing to wait for (Channel.settle)."""
 
     def another(self) -> FileChannel:
-        """The same file, to be waited for by itself: here nothing ever is."""
+        """The same file as a channel with writes in flight of its own; here none ever are."""
         return self
 
     def has_queue(self, channels: int) -> bool:
-        """Whether so many of these may have as many writes in flight as they want: here none are."""
+        """Whether this many channels may have all their writes in flight; here none ever are."""
         return True
 
     def write_bins(self) -> Bins:
@@ -96,7 +95,7 @@ class FileChannel:
             self.write_times.note(time.perf_counter() - started)
 
     def _zeros(self, length: int) -> memoryview:
-        """At least so many bytes of zeros, kept: to map and touch them costs more than a small write."""
+        """At least ``length`` zeros. They are kept, because mapping and touching them costs more than a small write."""
         if len(self._zeroed) < length:
             self._zeroed = memoryview(anonymous_memory(length))
         return self._zeroed
@@ -135,14 +134,15 @@ class FileChannel:
         except OSError as error:
             if error.errno not in (errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL):
                 raise HostError.from_os(f"cannot punch a hole into {self.name!r} at {offset:#x}", error) from error
-            zeros = memoryview(anonymous_memory(min(length, _ZEROS_LENGTH)))  # aligned, as O_DIRECT wants it
+            zeros = memoryview(anonymous_memory(min(length, _ZEROS_LENGTH)))  # aligned for O_DIRECT
             while length:
                 piece = min(length, len(zeros))
                 self.write(offset, zeros[:piece])
                 offset, length = offset + piece, length - piece
 
     def sync(self) -> None:
-        """fsync(2), never retried: after an error the pages are dropped, and a second call would lie (Channel.sync)."""
+        """fsync(2), never retried: after an error the kernel drops the pages, and a second call would report success
+        (Channel.sync)."""
         try:
             os.fsync(self.fd)
         except OSError as error:
@@ -151,19 +151,19 @@ class FileChannel:
     def size(self) -> int:
         """Bytes in the file, or of the block device."""
         try:
-            return os.lseek(self.fd, 0, os.SEEK_END)  # fstat(2) says 0 of a device
+            return os.lseek(self.fd, 0, os.SEEK_END)  # fstat(2) gives 0 for a device
         except OSError as error:
             raise HostError.from_os(f"cannot look at {self.name!r}", error) from error
 
     def stat(self) -> os.stat_result:
-        """What fstat(2) says of the file now."""
+        """The file's current fstat(2)."""
         try:
             return os.fstat(self.fd)
         except OSError as error:
             raise HostError.from_os(f"cannot look at {self.name!r}", error) from error
 
     def bytes_at(self, offset: int, length: int) -> bytes:
-        """Up to ``length`` bytes at ``offset``; fewer only where the file ends."""
+        """``length`` bytes at ``offset``, or fewer if the file ends there."""
         try:
             data = os.pread(self.fd, length, offset)
             while len(data) < length and (more := os.pread(self.fd, length - len(data), offset + len(data))):
@@ -174,10 +174,11 @@ class FileChannel:
 
 
 class ReadBackChannel(FileChannel):
-    """A file that reads back what it writes: for what gets its digest from there, and must not get a wrong one.
+    """A channel that reads back what it writes. It is for bytes whose digest is computed from the file afterwards: a
+    faulty write must not get a matching digest.
 
     Args:
-        channel: what writes.
+        channel: does the writing.
     """
 
     def __init__(self, channel: FileChannel) -> None:
@@ -185,37 +186,41 @@ class ReadBackChannel(FileChannel):
         self._channel = channel
 
     def write(self, offset: int, data: memoryview) -> None:
-        """Write all of ``data``, and compare (Channel.write).
+        """Write all of ``data``, read it back and compare (Channel.write).
 
         Raises:
-            HostError: it cannot be written, or something else is there now.
+            HostError: it cannot be written, or what is read back differs.
         """
         self._channel.write(offset, data)
         back = memoryview(bytearray(min(len(data), _ZEROS_LENGTH)))
         for start in range(0, len(data), _ZEROS_LENGTH):
             piece = data[start : start + _ZEROS_LENGTH]
             self.read(offset + start, back[: len(piece)])
-            if piece.tobytes() != back[: len(piece)].tobytes():  # far faster than views are
-                raise HostError(f"what was written to {self.name!r} at {offset + start:#x} is not what is there now")
+            if piece.tobytes() != back[: len(piece)].tobytes():  # comparing bytes is far faster than comparing views
+                raise HostError(f"what was written to {self.name!r} at {offset + start:#x} reads back differently")
 
 
 def segments(runs: Runs, readable: Bits) -> tuple[NDArray[np.int64], ...]:
-    """Cut runs where pages change from readable to not, or back.
+    """Cut runs wherever pages change between readable and not readable.
 
     Args:
         runs: first page and length of each, shape (runs, 2), ascending and disjoint.
-        readable: 1 for every page that may be read.
+        readable: 1 for every page that may be read, shape (pages,).
 
     Returns:
-        First page of each segment; its length; the number of each run's first segment; how many segments each run has.
+        First page of each segment; its length; index of each run's first segment; number of segments of each run.
     """
     begins, lengths = runs[:, 0], runs[:, 1]
     ends = begins + lengths
     turns = np.flatnonzero(readable[1:] != readable[:-1]) + 1
-    run = np.searchsorted(begins, turns, "right") - 1  # -1, the last one, before the first: no turn there is inside it
+    # the run that begins at or before each turn. Before the first run that is -1, the last run, which no such turn is
+    # inside of either
+    run = np.searchsorted(begins, turns, "right") - 1
     turns = turns[(begins[run] < turns) & (turns < ends[run])] if len(runs) else turns[:0]
     if not len(turns):
         return begins, lengths, np.arange(len(runs)), np.ones(len(runs), np.int64)
+    # a segment starts where a run begins and at each turn inside one; it ends where the next one starts, but for the
+    # last of a run, which ends with the run
     starts = np.sort(np.concatenate((begins, turns)))
     firsts = np.searchsorted(starts, begins)
     counts = np.diff(np.append(firsts, len(starts)))
@@ -224,49 +229,22 @@ def segments(runs: Runs, readable: Bits) -> tuple[NDArray[np.int64], ...]:
     return starts, stops - starts, firsts, counts
 
 
-def anonymous_memory(length: int, *, shared: bool = False) -> mmap.mmap:
-    """Zeroed memory that starts at a page boundary, as O_DIRECT wants it; ``shared`` with later forks, or private.
-
-    Raises:
-        HostError: there is not enough.
-    """
-    try:
-        return mmap.mmap(-1, length, mmap.MAP_SHARED if shared else mmap.MAP_PRIVATE)
-    except OSError as error:
-        raise HostError.from_os(f"cannot get {length} bytes of memory", error) from error
-
-
-def huge_memory(length: int) -> memoryview:
-    """Zeroed private memory in huge pages, where the kernel has them, which a device fills in few large pieces.
-
-    Past the page cache that was measured to be three times faster than into pages of 4 KiB each.
-
-    Raises:
-        HostError: there is not enough.
-    """
-    memory = anonymous_memory(length + _HUGE_PAGE)
-    with contextlib.suppress(OSError):  # a kernel without them
-        memory.madvise(mmap.MADV_HUGEPAGE)
-    start = -int(np.frombuffer(memory, np.uint8).ctypes.data) % _HUGE_PAGE
-    return memoryview(memory)[start : start + length]
-
-
 def open_readable(path: str, *, or_device: bool = False) -> int:
-    """Open a file that somebody else made, for reading; never blocks on a FIFO.
+    """Open an existing file for reading; never blocks on a FIFO.
 
     Args:
         path: its path.
-        or_device: take a block device as well.
+        or_device: accept a block device as well.
 
     Raises:
-        RequestError: there is none, or it is not a regular file.
+        RequestError: it does not exist, or is not a regular file.
         HostError: it cannot be opened.
     """
     return _open_seekable(path, os.O_RDONLY, or_device=or_device)
 
 
 def open_writable(path: str, *, or_device: bool = False) -> int:
-    """Open an existing file for reading and writing in place; otherwise as ``open_readable``."""
+    """Like ``open_readable``, but for reading and writing in place."""
     return _open_seekable(path, os.O_RDWR, or_device=or_device)
 
 
@@ -288,8 +266,8 @@ def _open_seekable(path: str, flags: int, *, or_device: bool) -> int:
 
 
 def data_end(fd: int, size: int) -> int:
-    """From where on a file of ``size`` bytes is a hole; ``size`` where the file system cannot tell."""
-    low, high = 0, size  # there is data at or after low, if anywhere; none at high
+    """The offset after the last data of a file of ``size`` bytes; ``size`` if the file system cannot tell."""
+    low, high = 0, size  # invariant: if there is any data, the last of it ends in [low, high]
     while low < high:
         middle = (low + high) // 2
         try:
@@ -302,7 +280,7 @@ def data_end(fd: int, size: int) -> int:
 
 
 def data_extents(fd: int, start: int, end: int) -> Iterator[tuple[int, int]]:
-    """Byte ranges of [start, end) that are not holes, ascending; the whole range where the file system cannot tell."""
+    """Byte ranges of [start, end) that are not holes, ascending; the whole range if the file system cannot tell."""
     position = start
     while position < end:
         try:

@@ -1,4 +1,4 @@
-"""DirectChannel: a file written bypassing the page cache, many runs of pages in flight at once."""
+"""DirectChannel: a file that is written with O_DIRECT, many runs of pages in flight at once."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ from parallel_fixedram.host.files.channel import FileChannel, segments
 
 
 class DirectChannel(FileChannel):
-    """A regular file with O_DIRECT as a Channel; every transfer has to be aligned by the caller.
+    """A regular file with O_DIRECT as a Channel; the caller has to align every transfer.
 
-    The queue belongs to the process that first writes runs, and ends with it; the kernel lets no process be gone before
-    what it has in flight is written.
+    The queue belongs to the process that first writes runs, and ends with it. The kernel finishes a process's writes in
+    flight before the process is gone.
 
     Args:
         fd: descriptor with O_DIRECT, borrowed.
-        name: what messages call the file.
-        depth: writes in flight; 0 for one by one.
+        name: the file's name in messages.
+        depth: most writes in flight; 0 to write one at a time.
     """
 
     _queue: aio.Queue | None = None
@@ -37,7 +37,7 @@ class DirectChannel(FileChannel):
         return other
 
     def has_queue(self, channels: int) -> bool:
-        """Whether the kernel lets so many processes have as many writes in flight as they may."""
+        """Whether the kernel lets this many processes have ``depth`` writes in flight each."""
         return self._depth == 0 or aio.is_available(self._depth * channels)
 
     def write_runs(self, offset: int, pages: Pages, runs: Runs, readable: Bits) -> None:
@@ -65,7 +65,7 @@ class DirectChannel(FileChannel):
             raise self._failed(error) from error
 
     def settle(self) -> None:
-        """Return when every run is written (Channel.settle)."""
+        """Wait until every run is written (Channel.settle)."""
         if self._queue is not None:
             try:
                 self._queue.settle()

@@ -1,4 +1,4 @@
-"""Files that are made for another process: it may write them, and nobody else may read them."""
+"""Files that we make for another process: only that process's user can read and write them."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from parallel_fixedram.host import linux
 
 @contextlib.contextmanager
 def made_for(pid: int, path: str) -> Iterator[None]:
-    """Make an empty file that belongs to the user that a process acts as, mode 0600; its name is on stable storage.
+    """Make an empty file with mode 0600, owned by the user a process acts as; its name is on stable storage.
 
-    It is open here as long as the block runs, by which others see that it is not left behind.
+    We have it open while the block runs, so that others can see it is not a leftover.
 
     Raises:
-        HostError: it is there already, or cannot be made; nothing of it is left.
+        HostError: it exists already or cannot be made; nothing of it is left.
     """
     try:
         fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
@@ -32,7 +32,7 @@ def made_for(pid: int, path: str) -> Iterator[None]:
             os.close(fd)
             raise
     except OSError as error:
-        raise HostError.from_os(f"{path!r} cannot be made for process {pid}", error) from error
+        raise HostError.from_os(f"cannot make {path!r} for process {pid}", error) from error
     try:
         yield
     finally:
@@ -40,23 +40,23 @@ def made_for(pid: int, path: str) -> Iterator[None]:
 
 
 def give_to(pid: int, path: str) -> None:
-    """Have a file of ours belong to the user that a process acts as.
+    """Give a file of ours to the user that a process acts as.
 
     Raises:
-        HostError: that cannot be, or the process has ended.
+        HostError: it cannot be given away, or the process has ended.
     """
     try:
         if (ids := _acts_as(pid)) != (os.geteuid(), os.getegid()):
             os.chown(path, *ids, follow_symlinks=False)
     except OSError as error:
-        raise HostError.from_os(f"{path!r} cannot be given to process {pid}", error) from error
+        raise HostError.from_os(f"cannot give {path!r} to process {pid}", error) from error
 
 
 def sync(path: str) -> None:
-    """Have a file, or the names in a folder, on stable storage.
+    """fsync(2) a file, or a folder with the names in it, by path.
 
     Raises:
-        OSError: that failed.
+        OSError: it failed.
     """
     fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     try:
@@ -66,7 +66,7 @@ def sync(path: str) -> None:
 
 
 def _acts_as(pid: int) -> tuple[int, int]:
-    """User and group that a process makes files as (proc_pid_status(5): real, effective, saved, file system)."""
+    """User and group id that a process makes files with (proc_pid_status(5): real, effective, saved, file system)."""
     with open(f"/proc/{pid}/status", encoding="utf-8", errors="surrogateescape") as file:
         found = re.search(r"^Uid:.*\t(\d+)\nGid:.*\t(\d+)$", file.read(), re.MULTILINE)
     if found is None:

@@ -1,8 +1,8 @@
 """Whether anybody else has a file open: the kernel knows, and says so by refusing a lease.
 
-A write lease is granted only where no other open file leads to the file, by whichever process, of whichever user or
-namespace; a mapping keeps one open (fcntl(2), F_SETLEASE). As long as we have it, who opens the file waits. NFS and
-FUSE have no leases: there /proc is asked, which does not show everything to everybody.
+A write lease is granted only if no other open file description refers to the file, of whatever process, user or
+namespace; a mapping counts too (fcntl(2), F_SETLEASE). While we hold the lease, whoever opens the file has to wait. NFS
+and FUSE have no leases: there we look in /proc, which does not show everything to everybody.
 """
 
 from __future__ import annotations
@@ -19,15 +19,15 @@ from parallel_fixedram.host.processes.unseen import why_proc_is_wrong
 
 
 def who_has_open(fd: int) -> str:
-    """Who else has the file open, or maps it; empty if nobody has, and then nobody can until ``fd`` is closed.
+    """Who else has the file open or mapped; empty if nobody has.
 
-    The last is so only on file systems with leases.
+    On file systems with leases, empty also means that nobody can open it until ``fd`` is closed.
 
     Args:
-        fd: opened to read, of a regular file.
+        fd: a regular file, open for reading.
 
     Raises:
-        HostError: that cannot be told.
+        HostError: it cannot be told.
     """
     alone = _gets_lease(fd)
     if alone:
@@ -43,9 +43,9 @@ def who_has_open(fd: int) -> str:
 
 
 def _gets_lease(fd: int) -> bool | None:
-    """Whether the kernel gives us a write lease; None where it gives none at all here."""
+    """Whether the kernel gives us a write lease; None if this file system has no leases."""
     try:
-        fcntl.fcntl(fd, fcntl.F_SETSIG, signal.SIGURG)  # who opens it makes the kernel tell us; SIGIO would end us
+        fcntl.fcntl(fd, fcntl.F_SETSIG, signal.SIGURG)  # tells us of others' opens; the default, SIGIO, would kill us
         fcntl.fcntl(fd, fcntl.F_SETLEASE, fcntl.F_WRLCK)
     except OSError as error:
         return False if error.errno in (errno.EAGAIN, errno.EBUSY) else None
@@ -53,7 +53,7 @@ def _gets_lease(fd: int) -> bool | None:
 
 
 def _processes_with(fd: int) -> tuple[list[int], bool]:
-    """Processes that have the file of a descriptor open in another way; and whether there are some that do not tell."""
+    """Processes that have the file open, ours by another descriptor; and whether some could not be examined."""
     status, found, unseen = os.fstat(fd), list[int](), False
     own = f"/proc/{os.getpid()}/fd/{fd}"
     for pid in sorted(int(name) for name in os.listdir("/proc") if name.isdecimal()):

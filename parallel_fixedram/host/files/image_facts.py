@@ -1,7 +1,7 @@
-"""What can be seen of a disk's image file from outside: by this it is known again, and that it was written since.
+"""Facts about a disk's image file by which it is recognised later, and by which one sees that it was written since.
 
-Images are large, so only both ends of one are read. What is written in between shows in the time of the last write; a
-block device does not tell that, and there it does not show.
+Images are large, so only both ends are read. A write in between shows in the time of the last write. A block device has
+no such time, so there a write in between goes unnoticed.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ def image_now(path: str, format: str) -> DiskImage:
     """An image as it is now.
 
     Args:
-        path: of a regular file or a block device; it is read only, and nothing is waited for on a FIFO.
-        format: QEMU's block driver for its contents, which are not looked at.
+        path: a regular file or a block device; it is only read, and a FIFO does not block.
+        format: QEMU's block driver for its contents, which are not examined.
 
     Raises:
-        RequestError: there is none, or it is neither a file nor a block device.
+        RequestError: it does not exist, or is neither a regular file nor a block device.
         HostError: it cannot be opened or read.
     """
     path = os.path.abspath(path)
@@ -44,7 +44,7 @@ def image_now(path: str, format: str) -> DiskImage:
 
 
 def _digest_of_ends(channel: FileChannel, size: int) -> str:
-    """XXH3-128 of the first and the last ENDS bytes; of a shorter file, of every byte once."""
+    """XXH3-128 of the first and the last ENDS bytes; where these overlap, no byte counts twice."""
     digest = xxhash.xxh3_128(channel.bytes_at(0, min(ENDS, size)))
     last = max(ENDS, size - ENDS)
     digest.update(channel.bytes_at(last, max(0, size - last)))

@@ -1,8 +1,8 @@
-"""The last close of a file that has no name any more, by a process that nobody waits for.
+"""The last close of a file without a name, done by a process that nobody waits for.
 
-Whoever closes such a file last frees its blocks, and where the file system discards them online (ext4, ``-o discard``)
-that takes seconds for a large one, tens of seconds for a scattered one. A thread would not do: a process is gone only
-when all its threads are.
+The last close frees the file's blocks. If the file system discards them online (ext4, ``-o discard``), that takes
+seconds for a large file and tens of seconds for a fragmented one. A thread would not help: a process is gone only when
+all its threads are.
 """
 
 from __future__ import annotations
@@ -14,13 +14,13 @@ from parallel_fixedram.host import linux
 from parallel_fixedram.host.processes import forked
 
 WORTH_A_PROCESS = 4 << 20
-"""Bytes on the file system from which on starting a process is quicker than to free them (measured)."""
+"""Bytes on disk above which starting a process is quicker than freeing them (measured)."""
 
 
 def close_unwaited(fd: int) -> None:
-    """Close a descriptor through which nothing has to be written any more; returns before the file's blocks are freed.
+    """Close a descriptor that needs no more writing; returns before the file's blocks are freed.
 
-    A file that still has a name, or is small, is closed here and now, and so is any where no process can be started.
+    If the file still has a name or is small, or if no process can be started, it is closed here and now.
     """
     told = -1
     try:
@@ -31,14 +31,14 @@ def close_unwaited(fd: int) -> None:
         pass
     linux.close(fd)
     if told >= 0:
-        os.close(told)  # now ours is not the last one
+        os.close(told)  # only now, so that the other process's close comes after ours and is the last
 
 
 def _hand_over(fd: int) -> int:
-    """Let a process that is no child of ours have the descriptor until the one that is returned is closed.
+    """Start a process, not a child of ours, that keeps the descriptor open until the returned one is closed.
 
     Raises:
-        OSError: none could be started.
+        OSError: no process could be started.
     """
     until, told = os.pipe2(os.O_CLOEXEC)
     try:
@@ -58,7 +58,7 @@ def _leave_to_another(fd: int, until: int) -> NoReturn:
     try:
         if os.fork() == 0:
             os.setsid()
-            forked.keep_only({fd, until})  # whoever reads our output until its end does not wait for us
+            forked.keep_only({fd, until})  # closes our output, so that whoever reads it to its end does not wait for us
             os.read(until, 1)
             linux.close(fd)
     finally:

@@ -1,4 +1,4 @@
-"""A file that may be left behind: removed only while it is certain that nobody has it."""
+"""Files that may be left behind: one is removed only while it is certain that nobody uses it."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ _OPEN = os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
 
 
 def files_in(folder: int, is_one: Callable[[str], object]) -> Iterator[tuple[str, os.stat_result]]:
-    """Regular files of this user in a folder, of all users for root, by name; no links are followed.
+    """This user's regular files in a folder (for root, everybody's), sorted by name; links are not followed.
 
     Args:
-        folder: descriptor of it.
+        folder: descriptor of the folder.
         is_one: whether a name is of interest.
 
     Raises:
@@ -35,7 +35,7 @@ def files_in(folder: int, is_one: Callable[[str], object]) -> Iterator[tuple[str
 
 
 def head_of(name: str, folder: int, length: int) -> bytes:
-    """The first bytes of a file in a folder; empty where it cannot be read."""
+    """The first bytes of a file in a folder; empty if it cannot be read."""
     with contextlib.suppress(OSError):
         fd = os.open(name, _OPEN | os.O_RDONLY, dir_fd=folder)
         try:
@@ -46,21 +46,21 @@ def head_of(name: str, folder: int, length: int) -> bytes:
 
 
 def judged(found: Leftover, name: str, folder: int, *, remove: bool, locked: bool = False) -> Leftover | None:
-    """The same, with whether a process holds it, and removed if that is wanted and nobody does.
+    """Complete a finding with whether a process holds the file; remove the file if that is wanted and nobody does.
 
-    From when it is known that nobody holds it until its name is gone, we hold it ourselves.
+    We hold it ourselves from before we know that nobody else does until its name is gone.
 
     Args:
-        found: as far as it is known; ``why_not`` keeps it from being removed.
+        found: what is known so far; a file with a ``why_not`` is not removed.
         name: its name in the folder.
-        folder: descriptor of that.
-        remove: whether it is to go.
-        locked: whether whoever makes such a file has a lock on it, which we take then.
+        folder: descriptor of the folder.
+        remove: whether to remove it.
+        locked: whether such a file's maker has a lock on it, so that we have to take the lock.
 
     Returns:
         None if it is gone by now.
     """
-    try:  # NFS gives a lock only to those who may write
+    try:  # O_RDWR for the lock: NFS gives none for a descriptor that cannot write
         fd = os.open(name, _OPEN | (os.O_RDWR if locked else os.O_RDONLY), dir_fd=folder)
     except FileNotFoundError:
         return None
@@ -90,7 +90,7 @@ def judged(found: Leftover, name: str, folder: int, *, remove: bool, locked: boo
 
 
 def _holder(fd: int) -> str:
-    """Who has it open, as far as that can be told: the lock has decided."""
+    """Who has it open, if that can be told; it is only for the message, since the lock decides."""
     try:
         return who_has_open(fd)
     except HostError:
@@ -98,11 +98,11 @@ def _holder(fd: int) -> str:
 
 
 def holder_in(path: str) -> str:
-    """Who has a file of a folder open; empty if nobody has any.
+    """Who has a file in a folder open; empty if nobody has.
 
     Raises:
         OSError: the folder cannot be read.
-        HostError: that cannot be told.
+        HostError: it cannot be told.
     """
     folder = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
     try:

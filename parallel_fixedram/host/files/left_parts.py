@@ -1,4 +1,4 @@
-""".part files in a folder: what saves and restores that were ended left, and what others are at."""
+""".part files in a folder: left by saves and restores that were killed, or being written right now."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ _BY_OTHERS = 0o077
 
 
 def left_parts(path: str, folder: int, *, remove: bool) -> Iterator[Leftover]:
-    """A finding each; files that others may read are not ours, whatever they are called.
+    """A finding for each. A file that others may read is not one of ours, whatever its name.
 
     Args:
         path: the folder.
-        folder: descriptor of it.
-        remove: whether those go that nobody writes.
+        folder: descriptor of the folder.
+        remove: whether to remove those that nobody is writing.
 
     Raises:
         OSError: the folder cannot be read.
@@ -32,7 +32,7 @@ def left_parts(path: str, folder: int, *, remove: bool) -> Iterator[Leftover]:
         found = Leftover(
             path=os.path.join(path, name),
             kind=Kind.PART,
-            what=f"{final!r} as it was being made, {format_size(status.st_blocks * 512)} on disk",
+            what=f"unfinished {final!r}, {format_size(status.st_blocks * 512)} on disk",
             held=False,
             removed=False,
             why_not="",

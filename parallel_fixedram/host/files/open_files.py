@@ -1,4 +1,4 @@
-"""Files that another process has open to read and write, and how they get onto stable storage without its help.
+"""Files that another process has open for reading and writing, and how to sync them without its help.
 
 ::
 
@@ -6,10 +6,10 @@
        <-- pipe -- which file it is at, which one failed, done                 |
        -- SIGKILL when time is up; nobody waits for its end ------------------>+
 
-A device that hangs holds whoever asks it for anything, beyond SIGKILL, so all that touches one of the files happens in
-a process that holds nothing of ours. Opened by descriptor it is the very file, whatever its name means by now or in the
-other process's mount namespace. It is opened anew, not duplicated: the kernel reports a write error once for every open
-file, and through a duplicate we would take the report away from the process that has to hear it (Linux:
+If a device hangs, whoever waits for it cannot be killed. So everything that touches one of the files happens in a
+process that holds nothing of ours. Opened by its descriptor, it is the very file, whatever its name means by now or in
+the other process's mount namespace. It is opened anew and not duplicated: the kernel reports a write error once for
+each open file description, and with a duplicate we would take the report from the process that needs it (Linux:
 Documentation/core-api/errseq.rst).
 """
 
@@ -32,27 +32,30 @@ from parallel_fixedram.host.memory.process_maps import read_maps, refusal
 from parallel_fixedram.host.processes import forked, signals
 
 SHORT_SECONDS = 0.01
-"""A round of syncs that takes no longer than this leaves little behind."""
+"""After a round of syncs that took no longer than this, little is left to write."""
 
 MOST_ROUNDS = 5
-"""Whoever writes faster than the device syncs is not waited for."""
+"""A process that writes faster than its device syncs would need rounds without end."""
 
 _RECORD = struct.Struct("=ii")
-"""Descriptor of the file that is next and 0, or what failed; a pipe passes on so few bytes as a whole."""
+"""Descriptor of a file, and 0 if it is next or the errno if it failed. A pipe passes so few bytes on in one piece."""
 
 _DONE = (-1, 0)
 _END_SECONDS = 1.0
 
 
 def written_files(pid: int) -> dict[int, str]:
-    """What the process has open to read and write, and does not map: the path as the kernel shows it, by descriptor.
+    """Files that the process has open for reading and writing and has not mapped.
 
-    A log is only written. What is mapped is memory of the process, and no business of a disk. Devices of every kind may
-    be among them.
+    This leaves out logs, which are opened for writing only, and files that serve as memory, which are mapped. Devices
+    of any kind may be included.
+
+    Returns:
+        The path as the kernel shows it, by descriptor.
 
     Raises:
         MachineError: the process has ended.
-        HostError: no right to ask.
+        HostError: we lack the right to look.
     """
     mapped = {each.path for each in read_maps(pid)}
     try:
@@ -69,11 +72,11 @@ def written_files(pid: int) -> dict[int, str]:
 
 
 class OpenFiles:
-    """The files and block devices that a process has open now, found again by the names that it has for them.
+    """The files and block devices that a process has open now, to be looked up by the names that it uses for them.
 
     Raises:
         MachineError: the process has ended.
-        HostError: no right to ask.
+        HostError: we lack the right to look.
     """
 
     def __init__(self, pid: int) -> None:
@@ -88,10 +91,10 @@ class OpenFiles:
             raise refusal(pid, error, f"cannot list the files that process {pid} has open") from error
 
     def find(self, name: str) -> str | None:
-        """The absolute path by which an open file is reached from here; None if that is not certain.
+        """The absolute path that leads to an open file from here; None if that is not certain.
 
         Args:
-            name: the process's own: absolute, or relative to a folder that it was in once.
+            name: the process's name for it: absolute, or relative to a folder that it once was in.
         """
         if os.path.isabs(name):
             return name if self._holds(name) else None
@@ -106,7 +109,7 @@ class OpenFiles:
 
 
 _Key = tuple[int, int]
-"""Device and inode of a file; 0 and the device number of a block device, which may have several names."""
+"""Device and inode of a file; or 0 and the device number of a block device, which may have several names."""
 
 
 def _key(path: str) -> _Key | None:
@@ -123,15 +126,15 @@ def _is_written(pid: int, number: str) -> bool:
 
 
 def sync_open_files(pid: int, files: Mapping[int, str], seconds: float) -> list[str]:
-    """Sync files that another process has open; all again, up to ``MOST_ROUNDS`` times, until that is short.
+    """Sync files that another process has open, again and again until a round is short, at most ``MOST_ROUNDS`` times.
 
     Args:
         pid: the process.
-        files: as ``written_files`` has them; what is in memory, or neither file nor block device, is passed by.
+        files: as returned by ``written_files``. What is in memory, or neither file nor block device, is skipped.
         seconds: how long it may take.
 
     Returns:
-        What could not be synced, and why: a sentence for each file.
+        A sentence for each file that could not be synced, with the reason.
 
     Raises:
         HostError: no process could be started.
@@ -154,7 +157,7 @@ def sync_open_files(pid: int, files: Mapping[int, str], seconds: float) -> list[
 
 @contextlib.contextmanager
 def _syncing(pid: int, numbers: Sequence[int]) -> Iterator[int]:
-    """A process that syncs; yields the pipe on which it says how far it is."""
+    """Run the process that syncs; yields the pipe on which it reports its progress."""
     child, us = 0, os.getpid()
     with contextlib.ExitStack() as stack:
         try:
@@ -175,7 +178,7 @@ def _syncing(pid: int, numbers: Sequence[int]) -> Iterator[int]:
 
 
 def _sync(pid: int, numbers: Sequence[int], pipe: int, parent: int) -> NoReturn:
-    """Be that process."""
+    """The body of that process."""
     try:
         forked.settle_in(parent)
         gc.freeze()  # collecting what was inherited would copy all of it
@@ -202,7 +205,7 @@ def _sync(pid: int, numbers: Sequence[int], pipe: int, parent: int) -> NoReturn:
 
 @contextlib.contextmanager
 def _telling(pipe: int, number: int) -> Iterator[None]:
-    """Tell the parent what is next, and what failed."""
+    """Tell the parent which file is next, and whether it failed."""
     os.write(pipe, _RECORD.pack(number, 0))
     try:
         yield
@@ -212,9 +215,9 @@ def _telling(pipe: int, number: int) -> Iterator[None]:
 
 
 def _open(path: str, others: Collection[int]) -> int | None:
-    """Open what has a place on a disk and is not open yet."""
+    """Open the file unless it is open already or has no place on a disk."""
     status = os.stat(path)
-    if not (stat.S_ISREG(status.st_mode) or stat.S_ISBLK(status.st_mode)):  # opening others may do something
+    if not (stat.S_ISREG(status.st_mode) or stat.S_ISBLK(status.st_mode)):  # opening others may have side effects
         return None
     if any(os.path.samestat(status, os.fstat(fd)) for fd in others):
         return None

@@ -1,4 +1,4 @@
-"""What of a file is in the page cache."""
+"""How much of a file is in the page cache, and how much may still go there."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from parallel_fixedram.host import linux
 def is_cold(fd: int, offsets: Sequence[int]) -> bool:
     """Whether most of the bytes at ``offsets`` would have to come from the device.
 
-    Memory file systems, and those that cannot tell, count as warm, and so does what lies after the end of the file.
+    File systems in memory count as warm, and so do those that cannot tell, and offsets after the end of the file.
     """
     try:
         length = os.fstat(fd).st_size
@@ -26,7 +26,7 @@ def is_cold(fd: int, offsets: Sequence[int]) -> bool:
 
 
 def _is_cached(fd: int, offset: int) -> bool:
-    """Asks cachestat(2), which does nothing else; where it tells not ``preadv2(RWF_NOWAIT)``, which starts to read.
+    """Asks cachestat(2), which has no side effect; if it refuses, ``preadv2(RWF_NOWAIT)``, which starts reading ahead.
 
     Raises:
         OSError: both refuse.
@@ -42,7 +42,7 @@ def _is_cached(fd: int, offset: int) -> bool:
 
 
 def takes_direct_io(path: str) -> bool:
-    """Whether the file can be read bypassing the page cache."""
+    """Whether the file can be opened for reading with O_DIRECT."""
     try:
         os.close(os.open(path, os.O_RDONLY | os.O_DIRECT | os.O_CLOEXEC))
     except OSError:
@@ -51,9 +51,9 @@ def takes_direct_io(path: str) -> bool:
 
 
 def cached_bytes(fd: int) -> int | None:
-    """How many bytes of a file are in the page cache, by whole pages; None where the kernel does not tell.
+    """Bytes of a file that are in the page cache, in whole pages; None if the kernel does not tell.
 
-    A file in shared memory is there with all that it holds, but for what is in swap.
+    For a file in shared memory that is all its data except what is in swap.
     """
     try:
         return linux.cachestat(fd) * mmap.PAGESIZE
@@ -64,10 +64,10 @@ def cached_bytes(fd: int) -> int | None:
 
 
 def drop_from_cache(fd: int) -> None:
-    """Take a file out of the page cache: written to its device first, for what is dirty stays.
+    """Drop a file from the page cache, after writing it to its device, because dirty pages are not dropped.
 
-    What another process has mapped, or is using at the moment, stays, too; and so does a file in shared memory, which
-    has no other place.
+    Pages that another process has mapped or is using stay cached, and so does a file in shared memory, which is nowhere
+    else.
 
     Raises:
         HostError: it cannot be written to its device.
@@ -80,10 +80,9 @@ def drop_from_cache(fd: int) -> None:
 
 
 def dirty_room() -> int:
-    """How many bytes can be written into the page cache before the kernel makes writers wait for the device.
+    """Bytes that can be written into the page cache before the kernel makes writers wait; 0 if it does not tell.
 
-    That begins halfway between the background and the hard limit (mm/page-writeback.c, dirty_freerun_ceiling).
-    Where the kernel does not tell: none.
+    It does so from halfway between the background and the hard limit (mm/page-writeback.c, dirty_freerun_ceiling).
     """
     pages = dict.fromkeys(("nr_dirty_threshold", "nr_dirty_background_threshold", "nr_dirty", "nr_writeback"), 0)
     try:

@@ -1,6 +1,6 @@
-"""A .part file: what has not got its final name yet, made by one writer at a time, who holds a lock on it.
+""".part files: files that do not have their final name yet, each made by one writer, who holds a lock on it.
 
-One whose lock is free belongs to nobody, and is replaced.
+A .part file whose lock is free belongs to nobody and is replaced.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ def create(name: str, folder: int, path: str) -> int:
         path: the final name, for messages.
 
     Raises:
-        HostError: the folder does not take a new file, or another process is writing this one.
+        HostError: no file can be made in the folder, or another process is writing this one.
     """
     flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
     for _ in range(_MOST_TRIES):
@@ -38,7 +38,7 @@ def create(name: str, folder: int, path: str) -> int:
             raise unopened(f"cannot create {path!r}", error) from error
         try:
             os.fchmod(fd, 0o600)
-            if try_lock(fd) and os.fstat(fd).st_nlink:
+            if try_lock(fd) and os.fstat(fd).st_nlink:  # else another writer took it for a leftover before we had it
                 return fd
         except OSError as error:
             with contextlib.suppress(OSError):
@@ -68,7 +68,7 @@ def _remove_stale(name: str, folder: int, path: str) -> None:
 
 
 def try_lock(fd: int) -> bool:
-    """Lock a file unless somebody else has; returns whether it is locked now, until its last descriptor is closed.
+    """Try to lock a file; returns whether we have the lock. It lasts until the last copy of the descriptor is closed.
 
     Raises:
         OSError: its file system has no locks.

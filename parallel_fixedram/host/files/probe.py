@@ -1,4 +1,4 @@
-"""A file in a folder that is there to be tried out: it has no name, so that nothing is left of it."""
+"""A file for trying out what a folder can do. It has no name, so nothing is left of it."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from parallel_fixedram.host.files.direct_channel import DirectChannel
 from parallel_fixedram.host.processes import signals
 
 _NO_TMPFILE = (errno.EOPNOTSUPP, errno.EISDIR, errno.EINVAL)
-"""What a file system says that has no files without a name (O_TMPFILE of open(2))."""
+"""What open(2) fails with where there are no files without a name (O_TMPFILE)."""
 
 
 class Probe:
@@ -22,7 +22,7 @@ class Probe:
 
     Args:
         fd: its descriptor, borrowed.
-        folder: for messages.
+        folder: the folder's name, for messages.
 
     Attributes:
         channel: the file, through the page cache.
@@ -34,7 +34,7 @@ class Probe:
 
     @contextlib.contextmanager
     def direct(self) -> Iterator[DirectChannel | None]:
-        """The same file, bypassing the page cache; None where the file system refuses that."""
+        """The same file, bypassing the page cache; None if the file system refuses that."""
         try:
             fd = os.open(f"/proc/self/fd/{self.channel.fd}", os.O_RDWR | os.O_DIRECT | os.O_CLOEXEC)
         except OSError:
@@ -46,10 +46,10 @@ class Probe:
             os.close(fd)
 
     def shares_space(self) -> bool:
-        """Whether a file can be a copy of another one without taking its space again (FICLONE of ioctl_ficlone(2)).
+        """Whether a copy of a file can share the file's space (FICLONE of ioctl_ficlone(2)).
 
         Raises:
-            HostError: not even a page can be written, or a second file made.
+            HostError: a page cannot be written, or a second file cannot be made.
         """
         self.channel.write(0, memoryview(bytes(4096)))
         with probe(self._folder, named=True) as copy:
@@ -62,15 +62,15 @@ class Probe:
 
 @contextlib.contextmanager
 def probe(folder: str, *, named: bool = False) -> Iterator[Probe]:
-    """A new file in the folder, gone whatever happens.
+    """A new file in the folder, gone afterwards whatever happens.
 
     Args:
-        folder: where.
-        named: whether it may have a name for a moment, where the file system has no files without one.
+        folder: its path.
+        named: whether the file may have a name for a moment, if the file system has no files without one.
 
     Raises:
         NoFileError: there is no such folder.
-        HostError: it takes no new file.
+        HostError: no file can be made in it.
     """
     try:
         fd = _nameless(folder, named)
@@ -90,7 +90,7 @@ def _nameless(folder: str, named: bool) -> int:
             raise
     import tempfile  # slow, and few file systems need it
 
-    with signals.held():  # it has a name, but only here
+    with signals.held():  # an interrupt must not leave the name behind
         fd, name = tempfile.mkstemp(prefix=".parallel-fixedram-", suffix=".part", dir=folder)
         try:
             os.unlink(name)

@@ -7,8 +7,8 @@
 At every instant NAME is absent, the complete old file, or the complete new file. A .part whose writer is gone (its lock
 is free) belongs to nobody and is replaced.
 
-A file that is replaced is kept open until the folder is synced: freeing its blocks belongs to that sync otherwise, and
-takes seconds where the file system discards them.
+A file that is replaced is kept open until the folder is synced. Otherwise the sync would include freeing its blocks,
+which takes seconds if the file system discards them.
 """
 
 from __future__ import annotations
@@ -44,17 +44,17 @@ logger = logging.getLogger(__name__)
 
 
 class PendingFile:
-    """Context manager around a file in the making: entering makes it, leaving it without ``publish`` removes it.
+    """Context manager around a file in the making: entering makes the file, leaving without ``publish`` removes it.
 
     Args:
         path: the final name.
         overwrite: whether an existing file may be replaced.
-        size: length that it has from the beginning, bytes; all of it a hole.
+        size: the length that it begins with, bytes; all of it is a hole.
 
     Raises:
-        RequestError: the final name is taken, or is not something that can be replaced by a file.
-        CapabilityError: the final name is a pipe or another thing that cannot seek.
-        HostError: the folder does not take a new file, or another process is writing this one.
+        RequestError: the final name is taken, or is something that a file cannot replace.
+        CapabilityError: the final name is a pipe or something else that cannot seek.
+        HostError: no file can be made in the folder, or another process is writing this one.
     """
 
     def __init__(self, path: str, *, overwrite: bool = False, size: int = 0) -> None:
@@ -98,16 +98,16 @@ class PendingFile:
 
     @property
     def part(self) -> str:
-        """Its path as long as it is not complete."""
+        """Its path until it is complete."""
         return os.path.join(self._folder_path, self._part)
 
     @property
     def folder(self) -> str:
-        """Where the file is."""
+        """The folder that the file is in."""
         return self._folder_path
 
     def open_direct(self, depth: int = QUEUE_DEPTH) -> DirectChannel | None:
-        """A second descriptor with O_DIRECT, for ``depth`` writes in flight; None where the file system refuses it."""
+        """A second descriptor with O_DIRECT, for ``depth`` writes in flight; None if the file system refuses it."""
         flags = os.O_RDWR | os.O_DIRECT | os.O_NOFOLLOW | os.O_CLOEXEC
         try:
             self._direct_fd = os.open(self._part, flags, dir_fd=self._folder)
@@ -118,44 +118,44 @@ class PendingFile:
         return DirectChannel(self._direct_fd, self.path, depth)
 
     def set_size(self, size: int) -> None:
-        """Give the file its length; what is not written is a hole."""
+        """Set the file's length; what is not written is a hole."""
         try:
             os.ftruncate(self.fd, size)
         except OSError as error:
             raise HostError.from_os(f"cannot size {self.path!r} to {size} bytes", error) from error
 
     def publish(self) -> None:
-        """Give the file its final name; what was written has to be synced before.
+        """Give the file its final name; its contents have to be synced before.
 
         Raises:
-            RequestError: the name was taken in the meantime, and may not be overwritten.
-            HostError: the name cannot be given; the file is gone when the context ends.
-            DurabilityError: the file has its name, but the folder goes wrong.
+            RequestError: the name was taken in the meantime and may not be overwritten.
+            HostError: it cannot be renamed; the file is gone when the context ends.
+            DurabilityError: the file has its name, but its .part name next to it cannot be removed.
         """
         try:
-            with signals.held():  # it is published, and known to be
+            with signals.held():  # no signal between the rename and the note that it happened
                 self._keep_replaced()
                 self._rename()
                 self.published = True
         except FileExistsError as error:
-            raise RequestError(f"{self.path!r} exists now: somebody else has made it in the meantime") from error
+            raise RequestError(f"{self.path!r} exists now: somebody else made it in the meantime") from error
         except OSError as error:
             if self.published:
                 raise DurabilityError(
                     f"{self.path!r} is published, but {self._part!r} next to it cannot be removed",
                     errno=error.errno or 0,
                 ) from error
-            raise HostError.from_os(f"cannot give {self.path!r} its name", error) from error
+            raise HostError.from_os(f"cannot rename {self._part!r} to {self.path!r}", error) from error
 
     def withdraw(self) -> None:
-        """Take back what was published, if it still has its name: of several files all are there, or none."""
+        """Remove what was published, if it still has its name: this way several files are published all or none."""
         if self.published:
             for name in (self._name, self._part):
                 if _is_called(name, self._folder, self.fd):
                     _remove(name, self._folder)
 
     def _keep_replaced(self) -> None:
-        """Open what is about to lose its name; what cannot be opened is freed when its name goes."""
+        """Open the file that is about to be replaced; one that cannot be opened is freed by the rename itself."""
         if self.overwrite:
             flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
             with contextlib.suppress(OSError):
@@ -170,7 +170,7 @@ class PendingFile:
         except OSError as error:
             if error.errno not in (errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP):
                 raise
-            # a file system without RENAME_NOREPLACE, such as NFS: for a moment the file has both names
+            # file systems without RENAME_NOREPLACE, such as NFS: for a moment the file has both names
             os.link(self._part, self._name, src_dir_fd=self._folder, dst_dir_fd=self._folder)
             self.published = True
             os.unlink(self._part, dir_fd=self._folder)
@@ -179,7 +179,7 @@ class PendingFile:
         """Make the new name durable.
 
         Raises:
-            DurabilityError: the file is there, but its name may not survive a power cut.
+            DurabilityError: the file has its name, but the name may not survive a power cut.
         """
         try:
             os.fsync(self._folder)
@@ -190,7 +190,7 @@ class PendingFile:
 
 
 def _is_called(name: str, folder: int, fd: int) -> bool:
-    """Whether that name leads to this file, and not to one that somebody else has put there."""
+    """Whether the name still refers to this file, and not to one that somebody else has put there."""
     try:
         return os.path.samestat(os.fstat(fd), os.stat(name, dir_fd=folder, follow_symlinks=False))
     except FileNotFoundError:
@@ -201,17 +201,17 @@ def _is_called(name: str, folder: int, fd: int) -> bool:
 
 
 def _remove(name: str, folder: int) -> None:
-    """Remove a name; what fails is said, but why the file is to go matters more."""
+    """Remove a name. A failure is only logged: the error for which the file is removed matters more."""
     try:
         os.unlink(name, dir_fd=folder)
     except FileNotFoundError:
         pass
-    except OSError as failure:  # of a .part: the next writer of that name removes it
+    except OSError as failure:  # the next writer of the same name removes a .part that is left
         logger.warning("cannot remove %r: %s", name, os_message(failure.errno or 0))
 
 
 def copy_prefix(path: str, length: int, into: FileChannel) -> None:
-    """Take over the first ``length`` bytes of the file that has this name now, if there is one."""
+    """Copy the first ``length`` bytes of the file that has this name now, if there is one."""
     try:
         fd = open_readable(path)
     except NoFileError as error:
@@ -228,11 +228,11 @@ def copy_prefix(path: str, length: int, into: FileChannel) -> None:
 
 
 def exists(path: str) -> bool:
-    """Whether there is something of that name, even a link that leads nowhere; what cannot be looked at may be there.
+    """Whether there is something with that name, even a dangling link.
 
     Raises:
         NoFileError: there can be no such name.
-        HostError: it cannot be looked at.
+        HostError: it cannot be told.
     """
     try:
         os.lstat(path)
@@ -247,7 +247,7 @@ def check_target(path: str, *, overwrite: bool) -> None:
     """Refuse a final name that cannot become a new file; creates nothing.
 
     Raises:
-        CapabilityError: it is a pipe, a socket or a terminal: it cannot seek.
+        CapabilityError: it is a pipe, a socket or a terminal, which cannot seek.
         RequestError: it exists and may not be overwritten, or is not a regular file.
     """
     try:
@@ -269,12 +269,12 @@ def check_target(path: str, *, overwrite: bool) -> None:
 
 
 def replaced_link(path: str) -> tuple[str, ...]:
-    """What has to be said of a final name that is a symbolic link, which is replaced itself: nothing, or a sentence."""
+    """A note if the final name is a symbolic link, since the link itself is replaced; otherwise nothing."""
     try:
         leads = os.readlink(path)
     except OSError:
         return ()
-    return (f"{path!r} was a symbolic link to {leads!r}; it is the new file now, and what it led to is as it was",)
+    return (f"{path!r} was a symbolic link to {leads!r}; the new file replaced the link, not what it led to",)
 
 
 def _can_seek(path: str) -> bool:

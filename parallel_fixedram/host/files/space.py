@@ -1,4 +1,4 @@
-"""Space of a file that is about to be written: reserved, so that a full file system is noticed now, and given back."""
+"""Space for a file that is about to be written: reserved, to notice a full file system early, and given back."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from parallel_fixedram.host.files.channel import FileChannel
 
 
 class Space:
-    """What a file takes on its file system.
+    """The space of a file on its file system.
 
     Args:
         channel: the file.
@@ -26,9 +26,9 @@ class Space:
         """Whether the file is on tmpfs, where allocated space is memory.
 
         Raises:
-            HostError: it cannot be looked at.
+            HostError: it cannot be told.
         """
-        if self._on_tmpfs is None:  # asked once: there may be many calls for scattered space
+        if self._on_tmpfs is None:  # asked once: scattered space takes many calls
             try:
                 self._on_tmpfs = linux.is_tmpfs(self._channel.fd)
             except OSError as error:
@@ -38,10 +38,10 @@ class Space:
     def reserve(self, offset: int, length: int) -> bool:
         """Allocate space; the file keeps its length.
 
-        Not on tmpfs, where that would fill memory twice: there it is only compared with what is free.
+        On tmpfs that would fill memory twice, so there the length is only compared with what is free.
 
         Returns:
-            Whether there is; not every file system can tell.
+            False if the file system cannot tell whether there is enough space.
 
         Raises:
             HostError: there is not enough space.
@@ -62,5 +62,5 @@ class Space:
         return True
 
     def give_back(self, offset: int, length: int) -> None:
-        """Make a hole of what was reserved."""
+        """Turn reserved space into a hole."""
         self._channel.punch(offset, length)

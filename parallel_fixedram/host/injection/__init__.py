@@ -1,1 +1,1 @@
-"""A system call made by another process, of which we get the descriptor: the process is left as it was."""
+"""Make another process do one system call and take the descriptor that it returns; the process is left as it was."""

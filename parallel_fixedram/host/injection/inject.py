@@ -1,9 +1,9 @@
-"""The userfaultfd of another process, from outside: its main thread is made to ask for it, and runs on.
+"""Get a userfaultfd of another process from outside: its main thread is made to ask for one, and runs on.
 
-It takes the rights that a debugger needs. The process has to allow a full userfaultfd, too: it has CAP_SYS_PTRACE, or
-vm.unprivileged_userfaultfd is 1, or it is handed /dev/userfaultfd. What this may be done to, and whether at all, is for
-the caller to know; nothing here does it unasked. All ptrace calls are made by a process of its own: wherever that is
-killed the other one is, or will be a moment later, what it was (see ``stub``).
+This takes the rights of a debugger. The other process, too, must be allowed a full userfaultfd: it has CAP_SYS_PTRACE,
+or vm.unprivileged_userfaultfd is 1, or it is handed /dev/userfaultfd. The caller decides whether a process may be
+treated like this. A separate process makes all ptrace calls: wherever it is killed, the traced process is then, or a
+moment later, as it was before (see ``stub``).
 """
 
 from __future__ import annotations
@@ -32,10 +32,10 @@ from parallel_fixedram.host.processes import forked, rights, signals
 from parallel_fixedram.host.processes.rights import Capability, status
 
 _SECONDS = 3.0
-"""Longer than any thread takes that is not held by something; it takes a millisecond."""
+"""It takes a millisecond, unless something holds up the thread."""
 
 _ANSWER = 1 << 14
-"""Bytes of an error, pickled; there are a few hundred."""
+"""Most bytes of a pickled error, which has a few hundred."""
 
 _MOST_PLACES = 4
 _SYS_IOCTL = 16
@@ -47,18 +47,18 @@ _HOW_IT_MAY = (
 def userfaultfd_of(
     pid: int, *, hand_over: Callable[[int], int] | None = None, filters_are_known: bool = False
 ) -> Userfaultfd:
-    """A userfaultfd of the process, full and not set up yet, of which it has no descriptor itself.
+    """A full userfaultfd of the process, not set up yet. The process itself has no descriptor of it.
 
     Args:
         pid: the process.
-        hand_over: gives the process a descriptor, of /dev/userfaultfd, and returns the number that it has there; called
-            if the process may not have a userfaultfd without it. What was handed over is for the caller to take back.
-        filters_are_known: if the process has seccomp filters that cannot be read, take it that they allow
-            userfaultfd, ioctl and close.
+        hand_over: gives the process a descriptor of /dev/userfaultfd and returns its number there; called if the
+            process may not have a userfaultfd without it. Taking it back is up to the caller.
+        filters_are_known: whether to assume that seccomp filters which cannot be read allow userfaultfd, ioctl and
+            close.
 
     Raises:
-        InjectionRefused: it cannot be done; the process is as it was.
-        HostError: it could not be done; the process is as it was.
+        InjectionRefused: this is not possible with that process, which is as it was.
+        HostError: it failed; the process is as it was.
         MachineError: the process has ended.
     """
     if reason := takes_injection(pid, filters_are_known=filters_are_known):
@@ -82,13 +82,13 @@ def userfaultfd_of(
 
 
 def takes_injection(pid: int, *, filters_are_known: bool = False) -> str | None:
-    """Why a userfaultfd of the process cannot be had from outside, as far as it can be told without touching it.
+    """Why we cannot get a userfaultfd of the process from outside, as far as can be told without touching it.
 
-    Whether the process itself may have a full one is not asked.
+    Whether the process itself may have a full one is not considered.
 
     Args:
         pid: the process.
-        filters_are_known: as of ``userfaultfd_of``.
+        filters_are_known: as for ``userfaultfd_of``.
 
     Raises:
         MachineError: the process has ended.
@@ -97,7 +97,7 @@ def takes_injection(pid: int, *, filters_are_known: bool = False) -> str | None:
         return f"this host is {platform.machine()}, and only on x86_64 can a process be made to ask for a userfaultfd"
     try:
         found = status(pid)
-        linux.close(os.open(f"/proc/{pid}/mem", os.O_RDONLY | os.O_CLOEXEC))  # takes the very right that ptrace does
+        linux.close(os.open(f"/proc/{pid}/mem", os.O_RDONLY | os.O_CLOEXEC))  # needs the same right as ptrace
         linux.may_read_process(pid)
     except OSError as error:
         missing = refusal(pid, error, f"process {pid} may not be traced")
@@ -121,10 +121,10 @@ def takes_injection(pid: int, *, filters_are_known: bool = False) -> str | None:
 
 
 def require_right(pid: int) -> None:
-    """Return if the process may have a full userfaultfd, or can be handed what gives it one.
+    """Check that the process may have a full userfaultfd, or can be handed the device that gives it one.
 
     Raises:
-        HostError: neither.
+        HostError: neither is the case.
         MachineError: the process has ended.
     """
     try:
@@ -141,7 +141,7 @@ def _may_read_filters() -> bool:
 
 
 def _check_handed_over(pid: int, number: int, device: int) -> None:
-    """A number that means something else in the process would be something else's ioctl."""
+    """If the number were another file in the process, the ioctl would go to that file."""
     with contextlib.suppress(OSError):
         theirs = os.stat(f"/proc/{pid}/fd/{number}")
         if stat.S_ISCHR(theirs.st_mode) and theirs.st_rdev == os.fstat(device).st_rdev:
@@ -150,7 +150,7 @@ def _check_handed_over(pid: int, number: int, device: int) -> None:
 
 
 def _free_places(pid: int) -> list[int]:
-    """Addresses in the process where a stub can be now: a few, should one be taken meanwhile."""
+    """Addresses in the process where a stub can be put now: several, in case one is taken meanwhile."""
     return list(itertools.islice(filter(partial(is_free, pid), _places(pid)), _MOST_PLACES))
 
 
@@ -169,7 +169,7 @@ def _head(pid: int, address: int) -> bytes:
     into = bytearray(places.HEAD_LENGTH)
     try:
         return bytes(into[: linux.process_vm_readv(pid, address, memoryview(into))])
-    except OSError:  # a file that is shorter now than what is mapped of it, a device
+    except OSError:  # the file was truncated, or is a device
         return b""
 
 
@@ -182,7 +182,7 @@ def _made(pid: int, call: Call, filters_are_known: bool) -> Userfaultfd:
 
 
 def _injected(pid: int, call: Call, filters_are_known: bool) -> int:
-    """Have the call made, by way of a process of our own; returns the descriptor."""
+    """Have a process of ours get the call made; returns the descriptor."""
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     child, us, found = 0, os.getpid(), _free_places(pid)
     with ours:

@@ -1,4 +1,4 @@
-"""What the injector does, a process that lives for a millisecond and may be killed at any moment of it.
+"""The work of the injector, a process that lives for a millisecond and may be killed at any moment.
 
 ::
 
@@ -12,8 +12,8 @@
      | go on to syscall, interrupt --------> is back where it was, stops
      | zeros again; detach ----------------> runs
 
-A signal on the way is passed on. If one came while the stub ran, its handler may have been run on top of it, so nobody
-can say when the stub is through: its bytes are left, and their place is never used again.
+Signals that arrive meanwhile are passed on. If one came while the stub ran, its handler may run on top of the stub, so
+we cannot tell when the thread is out of it: then the stub's bytes stay, and their place is never used again.
 """
 
 from __future__ import annotations
@@ -35,32 +35,32 @@ _SYS_CLOSE = 3
 _NO_SECCOMP, _STRICT = "0", "1"
 """In /proc/PID/status; "2" means filters."""
 _MOMENT = 0.0001
-"""Seconds in which a dozen of instructions are run, mostly; if not, some more are given."""
+"""Seconds that a dozen instructions usually need at most; if they need more, the wait is repeated."""
 
 
 class InjectionRefused(HostError):
-    """Nothing was done to the process, and nothing can be."""
+    """Injection is not possible; nothing was done to the process."""
 
 
 def is_free(pid: int, place: int) -> bool:
-    """Whether there are zeros where a stub would be: what is not is left alone, such as a stub left behind."""
+    """Whether there are only zeros where a stub would go. Anything else is left alone, such as an earlier stub."""
     found = bytearray(stub.LENGTH)
-    with contextlib.suppress(OSError):  # it is mapped no more
+    with contextlib.suppress(OSError):  # unmapped meanwhile
         return linux.process_vm_readv(pid, place, memoryview(found)) == len(found) and not any(found)
     return False
 
 
 class CallFailed(HostError):
-    """The process is not given what it asked for; it is as it was."""
+    """The system call failed in the process, which is as it was."""
 
 
 class Thread:
-    """The main thread of a process, and what is done to it.
+    """The main thread of a process, which is made to run a stub.
 
     Args:
         pid: the process.
-        pidfd: the same.
-        places: addresses where a stub may be, if there are zeros.
+        pidfd: the same process.
+        places: addresses where a stub may go if they hold zeros.
     """
 
     def __init__(self, pid: int, pidfd: int, places: list[int]) -> None:
@@ -68,17 +68,17 @@ class Thread:
         self._pidfd = pidfd
         self._places = places
         self._disturbed = False
-        """Whether a signal came."""
+        """Whether a signal arrived since the stub was written."""
 
     def call(self, call: stub.Call, *, filters_are_known: bool) -> int:
-        """Have it made by the thread; returns the descriptor, which only we have, then.
+        """Have the thread make a system call; returns the descriptor, of which we then have the only copy.
 
         Args:
-            call: what is called.
-            filters_are_known: let seccomp filters be that cannot be read.
+            call: the system call.
+            filters_are_known: whether to go on if seccomp filters cannot be read.
 
         Raises:
-            InjectionRefused: it cannot be; the process is as it was.
+            InjectionRefused: it is not possible; the process is as it was.
             CallFailed: the system call failed; the process is as it was.
             MachineError: the process has ended.
             OSError: a call of ours failed; the process is as it was, or runs the stub to its end by itself.
@@ -108,7 +108,7 @@ class Thread:
             raise
 
     def _stop(self) -> int:
-        """Stop it where nothing speaks against it; returns ``rip``."""
+        """Stop the thread where it can run a stub; returns its ``rip``."""
         while True:
             ptrace.interrupt(self._pid)
             self._wait_for(Why.INTERRUPTED)
@@ -143,7 +143,7 @@ class Thread:
         raise InjectionRefused(f"process {self._pid} has no room for {stub.LENGTH} bytes of code")
 
     def _return_of(self, place: int, where: tuple[int, ...]) -> int:
-        """Let it run until the stub's system call has returned; its result."""
+        """Let the thread run until the stub's system call has returned; returns the result of that."""
         while True:
             ptrace.go_on_to_syscall(self._pid)
             self._wait_for(Why.SYSCALL)
@@ -152,10 +152,10 @@ class Thread:
                 return returned[1]
 
     def _leave(self, place: int) -> int:
-        """Let it run until it is out of the stub, and clear that, unless it may come back to it.
+        """Let the thread run until it is out of the stub, and clear the stub unless the thread may come back to it.
 
         Returns:
-            A signal that is still to be delivered, or 0.
+            A signal that still has to be delivered, or 0.
         """
         inside = range(place, place + stub.LENGTH)
         stop = Stop(Why.SYSCALL, 0)
@@ -172,7 +172,7 @@ class Thread:
         return stop.signum
 
     def _wait_for(self, why: Why) -> None:
-        """Wait until it has stopped so; signals are delivered."""
+        """Wait until the thread has stopped for this reason; signals are delivered."""
         while self._check(stop := ptrace.wait(self._pid)) is not why:
             ptrace.go_on_to_syscall(self._pid, stop.signum)
 

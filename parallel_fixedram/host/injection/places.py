@@ -1,8 +1,8 @@
-"""Where a stub can be: zeros after the code of a file that a process has mapped, up to the end of the page.
+"""Where a stub can go: into the zeros between the end of a mapped file's code and the end of the page.
 
-The linker fills the last page of code with them, no header of the file names them, and nothing refers to them. They
-are mapped executable because a page cannot be so in part. Bytes that are not zero are left alone: they may be a part of
-the file, or a stub that a thread is still to run.
+The linker pads the last page of code with zeros, which belong to no section and which nothing refers to. They are
+mapped executable because pages are mapped as a whole. Bytes that are not zero are left alone: they may belong to the
+file, or be a stub that a thread has yet to run.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 HEAD_LENGTH = 4096
-"""How much of a file is looked at: its ELF header and the program headers, which linkers put right after it."""
+"""Bytes of a file that we read: the ELF header, and the program headers, which linkers put right after it."""
 
 _ELF64_LSB = b"\x7fELF\x02\x01"
 _EM_X86_64 = 62
@@ -37,12 +37,12 @@ class Code:
 
 
 def is_64_bit_x86(head: bytes) -> bool:
-    """Whether a file that begins so has code for 64-bit x86, and no other."""
+    """Whether a file with these first bytes is an ELF file for 64-bit x86."""
     return len(head) >= _EHDR.size and head.startswith(_ELF64_LSB) and _EHDR.unpack_from(head)[2] == _EM_X86_64
 
 
 def code_ends(head: bytes) -> list[int]:
-    """Offsets in a file right after each piece of code that it has; nothing if it is no file of 64-bit x86.
+    """Offsets of the end of each piece of code in a file; none if it is not for 64-bit x86.
 
     Args:
         head: its first bytes, ``HEAD_LENGTH`` or fewer.
@@ -60,11 +60,11 @@ def code_ends(head: bytes) -> list[int]:
 
 
 def places(code: Code, ends: list[int], length: int) -> Iterator[int]:
-    """Addresses where so many bytes are free if they are zeros, which is not known here; disjoint, ascending.
+    """Addresses of pieces of this length that are free if they are zeros, which the caller checks; disjoint, ascending.
 
     Args:
         code: a mapping.
-        ends: of the file that it maps, see ``code_ends``.
+        ends: from ``code_ends``, for the file that it maps.
         length: bytes, a multiple of 16.
     """
     for end in ends:

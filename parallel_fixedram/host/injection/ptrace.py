@@ -1,7 +1,7 @@
-"""ptrace(2) of one thread of another process: seized, not attached to, so that it is not stopped by that.
+"""ptrace(2) of one thread of another process. It is seized, not attached to, so that tracing it does not stop it.
 
-A tracer that dies releases the thread, which goes on from where it is: PTRACE_O_EXITKILL is never set. Every call is
-made by ``request``. Facts: Linux, include/uapi/linux/ptrace.h; arch/x86/include/uapi/asm/ptrace-abi.h.
+If the tracer dies the thread is released and goes on: PTRACE_O_EXITKILL is never set. Every call goes through
+``request``. Facts: Linux, include/uapi/linux/ptrace.h; arch/x86/include/uapi/asm/ptrace-abi.h.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ _SECCOMP_GET_FILTER, _GET_SYSCALL_INFO, _GET_RSEQ_CONFIGURATION = 0x420C, 0x420E
 _O_TRACESYSGOOD = 1
 _EVENT_STOP = 128
 _SIGTRAP = 5
-_WALL = 0x40000000  # linux/wait.h: threads that were cloned without a signal, too
+_WALL = 0x40000000  # linux/wait.h: also wait for threads that were cloned without a signal
 _SYSCALL_INFO_EXIT = 2
 _BPF_MAXINSNS = 4096
 
@@ -50,7 +50,7 @@ class Registers(NamedTuple):
     rsi: int
     rdi: int
     orig_rax: int
-    """Number of the system call that it is in, or -1."""
+    """Number of the system call that the thread is in, or -1."""
     rip: int
     cs: int
     eflags: int
@@ -74,22 +74,22 @@ class Why(Enum):
     INTERRUPTED = auto()
     """By ``interrupt``."""
     STOPPED = auto()
-    """By a signal, with its whole process."""
+    """A signal stopped the whole process."""
     SIGNAL = auto()
     """A signal is about to be delivered."""
     SYSCALL = auto()
     """It enters or leaves a system call."""
     ENDED = auto()
-    """It did not stop, it is no more."""
+    """The thread has ended instead."""
 
 
 @dataclass(frozen=True, slots=True)
 class Stop:
-    """What ``wait`` has seen."""
+    """What ``wait`` found."""
 
     why: Why
     signum: int
-    """Of SIGNAL and STOPPED, else 0."""
+    """The signal, for SIGNAL and STOPPED; otherwise 0."""
 
 
 def request(number: int, tid: int, address: int = 0, data: int = 0) -> int:
@@ -102,18 +102,18 @@ def request(number: int, tid: int, address: int = 0, data: int = 0) -> int:
 
 
 def seize(tid: int) -> None:
-    """Begin to trace a thread, which runs on."""
+    """Begin to trace a thread, which keeps running."""
     request(_SEIZE, tid, 0, _O_TRACESYSGOOD)
 
 
 def interrupt(tid: int) -> None:
-    """Have it stop, which is to be waited for."""
+    """Make the thread stop; ``wait`` returns when it has."""
     request(_INTERRUPT, tid)
 
 
-def go_on(tid: int, signum: int = 0) -> None:
-    """Let it run, and deliver a signal to it."""
-    request(_CONT, tid, 0, signum)
+def go_on(tid: int) -> None:
+    """Let it run."""
+    request(_CONT, tid)
 
 
 def go_on_to_syscall(tid: int, signum: int = 0) -> None:
@@ -122,28 +122,28 @@ def go_on_to_syscall(tid: int, signum: int = 0) -> None:
 
 
 def detach(tid: int, signum: int = 0) -> None:
-    """Let it run and trace it no more; one that was stopped by a signal stays so."""
+    """Stop tracing the thread and let it run, unless a signal has stopped its process."""
     request(_DETACH, tid, 0, signum)
 
 
 def registers(tid: int) -> Registers:
-    """Those of a thread that has stopped."""
+    """The registers of a stopped thread."""
     buffer = ctypes.create_string_buffer(_REGISTERS.size)
     request(_GETREGS, tid, 0, ctypes.addressof(buffer))
     return Registers(*_REGISTERS.unpack(buffer.raw))
 
 
 def set_rip(tid: int, address: int) -> None:
-    """Change where it will go on, and nothing else."""
+    """Change where the thread goes on, and nothing else."""
     request(_POKEUSER, tid, _RIP_OFFSET, address)
 
 
 def put(tid: int, address: int, data: bytes) -> None:
-    """Write into its memory, also where it may only read: its own copy of that page is changed.
+    """Write into the thread's memory, even if it is read-only there: the page becomes a private copy.
 
     Args:
         tid: the thread.
-        address: where.
+        address: where to write.
         data: a multiple of 8 bytes.
     """
     for position, (word,) in enumerate(struct.iter_unpack("<Q", data)):
@@ -151,7 +151,7 @@ def put(tid: int, address: int, data: bytes) -> None:
 
 
 def returned(tid: int) -> tuple[int, int] | None:
-    """Of a thread that has stopped where it leaves a system call: ``rip``, and the result or -errno; else None."""
+    """If the thread has stopped on leaving a system call: ``rip``, and the result or -errno; otherwise None."""
     buffer = ctypes.create_string_buffer(88)
     request(_GET_SYSCALL_INFO, tid, len(buffer), ctypes.addressof(buffer))
     operation, _, rip, _, result, _ = struct.unpack_from("<B3xIQQqB", buffer.raw)
@@ -159,10 +159,10 @@ def returned(tid: int) -> tuple[int, int] | None:
 
 
 def seccomp_filter(tid: int, index: int) -> bytes | None:
-    """A filter of a thread that has stopped, an array of struct sock_filter; None after the last one.
+    """A seccomp filter of a stopped thread, as an array of struct sock_filter; None after the last one.
 
     Raises:
-        OSError: EACCES without CAP_SYS_ADMIN, or when this process has filters itself.
+        OSError: EACCES without CAP_SYS_ADMIN, or if this process has filters itself.
     """
     buffer = ctypes.create_string_buffer(8 * _BPF_MAXINSNS)
     try:
@@ -175,9 +175,9 @@ def seccomp_filter(tid: int, index: int) -> bytes | None:
 
 
 def critical_section(tid: int) -> range:
-    """The addresses of code that a stopped thread has to run in one go (rseq(2)); empty if there is none.
+    """Addresses of the restartable sequence that a stopped thread is in (rseq(2)); empty if it is in none.
 
-    If it is interrupted there the kernel sends it elsewhere, unless somebody has changed ``rip`` meanwhile.
+    The kernel aborts a sequence that was interrupted by changing ``rip``, which it cannot do if we have changed it.
     """
     buffer = ctypes.create_string_buffer(24)
     try:
@@ -201,7 +201,7 @@ def wait(tid: int) -> Stop: ...
 @overload
 def wait(tid: int, *, only_look: bool) -> Stop | None: ...
 def wait(tid: int, *, only_look: bool = False) -> Stop | None:
-    """Wait for it to stop, or say None if it runs."""
+    """Wait until the thread stops; with ``only_look`` do not wait, and return None if it is running."""
     found, status = os.waitpid(tid, _WALL | (os.WNOHANG if only_look else 0))
     if not found:
         return None

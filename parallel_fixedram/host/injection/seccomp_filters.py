@@ -1,7 +1,7 @@
-"""What a seccomp filter says of a system call: the filter, a classic BPF program, is read and run here.
+"""Whether a seccomp filter allows a system call: the filter, a classic BPF program, is interpreted here.
 
-Whatever could not be told for sure is an answer other than to allow. Facts: Linux, include/uapi/linux/bpf_common.h,
-filter.h and seccomp.h; kernel/seccomp.c, seccomp_check_filter, for what such a program may consist of.
+If the answer is not certain, the call counts as not allowed. Facts: Linux, include/uapi/linux/bpf_common.h, filter.h
+and seccomp.h; kernel/seccomp.c, seccomp_check_filter, for what such a program may consist of.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import struct
 from collections.abc import Callable, Sequence
 
 ALLOW = 0x7FFF0000
-"""SECCOMP_RET_ALLOW; every other action does something to the caller."""
+"""SECCOMP_RET_ALLOW; any other action interferes with the caller."""
 
 _ACTION = 0xFFFF0000
 
@@ -43,16 +43,16 @@ _COMPARE: dict[int, Callable[[int, int], bool]] = {
 
 
 class Unclear(Exception):
-    """A filter asks what is not known, or is not what the kernel would have taken."""
+    """A filter uses a value that is not known, or is not one that the kernel would accept."""
 
 
 def allows(program: bytes, number: int, arguments: Sequence[int] | None) -> bool:
-    """Whether a filter lets a thread of 64-bit x86 make a system call, wherever its code lies.
+    """Whether a filter allows a system call by a 64-bit x86 thread, from any address.
 
     Args:
         program: an array of struct sock_filter.
         number: of the system call.
-        arguments: up to six, the others being anything; None where nothing is known of them.
+        arguments: the first few, up to six; the others may be anything. None if none is known.
     """
     try:
         return answer(program, _words(number, arguments or ())) & _ACTION == ALLOW
@@ -61,7 +61,7 @@ def allows(program: bytes, number: int, arguments: Sequence[int] | None) -> bool
 
 
 def _words(number: int, arguments: Sequence[int]) -> list[int | None]:
-    """struct seccomp_data: nr, arch, instruction_pointer, args; 32 bits each, None for what is not known."""
+    """struct seccomp_data (nr, arch, instruction_pointer, args) as 32-bit words, None for those not known."""
     words: list[int | None] = [number, AUDIT_ARCH_X86_64, None, None]
     for each in arguments:
         words += [each & _ALL, each >> 32]
@@ -76,10 +76,10 @@ def answer(program: bytes, words: Sequence[int | None]) -> int:
         words: struct seccomp_data in words of 32 bits; None for what is not known.
 
     Returns:
-        Its 32-bit answer, action and data.
+        Its 32-bit return value: action and data.
 
     Raises:
-        Unclear: it cannot be told.
+        Unclear: the answer depends on something that is not known.
     """
     instructions = list(_INSTRUCTION.iter_unpack(program))
     a, x, memory, at = 0, 0, [0] * _MEMORY_WORDS, 0

@@ -1,4 +1,4 @@
-"""The machine code that a process runs for us: a system call that makes a descriptor, a close of it, and back.
+"""The machine code that a process runs for us: make a descriptor by a system call, close it, and go back.
 
 ::
 
@@ -6,12 +6,12 @@
     place + 2    saves; call; close; restores; jmp to where the thread was
     again        saves; call; close; restores; jmp to two bytes before that
 
-Whoever puts a thread there changes one register: ``rip`` becomes ``place + 2``. If the thread was in a system call, the
-kernel then does what it does after any interruption: it either ends the call and goes on at ``rip``, or has it made
-again, at ``rip - 2`` with ``rax`` set accordingly. So it decides which of the two copies runs, and a system call ends,
-restarts, keeps its time-out, and yields to a signal as if nobody had been there. Everything else is the stub's own
-doing: all registers, flags and the red zone of the ABI are at the end what they were at the beginning, and nobody has
-to be alive for that. No trap, no signal mask, no data; no call or ret, which a shadow stack would object to.
+The injector changes one register: ``rip`` becomes ``place + 2``. If the thread was in a system call, the kernel does
+what it does after any interruption: either it ends the call and goes on at ``rip``, or it restarts the call at ``rip -
+2``, with ``rax`` set accordingly. So the kernel chooses which of the two copies runs, and a system call ends, restarts,
+keeps its time-out, and gives way to signals as if nobody had been there. The stub does all the rest itself: it restores
+all registers, the flags and the ABI's red zone, even if the injector is dead by then. It has no trap, no signal mask
+and no data, and no call or ret, which a shadow stack would object to.
 
 Facts: Linux, arch/x86/kernel/signal.c (arch_do_signal_or_restart, handle_signal); System V ABI for x86-64, 3.2.2 and
 A.2.1 (the red zone; a system call keeps all registers but rax, rcx, r11).
@@ -26,7 +26,7 @@ LENGTH = 160
 """Bytes of a stub, zeros at its end included."""
 
 ENTRY = 2
-"""Where a thread is put."""
+"""Where a thread begins, counted from the place."""
 
 _SYSCALL = bytes.fromhex("0f05")
 _SAVE = bytes.fromhex(
@@ -68,18 +68,18 @@ _COPY = _CALL + len(_CLOSE) + len(_RESTORE) + 8
 _COPIES = (ENTRY, ENTRY + _COPY)
 
 AFTER_CALL = tuple(copy + _CALL for copy in _COPIES)
-"""Where ``rip`` is when the call has returned, counted from the place."""
+"""Where ``rip`` is after the call, in either copy, counted from the place."""
 
 AFTER_CLOSE = tuple(copy + _CALL + len(_CLOSE) for copy in _COPIES)
-"""Where it is when the descriptor has been closed."""
+"""Where ``rip`` is after the close, in either copy."""
 
 
 def encode(call: Call, rip: int) -> bytes:
-    """The stub, ``LENGTH`` bytes for any place.
+    """The stub: ``LENGTH`` bytes, which work at any place.
 
     Args:
-        call: what is to be called.
-        rip: where the thread is.
+        call: the system call to make.
+        rip: where the thread was stopped.
     """
     jump = bytes((0xEB, _COPY))
     one, other = (

@@ -1,7 +1,7 @@
-"""What a snapshot does to QEMU's process, tried on one of ours: nothing of a QEMU is touched.
+"""Try on a process of ours what a snapshot does to QEMU's; no QEMU is touched.
 
-That shows what no file of /proc says: a sandbox that forbids ptrace(2), a kernel that refuses a userfaultfd. Yama lets
-everybody trace his children, so that what it forbids is asked of it (``rights.may_trace_others``).
+This shows what nothing in /proc says: a sandbox that forbids ptrace(2), a kernel that refuses a userfaultfd. It does
+not show what Yama forbids, because Yama lets everybody trace their own children; see ``rights.may_trace_others``.
 """
 
 from __future__ import annotations
@@ -26,20 +26,20 @@ _SANDBOX = (
 
 
 def try_to_read() -> None:
-    """Read memory of a process of ours, as that of a QEMU is read whose RAM is private.
+    """Read memory of a process of ours in the way that a QEMU's private RAM is read.
 
     Raises:
-        HostError: it cannot be.
+        HostError: it cannot be read.
     """
     with _process() as pid, _anonymous(pid):
         check_rights(pid)
 
 
 def try_to_watch() -> None:
-    """Have a userfaultfd of a process of ours, by way of ptrace; a filter that it has, as we do, is taken to allow it.
+    """Get a userfaultfd of a process of ours through ptrace. It inherits our seccomp filters; we assume they allow it.
 
     Raises:
-        HostError: it cannot be had.
+        HostError: it cannot be got.
     """
     device = _device()
     try:
@@ -57,7 +57,8 @@ def try_to_watch() -> None:
 
 
 def _device() -> int:
-    """A descriptor that the process inherits, should it need it; -1 where there is none, which will be said then."""
+    """A descriptor that the process inherits in case it needs it; -1 if there is none, which is reported when
+    needed."""
     with contextlib.suppress(HostError):
         return userfaultfd.open_device()
     return -1
@@ -65,7 +66,8 @@ def _device() -> int:
 
 @contextlib.contextmanager
 def _anonymous(pid: int) -> Iterator[None]:
-    """What is refused of a process of ours is a sandbox's doing, or a security module's; its number tells nothing."""
+    """Reword errors: if a process of ours is refused, a sandbox or security module does it, and its pid tells
+    nothing."""
     try:
         yield
     except FixedRamError as error:

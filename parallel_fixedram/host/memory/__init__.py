@@ -1,1 +1,1 @@
-"""Memory: of files, of other processes, shared with a guest; what of it was touched, and what is in swap."""
+"""Memory: in files, of other processes, shared with a guest; which pages were touched, and which are in swap."""

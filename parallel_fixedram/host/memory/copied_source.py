@@ -1,7 +1,7 @@
-"""Guest RAM that is copied before it is looked at: for hugetlbfs, which says that everything is data, and as a base.
+"""Guest RAM that is copied before it is examined: for hugetlbfs, and as a base class for other sources that copy.
 
-``pread`` gives zeros for a hole without allocating anything. What only one process maps has no file: ``process_memory``
-copies it from there.
+hugetlbfs reports a file's holes as data. ``pread`` gives zeros for a hole without allocating anything, which reading
+through a mapping would.
 """
 
 from __future__ import annotations
@@ -16,11 +16,11 @@ from parallel_fixedram.core.errors import HostError
 from parallel_fixedram.core.protocols import Pages, PageSource
 from parallel_fixedram.core.ramblock import TARGET_PAGE_SIZE, PageRange
 from parallel_fixedram.host import linux
-from parallel_fixedram.host.files.channel import anonymous_memory
+from parallel_fixedram.host.memory.anonymous import anonymous_memory
 
 
 class CopyingSource(ABC):
-    """What sources that copy have in common: a private, page-aligned buffer, and a loop over short reads.
+    """Base of sources that copy: a private, page-aligned buffer, and a loop over short reads.
 
     Args:
         page_size: target page size in bytes.
@@ -34,10 +34,10 @@ class CopyingSource(ABC):
 
     @abstractmethod
     def _read(self, position: int, into: memoryview) -> int:
-        """Copy from byte ``position`` of the block on; returns how many bytes, at least one.
+        """Copy bytes of the block from ``position`` on; returns how many, at least one.
 
         Raises:
-            HostError: they cannot be read.
+            HostError: the block cannot be read there.
         """
 
     def pages(self, first: int, count: int, wanted: Bits | None = None) -> Pages:
@@ -88,11 +88,11 @@ class CopiedSource(CopyingSource):
         return got
 
     def data_ranges(self, within: PageRange) -> list[PageRange]:
-        """All of it: content decides (PageSource.data_ranges)."""
+        """All of it, since holes cannot be told (PageSource.data_ranges)."""
         return [within] if within.count else []
 
     def newly_touched(self, data: PageBitmap) -> list[PageRange]:
-        """What ``data`` leaves out, if anything (PageSource.newly_touched)."""
+        """Everything that ``data`` leaves out (PageSource.newly_touched)."""
         return newly_touched_by_asking(self, data)
 
     def close(self) -> None:
@@ -104,7 +104,7 @@ class CopiedSource(CopyingSource):
 
 
 def newly_touched_by_asking(source: PageSource, data: PageBitmap) -> list[PageRange]:
-    """PageSource.newly_touched by way of ``data_ranges`` of every gap: exact, and quick where the gaps are few."""
+    """PageSource.newly_touched by asking for the ``data_ranges`` of every gap: exact, and quick if gaps are few."""
     if data.count() == data.pages:
         return []
     return [found for gap in data.gaps() for found in source.data_ranges(gap)]

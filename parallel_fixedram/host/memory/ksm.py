@@ -1,9 +1,9 @@
-"""Kernel samepage merging: what it merges loses its write protection, and whoever watches is not told.
+"""Kernel samepage merging: pages that it merges lose their write protection, and nobody is told.
 
-A page of private memory is merged if its owner allows that (MADV_MERGEABLE, which QEMU asks for by default: the
-machine's property mem-merge), its contents are those of another one, and the host merges at all. The page that takes
-its place has no mark of a userfaultfd (Linux 6.18: mm/ksm.c, replace_page), so that the next write passes;
-tests/host/test_ksm.py sees it. Memory that is shared, or of huge pages of hugetlbfs, is never merged.
+A page of private memory is merged if its owner allows that (MADV_MERGEABLE, set by QEMU's machine property mem-merge,
+which is on by default), another page has the same contents, and the host merges pages at all. The merged page has no
+userfaultfd mark (Linux 6.18: mm/ksm.c, replace_page), so the next write passes; tests/host/test_ksm.py shows it. Shared
+memory and hugetlbfs pages are never merged.
 """
 
 from __future__ import annotations
@@ -18,14 +18,14 @@ _COUNTERS = ("pages_scanned", "full_scans")
 
 
 def is_merging() -> bool:
-    """Whether this host looks for pages to merge, now."""
+    """Whether this host is looking for pages to merge now."""
     return _number("run") == 1
 
 
 def scans() -> tuple[int, ...]:
-    """Counters that stand still as long as nothing is merged anywhere on this host.
+    """Counters that stay the same as long as nothing is merged anywhere on this host.
 
-    Between two equal answers with ``is_merging`` false at both no page has lost its protection.
+    If two calls return the same, and ``is_merging`` is false at both times, no page lost its protection in between.
     """
     return tuple(_number(name) for name in _COUNTERS)
 
@@ -35,7 +35,7 @@ def is_mergeable(pid: int, start: int, length: int) -> bool:
 
     Raises:
         MachineError: the process has ended.
-        HostError: no right to ask.
+        HostError: we lack the right to look.
     """
     end = start + length
     try:

@@ -1,8 +1,8 @@
-"""Guest RAM as a file that is mapped: its pages are read without a copy, and without touching what the guest never did.
+"""Guest RAM as a file that is mapped: pages are read without a copy, and pages that the guest never touched stay so.
 
-Reading a hole of shared memory through a mapping allocates it, so a scan of an empty 2 GiB memfd costs 2 GiB of memory;
-``lseek(SEEK_DATA)`` tells for microseconds which ranges have ever been written (swapped pages count as data), and where
-there are many, the page cache is asked instead. Whoever reads stays inside ``data_ranges``.
+Reading a hole of shared memory through a mapping allocates it: scanning an empty 2 GiB memfd would cost 2 GiB of
+memory. ``lseek(SEEK_DATA)`` takes microseconds to tell which ranges have ever been written (swapped pages count as
+data); where there are many ranges, the page cache is asked instead. Readers must stay inside ``data_ranges``.
 """
 
 from __future__ import annotations
@@ -26,19 +26,19 @@ from parallel_fixedram.host.memory.swapped import has_swap
 
 _CHUNK_WORDS = 64
 _CHUNK_PAGES = _CHUNK_WORDS * WORD_PAGES
-"""Pages asked for with one ``mincore``."""
+"""Pages per call of ``mincore``."""
 
 _MANY_GAPS = 64
-"""Gaps in a chunk from which on one ``mincore`` is quicker than an ``lseek`` for each of them (measured: about 100)."""
+"""With more gaps than this in a chunk, one ``mincore`` is quicker than an ``lseek`` per gap (measured: about 100)."""
 
 _MANY_EXTENTS = 1024
-"""Data ranges from which on it is worth asking whether the page cache is quicker to ask than the file system."""
+"""With more data ranges than this, the page cache may answer quicker than the file system."""
 
 _SPARSE_PAGES = 64
-"""Pages a data range and the hole after it take on average, up to which it is (measured: about 100)."""
+"""It does if a data range and the hole after it have fewer pages than this on average (measured: about 100)."""
 
 _BLOCK_BYTES = 512
-"""Of ``st_blocks``."""
+"""The unit of ``st_blocks``."""
 
 _ALL_ONES = np.uint64((1 << WORD_PAGES) - 1)
 
@@ -77,15 +77,15 @@ class MappedSource:
                 self._view = mmap.mmap(self._fd, self._length, mmap.MAP_SHARED, mmap.PROT_READ, offset=self._offset)
             except OSError as error:
                 raise HostError.from_os("cannot map guest RAM", error) from error
-            except ValueError as error:  # mmap looks at the file's size itself
+            except ValueError as error:  # Python's mmap checks the file's size
                 raise HostError("cannot map guest RAM: its file became shorter") from error
             self._pages = np.frombuffer(self._view, np.uint64).reshape(-1, TARGET_PAGE_SIZE // 8)
         return self._view
 
     def pages(self, first: int, count: int, wanted: Bits | None = None) -> Pages:
-        """A view of the mapping: no byte is copied (PageSource.pages).
+        """A view of the mapping, without a copy (PageSource.pages).
 
-        What comes from swap to be looked at goes back there with the next call.
+        Pages that are brought in from swap go back there at the next call.
         """
         assert self._pages is not None, "open() comes first"
         if self._from_swap:
@@ -94,9 +94,9 @@ class MappedSource:
         return self._pages[first : first + count]
 
     def data_ranges(self, within: PageRange) -> list[PageRange]:
-        """What SEEK_DATA and SEEK_HOLE say; everything where the file system does not know (PageSource.data_ranges)."""
+        """What SEEK_DATA and SEEK_HOLE find; everything if the file system cannot tell (PageSource.data_ranges)."""
         if self._swapped_out is None or within.count * TARGET_PAGE_SIZE == self._length:
-            self._swapped_out = swapped_out()  # asked before: what goes to swap from here on may be missed by the cache
+            self._swapped_out = swapped_out()  # before looking: what goes to swap later may be missing in the cache
             self._nothing_in_swap = self._swapped_out == 0 or not has_swap()
         found: list[PageRange] = []
         for each in self._extents(within):
@@ -112,7 +112,7 @@ class MappedSource:
         return found
 
     def _extents(self, within: PageRange) -> Iterator[PageRange]:
-        """What the file system says is data, as whole pages."""
+        """The data ranges that the file system reports, in whole pages."""
         if _is_all_there(self._fd):
             yield within
             return
@@ -122,15 +122,15 @@ class MappedSource:
             yield PageRange(page, -(-(end - self._offset) // TARGET_PAGE_SIZE) - page)
 
     def _never_swapped(self) -> bool:
-        """Whether the page cache knows every page that holds something, since nothing is in swap."""
+        """Whether every page with data is in the page cache, because nothing is in swap."""
         return self._nothing_in_swap and self._cache_tells()
 
     def _resident(self, within: PageRange) -> list[PageRange]:
-        """What is in the page cache, or, if anything went to swap while that was asked, what the file system says."""
+        """The pages in the page cache; if anything went to swap meanwhile, the data that the file system reports."""
         found, opened = PageBitmap(self._length // TARGET_PAGE_SIZE), self._pages is not None
         for page in range(within.first // _CHUNK_PAGES * _CHUNK_PAGES, within.end, _CHUNK_PAGES):
             found.put_bits(page // WORD_PAGES, self._in_cache(page, found.pages))
-        if not opened:  # whoever reads maps for itself, and notices then if the file became shorter
+        if not opened:  # each reader maps the file itself, and so notices if it became shorter
             self._pages = self._view = None
         if swapped_out() != self._swapped_out:
             return list(self._extents(within))
@@ -140,13 +140,14 @@ class MappedSource:
         return [PageRange(*each) for each in zip(first[inside].tolist(), (end - first)[inside].tolist(), strict=True)]
 
     def newly_touched(self, data: PageBitmap) -> list[PageRange]:
-        """Asks the page cache where gaps are many, the file where they are few (PageSource.newly_touched).
+        """Asks the page cache where there are many gaps, the file system where there are few
+        (PageSource.newly_touched).
 
-        ``lseek`` takes microseconds for each gap, however small; ``mincore`` takes less than a tenth of one for each
-        page, gap or not, and in shared memory finds the same pages but those in swap. A page that was in swap when the
-        data map was made is in it; if anything went there since, only ``lseek`` knows. The page tables of the process
-        that runs the guest would be quicker still, but what another process wrote into the same memory, such as a back
-        end of one of its devices, is not in them.
+        ``lseek`` takes microseconds per gap, however small. ``mincore`` takes less than a tenth of a microsecond per
+        page, gap or not, and in shared memory it finds the same pages except those in swap. A page that was in swap
+        when the data map was made is in the map already; if anything went to swap since, only ``lseek`` can tell. The
+        page tables of the guest's process would be quicker still, but lack what other processes, such as a device back
+        end, wrote into the same memory.
         """
         if data.count() == data.pages:
             return []
@@ -156,7 +157,7 @@ class MappedSource:
         found = PageBitmap(data.pages)
         for chunk in np.flatnonzero(scattered).tolist():
             found.put_bits(chunk * _CHUNK_WORDS, self._in_cache(chunk * _CHUNK_PAGES, data.pages))
-        if swapped_out() != self._swapped_out:  # asked afterwards: a page counts before it leaves the cache
+        if swapped_out() != self._swapped_out:  # after looking: the count rises before a page leaves the cache
             return newly_touched_by_asking(self, data)
         found.words &= ~data.words
         rest = PageBitmap(data.pages, data.words | np.repeat(scattered * _ALL_ONES, _CHUNK_WORDS)[: len(data.words)])
@@ -165,13 +166,13 @@ class MappedSource:
         return found.ranges()
 
     def _cache_tells(self) -> bool:
-        """Whether the page cache knows every page that holds something, and tells us."""
+        """Whether every page with data that is not in swap is in the page cache, and the kernel tells us."""
         if self._swapped_out is None or TARGET_PAGE_SIZE != mmap.PAGESIZE or not _is_in_shared_memory(self._fd):
             return False
         return os.access(f"/proc/self/fd/{self._fd}", os.W_OK, effective_ids=True)
 
     def _in_cache(self, first: int, pages: int) -> NDArray[np.uint8]:
-        """0 or 1 for each page of the chunk that begins at page ``first``."""
+        """1 for each page of the chunk from page ``first`` on that is in the page cache, otherwise 0."""
         self._map()
         return self._resident_of(first, min(_CHUNK_PAGES, pages - first))
 
@@ -186,7 +187,7 @@ class MappedSource:
         return resident
 
     def close(self) -> None:
-        """Unmap and close; views handed out stay valid until they are dropped (PageSource.close)."""
+        """Unmap and close; views that are still in use stay valid (PageSource.close)."""
         self._pages = self._view = self._from_swap = None
         if self._fd >= 0:
             linux.close(self._fd)
@@ -194,11 +195,12 @@ class MappedSource:
 
 
 class _FromSwap:
-    """Pages of a mapping that were in swap when they were looked at.
+    """Pages of a mapping that were in swap when they were read.
 
-    All at once they come in many times faster than page by page. In shared memory they have no place in swap any more,
-    so paging them out writes; but of a guest that is held to less memory than it has, the kernel would page out other
-    pages instead, those it works with (measured). Pages that the guest uses by then stay.
+    Bringing them in all at once is many times faster than page by page. Pages of shared memory lose their place in swap
+    when they come in, so paging them out again writes them. We do it all the same: if the guest's memory is limited,
+    the kernel would otherwise page out pages that the guest works with (measured). Pages that the guest uses by then
+    stay.
 
     Args:
         view: the mapping.
@@ -210,13 +212,13 @@ class _FromSwap:
         self._looked_at: list[tuple[int, int]] = []
 
     def bring_in(self, first: int, resident: Bits, wanted: Bits | None) -> None:
-        """Bring in what is wanted of pages that were in swap now or before.
+        """Bring in the wanted pages that are in swap or ever were.
 
         Args:
             first: number of the first page.
-            resident: 1 for each page from there on that is in memory. What was paged out may look as if it were, until
-                its memory is needed.
-            wanted: 1 for each page that will be looked at; None for all.
+            resident: 1 for each page from there on that is in memory. A page that was paged out may still look
+                resident, until its memory is needed.
+            wanted: 1 for each page that will be read; None for all.
         """
         part = self._swapped[first : first + len(resident)]
         part |= resident ^ 1
@@ -225,17 +227,17 @@ class _FromSwap:
         self._advise(linux.MADV_WILLNEED)
 
     def give_back(self) -> None:
-        """Page out what was brought in last."""
+        """Page out what the last call brought in."""
         self._advise(linux.MADV_PAGEOUT)
 
     def _advise(self, advice: int) -> None:
         for first, count in self._looked_at:
-            with contextlib.suppress(OSError):  # it is advice
+            with contextlib.suppress(OSError):  # it is only advice
                 self._view.madvise(advice, first * TARGET_PAGE_SIZE, count * TARGET_PAGE_SIZE)
 
 
 def _is_all_there(fd: int) -> bool:
-    """Whether shared memory has no hole at all: quicker than to have every page of it passed by."""
+    """Whether a file in shared memory has no holes: SEEK_HOLE would visit every page to find that out."""
     try:
         status = os.fstat(fd)
     except OSError:
@@ -244,7 +246,7 @@ def _is_all_there(fd: int) -> bool:
 
 
 def _is_in_shared_memory(fd: int) -> bool:
-    """Whether that can be told, and is so."""
+    """Whether the file is in shared memory; False if that cannot be told."""
     try:
         return linux.is_tmpfs(fd)
     except OSError:
@@ -252,7 +254,11 @@ def _is_in_shared_memory(fd: int) -> bool:
 
 
 def _scattered(data: PageBitmap) -> NDArray[np.bool_]:
-    """In which chunks of the block so many gaps begin that asking for every page is quicker."""
+    """Which chunks of the block have so many gaps that asking for every page is quicker, shape (chunks,).
+
+    A gap begins at each 0 bit of ``data`` whose lower neighbour is not 0; a word's lowest bit follows the highest bit
+    of the word before.
+    """
     gaps = ~data.words
     carry = np.concatenate((np.zeros(1, np.uint64), gaps[:-1] >> np.uint64(WORD_PAGES - 1)))
     begins = np.bitwise_count(gaps & ~((gaps << np.uint64(1)) | carry))
@@ -260,7 +266,7 @@ def _scattered(data: PageBitmap) -> NDArray[np.bool_]:
 
 
 def swapped_out() -> int | None:
-    """How often the host has taken memory out of the page cache into swap since it started; None where it tells not."""
+    """How many pages the host has put into swap since it was booted; None if it does not tell."""
     try:
         with open("/proc/vmstat", encoding="ascii") as file:
             counts = dict(line.split() for line in file)

@@ -1,4 +1,4 @@
-"""How much more memory a process may take before the kernel takes some from it, or ends it."""
+"""How much more memory a process may take before the kernel reclaims some of it, or kills it."""
 
 from __future__ import annotations
 
@@ -15,18 +15,19 @@ _FILES = {
     "cgroup": (("memory.limit_in_bytes",), "memory.usage_in_bytes"),
     "cgroup2": (("memory.high", "memory.max"), "memory.current"),
 }
-"""By file system: limits, and what is in use, bytes (Linux: Documentation/admin-guide/cgroup-v{1/memory,2}.rst)."""
+"""Type of file system -> files with limits, and with current use, bytes (Linux: Documentation/admin-guide/cgroup-v1,
+memory.rst, and cgroup-v2.rst)."""
 
 _PROC = PROC
 
 _NO_LIMIT = 1 << 60
-"""Version 1 has a number of bytes for it that is larger than this, version 2 a word."""
+"""Version 1 says "no limit" by a number of bytes above this one, version 2 by a word."""
 
 
 def memory_room(pid: int) -> int | None:
-    """Bytes that the process may still take, by the tightest of its control groups; None where nothing limits it.
+    """Bytes that the process may still take, by the tightest of its control groups; None if nothing limits it.
 
-    What cannot be read limits nothing.
+    A limit that cannot be read is ignored.
     """
     rooms = []
     for folder, (limits, usage) in _groups(pid):
@@ -39,9 +40,9 @@ def memory_room(pid: int) -> int | None:
 
 
 def memory_until_killed(pid: int) -> int | None:
-    """Bytes that the process may still take until the kernel kills for it; None where nothing limits it so.
+    """Bytes that the process may still take before the kernel kills something; None if there is no such limit.
 
-    Unlike ``memory_room``: only limits that end so count, and what is cached of files makes room.
+    Unlike in ``memory_room``, only hard limits count, and cached files count as free.
     """
     rooms = []
     for folder, (limits, usage) in _groups(pid):
@@ -53,15 +54,15 @@ def memory_until_killed(pid: int) -> int | None:
 
 
 def check_memory(needed: int, what: str, *, hint: str = "") -> None:
-    """Refuse what would end with the kernel killing processes.
+    """Refuse to take so much memory that the kernel would kill processes.
 
     Args:
         needed: bytes that this process, or its forks, will take.
-        what: says so, as the beginning of a sentence.
-        hint: what to do where there is not as much.
+        what: the beginning of a sentence that says what needs how much.
+        hint: what to do if there is not enough.
 
     Raises:
-        HostError: they do not fit into the memory that is available.
+        HostError: not as much memory is available.
     """
     for available, where in (
         (memory_bytes("MemAvailable"), ""),
@@ -72,7 +73,7 @@ def check_memory(needed: int, what: str, *, hint: str = "") -> None:
 
 
 def _cached(folder: str) -> int:
-    """Bytes of files in memory that is charged to a control group and those below it."""
+    """Bytes of cached files that are charged to a control group or to one below it."""
     with open(os.path.join(folder, "memory.stat"), encoding="ascii") as file:
         found = dict(line.split() for line in file)
     names = ("inactive_file", "active_file")
@@ -80,7 +81,7 @@ def _cached(folder: str) -> int:
 
 
 def swapped_bytes(pid: int) -> int:
-    """Private memory of the process that is in swap, bytes; 0 where that cannot be read."""
+    """Private memory of the process that is in swap, bytes; 0 if that cannot be read."""
     with contextlib.suppress(OSError), open(f"/proc/{pid}/status", encoding="utf-8", errors="replace") as file:
         for line in file:
             if line.startswith("VmSwap:"):
@@ -89,7 +90,7 @@ def swapped_bytes(pid: int) -> int:
 
 
 def _groups(pid: int) -> Iterator[tuple[str, tuple[tuple[str, ...], str]]]:
-    """Folders of the control groups for memory that the process is in, up to the root, and what to read there."""
+    """Folders of the process's memory control groups, up to the root, with the files to read in each."""
     return ((folder, _FILES[kind]) for folder, kind in control_groups(pid, "memory", proc=_PROC))
 
 

@@ -1,4 +1,4 @@
-"""Which pages of another process hold memory of their own, asked of its page tables; nothing is touched by it."""
+"""Which pages of another process have memory of their own, read from its page tables without touching anything."""
 
 from __future__ import annotations
 
@@ -15,25 +15,25 @@ from parallel_fixedram.host import linux
 _CHUNK_PAGES = 1 << 18
 _REGIONS = 1 << 15
 _PRESENT = np.uint64(63)
-"""The bit of an entry of /proc/PID/pagemap, which is its last one."""
+"""How far to shift an entry of /proc/PID/pagemap so that only bit 63, "present", is left."""
 _PRESENT_OR_SWAPPED = np.uint64(62)
-"""An entry of /proc/PID/pagemap has bit 63 set for a present page, bit 62 for a swapped one
-(Linux: Documentation/admin-guide/mm/pagemap.rst)."""
+"""The same for bits 62 and 63, "swapped" and "present" (Linux: Documentation/admin-guide/mm/pagemap.rst)."""
 
 
 def occupied(pid: int, address: int, pages: int, *, swapped: bool = True) -> PageBitmap:
-    """The pages that are present or swapped; without the zero page, where the kernel can tell (Linux 6.7).
+    """The pages that are present or swapped, without zero pages if the kernel can tell them apart (Linux 6.7).
 
-    The zero page is what reading private memory that was never written leaves behind. Older kernels report it too.
+    The zero page is what private memory is mapped to if it was read but never written. Older kernels report it as well.
 
     Args:
         pid: the process.
         address: of the first page, a multiple of the host's page size.
         pages: how many, of the host's page size.
-        swapped: False leaves out what looks swapped, as pages do that were protected before they were ever touched.
+        swapped: False leaves out pages that look swapped, as those do that were protected before they were ever
+            touched.
 
     Raises:
-        OSError: the page tables cannot be read, also because the process has ended: ``process_maps.refusal`` tells.
+        OSError: the page tables cannot be read, perhaps because the process has ended: see ``process_maps.refusal``.
     """
     found = PageBitmap(pages)
     fd = os.open(f"/proc/{pid}/pagemap", os.O_RDONLY | os.O_CLOEXEC)
@@ -56,7 +56,10 @@ def occupied(pid: int, address: int, pages: int, *, swapped: bool = True) -> Pag
 
 
 def _scanned(fd: int, address: int, count: int, swapped: bool) -> NDArray[np.uint8]:
-    """By the ioctl, which skips what is not there: 0 or 1 for each page."""
+    """0 or 1 for each page, by the ioctl, which skips unmapped memory quickly.
+
+    The borders of regions are counted as +1 and -1; their running sum is 1 inside a region.
+    """
     turns = np.zeros(count + 1, np.int8)
     regions = np.empty((_REGIONS, 3), np.uint64)
     position, end = address, address + count * mmap.PAGESIZE
@@ -71,7 +74,7 @@ def _scanned(fd: int, address: int, count: int, swapped: bool) -> NDArray[np.uin
 
 
 def _listed(fd: int, address: int, count: int, swapped: bool) -> NDArray[np.uint8]:
-    """By reading an entry for every page: 0 or 1 for each."""
+    """0 or 1 for each page, by reading an entry for each."""
     entries = np.empty(count, np.uint64)
     into, offset = entries.data.cast("B"), address // mmap.PAGESIZE * entries.itemsize
     while into:

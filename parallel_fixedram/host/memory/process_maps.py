@@ -1,4 +1,4 @@
-"""What another process has mapped, and the files behind it, opened without asking the process."""
+"""What another process has mapped, and how to open the files behind it without asking the process."""
 
 from __future__ import annotations
 
@@ -46,11 +46,11 @@ class Mapping:
 
 
 def each_mapping(pid: int) -> Iterator[Mapping]:
-    """What the process has mapped, ascending, read as far as it is asked for.
+    """The mappings of a process, ascending; read lazily.
 
     Raises:
         MachineError: the process has ended.
-        HostError: no right to ask.
+        HostError: we lack the right to look.
     """
     found = False
     try:
@@ -59,22 +59,22 @@ def each_mapping(pid: int) -> Iterator[Mapping]:
                 found = True
                 yield _mapping(line)
         if not found:
-            raise ProcessLookupError(errno.ESRCH, os.strerror(errno.ESRCH))  # it has ended, and was not reaped yet
+            raise ProcessLookupError(errno.ESRCH, os.strerror(errno.ESRCH))  # ended, but not reaped yet
     except OSError as error:
         raise refusal(pid, error, f"cannot read the memory map of process {pid}") from error
 
 
 def read_maps(pid: int) -> list[Mapping]:
-    """All of it; errors as of ``each_mapping``."""
+    """All mappings of a process; raises what ``each_mapping`` does."""
     return list(each_mapping(pid))
 
 
 def check_rights(pid: int) -> None:
-    """Find out whether the memory of the process may be copied, without touching any of it.
+    """Check that we may copy the memory of the process, without touching any of it.
 
     Raises:
         MachineError: the process has ended.
-        HostError: it may not.
+        HostError: we may not.
     """
     try:
         linux.may_read_process(pid)
@@ -83,7 +83,7 @@ def check_rights(pid: int) -> None:
 
 
 def mapped_parts(pid: int, address: int, length: int) -> list[Mapping]:
-    """The mappings that a piece of memory lies in: several where a part of it was treated differently (madvise, mbind).
+    """The mappings that a piece of memory is in; several if parts of it were treated differently (madvise, mbind).
 
     Args:
         pid: the process.
@@ -91,7 +91,7 @@ def mapped_parts(pid: int, address: int, length: int) -> list[Mapping]:
         length: bytes.
 
     Raises:
-        HostError: nothing, or not one thing, is mapped there; or as ``read_maps``.
+        HostError: nothing is mapped there, or more than one thing; or as for ``read_maps``.
     """
     end = address + length
     what = f"process {pid}: addresses {address:#x} to {end:#x}"
@@ -113,11 +113,11 @@ def _continues(one: Mapping, other: Mapping) -> bool:
 
 
 def open_mapped_file(pid: int, mapping: Mapping) -> int:
-    """A descriptor of the file that is mapped, and of no other that has its name by now.
+    """A descriptor of the very file that is mapped, not of another one that has its name by now.
 
     Raises:
         MachineError: the process has ended.
-        HostError: there is no way to it that we may take.
+        HostError: we may not open it in any way.
     """
     first: OSError | None = None
     exact = f"/proc/{pid}/map_files/{mapping.start:x}-{mapping.end:x}"
@@ -139,14 +139,14 @@ def open_mapped_file(pid: int, mapping: Mapping) -> int:
 
 
 def takes_protection(pid: int, address: int, length: int) -> bool:
-    """Whether writes to a piece of memory can be made to wait: only to what is memory, not to what is cached of a disk.
+    """Whether a piece of memory can be write-protected: this works for anonymous and shared memory, not for disk files.
 
-    Where that cannot be seen, it is not known before it is tried, and True. Source: Linux, include/linux/
-    userfaultfd_k.h (vma_can_userfault).
+    True also if that cannot be seen; then only trying it will tell. Source: Linux, include/linux/userfaultfd_k.h
+    (vma_can_userfault).
 
     Raises:
         MachineError: the process has ended.
-        HostError: nothing, or not one thing, is mapped there; or no right to ask.
+        HostError: nothing is mapped there, or more than one thing; or we lack the right to look.
     """
     first = mapped_parts(pid, address, length)[0]
     if first.inode:
@@ -160,13 +160,14 @@ def takes_protection(pid: int, address: int, length: int) -> bool:
 
 
 def _open_files(pid: int) -> Iterator[str]:
-    with contextlib.suppress(OSError):  # no right to look: there are other ways
+    with contextlib.suppress(OSError):  # no right to look; the caller has other ways
         for name in os.listdir(f"/proc/{pid}/fd"):
             yield f"/proc/{pid}/fd/{name}"
 
 
 def _is_same(status: os.stat_result, mapping: Mapping) -> bool:
-    """Some file systems have another ``st_dev`` than the maps show; they need the right to open map_files."""
+    """Whether it is the file that is mapped. False on file systems whose ``st_dev`` differs from what the maps show:
+    for those we need the right to open map_files."""
     return (status.st_dev, status.st_ino) == (mapping.device, mapping.inode)
 
 
@@ -187,13 +188,13 @@ def _mapping(line: str) -> Mapping:
 
 
 def refusal(pid: int, error: OSError, what: str, *, hint: str = _MAY_READ) -> FixedRamError:
-    """The error to raise for one of the system: a MachineError if the process has ended, else a HostError.
+    """The error to raise for an OSError: a MachineError if the process has ended, otherwise a HostError.
 
     Args:
-        pid: the process that was asked about.
-        error: what the system said; it may say of a process that has ended that we may not.
+        pid: the process.
+        error: what the system reported; for a process that has ended it may be EACCES or EPERM.
         what: what could not be done.
-        hint: which right is missing, if it is that.
+        hint: which right is missing, if that is the reason.
     """
     if error.errno == errno.ESRCH or forked.is_gone(pid):
         return MachineError(f"process {pid} has ended")

@@ -6,7 +6,7 @@
     shared mapping of huge pages ---------- the very file, opened once more ---> CopiedSource   preadv
     private mapping ------ page tables and process_vm_readv of the process ----> ProcessSource  one copy
 
-The process is not stopped, traced or told; whoever asks makes sure that it does not unmap the memory meanwhile.
+The process is not stopped, traced or informed; the caller makes sure that it does not unmap the memory meanwhile.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ class ProcessMemory:
     source: PageSource
     kind: MemoryKind
     path: str
-    """What /proc/PID/maps calls it; empty for most anonymous memory."""
+    """Its name in /proc/PID/maps; empty for most anonymous memory."""
     host_page_size: int
     """Page size of the memory in bytes: more than 4096 on hugetlbfs."""
 
@@ -59,10 +59,10 @@ class ProcessSource(CopyingSource):
         pid: the process.
         address: where the block starts, a multiple of the host's page size.
         length: bytes of the block, a multiple of the host's page size.
-        file: descriptor of the file of which this is a private mapping, duplicated; it shows through where the process
-            has no page of its own.
+        file: descriptor of the file, if this is a private mapping of one; duplicated. The file shows through wherever
+            the process has no page of its own.
         offset: where the block starts in that file, bytes.
-        tells_holes: False where the file has to be taken for data everywhere.
+        tells_holes: False if the whole file has to be treated as data.
     """
 
     def __init__(
@@ -87,21 +87,21 @@ class ProcessSource(CopyingSource):
         self._swapped_out: int | None = None
 
     def note_protection(self) -> None:
-        """From now on pages that were never touched may look swapped: those that were protected before (userfaultfd).
+        """From now on, pages that look swapped may be untouched ones that were write-protected (userfaultfd).
 
-        What really is in swap is known from when the whole block was asked for last, before that; if anything went to
-        swap since, everything that looks so counts.
+        What really is in swap is known from the last time the whole block was examined before that. If anything went to
+        swap since, all pages that look swapped count as data.
         """
         self._protected = True
 
     def open(self) -> None:
-        """Ask for the right to read, which a fork may have lost (PageSource.open)."""
+        """Check that we may read the memory; a fork may have lost the right (PageSource.open)."""
         check_rights(self._pid)
         if self._swapped is None and has_swap():
             self._swapped = SwappedPages(self._pid)
 
     def _read(self, position: int, into: memoryview) -> int:
-        """What was in swap goes back there, so that reading costs the process no memory."""
+        """Pages that come from swap go back there, so that reading costs the process no memory."""
         address = self._address + position
         if self._swapped is None or not len(self._swapped.within(address, into.nbytes)):
             return self._copy(address, into)
@@ -118,11 +118,12 @@ class ProcessSource(CopyingSource):
         except OSError as error:
             raise refusal(self._pid, error, f"cannot read memory of process {self._pid} at {address:#x}") from error
         if got == 0:
-            raise HostError(f"cannot read memory of process {self._pid} at {address:#x}: nothing came")
+            raise HostError(f"cannot read memory of process {self._pid} at {address:#x}: got no bytes")
         return got
 
     def data_ranges(self, within: PageRange) -> list[PageRange]:
-        """Pages the process has written, in memory or swapped, and data of the file below (PageSource.data_ranges)."""
+        """Pages that the process has written, in memory or swapped, and data of the mapped file
+        (PageSource.data_ranges)."""
         if not within.count:
             return []
         if not self.tells_holes:
@@ -167,7 +168,7 @@ class ProcessSource(CopyingSource):
 
 
 def open_process_memory(pid: int, address: int, length: int) -> ProcessMemory:
-    """Open a piece of another process's memory for reading; everything that takes a right is tried here.
+    """Open a piece of another process's memory for reading; everything that needs a right is tried here.
 
     Args:
         pid: the process.
@@ -176,7 +177,7 @@ def open_process_memory(pid: int, address: int, length: int) -> ProcessMemory:
 
     Raises:
         MachineError: the process has ended.
-        HostError: nothing, or not one thing, is mapped there; a right is missing.
+        HostError: nothing is mapped there, or more than one thing; or a right is missing.
     """
     parts = mapped_parts(pid, address, length)
     first = parts[0]

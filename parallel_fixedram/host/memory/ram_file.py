@@ -1,4 +1,4 @@
-"""A file that is guest RAM, opened for reading: mapped, or copied where it lies on huge pages."""
+"""Open a file that is guest RAM for reading: it is mapped, or copied if it is on hugetlbfs."""
 
 from __future__ import annotations
 
@@ -27,8 +27,8 @@ def open_ram_file(path: str, *, offset: int = 0, length: int | None = None) -> t
 
     Raises:
         HostError: the file cannot be opened.
-        RequestError: there is none, it is not a regular file, is too short, or the offset is not a multiple of its page
-            size.
+        RequestError: it does not exist, is not a regular file, or is too short; or the offset is not a multiple of its
+            page size.
     """
     try:
         fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)

@@ -17,13 +17,14 @@ from parallel_fixedram.host.processes import signals
 
 
 class RamTarget:
-    """Context manager around the file a block is restored into; one made for it has its name only from ``keep`` on.
+    """Context manager around the file that a block is restored into. A new file gets its name only from ``keep``.
 
-    Left with an error it takes back what it made, also after ``keep``: of a guest's RAM all is there, or nothing.
+    If it is left with an error it removes the file that it made, even after ``keep``: a guest's RAM is there completely
+    or not at all.
 
     Args:
-        block: what will be restored; the file, or the rest of it from ``offset`` on, has to be exactly as long.
-        path: the file; made with mode 0600 if there is none.
+        block: what is restored; the file, or the rest of it from ``offset`` on, must have exactly its length.
+        path: the file; made with mode 0600 if it does not exist.
         offset: where the block starts in the file, bytes.
         length: bytes of the block there; None for the rest of the file.
 
@@ -66,7 +67,7 @@ class RamTarget:
 
     @property
     def is_new(self) -> bool:
-        """Whether it is made for the restore."""
+        """Whether the file was made for the restore."""
         return self._pending is not None
 
     @property
@@ -75,11 +76,11 @@ class RamTarget:
         return self.offset + self.block.used_length
 
     def keep(self) -> None:
-        """The restore is complete: a file that was made gets its name.
+        """The restore is complete: give a new file its name.
 
         Raises:
-            RequestError: somebody else has taken it meanwhile.
-            HostError: it cannot be given.
+            RequestError: somebody else has taken the name meanwhile.
+            HostError: the file cannot be renamed.
         """
         if self._pending:
             self._pending.publish()
@@ -89,7 +90,7 @@ class RamTarget:
         return HugeChannel(self.fd, self.path) if self.huge else FileChannel(self.fd, self.path)
 
     def data_ranges(self) -> list[PageRange]:
-        """Pages that may hold something else than zeros now, ascending."""
+        """Pages that may contain anything but zeros now, ascending."""
         size, found = self.block.page_size, []
         for start, end in data_extents(self.fd, self.offset, self.offset + self.block.used_length):
             first, after = (start - self.offset) // size, -(-(end - self.offset) // size)
@@ -116,7 +117,7 @@ class RamTarget:
 
 
 class HugeChannel(FileChannel):
-    """A file on hugetlbfs, which cannot be written with pwrite: written through a mapping, space allocated first."""
+    """A file on hugetlbfs, which has no pwrite: it is written through a mapping, after allocating the space."""
 
     _view: memoryview | None = None
 
@@ -131,7 +132,7 @@ class HugeChannel(FileChannel):
         self._mapped()[offset : offset + len(data)] = data
 
     def punch(self, offset: int, length: int) -> None:
-        """Write zeros where there is something else: a part of a huge page cannot be a hole (Channel.punch)."""
+        """Write zeros unless there are zeros already: part of a huge page cannot be a hole (Channel.punch)."""
         if self.bytes_at(offset, length) != bytes(length):
             self._mapped()[offset : offset + length] = bytes(length)
 

@@ -1,4 +1,4 @@
-"""SharedMemory: memory that guests and we map, anonymous or a file, in the making."""
+"""SharedMemory: new shared memory for guests, anonymous or in files."""
 
 from __future__ import annotations
 
@@ -16,16 +16,17 @@ from parallel_fixedram.host.processes import signals
 
 
 class SharedMemory:
-    """Context manager around pieces of shared memory; files made for it have their names only from ``keep`` on.
+    """Context manager around pieces of shared memory. New files get their names only from ``keep``.
 
     Args:
         lengths: bytes of each piece, by name.
-        paths: files for some of them, made with mode 0600; those that exist keep their length. Others are anonymous.
+        paths: files for some pieces, by name; made with mode 0600 if they do not exist, while existing ones keep their
+            length. The other pieces are anonymous.
 
     Attributes:
-        paths: where each piece is until then, by name; for anonymous ones only in processes that have ``descriptors``
-            open.
-        descriptors: what holds anonymous memory; closed at the end.
+        paths: where each piece is until ``keep``, by name. The path of an anonymous one is valid only in processes that
+            have ``descriptors`` open.
+        descriptors: of the anonymous pieces; closed at the end.
 
     Raises:
         HostError: a file cannot be made.
@@ -60,11 +61,12 @@ class SharedMemory:
 
     @contextlib.contextmanager
     def keep(self) -> Iterator[None]:
-        """Files get their names, all or none of them, and lose them again if the block fails: nobody lives in them.
+        """Give all files their names; take all of them back if that fails or the block does, as no guest uses them
+        then.
 
         Raises:
             RequestError: somebody else has taken a name meanwhile.
-            HostError: a name cannot be given.
+            HostError: a file cannot be renamed.
         """
         try:
             for file in self._made:

@@ -1,9 +1,9 @@
-"""Private memory of another process that is in swap: seen before it is read, and given back afterwards.
+"""Private memory of another process that is in swap: brought in to be read, and paged out again afterwards.
 
-Reading brings it in, at the cost of whoever's memory it is: a process that is held to less memory than it has, with the
-rest in swap, is killed when somebody reads all of it. So it is read in steps, and what was in swap before a step is
-paged out after it. That writes nothing: a page that came from swap and was only read still has its place there. It
-takes CAP_SYS_NICE; whoever has it not, and would read more than there is room for, is refused.
+Memory that is brought in is charged to its owner. If a process is limited to less memory than it has, and the rest is
+in swap, reading all of it would get the process killed. So we read in steps, and after each step page out what was in
+swap before. This writes nothing: a page that came from swap and was only read still has its place there. It takes
+CAP_SYS_NICE; without that right we refuse to read more than there is room for.
 """
 
 from __future__ import annotations
@@ -25,26 +25,26 @@ from parallel_fixedram.host.memory.process_maps import refusal
 logger = logging.getLogger(__name__)
 
 STEP_BYTES = 1 << 20
-"""How much is brought in at a time: little compared with what a process that is held to anything has."""
+"""How much is brought in at a time: little compared with any limit that a process can live with."""
 
 _MOST_RANGES = 512
-"""Of one call; UIO_MAXIOV is twice that."""
+"""Ranges per call; UIO_MAXIOV is twice that."""
 
 _SWAPPED_BIT = np.uint64(62)
-"""Of an entry of /proc/PID/pagemap (Linux: Documentation/admin-guide/mm/pagemap.rst)."""
+"""The bit in an entry of /proc/PID/pagemap (Linux: Documentation/admin-guide/mm/pagemap.rst)."""
 
 _Ranges = NDArray[np.uint64]
 
 
 class SwappedPages:
-    """Which pages of a process are in swap; for one process of ours, to be closed.
+    """Which pages of a process are in swap. To be used in one process of ours only, and closed.
 
     Args:
         pid: the process.
 
     Raises:
         MachineError: the process has ended.
-        HostError: no right to look.
+        HostError: we lack the right to look.
     """
 
     def __init__(self, pid: int) -> None:
@@ -60,11 +60,11 @@ class SwappedPages:
             raise refusal(pid, error, f"cannot read the page tables of process {pid}") from error
 
     def within(self, address: int, length: int) -> _Ranges:
-        """The parts of a piece of its memory that are in swap; the first 512 of them.
+        """The ranges of a piece of memory that are in swap; at most the first 512.
 
         Args:
             address: a multiple of the host's page size.
-            length: bytes, a multiple of that, too.
+            length: bytes, also such a multiple.
 
         Returns:
             First address and bytes of each, shape (ranges, 2), ascending.
@@ -93,7 +93,7 @@ class SwappedPages:
         return np.stack((starts, np.full_like(starts, mmap.PAGESIZE)), axis=1)
 
     def bring_in(self, ranges: _Ranges) -> None:
-        """Begin to read these, all at once: page by page as they are looked at takes many times longer."""
+        """Begin to bring these in all at once; page by page, as they are read, would take many times longer."""
         self._advise(ranges, linux.MADV_WILLNEED)
 
     def give_back(self, ranges: _Ranges) -> None:
@@ -104,12 +104,12 @@ class SwappedPages:
         if self._may_advise and len(ranges):
             try:
                 linux.process_madvise(self._pidfd, ranges, advice)
-            except OSError as error:  # mostly a right that is missing; that there is room was seen to at the beginning
+            except OSError as error:  # usually a missing right; that there is room was checked at the start
                 logger.debug("process %d: %s", self._pid, error)
                 self._may_advise = False
 
     def close(self) -> None:
-        """Close what it holds; more than once does no harm."""
+        """Close its descriptors; may be called more than once."""
         for fd in (self._pidfd, self._pagemap):
             if fd >= 0:
                 linux.close(fd)
@@ -117,11 +117,11 @@ class SwappedPages:
 
 
 def check_room(pid: int) -> None:
-    """Refuse to read a process that would not survive it.
+    """Refuse to read the memory of a process that would not survive it.
 
     Raises:
         MachineError: it has ended.
-        HostError: more of it is in swap than it may have in memory, and nothing could be given back.
+        HostError: more of it is in swap than there is room for, and we may not page anything out.
     """
     swapped, room = swapped_bytes(pid), memory_room(pid)
     if room is None or swapped <= room:
@@ -138,12 +138,12 @@ def check_room(pid: int) -> None:
         what = (
             f"process {pid} has {format_size(swapped)} in swap, and its control group has room for {format_size(room)}"
         )
-        hint = "reading would bring it in, and have the process killed; to page it out again takes CAP_SYS_NICE"
+        hint = "reading would bring it in and get the process killed; paging it out again takes CAP_SYS_NICE"
         raise HostError.from_os(what, error, hint=hint) from error
 
 
 def has_swap() -> bool:
-    """Whether this host has any swap; True where it does not say."""
+    """Whether this host has any swap; True if it does not tell."""
     try:
         with open("/proc/swaps", encoding="utf-8", errors="replace") as file:
             return len(file.readlines()) > 1

@@ -1,17 +1,17 @@
-"""Userfaultfd: writes into memory of a process wait until whoever holds this descriptor lets them pass.
+"""Userfaultfd: writes into memory of a process wait until the holder of this descriptor lets them pass.
 
 ::
 
-    register(start, length)      from here on the memory can be protected, and what becomes of it is told
+    register(start, length)      from here on the memory can be protected, and its changes are reported
     protect(start, length)       a write there waits, by the process or by the kernel for it ......  read() -> PageFault
     unprotect(start, length)     the write goes on, or never waits
-    unregister(start, length)    as unprotect, and nothing is told any more
-    close()                      as unregister, everywhere; the end of whoever holds the last copy does the same
+    unregister(start, length)    as unprotect, and nothing is reported any more
+    close()                      as unregister, everywhere; the end of the process with the last copy does the same
 
-The process whose memory it is waits for messages to be read, too, when it discards, moves or unmaps registered memory;
-until then nothing can be protected (EventWaiting). Facts: Linux, include/uapi/linux/userfaultfd.h,
-Documentation/admin-guide/mm/userfaultfd.rst and mm/userfaultfd.c; tests/host/test_userfaultfd.py holds the kernel to
-those that matter.
+A process that discards, moves or unmaps registered memory also waits, until the message about it is read; before that
+nothing can be protected (EventWaiting). Facts: Linux, include/uapi/linux/userfaultfd.h,
+Documentation/admin-guide/mm/userfaultfd.rst and mm/userfaultfd.c; tests/host/test_userfaultfd.py checks those that
+matter.
 """
 
 from __future__ import annotations
@@ -28,16 +28,17 @@ from parallel_fixedram.core.errors import FixedRamError, HostError, MachineError
 from parallel_fixedram.host import linux
 
 FLAGS = os.O_CLOEXEC | os.O_NONBLOCK
-"""Of every userfaultfd: without UFFD_USER_MODE_ONLY, so that writes of the kernel wait, too, and do not fail."""
+"""Flags of every userfaultfd: without UFFD_USER_MODE_ONLY, so that writes by the kernel wait as well, and do not
+fail."""
 
 DEVICE = "/dev/userfaultfd"
 """Whoever may open it gets a full userfaultfd, whatever vm.unprivileged_userfaultfd says (Linux 6.1)."""
 
 USERFAULTFD_IOC_NEW = 0xAA00
-"""Of that device: a userfaultfd of the process that asks; the argument is ``FLAGS``."""
+"""ioctl of that device: a userfaultfd of the calling process; the argument is ``FLAGS``."""
 
 MESSAGES = 64
-"""How many ``read`` takes at a time at most."""
+"""Most messages that one ``read`` returns."""
 
 _UFFD_API = 0xAA
 _UFFD_USER_MODE_ONLY = 1
@@ -61,7 +62,7 @@ _MESSAGE = struct.Struct("<B7xQQQ")
 
 
 class Feature(enum.IntFlag):
-    """What a kernel may be asked for (UFFD_FEATURE_...)."""
+    """Features of a kernel (UFFD_FEATURE_...)."""
 
     PAGEFAULT_FLAG_WP = 1 << 0
     EVENT_REMAP = 1 << 2
@@ -115,7 +116,7 @@ Message = PageFault | Removed | Remapped | Unmapped
 
 
 class EventWaiting(HostError):
-    """Something becomes of the memory, and its owner waits until that is read: nothing can be protected before."""
+    """A message about discarded, moved or unmapped memory waits; until it is read nothing can be protected."""
 
 
 class Userfaultfd:
@@ -149,7 +150,7 @@ class Userfaultfd:
             linux.close(device)
 
     def enable(self) -> None:
-        """Agree with the kernel on what is told and what is possible; once, before anything else.
+        """Agree with the kernel on features and events; once, before anything else.
 
         Raises:
             HostError: the kernel lacks a feature.
@@ -162,14 +163,14 @@ class Userfaultfd:
             raise HostError.from_os("cannot set up a userfaultfd", error) from error
 
     def register(self, start: int, length: int) -> None:
-        """Begin to be told of memory, which is not protected yet.
+        """Begin to watch memory, which is not protected yet.
 
         Args:
-            start: address, a multiple of the page size (of huge pages: of theirs).
-            length: bytes, such a multiple, too.
+            start: address, a multiple of the memory's page size.
+            length: bytes, also such a multiple.
 
         Raises:
-            HostError: the memory is watched already, or cannot be.
+            HostError: the memory is watched already, or cannot be watched.
             MachineError: the process has ended.
         """
         argument = bytearray(_REGISTER.pack(start, length, _MODE_WP, 0))
@@ -188,11 +189,11 @@ class Userfaultfd:
             raise HostError(f"{what}: this memory cannot be write-protected")
 
     def protect(self, start: int, length: int) -> None:
-        """Have writes wait from now on, also to pages that were never touched.
+        """From now on writes wait, including writes to pages that were never touched.
 
         Raises:
             EventWaiting: a message has to be read first.
-            HostError: it is not registered, or not there any more.
+            HostError: the memory is not registered, or no longer there.
             MachineError: the process has ended.
         """
         try:
@@ -201,30 +202,30 @@ class Userfaultfd:
             raise self._failure(f"cannot protect memory at {start:#x}", error) from error
 
     def unprotect(self, start: int, length: int) -> None:
-        """Let writes pass, those that wait, too; errors as of ``protect``."""
+        """Let writes pass, including those that wait; raises what ``protect`` does."""
         try:
             fcntl.ioctl(self._fd, _UFFDIO_WRITEPROTECT, _THREE.pack(start, length, 0))
         except OSError as error:
             raise self._failure(f"cannot let go of memory at {start:#x}", error) from error
 
     def unregister(self, start: int, length: int) -> None:
-        """Let writes pass and be told no more; takes the memory map of the process for itself as long as it lasts.
+        """Let writes pass and stop watching; meanwhile the process's memory map is locked.
 
         Raises:
-            HostError: it is not there any more.
+            HostError: the memory is no longer there.
             MachineError: the process has ended.
         """
         try:
             fcntl.ioctl(self._fd, _UFFDIO_UNREGISTER, _RANGE.pack(start, length))
-            fcntl.ioctl(self._fd, _UFFDIO_WAKE, _RANGE.pack(start, length))  # the kernel does so for missing pages only
+            fcntl.ioctl(self._fd, _UFFDIO_WAKE, _RANGE.pack(start, length))  # the kernel itself does not
         except OSError as error:
             raise self._failure(f"cannot stop watching memory at {start:#x}", error) from error
 
     def read(self) -> list[Message]:
-        """What has come, 64 messages at most; nothing when nothing waits. A fault comes once, until it is let pass.
+        """The messages that have arrived, 64 at most; empty if there are none. A fault is reported only once.
 
         Raises:
-            HostError: the kernel says what we did not ask for.
+            HostError: the kernel reports an event that we did not ask for.
         """
         try:
             return [_message(*fields) for fields in _MESSAGE.iter_unpack(os.read(self._fd, MESSAGES * _MESSAGE.size))]
@@ -234,16 +235,16 @@ class Userfaultfd:
             raise HostError.from_os("cannot read a userfaultfd", error) from error
 
     def fileno(self) -> int:
-        """The descriptor, which polls as readable when something waits."""
+        """The descriptor; it is readable (poll(2)) when messages wait."""
         return self._fd
 
     def detach(self) -> int:
-        """The descriptor, which is the caller's to close from here on."""
+        """Hand the descriptor to the caller, who closes it."""
         fd, self._fd = self._fd, -1
         return fd
 
     def close(self) -> None:
-        """Give it up; more than once does no harm."""
+        """Close the descriptor; may be called more than once."""
         if self._fd >= 0:
             linux.close(self._fd)
             self._fd = -1
@@ -256,7 +257,8 @@ class Userfaultfd:
         return HostError.from_os(what, error)
 
     def _has_ended(self) -> bool:
-        """Registering fails with ENOMEM then; protecting tells it apart, before it looks at what is mapped there."""
+        """Registering fails with ENOMEM if the process has ended; protecting says ESRCH, before it checks the
+        address."""
         try:
             fcntl.ioctl(self._fd, _UFFDIO_WRITEPROTECT, _THREE.pack(1 << 46, 1 << 21, 0))
         except OSError as error:
@@ -265,7 +267,7 @@ class Userfaultfd:
 
 
 def open_device() -> int:
-    """A descriptor of /dev/userfaultfd, of which any process that has it can make a full userfaultfd of its own.
+    """A descriptor of /dev/userfaultfd, with which any process can make a full userfaultfd of its own.
 
     Raises:
         HostError: there is none, or it may not be opened.
@@ -287,7 +289,7 @@ def is_for_everybody() -> bool:
 
 
 def missing_features(wanted: Feature = ALL_FEATURES) -> tuple[Feature, ...]:
-    """What this kernel lacks; takes no right.
+    """The features that this kernel lacks; no right is needed to ask.
 
     Raises:
         HostError: it has no userfaultfd at all, or a sandbox forbids it.

@@ -1,1 +1,1 @@
-"""Processes: forked and buried, signals held back, a guardian that outlives us."""
+"""Processes: forked and reaped, signals held back, a guardian that outlives us."""

@@ -12,17 +12,18 @@ from collections.abc import Collection
 from parallel_fixedram.host import linux
 
 _left: list[int] = []
-"""Children that took longer than they were waited for."""
+"""Children that did not end in the time that we waited for them."""
 
 _ENDED = b"ZXx"
 _PF_EXITING = 0x4
-"""Of the flags of a process (Linux: include/linux/sched.h)."""
+"""A flag of a process (Linux: include/linux/sched.h)."""
 
 
 def settle_in(parent: int) -> None:
-    """Make a process just forked independent of its parent's signals, but not of its life.
+    """Make a newly forked process ignore signals meant for its parent, and die with it.
 
-    Ctrl-C and a terminal that hangs up are for the parent to answer; the kernel ends this process when its thread ends.
+    Ctrl-C and a hangup of the terminal are for the parent to handle. The kernel kills this process when the parent's
+    thread ends.
 
     Args:
         parent: process id of the parent.
@@ -35,7 +36,7 @@ def settle_in(parent: int) -> None:
 
 
 def keep_only(descriptors: Collection[int]) -> None:
-    """Close everything that a process just forked has inherited but these; the standard ones lead nowhere then."""
+    """Close all descriptors that a newly forked process inherited but these; 0, 1 and 2 become /dev/null."""
     null = os.open(os.devnull, os.O_RDWR)
     for fd in (0, 1, 2):
         if fd not in descriptors:
@@ -44,10 +45,10 @@ def keep_only(descriptors: Collection[int]) -> None:
 
 
 def close_others(descriptors: Collection[int]) -> None:
-    """Close everything that this process has open but these."""
+    """Close all descriptors of this process but these."""
     try:
         found = {int(name) for name in os.listdir("/proc/self/fd")}
-    except FileNotFoundError:  # no /proc is mounted: all numbers that there may be
+    except FileNotFoundError:  # no /proc: try all possible numbers
         found = set(range(resource.getrlimit(resource.RLIMIT_NOFILE)[0]))
     for fd in found - set(descriptors):
         with contextlib.suppress(OSError):
@@ -55,13 +56,13 @@ def close_others(descriptors: Collection[int]) -> None:
 
 
 def kill(pid: int) -> None:
-    """Send SIGKILL; a process that is gone already is no error."""
+    """Send SIGKILL; it is no error if the process is gone already."""
     with contextlib.suppress(ProcessLookupError):
         os.kill(pid, signal.SIGKILL)
 
 
 def reap(pid: int) -> str:
-    """Wait for the end of a child; returns how it ended, to follow its name in a sentence."""
+    """Wait for the end of a child; returns how it ended, as the predicate of a sentence."""
     try:
         code = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
     except ChildProcessError:  # somebody waits for all children, or SIGCHLD is ignored
@@ -70,7 +71,7 @@ def reap(pid: int) -> str:
 
 
 def leave(pid: int, seconds: float) -> None:
-    """Wait for the end of a child, but no longer than that; it is reaped then, or when the next one is left."""
+    """Wait up to ``seconds`` for the end of a child; one that has not ended by then is reaped by a later call."""
     _left.append(pid)
     with contextlib.suppress(OSError):  # somebody waits for all children, or SIGCHLD is ignored
         pidfd = os.pidfd_open(pid)
@@ -82,7 +83,7 @@ def leave(pid: int, seconds: float) -> None:
 
 
 def reap_left() -> None:
-    """Reap those that were left and have ended since."""
+    """Reap children that were left and have ended since."""
     for pid in _left.copy():
         with contextlib.suppress(ChildProcessError):
             if os.waitpid(pid, os.WNOHANG)[0] == 0:
@@ -91,29 +92,29 @@ def reap_left() -> None:
 
 
 def has_ended(pidfd: int, seconds: float = 0.0) -> bool:
-    """Whether a process is no more, or ends within ``seconds``."""
+    """Whether a process has ended, or ends within ``seconds``."""
     poll = select.poll()  # not select(): a descriptor may be beyond 1024
     poll.register(pidfd, select.POLLIN)
     return bool(poll.poll(seconds * 1000))
 
 
 def is_gone(pid: int) -> bool:
-    """Whether there is no such process, or it has ended, reaped or not, or is about to; this takes no rights.
+    """Whether there is no such process, or it has ended (reaped or not), or is about to; this takes no rights.
 
-    A process gives up its memory before it has ended, and that of a large one takes a while.
-    Asking for it fails from then on with whatever error: what it had in /proc belongs to root then, so that others are
-    told that they may not (Linux: task_dump_owner in fs/proc/base.c).
+    A process gives up its memory before it has ended, which takes a while if it is large. From then on reading the
+    memory fails with all kinds of errors, such as EACCES, because its files in /proc belong to root then (Linux:
+    task_dump_owner in fs/proc/base.c).
     """
     try:
         with open(f"/proc/{pid}/stat", "rb") as file:
-            state, *numbers = file.read().rpartition(b")")[2].split()  # the name may have any character
-    except OSError:  # it is no more, or /proc hides it
+            state, *numbers = file.read().rpartition(b")")[2].split()  # the name may contain anything
+    except OSError:  # it is gone, or /proc hides it
         return not lives(pid)
     return state in _ENDED or bool(int(numbers[5]) & _PF_EXITING)
 
 
 def lives(pid: int) -> bool:
-    """Whether a process has that number, be it one that has ended and was not reaped."""
+    """Whether a process has that number, even one that has ended but is not reaped yet."""
     with contextlib.suppress(ProcessLookupError):
         with contextlib.suppress(PermissionError):
             os.kill(pid, 0)

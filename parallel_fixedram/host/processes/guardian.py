@@ -1,4 +1,4 @@
-"""Guardian: a small process that does one thing if we die before we could do it ourselves, by SIGKILL too.
+"""Guardian: a small process that does one thing if we die before we have done it ourselves, even by SIGKILL.
 
 ::
 
@@ -6,7 +6,7 @@
      |                                                 |
      +-- dies, or lets go of it ---------------------->+-- armed: acts, ends;   not armed: ends
 
-It ignores the signals that a terminal or a service manager sends to us, and holds no descriptor but those it needs.
+It ignores the signals that a terminal or a service manager sends us, and keeps only the descriptors that it needs.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from types import TracebackType
 from typing import NoReturn, Self
 
 from parallel_fixedram.core.errors import FixedRamError, HostError
-from parallel_fixedram.host.files.channel import anonymous_memory
+from parallel_fixedram.host.memory.anonymous import anonymous_memory
 from parallel_fixedram.host.processes import forked, signals
 
 _LET_GO_SECONDS = 1.0
@@ -32,12 +32,13 @@ _IGNORED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT, signal
 
 
 class Guardian:
-    """Context manager around the process; it is told to act, or not to, with ``arm`` and ``disarm``.
+    """Context manager around the process; ``arm`` and ``disarm`` decide whether it acts.
 
     Args:
-        act: what to do; runs in the guardian's process, so it uses no thread, no lock and no event loop of ours.
-        descriptors: what ``act`` needs open.
-        prepare: what its process does before that, once; a FixedRamError of it is raised by ``await_ready``.
+        act: what to do; runs in the guardian's process, so it must not use a thread, lock or event loop of ours.
+        descriptors: those that ``act`` needs open.
+        prepare: run once in the guardian's process, before anything else; if it raises a FixedRamError, ``await_ready``
+            reports that.
 
     Raises:
         HostError: no process could be started.
@@ -88,10 +89,10 @@ class Guardian:
         self.close()
 
     def await_ready(self) -> None:
-        """Return when it is prepared, if it has anything to prepare; more than once does no harm.
+        """Wait until the guardian is prepared, if there is anything to prepare; may be called more than once.
 
         Raises:
-            HostError: it cannot be.
+            HostError: it could not be prepared.
         """
         if self._ready < 0 or self._prepare is None:
             return
@@ -106,7 +107,7 @@ class Guardian:
             raise HostError(f"the process that looks after the guest is not ready: {reason}")
 
     def arm(self) -> None:
-        """From now on it acts when we die."""
+        """From now on it acts if we die."""
         self._armed[0] = 1
 
     def disarm(self) -> None:
@@ -114,14 +115,14 @@ class Guardian:
         self._armed[0] = 0
 
     def close(self) -> None:
-        """End the process; more than once does no harm."""
+        """End the process; may be called more than once."""
         if self._pid:
             forked.kill(self._pid)
             forked.reap(self._pid)
             self._forget()
 
     def let_go(self) -> None:
-        """Have it act now if it is armed, as if we had died; it is waited for, but no longer than a second."""
+        """Have it act now if it is armed, as if we had died; waits for it for a second at most."""
         if not self._pid:
             return
         pid = self._pid
@@ -154,14 +155,14 @@ class Guardian:
             os._exit(0)
 
     def _is_prepared(self, told: int) -> bool:
-        """Prepare in the guardian's process, and tell the other one, or why not."""
+        """Prepare, in the guardian's process, and tell our process that it is done, or why it failed."""
         reason = _PREPARED
         try:
             if self._prepare:
                 self._prepare()
         except FixedRamError as error:
             reason = error.message.encode()
-        with contextlib.suppress(BrokenPipeError):  # the other one is gone, or waits no more
+        with contextlib.suppress(BrokenPipeError):  # our process is gone, or no longer waits
             os.write(told, reason)
         os.close(told)
         return reason == _PREPARED

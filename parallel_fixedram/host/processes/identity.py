@@ -1,4 +1,4 @@
-"""A process that is to be found again later: its number alone may mean another one by then."""
+"""What identifies a process later on: its pid alone may be that of another process by then."""
 
 from __future__ import annotations
 
@@ -16,30 +16,30 @@ _START_FIELD = 19  # of those after the name: starttime (Linux: man 5 proc_pid_s
 
 
 class Whereabouts(Enum):
-    """What became of a process, where it cannot be reached."""
+    """Why a process cannot be reached."""
 
     ENDED = "ended"
     ELSEWHERE = "elsewhere"
-    """Its number is one of another pid namespace: nothing can be said from here."""
+    """Its pid belongs to another pid namespace, so we cannot tell from here."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ProcessIdentity:
-    """What no two processes have in common."""
+    """Identifies a process uniquely."""
 
     pid: int
     started: int
     """When it started, in clock ticks since the system was booted."""
     boot: str
-    """Which boot that was."""
+    """The boot id of that time."""
     namespace: str
-    """The pid namespace in which ``pid`` counts."""
+    """The pid namespace that ``pid`` belongs to."""
 
     def reach(self) -> int | Whereabouts:
-        """A pidfd of the process if it lives, to be closed by the caller.
+        """A pidfd of the process, which the caller closes, if it is alive; otherwise why it cannot be reached.
 
         Raises:
-            HostError: /proc does not tell, or no descriptor is left.
+            HostError: /proc does not tell, or there are no descriptors left.
         """
         require_proc()
         if self.boot != _boot():
@@ -65,7 +65,7 @@ class ProcessIdentity:
 
 
 def identity_of(pid: int) -> ProcessIdentity:
-    """The identity of a process that lives.
+    """The identity of a process that is alive.
 
     Raises:
         HostError: it has ended, or /proc does not tell.
@@ -78,7 +78,7 @@ def identity_of(pid: int) -> ProcessIdentity:
 
 
 def own_memory(pid: int) -> int:
-    """Bytes of memory that a process takes for itself: what it maps from files does not count.
+    """Bytes of memory that a process takes, not counting what it maps from files.
 
     Raises:
         OSError: it has ended, or /proc does not tell.
@@ -89,10 +89,10 @@ def own_memory(pid: int) -> int:
 
 
 def require_proc() -> None:
-    """Refuse to go on where nothing can be said of processes.
+    """Check that /proc shows our processes.
 
     Raises:
-        HostError: there is no /proc, or that of another pid namespace.
+        HostError: there is no /proc, or it is that of another pid namespace.
     """
     if wrong := why_proc_is_wrong():
         reason, hint = wrong

@@ -16,36 +16,36 @@ class Capability(enum.IntEnum):
 
 
 def status(pid: int) -> dict[str, str]:
-    """What /proc/PID/status says, by name.
+    """The fields of /proc/PID/status, by name.
 
     Raises:
-        OSError: the process is no more, or is not shown.
+        OSError: the process has ended, or /proc hides it.
     """
     with open(f"/proc/{pid}/status", encoding="utf-8", errors="replace") as file:
         return {name: value.strip() for name, _, value in (line.partition(":") for line in file)}
 
 
 def has(pid: int, capability: Capability) -> bool:
-    """Whether the process may use it now.
+    """Whether the process has this capability in effect.
 
     Raises:
-        OSError: as of ``status``.
+        OSError: as for ``status``.
     """
     return bool(int(status(pid)["CapEff"], 16) >> capability & 1)
 
 
 def ptrace_scope() -> int:
-    """kernel.yama.ptrace_scope (Linux: Documentation/admin-guide/LSM/Yama.rst); 0 where there is no Yama."""
+    """kernel.yama.ptrace_scope (Linux: Documentation/admin-guide/LSM/Yama.rst); 0 without Yama."""
     with contextlib.suppress(OSError, ValueError), open("/proc/sys/kernel/yama/ptrace_scope", "rb") as file:
         return int(file.read())
     return 0
 
 
 def may_trace_others() -> bool:
-    """Whether Yama lets this process trace others than its children, as far as they are of its user.
+    """Whether Yama lets this process trace processes of the same user that are not its children.
 
     Raises:
-        OSError: as of ``status``.
+        OSError: as for ``status``.
     """
     scope = ptrace_scope()
     return scope == 0 or (scope in (1, 2) and has(os.getpid(), Capability.SYS_PTRACE))

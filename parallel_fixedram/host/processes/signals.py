@@ -1,4 +1,4 @@
-"""Hold back what signal handlers do, while something is made that a clean-up does not know yet."""
+"""Hold signal handlers back while something is made that the clean-up does not know about yet."""
 
 from __future__ import annotations
 
@@ -12,10 +12,11 @@ _CATCHABLE = signal.valid_signals() - {signal.SIGKILL, signal.SIGSTOP}
 
 @contextlib.contextmanager
 def held() -> Iterator[None]:
-    """Signals with a Python handler take effect when the block is left, not inside it.
+    """Python's signal handlers run when the block is left, not inside it.
 
-    Blocking them would not do: another thread (numpy's OpenBLAS has some) takes the signal, and Python still runs the
-    handler in the main thread. So the handlers are exchanged for one that takes notes. Other threads run no handlers.
+    Blocking the signals would not do: another thread (numpy's OpenBLAS has some) would take a signal, and Python would
+    still run the handler in the main thread. So the handlers are replaced by one that takes notes. In other threads
+    there is nothing to do, because no handlers run there.
     """
     arrived: list[int] = []
     handlers = {}

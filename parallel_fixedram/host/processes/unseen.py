@@ -1,4 +1,4 @@
-"""Why a process that is there may not be seen from here: namespaces, and what /proc shows of them."""
+"""Why an existing process cannot be seen from here: namespaces, and what /proc shows of them."""
 
 from __future__ import annotations
 
@@ -11,30 +11,30 @@ _ALL_USERS = ["0", "0", "4294967295"]
 
 
 def why_unseen(pid: int) -> tuple[str, str] | None:
-    """The reason, and what to do about it; None where it is a matter of rights alone.
+    """The reason, and what to do about it; None if only rights are missing.
 
     Args:
-        pid: the process as the kernel names it to us, 0 if it has no number in our pid namespace.
+        pid: the process's number in our pid namespace; 0 if it has none.
     """
     if found := why_proc_is_wrong():
         return found
     if pid == 0:
         where = "it runs in another pid namespace, such as outside of this container"
-        return where, "run this where the process of QEMU is seen: on the host, or in its own namespace"
+        return where, "run this where QEMU's process can be seen: on the host, or in QEMU's own namespace"
     if not os.path.exists(f"/proc/{pid}") and forked.lives(pid):
-        return "/proc hides the processes of others (hidepid)", "run as the user of QEMU, or as root"
+        return "/proc hides the processes of others (hidepid)", "run as QEMU's user, or as root"
     if os.geteuid() == 0 and not _is_first_user_namespace():
-        where = "we are root only of a user namespace, which has no rights over a process outside"
-        return where, "run in the user namespace of QEMU, or outside of any"
+        where = "we are root only in a user namespace, without rights over processes outside it"
+        return where, "run in QEMU's user namespace, or outside of any"
     return None
 
 
 def why_proc_is_wrong() -> tuple[str, str] | None:
-    """Why nothing that /proc says of processes may be believed, and what to do about it; None if it may."""
+    """Why /proc does not show our processes, and what to do about it; None if it does."""
     if not os.path.exists("/proc/self"):
         return "no /proc is mounted here", "mount it: mount -t proc proc /proc"
     if os.readlink("/proc/self") != str(os.getpid()):
-        return "/proc shows another pid namespace than the one we are in", "mount ours: mount -t proc proc /proc"
+        return "/proc shows a pid namespace other than ours", "mount ours: mount -t proc proc /proc"
     return None
 
 

@@ -1,4 +1,4 @@
-"""Watchdog: a small process that kills another one which does not say in time that it is still at work.
+"""Watchdog: a small process that kills another one if that does not report in time that it is still working.
 
 ::
 
@@ -6,8 +6,8 @@
            ^                                                        |
            +---- SIGKILL, by pidfd: never another process ----------+----> verdict, in shared memory
 
-It has a session of its own, ignores the signals that a terminal or a service manager sends to us, and holds no
-descriptor but those it needs. It ends with the process that it watches.
+It has a session of its own, ignores the signals that a terminal or a service manager sends us, and keeps only the
+descriptors that it needs. It ends when the process that it watches does.
 """
 
 from __future__ import annotations
@@ -25,13 +25,13 @@ from parallel_fixedram.core.errors import HostError
 from parallel_fixedram.host.processes import forked, signals
 
 _LOOKS = 4
-"""How often it looks, in the time that the other one may be silent."""
+"""How often it looks during the time for which the other process may be silent."""
 
 _IGNORED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT, signal.SIGPIPE)
 
 
 class Verdict(IntEnum):
-    """What a watchdog has seen."""
+    """What a watchdog has found."""
 
     FINE = 0
     ENDED = 1
@@ -39,16 +39,16 @@ class Verdict(IntEnum):
 
 
 class Watchdog:
-    """Watches from when it is made until the other process ends, or it is closed.
+    """Watches another process from now on, until that ends or the watchdog is closed.
 
     Args:
         pidfd: the process to watch, borrowed.
-        beat: CLOCK_MONOTONIC in nanoseconds when it was last at work, in shared memory, shape (1,).
-        verdict: gets a Verdict, in shared memory, shape (1,).
+        beat: when it last reported, CLOCK_MONOTONIC in nanoseconds, in shared memory, shape (1,).
+        verdict: receives a Verdict, in shared memory, shape (1,).
         seconds: how long it may be silent; noticed within 1.25 times that.
 
     Attributes:
-        pid: of the watchdog.
+        pid: the watchdog's process id.
 
     Raises:
         HostError: no process could be started.
@@ -72,7 +72,7 @@ class Watchdog:
         return self.pid > 0 and not forked.has_ended(self._pidfd)
 
     def close(self) -> None:
-        """End it; more than once does no harm."""
+        """End the watchdog; may be called more than once."""
         if self.pid > 0:
             forked.kill(self.pid)
             forked.reap(self.pid)
@@ -90,7 +90,7 @@ def _watch(pidfd: int, beat: NDArray[np.uint64], verdict: NDArray[np.uint64], se
         looked = time.monotonic()
         while not forked.has_ended(pidfd, seconds / _LOOKS):
             before, looked = looked, time.monotonic()
-            if looked - before >= seconds:  # it was asleep itself, and perhaps everybody was: the other one gets a turn
+            if looked - before >= seconds:  # we were not scheduled, so perhaps nobody was: give it another chance
                 continue
             if looked - int(beat[0]) / 1e9 > seconds:
                 verdict[0] = Verdict.KILLED

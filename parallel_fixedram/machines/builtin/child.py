@@ -1,16 +1,16 @@
-"""What happens in the guest's own process: boot, then do as the socket says.
+"""The guest's own process: it boots, then obeys commands from a socket.
 
 ::
 
     GO n      run until n steps are done in all, then idle       answered immediately
-    HALT n    run until n steps are done in all, if fewer are,   answered when nothing moves any more
-              then stand still
+    HALT n    run until n steps are done in all, unless they     answered when nothing changes any more
+              are done already, then stand still
     WATCH     hand over a userfaultfd of this process              answered immediately, with the descriptor
-              and say where RAM is mapped                          or, where there is none, with a failure
+              and say where RAM is mapped                          or, if there is none, with a failure
 
-While it boots it says how far it is (FILLED). An answer repeats the command's sequence number and says how many steps
-are done; the first one, number 0, says that the guest has booted and stands still. Between two steps the socket is
-looked at without waiting; a guest with nothing to do sleeps in ``poll``. When the other end is closed the process ends.
+While booting it reports its progress (FILLED). An answer repeats the command's sequence number and gives the number of
+steps done; the first one, with number 0, says that the guest has booted and stands still. Between two steps the socket
+is polled without waiting; a guest with nothing to do sleeps in ``poll``. The process ends when the other end is closed.
 """
 
 from __future__ import annotations
@@ -42,17 +42,17 @@ COMMAND = struct.Struct("<cQQ")
 ANSWER = struct.Struct("<cQQ")
 """DONE, sequence number of the command, steps done; WATCHED, sequence number, address of RAM."""
 FAILURE = struct.Struct("<cH")
-"""FAILED, or HOST_FAILED where the host is to blame, and an error number or 0; a line of text follows."""
+"""FAILED, or HOST_FAILED if the host is to blame, and an errno or 0; a line of text follows."""
 GO, HALT, DONE, FAILED, HOST_FAILED, FILLED = b"G", b"H", b"D", b"F", b"O", b"P"
 WATCH, WATCHED = b"U", b"W"
 MESSAGE_BYTES = 512
 """No message is longer."""
 FILLED_PAGES = 8192
-"""While it boots it says after so many pages how many it has written: FILLED, 0, pages."""
+"""While booting it sends a message each time it has written this many pages: FILLED, 0, pages so far."""
 
 
 def live(spec: GuestSpec, ram_fd: int, log: DirtyLog, sock: socket.socket, parent: int) -> NoReturn:
-    """Be the guest; called in a process just forked, and never returns.
+    """Be the guest; called in a newly forked process, and never returns.
 
     Args:
         spec: the guest.
@@ -80,7 +80,7 @@ def live(spec: GuestSpec, ram_fd: int, log: DirtyLog, sock: socket.socket, paren
         with suppress(OSError):
             sock.send(_failure(error)[:MESSAGE_BYTES])
     finally:
-        os._exit(status)  # not a word to the parent's exit handlers, buffers and destructors
+        os._exit(status)  # without the parent's exit handlers, buffers and destructors
 
 
 def _detach(parent: int, keep: set[int]) -> None:
@@ -102,7 +102,7 @@ def _failure(error: BaseException) -> bytes:
 
 
 def _fill(ram: FileChannel, pages: Indices, contents: Pages) -> None:
-    """Write pages that were never touched: through the mapping each would take a fault, and twice as long."""
+    """Write pages that were never touched. Through the mapping each would fault, and take twice as long."""
     ends = [*(np.flatnonzero(np.diff(pages) != 1) + 1).tolist(), len(pages)]
     start = 0
     for end in ends:
@@ -147,7 +147,7 @@ def _hand_over_userfaultfd(sock: socket.socket, sequence: int, ram: Pages) -> No
         sock.send(_failure(error)[:MESSAGE_BYTES])
         return
     socket.send_fds(sock, [ANSWER.pack(WATCHED, sequence, ram.ctypes.data)], [userfaultfd.fileno()])
-    userfaultfd.close()  # whoever holds the last one holds our writes
+    userfaultfd.close()  # the only copy is now with whoever asked
 
 
 class _Pace:

@@ -1,4 +1,4 @@
-"""Control: the built-in guest's process, and the socket over which it is told what to do (``child.py`` says how)."""
+"""Control: the built-in guest's process, and the socket with its commands (``child.py`` describes them)."""
 
 from __future__ import annotations
 
@@ -12,20 +12,20 @@ from parallel_fixedram.host.processes import forked, signals
 from parallel_fixedram.machines.builtin import child
 
 ANSWER_SECONDS = 30.0
-"""How long an answer may take that comes immediately."""
+"""How long an answer may take that is sent immediately."""
 
 
 class Control:
-    """A process just forked; ``close`` ends it.
+    """A forked process; ``close`` ends it.
 
     Args:
-        live: what the process does, with its end of the socket and the process id of its parent.
+        live: what the process does, given its end of the socket and its parent's process id.
 
     Attributes:
         pid: its process id; -1 when it is gone.
 
     Raises:
-        OSError: no process, or no socket, for it.
+        OSError: the process or the socket cannot be made.
     """
 
     def __init__(self, live: Callable[[socket.socket, int], NoReturn]) -> None:
@@ -43,7 +43,7 @@ class Control:
                 raise
 
     def wait_until_booted(self, filled: Callable[[int], None]) -> int:
-        """Wait for its first answer, and return it; ``filled`` hears how many pages it has written meanwhile.
+        """Wait for the first answer, and return its steps; ``filled`` is told the number of pages written so far.
 
         Raises:
             MachineError: it died or failed.
@@ -52,12 +52,12 @@ class Control:
         return self._answer(None, filled)
 
     def ask(self, command: bytes, number: int, seconds: float | None = None) -> int:
-        """Send a command and return how many steps are done when it is answered.
+        """Send a command, and return the number of steps done when it is answered.
 
         Args:
             command: GO or HALT.
             number: of steps.
-            seconds: how long it may take; None for as long as it takes.
+            seconds: how long the answer may take; None for no limit.
 
         Raises:
             MachineError: it died or failed, or does not answer in time.
@@ -67,11 +67,11 @@ class Control:
         return self._answer(seconds, lambda _: None)
 
     def ask_for_userfaultfd(self) -> tuple[int, int]:
-        """A descriptor of a userfaultfd of the process, and the address of its RAM there.
+        """A userfaultfd of the process, as a descriptor, and the address of RAM in that process.
 
         Raises:
             MachineError: it died, or does not answer in time.
-            HostError: it cannot have one.
+            HostError: it cannot get one.
         """
         self._send(child.WATCH, 0)
         while True:
@@ -81,10 +81,10 @@ class Control:
                 os.set_inheritable(fd, False)
                 if sequence == self._sequence:
                     return fd, address
-                os.close(fd)  # of a question that was interrupted before it was answered
+                os.close(fd)  # from an earlier call that was interrupted
 
     def close(self) -> None:
-        """End the process; more than once does no harm."""
+        """End the process; may be called more than once."""
         if self.pid > 0:
             forked.kill(self.pid)
             forked.reap(self.pid)
@@ -103,7 +103,7 @@ class Control:
     def _answer(self, seconds: float | None, filled: Callable[[int], None]) -> int:
         while True:
             message, descriptors = self._receive(seconds)
-            for fd in descriptors:  # of a userfaultfd that was not waited for
+            for fd in descriptors:  # a userfaultfd that nobody waited for
                 os.close(fd)
             kind, sequence, number = child.ANSWER.unpack(message)
             if kind == child.FILLED:
@@ -127,7 +127,7 @@ class Control:
         return message, descriptors
 
     def _failure(self, message: bytes) -> FixedRamError:
-        """What the guest says of its end."""
+        """The error by which the guest explains its end."""
         kind, number = child.FAILURE.unpack_from(message)
         text = f"guest process {self.pid} failed: {message[child.FAILURE.size :].decode('utf-8', 'replace')}"
         if kind == child.FAILED:
@@ -137,6 +137,6 @@ class Control:
         return error
 
     def _death(self) -> str:
-        """What became of a process that has closed its end of the socket, which only its end does."""
+        """How the process ended; it has, if its end of the socket is closed."""
         pid, self.pid = self.pid, -1
         return f"guest process {pid} {forked.reap(pid)}"

@@ -1,22 +1,22 @@
-"""The built-in guest's dirty log: one byte a page, in memory that the guest and its saver share.
+"""The built-in guest's dirty log: one byte per page, in memory that the guest and its saver share.
 
 ::
 
     guest:  write page     -> fence -> set byte          (mark)
     saver:  see and clear bytes -> fence -> copy pages   (sync, then whatever reads the pages)
 
-A byte, not a bit, because setting a bit is a read and a write, and what the other side does to the same word between
-the two would be undone; a byte is stored in one piece.
+A byte and not a bit: setting a bit is a read and a write, which would undo what the other side does to the same word in
+between. A byte is stored in one piece.
 
-Why no update is lost: take any write to a page. The byte is set after it. Either that happens before a clearing of the
-byte, then the write, too, came before the clearing and is seen by the copy made after it; or it happens after the last
-clearing, then the byte is still set and the next ``sync`` finds it. That needs the write to become visible before the
-byte, and the clearing before the page is read: x86 keeps stores in order (but for streaming stores, which a long memcpy
-may use) and lets a load pass an earlier store, hence a fence on either side. A page copied while it is being written is
-torn, but then its byte is set afterwards and it is copied again; the last round happens with the guest paused, and the
-pause's answer through a socket orders everything before it.
+Why no update is lost: take any write to a page. Its byte is set after it. If that is before the byte is cleared, then
+the write, too, came before the clearing, and the copy made after the clearing has it. If it is after the last clearing,
+the byte is still set and the next ``sync`` finds it. For this the write must become visible before the byte, and the
+clearing before the page is read. x86 keeps stores in order (except streaming stores, which a long memcpy may use), but
+lets a load pass an earlier store; hence a fence on either side. A page that is copied while it is being written is
+torn, but its byte is set afterwards, so it is copied again. In the last round the guest is paused, and the answer to
+the pause, through a socket, orders everything before it.
 
-There is one saver: two that call ``sync`` would each see a part.
+There must be only one saver: of two that call ``sync``, each would see a part.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ class DirtyLog:
         pages: number of pages.
 
     Raises:
-        OSError: not enough memory.
+        OSError: there is not enough memory.
     """
 
     def __init__(self, pages: int) -> None:
@@ -63,17 +63,17 @@ class DirtyLog:
         fresh = PageBitmap(self._pages)
         for first in range(0, self._pages, _CHUNK_PAGES):
             chunk = self._bytes[first : first + _CHUNK_PAGES]
-            seen = chunk.copy()  # flatnonzero looks twice and fails when it sees a byte change in between
-            chunk[np.flatnonzero(seen)] = 0  # not all: others may have been set meanwhile
+            seen = chunk.copy()  # flatnonzero makes two passes, and fails if a byte changes in between
+            chunk[np.flatnonzero(seen)] = 0  # only these: others may have been set meanwhile
             fresh.put_bits(first // WORD_PAGES, seen)
         self._fence()
         return bitmap.add(fresh)
 
     def close(self) -> None:
-        """Give the memory back, as far as this process is concerned; more than once does no harm."""
+        """Release this process's mapping; may be called more than once."""
         self._bytes = None
 
     def _fence(self) -> None:
-        # Locked instructions, with which a lock is taken and released, are full barriers on x86.
+        # a lock is taken with a locked instruction, which is a full barrier on x86
         with self._barrier:
             pass

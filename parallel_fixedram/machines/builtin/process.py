@@ -1,4 +1,4 @@
-"""GuestProcess: a guest for when there is no QEMU at hand; a process of its own that really changes shared RAM.
+"""GuestProcess: a guest for when there is no QEMU at hand: a process of its own that really writes to shared RAM.
 
 ::
 
@@ -9,7 +9,7 @@
     |   DirtyLog.sync     --+--- shared log ---+-> DirtyLog.mark        |
     +-----------------------+                  +------------------------+
 
-The guest dies with the thread that made it, so make it in the main thread or in one that lasts as long.
+The guest dies with the thread that made it, so make it in the main thread, or in one that lives as long.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ MACHINE_NAME = "parallel-fixedram"
 """Machine type that the built-in guest writes into a file."""
 
 RAM_IDSTR = "pc.ram"
-"""Name of its only RAMBlock, as QEMU's PC machines call theirs."""
+"""Name of its only RAMBlock, the same as in QEMU's PC machines."""
 
 _FOREVER = (1 << 64) - 1
 
@@ -49,19 +49,19 @@ _log = logging.getLogger(__name__)
 class GuestProcess(RamOnly, Closing):
     """The built-in guest: a Machine that also keeps a dirty log.
 
-    When the constructor returns it has booted and stands still. Use it as a context manager, or ``close`` it.
+    When the constructor returns, the guest has booted and stands still. Use it as a context manager, or ``close`` it.
 
     Args:
-        spec: its RAM and what it does.
-        observer: hears of the phase ``fill`` while it boots.
+        spec: its RAM and its workload.
+        observer: told of the phase ``fill`` while the guest boots.
 
     Attributes:
         spec: the same.
-        log: the dirty log (a DirtySource); what was written since boot is in it, boot included.
+        log: the dirty log (a DirtySource), with everything written since and during boot.
         steps: steps done when it last answered; exact while it stands still.
 
     Raises:
-        HostError: no memory, or no process, for it.
+        HostError: there is no memory or no process for it.
         MachineError: it died or failed while booting.
     """
 
@@ -109,7 +109,8 @@ class GuestProcess(RamOnly, Closing):
 
     @property
     def memfd(self) -> int:
-        """Descriptor of the RAM: ``spec.size`` bytes, sparse, never changing its size; valid until ``close``."""
+        """Descriptor of the RAM, a sparse file of ``spec.size`` bytes whose size never changes; valid until
+        ``close``."""
         return self._memfd
 
     def guest_blocks(self) -> list[GuestBlock]:
@@ -117,26 +118,26 @@ class GuestProcess(RamOnly, Closing):
         return [self._block]
 
     def start(self) -> None:
-        """Let it run freely, until ``spec.steps`` steps are done if there is such a number.
+        """Let it run freely, or until ``spec.steps`` steps are done if that is set.
 
         Raises:
-            MachineError: it does not.
+            MachineError: it died, or does not answer.
         """
         limit = _FOREVER if self.spec.steps is None else self.spec.steps
         self.steps = self._control.ask(child.GO, limit, ANSWER_SECONDS)
         self._running = True
 
     def run(self, steps: int) -> int:
-        """Let a guest that stands still do exactly so many steps, and wait for them.
+        """Let a guest that stands still do exactly this many steps, and wait for them.
 
         Returns:
-            How many it has done since it booted.
+            The number of steps done since it booted.
 
         Raises:
             MachineError: it runs freely already, or died.
         """
         if self._running:
-            raise MachineError(f"guest process {self.pid} runs freely and cannot be told to do {steps} steps")
+            raise MachineError(f"guest process {self.pid} is running freely and cannot do {steps} steps on request")
         self.steps = self._control.ask(child.HALT, self.steps + steps)
         return self.steps
 
@@ -149,9 +150,9 @@ class GuestProcess(RamOnly, Closing):
         return self._running
 
     def pause(self) -> bool:
-        """Return when no page changes any more (Machine.pause); one that idles after its steps counts as running."""
+        """Return when no page changes any more (Machine.pause). A guest idling after its steps counts as running."""
         was_running = self._running
-        if was_running:  # noted first: whatever happens on the way, resume() lets it go on
+        if was_running:  # note it first, so that resume() works whatever happens next
             self._running, self._goes_on = False, True
         self.steps = self._control.ask(child.HALT, 0, ANSWER_SECONDS)
         return was_running
@@ -164,15 +165,15 @@ class GuestProcess(RamOnly, Closing):
 
     def address_space(self) -> AddressSpace:
         """It gives a userfaultfd of itself (Machine.address_space)."""
-        with closing(Userfaultfd.open_own()) as ours:  # what is refused to us is refused to it
+        with closing(Userfaultfd.open_own()) as ours:  # it has our rights: if we are refused, so is it
             ours.enable()
-        return AddressSpace(watch=self._watch, has_answered=lambda: None)  # it never gives memory back
+        return AddressSpace(watch=self._watch, has_answered=lambda: None)  # it never discards memory
 
     def userfaultfd(self) -> tuple[Userfaultfd, int]:
         """A userfaultfd of the guest's process, and the address of its RAM there.
 
         Raises:
-            HostError: the guest cannot have one.
+            HostError: the guest cannot get one.
             MachineError: it died.
         """
         fd, address = self._control.ask_for_userfaultfd()
@@ -183,16 +184,16 @@ class GuestProcess(RamOnly, Closing):
         return userfaultfd.detach(), [address]
 
     def close(self) -> None:
-        """End the guest and give everything back; more than once does no harm.
+        """End the guest and release everything; may be called more than once.
 
-        Unlike other machines it does not live on: nobody else could reach it.
+        Unlike other machines it does not run on, since nobody else could reach it.
         """
         self._memfd = -1
         self._stack.close()
 
 
 class _Progress:
-    """How far the phase ``fill`` is, which there is if the guest writes anything while it boots."""
+    """Progress of the phase ``fill``, which exists only if the guest writes anything while it boots."""
 
     def __init__(self, pages: int, observer: Observer) -> None:
         self._observer = observer
@@ -201,17 +202,17 @@ class _Progress:
             observer.phase("fill", pages * TARGET_PAGE_SIZE)
 
     def filled(self, pages: int) -> None:
-        """So many pages are filled in all."""
+        """This many pages are filled in all."""
         if pages > self._pages:
             self._observer.advanced((pages - self._pages) * TARGET_PAGE_SIZE)
             self._pages = pages
 
 
 def _check_memory(spec: GuestSpec) -> None:
-    """Refuse what would end with the kernel killing processes.
+    """Refuse a guest for which the kernel would have to kill processes.
 
     Raises:
-        HostError: the pages to be written do not fit into the memory that is available.
+        HostError: the pages that it writes do not fit into available memory.
     """
     needed = spec.written_pages * TARGET_PAGE_SIZE
     check_memory(needed, f"the guest writes {format_size(needed)} of RAM", hint="give it a smaller size= or fraction=")

@@ -1,4 +1,4 @@
-"""GuestSpec: which RAM the built-in guest has and how it changes, as one line of text.
+"""GuestSpec: the built-in guest's RAM and how it changes, as one line of text.
 
 ::
 
@@ -29,15 +29,15 @@ class Workload(StrEnum):
     ZERO = "zero"
     """Nothing, ever: RAM stays sparse."""
     DENSE = "dense"
-    """Incompressible pages from the first one on; later any of them, at random."""
+    """Incompressible pages, from the first page on; later writes go to any of them at random."""
     RANDOM = "random"
-    """Incompressible pages scattered over all of RAM; later any of those again, never another one."""
+    """Incompressible pages scattered over all of RAM; later writes go to any of them, never to other pages."""
     HOT = "hot"
-    """As dense, but nine of ten later writes go to a scattered twentieth of the pages."""
+    """Like dense, but nine in ten of the later writes go to a scattered twentieth of the pages."""
     SWEEP = "sweep"
-    """As dense, but later writes go through the pages in ascending order, again and again."""
+    """Like dense, but later writes go through the pages in ascending order, again and again."""
     TEXT = "text"
-    """As dense, but the pages hold text, which compresses."""
+    """Like dense, but the pages contain text, which compresses."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -45,20 +45,21 @@ class GuestSpec:
     """The built-in guest in a few numbers.
 
     Raises:
-        RequestError: a number out of its range, or a size that is not whole pages.
+        RequestError: a number is out of range, or the size is not whole pages.
     """
 
     workload: Workload
     size: int = GIB
     """Bytes of RAM, a positive multiple of 4096."""
     seed: int = 0
-    """0 to 2**64 - 1: another seed, other contents and other pages."""
+    """0 to 2**64 - 1; determines contents and pages."""
     fraction: float | None = None
-    """Share of the pages that are ever written, 0 to 1 inclusive; None: half for random, else all. Zero ignores it."""
+    """Share of the pages that are ever written, 0 to 1; None means half of them for ``random``, otherwise all. The
+    workload ``zero`` ignores it."""
     steps: int | None = None
-    """Steps after which a running guest idles; None: it never does."""
+    """Steps after which a running guest idles; None for never."""
     rate: int = 0
-    """Bytes written per second by a running guest, on average; 0: as many as it can."""
+    """Bytes that a running guest writes per second, on average; 0 for as many as it can."""
 
     def __post_init__(self) -> None:
         if not 0 < self.size <= MAX_SIZE or self.size % TARGET_PAGE_SIZE:
@@ -92,10 +93,10 @@ class GuestSpec:
 
     @classmethod
     def parse(cls, text: str) -> GuestSpec:
-        """The guest that ``WORKLOAD[,KEY=VALUE]...`` stands for; keys are size, seed, fraction, steps and rate.
+        """Parse ``WORKLOAD[,KEY=VALUE]...``; the keys are size, seed, fraction, steps and rate.
 
         Raises:
-            RequestError: unknown workload or key, a key given twice, a value that is not one.
+            RequestError: the workload or a key is unknown, a key is given twice, or a value is not valid.
         """
         name, *pairs = (part.strip() for part in text.split(","))
         try:
@@ -115,7 +116,7 @@ class GuestSpec:
         return cls(workload=workload, **values)
 
     def to_json(self) -> dict[str, str | int | float | None]:
-        """The specification for a report, with the number of written pages that ``fraction`` amounts to."""
+        """The specification for a report, with the number of written pages that results from ``fraction``."""
         return {**asdict(self), "workload": self.workload.value, "written_pages": self.written_pages}
 
 

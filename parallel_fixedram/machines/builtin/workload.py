@@ -1,4 +1,4 @@
-"""What the guest's RAM holds: a pure function of its specification and of how many steps it has done.
+"""Contents of the guest's RAM: a pure function of its specification and the number of steps it has done.
 
 Booting fills the pages the workload asks for, then each step rewrites up to 256 of them::
 
@@ -6,10 +6,10 @@ Booting fills the pages the workload asks for, then each step rewrites up to 256
 
 The guest's process and a test's twin run the same program, one on shared memory, one on an array.
 
-A page is a function of (seed, page number, number of the step that wrote it last), and so is the choice of a step's
-pages; both come from one integer hash, not from numpy's distributions, which may change between versions. Word 0 of a
-written page is its page number and word 1 its step, so that a misplaced or stale page shows itself in a hex dump; all
-other words depend on them too. Nothing here grows with the size of RAM.
+A page is a function of the seed, its number, and the step that wrote it last; the pages of a step are a function of the
+seed and the step. Both come from one integer hash, not from numpy's distributions, which may change between versions.
+Word 0 of a written page is its page number and word 1 its step, so that a misplaced or stale page is obvious in a hex
+dump; all other words depend on them too. Memory use does not grow with the size of RAM.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from parallel_fixedram.core.ramblock import TARGET_PAGE_SIZE
 from parallel_fixedram.machines.builtin.spec import GuestSpec, Workload
 
 BATCH_PAGES = 256
-"""Pages written at a time, and the most that one step writes: 1 MiB fits the cache and keeps a pause short."""
+"""Most pages written at a time, and by one step: 1 MiB fits into the cache and keeps pauses short."""
 
 PAGE_WORDS = TARGET_PAGE_SIZE // 8
 
@@ -48,7 +48,7 @@ Indices = NDArray[np.int64]
 
 
 class Program:
-    """What a guest of this specification does.
+    """The program that a guest of this specification runs.
 
     Args:
         spec: the guest.
@@ -60,10 +60,10 @@ class Program:
         self._filler = self._text() if spec.workload is Workload.TEXT else self._noise()
 
     def boot(self) -> Iterator[tuple[Indices, Pages]]:
-        """What booting writes into RAM that is zero before, in as many pieces as it takes.
+        """What booting writes into RAM that was zero before, piece by piece.
 
         Yields:
-            Pages, and what they are to hold, shape (pages, 512), valid until the next piece.
+            Page numbers, and the contents of these pages, shape (pages, 512), valid until the next piece.
         """
         for first in range(0, self._spec.written_pages, BATCH_PAGES):
             after = min(first + BATCH_PAGES, self._spec.written_pages)
@@ -71,17 +71,17 @@ class Program:
             yield pages, self._contents(pages, 0)
 
     def step(self, ram: Pages, number: int) -> Indices:
-        """Do step ``number``, the first one being 1.
+        """Do step ``number``; the first is 1.
 
         Returns:
-            The pages written, ascending, none twice.
+            The pages written, ascending, without repetition.
         """
         pages = np.unique(self._places(self._choose(number)))
         ram[pages] = self._contents(pages, number)
         return pages
 
     def _choose(self, step: int) -> _Numbers:
-        """Which of the written pages the step rewrites, by index 0 to ``written_pages`` - 1, perhaps one twice."""
+        """Which of the written pages the step rewrites, as indices from 0 to ``written_pages`` - 1; some may repeat."""
         written = self._spec.written_pages
         count = min(BATCH_PAGES, written)
         if not written:
@@ -120,7 +120,7 @@ class Program:
         return batch
 
     def _stream(self, purpose: int, step: int = 0) -> _Numbers:
-        """Where the stream of numbers for this purpose and step starts, shape (1,)."""
+        """The start of the random stream for this purpose and step, shape (1,)."""
         seed = np.array([self._spec.seed], np.uint64)
         return mix(mix(seed + np.uint64(purpose)) + np.uint64(step))
 
@@ -129,7 +129,7 @@ class Program:
         return mix(numbers + self._stream(purpose, step))
 
     def _noise(self) -> _Numbers:
-        """Random words, shape (rows, 512): a page is one of the rows, each word xor-ed with the page's own number."""
+        """Random words, shape (rows, 512): a page is one of these rows, each word XORed with the page's key."""
         return self._draw(_FILLER, 0, _NOISE_ROWS * PAGE_WORDS).reshape(_NOISE_ROWS, PAGE_WORDS)
 
     def _text(self) -> _Numbers:
@@ -142,7 +142,7 @@ class Program:
 
 
 def render(spec: GuestSpec, steps: int = 0) -> Pages:
-    """RAM of the guest after booting and ``steps`` steps, shape (pages, 512), in private memory."""
+    """The guest's RAM after booting and ``steps`` steps, shape (pages, 512), in private memory."""
     ram = np.zeros((spec.pages, PAGE_WORDS), np.uint64)
     program = Program(spec)
     for pages, contents in program.boot():
@@ -153,7 +153,7 @@ def render(spec: GuestSpec, steps: int = 0) -> Pages:
 
 
 def mix(numbers: _Numbers) -> _Numbers:
-    """Scramble each number into an unrelated one, no two into the same (one turn of splitmix64)."""
+    """Scramble each number into an unrelated one, one to one (one round of splitmix64)."""
     numbers = numbers + np.uint64(0x9E3779B97F4A7C15)
     numbers = (numbers ^ (numbers >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     numbers = (numbers ^ (numbers >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
@@ -161,9 +161,10 @@ def mix(numbers: _Numbers) -> _Numbers:
 
 
 def scatter(indices: _Numbers, size: int, key: _Numbers) -> _Numbers:
-    """Shuffle without a table: map 0 ... ``size`` - 1 one to one onto themselves, in an order that depends on ``key``.
+    """Shuffle without a table: a permutation of 0 ... ``size`` - 1 that depends on ``key``.
 
-    Numbers of as many bits as ``size`` needs are shuffled; one that falls outside goes round again until it does not.
+    It permutes all numbers with as many bits as ``size`` - 1; where a result is too large, it is permuted again until
+    it is not (cycle walking).
 
     Args:
         indices: numbers below ``size``.
@@ -178,7 +179,8 @@ def scatter(indices: _Numbers, size: int, key: _Numbers) -> _Numbers:
 
 
 def _shuffle_bits(numbers: _Numbers, bits: int, key: _Numbers) -> _Numbers:
-    """A bijection on numbers of ``bits`` bits: multiplying by an odd number and folding high bits down both are."""
+    """A permutation of the numbers with ``bits`` bits: multiplying by an odd number is one, and so is folding down
+    the high bits."""
     mask, half = np.uint64((1 << bits) - 1), np.uint64((bits + 1) // 2)
     for turn in range(4):
         multiplier = mix(key + np.uint64(turn)) | np.uint64(1)

@@ -1,1 +1,1 @@
-"""Domains of libvirt: QEMUs whose monitor is libvirt's, reached through its API."""
+"""Domains of libvirt: QEMUs whose monitor belongs to libvirt, and is reached through libvirt's API."""

@@ -1,12 +1,12 @@
-"""Bridge: a process that speaks QMP to us and libvirt's API to libvirt, so that a domain is a QEMU like any other.
+"""Bridge: a process that speaks QMP to us and uses libvirt's API, so that to us a domain is a QEMU like any other.
 
 ::
 
     us ---- QMP, a socket pair ---- bridge ---- libvirt's API ---- libvirtd ---- QEMU
 
-A call of libvirt's library waits for as long as QEMU takes, and nothing interrupts it; a connection does not survive
-a fork, which workers are made by. In a process of its own neither matters: what we wait for is a socket. The process
-ends when we do.
+A call of libvirt's library takes as long as QEMU does, and nothing interrupts it; and libvirt's connections do not
+survive a fork, by which workers are made. With a process of its own neither matters: we only wait for a socket. The
+process ends when we do.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from parallel_fixedram.machines.libvirt.own_commands import own_commands
 from parallel_fixedram.machines.libvirt.speaker import Speaker
 
 OPEN_SECONDS = 30.0
-"""How long libvirt may take to let us in."""
+"""How long opening the connection to libvirt may take."""
 
 _GOODBYE_SECONDS = 1.0
 _IGNORED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT, signal.SIGPIPE)
@@ -39,10 +39,10 @@ class Bridge(Closing):
 
     Args:
         uri: of the connection to libvirt.
-        name: of a domain that runs, or its UUID.
+        name: name or UUID of a running domain.
 
     Attributes:
-        sock: speaks QMP, once this is made, and what own_commands.py has beyond that.
+        sock: speaks QMP, and the additional commands of own_commands.py.
         name: of the domain.
         uuid: of the domain.
         pidfd: descriptor of the process.
@@ -77,7 +77,7 @@ class Bridge(Closing):
         self.name, self.uuid = opened["name"], opened["uuid"]
 
     def _opened(self) -> Mapping[str, str]:
-        """The first line that it says: what it has opened, or why not."""
+        """The process's first line: what it has opened, or why it could not."""
         line = b""
         self.sock.settimeout(OPEN_SECONDS)
         while not line.endswith(b"\n"):
@@ -95,7 +95,7 @@ class Bridge(Closing):
         return found
 
     def close(self) -> None:
-        """End it, and what QEMU has of ours; more than once does no harm."""
+        """End the process, which first takes our descriptors back from QEMU; may be called more than once."""
         self.sock.close()
         if self._pid:
             pid, self._pid = self._pid, 0
@@ -107,7 +107,7 @@ class Bridge(Closing):
 
 
 def _run(uri: str, name: str, sock: socket.socket, us: int) -> NoReturn:
-    """The process."""
+    """The body of the process."""
     try:
         for signum in _IGNORED:
             signal.signal(signum, signal.SIG_IGN)
@@ -133,7 +133,7 @@ def _run(uri: str, name: str, sock: socket.socket, us: int) -> NoReturn:
 
 
 def _end_after(us: int) -> None:
-    """End the process when we have ended, even while it waits for libvirt; but let it tidy up before."""
+    """End the process soon after ours has ended, even if it waits for libvirt; until then it may tidy up."""
     poll = select.poll()
     poll.register(us, select.POLLIN)
     poll.poll()

@@ -1,4 +1,4 @@
-"""What may keep a domain's QEMU from a descriptor that it is handed: the label that libvirt runs it under."""
+"""What may keep a domain's QEMU from using a descriptor that it is handed: the security label it runs under."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ _NAMES = {"selinux": "SELinux", "apparmor": "AppArmor"}
 
 
 def confined_by(xml: str) -> str:
-    """Who confines the QEMU of a running domain; empty where nobody does.
+    """The security module that confines a running domain's QEMU; empty if there is none.
 
     Args:
-        xml: of the domain as it runs (libvirt docs/formatdomain.rst, seclabel).
+        xml: of the running domain (libvirt docs/formatdomain.rst, seclabel).
     """
     for label in ET.fromstring(xml).iterfind("seclabel"):
         if (name := _NAMES.get(label.get("model", ""))) and label.get("type") != "none":

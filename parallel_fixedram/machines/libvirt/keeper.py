@@ -1,8 +1,8 @@
-"""Keeper: what the guardian of a domain does; it has a connection of its own, opened before the domain is suspended.
+"""Keeper: what a domain's guardian does. It has its own connection, opened before the domain is suspended.
 
-A request to suspend that we made last may still be on its way when we have ended: in the bridge, which carries it out
-before it ends; or in libvirt, if the bridge was killed, too. So the bridge's end is waited for, and the domain is told
-to go on for a while longer.
+Our last request to suspend the domain may still be on its way when we have ended: in the bridge, which carries it out
+before it ends, or in libvirt, if the bridge was killed as well. So the keeper waits for the bridge's end, and goes on
+resuming the domain for a while.
 """
 
 from __future__ import annotations
@@ -17,13 +17,13 @@ from parallel_fixedram.machines.libvirt.library import Domain, library, open_dom
 _BRIDGE_SECONDS = 5.0
 _TRY_SECONDS = 0.05
 _LOOK_SECONDS = 1.0
-"""How long libvirt may take to begin with a request of somebody who is gone."""
+"""How long libvirt may take to begin a request whose sender is gone."""
 _MOST_SECONDS = 60.0
-"""How long libvirt may be away, should it be restarted just then."""
+"""How long libvirt may be away, if it is being restarted just then."""
 
 
 class Keeper:
-    """Lets a domain go on; used in the guardian's process only.
+    """Resumes a domain; used in the guardian's process only.
 
     Args:
         uri: of the connection to libvirt.
@@ -41,12 +41,12 @@ class Keeper:
         """Connect.
 
         Raises:
-            FixedRamError: that cannot be done.
+            FixedRamError: libvirt cannot be reached.
         """
         self._opened = open_domain(self._uri, self._uuid)
 
     def resume(self) -> None:
-        """Let the domain go on, as soon as libvirt does that; anew where the connection is lost."""
+        """Resume the domain as soon as libvirt does so; if the connection is lost, connect again."""
         forked.has_ended(self._bridge, _BRIDGE_SECONDS)
         done, end = 0.0, time.monotonic() + _MOST_SECONDS
         while time.monotonic() < end:
@@ -60,7 +60,7 @@ class Keeper:
             time.sleep(_TRY_SECONDS)
 
     def _resumed(self, opened: Domain) -> bool:
-        """Whether it runs now, or is no more."""
+        """Whether the domain is running now, or gone."""
         libvirt = library()
         try:
             opened.domain.resume()

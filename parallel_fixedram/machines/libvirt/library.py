@@ -1,6 +1,6 @@
-"""libvirt's library, for processes that do nothing else: a call of it can be interrupted by nothing but their end.
+"""libvirt's library, for processes that do nothing else, because only their end can interrupt a call of it.
 
-It is imported here and nowhere else, and only after a fork: a connection does not survive one.
+It is imported only after a fork, because its connections do not survive one.
 """
 
 from __future__ import annotations
@@ -19,24 +19,24 @@ _INSTALL = (
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Domain:
-    """A connection to libvirt and the domain that it is for; both are libvirt's own objects."""
+    """A connection to libvirt and a domain; both are libvirt's own objects."""
 
     connection: Any
     domain: Any
 
 
 def open_domain(uri: str, name: str, *, with_events: bool = False) -> Domain:
-    """Connect to libvirt and find a domain that runs.
+    """Connect to libvirt and find a domain.
 
     Args:
         uri: of the connection.
-        name: of the domain, or its UUID.
-        with_events: whether events are to come in while ``virEventRunDefaultImpl`` is called. Without it libvirt does
-            not expect this process to say now and then that it is alive, either.
+        name: name or UUID of the domain.
+        with_events: whether events are delivered by ``virEventRunDefaultImpl``. If not, libvirt does not expect
+            keepalive messages from this process either.
 
     Raises:
         HostError: the library is not installed.
-        MachineError: libvirt cannot be reached, has no such domain, or it does not run.
+        MachineError: libvirt cannot be reached, or has no such domain.
     """
     libvirt = library()
     libvirt.registerErrorHandler(lambda _context, _error: None, None)  # it would print them
@@ -50,7 +50,7 @@ def open_domain(uri: str, name: str, *, with_events: bool = False) -> Domain:
         domain = _found(connection, name)
     except libvirt.libvirtError as error:
         if error.get_error_code() != libvirt.VIR_ERR_NO_DOMAIN:
-            raise MachineError(f"domain {name!r}: libvirt refuses to say what it is: {said(error)}") from error
+            raise MachineError(f"domain {name!r}: libvirt cannot look it up: {said(error)}") from error
         message = f"libvirt at {uri!r} has no domain {name!r}"
         raise MachineError(message, hint=f"virsh -c {uri} list shows those that run") from error
     return Domain(connection=connection, domain=domain)
@@ -74,7 +74,7 @@ def refuse_unsuitable(opened: Domain, name: str) -> None:
     """Refuse a domain that cannot be saved now.
 
     Raises:
-        MachineError: it does not run, or a job of somebody else's is at work on it.
+        MachineError: it is not running, or somebody else's job is at work on it.
     """
     libvirt = library()
     try:
@@ -85,23 +85,23 @@ def refuse_unsuitable(opened: Domain, name: str) -> None:
         raise MachineError(f"domain {name!r}: {said(error)}") from error
     if job in (libvirt.VIR_DOMAIN_JOB_BOUNDED, libvirt.VIR_DOMAIN_JOB_UNBOUNDED):
         raise MachineError(
-            f"domain {name!r}: a job of somebody else's is under way (a save, a migration, a dump or a backup)",
+            f"domain {name!r}: another job is under way (a save, a migration, a dump or a backup)",
             hint=f"virsh domjobinfo {name} shows it",
         )
 
 
 def said(error: Exception) -> str:
-    """What libvirt says, in one line."""
+    """libvirt's message, in one line."""
     return shown(str(error))
 
 
 def as_failure(error: FixedRamError) -> dict[str, str]:
-    """An error, for another process."""
+    """An error in a form that can be sent to another process."""
     return {"kind": type(error).__name__, "message": error.message, "hint": error.hint}
 
 
 def from_failure(failure: dict[str, str]) -> FixedRamError:
-    """The error that another process met."""
+    """The error that another process sent."""
     kind = HostError if failure["kind"] == HostError.__name__ else MachineError
     return kind(failure["message"], hint=failure["hint"])
 

@@ -1,4 +1,4 @@
-"""What a bridge executes beyond QMP: what only libvirt knows of a domain, or does with it."""
+"""A bridge's commands beyond QMP: for what only libvirt knows about a domain or can do with it."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ Arguments = Mapping[str, Any]
 
 
 def own_commands(opened: Domain) -> dict[str, Callable[[Arguments], object]]:
-    """By name: functions of the command's arguments that raise libvirt's errors or a MachineError.
+    """The commands by name: functions of a command's arguments, which raise libvirt's errors or a MachineError.
 
-    ``libvirt-xml``: the definition for a saved image. ``libvirt-destroy``: the end of the domain. ``libvirt-snapshot``
-    (``overlays``: path by device): disks go on with images that are there. ``libvirt-tidy``: those of them that
-    ``libvirt-will-make`` (``path``) named, and that no disk is on, are removed. ``libvirt-commit`` (``device``,
-    ``base``), ``libvirt-commit-state`` (``device``), ``libvirt-commit-end`` (``device``, ``pivot``): a disk's images
-    merged into one below them, which it goes on with, or not.
+    ``libvirt-xml`` returns the definition for a saved image. ``libvirt-destroy`` ends the domain. ``libvirt-snapshot``
+    (``overlays``: path by device) puts disks on existing images. ``libvirt-will-make`` (``path``) announces such an
+    image, and ``libvirt-tidy`` removes those announced that no disk is on. ``libvirt-commit`` (``device``, ``base``)
+    begins to merge a disk's images into one below them, ``libvirt-commit-state`` (``device``) reports its progress, and
+    ``libvirt-commit-end`` (``device``, ``pivot``) ends it, with the disk on that image or not.
     """
     libvirt, domain = library(), opened.domain
 
@@ -84,7 +84,7 @@ def _merging(libvirt: Any, domain: Any) -> dict[str, Callable[[Arguments], objec
 
 
 def targets(xml: str) -> dict[str, str]:
-    """For each disk of a running domain, by its alias, which is its device's id in QEMU: libvirt's name for it."""
+    """libvirt's names for the disks of a running domain, by alias, which is the device's id in QEMU."""
     found = {}
     for disk in ET.fromstring(xml).iterfind("devices/disk"):
         alias, target = disk.find("alias"), disk.find("target")
@@ -94,7 +94,7 @@ def targets(xml: str) -> dict[str, str]:
 
 
 def files(xml: str) -> set[str]:
-    """Every file that a disk of a domain is on, images below others included."""
+    """All image files of a domain's disks, backing files included."""
     return {path for source in ET.fromstring(xml).iterfind("devices/disk//source") if (path := source.get("file"))}
 
 
@@ -105,15 +105,15 @@ def known(targets: Mapping[str, str], device: str) -> str:
         MachineError: it has none.
     """
     if device not in targets:
-        raise MachineError(f"disk {device!r} is none that libvirt knows of")
+        raise MachineError(f"libvirt knows no disk {device!r}")
     return targets[device]
 
 
 def snapshot_xml(targets: Mapping[str, str], overlays: Mapping[str, str]) -> str:
-    """What snapshot is wanted: of these disks, which go on with these images, and of no other.
+    """The XML for a snapshot of these disks and no others, which puts them on these images.
 
     Raises:
-        MachineError: libvirt knows of no such disk.
+        MachineError: libvirt does not know one of the disks.
     """
     root = ET.Element("domainsnapshot")
     disks = ET.SubElement(root, "disks")
@@ -127,7 +127,8 @@ def snapshot_xml(targets: Mapping[str, str], overlays: Mapping[str, str]) -> str
 
 
 def is_ready(xml: str, target: str) -> bool:
-    """Whether the mirror of a disk has all, so that it can be the disk (libvirt docs/formatdomain.rst, mirror)."""
+    """Whether a disk's mirror is complete, so that the disk can switch to it (libvirt docs/formatdomain.rst,
+    mirror)."""
     for disk in ET.fromstring(xml).iterfind("devices/disk"):
         name, mirror = disk.find("target"), disk.find("mirror")
         if name is not None and name.get("dev") == target and mirror is not None:

@@ -1,15 +1,15 @@
-"""What runs in the process of a Bridge: QMP towards us, libvirt's API towards libvirt.
+"""What runs in a Bridge's process: QMP on our side, libvirt's API on the other.
 
 ::
 
     us -- execute stop, cont --------> suspend(), resume(): libvirt's own view stays right
        -- execute libvirt-... -------> what only libvirt knows or does (own_commands.py)
-       -- execute anything else -----> qemuMonitorCommand, with descriptors as they came
+       -- execute anything else -----> qemuMonitorCommand, with the descriptors that came
        <-- answer, event ------------- what QEMU said
 
-The order of events and answers is QEMU's: all events that it sent before an answer are passed on before that answer.
-libvirt hands on events by its main loop and answers by threads, so a request that is read later than an answer was
-given follows the events before that answer; the second request of two is sure to (:meth:`Speaker._take_in_events`).
+Events and answers keep QEMU's order: all events that QEMU sent before an answer are passed on before it. libvirtd sends
+events from its main loop and answers from threads, so an answer may overtake events. But its main loop sends pending
+events before it reads another request, so after two more requests they have arrived (:meth:`Speaker._take_in_events`).
 Source: libvirt src/conf/object_event.c (virObjectEventStateQueue), src/rpc/virnetserverclient.c.
 """
 
@@ -30,7 +30,7 @@ from parallel_fixedram.machines.libvirt.wire import Wire
 _TOUCH_DESCRIPTORS = ("add-fd", "xen-save-devices-state")
 
 _FIRST_SET = 1 << 30
-"""Number of our first descriptor set: libvirt counts its own from 0 (libvirt src/qemu/qemu_domain.c), in 32 bits."""
+"""Number of our first descriptor set. libvirt numbers its own from 0 (libvirt src/qemu/qemu_domain.c), in 32 bits."""
 
 
 class Speaker:
@@ -39,7 +39,7 @@ class Speaker:
     Args:
         opened: the domain, with events.
         sock: the connection.
-        own: what else can be executed, by name: gets the arguments, returns what is answered.
+        own: further commands by name: functions from arguments to the answer.
     """
 
     def __init__(
@@ -55,14 +55,14 @@ class Speaker:
         libvirt_qemu.qemuMonitorEventRegister(opened.connection, opened.domain, None, self._event, None)
 
     def greet(self) -> None:
-        """Begin as QEMU does."""
+        """Greet as QEMU does."""
         version = self._passed_on({"execute": "query-version"})
         if "return" not in version:
-            raise MachineError(f"QEMU does not say its version: {version}")
+            raise MachineError(f"QEMU does not tell its version: {version}")
         self._wire.say({"QMP": {"version": version["return"], "capabilities": []}})
 
     def serve(self) -> None:
-        """Answer until the other end is closed; then QEMU has no descriptor of ours left."""
+        """Answer until the other end is closed; then take all our descriptors back from QEMU."""
         while not self._wire.over:
             self._wire.send()
             self._libvirt.virEventRunDefaultImpl()
@@ -100,7 +100,7 @@ class Speaker:
             return {"error": {"class": "GenericError", "desc": said(error)}}
 
     def _resume(self) -> None:
-        """As ``cont`` of QEMU's, which is no error if somebody else was faster."""
+        """Like QEMU's ``cont``, which does not fail if the guest is running already."""
         domain = self._opened.domain
         try:
             domain.resume()
@@ -109,7 +109,7 @@ class Speaker:
                 raise
 
     def _passed_on(self, request: Mapping[str, Any]) -> dict[str, Any]:
-        """Have QEMU carry a command out, with the descriptors that came with it."""
+        """Have QEMU carry out a command, with the descriptors that came with it."""
         asked = {key: request[key] for key in ("execute", "arguments") if key in request}
         if asked["execute"] == "add-fd" and "fdset-id" not in asked["arguments"]:
             number = max((_FIRST_SET + os.getpid() * 64, *(each + 1 for each in self._sets)))
@@ -134,10 +134,10 @@ class Speaker:
         return {key: said_back[key] for key in ("return", "error") if key in said_back}
 
     def _why_perhaps(self) -> str:
-        """What may be in the way of a descriptor, to follow QEMU's reason."""
+        """What may keep QEMU from a descriptor, to be appended to QEMU's error."""
         with contextlib.suppress(self._libvirt.libvirtError):
             if who := confined_by(self._opened.domain.XMLDesc(0)):
-                return f" ({who} confines this domain, and may have kept QEMU from the descriptor that it was handed)"
+                return f" ({who} confines this domain, and may keep QEMU from using the descriptor it was handed)"
         return ""
 
     def _take_in_events(self) -> None:
@@ -145,7 +145,7 @@ class Speaker:
         with contextlib.suppress(self._libvirt.libvirtError):
             for _ in range(2):
                 self._opened.connection.getLibVersion()
-        for _ in range(2):  # what has arrived is dispatched when the loop runs next
+        for _ in range(2):  # what has arrived is dispatched the next time the loop runs
             timer = self._libvirt.virEventAddTimeout(0, lambda *_: None, None)
             self._libvirt.virEventRunDefaultImpl()
             self._libvirt.virEventRemoveTimeout(timer)

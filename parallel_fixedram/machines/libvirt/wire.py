@@ -1,4 +1,4 @@
-"""Wire: requests in, answers and events out, on a socket that libvirt's event loop looks after."""
+"""Wire: requests in, answers and events out, on a socket served by libvirt's event loop."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from typing import Any
 
 _MOST_BYTES = 16 << 20
-"""How much may wait for the other end to read it; whoever reads so little is gone."""
+"""How much may wait for the other end to read it; beyond that the other end counts as gone."""
 
 
 class Wire:
@@ -19,7 +19,7 @@ class Wire:
         sock: connected.
 
     Attributes:
-        fds: descriptors that came and that nobody has taken.
+        fds: descriptors that have arrived and that nobody has taken yet.
         over: whether the other end is closed.
     """
 
@@ -46,7 +46,7 @@ class Wire:
         self._in += data.decode()  # what the library sends is ASCII
 
     def request(self) -> Mapping[str, Any] | None:
-        """The next request, once all of it is here: there is no sign of its end but that it is complete."""
+        """The next request, once it has arrived completely; nothing but complete JSON marks its end."""
         self._in = self._in.lstrip()
         try:
             request, end = json.JSONDecoder().raw_decode(self._in)
@@ -56,12 +56,12 @@ class Wire:
         return request if isinstance(request, dict) else {}
 
     def say(self, message: Mapping[str, Any]) -> None:
-        """Send a message, or as much as the other end takes now."""
+        """Send a message, or as much of it as the other end accepts now."""
         self._out += json.dumps(message).encode() + b"\r\n"
         self.send()
 
     def send(self) -> None:
-        """Send what the other end takes now; the rest when it takes more."""
+        """Send what the other end accepts now; the rest follows when it accepts more."""
         try:
             while self._out:
                 del self._out[: self._sock.send(self._out)]

@@ -1,4 +1,4 @@
-"""Overlays of ours, merged back into the images that they are on, while the guest runs.
+"""Merge our overlays back into the images below them while the guest runs.
 
 ::
 
@@ -18,29 +18,29 @@ from parallel_fixedram.core.errors import FixedRamError, HostError, MachineError
 from parallel_fixedram.core.observer import Observer
 from parallel_fixedram.core.reports.disks import CommittedDisk
 from parallel_fixedram.machines.qemu.drives import Drive
-from parallel_fixedram.machines.qemu.jobs import cancel_job, end_job, find_job, follow_job
+from parallel_fixedram.machines.qemu.jobs import cancel_job, end_job, find_job, follow_job, show_merge
 from parallel_fixedram.machines.qemu.monitor import Monitor
 from parallel_fixedram.machines.qemu.overlays import is_ours, left_overlays, overlays_of_ours, remove_nodes
 
 Merge = Callable[[Drive, int, str, Observer], int]
-"""Merges the top image of a disk into the one of that number: the disk, the number, what fails if it fails, who hears
-how far it is; returns how many bytes were copied."""
+"""Merges the top image of a disk into one below it. Arguments: the disk, the index of that image from the top, the
+beginning of an error message, the observer. Returns the number of bytes copied."""
 
 
 def commit_overlays(monitor: Monitor, drive: Drive, observer: Observer, merge: Merge) -> CommittedDisk | None:
-    """Merge the overlays of ours that a disk is on into the image below them, and remove them.
+    """Merge a disk's overlays, if they are ours, into the image below them, and remove them.
 
     Args:
         monitor: of the QEMU.
         drive: the disk.
-        observer: hears how far it is.
-        merge: does it.
+        observer: told about progress.
+        merge: does the merging.
 
     Returns:
-        What was done; None for a disk that is on none.
+        What was done; None if the disk has no overlay of ours.
 
     Raises:
-        MachineError: that is not possible, or QEMU failed; the disk goes on with its overlay.
+        MachineError: it is not possible, or QEMU failed; the disk stays on its overlay.
     """
     paths = [each.path for each in drive.disk.images]
     ours = overlays_of_ours(drive.disk)
@@ -48,9 +48,9 @@ def commit_overlays(monitor: Monitor, drive: Drive, observer: Observer, merge: M
         return None
     name = f"{monitor.name!r}: disk {drive.disk.device!r}"
     if not ours:
-        raise MachineError(f"{name} goes on with {paths[0]!r}, an overlay by somebody else on one of ours")
+        raise MachineError(f"{name} is on {paths[0]!r}, somebody else's overlay on top of one of ours")
     if ours == len(paths):
-        raise MachineError(f"{name}: nothing is known of the image that {paths[-1]!r} is on: {drive.why_not}")
+        raise MachineError(f"{name}: the image below {paths[-1]!r} cannot be examined: {drive.why_not}")
     done = merge(drive, ours, f"{name} cannot be merged into {paths[ours]!r}", observer)
     for node, path in zip(drive.nodes[:ours], paths[:ours], strict=True):
         remove_nodes(monitor, node)
@@ -59,7 +59,7 @@ def commit_overlays(monitor: Monitor, drive: Drive, observer: Observer, merge: M
 
 
 def remove_left(monitor: Monitor, drives: Sequence[Drive]) -> tuple[str, ...]:
-    """Remove overlays that were begun and never used; returns their paths.
+    """Remove overlays that were made but never used; returns their paths.
 
     Raises:
         MachineError: QEMU does not answer.
@@ -73,15 +73,15 @@ def remove_left(monitor: Monitor, drives: Sequence[Drive]) -> tuple[str, ...]:
 
 
 def merge(monitor: Monitor, drive: Drive, into: int, what: str, observer: Observer) -> int:
-    """Have QEMU merge the top image into one below it, or see that through; returns how many bytes it copied.
+    """Have QEMU merge the top image into one below it, or follow such a job if there is one; returns the bytes copied.
 
     Raises:
         MachineError: QEMU refuses or fails.
     """
-    top, done, whole = drive.disk.node, 0, 0
+    top = drive.disk.node
     job = f"commit-{top.removeprefix('#')}"
     if (begun := find_job(monitor, job)) and begun.get("status") == "concluded":
-        with contextlib.suppress(MachineError):  # whether that one failed no longer matters
+        with contextlib.suppress(MachineError):  # an earlier job; whether it failed no longer matters
             end_job(monitor, what, job)
         begun = None
     if not begun:
@@ -90,20 +90,14 @@ def merge(monitor: Monitor, drive: Drive, into: int, what: str, observer: Observ
             monitor.execute("block-commit", arguments)
         except MachineError as error:
             image = drive.disk.images[into].path
-            hint = f"another QEMU may be using {image!r}, such as a guest of a file that records it"
+            hint = f"another QEMU may be using {image!r}, such as a guest started from a file that records it"
             raise MachineError(error.message, hint=hint) from error
     try:
-        for at, total in follow_job(monitor, what, job):
-            if total != whole:
-                observer.phase("commit", total)
-                whole, done = total, 0
-            observer.advanced(at - done)
-            done = at
+        return show_merge(follow_job(monitor, what, job), observer)
     except BaseException:
-        with contextlib.suppress(FixedRamError):  # that it was cancelled, or QEMU may be gone
+        with contextlib.suppress(FixedRamError):  # it reports that it was cancelled, or QEMU is gone
             cancel_job(monitor, what, job)
         raise
-    return done
 
 
 def _remove(path: str) -> None:
@@ -112,4 +106,4 @@ def _remove(path: str) -> None:
     except FileNotFoundError:
         pass
     except OSError as error:
-        raise HostError.from_os(f"{path!r} is in use no more, but cannot be removed", error) from error
+        raise HostError.from_os(f"{path!r} is no longer used, but cannot be removed", error) from error

@@ -1,4 +1,4 @@
-"""What would be saved of a running QEMU, and how each block is reached."""
+"""Describe what a save of a running QEMU would contain, and how each block is reached."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from parallel_fixedram.machines.qemu.memory import ReachedBlock
 
 
 def describe(machine: QemuMachine) -> InspectQemuReport:
-    """What would be saved; nothing is paused.
+    """Describe what would be saved; nothing is paused.
 
     Raises:
-        MachineError: QEMU does not say.
+        MachineError: QEMU does not answer, or not as expected.
     """
     monitor, running = machine.monitor, machine.is_running()
     no_snapshot = _no_snapshot(machine) if running else "the guest stands still"
-    capture, _ = way_to_capture(CaptureMode.AUTO, waits=running, no_snapshot=no_snapshot)
+    capture, _ = way_to_capture(CaptureMode.AUTO, guest_waits=running, no_snapshot=no_snapshot)
     return InspectQemuReport(
         qmp=monitor.name,
         pid=machine.pid,

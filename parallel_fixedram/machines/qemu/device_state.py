@@ -1,8 +1,8 @@
 """Device state of a stopped QEMU, without a migration.
 
 ``xen-save-devices-state`` (stable, in every build, no Xen needed) writes ``QEVM``, version 3, the FULL sections of all
-devices and an end mark, in a millisecond or two. It goes into anonymous memory that QEMU is handed as a descriptor: no
-file, no name, nothing to clean up. ``live: false`` is essential: QEMU would hand its disks over otherwise.
+devices, and an end mark, in a millisecond or two. We have it write to anonymous memory, passed as a descriptor: no
+file, no name, nothing to clean up. ``live: false`` is essential: otherwise QEMU would inactivate its disks.
 Source: QEMU migration/savevm.c (qmp_xen_save_devices_state, qemu_save_device_state).
 """
 
@@ -26,14 +26,14 @@ _HEAD = struct.pack(">II", QEMU_VM_FILE_MAGIC, QEMU_VM_FILE_VERSION)
 
 
 class DeviceState:
-    """Context manager around memory that QEMU can write its device state to, as often as it is asked.
+    """Context manager around memory that QEMU writes its device state to, as often as it is asked.
 
     Args:
         monitor: of the QEMU.
 
     Raises:
-        MachineError: QEMU does not take the descriptor.
-        HostError: no memory.
+        MachineError: QEMU does not accept the descriptor.
+        HostError: there is no memory.
     """
 
     def __init__(self, monitor: Monitor) -> None:
@@ -45,7 +45,7 @@ class DeviceState:
     def __enter__(self) -> Self:
         try:
             self.fd = os.memfd_create("device-state", os.MFD_CLOEXEC)
-            # QEMU takes only a descriptor whose access mode is the one it wants
+            # QEMU accepts only a descriptor with exactly the access mode that it wants
             writable = os.open(f"/proc/self/fd/{self.fd}", os.O_WRONLY | os.O_CLOEXEC)
         except OSError as error:
             raise HostError.from_os("cannot get memory for the device state", error) from error
@@ -64,7 +64,7 @@ class DeviceState:
             self.close()
 
     def close(self) -> None:
-        """Release the memory; QEMU releases it when the monitor's connection ends, if not before."""
+        """Release our side of the memory; QEMU releases its own at the latest when the monitor is closed."""
         if self.fd >= 0:
             linux.close(self.fd)
             self.fd = -1
@@ -73,7 +73,7 @@ class DeviceState:
         """The sections of all devices, head to footer, without an end mark; QEMU has to be stopped.
 
         Args:
-            run_state: what they shall say that the guest was doing.
+            run_state: the run state that they shall record.
 
         Raises:
             MachineError: QEMU cannot save a device, or writes something else.
@@ -84,8 +84,8 @@ class DeviceState:
         self._monitor.execute("xen-save-devices-state", arguments)
         data = channel.bytes_at(start, channel.stat().st_size - start)
         if not data.startswith(_HEAD) or data[-1] != QEMU_VM_EOF or len(data) <= len(_HEAD) + 1:
-            raise MachineError(f"QEMU wrote {len(data)} bytes that are no device state")
+            raise MachineError(f"QEMU wrote {len(data)} bytes that are not device state")
         try:
             return with_run_state(data[len(_HEAD) : -1], run_state)
         except FormatError as error:
-            raise MachineError(f"the device state is not what QEMU writes: {error.message}") from error
+            raise MachineError(f"the device state is malformed: {error.message}") from error

@@ -1,4 +1,4 @@
-"""What a running QEMU is made of, asked before anything is touched: machine, RAMBlocks, process, what is in the way."""
+"""What a running QEMU is made of: machine, RAMBlocks, process, and what prevents a save. Nothing is touched."""
 
 from __future__ import annotations
 
@@ -30,11 +30,11 @@ RUNNING = ("running", "suspended")
 """Run states in which the guest, or its wake-up, changes memory."""
 
 BUSY = ("inmigrate", "finish-migrate", "restore-vm", "save-vm", "colo")
-"""Run states in which there is no guest yet, or it belongs to somebody else's operation."""
+"""Run states in which there is no guest yet, or another operation has it."""
 
 FIRMWARE_BYTES = 8 << 20
-"""Blocks other than main memory that are no larger than this are saved with all their pages. The largest firmware of a
-PC takes 4 MiB; video RAM, which starts as zeros in every machine, 16 MiB."""
+"""Blocks up to this size, other than main memory, are saved with all their pages. A PC's largest firmware takes 4 MiB.
+Video RAM takes 16 MiB, and starts as zeros in every machine."""
 
 _REFUSED_DEVICES = {
     "vfio-": "VFIO devices save their state in steps, outside the device sections",
@@ -42,14 +42,14 @@ _REFUSED_DEVICES = {
     "vhost-vdpa-": "a vDPA device holds state, and writes to guest memory, outside QEMU",
     "virtio-mem": "virtio-mem has to be set up before RAM is loaded",
 }
-"""By the beginning of a device's type: why its guest cannot be saved from outside."""
+"""Beginning of a device's type -> why a guest with it cannot be saved from outside."""
 
-_MAY_LOOK = "reading guest memory takes the rights of a debugger: run as the user of QEMU, or as root"
+_MAY_LOOK = "reading guest memory takes the rights of a debugger: run as QEMU's user, or as root"
 _ROOT_MAY_LOOK = (
     "reading guest memory takes the rights of a debugger, CAP_SYS_PTRACE; in a container: --cap-add SYS_PTRACE"
 )
 
-# passt speaks vhost-user too, where it was told to (QEMU 10.1, net/passt.c)
+# passt, too, speaks vhost-user if it was told to (QEMU 10.1, net/passt.c)
 _REFUSED_NETDEV = re.compile(r"^ *\\? *(\S+): .*\btype=(?:passt,)?(vhost-user|vhost-vdpa)\b", re.MULTILINE)
 
 
@@ -63,25 +63,25 @@ class QemuBlock:
     used_length: int
     max_length: int
     address: int
-    """Where it lies in QEMU's address space (HVA)."""
+    """Where it is in QEMU's address space (HVA)."""
     main: bool
-    """Whether a memory backend is behind it, rather than firmware or a device."""
+    """Whether it is a memory backend, and not firmware or a device's memory."""
     read_only: bool
-    """Whether that backend lets nobody write; of firmware, QEMU itself still can."""
+    """Whether it is a memory backend that nobody can write to. Read-only firmware does not count: QEMU writes it."""
 
     @property
     def keeps_zero_pages(self) -> bool:
-        """Whether it may be firmware, or a table for the guest: a QEMU fills these before it loads a file.
+        """Whether it may be firmware or a table for the guest, which a QEMU fills before it loads a file.
 
-        What is not in the file then stays what that QEMU has put there.
+        Pages that are not in the file would keep what that QEMU has put there.
         """
         return not self.main and self.used_length <= FIRMWARE_BYTES
 
     def ramblock(self) -> RAMBlock:
-        """What of it stands in a file.
+        """The block as a file describes it.
 
         Raises:
-            RequestError: a name or a length that no RAMBlock has.
+            RequestError: its name or length is not one that a RAMBlock can have.
         """
         return RAMBlock(
             idstr=self.idstr,
@@ -93,18 +93,18 @@ class QemuBlock:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Makeup:
-    """What a machine is made of, as far as a file of it depends on that; it may change under a guest that runs."""
+    """What a machine is made of, as far as a file depends on it. It may change while the guest runs."""
 
     blocks: tuple[QemuBlock, ...]
     devices: tuple[tuple[str, str], ...]
-    """Name and type of every device that was added to the machine."""
+    """Name and type of every device that the user added."""
 
 
 def makeup(monitor: Monitor) -> Makeup:
     """What the machine is made of now.
 
     Raises:
-        MachineError: QEMU does not say, or lists what cannot be.
+        MachineError: QEMU's answer is missing or makes no sense.
     """
     return Makeup(blocks=tuple(ramblocks(monitor)), devices=tuple(devices(monitor)))
 
@@ -113,7 +113,7 @@ def run_state(monitor: Monitor) -> str:
     """QEMU's run state, such as ``running``.
 
     Raises:
-        MachineError: QEMU does not say.
+        MachineError: QEMU does not answer as expected.
     """
     answer = monitor.execute("query-status")
     if not isinstance(answer, dict) or not isinstance(status := answer.get("status"), str):
@@ -122,10 +122,10 @@ def run_state(monitor: Monitor) -> str:
 
 
 def machine_type(monitor: Monitor) -> str:
-    """Machine type as it stands in a stream, such as ``pc-q35-10.0``.
+    """Machine type as it is recorded in a stream, such as ``pc-q35-10.0``.
 
     Raises:
-        MachineError: QEMU does not say.
+        MachineError: QEMU does not answer as expected.
     """
     answer = monitor.execute("qom-get", {"path": "/machine", "property": "type"})
     if not (isinstance(answer, str) and answer.isascii() and answer.isprintable() and len(answer) <= MAX_MACHINE_NAME):
@@ -148,14 +148,14 @@ def ramblocks(monitor: Monitor) -> list[QemuBlock]:
     Source: QEMU softmmu/physmem.c (ram_block_format). Blocks without a name are not migrated (qemu_ram_is_migratable).
 
     Raises:
-        MachineError: QEMU lists none, or what cannot be any.
+        MachineError: QEMU lists none, or the list makes no sense.
     """
     backends = {str(each.get("id")) for each in listed(monitor, "query-memdev")}
     head, *lines = monitor.hmp("info ramblock").splitlines() or [""]
     matches = [_RAMBLOCK.fullmatch(line) for line in lines]
-    if "Block Name" not in head or None in matches:  # a block that is overlooked would be missing in the file
+    if "Block Name" not in head or None in matches:  # a block that we overlook would be missing in the file
         unclear = lines[matches.index(None)] if None in matches else head
-        raise monitor.error(f"QEMU lists no RAMBlocks: {shown(unclear)!r} is not understood")
+        raise monitor.error(f"cannot read QEMU's list of RAMBlocks: {shown(unclear)!r}")
     found = [
         QemuBlock(
             idstr=match["name"],
@@ -174,7 +174,7 @@ def ramblocks(monitor: Monitor) -> list[QemuBlock]:
     try:
         check_unique([block.ramblock() for block in found])
     except RequestError as error:
-        raise monitor.error(f"QEMU lists RAMBlocks that cannot be: {error.message}") from error
+        raise monitor.error(f"QEMU lists impossible RAMBlocks: {error.message}") from error
     return found
 
 
@@ -182,7 +182,7 @@ def refuse_what_cannot_be_saved(monitor: Monitor) -> None:
     """Refuse a guest whose state is not all in RAM and device sections.
 
     Raises:
-        MachineError: names the device, or gives QEMU's own reason.
+        MachineError: a device prevents it, or QEMU gives a reason.
     """
     for _, reason in refused_devices(monitor):
         raise MachineError(reason)
@@ -190,10 +190,10 @@ def refuse_what_cannot_be_saved(monitor: Monitor) -> None:
 
 
 def refused_devices(monitor: Monitor) -> Iterator[tuple[str, str]]:
-    """Name of each device, or network back-end, for which a guest cannot be saved, and a sentence that says why.
+    """Each device or network back-end that prevents a save: its name, and a sentence that says why.
 
     Raises:
-        MachineError: QEMU does not say what it has.
+        MachineError: QEMU does not list its devices.
     """
     for name, kind in devices(monitor):
         for start, reason in _REFUSED_DEVICES.items():
@@ -204,24 +204,24 @@ def refused_devices(monitor: Monitor) -> Iterator[tuple[str, str]]:
 
 
 def state_to_save(monitor: Monitor) -> str:
-    """QEMU's run state, if there is a guest in it.
+    """QEMU's run state, if there is a guest to save.
 
     Raises:
-        MachineError: there is none yet, or it belongs to somebody else's operation; or QEMU does not say.
+        MachineError: there is no guest yet, or another operation has it; or QEMU does not answer.
     """
     if (status := run_state(monitor)) in BUSY:
-        raise MachineError(f"{monitor.name!r}: QEMU is in state {status!r}, there is no guest to save")
+        raise MachineError(f"{monitor.name!r}: QEMU is in state {status!r}: there is no guest to save")
     return status
 
 
 def refuse_what_cannot_be_migrated(monitor: Monitor) -> None:
     """Refuse a guest that QEMU itself would not migrate, or is migrating.
 
-    If such a QEMU is asked for its device state, it ends, and its guest with it (seen with nvme). One that could
-    be migrated a moment ago may have got a device since.
+    If such a QEMU is asked for its device state it ends, and its guest with it (seen with nvme). This is checked again
+    before each time, because a device may have been added since.
 
     Raises:
-        MachineError: gives QEMU's own reason.
+        MachineError: QEMU gives a reason, or is migrating.
     """
     migration = monitor.execute("query-migrate")
     if not isinstance(migration, dict) or not isinstance(reasons := migration.get("blocked-reasons", []), list):
@@ -236,17 +236,17 @@ def devices(monitor: Monitor) -> Iterator[tuple[str, str]]:
     """Name and type of every device that the user added.
 
     Raises:
-        MachineError: QEMU does not say.
+        MachineError: QEMU does not list them.
     """
     for path in ("/machine/peripheral", "/machine/peripheral-anon"):
         yield from children(monitor, path)
 
 
 def children(monitor: Monitor, path: str, of_type: str = "") -> Iterator[tuple[str, str]]:
-    """Name and type of every object below another one, or of its properties of a type.
+    """Name and type of every object below another; with ``of_type``, of its properties of that type.
 
     Raises:
-        MachineError: QEMU does not say.
+        MachineError: QEMU does not list them.
     """
     for child in listed(monitor, "qom-list", {"path": path}):
         kind = str(child.get("type", ""))
@@ -263,19 +263,19 @@ def listed(monitor: Monitor, command: str, arguments: dict[str, Any] | None = No
 
 
 def find_process(monitor: Monitor, fd: int, pid: int | None = None, *, likely: int = 0) -> int:
-    """The process behind a monitor: the one that holds a descriptor which the monitor has been sent.
+    """The process behind a monitor: the one that has a file open whose descriptor we sent to the monitor.
 
-    The peer of the socket is only a guess: somebody else may have made the socket and handed it over, or QEMU may have
-    forked since. Reading the memory of a wrong process would give a file that looks right.
+    The socket's peer is only a guess: somebody else may have made the socket and passed it on, or QEMU may have forked
+    since. Reading the memory of the wrong process would give a file that looks right.
 
     Args:
-        monitor: has been given ``fd``.
+        monitor: was sent ``fd``.
         fd: a descriptor of a file that nobody else has open.
-        pid: what the user says.
-        likely: where to look first, instead of at the socket's peer.
+        pid: the process given by the user.
+        likely: the process to examine first, instead of the socket's peer.
 
     Raises:
-        MachineError: it cannot be found, or is another one than the user says.
+        MachineError: it cannot be found, or is not the process given by the user.
     """
     peer, wrong = likely or monitor.peer_pid, why_proc_is_wrong()
     if not wrong:
@@ -291,13 +291,13 @@ def find_process(monitor: Monitor, fd: int, pid: int | None = None, *, likely: i
     reason, hint = (
         wrong or gone or why_unseen(peer and (pid or peer)) or ("", _MAY_LOOK if os.geteuid() else _ROOT_MAY_LOOK)
     )
-    raise MachineError(f"{what}: {reason}" if reason else f"{what}, or may not be looked at", hint=hint)
+    raise MachineError(f"{what}: {reason}" if reason else f"{what}, or we may not examine it", hint=hint)
 
 
 def _holds(pid: int, name: str, wanted: os.stat_result) -> bool:
-    """Whether another process has a file open, as far as we may know; that we have it ourselves says nothing.
+    """Whether a process other than ours has a file open, as far as we may know.
 
-    Of a file with another name only the name is read: its server may hang, and with it whoever asks for more.
+    Of files with another name we read only the name: if a file's server hangs, asking for more would hang as well.
     """
     if pid == os.getpid():
         return False

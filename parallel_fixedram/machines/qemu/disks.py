@@ -1,12 +1,12 @@
-"""The disks of a running QEMU, synced from outside just before it is stopped.
+"""Sync a running QEMU's disks from outside just before it is stopped.
 
-QEMU's ``stop`` waits for every request of its block devices and then flushes each of them (QEMU system/cpus.c,
-do_vm_stop: bdrv_drain_all, bdrv_flush_all), and the guest stands still meanwhile: with a few GiB of its writes in the
-host's page cache that takes seconds. What was synced before need not be flushed then.
+QEMU's ``stop`` waits for all requests of its block devices and then flushes each device (QEMU system/cpus.c,
+do_vm_stop: bdrv_drain_all, bdrv_flush_all), while the guest already stands still. With a few GiB of the guest's writes
+in the host's page cache that takes seconds. What was synced before does not have to be flushed then.
 
-Which files these are does not follow from the names that QEMU has for them: they may be relative to a folder it has
-left, pseudo (``json:``, ``/dev/fdset/N``), removed, or of another mount namespace. So QEMU is asked whether there are
-any, and which it would not flush; the files themselves are those that it has open to read and write.
+QEMU's names for the files do not tell which files they are: they may be relative to a folder that QEMU has left, pseudo
+names (``json:``, ``/dev/fdset/N``), removed, or from another mount namespace. So we only ask QEMU whether there are
+any, and which it would not flush; as files we take those that it has open for reading and writing.
 """
 
 from __future__ import annotations
@@ -19,18 +19,18 @@ from parallel_fixedram.host.files.open_files import sync_open_files, written_fil
 from parallel_fixedram.machines.qemu.monitor import Monitor
 
 MOST_SECONDS = 30.0
-"""How long disks may take: what QEMU has to flush after that, it will."""
+"""How long syncing may take; QEMU flushes the rest when it stops."""
 
 _LOCAL = ("file", "host_device")
 """Block drivers that leave what they write in this host's page cache (QEMU block/file-posix.c)."""
 
 _ELSEWHERE = ("gluster", "iscsi", "nbd", "nfs", "rbd", "ssh")
-"""Block drivers that have a flush carried out by somebody else."""
+"""Block drivers whose server carries out a flush."""
 
 
 @dataclass(frozen=True, slots=True)
 class _Node:
-    """A block node that is written, and flushed by ``stop``."""
+    """A block node that is written to."""
 
     name: str
     driver: str
@@ -39,21 +39,21 @@ class _Node:
 
 
 def sync_disks(monitor: Monitor, pid: int) -> list[str]:
-    """Bring to stable storage what the guest has written to its disks so far.
+    """Put on stable storage what the guest has written to its disks so far.
 
     Args:
         monitor: of the QEMU.
         pid: its process.
 
     Returns:
-        What could not be synced, and why: a sentence for each.
+        A sentence for each disk that could not be synced, with the reason.
 
     Raises:
-        MachineError: QEMU does not say what disks it has, or has ended.
+        MachineError: QEMU does not list its disks, or has ended.
     """
     nodes = [*_written_nodes(monitor)]
     notes = [
-        f"disk {each.name!r} is behind {each.driver}: it cannot be synced from here before the guest is stopped"
+        f"disk {each.name!r} is accessed by {each.driver}: it cannot be synced from here before the guest is stopped"
         for each in nodes
         if each.driver in _ELSEWHERE and each.flushed
     ]
@@ -87,5 +87,5 @@ def _written_nodes(monitor: Monitor) -> Iterator[_Node]:
 
 
 def _is(path: str, name: str) -> bool:
-    """Whether a path, as the kernel shows it, may be what QEMU calls ``name``, perhaps relative to a folder it left."""
+    """Whether a path that the kernel shows may be QEMU's ``name``, perhaps relative to a folder that QEMU left."""
     return f"/{path.removesuffix(' (deleted)')}".endswith(f"/{name}")

@@ -1,13 +1,13 @@
-"""The disks that a running QEMU's guest writes to: which files they are in, and which can go on with an overlay.
+"""The disks that a running QEMU's guest writes to: which files they are in, and which can be put on an overlay.
 
 ::
 
-    query-block        what is attached to which device, and of what format
-    query-blockstats   the nodes behind it: image, the file below it, the image behind that
-    /proc/PID/fd       which file on this host such a name stands for
+    query-block        what is attached to which device, and in what format
+    query-blockstats   the nodes behind it: image, the file below it, the backing image
+    /proc/PID/fd       which file on this host such a name refers to
 
-QEMU knows files by the names it was given: relative to a folder that it may have left, of another mount
-namespace, replaced since. So a name only counts if it leads, from here, to a file that QEMU has open.
+QEMU knows files by the names it was given. They may be relative to a folder that it has left, from another mount
+namespace, or refer to another file by now. So a name only counts if from here it leads to a file that QEMU has open.
 """
 
 from __future__ import annotations
@@ -35,11 +35,11 @@ class Drive:
     """A disk that the guest can write to.
 
     Attributes:
-        disk: what it is called and where it is; nothing is known yet of the contents of its images.
+        disk: its name and its images, whose contents have not been examined yet.
         nodes: node-names of its images, in the same order.
-        cache: QEMU's cache settings of its image, ``direct`` and ``no-flush``.
+        cache: QEMU's cache settings for its image, ``direct`` and ``no-flush``.
         shared: whether other guests may write to it at the same time (share-rw).
-        why_not: why it cannot go on with an overlay, as the end of a sentence; empty if it can.
+        why_not: why it cannot be put on an overlay, as the end of a sentence; empty if it can.
     """
 
     disk: Disk
@@ -50,19 +50,19 @@ class Drive:
 
 
 class _Unsuitable(Exception):
-    """Why no overlay can be on an image, as the end of a sentence."""
+    """Why an image cannot have an overlay, as the end of a sentence."""
 
 
 def find_drives(monitor: Monitor, pid: int) -> list[Drive]:
-    """Every disk that a device of the guest can write to, but removable media.
+    """Every disk that a device of the guest can write to, except removable media.
 
     Args:
         monitor: of the QEMU.
         pid: its process.
 
     Raises:
-        MachineError: QEMU does not say what disks it has, or has ended.
-        HostError: no right to see which files it has open.
+        MachineError: QEMU does not list its disks, or has ended.
+        HostError: we lack the right to see which files it has open.
     """
     if not (attached := _attached(monitor)):
         return []
@@ -74,7 +74,7 @@ def find_drives(monitor: Monitor, pid: int) -> list[Drive]:
             case {"node-name": str(name), "image": {"virtual-size": int(size)}, "cache": {**cache}}:
                 try:
                     chain, why_not = _images(graphs.get(name, {}), nodes, files)
-                except (AttributeError, TypeError, ValueError) as error:  # something is not of the kind it should be
+                except (AttributeError, TypeError, ValueError) as error:  # something has an unexpected type
                     raise monitor.malformed("query-blockstats", error) from error
                 found.append(
                     Drive(
@@ -96,25 +96,25 @@ def disk_names(monitor: Monitor) -> list[str]:
     """Names of the disks that only this guest writes to.
 
     Raises:
-        MachineError: QEMU does not say what disks it has, or has ended.
+        MachineError: QEMU does not list its disks, or has ended.
     """
     return [_device(each) for each in _attached(monitor) if not _is_shared(monitor, str(each["qdev"]))]
 
 
 def nodes_in_use(monitor: Monitor) -> dict[str, str]:
-    """For each disk that the guest can write to, by its name: the node-name of its image.
+    """The node-name of the image of each disk that the guest can write to, by the disk's name.
 
     Raises:
-        MachineError: QEMU does not say what disks it has, or has ended.
+        MachineError: QEMU does not list its disks, or has ended.
     """
     return {_device(each): str(each["inserted"].get("node-name")) for each in _attached(monitor)}
 
 
 def used_nodes(monitor: Monitor) -> set[str]:
-    """Names of all nodes that something of the guest's reads or writes, directly or through others.
+    """Names of all nodes that are in use by a device, directly or below others.
 
     Raises:
-        MachineError: QEMU does not say.
+        MachineError: QEMU does not list them.
     """
     graphs, names = listed(monitor, "query-blockstats"), set[str]()
     while graphs:
@@ -125,7 +125,7 @@ def used_nodes(monitor: Monitor) -> set[str]:
 
 
 def _alone(drive: Drive, drives: Sequence[Drive]) -> Drive:
-    """The same, unsuitable if another one writes to one of its images."""
+    """The same disk, marked as unsuitable if another one writes to one of its images."""
     images = {each.path for each in drive.disk.images}
     for other in drives:
         if other is not drive and images & {each.path for each in other.disk.images[:1]}:
@@ -145,7 +145,7 @@ def _is_written(drive: Mapping[str, Any]) -> bool:
 
 
 def _device(drive: Mapping[str, Any]) -> str:
-    """What people call it: the id of its device, else that of its drive, else its path among QEMU's objects."""
+    """The disk's name: the id of its device, or of its drive, or its path among QEMU's objects."""
     path = str(drive["qdev"])
     if not path.startswith("/"):
         return path
@@ -162,11 +162,11 @@ def _is_shared(monitor: Monitor, path: str) -> bool:
 def _images(
     graph: Mapping[str, Any], nodes: Mapping[str, Mapping[str, Any]], files: OpenFiles
 ) -> tuple[list[tuple[str, DiskImage]], str]:
-    """Nodes and images of a disk, top first, as far as they can be known; and why no overlay can be on them, if so."""
+    """Nodes and images of a disk, top first, as far as we can tell; and why they cannot have an overlay, or ""."""
     images: list[tuple[str, DiskImage]] = []
     try:
         images.extend(_chain(graph, nodes, files))
-        return images, "" if images else "QEMU does not say what it is made of"
+        return images, "" if images else "QEMU does not list its images"
     except _Unsuitable as reason:
         return images, str(reason)
 
@@ -178,12 +178,12 @@ def _chain(
         node = nodes.get(str(graph.get("node-name")), {})
         below = nodes.get(str(graph.get("parent", {}).get("node-name")), {})
         kind = str(node.get("drv"))
-        if kind in LOCAL and not below:  # a device right on a file: raw, whoever says so
+        if kind in LOCAL and not below:  # no format node between device and file, so the format is raw
             kind, below = "raw", node
         if kind not in FORMATS:
-            raise _Unsuitable(f"it is of format {kind!r}, not {' or '.join(FORMATS)}")
+            raise _Unsuitable(f"its format is {kind!r}, not {' or '.join(FORMATS)}")
         if (protocol := str(below.get("drv"))) not in LOCAL:
-            raise _Unsuitable(f"it is behind {protocol!r}, not in a file or block device of this host")
+            raise _Unsuitable(f"it is accessed by {protocol!r}, and not in a file or block device of this host")
         _refuse_parts(node)
         name = str(below.get("file"))
         if (path := files.find(name)) is None:
@@ -193,14 +193,14 @@ def _chain(
 
 
 def _refuse_parts(node: Mapping[str, Any]) -> None:
-    """Contents that are not, or not only, in the image's file as such."""
+    """Refuse an image whose contents are not simply the contents of its file."""
     if node.get("encrypted"):
         raise _Unsuitable("it is encrypted, and its overlay would not be")
     name = str(node.get("file"))
     if name.startswith("json:") and node.get("drv") == "raw":
         options = json.loads(name.removeprefix("json:"))
         if isinstance(options, dict) and {"offset", "size"} & options.keys():
-            raise _Unsuitable("it is a part of its file (offset, size)")
+            raise _Unsuitable("it is only a part of its file (offset, size)")
     specific = node.get("image", {}).get("format-specific", {}).get("data", {})
     if isinstance(specific, dict) and "data-file" in specific:
         raise _Unsuitable(f"its contents are in another file ({os.fspath(specific['data-file'])!r})")

@@ -2,13 +2,13 @@
 
 ::
 
-    run --- a moment ---+--- a moment ---+--- a moment ---> result, or why there is none
+    run --- a moment ---+--- a moment ---+--- a moment ---> result, or an error
               loop        handlers, if     loop
               runs       signals arrived   runs
 
-It runs only while signals are held back: an exception out of a signal handler would otherwise end up in whichever task
-is running, which takes it for its own. So no thread and no task outlives a call, and an interrupted call leaves the
-loop ready for the next one.
+It runs only while signals are held back: otherwise an exception from a signal handler would be raised in whichever task
+is running, which would take it for its own. So no thread and no task outlives a call, and an interrupted call leaves
+the loop ready for the next one.
 """
 
 from __future__ import annotations
@@ -23,9 +23,9 @@ from parallel_fixedram.core.errors import HostError
 from parallel_fixedram.host.processes import forked, signals
 
 LAST_WORDS_SECONDS = 0.1
-"""How long what a process said last may take to arrive after its end."""
+"""How long the last words of a process may take to arrive after its end."""
 
-_MOMENT_SECONDS = 0.05  # after which a signal takes effect at the latest
+_MOMENT_SECONDS = 0.05  # a signal takes effect after this time at the latest
 
 _T = TypeVar("_T")
 Work = Callable[[], Coroutine[Any, Any, Any]]
@@ -35,7 +35,7 @@ _log = logging.getLogger(__name__)
 
 
 class LateError(Exception):
-    """The call was not through in time."""
+    """The call did not finish in time."""
 
 
 class EndedError(Exception):
@@ -46,13 +46,13 @@ class EventLoop:
     """Calls may come from any thread, but never two at once, and not from inside a running event loop.
 
     Args:
-        pidfd: descriptor of the process at the other end; its end ends every call.
+        pidfd: descriptor of the process at the other end; calls end when that process does.
 
     Attributes:
-        pidfd: as given; may be set later, and stays the caller's to close.
+        pidfd: as given; it may be set later, and the caller closes it.
 
     Raises:
-        HostError: there is no descriptor for it.
+        HostError: no descriptors are left for it.
     """
 
     def __init__(self, pidfd: int | None) -> None:
@@ -69,7 +69,7 @@ class EventLoop:
 
         Raises:
             LateError: it takes longer than ``timeout`` seconds.
-            EndedError: the process ended, and nothing came any more.
+            EndedError: the process ended without an answer.
         """
         if self._task is not None:  # a signal kept the last call from its clean-up
             self.turn(self._abandon)
@@ -86,12 +86,12 @@ class EventLoop:
                 self.turn(self._abandon)
 
     def turn(self, work: Callable[[], Coroutine[Any, Any, _T]]) -> _T:
-        """Run a short coroutine to its end; handlers of signals that arrived run after that."""
+        """Run a short coroutine to its end; signals that arrive meanwhile are handled after that."""
         with signals.held():
             return self._loop.run_until_complete(work())
 
     def has_ended(self, seconds: float = 0.0) -> bool:
-        """Whether the process is no more, or ends within ``seconds``."""
+        """Whether the process has ended, or ends within ``seconds``."""
         return self.pidfd is not None and forked.has_ended(self.pidfd, seconds)
 
     def is_closed(self) -> bool:
@@ -119,7 +119,7 @@ class EventLoop:
         if self.pidfd is not None:
             ended = self._loop.create_future()
             waiting.add(ended)
-            self._loop.add_reader(self.pidfd, ended.cancel)  # which may happen more than once
+            self._loop.add_reader(self.pidfd, ended.cancel)  # cancel() may be called more than once
         try:
             seconds = min(_MOMENT_SECONDS, max(0.0, deadline - time.monotonic()))
             await asyncio.wait(waiting, timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
@@ -128,13 +128,13 @@ class EventLoop:
                 self._loop.remove_reader(self.pidfd)
         if self._task.done():
             return True
-        if self.has_ended():  # what it said last has arrived before that
+        if self.has_ended():  # its last words have arrived already, but may not be processed yet
             await asyncio.wait({self._task}, timeout=LAST_WORDS_SECONDS)
             return True
         return time.monotonic() >= deadline
 
     async def _abandon(self) -> None:
-        """End the call; an answer to it that still comes is for its library to drop."""
+        """Cancel the call; the QMP library drops an answer to it that comes later."""
         task, self._task = self._task, None
         if task is not None:
             task.cancel()

@@ -1,4 +1,4 @@
-"""Events: what a QEMU tells by itself, kept from the moment somebody listens."""
+"""Events: what a QEMU reports of its own accord, kept from when somebody begins to listen."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ _MOST_EVENTS = 1000
 
 
 class Events:
-    """Events since ``listen``; the newest 1000, should nobody take them."""
+    """Events since ``listen``; only the newest 1000 if nobody takes them."""
 
     def __init__(self, session: Session, collector: _Collector) -> None:
         self._session = session
         self._collector = collector
 
     def clear(self) -> None:
-        """Forget those that have arrived, also unread ones.
+        """Forget all events that have arrived, even unread ones.
 
         Raises:
             MachineError: the session is lost.
@@ -32,29 +32,31 @@ class Events:
         self._collector.clear()
 
     def take(self) -> tuple[list[dict[str, Any]], bool]:
-        """Those that have arrived, and whether that is all; those that QEMU sent before its last answer have."""
+        """Take the events that have arrived, and whether none was dropped. All that QEMU sent before its last answer
+        have arrived."""
         complete = not self._collector.lost
         return [dict(event) for event in self._collector.clear()], complete
 
     def wait(self, timeout: float | None = None) -> dict[str, Any]:
-        """The next event, as QEMU sent it: ``event``, ``timestamp``, mostly ``data``.
+        """The next event, as QEMU sent it: ``event``, ``timestamp``, usually ``data``.
 
         Args:
             timeout: seconds; None for the session's.
 
         Raises:
-            MachineError: it does not come in time, or cannot come any more.
+            MachineError: none came in time, or none can come any more.
         """
         late = f"no event {' or '.join(sorted(self._collector.names))}"
         return dict(self._session.run(late, timeout, self._next))
 
     async def _next(self) -> Message:
-        """Wait for an event, or for the end of the session, which the library tells commands but not listeners."""
+        """Wait for an event or the end of the session. The library reports that end to commands, but not to
+        listeners."""
         client, collector = self._session.client, self._collector
         ended = asyncio.create_task(client.runstate_changed())
         arrived = asyncio.create_task(collector.arrived.wait())
         try:
-            await asyncio.sleep(0)  # from now on both notice
+            await asyncio.sleep(0)  # now both tasks are waiting
             if not collector.kept and client.runstate is Runstate.RUNNING:
                 await asyncio.wait({ended, arrived}, return_when=asyncio.FIRST_COMPLETED)
             if not collector.kept:
@@ -68,12 +70,12 @@ class Events:
 
 @contextlib.contextmanager
 def listen(session: Session, names: tuple[str, ...] = (), ignored: Collection[str] = ()) -> Iterator[Events]:
-    """Keep events from now on until the block is left.
+    """Keep events until the block is left.
 
     Args:
-        session: whose events.
-        names: of those that are kept; all of them without any.
-        ignored: names of those that are not.
+        session: whose events to keep.
+        names: which events; all of them if empty.
+        ignored: names of events not to keep.
 
     Raises:
         MachineError: the session is lost.
@@ -89,10 +91,10 @@ def listen(session: Session, names: tuple[str, ...] = (), ignored: Collection[st
 
 
 def _take_in(session: Session) -> None:
-    """Let the library see what has arrived already."""
+    """Let the library process what has arrived already."""
 
     async def take_in() -> None:
-        for _ in range(3):  # the socket is read, the reader wakes up, the reader is through
+        for _ in range(3):  # the socket is read, the reader wakes up, the reader is done
             await asyncio.sleep(0)
         if session.client.runstate is not Runstate.RUNNING:
             raise ExecInterruptedError
@@ -101,11 +103,11 @@ def _take_in(session: Session) -> None:
 
 
 class _Collector(EventListener):
-    """A listener with a bound; the library's own also keeps what was taken.
+    """A listener with a bound; the library's own keeps even what was taken.
 
     Attributes:
-        kept: the newest of those that have arrived, not yet taken.
-        lost: whether an older one had to make room since ``clear``.
+        kept: the newest events that were not taken yet.
+        lost: whether an event was dropped since ``clear``.
     """
 
     def __init__(self, names: tuple[str, ...], ignored: Collection[str]) -> None:
@@ -119,7 +121,7 @@ class _Collector(EventListener):
         self.keep(event)
 
     def keep(self, event: Message) -> None:
-        """Keep it, if it is one of ours."""
+        """Keep an event if we listen for it."""
         if self.accept(event):
             self.lost = self.lost or len(self.kept) == _MOST_EVENTS
             self.kept.append(event)

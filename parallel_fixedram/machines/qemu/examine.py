@@ -1,6 +1,6 @@
-"""What is in the way of saving a running QEMU: all of it, not only the first; nothing is touched.
+"""Find everything that would prevent a save of a running QEMU, not only the first; nothing is touched.
 
-Each finding is the answer of the very function that decides when the guest is saved (``QemuMachine``).
+Each finding comes from the same function that decides when the guest is saved (``QemuMachine``).
 """
 
 from __future__ import annotations
@@ -29,13 +29,13 @@ from parallel_fixedram.machines.qemu.unwatched import unwatched
 
 @dataclass(slots=True)
 class Examined:
-    """What was found out.
+    """What was found.
 
     Attributes:
         sections: the findings.
-        process: its number; None where it may not be looked at.
-        ram: bytes of all RAMBlocks; 0 where they are not known.
-        data: bytes of pages that may hold something; None where not all of them are reached.
+        process: QEMU's pid; None if we may not examine it.
+        ram: bytes of all RAMBlocks; 0 if they are not known.
+        data: bytes of pages that may contain data; None if not all blocks can be reached.
     """
 
     sections: list[Section] = field(default_factory=list)
@@ -44,7 +44,7 @@ class Examined:
     data: int | None = None
 
     def add(self, name: str, ask: Callable[[], Iterator[Finding]]) -> None:
-        """A section of all findings until one cannot be had, and then why not."""
+        """Add a section with all findings, up to an error, which is then the last finding."""
         findings: list[Finding] = []
         try:
             findings.extend(ask())
@@ -56,13 +56,13 @@ class Examined:
 def examine(
     socket_path: str, *, pid: int | None = None, timeout: float | None = None, overlays: bool = False
 ) -> Examined:
-    """Ask a QEMU, and the system about its process; raises nothing.
+    """Examine a QEMU and its process; raises nothing.
 
     Args:
-        socket_path: as of ``QemuMachine``.
-        pid: as of ``QemuMachine``.
-        timeout: as of ``QemuMachine``.
-        overlays: whether its disks are to go on with overlays.
+        socket_path: as for ``QemuMachine``.
+        pid: as for ``QemuMachine``.
+        timeout: as for ``QemuMachine``.
+        overlays: whether its disks will be put on overlays.
     """
     examined = Examined()
     seconds = TIMEOUT_SECONDS if timeout is None else timeout
@@ -105,7 +105,7 @@ def _migration(monitor: Monitor) -> str:
 
 
 def _devices(monitor: Monitor) -> Iterator[Finding]:
-    """Those that are in the way, and how many are not."""
+    """Devices that prevent a save, and how many others there are."""
     makeup, named = discovery.makeup(monitor), set()
     for name, reason in discovery.refused_devices(monitor):
         named.add(name)
@@ -119,7 +119,7 @@ def _devices(monitor: Monitor) -> Iterator[Finding]:
 
 
 def _memory(monitor: Monitor, examined: Examined) -> Iterator[Finding]:
-    """What is in the way of all of it, and how each block is reached."""
+    """What prevents a save of any memory, and how each block is reached."""
     makeup = discovery.makeup(monitor)
     examined.ram = sum(block.used_length for block in makeup.blocks)
     yield tried("kind", lambda: _kind(monitor, makeup))
@@ -138,7 +138,7 @@ def _kind(monitor: Monitor, makeup: Makeup) -> str:
 
 
 def _reach(process: int, block: QemuBlock, reached: list[int]) -> str:
-    """How a block is reached; adds how many bytes of it may hold something."""
+    """How a block is reached; appends to ``reached`` how many of its bytes may be data."""
     with ExitStack() as stack:
         memory, saved = reach(process, block, stack).memory, block.ramblock()
         data = sum(each.count for each in memory.source.data_ranges(PageRange(0, saved.pages)))
@@ -147,13 +147,13 @@ def _reach(process: int, block: QemuBlock, reached: list[int]) -> str:
 
 
 def _disks(monitor: Monitor, process: int | None, overlays: bool) -> Iterator[Finding]:
-    """How each that the guest writes to could go on with an overlay."""
+    """Whether each disk that the guest writes to could be put on an overlay."""
     names = disk_names(monitor)
     if not names:
         yield found("disks", "none that the guest alone writes to")
     if process is None:
         for name in names:
-            yield Finding(what=name, verdict=Verdict.ABSENT, detail="which file it is in is known by QEMU's process")
+            yield Finding(what=name, verdict=Verdict.ABSENT, detail="only QEMU's process can tell which file it is in")
         return
     for drive in find_drives(monitor, process):
         path, size = ", ".join(image.path for image in drive.disk.images[:1]), format_size(drive.disk.size)
@@ -161,8 +161,8 @@ def _disks(monitor: Monitor, process: int | None, overlays: bool) -> Iterator[Fi
         if drive.shared:
             yield found(drive.disk.device, f"{what}, shared with other guests (share-rw): it is never saved")
         elif drive.why_not:
-            detail = f"{what}: it cannot go on with an overlay: {drive.why_not}"
+            detail = f"{what}: it cannot be put on an overlay: {drive.why_not}"
             verdict = Verdict.REFUSED if overlays else Verdict.ABSENT
             yield Finding(what=drive.disk.device, verdict=verdict, detail=detail, how="--disks none leaves it out")
         else:
-            yield found(drive.disk.device, f"{what}: it can go on with an overlay")
+            yield found(drive.disk.device, f"{what}: it can be put on an overlay")

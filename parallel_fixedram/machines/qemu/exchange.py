@@ -1,12 +1,12 @@
-"""Exchange: a command and its answer straight over the socket, while the library's event loop stands still.
+"""Exchange: a command and its answer directly over the socket, while the library's event loop is not running.
 
 ::
 
     us -- command --> QEMU
     us <-- events, answer -- QEMU
 
-The library takes 0.7 ms for every command, and in a pause a guest waits for it (docs/experiments.md). Here is only what
-goes well. Whatever else arrives is left to the library, which judges it when its loop runs next.
+The library takes 0.7 ms per command, and during a pause the guest waits for that (docs/experiments.md). Only the normal
+case is handled here. Anything else that arrives is left to the library, which deals with it when its loop runs next.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from qemu.qmp.qmp_client import BadReplyError
 from parallel_fixedram.host.processes import signals
 
 _WHOLE_BYTES = 4096
-"""A Unix socket takes so many at once or none (Linux net/unix/af_unix.c, unix_stream_sendmsg)."""
+"""A Unix socket accepts up to this many at once, or none (Linux net/unix/af_unix.c, unix_stream_sendmsg)."""
 
 _READ_BYTES = 1 << 16
 _LONGEST_LINE = 10 << 20
@@ -37,33 +37,33 @@ _log = logging.getLogger(__name__)
 
 
 class NoAnswerError(Exception):
-    """None came, or something that is none: the library has yet to judge that."""
+    """No answer came, or something else did; the library will find out what it means."""
 
 
 class Client(QMPClient):
-    """The library's client, which can also be asked without its loop.
+    """The library's client, which can also send commands without its event loop.
 
     Args:
         name: for its log.
-        sock: what it will be connected to; non-blocking.
-        hear: gets every event that is read here.
+        sock: the socket that it will use; non-blocking.
+        hear: called with every event that is read here.
     """
 
     def __init__(self, name: str, sock: socket.socket, hear: Callable[[Message], None]) -> None:
         super().__init__(name)
         self._sock = sock
         self._hear = hear
-        # not from 0: a QEMU that hung may still answer, to us, what somebody before us has asked
+        # not from 0: a QEMU that hung may send us answers to commands of an earlier client
         self._asked = self._execute_id = secrets.randbelow(_FIRST_IDS)
-        self._unread = bytearray()  # with us, not yet sorted
+        self._unread = bytearray()  # read here, but not processed yet
 
     def ask(self, command: str, arguments: object = None) -> Message | None:
-        """Send a command, if nothing is in the way; returns what was sent.
+        """Send a command, unless the library has unfinished business; returns what was sent, or None.
 
-        It is in the way if the library has something to send or to understand: then all has to go its way.
+        If the library has anything to send or to process, the command has to go through the library.
 
         Raises:
-            TypeError, ValueError: JSON cannot say that.
+            TypeError, ValueError: the arguments cannot be encoded as JSON.
         """
         self._asked += 1
         request = Message({"execute": command, "id": str(self._asked)})
@@ -80,17 +80,17 @@ class Client(QMPClient):
         return request
 
     def answer(self, request: Message, deadline: float, pidfd: int | None) -> object:
-        """What a command returns that ``ask`` has sent.
+        """The return value of a command that ``ask`` has sent.
 
         Args:
             request: what ``ask`` returned.
             deadline: until when to wait, on the monotonic clock.
-            pidfd: descriptor of the process at the other end; its end ends the wait.
+            pidfd: descriptor of the process at the other end; if that ends, so does the wait.
 
         Raises:
-            NoAnswerError: it did not come; the library can say why.
+            NoAnswerError: no answer came; the library can say why.
             ExecuteError: the command is refused.
-            BadReplyError: the answer is not understood.
+            BadReplyError: the answer is malformed.
         """
         poll = select.poll()
         poll.register(self._sock, select.POLLIN)
@@ -102,22 +102,22 @@ class Client(QMPClient):
             ready = dict(poll.poll(1000 * seconds)) if seconds > 0 else {}
             if self._sock.fileno() not in ready:
                 raise NoAnswerError
-            with signals.held():  # an exception between two of these lines would lose what was read
+            with signals.held():  # an exception between these two lines would lose what was read
                 self._read()
                 answer = self._sort(request["id"])
         return _returned(request, answer)
 
     def give_back(self) -> None:
-        """Let the library have what was read here and is not sorted; called before its loop runs."""
+        """Give the library what was read here but not processed; called before its loop runs."""
         if self._unread and self._reader is not None:
             with signals.held():
                 self._reader.feed_data(bytes(self._unread))
                 self._unread.clear()
 
     def _is_quiet(self) -> bool:
-        """Whether the library has nothing under way: nothing to send, nothing read that it has not made a message of.
+        """Whether the library has nothing to send, and has processed all that it has read.
 
-        What it has read it keeps to itself. Where that cannot be seen, everything goes its way.
+        Its read buffer is private. If we cannot see it, all commands go through the library.
         """
         if self.runstate is not Runstate.RUNNING or self._reader is None or self._writer is None:
             return False
@@ -135,9 +135,9 @@ class Client(QMPClient):
             raise NoAnswerError
 
     def _sort(self, asked: object) -> Message | None:
-        """Take all complete lines; returns the answer, if it is among them.
+        """Process all complete lines; returns the answer if it is among them.
 
-        An answer to something else comes too late for whoever asked, and is dropped.
+        An answer to another command comes too late, and is dropped.
         """
         answer = None
         while end := self._unread.find(b"\n") + 1:
@@ -145,7 +145,7 @@ class Client(QMPClient):
             if message is None:
                 if answer is None:
                     raise NoAnswerError
-                break  # the library meets it when it is its turn
+                break  # the library will meet it when its loop runs
             del self._unread[:end]
             if "event" in message:
                 self._hear(message)
@@ -155,7 +155,7 @@ class Client(QMPClient):
 
 
 def _understood(line: bytes) -> Message | None:
-    """An event or an answer; None if the library would take it for the end of the session, or another Python may."""
+    """An event or an answer; None for a line that may make the library end the session."""
     try:
         message = Message(line)
     except (QMPError, ValueError, RecursionError):
@@ -166,7 +166,7 @@ def _understood(line: bytes) -> Message | None:
 
 
 def _returned(request: Message, answer: Message) -> object:
-    """What an answer says, in the library's terms."""
+    """What an answer returns; errors are raised as the library does."""
     if "return" in answer:
         return answer["return"]
     try:

@@ -1,4 +1,4 @@
-"""FdSet: descriptors that a QEMU has copies of, and opens as ``/dev/fdset/N``."""
+"""FdSet: descriptors that we pass to a QEMU, which opens them as ``/dev/fdset/N``."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from parallel_fixedram.machines.qemu.monitor import Monitor
 
 OPAQUE = "parallel-fixedram"
-"""The note on our descriptors, for whoever lists them."""
+"""A note on our descriptors, which QEMU shows when it lists them."""
 
 _GOODBYE_SECONDS = 1.0
 
@@ -20,7 +20,7 @@ _GOODBYE_SECONDS = 1.0
 class FdSet(Closing):
     """A set of descriptors; a context manager.
 
-    QEMU closes its copies when the set is closed, or the last session ends, and nothing uses them any more.
+    QEMU closes its copies once the set is closed or the last session has ended, and nothing uses them any more.
 
     Args:
         monitor: of the QEMU.
@@ -32,7 +32,7 @@ class FdSet(Closing):
 
     @property
     def path(self) -> str:
-        """What QEMU opens; it takes the descriptor of the set that is open in just the way it wants."""
+        """The path for QEMU to open; it picks the descriptor of the set that has the access mode it wants."""
         return f"/dev/fdset/{self._number}"
 
     def add(self, fd: int) -> None:
@@ -48,7 +48,7 @@ class FdSet(Closing):
         self._number = number
 
     def number_in_qemu(self) -> int:
-        """What QEMU's process has for the first descriptor of the set.
+        """The number of the set's first descriptor in QEMU's process.
 
         Raises:
             MachineError: as for ``Monitor.execute``.
@@ -60,9 +60,9 @@ class FdSet(Closing):
             raise self._monitor.malformed("query-fdsets", answer) from None
 
     def close(self) -> None:
-        """Take the descriptors back; more than once does no harm.
+        """Take the descriptors back; may be called more than once.
 
-        A courtesy: not worth a long wait, and an error here must not replace the one that brought us here.
+        This is a courtesy: it is not worth a long wait, and an error here must not hide the one that led here.
         """
         number, self._number = self._number, None
         if number is not None:

@@ -1,13 +1,13 @@
-"""GuestAgent: what can be asked of the guest agent in a guest, through the socket of its serial port.
+"""GuestAgent: commands for the agent inside a guest, through the socket of its serial port.
 
 ::
 
     us --- {"execute": "guest-get-time"} ---> QEMU ---> virtio port ---> qemu-ga      sent to several, then waited for
        <-- {"return": 1795961299000000000} ---------------------------
 
-Who answers is inside the guest: nothing that it says is believed, and how much it says is limited. There is no
-greeting, and what somebody else's session left on the line may come first: a session begins with
-``guest-sync-delimited``, whose answer follows a byte that is in no JSON (QEMU qga/qapi-schema.json).
+The agent is inside the guest, so its answers are not trusted, and their length is limited. It sends no greeting, and
+remains of an earlier session may come first. So a session begins with ``guest-sync-delimited``, whose answer is
+preceded by a byte that never occurs in JSON (QEMU qga/qapi-schema.json).
 """
 
 from __future__ import annotations
@@ -25,11 +25,11 @@ from parallel_fixedram.core.errors import MachineError, os_message
 from parallel_fixedram.core.words import shown
 
 ANSWER_SECONDS = 20.0
-"""How long an agent may take for an answer."""
+"""How long an agent may take to answer."""
 
 _SENTINEL = b"\xff"
 _MOST_BYTES = 64 << 20
-"""Of an answer: an agent gives up to 16 MiB of each output of a command, in base64 (QEMU qga/commands.c)."""
+"""Limit for an answer: an agent returns up to 16 MiB of each output of a command, in base64 (QEMU qga/commands.c)."""
 _PIECE = 1 << 16
 
 
@@ -37,8 +37,8 @@ class GuestAgent(Closing):
     """A session with an agent; use it as a context manager, or ``close`` it.
 
     Args:
-        path: of the socket; QEMU listens on it.
-        guest: which one it is in, for messages.
+        path: of the socket that QEMU listens on.
+        guest: the guest's name, for messages.
         timeout: seconds for an answer.
 
     Raises:
@@ -59,11 +59,11 @@ class GuestAgent(Closing):
             raise self._lost("cannot connect", error) from error
 
     def close(self) -> None:
-        """End the session; more than once does no harm."""
+        """End the session; may be called more than once."""
         self._sock.close()
 
     def greet(self) -> int:
-        """Ask for what has to come before anything else; returns what ``greeted`` has to wait for.
+        """Send the command that has to come first; returns what ``greeted`` needs.
 
         Raises:
             MachineError: the connection is lost.
@@ -76,17 +76,17 @@ class GuestAgent(Closing):
         """Drop everything up to the answer to ``greet``.
 
         Raises:
-            MachineError: none comes.
+            MachineError: it does not come.
         """
         expected = {"return": number}
         while True:
             line = self._line().rpartition(_SENTINEL)[2]
-            with contextlib.suppress(ValueError, RecursionError):  # of an earlier session, and cut off
+            with contextlib.suppress(ValueError, RecursionError):  # the tail of an earlier session's answer
                 if json.loads(line) == expected:
                     return
 
     def ask(self, command: str, arguments: Mapping[str, Any] | None = None) -> None:
-        """Send a command; one at a time.
+        """Send a command, one at a time.
 
         Raises:
             MachineError: the connection is lost.
@@ -94,10 +94,10 @@ class GuestAgent(Closing):
         self._write(_packed(command, arguments))
 
     def answer(self) -> Any:
-        """What the command that was sent returns.
+        """The return value of the command that was sent.
 
         Raises:
-            MachineError: the agent refuses, does not answer in time, or not like an agent.
+            MachineError: the agent refuses, does not answer in time, or its answer is malformed.
         """
         line = self._line()
         try:
@@ -116,9 +116,9 @@ class GuestAgent(Closing):
         return MachineError(f"{self._name}: {text}")
 
     def malformed(self, answer: object) -> MachineError:
-        """What to raise when an answer is not what an agent gives."""
+        """An error for an answer that no agent would give."""
         text = answer[:_PIECE].decode(errors="replace") if isinstance(answer, bytes) else str(answer)
-        return self.error(f"its answer is not understood: {shown(text)}")
+        return self.error(f"its answer is malformed: {shown(text)}")
 
     def _write(self, data: bytes) -> None:
         self._deadline = time.monotonic() + self._timeout
@@ -126,7 +126,7 @@ class GuestAgent(Closing):
             self._sock.settimeout(self._timeout)
             self._sock.sendall(data)
         except OSError as error:
-            raise self._lost("it takes no command", error) from error
+            raise self._lost("it does not accept a command", error) from error
 
     def _line(self) -> bytes:
         """The next line, without its end."""

@@ -1,18 +1,18 @@
-"""Instant: whether what was read of a guest between ``stop`` and ``cont`` is all of one instant.
+"""Instant: whether everything that was read of a guest between ``stop`` and ``cont`` belongs to one instant.
 
-Other monitors, QEMU itself, and what the guest asked for just before it stood still act on a guest that we hold. QEMU
-tells of it by events, all of which arrive before the answer to our next command::
+While we hold a guest, other monitors, QEMU itself, or a request by the guest just before it stopped may act on it. QEMU
+reports that by events, all of which arrive before the answer to our next command::
 
-    what was told                                      the instant     the guest
-    RESUME: somebody let it go on                      torn            is theirs from then on
+    what is reported                                   the instant     the guest
+    RESUME: somebody let it go on                      torn            belongs to them from then on
     RESET: somebody reset it                           torn            goes on, from its reset
-    SHUTDOWN; a panic or a watchdog that stops it      void for good   stays as it is: it was to stop anyway
+    SHUTDOWN; a panic or a watchdog that stops it      void for good   stays as it is: it was going to stop anyway
     a run state that our stop does not lead to         void for good   stays as it is: a migration took it away
-    what says nothing of memory and devices            holds           goes on
+    what does not concern memory or devices            holds           goes on
     anything else                                      torn            goes on
 
-A stop by a failed disk request is no event of its own here: the request is part of the device state, and QEMU tries it
-again, and stops again, when the guest goes on. Nothing tells of ``loadvm`` in a human monitor.
+A stop by a failed disk request needs no case here: the request is part of the device state, and QEMU repeats it, and
+stops again, when the guest goes on. ``loadvm`` in a human monitor is not reported at all.
 Source: QEMU qapi/*.json; system/runstate.c (main_loop_should_exit, qemu_system_guest_panicked); system/cpus.c.
 """
 
@@ -25,7 +25,7 @@ from typing import Any
 from parallel_fixedram.machines.qemu.discovery import BUSY, RUNNING
 
 _HELD = ("paused", "prelaunch")
-"""What the run state is after our ``stop``, and after a reset that follows it."""
+"""Run states after our ``stop``, and after a reset that follows it."""
 
 HARMLESS = frozenset(
     (
@@ -40,34 +40,34 @@ HARMLESS = frozenset(
         *("VNC_CONNECTED", "VNC_DISCONNECTED", "VNC_INITIALIZED"),
     )
 )
-"""Events after which memory and the set of devices are what they were."""
+"""Events that leave memory and the set of devices as they were."""
 
 _STOPPING_ACTIONS = ("pause", "poweroff", "shutdown", "exit-failure")
-"""What a panic or a watchdog can lead to that is the end of the guest's running (GuestPanicAction, WatchdogAction)."""
+"""Actions after a panic or a watchdog that stop the guest for good (GuestPanicAction, WatchdogAction)."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Held:
-    """What became of a guest while we held it."""
+    """What happened to a guest while we held it."""
 
     torn: str = ""
-    """What somebody did that makes what was read worthless, as a sentence; empty if it is one instant."""
+    """What somebody did that makes what we read worthless, as a sentence; empty if it is one instant."""
     ours: bool
-    """Whether it stands still because of us, so that it has to go on."""
+    """Whether it stands still because of us, so that we have to let it go on."""
     over: bool = False
-    """Whether the guest came to its end here, so that another try would be of something else."""
+    """Whether the guest came to its end, so that there is no point in trying again."""
 
 
 def look_back(events: Sequence[Mapping[str, Any]], status: str, *, ours: bool, complete: bool = True) -> Held:
     """Judge the time from ``stop`` until now.
 
     Args:
-        events: that came since ``stop`` was answered and are not HARMLESS, as QEMU sent them, in their order.
-        status: run state now, asked after the last of them.
-        ours: whether our ``stop`` stopped it.
-        complete: whether ``events`` are all.
+        events: those since ``stop`` was answered, without HARMLESS ones, as QEMU sent them, in order.
+        status: the run state now, queried after the last of them.
+        ours: whether our ``stop`` stopped the guest.
+        complete: whether no event was dropped.
     """
-    torn = "" if complete else "more happened than could be followed"
+    torn = "" if complete else "more events arrived than could be kept"
     for event in events:
         name, data = str(event.get("event")), event.get("data") or {}
         if reason := _end_of_guest(name, data):
@@ -76,19 +76,19 @@ def look_back(events: Sequence[Mapping[str, Any]], status: str, *, ours: bool, c
             torn, ours = "somebody let the guest go on", False
         elif name == "RESET":
             torn = torn or "somebody reset the guest"
-        elif name == "JOB_STATUS_CHANGE":  # of jobs that were there before, stop itself makes some pause
+        elif name == "JOB_STATUS_CHANGE":  # existing jobs do not count: stop itself pauses some
             torn = torn or ("somebody started a job" if data.get("status") == "created" else "")
-        elif name != "STOP":  # RESUME and the run state tell whose
+        elif name != "STOP":  # RESUME and the run state tell whose stop it was
             torn = torn or f"QEMU reported {name}"
     if status in RUNNING:
         return Held(torn=torn or "somebody let the guest go on", ours=False)
-    if status in BUSY or (ours and status not in _HELD):  # whatever brought this about: it is not our stop any more
+    if status in BUSY or (ours and status not in _HELD):  # whatever caused this, it is no longer our stop
         return Held(torn=f"the guest's run state became {status!r}", ours=False, over=True)
     return Held(torn=torn, ours=ours)
 
 
 def _end_of_guest(name: str, data: Mapping[str, Any]) -> str:
-    """What an event says if it is that the guest stops for good; otherwise empty."""
+    """Why the guest stops for good, if the event says that it does; otherwise empty."""
     match name:
         case "SHUTDOWN":
             return f"the guest was shut down ({data.get('reason', 'no reason given')})"

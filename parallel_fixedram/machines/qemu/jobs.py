@@ -1,4 +1,4 @@
-"""Jobs of a QEMU, waited for until they have ended: making an image, merging one into another.
+"""Run QEMU's jobs and wait for their end: making an image, merging one into another.
 
 ::
 
@@ -10,17 +10,18 @@ Source: QEMU qapi/job.json, docs/interop/live-block-operations.rst.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 from parallel_fixedram.core.errors import MachineError
+from parallel_fixedram.core.observer import Observer
 from parallel_fixedram.core.words import shown
 from parallel_fixedram.machines.qemu.discovery import listed
 from parallel_fixedram.machines.qemu.monitor import Monitor
 from parallel_fixedram.machines.qemu.session import TimedOut
 
 _LOOK_SECONDS = 0.2
-"""How often a job is asked how far it is: only ends are reported by events."""
+"""How often a job's progress is queried, because events report only changes of state."""
 
 
 def run_job(monitor: Monitor, what: str, start: Callable[[str], object], name: str) -> None:
@@ -28,9 +29,9 @@ def run_job(monitor: Monitor, what: str, start: Callable[[str], object], name: s
 
     Args:
         monitor: of the QEMU.
-        what: it does, for messages.
-        start: has QEMU start it, under the name that it is given.
-        name: of the job; no other may have it.
+        what: the beginning of an error message.
+        start: called with ``name``, starts the job under that name.
+        name: of the job; no other job may have it.
 
     Raises:
         MachineError: it failed, or QEMU does not answer.
@@ -43,7 +44,7 @@ def run_job(monitor: Monitor, what: str, start: Callable[[str], object], name: s
 
 
 def follow_job(monitor: Monitor, what: str, name: str) -> Iterator[tuple[int, int]]:
-    """See a job through that has to be told to complete; yields how far it is and how far it goes, bytes.
+    """Follow a job that has to be told to complete, until its end; yields bytes done so far, and in all.
 
     Raises:
         MachineError: it failed, or QEMU does not answer.
@@ -60,13 +61,25 @@ def follow_job(monitor: Monitor, what: str, name: str) -> Iterator[tuple[int, in
     end_job(monitor, what, name)
 
 
-def cancel_job(monitor: Monitor, what: str, name: str) -> None:
-    """Cancel a job and return when it has ended; one that ended before that is only forgotten.
+def show_merge(progress: Iterable[tuple[int, int]], observer: Observer) -> int:
+    """Tell an observer how far a merge is, from bytes done and bytes in all; returns how many were done at the end."""
+    done = whole = 0
+    for at, total in progress:
+        if total != whole:
+            observer.phase("commit", total)
+            whole, done = total, 0
+        observer.advanced(at - done)
+        done = at
+    return done
 
-    A cancelled job may go on to say that it is ready: to complete it then is an error (:func:`follow_job`).
+
+def cancel_job(monitor: Monitor, what: str, name: str) -> None:
+    """Cancel a job and return when it has ended; a job that has ended already is dismissed.
+
+    A cancelled job may still become ready; it is an error to complete it then (:func:`follow_job`).
 
     Raises:
-        MachineError: the job ended with an error, which is what a cancelled one does, or QEMU does not answer.
+        MachineError: the job ended with an error, as a cancelled one does, or QEMU does not answer.
     """
     with monitor.listen("JOB_STATUS_CHANGE") as events:
         with contextlib.suppress(MachineError):  # it may have concluded by itself
@@ -77,12 +90,12 @@ def cancel_job(monitor: Monitor, what: str, name: str) -> None:
 
 
 def find_job(monitor: Monitor, name: str) -> Mapping[str, Any] | None:
-    """What QEMU says of a job; None where there is none."""
+    """QEMU's entry for a job; None if there is no such job."""
     return next((each for each in listed(monitor, "query-jobs") if each.get("id") == name), None)
 
 
 def end_job(monitor: Monitor, what: str, name: str) -> None:
-    """Forget a job that has concluded.
+    """Dismiss a job that has concluded.
 
     Raises:
         MachineError: it failed.

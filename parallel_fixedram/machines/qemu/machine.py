@@ -5,9 +5,9 @@
     us -- QMP: stop, device state, cont --> QEMU        run_state.py, device_state.py
        <-- /proc/PID: RAM, mapped or copied --          memory.py
 
-Nothing of QEMU is changed but its run state, and that is given back: no migration is started, no capability or
-parameter set. We are not alone with it: what others do to the guest meanwhile is found out before it goes on
-(``instant.py``), and whether it is still made of the same blocks and devices, right after that.
+Only QEMU's run state is changed, and that is restored: no migration is started, and no capability or parameter is set.
+Others may use the same QEMU: before the guest goes on we find out what they did to it meanwhile (``instant.py``), and
+right after that whether it still has the same blocks and devices.
 """
 
 from __future__ import annotations
@@ -36,16 +36,16 @@ from parallel_fixedram.machines.qemu.trials import Setting
 from parallel_fixedram.machines.qemu.watch import address_space, setting
 
 GREETING_SECONDS = 5.0
-"""How long a running QEMU may take to greet: nothing but its main loop has to turn for it."""
+"""How long a running QEMU may take to greet, for which only its main loop has to run."""
 
 
 class QemuMachine(Closing):
     """A Machine; a context manager. Opening it touches nothing.
 
     Args:
-        socket_path: QMP socket that no other client is attached to.
-        pid: process id of the QEMU, where it cannot be found by itself.
-        timeout: how long QEMU may take for an answer, seconds; None for the monitor's own time.
+        socket_path: a QMP socket that no other client is connected to.
+        pid: process id of the QEMU, in case it cannot be found.
+        timeout: how long QEMU may take to answer, seconds; None for the monitor's default.
 
     Attributes:
         name: machine type.
@@ -53,11 +53,11 @@ class QemuMachine(Closing):
         pid: process id of the QEMU.
         monitor: its QMP session.
         memory: its RAMBlocks and how each is reached.
-        run_state: whether its guest runs, and why not.
+        run_state: stops the guest, and lets it go on.
 
     Raises:
         MachineError: no QEMU answers, or its guest cannot be saved this way.
-        HostError: its memory cannot be reached; says which right is missing.
+        HostError: its memory cannot be reached; the hint says which right is missing.
     """
 
     def __init__(self, socket_path: str, *, pid: int | None = None, timeout: float | None = None) -> None:
@@ -73,17 +73,17 @@ class QemuMachine(Closing):
             self.pid = discovery.find_process(self.monitor, self._state.fd, pid)
             stack.enter_context(_watched(self.monitor, self.pid))
             self.memory = Memory(self.monitor, self.pid, discovery.makeup(self.monitor))
-            stack.callback(lambda: self.memory.close())  # which may be another one by then
+            stack.callback(lambda: self.memory.close())  # not self.memory.close: look_again replaces it
             self.run_state = self._run_state()
             self._stack = stack.pop_all()
 
     def _connect(self, address: str, seconds: float, stack: ExitStack) -> Monitor:
-        """The monitor, until the stack is closed."""
+        """Connect the monitor; the stack closes it."""
         greeting = min(seconds, GREETING_SECONDS)
         return stack.enter_context(Monitor(address, timeout=seconds, greeting_timeout=greeting))
 
     def _run_state(self) -> RunState:
-        """What stops the guest and lets it go on."""
+        """Make what stops the guest and lets it go on."""
         return RunState(self.monitor)
 
     def guest_blocks(self) -> Sequence[GuestBlock]:
@@ -91,7 +91,7 @@ class QemuMachine(Closing):
         return self.memory.guest_blocks()
 
     def holds(self, path: str) -> bool:
-        """No: its memory may be a file, but one that is replaced stays what it is (Machine.holds)."""
+        """No: its memory may be a file, but replacing a file does not change the old one (Machine.holds)."""
         return False
 
     def is_running(self) -> bool:
@@ -99,11 +99,11 @@ class QemuMachine(Closing):
         return self.run_state.is_running()
 
     def get_ready(self) -> None:
-        """Ask whether the guest runs, and listen to what happens to it (Machine.get_ready)."""
+        """Find out whether the guest runs, and begin to listen for events (Machine.get_ready)."""
         self.run_state.get_ready()
 
     def sync_disks(self) -> Sequence[str]:
-        """Sync the files behind its disks (Machine.sync_disks); not where the guest stands still already."""
+        """Sync the files behind its disks, unless the guest stands still already (Machine.sync_disks)."""
         return sync_disks(self.monitor, self.pid) if self.run_state.ran() else ()
 
     def disks(self) -> Sequence[str]:
@@ -111,11 +111,11 @@ class QemuMachine(Closing):
         return disk_names(self.monitor)
 
     def overlays(self, folder: str | None) -> Overlays:
-        """QEMU makes them, and moves its disks onto them (Machine.overlays)."""
+        """Overlays that QEMU makes and puts its disks on (Machine.overlays)."""
         return Overlays(self.monitor, self.pid, folder)
 
     def merge(self, drive: Drive, into: int, what: str, observer: Observer) -> int:
-        """Have the top image of a disk merged into another one of its images (commit.merge)."""
+        """Have QEMU merge the top image of a disk into another of its images (commit.merge)."""
         return merge(self.monitor, drive, into, what, observer)
 
     def pause(self) -> bool:
@@ -123,11 +123,11 @@ class QemuMachine(Closing):
         return self.run_state.pause()
 
     def resume(self) -> str | None:
-        """Let the guest go on if ``pause`` stopped it, and nobody else did anything about that (Machine.resume)."""
+        """Let the guest go on if ``pause`` stopped it and nobody else has changed that (Machine.resume)."""
         return self.run_state.resume()
 
     def look_again(self) -> bool:
-        """Ask whether RAMBlocks and devices are those of ``guest_blocks`` (Machine.look_again)."""
+        """Find out whether RAMBlocks or devices have changed since ``guest_blocks`` (Machine.look_again)."""
         found = discovery.makeup(self.monitor)
         if found == self.memory.makeup:
             return False
@@ -137,33 +137,34 @@ class QemuMachine(Closing):
         return True
 
     def device_state(self) -> bytes:
-        """What ``xen-save-devices-state`` writes, with the guest's own run state (Machine.device_state)."""
+        """Device sections as ``xen-save-devices-state`` writes them, with the guest's run state
+        (Machine.device_state)."""
         discovery.refuse_what_cannot_be_migrated(self.monitor)
         return self._state.save(self.run_state.to_save())
 
     def definition(self) -> bytes:
-        """libvirt does not know it (Machine.definition)."""
+        """None: it is not a domain of libvirt (Machine.definition)."""
         return b""
 
     def saved(self) -> None:
-        """It goes on (Machine.saved)."""
+        """Nothing to do: the guest runs on (Machine.saved)."""
 
     def dirty_source(self) -> None:
-        """Nobody outside of QEMU sees its dirty log (Machine.dirty_source)."""
+        """None: QEMU's dirty log cannot be read from outside (Machine.dirty_source)."""
 
     def address_space(self) -> AddressSpace:
-        """QEMU is made to ask for a userfaultfd, where that is possible and not forbidden (Machine.address_space)."""
+        """Make QEMU ask for a userfaultfd, if that is possible and not forbidden (Machine.address_space)."""
         return address_space(self.monitor, self.pid, self.memory.makeup)
 
     def setting(self) -> Setting:
-        """What a snapshot of it has to work with."""
+        """The conditions under which a snapshot of it is taken."""
         return setting(self.monitor)
 
     def close(self) -> None:
         """Disconnect (Machine.close)."""
         self.run_state.close()
         try:
-            with contextlib.suppress(FixedRamError):  # QEMU may be gone, and that has been said
+            with contextlib.suppress(FixedRamError):  # QEMU may be gone, which has been reported already
                 self._stack.close()
         finally:
             self.run_state.let_go()
@@ -171,7 +172,7 @@ class QemuMachine(Closing):
 
 @contextlib.contextmanager
 def _watched(monitor: Monitor, pid: int) -> Iterator[None]:
-    """The end of QEMU's process from now on ends every call of the monitor."""
+    """From now on the monitor's calls end if QEMU's process does."""
     try:
         pidfd = os.pidfd_open(pid)
     except ProcessLookupError as error:

@@ -59,7 +59,7 @@ class Memory:
         ]
 
     def close(self) -> None:
-        """Give back what reaches it; more than once does no harm."""
+        """Close all sources; may be called more than once."""
         self._stack.close()
 
 
@@ -68,7 +68,7 @@ def reach(pid: int, block: QemuBlock, stack: ExitStack) -> ReachedBlock:
 
     Raises:
         MachineError: the process has ended.
-        HostError: it cannot be reached; says which right is missing.
+        HostError: it cannot be reached; the hint says which right is missing.
     """
     try:
         memory = open_process_memory(pid, block.address, block.used_length)

@@ -1,4 +1,4 @@
-"""Monitor: what can be asked of a QEMU through QMP, one blocking call at a time."""
+"""Monitor: commands for a QEMU through QMP, one blocking call at a time."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from parallel_fixedram.machines.qemu.events import Events, listen
 from parallel_fixedram.machines.qemu.session import Session, TimedOut
 
 TIMEOUT_SECONDS = 30.0
-"""How long QEMU may take for an answer, if the caller does not say."""
+"""How long QEMU may take to answer, by default."""
 
 _PEER = struct.Struct("3i")  # struct ucred: pid, uid, gid
 
@@ -29,25 +29,25 @@ _log = logging.getLogger(__name__)
 class Monitor(Closing):
     """A QMP session; use it as a context manager, or ``close`` it.
 
-    Calls may come from any thread, but never two at once, and not from inside a running event loop. After an error
-    answer, a time-out or an exception out of a signal handler the session goes on (an answer that comes late is
-    dropped); once it is lost, every call says so.
+    Calls may come from any thread, but never two at once, and not from inside a running event loop. The session
+    survives error answers, time-outs and exceptions from signal handlers (a late answer is dropped); once it is lost,
+    every call reports that.
 
     Args:
-        path: QEMU's QMP socket; with ``sock``, what the other end is called.
-        timeout: seconds for every call that is not given its own.
-        greeting_timeout: seconds for the greeting, which does not come while another client is attached; None for
+        path: QEMU's QMP socket; with ``sock``, the name of the other end.
+        timeout: seconds, for calls without a time-out of their own.
+        greeting_timeout: seconds for the greeting, which does not come while another client is connected; None for
             ``timeout``.
-        pidfd: descriptor of QEMU's process; its end ends every call. Stays the caller's to close, after the session.
-        sock: a connection that is there already; closed with the session.
-        kind: what the other end is, for messages.
+        pidfd: descriptor of QEMU's process: if that ends, so do calls. The caller closes it, after the session.
+        sock: an existing connection; closed with the session.
+        kind: kind of the other end, for messages.
 
     Attributes:
         name: ``path``, for messages.
         version: QEMU's, as major, minor, micro.
 
     Raises:
-        MachineError: nobody listens there, or it does not speak QMP, or not with us now.
+        MachineError: nobody listens there, or whoever does speaks no QMP, or is busy with another client.
     """
 
     def __init__(
@@ -77,7 +77,7 @@ class Monitor(Closing):
 
     @property
     def pidfd(self) -> int | None:
-        """As given; may be set later, when ``peer_pid`` has told whose to open."""
+        """As given; it may be set later, when the process is known."""
         return self._session.loop.pidfd
 
     @pidfd.setter
@@ -86,7 +86,7 @@ class Monitor(Closing):
 
     @property
     def peer_pid(self) -> int:
-        """Process that made the listening socket, as of then; 0 if it is not visible from here."""
+        """The process that made the listening socket, at that time; 0 if it cannot be seen from here."""
         pid: int = _PEER.unpack(self.sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _PEER.size))[0]
         return pid
 
@@ -98,22 +98,22 @@ class Monitor(Closing):
         timeout: float | None = None,
         fd: int | None = None,
     ) -> Any:
-        """Have a command carried out, and return what it returns.
+        """Execute a command, and return what it returns.
 
         Args:
             command: name of the command.
-            arguments: under QMP's own names; what JSON can say.
+            arguments: by their names in QMP; anything that JSON can encode.
             timeout: seconds; None for the session's.
-            fd: a descriptor that goes with the command.
+            fd: a descriptor to send with the command.
 
         Raises:
-            MachineError: QEMU refuses, ends, does not answer in time or not in QMP. Only after a refusal it is
-                certain that the command was not carried out.
+            MachineError: QEMU refuses, ends, does not answer in time, or not in QMP. Only if it refuses is it certain
+                that the command was not executed.
         """
         return self._session.execute(command, arguments, timeout, fd)
 
     def hmp(self, line: str) -> str:
-        """Have a command of the human monitor carried out, and return what it prints; errors are printed, too.
+        """Execute a command of the human monitor, and return what it prints, errors included.
 
         Raises:
             MachineError: as for ``execute``.
@@ -124,11 +124,11 @@ class Monitor(Closing):
         return printed
 
     def listen(self, *names: str, ignored: Collection[str] = ()) -> AbstractContextManager[Events]:
-        """Keep events from now on until the block is left: none is lost between command and wait.
+        """Keep events until the block is left, so that none is lost between a command and the wait for its event.
 
         Args:
-            names: of the events; all of them without any.
-            ignored: names of events that are not kept.
+            names: which events; all of them if none is given.
+            ignored: names of events not to keep.
 
         Raises:
             MachineError: the session is lost.
@@ -140,11 +140,11 @@ class Monitor(Closing):
         return self._session.error(text)
 
     def malformed(self, command: str, answer: object) -> MachineError:
-        """What to raise when an answer is not what QEMU's documents say."""
+        """An error for an answer that is not as QEMU documents it."""
         return self.error(f"QEMU's answer to {command!r} is malformed: {shown(str(answer))}")
 
     def close(self) -> None:
-        """End the session, whatever state it is in, within seconds; more than once does no harm."""
+        """End the session within seconds, whatever its state; may be called more than once."""
         self._session.close()
 
     def _greet(self) -> tuple[int, int, int]:
@@ -153,7 +153,7 @@ class Monitor(Closing):
         try:
             self._session.run("no greeting", self._greeting_timeout, self._session.connect)
         except TimedOut as error:
-            hint = "another client is attached to this socket, or it is not a QMP socket"
+            hint = "another client is connected to this socket, or it is not a QMP socket"
             raise MachineError(error.message, hint=hint) from None
         except MachineError as error:
             raise MachineError(error.message, hint=_hint(error.message)) from error.__cause__
@@ -167,16 +167,16 @@ class Monitor(Closing):
 
 
 def _hint(message: str) -> str:
-    """What to do where something else than a greeting came."""
+    """What to do if something other than a greeting came."""
     if "pretty=on" in message:
-        return "give QEMU a monitor without it: -qmp unix:PATH,server=on,wait=off"
+        return "start QEMU with a monitor without it: -qmp unix:PATH,server=on,wait=off"
     if "what came instead is not JSON" in message:
-        return "this is not a QMP socket, but a human monitor, a serial line or something else: it takes that of -qmp"
+        return "this is not a QMP socket but a human monitor, a serial line or the like: use the path given to -qmp"
     return ""
 
 
 def _owner(path: str) -> str:
-    """Whose a socket is, to follow a reason; or its folder, where that hides it."""
+    """Who owns a socket, or its folder if that hides it; to be appended to a reason."""
     while True:
         try:
             uid = os.stat(path).st_uid
@@ -191,10 +191,10 @@ def _owner(path: str) -> str:
 
 
 def _connect(path: str) -> socket.socket:
-    """Connect to a socket without waiting for anyone.
+    """Connect to a socket without waiting.
 
     Raises:
-        MachineError: it cannot be.
+        MachineError: it is not possible.
     """
     sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     try:

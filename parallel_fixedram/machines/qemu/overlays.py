@@ -1,14 +1,14 @@
-"""Overlays: qcow2 images that the disks of a running QEMU go on with from one instant on.
+"""Overlays: qcow2 images that a running QEMU's disks write to from one instant on.
 
 ::
 
     before:  disk --> image                                       the guest runs
-             overlay made, opened, formatted                      a file of no contents, by QEMU's own jobs
+             overlay made, opened, formatted                      an empty file, by QEMU's own jobs
     pause:   transaction { blockdev-snapshot, one for each disk }
-    after:   disk --> overlay --> image                           which nobody writes any more
+    after:   disk --> overlay --> image                           nobody writes to the image any more
 
-An overlay is ``IMAGE.SNAPSHOT.qcow2``, by default beside its image; SNAPSHOT says when. By this name we know it as ours
-later, and by its node's name as long as this QEMU lives.
+An overlay is ``IMAGE.SNAPSHOT.qcow2``, by default beside its image; SNAPSHOT contains the time. By this name we
+recognise it later as ours, and while QEMU lives also by its node's name.
 """
 
 from __future__ import annotations
@@ -34,14 +34,14 @@ from parallel_fixedram.machines.qemu.jobs import find_job, run_job
 from parallel_fixedram.machines.qemu.monitor import Monitor
 
 PREFIX = "fixedram-"
-"""What the names of our snapshots, and so of our nodes, begin with."""
+"""Prefix of our snapshots' names, and so of our nodes' names."""
 
 _SUFFIX = re.compile(rf"\.{PREFIX}\d{{8}}-\d{{6}}[a-z]?\.qcow2$")
 _FILE = ".f"
-"""How the name of the node of an overlay's file ends."""
+"""Suffix of the name of the node for an overlay's file."""
 
 _LETTERS = ("", *"abcdefghijklmnopqrstuvwxyz")
-COMMIT = "`disks commit` merges overlays into their images, and removes those that were left"
+COMMIT = "`disks commit` merges overlays into their images, and removes unused ones"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -54,27 +54,27 @@ class Overlay:
 
     @property
     def file_node(self) -> str:
-        """The node of the file that the image is in."""
+        """Name of the node for the file."""
         return self.node + _FILE
 
 
 def is_ours(path: str) -> bool:
-    """Whether a file is an overlay of ours, by its name."""
+    """Whether a file is one of our overlays, by its name."""
     return _SUFFIX.search(path) is not None
 
 
 def overlays_of_ours(disk: Disk) -> int:
-    """How many images of a disk, from the top, are overlays of ours."""
+    """How many of a disk's images, from the top, are our overlays."""
     return next((number for number, each in enumerate(disk.images) if not is_ours(each.path)), len(disk.images))
 
 
 class Overlays:
-    """DiskOverlays of a QEMU; a context manager. On leaving, overlays that are not in use are removed.
+    """DiskOverlays of a QEMU; a context manager. When it is left, overlays that are not in use are removed.
 
     Args:
         monitor: of the QEMU.
         pid: its process.
-        folder: where the overlays are made; None for beside each image.
+        folder: where to make the overlays; None for beside each image.
     """
 
     def __init__(self, monitor: Monitor, pid: int, folder: str | None) -> None:
@@ -96,10 +96,10 @@ class Overlays:
     ) -> None:
         left = [each.path for each in self._ready if not self._remove(each)]
         if isinstance(error, FixedRamError) and (paths := [*self._paths, *left]):
-            error.hint = "; ".join(filter(None, (error.hint, f"disks go on with {', '.join(paths)}: {COMMIT}")))
+            error.hint = "; ".join(filter(None, (error.hint, f"disks are now on {', '.join(paths)}: {COMMIT}")))
 
     def prepare(self) -> Sequence[str]:
-        """Make overlays for all disks, unless those made before are still there (DiskOverlays.prepare)."""
+        """Make overlays for all disks, unless unused ones are there already (DiskOverlays.prepare)."""
         if self._ready:
             return ()
         drives = find_drives(self._monitor, self._pid)
@@ -107,7 +107,7 @@ class Overlays:
         for drive in own:
             if drive.why_not:
                 raise MachineError(
-                    f"{self._monitor.name!r}: disk {drive.disk.device!r} cannot go on with an overlay: {drive.why_not}",
+                    f"{self._monitor.name!r}: disk {drive.disk.device!r} cannot be put on an overlay: {drive.why_not}",
                     hint="--disks none saves the guest without its disks",
                 )
         left = left_overlays(self._monitor, drives)
@@ -115,7 +115,7 @@ class Overlays:
             with contextlib.ExitStack() as stack:
                 with signals.held():
                     stack.enter_context(made_for(self._pid, each.path))  # held until QEMU has it open
-                    self._ready.append(each)  # what fails half way is removed as well
+                    self._ready.append(each)  # before _make, so that a half-made overlay is removed as well
                 self._make(each)
         self._shared = [each.disk.device for each in drives if each.shared]
         return [
@@ -124,7 +124,7 @@ class Overlays:
         ]
 
     def freeze(self) -> None:
-        """Have all disks go on with their overlays, at once (DiskOverlays.freeze)."""
+        """Put all disks on their overlays at once (DiskOverlays.freeze)."""
         if not self._ready:
             return
         self._asked = True
@@ -134,15 +134,15 @@ class Overlays:
         self._written = _last_written(self._frozen)
 
     def frozen(self, *, durable: bool) -> tuple[tuple[Disk, str], ...]:
-        """The disks as they were then, and where they go on (DiskOverlays.frozen)."""
+        """The disks as they were then, and their overlays (DiskOverlays.frozen)."""
         disks = tuple((_as_it_is(each.drive.disk, durable=durable), each.path) for each in self._frozen)
-        on_them = self._is_on_them()  # asked last: somebody may have merged an overlay while images were read
+        on_them = self._is_on_them()  # check this last: somebody may merge an overlay while we read the images
         if not on_them or _last_written(self._frozen) != self._written:
-            raise MachineChanged("somebody changed what the guest's disks are while it was saved")
+            raise MachineChanged("somebody changed the guest's disks while it was being saved")
         return disks
 
     def _switch(self) -> None:
-        """Have all disks go on with those that are ready, at once."""
+        """Put all disks on the prepared overlays at once."""
         actions = [
             {"type": "blockdev-snapshot", "data": {"node": each.drive.disk.node, "overlay": each.node}}
             for each in self._ready
@@ -150,13 +150,13 @@ class Overlays:
         self._monitor.execute("transaction", {"actions": actions})
 
     def _is_on_them(self) -> bool:
-        """Whether each disk goes on with its overlay, and no other disk has come."""
+        """Whether each disk is on its overlay, and no disk was added."""
         now = nodes_in_use(self._monitor)
         expected = {each.drive.disk.device: each.node for each in self._frozen}
         return {name: node for name, node in now.items() if name not in self._shared} == expected
 
     def _make(self, overlay: Overlay) -> None:
-        """Have QEMU make an image without contents in the file, and open it."""
+        """Have QEMU make an empty image in the file, and open it."""
         drive = overlay.drive
         cache = dict(drive.cache)
         self._monitor.execute(
@@ -173,7 +173,7 @@ class Overlays:
         }
         run_job(
             self._monitor,
-            f"overlay {overlay.path!r} cannot be made",
+            f"cannot make overlay {overlay.path!r}",
             lambda name: self._monitor.execute("blockdev-create", {"job-id": name, "options": options}),
             overlay.node,
         )
@@ -189,10 +189,10 @@ class Overlays:
         )
 
     def _remove(self, overlay: Overlay) -> bool:
-        """Remove an overlay that no disk goes on with; returns whether that is done."""
+        """Remove an overlay unless a disk is on it; returns whether it was removed."""
         try:
             remove_nodes(self._monitor, overlay.node)
-        except MachineError:  # it is in use, or nobody can tell any more
+        except MachineError:  # it is in use, or QEMU is gone
             if self._asked or not _has_ended(self._monitor):
                 return False
         with contextlib.suppress(OSError):
@@ -201,7 +201,7 @@ class Overlays:
 
 
 def _planned(monitor: Monitor, drives: Sequence[Drive], folder: str | None) -> Iterator[Overlay]:
-    """An overlay for each drive, under names that nobody has yet."""
+    """An overlay for each drive, under unused names."""
     nodes = {each.get("node-name") for each in listed(monitor, "query-named-block-nodes", {"flat": True})}
     stamp = time.strftime(f"{PREFIX}%Y%m%d-%H%M%S")
     for letter in _LETTERS:
@@ -212,15 +212,15 @@ def _planned(monitor: Monitor, drives: Sequence[Drive], folder: str | None) -> I
         ]
         if not any(os.path.lexists(each.path) or each.node in nodes for each in planned):
             return iter(planned)
-    raise HostError(f"there are overlays of every name like {planned[0].path!r}")
+    raise HostError(f"all names like {planned[0].path!r} are taken")
 
 
 def _path(drive: Drive, snapshot: str, folder: str | None) -> str:
     image = _SUFFIX.sub("", drive.disk.images[0].path)
     if not folder and _is_device(image):
         raise MachineError(
-            f"disk {drive.disk.device!r} is the device {image!r}: its overlay cannot be beside it",
-            hint="--disk-folder DIR says where",
+            f"disk {drive.disk.device!r} is the device {image!r}, beside which no overlay can be made",
+            hint="choose a folder with --disk-folder DIR",
         )
     return os.path.join(
         os.path.abspath(folder or os.path.dirname(image)), f"{os.path.basename(image)}.{snapshot}.qcow2"
@@ -228,14 +228,14 @@ def _path(drive: Drive, snapshot: str, folder: str | None) -> str:
 
 
 def left_overlays(monitor: Monitor, drives: Sequence[Drive]) -> dict[str, str]:
-    """Overlays that were begun and that no disk uses: path of the file, and its node, empty if QEMU has none.
+    """Overlays that were made and that no disk uses: path of the file -> name of its node, empty if QEMU has none.
 
     Args:
         monitor: of the QEMU.
-        drives: beside whose images files without contents are looked for as well.
+        drives: empty files beside their images are looked for as well.
 
     Raises:
-        MachineError: QEMU does not say.
+        MachineError: QEMU does not answer.
     """
     used, left = used_nodes(monitor), dict.fromkeys(_empty_files(drives), "")
     for each in listed(monitor, "query-named-block-nodes", {"flat": True}):
@@ -246,7 +246,7 @@ def left_overlays(monitor: Monitor, drives: Sequence[Drive]) -> dict[str, str]:
 
 
 def _empty_files(drives: Sequence[Drive]) -> Iterator[str]:
-    """Overlays that nothing was written to yet."""
+    """Overlays of length 0: made, but not formatted yet."""
     for folder in sorted({os.path.dirname(each.path) for drive in drives for each in drive.disk.images[:1]}):
         with contextlib.suppress(OSError):
             for found in os.scandir(folder):
@@ -255,7 +255,7 @@ def _empty_files(drives: Sequence[Drive]) -> Iterator[str]:
 
 
 def remove_nodes(monitor: Monitor, node: str) -> None:
-    """Have QEMU close an overlay and its file, as far as it has them; ``node`` may be empty.
+    """Have QEMU close an overlay and its file, if it has them open; ``node`` may be empty.
 
     Raises:
         MachineError: they are in use, or QEMU does not answer.
@@ -269,7 +269,7 @@ def remove_nodes(monitor: Monitor, node: str) -> None:
 
 
 def _last_written(overlays: Sequence[Overlay]) -> list[tuple[int, int]]:
-    """When each image below them was last written, and its length: nobody may write one after the instant."""
+    """Time of the last write and length of each image below them: nobody may write to one after the instant."""
     found = []
     for image in (image for each in overlays for image in each.drive.disk.images):
         try:
@@ -289,10 +289,10 @@ def _has_ended(monitor: Monitor) -> bool:
 
 
 def _as_it_is(disk: Disk, *, durable: bool) -> Disk:
-    """The disk, with what its images are now that nobody writes them any more."""
+    """The disk with the present state of its images, which nobody writes to any more."""
     path = disk.images[0].path
     try:
-        if durable:  # QEMU flushes it when the guest is stopped, but not with cache=unsafe
+        if durable:  # QEMU flushed it when the guest was stopped, except with cache=unsafe
             sync(path)
     except OSError as error:
         raise HostError.from_os(f"disk {disk.device!r}: {path!r} cannot be synced", error) from error

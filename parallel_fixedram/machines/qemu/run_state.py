@@ -1,11 +1,11 @@
-"""RunState: a guest's run state while its QEMU is saved: whether it runs, stopped, looked after, and given back.
+"""RunState: stops a guest while its QEMU is saved, and makes sure that it goes on afterwards.
 
 ::
 
     us -- stop, cont --> QEMU
     guardian -- cont, on the same connection, if we die in between --> QEMU
 
-What others do to the guest meanwhile is found out before it goes on (``instant.py``).
+Before the guest goes on, we find out what others did to it meanwhile (``instant.py``).
 """
 
 from __future__ import annotations
@@ -23,19 +23,19 @@ from parallel_fixedram.machines.qemu.instant import HARMLESS, Held, look_back
 from parallel_fixedram.machines.qemu.monitor import Monitor
 
 _CONTINUE = b'\xff\n{"execute": "cont", "id": "guardian"}\n'
-"""0xff makes QEMU forget a command of which we may have sent only a half (QEMU docs/interop/qmp-spec.rst)."""
+"""0xff makes QEMU drop a command that we may have sent only half of (QEMU docs/interop/qmp-spec.rst)."""
 
 
 class RunState:
-    """What ``stop`` and ``cont`` change; nothing is changed by making one.
+    """A guest's run state; the constructor changes nothing.
 
     Args:
         monitor: of the QEMU.
-        guardian: what lets the guest go on if we die; None for one that uses the monitor's connection.
-        stays: whether a guest that was stopped for an instant stays so after ``resume``, until ``ended`` or ``let_go``.
+        guardian: lets the guest go on if we die; None for one that uses the monitor's connection.
+        stays: whether a guest that we stopped stays stopped after ``resume``, until ``ended`` or ``let_go``.
 
     Raises:
-        HostError: there is no process to be had for the guardian.
+        HostError: no process can be started for the guardian.
     """
 
     def __init__(self, monitor: Monitor, guardian: Guardian | None = None, *, stays: bool = False) -> None:
@@ -49,7 +49,7 @@ class RunState:
         self._guardian.__enter__()
 
     def now(self) -> str:
-        """What QEMU says."""
+        """QEMU's run state now."""
         return discovery.run_state(self._monitor)
 
     def is_running(self) -> bool:
@@ -61,11 +61,11 @@ class RunState:
         return self._runs
 
     def to_save(self) -> str:
-        """What the file shall say that the guest was doing: what it did before ``pause`` stopped it."""
+        """The run state for the file: the one from before ``pause`` stopped the guest."""
         return self._ran_as if self._stopped else self.now()
 
     def get_ready(self) -> None:
-        """Ask whether the guest runs, and listen to what happens to it."""
+        """Find out whether the guest runs, and begin to listen for events."""
         if self._events is None:
             self._guardian.await_ready()
             self._events = self._stack.enter_context(self._monitor.listen(ignored=HARMLESS))
@@ -75,13 +75,13 @@ class RunState:
         self._events.clear()
 
     def pause(self) -> bool:
-        """Stop the guest; from then on the guardian watches. Returns whether this stopped it.
+        """Stop the guest; from then on the guardian watches over it. Returns whether it was we who stopped it.
 
-        QEMU tells that by an event: somebody else may have started or stopped it since ``get_ready``. To a guest that
-        stands still, ``stop`` does nothing (QEMU system/cpus.c, do_vm_stop).
+        An event tells us that, since somebody else may have started or stopped the guest since ``get_ready``: ``stop``
+        does nothing to a guest that stands still already (QEMU system/cpus.c, do_vm_stop).
         """
         assert self._events is not None, "get_ready() comes first"
-        self._events.clear()  # a stop that was reported already is somebody else's
+        self._events.clear()  # a stop that was reported before is somebody else's
         self._held = True
         if self._runs:
             self._guardian.arm()
@@ -95,11 +95,11 @@ class RunState:
         return self._stopped
 
     def resume(self) -> str | None:
-        """Let the guest go on if ``pause`` stopped it, and nobody else did anything about that (Machine.resume).
+        """Let the guest go on if ``pause`` stopped it and nobody else has changed that (Machine.resume).
 
         Raises:
-            MachineError: QEMU refuses, does not answer, or has ended: then what was read was not its memory. Or the
-                guest has come to its end, and stays as it is.
+            MachineError: QEMU refuses, does not answer, or has ended, so that what was read may not be its memory. Or
+                the guest has come to its end, and stays as it is.
         """
         if not self._held:
             return None
@@ -109,49 +109,49 @@ class RunState:
             self._go_on_if(self._stopped)
             raise
         if self._stays and held.ours and not held.torn:
-            self._held = False  # the guardian still watches
+            self._held = False  # the guardian stays armed
             return None
         self._go_on_if(held.ours)
         if held.over:
-            raise MachineError(f"{self._monitor.name!r}: {held.torn} while it was saved, and was left as it is")
+            raise MachineError(f"{self._monitor.name!r}: {held.torn} while it was being saved, and was left as it is")
         return held.torn or None
 
     def ended(self) -> None:
-        """There is no guest any more that could go on."""
+        """Note that the guest has been ended, so that nobody has to let it go on."""
         self._stopped = False
         self._guardian.disarm()
 
     def close(self) -> None:
-        """Stop listening; a guardian that has nothing to look after ends."""
+        """Stop listening, and end the guardian unless the guest is still stopped."""
         if not self._stopped:
             self._guardian.close()
         self._stack.close()
 
     def let_go(self) -> None:
-        """Once the connection is ours no more: where the guest could not be told to go on, the guardian tells it.
+        """If we could not let the guest go on, have the guardian do it.
 
-        It has the connection for itself then, and is the last hope.
+        Only called when we no longer use the connection: the guardian is the last hope, and needs it for itself.
         """
         self._guardian.let_go()
 
     def _look_back(self) -> Held:
-        """What became of the guest since ``pause``."""
+        """What happened to the guest since ``pause``."""
         assert self._events is not None, "get_ready() comes first"
         status = self.now()
         events, complete = self._events.take()
         return look_back(events, status, ours=self._stopped, complete=complete)
 
     def _go_on_if(self, ours: bool) -> None:
-        """End the time in which the guest is held; it goes on if it stands still because of us."""
+        """Stop holding the guest, and let it go on if it stands still because of us."""
         if ours:
             self._monitor.execute("cont")
         self._stopped = self._held = False
         self._guardian.disarm()
 
     def _go_on(self) -> None:
-        """Runs in the guardian: the connection is the one thing that is left of us.
+        """Runs in the guardian, over our connection, which outlives us.
 
-        It waits, however long QEMU hangs: from a closed connection QEMU reads nothing, not even what was sent before.
+        It waits for as long as QEMU hangs: QEMU would not read a command from a connection that is closed by then.
         """
         fd = self._monitor.sock.fileno()
         request, answer = memoryview(_CONTINUE), b""

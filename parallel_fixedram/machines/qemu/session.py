@@ -1,9 +1,9 @@
 """Session: QEMU's own client library, called one blocking call at a time.
 
-A call ends with what the library's coroutine returns, when its time is up, immediately when QEMU ends, or with what a
-signal handler raises (``event_loop.py``); a session goes on after an interrupted one. Whatever goes wrong at the other
-end is a MachineError that names the socket. Nothing that arrives is collected without bound: the library reads lines of
-up to 10 MiB.
+A call ends with the result of the library's coroutine, when its time is up, as soon as QEMU ends, or with what a signal
+handler raises (``event_loop.py``); the session survives an interrupted call. Whatever goes wrong at the other end is
+raised as a MachineError that names the socket. What arrives cannot fill memory: the library reads lines of up to 10
+MiB.
 """
 
 from __future__ import annotations
@@ -39,22 +39,21 @@ _log = logging.getLogger(__name__)
 class Session(Closing):
     """The library's client over a connected socket; a context manager.
 
-    Calls may come from any thread, but never two at once, and not from inside a running event loop. After an error
-    answer or a time-out the session goes on (an answer that comes late is dropped); once it is lost, every call says
-    so.
+    Calls may come from any thread, but never two at once, and not from inside a running event loop. The session
+    survives error answers and time-outs (a late answer is dropped); once it is lost, every call reports that.
 
     Args:
-        sock: connected, and nothing read from it; closed with the session.
+        sock: connected, with nothing read from it yet; closed with the session.
         name: of the other end, for messages.
-        timeout: seconds for every call that is not given its own.
-        pidfd: descriptor of QEMU's process; its end ends every call.
-        kind: what the other end is, for messages.
+        timeout: seconds, for calls without a time-out of their own.
+        pidfd: descriptor of QEMU's process: if that ends, so do calls.
+        kind: kind of the other end, for messages.
 
     Attributes:
         sock, name, kind, timeout: as given.
         client: the library's.
-        listeners: get every event that the library does not see; they may not raise.
-        loop: runs it.
+        listeners: called with every event that the library does not see; they must not raise.
+        loop: runs the library.
     """
 
     def __init__(
@@ -69,13 +68,13 @@ class Session(Closing):
         self.listeners: list[Callable[[Message], None]] = []
         self.client = Client(__name__.replace(".", "-"), sock, self._hear)
         self.client.logger.addFilter(_only_for_debugging)
-        self.client.negotiate = False  # for that it expects a reply where an event may come first
-        self.client.events.event_filter = lambda _event: False  # it would keep every event for ever
+        self.client.negotiate = False  # its negotiation fails if an event comes before the reply
+        self.client.events.event_filter = lambda _event: False  # else it would keep all events for ever
 
     def execute(
         self, command: str, arguments: Mapping[str, Any] | None, timeout: float | None, fd: int | None = None
     ) -> Any:
-        """Have a command carried out, and return what it returns (``Monitor.execute``)."""
+        """Execute a command, and return what it returns (``Monitor.execute``)."""
         late, timeout = f"QEMU did not answer {command!r}", self.timeout if timeout is None else timeout
         deadline = time.monotonic() + timeout
         if fd is None and not self._lost and (request := self.client.ask(command, arguments)):
@@ -95,14 +94,14 @@ class Session(Closing):
         """Run one of the library's coroutines to its end.
 
         Args:
-            late: what is to be said when nothing comes, without a reason.
+            late: the error message, without a reason, if nothing comes.
             timeout: seconds; None for the session's.
             work: makes the coroutine.
-            command: what QEMU refuses if it refuses.
+            command: the command that it executes, for the message if QEMU refuses it.
 
         Raises:
-            TimedOut: nothing comes in time.
-            MachineError: nothing can come, or QEMU refuses.
+            TimedOut: nothing came in time.
+            MachineError: the session is lost, or QEMU refuses.
         """
         timeout = self.timeout if timeout is None else timeout
         if self._lost:
@@ -116,7 +115,7 @@ class Session(Closing):
 
     @contextlib.contextmanager
     def _explained(self, late: str, timeout: float, command: str) -> Iterator[None]:
-        """Say in our terms what went wrong."""
+        """Turn the library's exceptions into ours."""
         try:
             yield
         except EndedError:
@@ -139,18 +138,18 @@ class Session(Closing):
             listener(event)
 
     async def connect(self) -> None:
-        """Have the library greet and be greeted.
+        """Have the library exchange greetings.
 
         Raises:
-            QMPError: that fails, or whoever answered has gone already.
+            QMPError: it fails, or the other end has gone already.
         """
         try:
             await self.client.connect(self.sock)
-        except AssertionError as error:  # the library takes for granted that nobody ends right after a greeting
+        except AssertionError as error:  # the library assumes that nobody disconnects right after a greeting
             raise ExecInterruptedError from error
 
     def close(self) -> None:
-        """End the session, whatever state it is in, within seconds; more than once does no harm."""
+        """End the session within seconds, whatever its state; may be called more than once."""
         if self.loop.is_closed():
             return
         with signals.held():
@@ -178,7 +177,7 @@ class Session(Closing):
         return MachineError(f"{self.kind} {self.name!r}: {text}")
 
     def _with_reason(self, late: str, error: Exception) -> MachineError:
-        """Say why nothing came; only the end of the session tells that."""
+        """An error with the reason why nothing came; only ending the session reveals it."""
         if self.client.runstate is Runstate.DISCONNECTING:
             self.loop.turn(self._disconnect)
             if self._lost == _CLOSED and self.loop.has_ended(LAST_WORDS_SECONDS):
@@ -191,12 +190,12 @@ class TimedOut(MachineError):
 
 
 def _only_for_debugging(_record: logging.LogRecord) -> bool:
-    """The library logs as errors what our exceptions say as well."""
+    """The library logs errors that we raise anyway."""
     return _log.isEnabledFor(logging.DEBUG)
 
 
 def _reason(error: BaseException) -> str:
-    """What the library's exception means, in one line."""
+    """The meaning of an exception of the library, in one line."""
     while isinstance(inner := getattr(error, "exc", None), Exception):
         error = inner
     match error:
@@ -211,7 +210,7 @@ def _reason(error: BaseException) -> str:
             return f"what came instead is not JSON: '{text}'"
         case ValueError(args=(str(text),)) if text.startswith("Separator is"):  # asyncio's StreamReader.readline
             return "what came instead is too long a line"
-        case RecursionError():  # which every Python words in its own way
+        case RecursionError():  # its text differs between versions of Python
             return "what came instead is nested too deeply"
         case ServerParseError(msg=message) | BadReplyError(msg=message):
             return f"what came instead is not understood: {shown(str(dict(message)))}"

@@ -1,6 +1,6 @@
-"""What trials of the snapshot have shown on this host: they decide whether ``auto`` may take one.
+"""Outcomes of snapshot trials on this host, which decide whether ``auto`` may take a snapshot.
 
-Remembered for each kernel, version of QEMU and accelerator: where one of these is another, nothing is known.
+They are remembered for each combination of kernel, QEMU version and accelerator, and say nothing about another one.
 """
 
 from __future__ import annotations
@@ -16,11 +16,11 @@ _NAME = "snapshots.json"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Setting:
-    """What a trial holds for.
+    """The conditions that a trial is valid for, besides host and kernel.
 
     Attributes:
-        qemu: its version.
-        kvm: whether the guest runs under KVM; otherwise its code is translated (TCG).
+        qemu: QEMU's version.
+        kvm: whether the guest runs under KVM, and not TCG.
     """
 
     qemu: str
@@ -28,7 +28,7 @@ class Setting:
 
     @property
     def accelerator(self) -> str:
-        """By QEMU's name."""
+        """QEMU's name for the accelerator."""
         return "kvm" if self.kvm else "tcg"
 
     @property
@@ -43,25 +43,25 @@ class Setting:
 
     @property
     def passed(self) -> bool | None:
-        """The outcome of the last trial; None where there was none."""
+        """The outcome of the last trial; None if there was none."""
         found = user_cache.read(_NAME).get(self._key)
         return found if isinstance(found, bool) else None
 
     @property
     def unproven(self) -> str:
-        """Why a snapshot is taken only where it is asked for by name, as the end of a sentence; empty if it is not so.
+        """Why ``auto`` must not take a snapshot, as the end of a sentence; empty if it may.
 
-        KVM writes guest memory in the kernel, whose faults should wait as well: no machine at hand could show that.
+        KVM writes to guest memory in the kernel. Its faults should wait as well, but that needs a trial on each host.
         """
         if self.passed is False:
-            return "a trial on this host has found wrong pages in snapshots (try-capture)"
+            return "a trial on this host found wrong pages in snapshots (try-capture)"
         if self.kvm and self.passed is None:
-            return "the guest runs under KVM, with which nobody has tried it on this host (try-capture does)"
+            return "the guest runs under KVM, with which it was never tried on this host (try-capture does that)"
         return ""
 
 
 def _host() -> str:
-    """The machine: a home folder may be that of many (machine-id(5))."""
+    """Identifies the host, because several may share a home folder (machine-id(5))."""
     with contextlib.suppress(OSError, UnicodeDecodeError), open("/etc/machine-id", encoding="ascii") as file:
         return file.read().strip()
     return os.uname().nodename

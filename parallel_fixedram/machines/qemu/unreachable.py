@@ -1,4 +1,4 @@
-"""Guest memory that another process cannot read, or that no QEMU can load again; asked before anything is touched.
+"""Refuse guest memory that another process cannot read, or that no QEMU can load again, before anything is touched.
 
 Source: QEMU hw/core/machine.c (confidential-guest-support), backends/hostmem.c and hostmem-file.c (readonly, rom).
 """
@@ -16,14 +16,14 @@ if TYPE_CHECKING:
 
 
 def refuse_unreachable_memory(monitor: Monitor, blocks: Sequence[QemuBlock]) -> None:
-    """Accept a guest whose memory can be read from outside, and be loaded.
+    """Refuse a guest whose memory cannot be read from outside, or cannot be loaded again.
 
     Args:
         monitor: of the QEMU.
         blocks: its RAMBlocks.
 
     Raises:
-        MachineError: names what is in the way.
+        MachineError: it cannot; the message says why.
     """
     support = _property(monitor, "/machine", "confidential-guest-support", str)
     if support:
@@ -34,13 +34,13 @@ def refuse_unreachable_memory(monitor: Monitor, blocks: Sequence[QemuBlock]) -> 
     for block in blocks:
         if block.read_only:
             raise MachineError(
-                f"block {block.idstr!r} is read-only memory (readonly=on): no QEMU can load what a file has of it",
+                f"block {block.idstr!r} is read-only memory (readonly=on), which no QEMU can load from a file",
                 hint="readonly=on,share=off,rom=off gives the guest a private copy instead, which can be saved",
             )
 
 
 def _is_guest_memfd(monitor: Monitor, path: str, kind: str) -> bool:
-    """By the backend's type or its property; QEMU 10.0 has neither."""
+    """Whether the backend is guest-memfd, by its type or its property; QEMU 10.0 has neither."""
     if kind == "memory-backend-guest-memfd":
         return True
     names = {name for name, _ in children(monitor, path, of_type="bool")}

@@ -1,14 +1,14 @@
-"""What changes a guest's memory so that a userfaultfd of QEMU's process is not told: such a guest gets no snapshot.
+"""What changes guest memory unseen by a userfaultfd of QEMU's process: a guest with any of it cannot have a snapshot.
 
 ::
 
-    a device that others share memory with      they write it by page tables of their own
-    a disk driver that has RAM pinned           the device, or another process, writes the pages themselves
+    a device that shares its memory             others write to it through page tables of their own
+    a disk driver that has RAM pinned           the device, or another process, writes directly to the pages
     a balloon on huge pages                     QEMU discards them by a hole in their file, without madvise
-    merging (KSM)                               the page that takes a page's place is not protected
+    merging (KSM)                               a merged page loses its protection
 
-The first three are QEMU's own words of what it is made of; the last one the kernel's. Devices that are refused in every
-case (VFIO, vhost-user, vDPA) are in ``discovery.py``.
+QEMU reports the first three, the kernel the last one. Devices that are always refused (VFIO, vhost-user, vDPA) are in
+``discovery.py``.
 """
 
 from __future__ import annotations
@@ -27,14 +27,14 @@ _SHARING = "ivshmem"
 _PINNING = frozenset(
     ("nvme", "nvme-io_uring", "io_uring", "virtio-blk-vfio-pci", "virtio-blk-vhost-user", "virtio-blk-vhost-vdpa")
 )
-"""Block drivers that are told of all RAM once, and write there without QEMU (QEMU block/nvme.c, block/blkio.c)."""
+"""Block drivers that register all RAM once, and then write to it without QEMU (QEMU block/nvme.c, block/blkio.c)."""
 
 
 def refuse_unwatched(monitor: Monitor, found: Makeup) -> None:
-    """Refuse a guest whose memory something that it is made of changes unseen.
+    """Refuse a guest with a device or disk that changes its memory unseen.
 
     Raises:
-        MachineError: names it.
+        MachineError: it has one; the message names it.
     """
     for _, reason in unwatched(monitor, found):
         raise MachineError(reason)
@@ -44,7 +44,7 @@ def unwatched(monitor: Monitor, found: Makeup) -> Iterator[tuple[str, str]]:
     """Name of each device or disk that changes memory unseen, and a sentence that says how.
 
     Raises:
-        MachineError: QEMU does not say what disks it has.
+        MachineError: QEMU does not list its disks.
     """
     huge = any(block.host_page_size > mmap.PAGESIZE for block in found.blocks)
     for name, kind in found.devices:
@@ -58,11 +58,11 @@ def unwatched(monitor: Monitor, found: Makeup) -> Iterator[tuple[str, str]]:
             raise monitor.malformed("query-named-block-nodes", nodes)
         if (driver := node.get("drv")) in _PINNING:
             name = str(node.get("node-name"))
-            yield name, f"disk {name!r} is behind {driver}, which writes guest memory unseen"
+            yield name, f"disk {name!r} is accessed by {driver}, which writes to guest memory unseen"
 
 
 class Merging:
-    """Whether pages of a QEMU may have been merged since this was made.
+    """Finds out whether pages of a QEMU may have been merged since this object was made.
 
     Args:
         pid: its process.
@@ -75,10 +75,10 @@ class Merging:
         self._scans = ksm.scans()
 
     def refuse(self) -> None:
-        """Refuse what may be merged on a host that merges, or has.
+        """Refuse memory that may be merged, if the host merges pages or has done so meanwhile.
 
         Raises:
-            HostError: it is so.
+            HostError: there is such memory.
             MachineError: the process has ended.
         """
         if not ksm.is_merging() and ksm.scans() == self._scans:
@@ -87,5 +87,5 @@ class Merging:
             if ksm.is_mergeable(self._pid, block.address, block.used_length):
                 raise HostError(
                     "this host merges pages of guests (KSM), which removes their write protection",
-                    hint="start QEMU with -machine mem-merge=off, or stop it: echo 0 > /sys/kernel/mm/ksm/run",
+                    hint="start QEMU with -machine mem-merge=off, or stop KSM: echo 0 > /sys/kernel/mm/ksm/run",
                 )

@@ -1,7 +1,7 @@
-"""How the writes of a running QEMU can be made to wait: by a userfaultfd of its process, which it is made to ask for.
+"""Make writes of a running QEMU wait, by a userfaultfd of its process, which we make the process ask for.
 
-That is the one thing that we do to QEMU's process itself (``host/injection``), and whoever runs it may forbid it: by
-the environment of the command, or for everybody on the host.
+This is the only thing that we do to QEMU's process itself (``host/injection``), and it can be forbidden: by an
+environment variable for one command, or by a file for the whole host.
 """
 
 from __future__ import annotations
@@ -23,24 +23,24 @@ VARIABLE = "PARALLEL_FIXEDRAM_INJECTION"
 """If set to ``never``, this command injects no code."""
 
 FORBIDDEN = "/etc/parallel-fixedram/no-injection"
-"""If this file exists, nobody injects any on this host."""
+"""If this file exists, no command on this host injects code."""
 
 
 def address_space(monitor: Monitor, pid: int, found: Makeup) -> AddressSpace:
     """What a snapshot needs of a QEMU; nothing is done to it yet.
 
     Args:
-        monitor: of the QEMU; asked for nothing else while ``watch`` or ``has_answered`` is called.
+        monitor: of the QEMU; not to be used by anybody else during ``watch`` or ``has_answered``.
         pid: its process.
         found: what it is made of.
 
     Raises:
-        MachineError: what the machine is made of forbids it, or it has ended.
-        HostError: it is forbidden, or a right or the kernel is missing.
+        MachineError: the machine has a device or disk that rules it out, or QEMU has ended.
+        HostError: it is forbidden, or we lack a right, or the kernel a feature.
     """
     refuse_if_forbidden()
     if "qemu" not in (program := _program_of(pid)):
-        raise MachineError(f"process {pid} runs {program!r}, which may not be QEMU: nothing is done to it")
+        raise MachineError(f"process {pid} runs {program!r}, which may not be QEMU: it is left alone")
     refuse_unwatched(monitor, found)
     _refuse_unprotectable(pid, found)
     merging = Merging(pid, found)
@@ -68,10 +68,10 @@ def _program_of(pid: int) -> str:
 
 
 def refuse_if_forbidden() -> None:
-    """Return if whoever runs this host, or this command, allows it.
+    """Refuse if it is forbidden for this command or on this host.
 
     Raises:
-        HostError: says by what it is forbidden.
+        HostError: it is forbidden.
     """
     if os.environ.get(VARIABLE) == "never":
         raise HostError(f"{VARIABLE}=never forbids asking QEMU's process for a userfaultfd")
@@ -89,7 +89,7 @@ def _refuse_unprotectable(pid: int, found: Makeup) -> None:
 
 
 def setting(monitor: Monitor) -> Setting:
-    """What a snapshot of this QEMU has to work with."""
+    """The conditions under which a snapshot of this QEMU is taken."""
     answer = monitor.execute("query-kvm")
     if not isinstance(answer, dict) or not isinstance(answer.get("enabled"), bool):
         raise monitor.malformed("query-kvm", answer)

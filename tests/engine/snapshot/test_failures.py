@@ -146,9 +146,7 @@ def test_a_worker_that_cannot_write_ends_it(ram: Ram) -> None:
         return failing[0]
 
     with Capture(ram, wrap=wrap) as capture:
-        ram.begin_writing(range(PAGES))
         capture.protect()
-        ram.halt()
         capture.fix()
         with pytest.raises(HostError) as raised:
             capture.work()

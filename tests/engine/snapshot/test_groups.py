@@ -64,6 +64,20 @@ def test_groups_are_made_longer_by_whole_units_up_to_the_end_of_their_block() ->
     assert huge.longer(range(1, 9), 9) == range(1, 17)
 
 
+def test_what_lies_in_the_same_bytes_is_around_a_group_as_far_as_its_block_goes() -> None:
+    small, huge = two_blocks(64 * 20, 64 * 3), two_blocks(1, 512 * 3, huge=True)
+    assert small.around(range(9, 10), 8 * GROUP) == range(8, 16)
+    assert small.around(range(17, 18), 8 * GROUP) == range(16, 20)
+    assert small.around(range(21, 22), 8 * GROUP) == range(20, 23)
+    assert huge.around(range(9, 17), 8 * GROUP) == range(9, 17)
+
+
+def test_the_length_of_pieces_may_be_asked_for_anew_each_time() -> None:
+    lengths = iter([GROUP, 4 * GROUP, 2 * GROUP])
+    groups = Groups([RAMBlock(idstr="a", used_length=7 * GROUP)], [A])
+    assert list(groups.pieces(lambda: next(lengths))) == [range(1), range(1, 5), range(5, 7)]
+
+
 def test_what_is_not_protected_is_left_out() -> None:
     blocks = [RAMBlock(idstr="a", used_length=GROUP), RAMBlock(idstr="b", used_length=GROUP)]
     groups = Groups(blocks, [None, B])

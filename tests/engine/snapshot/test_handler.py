@@ -14,7 +14,7 @@ from support.pictures import PAGE, memfd
 
 from parallel_fixedram.core.errors import HostError
 from parallel_fixedram.core.ramblock import PageRange, RAMBlock
-from parallel_fixedram.engine.capture.snapshot import faults, protection, tallies
+from parallel_fixedram.engine.capture.snapshot import faults, guesses, protection, tallies
 from parallel_fixedram.engine.capture.snapshot.copier import GroupCopier
 from parallel_fixedram.engine.capture.snapshot.groups import Groups
 from parallel_fixedram.engine.capture.snapshot.handler import Handler
@@ -78,6 +78,18 @@ class Scripted:
         os.close(self._fd)
 
 
+class RecordingRing(Ring):
+    """Knows which slots were asked to be ready."""
+
+    def __init__(self, slots: int) -> None:
+        super().__init__(slots, PAGE)
+        self.made_ready: list[int] = []
+
+    def get_ready(self, first: int, slots: int) -> None:
+        super().get_ready(first, slots)
+        self.made_ready.append(first)
+
+
 class Served:
     """A handler of six groups, of which the first five hold something.
 
@@ -91,7 +103,7 @@ class Served:
         blocks = [RAMBlock(idstr="ram", used_length=6 * GROUP)]
         self._fd = memfd("".join(letter * 64 for letter in "ABCDE-"))
         self.source = MappedSource(self._fd, length=6 * GROUP)
-        self.marks, self.ring = Marks(6, blocks), Ring(slots, PAGE)
+        self.marks, self.ring = Marks(6, blocks), RecordingRing(slots)
         data = Ledger(blocks).data
         data[0].set_range(PageRange(0, 5 * 64))
         groups = Groups(blocks, [START])
@@ -162,6 +174,11 @@ class Served:
         self.spill.close()
         self._link.close()
         os.close(self._fd)
+
+
+@pytest.fixture(autouse=True)
+def _one_group_is_noted_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(faults, "NOTED_BYTES", GROUP)
 
 
 @pytest.fixture
@@ -246,7 +263,30 @@ def test_no_more_is_copied_along_than_half_the_ring_has_room_for(served: Served)
     assert served.memory.lengths == [1, 2, 2]
 
 
-def test_before_t_nothing_is_let_go_along(served: Served) -> None:
+def test_before_t_what_lies_around_is_let_go_along_because_that_costs_no_copy(
+    served: Served, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Once, however many wait in the same two megabytes."""
+    monkeypatch.setattr(faults, "NOTED_BYTES", 4 * GROUP)
+    served.protect()
+    served.fault(1, 2)
+    served.turns()
+    assert (served.memory.calls, served.memory.lengths[-1:]) == ([("unprotect", 0)], [4])
+    assert served.marks.noted.tolist() == [1, 1, 1, 1, 0, 0]
+    assert served.ring.taken == len(served.ring) == 0
+
+
+@pytest.mark.parametrize(("seconds", "lengths"), [(1e9, [1, 2, 3]), (-1.0, [1, 1, 1, 1, 1, 1])])
+def test_pieces_that_are_protected_grow_as_long_as_that_is_quick(
+    served: Served, monkeypatch: pytest.MonkeyPatch, seconds: float, lengths: list[int]
+) -> None:
+    monkeypatch.setattr(protection, "PROTECT_BYTES", (GROUP, 4 * GROUP))
+    monkeypatch.setattr(protection, "_PROTECT_SECONDS", seconds)
+    served.protect()
+    assert served.memory.lengths == lengths
+
+
+def test_before_t_nothing_behind_is_let_go_along(served: Served) -> None:
     served.protect()
     for group in (0, 1, 2):
         served.fault(group)
@@ -288,7 +328,7 @@ def test_a_ring_goes_round_with_what_was_put_into_it() -> None:
 def test_faults_are_served_between_the_pieces_that_are_protected(
     served: Served, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(protection, "PROTECT_BYTES", 2 * GROUP)
+    monkeypatch.setattr(protection, "PROTECT_BYTES", (2 * GROUP, 2 * GROUP))
     served.order(Command.PROTECT)
     served.turns()
     served.fault(0)
@@ -324,6 +364,78 @@ def test_a_group_that_was_touched_between_data_map_and_t_is_copied_whole(served:
     served.fault(5)
     served.turns()
     assert served.spilled() == ["5Z"]
+
+
+def noted(served: Served, *groups: int) -> None:
+    """These are written between protection and T, which has just come."""
+    served.protect()
+    served.fault(*groups)
+    served.turns()
+    served.memory.calls.clear()
+    served.order(Command.FIX)
+    served.turns()
+    assert served.answer() == Done()
+
+
+def test_what_was_written_just_before_t_is_copied_before_anybody_waits(served: Served) -> None:
+    noted(served, 1, 2, 4)
+    served.turns()
+    assert served.spilled() == ["1B", "2C", "4E"]
+    assert served.memory.calls == [(call, group) for call in ("protect", "unprotect") for group in (1, 4)]
+    served.order(Command.END)
+    served.until(Phase.ENDED)
+    assert served.answer() == Done()
+    figures = served.answer()
+    assert (figures.ahead_groups, figures.copied_groups, figures.faults) == (3, 0, 0)
+
+
+def test_who_waits_comes_before_what_is_copied_ahead(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(faults, "AHEAD_BYTES", GROUP)
+    noted(served, 0, 1, 2)
+    served.fault(4)
+    served.turns()
+    assert served.spilled() == ["0A", "4E", "1B"]
+
+
+def test_what_was_written_just_before_t_and_is_safe_already_is_not_copied(served: Served) -> None:
+    noted(served, 0, 2, 4)
+    served.marks.written[2] = 1
+    served.fault(0)
+    served.turns(4)
+    assert served.spilled() == ["0A", "4E"]
+    assert {("unprotect", 0), ("unprotect", 2), ("unprotect", 4)} <= set(served.memory.calls)
+
+
+def test_no_more_is_copied_ahead_than_half_the_ring_has_room_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(faults, "AHEAD_BYTES", GROUP)
+    served = Served(slots=4)
+    noted(served, 0, 1, 2, 3)
+    served.turns(8)
+    assert served.spilled() == ["0A", "1B"]
+    served.fault(3)
+    served.turns()
+    assert served.spilled() == ["0A", "1B", "3D"]
+    served.ring.take(2)
+    served.turns(8)
+    assert served.spilled() == ["3D", "2C"]
+    served.close()
+
+
+def test_there_is_memory_in_the_ring_for_what_is_noted_but_for_no_more_than_half_of_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(guesses, "READY_AT_ONCE", 1)
+    served = Served(slots=4)
+    served.protect()
+    served.turns(2)
+    assert served.ring.made_ready == []
+    served.fault(5)
+    served.turns(4)
+    assert served.ring.made_ready == [0]
+    served.fault(1, 2, 3)
+    served.turns(6)
+    assert served.ring.made_ready == [0, 1]
+    served.close()
 
 
 def test_while_nobody_waits_what_is_captured_is_let_go(served: Served) -> None:

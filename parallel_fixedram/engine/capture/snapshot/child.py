@@ -1,4 +1,4 @@
-"""Child: a process of a snapshot besides its workers, and how the coordinator talks to it."""
+"""Child: a helper process of a snapshot, and how the coordinator talks to it."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ from parallel_fixedram.host.processes import forked, signals
 
 
 class Child:
-    """Forked when it is made; dies with the thread that made it.
+    """A process that is forked by the constructor, and dies with the thread that made it.
 
     Args:
         name: what it does, to follow "the process that".
-        run: what it runs, with its end of a socket to us.
+        run: what it runs, given its end of a socket to us.
 
     Attributes:
-        pid: process id; 0 when it was reaped.
-        pidfd: of it.
+        pid: process id; 0 once it was reaped.
+        pidfd: its pidfd.
 
     Raises:
         HostError: no process could be started.
@@ -53,12 +53,12 @@ class Child:
             raise HostError.from_os(f"cannot start the process that {name}", error) from error
 
     def tell(self, command: Command) -> None:
-        """Send a command; that nobody is there to hear it shows in the answer."""
+        """Send a command; if the process is gone, ``answer`` will report that."""
         with contextlib.suppress(BrokenPipeError, ConnectionResetError):
             send(self._socket, command)
 
     def has_answer(self, seconds: float) -> bool:
-        """Whether ``answer`` need not wait any more within so many seconds."""
+        """Whether ``answer`` would return without waiting, now or within this many seconds."""
         poll = select.poll()  # not select(): a descriptor may be beyond 1024
         poll.register(self._socket, select.POLLIN)
         return bool(poll.poll(seconds * 1000))
@@ -67,8 +67,8 @@ class Child:
         """The next answer.
 
         Raises:
-            WorkerError: it does not come within so many seconds, or never will.
-            FixedRamError: what it failed with.
+            WorkerError: it does not come within this many seconds, or the process has ended.
+            FixedRamError: the error with which the process failed.
         """
         if not self.has_answer(seconds):
             raise WorkerError(f"the process that {self._name} does not answer")
@@ -82,11 +82,11 @@ class Child:
         return answer
 
     def has_ended(self, seconds: float = 0.0) -> bool:
-        """Whether it is no more, or ends within so many seconds."""
+        """Whether it has ended, or ends within this many seconds."""
         return self.pid == 0 or forked.has_ended(self.pidfd, seconds)
 
     def close(self) -> None:
-        """End it; more than once does no harm."""
+        """End the process; may be called more than once."""
         self._socket.close()
         if self.pid:
             forked.kill(self.pid)

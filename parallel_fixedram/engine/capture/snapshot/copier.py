@@ -1,4 +1,4 @@
-"""GroupCopier: the contents that a group has at T, copied into a slot of the ring."""
+"""GroupCopier: copies the contents of a group at T into a slot of the ring."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ class GroupCopier:
     """Reads groups from guest RAM.
 
     Args:
-        origin: where they are; pages that were touched after all was protected may be missing in its data.
-        marks: in which groups those are.
+        origin: where they are; its data may lack pages that were first touched after everything was protected.
+        marks: tell which groups have such pages.
     """
 
     def __init__(self, origin: Origin, marks: Marks) -> None:
@@ -31,27 +31,27 @@ class GroupCopier:
             source.open()
 
     def rehearse(self, slot: Pages) -> None:
-        """Copy a group of each block for nothing: the first time takes longest."""
+        """Copy a group of each block in vain, because the first time takes longest."""
         for data, first in zip(self._data, self._groups.firsts, strict=True):
             for word in np.flatnonzero(data.words)[:1].tolist():
                 self.copy(first + word, slot)
 
     def holds(self, group: int) -> bool:
-        """Whether a group may have held something at T; otherwise it was zero."""
+        """Whether a group may have contained data at T; otherwise it was zero."""
         if self._marks.noted[group]:
             return True
         block, word = self._groups.place(group)
         return bool(self._data[block].words[word])
 
     def held(self, part: slice) -> NDArray[np.uint8]:
-        """``holds`` for groups of one block, as 1 or 0."""
+        """``holds`` as 1 or 0 for each group of a slice, all of one block."""
         block, word = self._groups.place(part.start)
         words = self._data[block].words[word : word + part.stop - part.start]
         found: NDArray[np.uint8] = ((words != 0) | (self._marks.noted[part] != 0)).view(np.uint8)
         return found
 
     def copy(self, group: int, slot: Pages) -> None:
-        """Copy a group into ``slot``, shape (64, page_size / 8); pages that were never touched become zeros, unread.
+        """Copy a group into ``slot``, shape (64, page_size / 8). Pages that were never touched are zeroed, not read.
 
         Raises:
             HostError: it cannot be read.

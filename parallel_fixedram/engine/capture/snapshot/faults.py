@@ -1,8 +1,4 @@
-"""Faults: those who wait to write a group, until they may.
-
-A guest that writes one group after the other would wait at each, ten times as long as the copy takes (measured). So
-the groups behind it are copied and let go along with it, twice as many each time, as when a file is read ahead.
-"""
+"""Faults: writes that wait for a group, until they may go on."""
 
 from __future__ import annotations
 
@@ -15,6 +11,7 @@ import numpy as np
 from parallel_fixedram.core.protocols import Pages
 from parallel_fixedram.engine.capture.snapshot.copier import GroupCopier
 from parallel_fixedram.engine.capture.snapshot.groups import Marked
+from parallel_fixedram.engine.capture.snapshot.guesses import Guesses
 from parallel_fixedram.engine.capture.snapshot.link import Link
 from parallel_fixedram.engine.capture.snapshot.marks import Marks, Phase
 from parallel_fixedram.engine.capture.snapshot.protection import Protection
@@ -22,13 +19,16 @@ from parallel_fixedram.engine.capture.snapshot.protocol import Step, let_write
 from parallel_fixedram.engine.capture.snapshot.ring import Ring
 from parallel_fixedram.engine.capture.snapshot.tallies import Tallies
 
-MOST_AHEAD = 7
-"""Groups that are copied along with the one that is waited for; each keeps it waiting for a tenth of a millisecond."""
+NOTED_BYTES = 2 << 20
+"""Bytes released for one write before T. That costs no copy, and a guest that writes here and there waits less."""
+
+AHEAD_BYTES = 1 << 20
+"""Bytes copied ahead of any write at a time; faults are served in between."""
 
 
 @dataclass(slots=True, eq=False)
 class _Waiting:
-    """A unit that somebody waits to write."""
+    """A unit that a write waits for."""
 
     groups: range
     since: float
@@ -38,17 +38,19 @@ class _Waiting:
 
 
 class Faults:
-    """Serves faults as the phase demands: notes them before T, copies after it, lets them through when all is captured.
+    """Serves faults according to the phase: before T notes them, after T copies first, and once all is captured lets
+    them pass.
 
     Args:
-        memory: whose faults they are.
+        memory: the memory that they are in.
         copier: reads groups.
         marks: of all groups.
         ring: where copies go.
         link: to the spill writer.
 
     Attributes:
-        tallies: what was done.
+        guesses: what will be written next.
+        tallies: counts of what was done.
     """
 
     def __init__(self, memory: Protection, copier: GroupCopier, marks: Marks, ring: Ring, link: Link) -> None:
@@ -59,40 +61,33 @@ class Faults:
         self._link = link
         self._waiting: dict[int, _Waiting] = {}
         self._open = np.zeros(len(marks.noted), np.uint8)
-        self._next: int | None = None
-        self._more = 0
+        self.guesses = Guesses(memory, marks, ring, self._open)
         self.tallies = Tallies()
 
     def __len__(self) -> int:
-        """How many units are waited for."""
+        """Number of units that writes wait for."""
         return len(self._waiting)
 
     def add(self, faulted: Iterable[range]) -> None:
-        """Somebody waits for these."""
+        """Note that writes wait for these units."""
         now = time.monotonic()
         for groups in faulted:
-            self._waiting.setdefault(groups.start, _Waiting(self._with_more(groups), now))
+            wider = self._with_more(groups)
+            self._waiting.setdefault(wider.start, _Waiting(wider, now))
 
     def _with_more(self, groups: range) -> range:
-        """The groups that somebody waits for, and those behind them that will probably be written next."""
-        if self._marks.phase[0] != Phase.CAPTURING:
-            return groups
-        in_turn = self._next is not None and groups.start - self._next >= 0 and self._is_open(self._next, groups.start)
-        room = max(self._ring.slots // 2 - len(self._ring), 0)  # nobody shall wait because the ring is full of guesses
-        self._more = min(2 * self._more + 1, MOST_AHEAD, room) if in_turn else 0
-        found = self._memory.longer(groups, self._more)
-        self._next = found.stop
-        return found
-
-    def _is_open(self, start: int, stop: int) -> bool:
-        """Whether nobody had to wait for any of these groups."""
-        return stop - start <= MOST_AHEAD and bool(self._open[start:stop].all())
+        """The groups that a write waits for, and those that are released with them."""
+        phase = self._marks.phase[0]
+        if phase < Phase.CAPTURING:
+            return self._memory.around(groups, NOTED_BYTES)
+        return self.guesses.with_those_behind(groups) if phase == Phase.CAPTURING else groups
 
     def serve(self) -> float:
-        """Do what can be done; returns for how many seconds the one that waits longest has waited for room in the ring.
+        """Serve what can be served; returns for how many seconds the oldest write has been waiting for room in the
+        ring.
 
         Raises:
-            HostError: a group cannot be read, or not be let go.
+            HostError: a group cannot be read or released.
             MachineError: the guest's process has ended.
         """
         for each in list(self._waiting.values()):
@@ -102,34 +97,61 @@ class Faults:
         return time.monotonic() - oldest
 
     def begin_again(self) -> None:
-        """The phase has changed: whoever waits now is served as the new one demands."""
+        """Note that the phase has changed: faults that wait now are served according to the new one."""
         for each in self._waiting.values():
             each.steps = None
 
     def all_closed(self) -> None:
-        """All groups are protected again."""
+        """Note that all groups are protected again."""
         self._open[:] = 0
 
-    def sweeping(self) -> Iterator[bool]:
-        """Again and again, let go of what is captured before somebody has to wait for it.
+    def capturing(self) -> Iterator[bool]:
+        """Release groups before a write has to wait for them.
+
+        First copies those that were written just before T, because they will most probably be written again; then
+        releases what is captured, again and again.
 
         Yields:
-            True after every piece, False when all memory has been looked at once more.
+            True after every piece, False when nothing is left to do for now.
         """
+        for groups in self._memory.pieces(AHEAD_BYTES, self._expected):
+            while len(groups) > self.guesses.room:
+                yield from self._sweeping()
+            self._copy_ahead(groups)
+            yield True
         while True:
-            for groups in self._memory.unprotecting(self._superfluous):
-                self._open[groups.start : groups.stop] = 1
-                yield True
-            yield False
+            yield from self._sweeping()
+
+    def _sweeping(self) -> Iterator[bool]:
+        """Release everything captured so far."""
+        for groups in self._memory.unprotecting(self._superfluous):
+            self._open[groups.start : groups.stop] = 1
+            yield True
+        yield False
+
+    def _expected(self, part: slice) -> Marked:
+        found: Marked = self._marks.noted[part] & (self._open[part] == 0)
+        return found
+
+    def _copy_ahead(self, groups: range) -> None:
+        if self._open[groups.start : groups.stop].all():
+            return  # released meanwhile, for a write that waited
+        ahead = _Waiting(groups, time.monotonic())
+        for _ in self._steps(ahead):
+            pass
+        self._open[groups.start : groups.stop] = 1
+        self.tallies.ahead += ahead.copied
+        if ahead.copied:
+            self._link.tell()
 
     def _superfluous(self, part: slice) -> Marked:
-        """1 for every group, of a part of one block, that is protected, though it is captured or held nothing."""
+        """1 for every group of a slice of one block that is still protected, although it is captured or was zero."""
         done = self._marks.copied[part] | self._marks.written[part] | (self._copier.held(part) == 0)
         found: Marked = done & (self._open[part] == 0)
         return found
 
     def _advance(self, each: _Waiting) -> bool:
-        """Go on with a unit; whether it may be written by now."""
+        """Go on with a unit; returns whether it may be written now."""
         if each.steps is None:
             each.steps = self._steps(each)
         for step in each.steps:

@@ -1,7 +1,8 @@
-"""Groups: 64 pages of one block, one bitmap word; the unit in which RAM is protected, marked and copied.
+"""Groups: 64 pages of one block, that is, one bitmap word; the granularity at which RAM is protected, marked and
+copied.
 
-They are counted through all blocks, in the file's order. On huge pages only all groups of a huge page can be protected,
-or let go, together: that is a unit.
+Groups are numbered through all blocks, in the file's order. On huge pages, all groups of a huge page can only be
+protected or released together: they form a unit.
 """
 
 from __future__ import annotations
@@ -17,10 +18,10 @@ from parallel_fixedram.core.bitmap import WORD_PAGES, runs_of_ones, words_for
 from parallel_fixedram.core.ramblock import RAMBlock
 
 Marked = NDArray[np.uint8]
-"""Something other than 0 for every group that counts, shape (groups,)."""
+"""Nonzero for every marked group, shape (groups,)."""
 
 _CHUNK = 1 << 15
-"""Groups that are looked at together: 8 GiB, tens of microseconds. A multiple of the groups of any huge page."""
+"""Groups that are examined at a time: 8 GiB, tens of microseconds. A multiple of the groups in any huge page."""
 
 
 class Groups:
@@ -32,7 +33,7 @@ class Groups:
             is not protected.
 
     Attributes:
-        count: how many groups there are.
+        count: number of groups.
         firsts: number of the first group of each block.
     """
 
@@ -47,21 +48,21 @@ class Groups:
 
     @property
     def protected(self) -> list[tuple[int, int]]:
-        """Address and length of every block that is protected."""
+        """Address and length of every protected block."""
         return [(address, self._blocks[block].used_length) for address, block in self._placed]
 
     def place(self, group: int) -> tuple[int, int]:
-        """Number of a group's block, and of the word in its bitmaps."""
+        """Index of a group's block, and of the group's word in the block's bitmaps."""
         block = bisect_right(self.firsts, group) - 1
         return block, group - self.firsts[block]
 
     def pages(self, group: int) -> int:
-        """How many pages a group has: 64, but for the last one of a block."""
+        """Number of pages in a group: 64, except perhaps in the last one of a block."""
         block, word = self.place(group)
         return min(WORD_PAGES, self._blocks[block].pages - word * WORD_PAGES)
 
     def within(self, start: int, end: int) -> list[range]:
-        """The units that have a byte of the addresses [start, end): one range of groups for each block."""
+        """The units that overlap the addresses [start, end), as one range of groups for each block."""
         found = []
         for address, number in self._placed:
             block = self._blocks[number]
@@ -74,15 +75,22 @@ class Groups:
         return found
 
     def unit(self, address: int) -> range:
-        """The groups that are protected together with this address; none where no block is."""
+        """The groups that are protected together with this address; empty if it is in no block."""
         found = self.within(address, address + 1)
         return found[0] if found else range(0)
 
     def longer(self, groups: range, more: int) -> range:
-        """Some groups of one block, and up to so many behind them: whole units of the same block."""
+        """Some groups, and up to ``more`` behind them: whole units of the same block."""
         number, _ = self.place(groups.start)
         unit = self._unit(number)
         return range(groups.start, min(groups.stop + more // unit * unit, self._end(number)))
+
+    def around(self, groups: range, length: int) -> range:
+        """Some groups of one block, and those in the same aligned ``length`` bytes of it, a multiple of the unit."""
+        number, word = self.place(groups.start)
+        many, first = length // (WORD_PAGES * self._blocks[number].page_size), self.firsts[number]
+        start, stop = word // many * many, -(-(word + len(groups)) // many) * many
+        return range(first + start, min(first + stop, self._end(number)))
 
     def span(self, groups: range) -> tuple[int, int]:
         """Address and length of some groups, all of one protected block."""
@@ -93,21 +101,27 @@ class Groups:
         offset = word * size
         return address + offset, min(len(groups) * size, block.used_length - offset)
 
-    def pieces(self, length: int, marked: Callable[[slice], Marked] | None = None) -> Iterator[range]:
-        """Groups of protected blocks in pieces that touch, each of one block, of whole units, ascending.
+    def pieces(
+        self, length: int | Callable[[], int], marked: Callable[[slice], Marked] | None = None
+    ) -> Iterator[range]:
+        """Groups of protected blocks in contiguous pieces, each of one block and of whole units, ascending.
 
         Args:
-            length: of the longest piece, bytes; a unit that is longer is a piece.
-            marked: which of them, asked when it gets there; of a unit all groups have to be. None for all.
+            length: of the longest piece, bytes, or a function that is called for each piece; a longer unit is a piece
+                of its own.
+            marked: called for each part in turn, says which groups to include; a unit only if all its groups are. None
+                for all groups.
         """
         for _, number in self._placed:
-            unit = self._unit(number)
-            most = max(length // (WORD_PAGES * self._blocks[number].page_size) // unit, 1) * unit
+            unit, size = self._unit(number), WORD_PAGES * self._blocks[number].page_size
             for start in range(self.firsts[number], self._end(number), _CHUNK):
                 chunk = slice(start, min(start + _CHUNK, self._end(number)))
                 for first, count in self._runs(chunk, unit, marked):
-                    for piece in range(first, first + count, most):
-                        yield range(piece, min(piece + most, first + count))
+                    piece, stop = first, first + count
+                    while piece < stop:
+                        now = length if isinstance(length, int) else length()
+                        piece, begin = min(piece + max(now // size // unit, 1) * unit, stop), piece
+                        yield range(begin, piece)
 
     @staticmethod
     def _runs(chunk: slice, unit: int, marked: Callable[[slice], Marked] | None) -> Iterator[tuple[int, int]]:

@@ -1,4 +1,4 @@
-"""The handler: the process that serves page faults, and the only one that holds the userfaultfd.
+"""The handler: the process that serves page faults, and the only one with the userfaultfd.
 
 ::
 
@@ -8,8 +8,8 @@
                                 |                              |                 |
                                 +------------ void ------------+-----------------+
 
-A guest waits for it, so it never waits for a file, a lock or a log. When it dies the kernel closes the userfaultfd,
-and everything may be written: its death costs the snapshot, not the guest.
+The guest waits for it, so it never waits for a file, a lock or a log. If it dies the kernel closes the userfaultfd, and
+all writes pass: its death costs the snapshot, not the guest.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ _IDLE_MS, _FULL_MS = 20, 5
 
 
 class Handler:
-    """Does what it is told, a piece at a time, and serves the guest's faults in between.
+    """Obeys the coordinator, a piece of work at a time, and serves the guest's faults in between.
 
     Args:
         userfaultfd: enabled; the blocks of ``groups`` are registered with it.
@@ -46,7 +46,7 @@ class Handler:
         ring: where copies go.
         control: to the coordinator.
         link: to the spill writer.
-        max_stall: how long a write may have to wait for room in the ring, seconds.
+        max_stall: how long a write may wait for room in the ring, seconds.
     """
 
     def __init__(
@@ -80,21 +80,21 @@ class Handler:
         return int(self._marks.phase[0])
 
     def run(self) -> None:
-        """Work until memory is let go; EOFError when the coordinator is gone."""
+        """Work until all memory is released; raises EOFError if the coordinator is gone."""
         while self.phase != Phase.ENDED:
             self.turn()
 
     def turn(self) -> None:
-        """One round, whose failure costs the snapshot."""
+        """One turn of the loop; if it fails, the snapshot is void."""
         try:
             self._turn()
         except (FixedRamError, OSError) as error:
             if self.phase == Phase.RELEASING:
-                self._end()  # closing lets go of the rest
+                self._end()  # closing the userfaultfd releases the rest
             self._void(Void.FAILED, str(error))
 
     def _turn(self) -> None:
-        """The faults that wait, then at most one command, then one piece of work."""
+        """Serve waiting faults, then at most one command, then one piece of work."""
         timeout = _FULL_MS if self._faults else 0 if self._busy else _IDLE_MS
         ready = {fd for fd, _ in self._poll.poll(timeout)}
         self._beat()
@@ -115,7 +115,7 @@ class Handler:
         lost, self._memory.lost = self._memory.lost, []
         for why, groups in lost:
             if why is Void.DISCARDED and self.phase < Phase.CAPTURING:
-                self._marks.noted[groups.start : groups.stop] = 1  # its protection went with it
+                self._marks.noted[groups.start : groups.stop] = 1  # its protection is gone as well
             else:
                 self._void(why)
         faulted, self._memory.faulted = self._memory.faulted, []
@@ -124,13 +124,13 @@ class Handler:
             self._void(Void.RING_FULL)
 
     def _drain(self) -> None:
-        """Hear all that has come so far."""
+        """Process all messages that have arrived so far."""
         while self._memory.take():
             self._beat()
         self._serve()
 
     def _void(self, why: Void, because: str | None = None) -> None:
-        """The snapshot is void: let memory go. Once all is captured, that does not matter any more."""
+        """Declare the snapshot void and release memory; ignored once everything is captured."""
         if self.phase < Phase.RELEASING:
             self._marks.void[0] = why
             self._because = because or self._marks.why_void()
@@ -148,7 +148,7 @@ class Handler:
         elif command is Command.FIX:
             self._fix()
         elif command is Command.END:
-            self._drain()  # memory that was discarded before this makes the snapshot void
+            self._drain()  # a discard of memory before this makes the snapshot void
             if self.phase < Phase.RELEASING:
                 self._release()
                 send(self._control, Done())
@@ -160,6 +160,7 @@ class Handler:
         yield from self._memory.protecting()
         self._marks.phase[0] = Phase.PROTECTED
         send(self._control, Done())
+        yield from self._faults.guesses.getting_ready()
 
     def _fix(self) -> None:
         """The guest stands still, and this is T."""
@@ -169,7 +170,7 @@ class Handler:
         self._faults.all_closed()
         self._faults.tallies.noted = int(np.count_nonzero(self._marks.noted))
         self._marks.phase[0] = Phase.CAPTURING
-        self._work = self._faults.sweeping()
+        self._work = self._faults.capturing()
         send(self._control, Done())
 
     def _releasing(self) -> Iterator[bool]:

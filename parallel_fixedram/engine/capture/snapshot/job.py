@@ -1,7 +1,8 @@
-"""CaptureJob: a worker's part of a snapshot, from guest RAM that is protected to the file.
+"""CaptureJob: a worker's part of a snapshot: it writes protected guest RAM to the file.
 
-A window is copied first, then looked at: what the handler has let be written meanwhile is dropped, because the copy may
-be too new, and the ring has the right one. What is left is what RAM was at T; of that all but zero pages is written.
+A worker copies a window first, and checks the marks afterwards. It drops the groups that the handler has released
+meanwhile: its copy may be too new, and the ring has the right one. The rest is RAM at T, which is written except for
+zero pages.
 """
 
 from __future__ import annotations
@@ -30,8 +31,8 @@ class CaptureJob:
         origin: where they come from.
         target: where they go.
         marks: of all groups.
-        staging: where they are copied and written from.
-        window_pages: how many pages are copied and then written at a time, a multiple of 64.
+        staging: where they are copied to, and written from.
+        window_pages: number of pages that are copied and written at a time, a multiple of 64.
     """
 
     def __init__(self, origin: Origin, target: Target, marks: Marks, staging: Staging, *, window_pages: int) -> None:
@@ -42,19 +43,19 @@ class CaptureJob:
         self._window_words = window_pages // WORD_PAGES
 
     def open(self) -> None:
-        """Map guest RAM, get room for copies (Job.open)."""
+        """Map guest RAM, and allocate room for copies (Job.open)."""
         for source in self._origin.sources:
             source.open()
         self._staging.open()
 
     def run(self, shard: Shard) -> Tally:
-        """Bring one shard into the file (Job.run).
+        """Write one shard (Job.run).
 
         Raises:
             HostError: the snapshot is void; or a page cannot be read or written.
         """
         tally, data = Tally(), self._origin.data[shard.block]
-        begun: dict[int, Iterator[Step]] = {}  # by the channel that has to settle before they go on
+        begun: dict[int, Iterator[Step]] = {}  # by the id of the channel that has to settle before they go on
         end = shard.first_word + shard.words
         for word in range(shard.first_word, end, self._window_words):
             words = min(self._window_words, end - word)
@@ -80,7 +81,7 @@ class CaptureJob:
 
 
 def _finish(steps: Iterator[Step] | None) -> None:
-    """What was begun is written: go on."""
+    """Go on with steps whose writes have settled."""
     for _ in steps or ():
         pass
 
@@ -100,7 +101,7 @@ class _Window:
         self._tally = tally
 
     def begin(self) -> Iterator[Step]:
-        """Copy, look, and begin to write; what is left to do when the channel has settled."""
+        """Copy, look, and begin to write; returns the steps to do when the channel has settled."""
         steps = capture(self._marks, self._groups, copy=self._copy, write=self._write, publish=self._publish)
         for step in steps:
             if step is Step.WRITTEN:
@@ -122,7 +123,7 @@ class _Window:
         started, copied = clock(), self._copied
         kept = self._data & self._pages_of(mine)
         self._store = kept if self._target.keep_zero_pages[self._block] else nonzero_among(copied, kept, kept)
-        own = kept | (self._data == 0)  # what never held anything is zero for sure; the rest is somebody else's
+        own = kept | (self._data == 0)  # pages without data are surely zero; all others belong to somebody else
         runs = merge_runs(runs_of_ones(self._store), self._target.max_gap_pages, own)
         for start, count in runs_of_ones(covered(runs, len(own)) & (self._data == 0)).tolist():
             copied[start : start + count] = 0

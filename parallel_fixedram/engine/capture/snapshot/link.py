@@ -1,4 +1,4 @@
-"""Link: how handler and spill writer wake each other. Neither ever waits for the other to listen."""
+"""Link: how handler and spill writer wake each other, without ever waiting for each other."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ import socket
 
 
 class Link:
-    """One end of a pair of sockets; a byte says that there is something to do.
+    """One end of a pair of sockets; a byte means that there is something to do.
 
     Args:
-        end: the end.
+        end: this end.
     """
 
     def __init__(self, end: socket.socket) -> None:
@@ -19,21 +19,21 @@ class Link:
 
     @classmethod
     def pair(cls) -> tuple[Link, Link]:
-        """Both ends; OSError if there is no descriptor left."""
+        """Both ends; raises OSError if no descriptors are left."""
         one, other = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
         return cls(one), cls(other)
 
     def fileno(self) -> int:
-        """What is readable when there is something to ``hear``."""
+        """The descriptor, which is readable when there is something to ``hear``."""
         return self._end.fileno()
 
     def tell(self) -> None:
-        """Wake the other end; if that is gone, or has more than enough to read already, nothing happens."""
+        """Wake the other end; does nothing if it is gone, or has plenty to read already."""
         with contextlib.suppress(BlockingIOError, BrokenPipeError, ConnectionResetError):
             self._end.send(b"!")
 
     def hear(self) -> bool:
-        """Forget what was told; False when the other end is gone."""
+        """Read and forget what has arrived; False if the other end is gone."""
         try:
             return bool(self._end.recv(1 << 12))
         except BlockingIOError:
@@ -42,5 +42,5 @@ class Link:
             return False
 
     def close(self) -> None:
-        """Give it back; more than once does no harm."""
+        """Close this end; may be called more than once."""
         self._end.close()

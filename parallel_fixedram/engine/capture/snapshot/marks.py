@@ -1,15 +1,15 @@
-"""Marks: what the processes of a snapshot tell each other of its groups, in memory that they share.
+"""Marks: what the processes of a snapshot tell each other about its groups, in shared memory.
 
 ===========  =============  ==========================================================================================
 a byte       written by     1 when
 ===========  =============  ==========================================================================================
-``noted``    handler        before T: written after it was protected, so it is protected again at T
+``noted``    handler        before T: the group was written after it was protected, and is protected again at T
 ``copied``   handler        after T: a copy is in the ring, or in the file
-``written``  its worker     it is in the file, its bits and digests in their tables
+``written``  its worker     it is in the file, and its bits and digests are in their tables
 ===========  =============  ==========================================================================================
 
-Every byte and every word has one writer, so nothing needs a lock. x86-64 promises that stores are seen, and loads made,
-in program order; another architecture would need barriers.
+Every byte and every word has one writer, so nothing needs a lock. x86-64 guarantees that stores become visible, and
+that loads happen, in program order; another architecture would need barriers.
 """
 
 from __future__ import annotations
@@ -23,11 +23,12 @@ from parallel_fixedram.core.bitmap import PageBitmap, words_for
 from parallel_fixedram.core.errors import HostError
 from parallel_fixedram.core.ramblock import RAMBlock
 from parallel_fixedram.engine.pages.ledger import shared_words
-from parallel_fixedram.host.files.channel import anonymous_memory
+from parallel_fixedram.host.memory.anonymous import anonymous_memory
 from parallel_fixedram.host.processes.watchdog import Verdict
 
 _LINE = 8
-"""Words of a cache line: each control word has its own, so that writing one does not slow down readers of others."""
+"""Words in a cache line: each control word has its own line, so that writing one does not slow down readers of
+others."""
 
 
 class Phase(IntEnum):
@@ -37,16 +38,16 @@ class Phase(IntEnum):
     """Nothing is protected."""
     PROTECTING = 1
     PROTECTED = 2
-    """All is protected; what is written is noted and let go."""
+    """Everything is protected; a write is noted and passes."""
     CAPTURING = 3
     """From T on: what is about to be written is copied first."""
     RELEASING = 4
-    """Memory is let go, a piece at a time."""
+    """Memory is being released, a piece at a time."""
     ENDED = 5
 
 
 class Void(IntEnum):
-    """Why a snapshot is worth nothing."""
+    """Why a snapshot is void."""
 
     NOT = 0
     DISCARDED = 1
@@ -65,7 +66,7 @@ _REASONS = {
     Void.RING_FULL: "the file is written more slowly than the guest writes its memory",
     Void.SPILL_ENDED: "the process that writes spilled pages has ended",
     Void.FAILED: "the process that serves the guest's page faults failed",
-    Void.ABANDONED: "it was given up",
+    Void.ABANDONED: "it was abandoned",
 }
 
 
@@ -76,21 +77,21 @@ _VERDICTS = {
 
 
 class Marks:
-    """The marks of all groups, the bits of spilled pages, and the control words; all 0 at first.
+    """The marks of all groups, the bits of spilled pages, and the control words; all are 0 at first.
 
     Args:
-        groups: how many.
+        groups: number of groups.
         blocks: in the file's order.
 
     Attributes:
-        noted: see above, shape (groups,), as the next two.
+        noted: see above; shape (groups,), like the next two.
         copied: see above.
         written: see above.
-        spilled: pages that the spill writer has put into the file, one bitmap a block; written by it alone.
-        beat: when the handler was last seen at work, CLOCK_MONOTONIC in nanoseconds, shape (1,), as the next three.
-        phase: a Phase, by the handler.
-        void: a Void, by the handler.
-        verdict: a Verdict, by the watchdog.
+        spilled: pages that the spill writer has written, a bitmap for each block; set by the spill writer only.
+        beat: when the handler last reported, CLOCK_MONOTONIC in nanoseconds; shape (1,), like the next three.
+        phase: a Phase, set by the handler.
+        void: a Void, set by the handler.
+        verdict: a Verdict, set by the watchdog.
     """
 
     def __init__(self, groups: int, blocks: Sequence[RAMBlock]) -> None:
@@ -101,18 +102,18 @@ class Marks:
         self.beat, self.phase, self.void, self.verdict = (control[at : at + 1] for at in range(0, 4 * _LINE, _LINE))
 
     def is_captured(self, group: int) -> bool:
-        """Whether the contents of T are safe, and the group may be written."""
+        """Whether the contents at T are safe, so that the group may be written."""
         return bool(self.copied[group] or self.written[group])
 
     def why_void(self) -> str | None:
-        """Why the snapshot is worth nothing, as a sentence; None while it may still be worth something."""
+        """Why the snapshot is void, as a sentence; None if it is not."""
         if void := int(self.void[0]):
             return _REASONS[Void(void)]
-        if (verdict := int(self.verdict[0])) and self.phase[0] < Phase.RELEASING:  # then all is captured
+        if (verdict := int(self.verdict[0])) and self.phase[0] < Phase.RELEASING:  # later all is captured
             return _VERDICTS[Verdict(verdict)]
         return None
 
     def check(self) -> None:
-        """Raise HostError if the snapshot is worth nothing."""
+        """Raise HostError if the snapshot is void."""
         if why := self.why_void():
             raise HostError(f"the snapshot is void: {why}")

@@ -1,6 +1,6 @@
-"""What coordinator, handler and spill writer of a snapshot say to each other; never page bytes.
+"""Messages between coordinator, handler and spill writer of a snapshot; they never contain page bytes.
 
-One message is one datagram of a SOCK_SEQPACKET socket, so it arrives whole or, when its sender dies, not at all.
+A message is one datagram of a SOCK_SEQPACKET socket, so it arrives completely or, if its sender dies, not at all.
 """
 
 from __future__ import annotations
@@ -17,46 +17,48 @@ _MAX_MESSAGE = 1 << 16
 
 
 class Command(StrEnum):
-    """Coordinator to the others."""
+    """From the coordinator to the others."""
 
     PROTECT = "protect"
     """Handler: protect all memory. Answer: Done."""
     FIX = "fix"
-    """Handler: now is T. Answer: Done."""
+    """Handler: T is now. Answer: Done."""
     END = "end"
-    """Handler: all is captured; let memory go. Answers: Done, and Figures when nothing is protected any more.
-    Spill writer: no more copies come. Answer: Done when all are in the file."""
+    """Handler: all is captured; release memory. Answers: Done, then Figures when nothing is protected any more.
+    Spill writer: no more copies will come. Answer: Done when all are in the file."""
     ABANDON = "abandon"
-    """Handler: let memory go, whatever becomes of the snapshot. Answers: as to END."""
+    """Handler: release memory; the snapshot is given up. Answers: as to END."""
 
 
 @dataclass(frozen=True, slots=True)
 class Ready:
-    """From now on it hears commands."""
+    """The process accepts commands now."""
 
 
 @dataclass(frozen=True, slots=True)
 class Done:
-    """It is done."""
+    """The command was carried out."""
 
 
 @dataclass(frozen=True, slots=True)
 class Failed:
-    """It cannot be done, and the process ends."""
+    """The process failed, and ends."""
 
     error: FixedRamError
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Figures:
-    """What a handler has done, after T if not said otherwise."""
+    """What a handler has done, after T unless stated otherwise."""
 
     faults: int
     """Page faults: writes that had to wait."""
+    ahead_groups: int
+    """Groups copied before anybody waited: they had been written just before T."""
     copied_groups: int
-    """Groups copied out before they were written."""
+    """Groups that were copied before they were written."""
     let_through: int
-    """Groups that were written with nothing to copy: they were in the file already, or zero."""
+    """Groups that were written without a copy, because they were in the file already, or zero."""
     noted_groups: int
     """Groups that were written between being protected and T."""
     ring_waits: int
@@ -64,7 +66,7 @@ class Figures:
     fault_seconds: FaultSeconds
     """From reading a fault to letting the write go on."""
     void: str | None
-    """Why the snapshot is worth nothing; None if it is worth something."""
+    """Why the snapshot is void; None if it is not."""
 
 
 Answer = Ready | Done | Failed | Figures
@@ -76,7 +78,7 @@ def send(connection: socket.socket, message: Command | Answer) -> None:
 
 
 def receive(connection: socket.socket, *, wait: bool = True) -> Command | Answer | None:
-    """The next message; None when none has come and it is not waited for.
+    """The next message; without ``wait``, None if none has arrived.
 
     Raises:
         EOFError: the other end is gone.

@@ -1,4 +1,4 @@
-"""What the processes of a snapshot are given: where pages come from, and where they go."""
+"""Where the pages of a snapshot come from, and where they go."""
 
 from __future__ import annotations
 
@@ -16,24 +16,24 @@ from parallel_fixedram.format.mapped_ram import SavedBlock
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Origin:
-    """Guest RAM, a block after the other in the file's order."""
+    """Guest RAM; all sequences have one element for each block, in the file's order."""
 
     groups: Groups
     sources: Sequence[PageSource]
     data: Sequence[PageBitmap]
-    """Pages that may hold something at T, in shared memory; those of noted groups join after it."""
+    """Pages that may contain data at T, in shared memory; those of noted groups are added after T."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Target:
-    """A file, and what is told of it, in the same order."""
+    """A file, and tables about its pages; sequences as in Origin."""
 
     blocks: Sequence[SavedBlock]
     present: Sequence[PageBitmap]
-    """Get the pages that are in the file, in shared memory."""
+    """Set for the pages in the file; in shared memory."""
     digests: Sequence[NDArray[np.uint64]]
-    """Get the digest of each of these, in shared memory; shape (pages,) each."""
+    """Receive the digest of each of these, in shared memory; shape (pages,) each."""
     keep_zero_pages: Sequence[bool]
-    """Whether zero pages are written like others."""
+    """Whether zero pages are written like any others."""
     max_gap_pages: int
-    """How many zero pages may be bridged to join two writes into one."""
+    """Most zero pages that may be bridged to join two writes into one."""

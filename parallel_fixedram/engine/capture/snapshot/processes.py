@@ -21,32 +21,32 @@ from parallel_fixedram.host.memory.userfaultfd import Userfaultfd
 from parallel_fixedram.host.processes.watchdog import Verdict, Watchdog
 
 ANSWER_SECONDS = 600.0
-"""For what takes as long as RAM is large; the watchdog sees sooner whether anybody is at work."""
+"""For answers that take longer the more RAM there is; the watchdog notices much sooner if nobody works on them."""
 
 _SPILL_SECONDS = 30.0
-"""How long the spill writer may not get a single group into the file."""
+"""How long the spill writer may take for a single group."""
 
 _SLOTS_READY = 32
-"""Of the ring, that have memory before the guest is stopped: as many copies as wait where the spill writer keeps up."""
+"""Slots of the ring that get memory before the guest is stopped: enough for a spill writer that keeps up."""
 
 _LET_GO_SECONDS = 10.0
-"""How long memory may take to be let go when it is all for nothing; then the kernel does it immediately."""
+"""How long releasing memory may take if the snapshot is void; after that the kernel does it, all at once."""
 
 
 class Processes:
-    """Forked when it is made; from then on only the handler holds the userfaultfd.
+    """Forks them in the constructor; from then on only the handler has the userfaultfd.
 
     Args:
         origin: guest RAM.
         target: the file.
-        marks: what they tell each other.
-        ring: copies on their way from the handler to the spill writer.
-        userfaultfd: of the guest's process; closed.
+        marks: of all groups.
+        ring: for copies on their way from the handler to the spill writer.
+        userfaultfd: of the guest's process; closed here.
         spill: the spill writer's channel to the file.
-        max_stall: how long a write of the guest may have to wait, seconds.
+        max_stall: how long a write of the guest may wait, seconds.
 
     Raises:
-        HostError: there is no process or no memory to be had; guest RAM cannot be reached.
+        HostError: no process or no memory can be got; or guest RAM cannot be reached.
     """
 
     def __init__(
@@ -69,12 +69,12 @@ class Processes:
             _settle_in()
             copier = GroupCopier(origin, marks)
             copier.open()
-            ring.get_ready(_SLOTS_READY)
+            ring.get_ready(0, _SLOTS_READY)
             copier.rehearse(ring.room())
             handler = Handler(
                 userfaultfd, origin.groups, copier, marks, ring, control=control, link=ours, max_stall=max_stall
             )
-            handler.turn()  # once, while nobody waits
+            handler.turn()  # once while nobody is waiting
             send(control, Ready())
             handler.run()
 
@@ -98,10 +98,10 @@ class Processes:
                 unless_all_start.pop_all()
 
     def ask(self, command: Command, seconds: float = ANSWER_SECONDS) -> None:
-        """Have the handler do something, and wait until it is done.
+        """Send the handler a command, and wait until it is carried out.
 
         Raises:
-            FixedRamError: it is not, because the snapshot is void.
+            FixedRamError: the snapshot is void.
         """
         if error := self.cause():
             raise error
@@ -128,18 +128,18 @@ class Processes:
         self._spill.answer(0)
 
     def are_watched(self) -> bool:
-        """Whether the watchdog is at work."""
+        """Whether the watchdog is alive."""
         return self._watchdog.is_watching()
 
     def figures(self) -> Figures | None:
-        """What the handler has done, when memory is let go; None if it died before that."""
+        """Wait until memory is released; returns what the handler has done, None if it died before that."""
         with contextlib.suppress(WorkerError):
             while self._figures is None:
                 self._note(self._handler.answer(ANSWER_SECONDS))
         return self._figures
 
     def cause(self) -> FixedRamError | None:
-        """Why the snapshot is void; None if it is not, as far as that is known."""
+        """Why the snapshot is void; None if it is not, as far as we know."""
         died: FixedRamError | None = None
         try:
             if self._spill.has_answer(0):
@@ -164,9 +164,9 @@ class Processes:
             self._figures = answer
 
     def close(self) -> None:
-        """Have memory let go, and end them; more than once does no harm."""
+        """Release memory, and end the processes; may be called more than once."""
         if self._marks.phase[0] != Phase.ENDED:
-            self._handler.tell(Command.ABANDON)  # a piece at a time is better for the guest than all at once
+            self._handler.tell(Command.ABANDON)  # piece by piece is better for the guest than all at once
             self._handler.has_ended(_LET_GO_SECONDS)
         for each in (self._handler, self._spill, self._watchdog):
             each.close()
@@ -180,9 +180,9 @@ def _pair() -> tuple[Link, Link]:
 
 
 def _settle_in() -> None:
-    """The handler's place among processes."""
-    os.setsid()  # what stops a terminal's processes must not stop this one
+    """Set up the handler's process: its session, its priority, and when the OOM killer takes it."""
+    os.setsid()  # a terminal must not stop this process along with others
     with contextlib.suppress(OSError):
         with open("/proc/self/oom_score_adj", "w", encoding="ascii") as file:
-            file.write("1000")  # the first to go: the guest runs on then
+            file.write("1000")  # to be killed first: without it the guest runs on
         os.setpriority(os.PRIO_PROCESS, 0, -10)

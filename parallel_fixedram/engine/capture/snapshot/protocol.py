@@ -1,17 +1,18 @@
-"""How handler and workers take turns at a group after T, without a lock.
+"""How handler and workers share a group after T, without a lock.
 
 ::
 
-    handler, before a write:      copy -> copied = 1 -> let it be written
+    handler, before a write:      copy -> copied = 1 -> let the write pass
     worker:                       copy -> look -> write to the file -> written = 1
 
-A worker that copies after the handler has let the group be written sees ``copied`` when it looks, and drops its copy.
-If it sees 0 its copy is older: that of T. The handler may then copy the same group; both write the same bytes.
-``written`` comes after the last byte is in the file, and the handler lets that group be written without a copy.
-So whoever dies, and whenever: a group that is in neither state is still protected, and is done again.
+A worker that copies after the handler has let a write pass sees ``copied`` when it looks, and drops its copy. If it
+sees 0, its copy is from before that write, so it is RAM at T. The handler may copy the same group at the same time;
+then both write the same bytes. ``written`` is set after the last byte is in the file, and from then on the handler lets
+writes to that group pass without a copy. So whoever dies, and whenever: a group in neither state is still protected,
+and is done again.
 
-Both sides are generators that stop after every step that another process may see. What runs them decides how long it
-waits at each; tests run them in every order.
+Both sides are generators that yield after every step that another process may observe. Their caller decides how long to
+wait at each step; tests run them in every order.
 """
 
 from __future__ import annotations
@@ -29,15 +30,15 @@ from parallel_fixedram.engine.capture.snapshot.ring import Ring
 
 
 class Step(Enum):
-    """What was just done."""
+    """What was done last."""
 
     COPIED = auto()
     MARKED = auto()
     NO_ROOM = auto()
-    """Nothing: the ring is full."""
+    """Nothing was done: the ring is full."""
     LOOKED = auto()
     WRITTEN = auto()
-    """Begun, in a worker: it goes on when the channel has settled."""
+    """In a worker: writing has begun, and it may go on when the channel has settled."""
     OPENED = auto()
 
 
@@ -50,15 +51,15 @@ def let_write(
     copy: Callable[[int, Pages], None],
     unprotect: Callable[[], None],
 ) -> Iterator[Step]:
-    """The handler's side: have the contents of some groups safe, then let all of them be written.
+    """The handler's side: make the contents of some groups safe, then let writes to all of them pass.
 
     Args:
         marks: of all groups.
         ring: where copies go.
-        groups: those that are let go together.
+        groups: those that are released together.
         is_needed: whether a group has contents that are not safe yet.
         copy: copies a group into a slot of the ring.
-        unprotect: lets them be written.
+        unprotect: lets writes to them pass.
     """
     for group in groups:
         while is_needed(group):
@@ -82,14 +83,14 @@ def capture(
     write: Callable[[Bits], None],
     publish: Callable[[Bits], None],
 ) -> Iterator[Step]:
-    """A worker's side: bring some groups into the file.
+    """A worker's side: write some groups to the file.
 
     Args:
         marks: of all groups.
-        groups: a stretch of them.
+        groups: a slice of them.
         copy: copies their pages.
-        write: begins to write those whose element is 1: what was copied is what they were at T.
-        publish: tells of these what is in the file, when all of it has been written.
+        write: begins to write the groups whose element is 1, of which we have copied the contents at T.
+        publish: when these have been written, notes which of their pages are in the file.
     """
     copy()
     yield Step.COPIED
@@ -98,11 +99,11 @@ def capture(
     write(mine)
     yield Step.WRITTEN
     publish(mine)
-    marks.written[groups][mine != 0] = 1  # last: nobody does them again after this
+    marks.written[groups][mine != 0] = 1  # last, because after this nobody will do them again
     yield Step.MARKED
 
 
 def untouched(marks: Marks, groups: slice) -> NDArray[np.uint8]:
-    """1 for every group, of a stretch, that nobody has safe yet."""
+    """1 for every group of a slice that nobody has made safe yet."""
     found: NDArray[np.uint8] = ((marks.copied[groups] | marks.written[groups]) == 0).view(np.uint8)
     return found

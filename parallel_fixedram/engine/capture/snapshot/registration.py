@@ -1,4 +1,4 @@
-"""Which blocks of a guest can be protected."""
+"""Register a guest's blocks for protection."""
 
 from __future__ import annotations
 
@@ -10,18 +10,19 @@ from parallel_fixedram.host.memory.userfaultfd import Userfaultfd
 
 
 def register(userfaultfd: Userfaultfd, blocks: Sequence[RAMBlock], addresses: Sequence[int | None]) -> list[int | None]:
-    """Have the userfaultfd, which is enabled, told of the blocks.
+    """Register blocks with a userfaultfd.
 
     Args:
-        userfaultfd: of the guest's process.
+        userfaultfd: of the guest's process, enabled.
         blocks: what to protect.
-        addresses: where each starts in that process; None for one that is not to be protected.
+        addresses: where each starts in that process; None for one that shall not be protected.
 
     Returns:
-        The addresses, but None for small blocks that take no protection: they are copied while the guest stands still.
+        The addresses, with None for small blocks that cannot be protected: they are written while the guest stands
+        still.
 
     Raises:
-        HostError: a block that is too large for that cannot be protected.
+        HostError: a block cannot be protected, and is too large for that.
         MachineError: the process has ended.
     """
     found = list(addresses)

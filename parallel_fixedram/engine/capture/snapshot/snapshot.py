@@ -5,9 +5,9 @@
     prepare()   memory is registered; handler, spill writer and watchdog are forked; we close the userfaultfd
     protect()   all memory is protected, while the machine runs
     fix()       the machine stands still: this is T
-    add_noted() it runs again: pages that were touched since the data map join it
+    add_noted() it runs again: pages that were touched since the data map was read are added to it
     ...         workers do shards of ``job``
-    end()       all shards are done: memory is let go, the last copies are written
+    end()       all shards are done: memory is released, the last copies are written
     finish()    nothing is protected any more: figures
 """
 
@@ -31,20 +31,20 @@ from parallel_fixedram.host.memory.userfaultfd import Userfaultfd
 
 
 class Snapshot(Closing):
-    """Context manager around a capture. Make and use it in one thread, which its processes do not outlive.
+    """Context manager around a capture. Make and use it in one thread; its processes die with that thread.
 
     Args:
         origin: the RAM; its protected blocks are registered with the userfaultfd.
         target: the file.
-        userfaultfd: enabled; belongs to the snapshot from here on.
+        userfaultfd: enabled; owned by the snapshot from now on.
         staging: where workers copy to and write from.
-        window_pages: how many pages they copy and write at a time, a multiple of 64.
-        spill: a channel to the file that is used by nobody else, bypassing the page cache if theirs are.
-        max_stall: how long a write of the guest may have to wait, seconds; if that is not enough the snapshot is void.
-        capture_memory: how many bytes of copies may wait to be written.
+        window_pages: number of pages that they copy and write at a time, a multiple of 64.
+        spill: a channel to the file that nobody else uses; it bypasses the page cache if the workers' channels do.
+        max_stall: how long a write of the guest may wait, seconds; if it has to wait longer the snapshot is void.
+        capture_memory: most bytes of copies that may wait to be written.
 
     Attributes:
-        job: what workers do; they are forked after ``prepare``, so that none of them inherits the userfaultfd.
+        job: what workers do; fork them after ``prepare``, so that they do not inherit the userfaultfd.
     """
 
     def __init__(
@@ -70,10 +70,10 @@ class Snapshot(Closing):
         self.job = CaptureJob(origin, target, self._marks, staging, window_pages=window_pages)
 
     def prepare(self) -> None:
-        """Start all processes but the workers. From here on only the handler holds the userfaultfd.
+        """Start all processes but the workers. From here on only the handler has the userfaultfd.
 
         Raises:
-            HostError: there is no process or no memory to be had; guest RAM cannot be reached.
+            HostError: no process or no memory can be got; or guest RAM cannot be reached.
         """
         page_size = max(saved.block.page_size for saved in self._target.blocks)
         self._processes = Processes(
@@ -87,10 +87,10 @@ class Snapshot(Closing):
         )
 
     def protect(self) -> None:
-        """Have writes of the guest noted from now on.
+        """From now on, note what the guest writes.
 
-        Ask for the data maps of whole blocks before the call, and once more after it: what was touched in between is
-        not noted.
+        Read the data maps of whole blocks before the call, and again after it: what was touched in between is not
+        noted.
 
         Raises:
             FixedRamError: the snapshot is void.
@@ -101,7 +101,7 @@ class Snapshot(Closing):
                 source.note_protection()
 
     def fix(self) -> None:
-        """This is T: no page changes from before the call until after it.
+        """Make this T. No page may change during the call.
 
         Raises:
             FixedRamError: the snapshot is void.
@@ -109,10 +109,10 @@ class Snapshot(Closing):
         self._running.ask(Command.FIX, 2 * self._max_stall)
 
     def add_noted(self) -> None:
-        """Add to the data maps what was touched between ``protect`` and T; called once the guest may run again.
+        """Add to the data maps what was touched between ``protect`` and T; called when the guest may run again.
 
         Raises:
-            HostError: its memory is out of reach.
+            HostError: its memory can no longer be reached.
         """
         noted, firsts = self._marks.noted, self._origin.groups.firsts
         for first, source, data in zip(firsts, self._origin.sources, self._origin.data, strict=True):
@@ -122,15 +122,15 @@ class Snapshot(Closing):
                 data.set_ranges(source.data_ranges(pages))
 
     def end(self) -> None:
-        """All shards are done: have memory let go, and what was copied brought into the file.
+        """All shards are done: release memory, and write the last copies.
 
-        Returns when pages, bits and digests are complete. What was discarded before the call makes it void, if the
-        guest has waited for it: ask it for an answer first.
+        Returns when pages, bits and digests are complete. If the guest has discarded memory before the call, the
+        snapshot is void; to be sure that we hear of that, get an answer from the guest's process before the call.
 
         Raises:
             FixedRamError: the snapshot is void, or a copy could not be written.
         """
-        watched = self._running.are_watched()  # until now: its end follows that of what it watches
+        watched = self._running.are_watched()  # ask before END, because the watchdog ends with the handler
         self._running.ask(Command.END)
         if not watched:
             raise WorkerError("the snapshot is void: nobody watched the process that serves the guest's page faults")
@@ -139,15 +139,16 @@ class Snapshot(Closing):
             present.words |= spilled.words
 
     def finish(self) -> Figures | None:
-        """Figures, when memory is let go; None if the handler died over it, which harms nobody any more."""
+        """Wait until memory is released; returns figures, or None if the handler died meanwhile, which does no harm."""
         return self._running.figures()
 
     def cause(self) -> FixedRamError | None:
-        """Why the snapshot is void, better than a worker that failed for it knows; None if it is not."""
+        """Why the snapshot is void, which says more than the error of a worker that failed for it; None if it is
+        not."""
         return self._processes.cause() if self._processes else None
 
     def close(self) -> None:
-        """Let go of the guest's memory and end all processes; more than once does no harm."""
+        """Release the guest's memory and end all processes; may be called more than once."""
         if self._processes:
             self._processes.close()
         self._userfaultfd.close()

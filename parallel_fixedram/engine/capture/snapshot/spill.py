@@ -1,4 +1,4 @@
-"""The spill writer: the process that brings what the handler has copied from the ring into the file."""
+"""The spill writer: the process that writes the handler's copies from the ring to the file."""
 
 from __future__ import annotations
 
@@ -19,18 +19,18 @@ from parallel_fixedram.engine.pages.digest import page_digests
 from parallel_fixedram.engine.pages.window import merge_runs, nonzero_pages
 
 _AT_ONCE = 16
-"""Groups that are on their way to a device together: 4 MiB."""
+"""Groups that are in flight together: 4 MiB."""
 
 
 class SpillWriter:
     """Writes groups to their places.
 
     Args:
-        groups: whose groups they are.
-        target: where they go, and their digests; which pages are in the file is told by the marks.
+        groups: where groups are.
+        target: where they and their digests go; which pages are in the file is noted in the marks instead.
         marks: of all groups.
         ring: where the groups come from.
-        channel: the file, bypassing the page cache if the workers do, too.
+        channel: the file; it bypasses the page cache if the workers' channels do.
     """
 
     def __init__(self, groups: Groups, target: Target, marks: Marks, ring: Ring, channel: Channel) -> None:
@@ -41,10 +41,10 @@ class SpillWriter:
         self._channel = channel
 
     def run(self, control: socket.socket, link: Link) -> None:
-        """Write what comes until no more does.
+        """Write groups until no more will come.
 
         Args:
-            control: to the coordinator, whose first message is the end of it.
+            control: to the coordinator; its first message says that no more will come.
             link: to the handler.
 
         Raises:
@@ -58,7 +58,7 @@ class SpillWriter:
             self.drain(link)
             ready = {fd for fd, _ in poll.poll()}
             if link.fileno() in ready and not link.hear():
-                poll.unregister(link.fileno())  # the coordinator knows what that means
+                poll.unregister(link.fileno())  # the handler is gone, which the coordinator deals with
             if control.fileno() in ready:
                 receive(control)
                 self.drain(link)
@@ -81,7 +81,7 @@ class SpillWriter:
     def _begin(self, group: int, slot: Pages) -> tuple[int, Pages, Bits]:
         block, word = self._groups.place(group)
         pages = slot[: self._groups.pages(group)]
-        if self._marks.written[group]:  # a worker was as quick: the same bytes are there already
+        if self._marks.written[group]:  # a worker was quicker: the same bytes are there already
             return group, pages, np.zeros(len(pages), np.uint8)
         store = np.ones(len(pages), np.uint8) if self._target.keep_zero_pages[block] else nonzero_pages(pages)
         runs = merge_runs(runs_of_ones(store), self._target.max_gap_pages)

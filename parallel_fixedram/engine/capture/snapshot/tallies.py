@@ -1,4 +1,4 @@
-"""Tallies: what a handler counts while it works."""
+"""Tallies: what a handler counts."""
 
 from __future__ import annotations
 
@@ -16,30 +16,31 @@ class Tallies:
     """Counts for Figures.
 
     Attributes:
-        copied: groups copied.
-        let_through: groups let go without a copy.
+        ahead: groups copied before a write waited for them.
+        copied: groups copied for writes that waited.
+        let_through: groups released without a copy.
         ring_waits: faults that found the ring full.
         noted: groups noted before T.
     """
 
     def __init__(self) -> None:
-        self.copied = self.let_through = self.ring_waits = self.noted = 0
+        self.ahead = self.copied = self.let_through = self.ring_waits = self.noted = 0
         self._seconds = array("d")
 
     def served(self, since: float, *, copied: int, uncopied: int) -> None:
-        """A fault after T is served.
+        """Count a fault after T that was served.
 
         Args:
             since: when it was read (time.monotonic).
             copied: groups copied for it.
-            uncopied: groups that are let go for it and were not copied.
+            uncopied: groups released for it without a copy.
         """
         self.copied += copied
         self.let_through += uncopied
         self._seconds.append(time.monotonic() - since)
 
     def figures(self, void: str | None) -> Figures:
-        """All of them."""
+        """All counts."""
         seconds = FaultSeconds(median=0.0, p99=0.0, max=0.0)
         if self._seconds:
             waited = np.frombuffer(self._seconds)
@@ -47,6 +48,7 @@ class Tallies:
             seconds = FaultSeconds(median=median, p99=p99, max=longest, bins=bins_of(waited))
         return Figures(
             faults=len(self._seconds),
+            ahead_groups=self.ahead,
             copied_groups=self.copied,
             let_through=self.let_through,
             noted_groups=self.noted,

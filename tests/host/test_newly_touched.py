@@ -1,4 +1,4 @@
-"""MappedSource.grown by way of the page cache against the same by way of lseek, its naive twin."""
+"""MappedSource.newly_touched by way of the page cache against the same by way of lseek, its naive twin."""
 
 import os
 import tempfile
