@@ -4,8 +4,9 @@ SHELL := /bin/bash
 .SHELLFLAGS := -o pipefail -c
 PYTHON ?= python3
 BIN := .venv/bin
-SCENARIOS := roofline channels gaps few scattered size cache growth prediction qemu pauses instants work first load clone fanout touch verify
-RESULTS := $(wildcard $(SCENARIOS:%=bench/results/%.json) bench/results/work_over_time.json)
+SCENARIOS := roofline channels gaps few scattered size cache growth prediction qemu pauses instants work first load clone \
+	fanout touch verify starts libvirt published_series published_pauses
+RESULTS := $(wildcard $(SCENARIOS:%=bench/results/%.json))
 SHOWN := $(shell grep -o 'pictures/[a-z0-9-]*\.png' docs/experiments.md | sed 's|pictures/\(.*\)\.png|\1|')
 # Not of a QEMU but of us: signals, kills, and swap, which cost the most time; and what other tests of the same QEMU show.
 OURS := boot_signals guests kill others swap reach disks damage
@@ -110,7 +111,7 @@ check: .venv/check.stamp ## lint, format check, types, layers
 	$(BIN)/mypy
 	$(BIN)/python -m pytest -q tests/test_layers.py
 
-bench: .venv/test.stamp ## run all scenarios but smoke into bench/results (two hours; root, fio, QEMU, a quiet machine)
+bench: .venv/test.stamp ## run all scenarios but smoke into bench/results (hours, as bench list says; root, fio, QEMU, libvirtd, a quiet machine)
 	$(BIN)/python -m parallel_fixedram bench run $(SCENARIOS) --results bench/results --overwrite
 
 bench-pictures: .venv/test.stamp ## draw bench/results into bench/pictures and bench/report.html; docs/pictures gets what the docs show

@@ -144,7 +144,7 @@ class Fleet:
         for number, (launch, monitor) in enumerate(zip(self._launches, self.monitors, strict=True)):
             with self._explained(launch):
                 status = incoming.go_on(monitor, run=run)
-            reports.append(_report_of(launch, f"{self._folder.name}/{number}", status))
+            reports.append(_report_of(launch, f"{self._folder.name}/{number}", status, self._started))
         self.load_seconds = time.perf_counter() - self._ready
         return tuple(reports)
 
@@ -191,10 +191,17 @@ class Fleet:
             raise MachineError(f"{number}{told.message}", hint=hint) from error
 
 
-def _report_of(launch: Launch, name: str, status: str) -> GuestReport:
-    """The report about a guest with this name and run state."""
-    socket, log = launch.socket_path, launch.log_path
-    return GuestReport(name=name, pid=launch.pid, qmp=socket, log=log, status=status, disks=tuple(launch.files))
+def _report_of(launch: Launch, name: str, status: str, started: float) -> GuestReport:
+    """The report about a guest with this name, which has this run state from now on."""
+    return GuestReport(
+        name=name,
+        pid=launch.pid,
+        qmp=launch.socket_path,
+        log=launch.log_path,
+        status=status,
+        disks=tuple(launch.files),
+        seconds=time.perf_counter() - started,
+    )
 
 
 def _end_all(folder: FleetFolder, files: Iterable[str]) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from parallel_fixedram.cli import common, options, output, sources
@@ -128,7 +129,7 @@ def run(args: argparse.Namespace) -> int:
             machine,
             args.file,
             gate=options.gate(args),
-            writing=options.writing(args),
+            writing=replace(options.writing(args), time_writes=bool(args.trace)),
             capture=capture,
             publishing=Publishing(
                 image=args.image and ImageKind(args.image),

@@ -25,6 +25,7 @@ from numpy.typing import NDArray
 
 from parallel_fixedram.core.bitmap import Bits, PageBitmap, Runs
 from parallel_fixedram.core.disks import Disk
+from parallel_fixedram.core.latency import Bins
 from parallel_fixedram.core.ramblock import PageRange, RAMBlock
 
 Pages = NDArray[np.uint64]
@@ -123,6 +124,9 @@ class Channel(Protocol):
         Raises:
             HostError: with the errno of a write that failed.
         """
+
+    def write_bins(self) -> Bins:
+        """How many writes took how long, of those that are done since this was asked last; none where nobody counts."""
 
     def read(self, offset: int, into: memoryview) -> None:
         """Fill all of ``into`` from ``offset``.

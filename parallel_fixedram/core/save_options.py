@@ -192,6 +192,7 @@ class Writing:
         queue_depth: direct writes that each worker has in flight; 0 for one by one.
         calibrate: measure what writes cost in that folder, even if it is known from earlier.
         stall_seconds: how long a worker may neither move nor map a byte.
+        time_writes: have an observer told how long single writes took.
 
     Raises:
         RequestError: a number out of its range.
@@ -203,6 +204,7 @@ class Writing:
     queue_depth: int = QUEUE_DEPTH
     calibrate: bool = False
     stall_seconds: float = STALL_SECONDS
+    time_writes: bool = False
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "direct_io", choice(DirectIO, self.direct_io, "direct_io"))

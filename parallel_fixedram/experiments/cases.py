@@ -45,6 +45,10 @@ class Case:
     """Whether the guest is given shared memory that workers of ours fill."""
     touch: bool | None = None
     """Whether all RAM of the guest that was started is read afterwards, and then once more."""
+    live: bool | None = None
+    """Whether the guest runs on until QEMU itself stops it, at the end."""
+    image_format: str | None = None
+    """Of a libvirt save image: libvirt's name for it, or ``ours``."""
 
     @property
     def own_guest(self) -> bool:
@@ -104,14 +108,24 @@ class WayRules:
     direct_io: tuple[str, ...] = ("on", "off")
 
 
+OF_A_DOMAIN = ("ours", "pause-floor", "virsh-save", "virsh-restore")
+"""Ways that a domain of libvirt can be saved or brought back in."""
+
 BOOTS = ("restore", "clone", "qemu-load")
 """Ways from a file to running guests: what is written before their time begins is the file."""
 
 FROM_A_FILE = (*BOOTS, "verify")
 """Ways that need a file first, which is written once and is no part of their time."""
 
+STARTS = (*BOOTS, "virsh-restore")
+"""Ways whose time ends when guests run."""
+
+NO_SAVES = (*STARTS, "verify")
+"""Ways whose time is not about what they write."""
+
 _FILE = {"file_system": "folder", "cache": "keep"}
 _NAIVE = {**_FILE, "direct_io": "off"}
+_VIRSH = {**_NAIVE, "channels": 1, "image_format": "sparse"}
 
 WAYS: Mapping[str, WayRules] = {
     "ours": WayRules(
@@ -136,15 +150,17 @@ WAYS: Mapping[str, WayRules] = {
     "sequential": WayRules(sources=("guest",), defaults=_FILE),
     "fio": WayRules(sources=("guest", "qemu"), defaults={**_NAIVE, "channels": 1, "block_size": MIB}),
     "fio-pages": WayRules(sources=("guest",), defaults={**_NAIVE, "queue_depth": 64}),
-    "qemu-file": WayRules(sources=("qemu",), defaults={**_FILE, "rounds": None}),
-    "qemu-mapped-ram": WayRules(sources=("qemu",), defaults={**_FILE, "rounds": None}),
-    "qemu-multifd": WayRules(sources=("qemu",), defaults={**_FILE, "channels": 2}),
-    "qemu-multifd-direct": WayRules(sources=("qemu",), defaults={**_FILE, "channels": 2}),
+    "qemu-file": WayRules(sources=("qemu",), defaults={**_FILE, "rounds": None, "live": False}),
+    "qemu-mapped-ram": WayRules(sources=("qemu",), defaults={**_FILE, "rounds": None, "live": False}),
+    "qemu-multifd": WayRules(sources=("qemu",), defaults={**_FILE, "channels": 2, "live": False}),
+    "qemu-multifd-direct": WayRules(sources=("qemu",), defaults={**_FILE, "channels": 2, "live": False}),
     "qemu-background-snapshot": WayRules(sources=("qemu",), defaults=_FILE),
     "restore": WayRules(sources=("qemu",), defaults={**_FILE, "channels": 1, "shared": False, "touch": False}),
     "clone": WayRules(sources=("qemu",), defaults={**_FILE, "count": 1, "touch": False}),
     "qemu-load": WayRules(sources=("qemu",), defaults={**_FILE, "channels": 1, "direct_io": "off", "touch": False}),
     "verify": WayRules(sources=("guest", "qemu"), defaults=_FILE),
+    "virsh-save": WayRules(sources=("qemu",), defaults=_VIRSH),
+    "virsh-restore": WayRules(sources=("qemu",), defaults=_VIRSH),
     "pause-floor": WayRules(sources=("qemu",), defaults={}),
     "scan": WayRules(sources=("guest",), defaults={}),
     "copy": WayRules(sources=("guest",), defaults={}),

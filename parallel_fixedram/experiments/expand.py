@@ -9,7 +9,7 @@ from typing import Any
 from parallel_fixedram.core.errors import RequestError
 from parallel_fixedram.core.units import GIB, MIB
 from parallel_fixedram.experiments import boot_sector
-from parallel_fixedram.experiments.cases import FROM_A_FILE, WAYS, Case
+from parallel_fixedram.experiments.cases import BOOTS, FROM_A_FILE, OF_A_DOMAIN, WAYS, Case
 from parallel_fixedram.experiments.parameters import PARAMETERS, QEMU_PARAMETERS, Check, QemuSpec, one_of
 from parallel_fixedram.machines.builtin.spec import Workload
 
@@ -91,6 +91,7 @@ def _case(where: str, values: dict[str, Any]) -> Case:
 
 
 def _refuse_impossible(where: str, case: Case) -> None:
+    _refuse_impossible_domain(where, case)
     if case.dirty is not None:
         if case.rounds is not None:
             raise RequestError(f"{where}, dirty: not together with rounds")
@@ -102,12 +103,36 @@ def _refuse_impossible(where: str, case: Case) -> None:
             raise RequestError(f"{where}, rounds: 'ours' saves a QEMU in one round, give guest")
         if case.way != "ours" and not (case.qemu and case.qemu.dirty_rate):
             raise RequestError(f"{where}, rounds: needs qemu with a dirty_rate")
-    if case.way in FROM_A_FILE and case.qemu and (case.qemu.dirty_rate or case.qemu.fresh):
-        raise RequestError(f"{where}, qemu: {case.way!r} is about the RAM of a guest that sleeps")
-    if case.touch and (case.count or 1) > 1:
-        raise RequestError(f"{where}, touch: the RAM of one guest is read, not that of {case.count}")
+    if case.live and case.rounds is not None:
+        raise RequestError(f"{where}, live: not together with rounds")
+    if case.way in FROM_A_FILE and case.qemu:
+        _refuse_impossible_start(where, case, case.qemu)
     if case.way == "qemu-load" and case.direct_io == "on" and case.channels == 1:
         raise RequestError(f"{where}, direct_io: QEMU bypasses the page cache only with more than one channel")
+
+
+def _refuse_impossible_start(where: str, case: Case, qemu: QemuSpec) -> None:
+    watched = qemu.watched and case.way in BOOTS
+    if qemu.fresh or (qemu.dirty_rate and not watched):
+        raise RequestError(f"{where}, qemu: {case.way!r} is about the RAM of a guest that sleeps, or is watched")
+    if case.touch and (case.count or 1) > 1:
+        raise RequestError(f"{where}, touch: the RAM of one guest is read, not that of {case.count}")
+    if watched and (case.touch or (case.count or 1) > 1):
+        raise RequestError(f"{where}, qemu: a start that is watched is that of one guest, whose RAM is not read")
+
+
+def _refuse_impossible_domain(where: str, case: Case) -> None:
+    domain = case.qemu is not None and case.qemu.domain
+    if case.way.startswith("virsh") and not domain:
+        raise RequestError(f"{where}, qemu: {case.way!r} is about a domain of libvirt: domain = true")
+    if domain and case.way not in OF_A_DOMAIN:
+        raise RequestError(f"{where}, qemu: {case.way!r} is not for a domain, {', '.join(OF_A_DOMAIN)} are")
+    if domain and case.qemu and (case.qemu.fresh or case.qemu.watched):
+        raise RequestError(f"{where}, qemu: a domain is neither fresh nor watched")
+    if case.image_format == "ours" and case.way != "virsh-restore":
+        raise RequestError(f"{where}, image_format: 'ours' is what {case.way!r} does not write")
+    if case.image_format == "raw" and (case.channels or 1) > 1:
+        raise RequestError(f"{where}, channels: libvirt has several only for image_format = 'sparse'")
 
 
 def checked(where: str, key: str, value: Any, check: Check) -> Any:

@@ -22,14 +22,18 @@ from parallel_fixedram.experiments.statistics import median_interval, summary
 _TIMES = ("total", "last_write", "pause", "lost", "gap", "wall")
 _LATER = ("first_touch", "second_touch")
 """Of times, those whose columns came later, and stand at the end."""
+_LATER_PARAMETERS = ("touch", "image_format", "live")
+_LATER_OF_QEMU = ("hot", "at_random", "domain")
+"""The same of parameters."""
 COLUMNS = (
     *("schema", "version", "scenario", "commit", "started", "case", "way"),
-    *(name for name in PARAMETERS if name not in ("qemu", "touch")),
-    *(f"qemu_{name}" for name in QEMU_PARAMETERS),
+    *(name for name in PARAMETERS if name not in ("qemu", *_LATER_PARAMETERS)),
+    *(f"qemu_{name}" for name in QEMU_PARAMETERS if name not in _LATER_OF_QEMU),
     *("number", "verified"),
     *(f"{name}_seconds" for name in _TIMES),
     *(f"{each.name}_bytes" for each in fields(Bytes)),
     *("touch", *(f"{name}_seconds" for name in _LATER)),
+    *(*_LATER_PARAMETERS[1:], *(f"qemu_{name}" for name in _LATER_OF_QEMU)),
 )
 """Of the CSV, in their order."""
 

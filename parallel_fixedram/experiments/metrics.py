@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from enum import StrEnum
 
-from parallel_fixedram.experiments.cases import BOOTS, FROM_A_FILE
+from parallel_fixedram.experiments.cases import NO_SAVES, STARTS
 from parallel_fixedram.experiments.results import CaseResult, Sample
 
 
@@ -42,9 +42,9 @@ _CHECKED = "until every page is checked"
 def meaning(metric: Metric, cases: Iterable[CaseResult] = ()) -> str:
     """What the time of these cases ends with, for people; of saves unless told otherwise."""
     ways = {str(case.parameters.get("way")) for case in cases}
-    if metric is not Metric.TOTAL or not ways & {*FROM_A_FILE}:
+    if metric is not Metric.TOTAL or not ways & {*NO_SAVES}:
         return _MEANINGS[metric]
-    kinds = {_RUNNING: ways & {*BOOTS}, _CHECKED: ways & {"verify"}, _MEANINGS[metric]: ways - {*FROM_A_FILE}}
+    kinds = {_RUNNING: ways & {*STARTS}, _CHECKED: ways & {"verify"}, _MEANINGS[metric]: ways - {*NO_SAVES}}
     return ", or ".join(kind for kind, of_it in reversed(kinds.items()) if of_it)
 
 

@@ -7,6 +7,7 @@ expected, and whoever calls it says where.
 from __future__ import annotations
 
 import dataclasses
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -16,9 +17,13 @@ from parallel_fixedram.core.ramblock import TARGET_PAGE_SIZE
 from parallel_fixedram.core.save_options import CaptureMode
 from parallel_fixedram.core.units import parse_size
 from parallel_fixedram.experiments import boot_sector
+from parallel_fixedram.host.facts import memory_bytes
 from parallel_fixedram.machines.builtin.spec import GuestSpec
 
 AUTO = "auto"
+
+_SHARE_OF_MEMORY = 256 << 20
+"""Bytes that a share of memory is a multiple of: hosts of one kind differ by what their kernels keep."""
 
 Check = Callable[[Any], Any]
 
@@ -43,11 +48,13 @@ class QemuSpec:
     """Whether every run has a guest of its own that has just booted, so that what is measured is its first save."""
     watched: bool = False
     """Whether what it gets done is counted around each run."""
+    domain: bool = False
+    """Whether libvirt starts it, as a domain."""
 
     def __str__(self) -> str:
         rate = f",dirty_rate={self.dirty_rate >> 20}MiB" if self.dirty_rate else ""
         hot = f",hot={self.hot >> 20}MiB" if self.hot else ""
-        words = "".join(f",{name}" for name in ("at_random", "fresh", "watched") if getattr(self, name))
+        words = "".join(f",{name}" for name in ("at_random", "fresh", "watched", "domain") if getattr(self, name))
         return f"size={self.size >> 20}MiB,data={self.data:g},ram={self.ram}{rate}{hot}{words}"
 
     @property
@@ -119,6 +126,18 @@ def _size(value: Any) -> int:
     return parse_size(value)
 
 
+def _memory(value: Any) -> int:
+    """A size, or the share of this host's memory that ``"1/8 of memory"`` is: whole pieces, no more than is filled."""
+    match = re.fullmatch(r"1/([1-9]\d{0,3}) of memory", value) if isinstance(value, str) else None
+    if match is None:
+        return _size(value)
+    total = memory_bytes("MemTotal")
+    if total is None:
+        raise RequestError("this system does not tell how much memory it has: give a size")
+    share = min(total // int(match[1]), boot_sector.LOW_RAM)
+    return max(share // _SHARE_OF_MEMORY, 1) * _SHARE_OF_MEMORY
+
+
 def _guest(value: Any) -> str:
     GuestSpec.parse(any_text(value))
     return str(value)
@@ -155,11 +174,13 @@ PARAMETERS: Mapping[str, Check] = {
     "count": whole(1, 64),
     "shared": _yes_or_no,
     "touch": _yes_or_no,
+    "live": _yes_or_no,
+    "image_format": one_of("raw", "sparse", "ours"),
 }
 """Every parameter but ``way``, in the order in which a case's name lists them."""
 
 QEMU_PARAMETERS: Mapping[str, Check] = {
-    "size": _size,
+    "size": _memory,
     "data": _share,
     "ram": one_of("memfd", "private"),
     "dirty_rate": _size,
@@ -167,5 +188,6 @@ QEMU_PARAMETERS: Mapping[str, Check] = {
     "at_random": _yes_or_no,
     "fresh": _yes_or_no,
     "watched": _yes_or_no,
+    "domain": _yes_or_no,
 }
 """Of the table ``qemu``."""

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from parallel_fixedram.core.units import MIB
 from parallel_fixedram.experiments import conditions, file_systems, sources, tools
 from parallel_fixedram.experiments.cases import FROM_A_FILE, Case
+from parallel_fixedram.experiments.libvirt_guest import why_no_libvirt
 from parallel_fixedram.experiments.results import MissingWay
 from parallel_fixedram.experiments.scenario import Scenario
 from parallel_fixedram.experiments.ways.table import TABLE
@@ -124,7 +125,9 @@ def needs(cases: Sequence[Case]) -> list[Need]:
     found: dict[str, str | None] = {}
     for case in cases:
         if case.qemu is not None:
-            found["QEMU"] = sources.why_missing(case)
+            found["QEMU"] = tools.why_no_qemu()
+            if case.qemu.domain:
+                found["libvirt"] = why_no_libvirt()
         if case.way.startswith("fio"):
             found["fio"] = TABLE[case.way].why_missing()
         if case.file_system in file_systems.MOUNTED:

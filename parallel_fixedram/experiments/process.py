@@ -38,6 +38,8 @@ class Order:
     """QMP socket of a QEMU."""
     pid: int | None = None
     """Its process."""
+    domain: str | None = None
+    """Name of a domain of libvirt."""
     guest: str | None = None
     """A built-in guest that the process itself shall have running meanwhile."""
     channels: int = 1
@@ -68,6 +70,7 @@ class Answer:
     growth: list[tuple[int, int]] | None = None
     sequential: list[tuple[int, int]] | None = None
     timeline: list[tuple[int, float, float, int, int]] | None = None
+    write_bins: list[int] | None = None
     save_at: tuple[float, float] | None = None
     """By ``time.perf_counter``, like ``pause_at``."""
     pause_at: tuple[float, float] | None = None

@@ -14,12 +14,15 @@ from html import escape
 from typing import Any
 
 from parallel_fixedram.core.errors import HostError
+from parallel_fixedram.core.latency import BINS, quantile, upper_end
 from parallel_fixedram.core.units import format_count, format_size
 from parallel_fixedram.experiments import pictures
+from parallel_fixedram.experiments.latencies import latencies
 from parallel_fixedram.experiments.limits import limits
 from parallel_fixedram.experiments.metrics import Metric, meaning, seconds
 from parallel_fixedram.experiments.pictures import drawing
 from parallel_fixedram.experiments.pictures.series import case_labels, groups, place_text, source_text
+from parallel_fixedram.experiments.published import beside
 from parallel_fixedram.experiments.results import CaseResult, RunSet, Sitting
 from parallel_fixedram.experiments.statistics import CONFIDENCE, Ratio, median, paired_ratio, summary
 
@@ -105,8 +108,10 @@ def _section(name: str, run_set: RunSet, with_pictures: bool) -> Iterator[str]:
         )
     for metric in Metric:
         yield from _times(run_set, metric)
+    yield from _published(run_set)
     yield from _limits(run_set)
     yield from _watched(run_set)
+    yield from _latencies(run_set)
     if with_pictures:
         yield from _pictures(run_set)
     yield from _facts(run_set)
@@ -176,6 +181,23 @@ def _times(run_set: RunSet, metric: Metric) -> Iterator[str]:
     yield "</table>"
 
 
+def _published(run_set: RunSet) -> Iterator[str]:
+    """Figures of others beside those of the same case; nothing where the scenario names none."""
+    found = beside(run_set)
+    if not found:
+        return
+    yield "<h3>Beside what others have published, seconds</h3>"
+    yield "<p>Of other guests on other machines: compare factors, which are those to the publisher's first row.</p>"
+    heads = ("published", "case", "time", "published", "factor", "here, median", "factor here")
+    yield f'<table class="times"><tr class="heads">{"".join(f"<th>{head}</th>" for head in heads)}</tr>'
+    for each in found:
+        theirs, ours = f"{each.published.seconds:.3g}", f"{each.here:.3g}"
+        cells = (each.published.by, each.case, str(each.published.metric).replace("_", " "), theirs)
+        figures = (f"{each.published_factor:.2f}", ours, f"{each.factor:.2f}")
+        yield f"<tr>{''.join(f'<td>{escape(cell)}</td>' for cell in (*cells, *figures))}</tr>"
+    yield "</table>"
+
+
 def _limits(run_set: RunSet) -> Iterator[str]:
     """Ours by what cannot be faster; nothing where no limit was measured."""
     found = limits(run_set)
@@ -218,6 +240,34 @@ def _watched(run_set: RunSet) -> Iterator[str]:
         ]
         yield f"<tr><td>{escape(case.id)}</td>{''.join(f'<td>{cell}</td>' for cell in cells)}</tr>"
     yield "</table>"
+
+
+def _latencies(run_set: RunSet) -> Iterator[str]:
+    """How long single writes, shards and faults took, by powers of two; nothing where nothing was counted."""
+    found = latencies(run_set)
+    if not found:
+        return
+    yield "<h3>How many single writes, shards and faults took how long</h3>"
+    yield (
+        "<p>Writes and shards of the run that was watched, faults of all samples. Every column has those that "
+        "took less than its head says, and no less than that of the column before.</p>"
+    )
+    first = min(next(number for number, count in enumerate(each.bins) if count) for each in found)
+    numbers = range(first, min(max(len(each.bins) for each in found), BINS))
+    heads = ["case", "what", "99 %", *(_short(upper_end(number)) for number in numbers)]
+    yield f'<table class="times"><tr class="heads">{"".join(f"<th>{head}</th>" for head in heads)}</tr>'
+    for each in found:
+        counts = [each.bins[number] if number < len(each.bins) else 0 for number in numbers]
+        cells = [escape(each.case), each.what, f"&lt; {_short(quantile(each.bins, 0.99))}"]
+        cells += [str(count) if count else "" for count in counts]
+        yield f"<tr>{''.join(f'<td>{cell}</td>' for cell in cells)}</tr>"
+    yield "</table>"
+
+
+def _short(time: float) -> str:
+    """A power of two of microseconds, in few letters."""
+    unit, name = next((pair for pair in ((1.0, "s"), (1e-3, "ms")) if time >= pair[0]), (1e-6, "us"))
+    return f"{time / unit:.3g} {name}"
 
 
 _GAPS = ("p50", "p90", "p99", "longest")

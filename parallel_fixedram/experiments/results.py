@@ -103,6 +103,8 @@ class Gaps:
     p90: float
     p99: float
     longest: float
+    bins: tuple[int, ...] = ()
+    """How many were how long (core/latency.py); none in results that are older than this."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -146,6 +148,9 @@ class Sample:
     """Of a guest that is watched: pages that it wrote in each 10 ms, from a second before the run on."""
     watch: Watch | None = None
     """Of a guest that is watched; None in results that are older than this."""
+    running: tuple[float, ...] | None = None
+    """Of guests that our command started from the file: when the first one ran, the second and so on, seconds from the
+    start of the first QEMU on; None in results that are older than this."""
 
     def __post_init__(self) -> None:
         if self.verified not in VERIFIED:
@@ -162,6 +167,8 @@ class Instrumented:
     timeline: tuple[tuple[int, float, float, int, int], ...]
     """Each shard: worker, start and end in seconds since the save began, offset of its first page in the file, page
     bytes written."""
+    write_bins: tuple[int, ...] = ()
+    """How many writes took how long (core/latency.py); none in results that are older than this."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

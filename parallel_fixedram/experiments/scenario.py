@@ -16,6 +16,8 @@
     channels = [1, 2, 4]
     direct_io = ["on", "off"]
 
+``[[published]]`` names figures of others, which reports put beside those of a case (published.py).
+
 A parameter that a way does not know is an error, and so is a name that nobody knows. Every error is one line: file,
 number of the case, parameter, what was found and what is expected.
 """
@@ -32,6 +34,7 @@ from parallel_fixedram.core.errors import HostError, RequestError
 from parallel_fixedram.experiments.cases import Case
 from parallel_fixedram.experiments.expand import checked, expand, refuse_unknown
 from parallel_fixedram.experiments.parameters import Check, any_text, whole
+from parallel_fixedram.experiments.published import Published, parse_published
 from parallel_fixedram.experiments.stopping import parse_budget, parse_until
 from parallel_fixedram.experiments.toml_text import scenario_text
 
@@ -40,7 +43,7 @@ MAX_CASES = 10_000
 _SHIPPED = os.path.join(os.path.dirname(os.path.abspath(__file__)), "scenarios")
 _ENDING = ".toml"
 _HEAD = ("name", "question", "repeats", "warm_up", "seed", "until", "budget")
-_TOP = (*_HEAD, "case")
+_TOP = (*_HEAD, "published", "case")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -61,6 +64,8 @@ class Scenario:
     """How precise cases are to be; see stopping.py."""
     budget: str | None = None
     """How long rounds may take."""
+    published: tuple[Published, ...] = ()
+    """Figures of others."""
 
 
 def shipped() -> dict[str, str]:
@@ -141,13 +146,15 @@ def parse_scenario(text: str, path: str) -> Scenario:
         path=path,
         until=_told(where, data, "until", parse_until),
         budget=_told(where, data, "budget", parse_budget),
+        published=parse_published(where, data.get("published", [])),
     )
 
 
 def with_text(scenario: Scenario) -> Scenario:
     """The scenario with the TOML that stands for what it is now."""
     head = {name: getattr(scenario, name) for name in _HEAD}
-    return replace(scenario, text=scenario_text(head, scenario.cases))
+    published = [each.to_toml() for each in scenario.published]
+    return replace(scenario, text=scenario_text(head, scenario.cases, published))
 
 
 def _name(value: Any) -> str:

@@ -6,17 +6,22 @@ import contextlib
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
 from parallel_fixedram.core.errors import HostError, RequestError
 from parallel_fixedram.core.units import format_size
 from parallel_fixedram.experiments import tools
 from parallel_fixedram.experiments.cases import Case
+from parallel_fixedram.experiments.libvirt_guest import LibvirtGuest, why_no_libvirt
 from parallel_fixedram.experiments.parameters import QemuSpec
 from parallel_fixedram.experiments.qemu_guest import QemuGuest
 from parallel_fixedram.host.facts import memory_bytes
 from parallel_fixedram.machines.builtin.process import RAM_IDSTR
 from parallel_fixedram.machines.builtin.spec import GuestSpec
-from parallel_fixedram.verbs.open import open_guest
+from parallel_fixedram.verbs.open import open_guest, open_libvirt, open_qemu
+
+if TYPE_CHECKING:
+    from parallel_fixedram.machines.qemu.machine import QemuMachine
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -34,6 +39,18 @@ class Source:
     spec: GuestSpec | None = None
     """The built-in guest, with its seed."""
     qemu: QemuGuest | None = None
+    domain: LibvirtGuest | None = None
+
+    def open_qemu(self) -> QemuMachine:
+        """The QEMU as a machine to save, over QMP or through libvirt.
+
+        Raises:
+            FixedRamError: it cannot be reached.
+        """
+        if self.domain:
+            return open_libvirt(self.domain.name)
+        assert self.qemu is not None, "the scenario's check comes first"
+        return open_qemu(self.qemu.qmp, pid=self.qemu.pid)
 
 
 def why_missing(case: Case) -> str | None:
@@ -44,7 +61,7 @@ def why_missing(case: Case) -> str | None:
         tools.find_qemu()
     except tools.Missing as error:
         return error.message
-    return None
+    return why_no_libvirt() if case.qemu.domain else None
 
 
 def _bytes_touched(way: str, qemu: QemuSpec) -> int:
@@ -70,6 +87,16 @@ def open_source(case: Case, seed: int) -> Iterator[Source]:
             raise tools.Missing(
                 f"a guest that takes {format_size(needed)} does not fit: {format_size(free)} of memory is available"
             )
+        if case.qemu.domain:
+            with LibvirtGuest(case.qemu, seed=seed) as domain:
+                yield Source(
+                    ram={},
+                    stands_still=domain.stands_still,
+                    size=case.qemu.size,
+                    data_bytes=case.qemu.data_bytes,
+                    domain=domain,
+                )
+            return
         with QemuGuest(case.qemu, seed=seed) as qemu:
             yield Source(
                 ram=qemu.shared_ram,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from parallel_fixedram.experiments.cases import WAYS, Case
@@ -27,24 +27,26 @@ def _of_qemu(values: Mapping[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in values.items() if name == "size" or value != plain[name]}
 
 
-def scenario_text(top: Mapping[str, Any], cases: tuple[Case, ...]) -> str:
+def scenario_text(top: Mapping[str, Any], cases: Sequence[Case], published: Sequence[Mapping[str, Any]] = ()) -> str:
     """TOML that ``parse_scenario`` reads as these cases.
 
     Args:
         top: what stands above the cases: name, question and so on; None for what is not said.
         cases: each gets a table of its own.
+        published: tables of that name.
     """
-    return "\n".join(_lines(top, cases)) + "\n"
+    return "\n".join(_lines(top, cases, published)) + "\n"
 
 
-def _lines(top: Mapping[str, Any], cases: tuple[Case, ...]) -> Iterator[str]:
+def _lines(top: Mapping[str, Any], cases: Sequence[Case], published: Sequence[Mapping[str, Any]]) -> Iterator[str]:
     for name, value in top.items():
         if value is not None:
             yield f"{name} = {_value(value)}"
-    for case in cases:
+    tables = [*(("published", table) for table in published), *(("case", table_of(case)) for case in cases)]
+    for kind, table in tables:
         yield ""
-        yield "[[case]]"
-        for name, value in table_of(case).items():
+        yield f"[[{kind}]]"
+        for name, value in table.items():
             yield f"{name} = {_value(value)}"
 
 

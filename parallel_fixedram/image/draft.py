@@ -17,6 +17,7 @@ from typing import Self
 from parallel_fixedram.core.choice import Choice
 from parallel_fixedram.core.disks import Disk
 from parallel_fixedram.core.errors import HostError
+from parallel_fixedram.core.latency import LatencyCounter
 from parallel_fixedram.core.observer import Observer
 from parallel_fixedram.core.protocols import GuestBlock
 from parallel_fixedram.core.save_options import Cache, DirectIO, Publishing, Writing
@@ -79,6 +80,10 @@ class Draft:
                 copy_prefix(pending.path, self._layout.base, self.buffered)
             pending.set_size(self._layout.ram_end)
             self.direct = self._open_direct()
+            if self._writing.time_writes:
+                times = LatencyCounter()
+                for channel in filter(None, (self.buffered, self.direct)):
+                    channel.write_times = times
             stack.pop_all()
         return self
 

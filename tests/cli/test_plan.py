@@ -137,6 +137,7 @@ SHARD = {
     "bytes": int,
     "started": float,
     "ended": float,
+    "write_bins": list,
 }
 
 
@@ -152,6 +153,7 @@ def test_a_trace_has_one_object_a_line_for_every_shard(tmp_path):
     assert all(line["offset"] == place + line["first_page"] * PAGE for line in lines)
     assert all(0 < line["started"] <= line["ended"] <= report["seconds"]["total"] for line in lines)
     assert sum(line["bytes"] for line in lines) == report["bytes"]["written"]
+    assert all(any(line["write_bins"]) == (line["bytes"] > 0) for line in lines)
 
 
 def test_a_trace_of_nothing_is_an_empty_file(tmp_path):

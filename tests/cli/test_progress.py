@@ -162,6 +162,7 @@ def test_json_lines_say_what_an_observer_hears(monkeypatch):
             "bytes": 4096,
             "started": 0.5,
             "ended": 0.75,
+            "write_bins": [],
         },
         {"event": "note", "text": "something"},
         {"event": "advanced", "done": 8192, "total": 8192},

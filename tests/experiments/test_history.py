@@ -175,11 +175,12 @@ def test_the_columns_are_those_that_the_docs_promise():
         "guest",
         "channels",
     )
-    assert export.COLUMNS[-17:] == (
+    assert export.COLUMNS[-22:] == (
         "number", "verified",
         "total_seconds", "last_write_seconds", "pause_seconds", "lost_seconds", "gap_seconds", "wall_seconds",
         "ram_bytes", "data_bytes", "written_bytes", "file_bytes", "allocated_bytes",
         "guests_bytes", "touch", "first_touch_seconds", "second_touch_seconds",
+        "image_format", "live", "qemu_hot", "qemu_at_random", "qemu_domain",
     )  # fmt: skip
 
 

@@ -27,7 +27,7 @@ EXPECTED = {
     "growth": {"file-size": 2},
     "pauses": {"throughput": 4, "pauses": 2},
     "scaling": {"scaling": 1},
-    "work": {"guest-work": 1, "pauses": 1},
+    "work": {"guest-work": 1, "stalls": 1, "pauses": 1},
 }
 UNIT = re.compile(r", (s|ms|GiB|GiB/s)$|\((number|worker processes|worker processes or jobs|1 = all)\)$")
 
@@ -79,7 +79,8 @@ SEEN = {
     "gaps": "How long the round over the dirty pages takes, by their share and the rule for gaps",
     "file-size": "How large the file is while the guest goes on dirtying its RAM, by rounds",
     "pauses": "How long the guest stands still, and how long all of a save takes, by way",
-    "guest-work": "What does the guest get done while it is saved, and how long are its gaps?",
+    "guest-work": "What does the guest get done while it is saved or started, and how long are its gaps?",
+    "stalls": "How long does the guest get nothing done at a time, while it is saved or started?",
     "scaling": "How long a save takes, by size of RAM",
     "time-lines": "Which worker writes or looks where, and when?",
     "simulation": "Simulation: does it explain what was measured, and what does it say of 1 TiB?",

@@ -12,7 +12,7 @@ from support.run_sets import HOST, case, run_set
 
 from parallel_fixedram.core.schemas import stamped
 from parallel_fixedram.experiments import report, results
-from parallel_fixedram.experiments.results import MissingWay
+from parallel_fixedram.experiments.results import Instrumented, MissingWay
 
 EVIL = "<script>alert('x')</script>&\"'"
 VOID = {"meta", "img"}
@@ -51,6 +51,19 @@ def test_gaps_of_guests_that_are_watched_and_processor_time_are_a_table():
     assert "<td>0.6 (0.6)</td><td>0.7 (0.7)</td><td>2 (1)</td>" in page
     assert page.count("<td>1.00</td><td>0.50</td></tr>") == 2
     assert "two looks" not in report.page([("p", synthetic.pauses())], with_pictures=False)
+
+
+def test_single_writes_shards_and_faults_are_a_table_by_how_long_they_took():
+    fault_seconds = {"median": 0.001, "p99": 0.004, "max": 0.004, "bins": [0] * 10 + [5, 0, 2]}
+    each = case("ours", [1.0, 1.0])
+    told = [replace(sample, report={"snapshot": {"fault_seconds": fault_seconds}}) for sample in each.samples]
+    watched = Instrumented(private_bytes_peak=1, timeline=((0, 0.0, 0.003, 0, 1),), write_bins=(0, 0, 1, 99))
+    page = report.page([("a", run_set(replace(each, samples=tuple(told), instrumented=watched)))], with_pictures=False)
+    assert "<th>99 %</th><th>4 us</th><th>8 us</th>" in page
+    assert "<td>write</td><td>&lt; 8 us</td><td>1</td><td>99</td>" in page
+    assert "<td>shard</td><td>&lt; 4.1 ms</td>" in page
+    assert re.search("<td>fault</td><td>&lt; 4.1 ms</td>(<td></td>)*<td>10</td><td></td><td>4</td>", page)
+    assert "single writes" not in report.page([("p", run_set(case("fio", [1.0])))], with_pictures=False)
 
 
 def test_a_page_has_question_host_samples_and_what_is_missing():

@@ -20,7 +20,7 @@ from parallel_fixedram.experiments import planning, results
 from parallel_fixedram.experiments.guest_work import STEP_SECONDS
 from parallel_fixedram.experiments.runner import run_scenario
 from parallel_fixedram.experiments.scenario import parse_scenario, shipped
-from parallel_fixedram.experiments.ways import guest_look
+from parallel_fixedram.experiments.ways import boots, guest_look
 from parallel_fixedram.experiments.ways.boots import Restore
 from parallel_fixedram.experiments.ways.fresh import Naive, Ours
 from parallel_fixedram.host import user_cache
@@ -282,6 +282,7 @@ def test_guests_are_started_from_a_file_held_against_it_and_ended(tmp_path, monk
         assert sample.bytes.file > 24 << 20
         assert sample.bytes.guests > 8 << 20
         assert (sample.seconds.first_touch is None) == (case is not restored)
+    assert 0 < cloned.samples[0].running[0] <= cloned.samples[0].running[1] <= cloned.samples[0].seconds.total
     assert restored.samples[0].seconds.second_touch > 0
     assert restored.samples[0].seconds.phases["fill"] > 0
     assert cloned.samples[0].seconds.phases["fill"] == 0
@@ -347,6 +348,39 @@ def test_a_guest_that_is_watched_gets_nothing_done_while_it_stands_still(tmp_pat
     assert 0.5 * seconds.pause < seconds.gap
     assert 0.5 * seconds.gap < STEP_SECONDS * sample.work.count(0) + 2 * STEP_SECONDS
     assert sum(sample.work) > 1000
+
+
+@pytest.mark.qemu
+def test_a_guest_that_is_started_and_watched_goes_on_where_the_one_that_was_saved_stood(tmp_path, monkeypatch):
+    require_qemu()
+    monkeypatch.setattr(boots, "SETTLING_SECONDS", 0.3)
+    guest = 'qemu = {size = "64MiB", data = 0.5, dirty_rate = "1TiB", watched = true}'
+    found = scenario(f'way = ["clone", "qemu-load"]\n{guest}', repeats=1, warm_up=0)
+    for case in carry_out(found, tmp_path).cases:
+        (sample,) = case.samples
+        start, end = sample.watch.save
+        assert sample.watch.run[0] <= start < end < sample.watch.run[1]
+        assert sample.watch.pause is None
+        assert sample.verified == "loaded"
+        assert 0.3 * (end - start) < sample.seconds.gap
+        steps = sample.work
+        before, after = steps[: int(sample.watch.run[0] / STEP_SECONDS)], steps[int(end / STEP_SECONDS) + 1 :]
+        assert sum(before) > 1000
+        assert sum(after) > 1000
+        assert sample.watch.qemu_cpu_seconds > 0
+
+
+@pytest.mark.qemu
+def test_a_live_migration_is_stopped_by_qemu_at_its_end_and_the_guest_runs_on(tmp_path):
+    require_qemu()
+    guest = 'qemu = {size = "64MiB", data = 0.4, dirty_rate = "1MiB"}'
+    found = scenario(
+        f'way = ["qemu-file", "qemu-mapped-ram", "qemu-multifd"]\n{guest}\nlive = true', repeats=2, warm_up=0
+    )
+    for case in carry_out(found, tmp_path).cases:
+        for sample in case.samples:
+            assert 0 < sample.seconds.pause < sample.seconds.total
+            assert sample.bytes.file > 24 << 20
 
 
 def test_a_plan_runs_nothing_and_says_what_would_be_run(tmp_path, monkeypatch):
@@ -453,7 +487,7 @@ def test_the_list_says_of_each_scenario_what_it_asks_how_long_it_takes_and_what_
     assert found["few"]["runs"] == 54
     assert found["few"]["rough_seconds"] > 20
     needs = {each["name"]: each for each in found["smoke"]["needs"]}
-    assert set(needs) == {"QEMU", "fio", "root", "xfs", "ext4"}
+    assert set(needs) == {"QEMU", "libvirt", "fio", "root", "xfs", "ext4"}
     assert "fio is not installed" in needs["fio"]["why_missing"]
     assert "QEMU" not in {each["name"] for each in found["gaps"]["needs"]}
     assert ("mkfs.xfs is not installed" if root else "needs root") in needs["xfs"]["why_missing"]

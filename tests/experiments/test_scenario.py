@@ -7,6 +7,7 @@ import pytest
 
 import parallel_fixedram
 from parallel_fixedram.core.errors import RequestError
+from parallel_fixedram.experiments import parameters
 from parallel_fixedram.experiments.cases import WAYS
 from parallel_fixedram.experiments.scenario import find_scenario, load_scenario, parse_scenario, shipped
 from parallel_fixedram.experiments.ways.table import TABLE
@@ -67,7 +68,48 @@ def test_values_of_a_qemu_guest_may_be_lists_too():
         "at_random": False,
         "fresh": False,
         "watched": False,
+        "domain": False,
     }
+
+
+def test_a_guest_may_be_as_large_as_a_share_of_this_hosts_memory(monkeypatch):
+    table = 'way = "pause-floor"\nqemu = {size = "1/8 of memory"}'
+    for total, size in ((24 << 30, 3 << 30), (25_276_063_744, 2816 << 20), (128 << 30, 3 << 30), (1 << 30, 256 << 20)):
+        monkeypatch.setattr(parameters, "memory_bytes", lambda _, total=total: total)
+        assert cases(table)[0].qemu.size == size
+    for wrong in ("1/0 of memory", "2/8 of memory", "1/8 of memories"):
+        with pytest.raises(RequestError, match="size"):
+            cases(table.replace("1/8 of memory", wrong))
+    monkeypatch.setattr(parameters, "memory_bytes", lambda _: None)
+    with pytest.raises(RequestError, match="does not tell how much memory"):
+        cases(table)
+
+
+@pytest.mark.parametrize(
+    ("table", "message"),
+    [
+        ('way = "virsh-save"\nqemu = {size = "64MiB"}', "is about a domain of libvirt: domain = true"),
+        ('way = "clone"\nqemu = {size = "64MiB", domain = true}', "'clone' is not for a domain, ours, pause-floor"),
+        ('way = "ours"\nqemu = {size = "64MiB", domain = true, fresh = true}', "neither fresh nor watched"),
+        ('way = "virsh-save"\nqemu = {size = "64MiB", domain = true}\nimage_format = "ours"', "does not write"),
+        (
+            'way = "virsh-save"\nqemu = {size = "64MiB", domain = true}\nimage_format = "raw"\nchannels = 2',
+            "several only for image_format = 'sparse'",
+        ),
+        (
+            'way = "qemu-file"\nqemu = {size = "64MiB", dirty_rate = "1MiB"}\nlive = true\nrounds = 3',
+            "live: not together with rounds",
+        ),
+        ('way = "clone"\nqemu = {size = "64MiB", dirty_rate = "1MiB"}', "of a guest that sleeps, or is watched"),
+        (
+            'way = "clone"\nqemu = {size = "64MiB", dirty_rate = "1MiB", watched = true}\ncount = 4',
+            "is that of one guest",
+        ),
+    ],
+)
+def test_what_does_not_go_with_a_domain_or_a_live_migration_is_refused(table, message):
+    with pytest.raises(RequestError, match=message):
+        cases(table)
 
 
 def test_a_case_that_two_tables_name_is_there_once():
@@ -184,7 +226,7 @@ def test_a_wrong_table_is_one_line_that_says_where(table):
         (HEAD + "repeats = 0\n", "repeats: 0: expected a whole number from 1 to 10000"),
         (
             HEAD + "sed = 1\n",
-            "sed: unknown, expected one of name, question, repeats, warm_up, seed, until, budget, case",
+            "sed: unknown, expected one of name, question, repeats, warm_up, seed, until, budget, published, case",
         ),
         (HEAD + "name = 1\n", "not TOML"),
     ],

@@ -13,6 +13,7 @@ from support.refusing import Refuse
 from support.sources import huge_file
 
 from parallel_fixedram.core.errors import FormatError, HostError, NoFileError, RequestError
+from parallel_fixedram.core.latency import LatencyCounter
 from parallel_fixedram.core.ramblock import RAMBlock
 from parallel_fixedram.host import linux
 from parallel_fixedram.host.files import aio
@@ -222,6 +223,31 @@ def test_a_write_of_nothing_is_an_error_and_not_an_endless_loop(
     monkeypatch.setattr(os, "pwrite", lambda *_: 0)
     with pytest.raises(HostError, match="at 0x1000: nothing was written"):
         file.write(PAGE, memoryview(b"x"))
+
+
+@pytest.mark.parametrize("kind", [FileChannel, DirectChannel])
+def test_every_write_is_counted_by_how_long_it_took_where_somebody_asks(
+    tmp_path: Path, kind: type[FileChannel]
+) -> None:
+    fd = os.open(tmp_path / "file", os.O_RDWR | os.O_CREAT | (os.O_DIRECT if kind is DirectChannel else 0))
+    try:
+        channel = kind(fd, "file")
+        pages, every = np.frombuffer(aligned(content("ABCDEFGH")), np.uint64).reshape(8, -1), np.ones(8, np.uint8)
+        runs = np.array([[0, 2], [3, 1], [5, 3]])
+        channel.write_runs(0, pages, runs, every)
+        channel.settle()
+        assert channel.write_bins() == ()
+        channel = kind(fd, "file")
+        channel.write_times = LatencyCounter()
+        channel.write(0, aligned(content("A")))
+        assert channel.another().write_times is channel.write_times
+        channel.write_runs(0, pages, runs, every)
+        channel.write_runs(0, pages, runs, np.array([1, 0, 0, 1, 1, 1, 1, 1], np.uint8))
+        channel.settle()
+        assert sum(channel.write_bins()) == 7
+        assert channel.write_bins() == ()
+    finally:
+        os.close(fd)
 
 
 def test_errors_say_what_where_and_why_and_keep_the_errno(tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 
 from parallel_fixedram.core.bitmap import Bits, Runs
 from parallel_fixedram.core.errors import FormatError, HostError
+from parallel_fixedram.core.latency import Bins
 from parallel_fixedram.core.protocols import Channel, Pages
 
 _EVENT = struct.Struct("<cQQQ")
@@ -32,6 +33,9 @@ class OneByOne:
 
     def settle(self) -> None:
         pass
+
+    def write_bins(self) -> Bins:
+        return ()
 
     def another(self) -> OneByOne:
         return self

@@ -201,12 +201,12 @@ def work() -> RunSet:
         seconds = {"pause": pause, "lost": pause * 1.1, "gap": pause, "last_write": None}
         still = range(150, 150 + round(pause * 100))
         steps = tuple(0 if step in still else 1000 + step % 7 for step in range(300))
-        quiet = Gaps(p50=0.0006, p90=0.0007, p99=0.001, longest=0.004)
+        quiet = Gaps(p50=0.0006, p90=0.0007, p99=0.001, longest=0.004, bins=(0,) * 9 + (100, 800, 90, 10))
         watch = Watch(
             run=(1.0, 2.0),
             save=(1.2, 1.9),
             pause=(1.5, 1.5 + pause),
-            gaps=replace(quiet, p99=0.002, longest=pause),
+            gaps=replace(quiet, p99=0.002, longest=pause, bins=(0,) * 9 + (50, 700, 30, 0, 0, 0, 20)),
             quiet=quiet,
             qemu_cpu_seconds=1.0,
             our_cpu_seconds=0.5,

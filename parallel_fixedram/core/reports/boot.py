@@ -23,6 +23,8 @@ class GuestReport:
     """Paths of the overlays that its disks write to, in the order of the disks that the file records."""
     id: str = ""
     """Of a clone with an identity of its own: what it reads in fw_cfg, and its vmgenid's GUID; a UUID."""
+    seconds: float = 0.0
+    """From the start of the first QEMU until this guest was told to run, or loaded if it is paused."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -102,6 +102,8 @@ class FaultSeconds:
     median: float
     p99: float
     max: float
+    bins: tuple[int, ...] = ()
+    """How many of them waited how long (core/latency.py)."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -152,6 +154,8 @@ class ShardTrace:
     started: float
     """Seconds since the save began."""
     ended: float
+    write_bins: tuple[int, ...] = ()
+    """How many of its writes took how long (core/latency.py); none where that was not asked for."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -12,6 +12,7 @@ from collections.abc import Callable
 import numpy as np
 
 from parallel_fixedram.core.bitmap import Bits, runs_of_ones
+from parallel_fixedram.core.latency import Bins, added
 from parallel_fixedram.core.protocols import Channel, Pages
 from parallel_fixedram.host.memory.anonymous import huge_memory
 
@@ -74,3 +75,7 @@ class Staging:
         """Wait until everything is written (Channel.settle)."""
         for channel in self._channels:
             channel.settle()
+
+    def write_bins(self) -> Bins:
+        """How long writes took (Channel.write_bins)."""
+        return added(channel.write_bins() for channel in self._channels)

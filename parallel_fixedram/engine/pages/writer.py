@@ -22,6 +22,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from parallel_fixedram.core.bitmap import Bits, Runs, runs_of_ones
+from parallel_fixedram.core.latency import added
 from parallel_fixedram.core.protocols import Channel, GuestBlock
 from parallel_fixedram.engine.pages.changes import Hashes
 from parallel_fixedram.engine.pages.digest import page_digests
@@ -131,9 +132,10 @@ class PageWriter:
 
     def settle(self, tally: Tally) -> None:
         """Wait until everything is written."""
-        started = time.perf_counter()
-        (self._staging or self._channel).settle()
+        started, channel = time.perf_counter(), self._staging or self._channel
+        channel.settle()
         tally.write_seconds += time.perf_counter() - started
+        tally.write_bins = added((tally.write_bins, channel.write_bins()))
 
     def _plan(self, store: Bits, stale: Bits) -> tuple[Bits, Runs, Runs]:
         """Which pages to write, the runs that they are joined to, and the runs to punch out."""

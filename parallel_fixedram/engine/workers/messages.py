@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from parallel_fixedram.core.bitmap import WORD_PAGES, Bits, runs_of_ones
 from parallel_fixedram.core.errors import FixedRamError
+from parallel_fixedram.core.latency import Bins, added
 from parallel_fixedram.core.shards import MAX_SHARD_PAGES, Shard
 
 MAX_FINDINGS = MAX_SHARD_PAGES + WORD_PAGES
@@ -67,6 +68,8 @@ class Tally:
     write_seconds: float = 0.0
     """Time spent writing pages, and punching holes."""
     digest_seconds: float = 0.0
+    write_bins: Bins = ()
+    """How many writes took how long; none where nobody counts."""
     bad_pages: int = 0
     """Pages that are not as they should be."""
     findings: list[Finding] = field(default_factory=list)
@@ -89,10 +92,11 @@ class Tally:
         """Add another tally to this one."""
         for name in _COUNTERS:
             setattr(self, name, getattr(self, name) + getattr(other, name))
+        self.write_bins = added((self.write_bins, other.write_bins))
         self.findings += other.findings[: max(MAX_KEPT_FINDINGS - len(self.findings), 0)]
 
 
-_COUNTERS = tuple(name for name in Tally.__slots__ if name != "findings")
+_COUNTERS = tuple(name for name in Tally.__slots__ if name not in ("findings", "write_bins"))
 
 
 @dataclass(frozen=True, slots=True)

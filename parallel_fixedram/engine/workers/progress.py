@@ -75,4 +75,5 @@ def traced(message: ShardDone, worker: int, layout: FileLayout, began: float) ->
         bytes=message.tally.bytes,
         started=message.started - began,
         ended=message.started - began + message.seconds,
+        write_bins=message.tally.write_bins,
     )

@@ -15,6 +15,7 @@ from parallel_fixedram.experiments.pictures import (
     pauses,
     scaling,
     simulated,
+    stalls,
     throughput,
     time_lines,
 )
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
 
 KINDS: dict[str, Callable[[RunSet], list[Picture]]] = {
     module.NAME: module.draw
-    for module in (throughput, gaps, file_size, pauses, guest_work, time_lines, scaling, simulated)
+    for module in (throughput, gaps, file_size, pauses, guest_work, stalls, time_lines, scaling, simulated)
 }
 """Every kind of picture, in the order in which they are drawn."""
 

@@ -60,9 +60,9 @@ def _picture(run_set: RunSet, where: Mapping[str, Any], cases: Sequence[CaseResu
         _dots(drawn, right, len(cases) - 1 - place, case)
     left.set_yticks([len(cases) - 1 - place + _BAND / 2 for place in range(len(cases))], labels, fontsize=8)
     left.set_ylim(-0.15, len(cases))
-    longest = max(end - begin for begin, end in (_save(typical(case)) for case in cases))
-    left.set_xlim(-_SHOWN_BEFORE, longest + _SHOWN_AFTER)
-    left.set_xlabel("time since the save began, s")
+    longest = max(_shown(typical(case)) for case in cases)
+    left.set_xlim(-_SHOWN_BEFORE, longest)
+    left.set_xlabel("time since that began, s")
     right.set_xlabel("time without any work done, s")
     right.set_xscale("log")
     right.xaxis.set_major_formatter(style.plain_formatter())
@@ -73,11 +73,17 @@ def _picture(run_set: RunSet, where: Mapping[str, Any], cases: Sequence[CaseResu
         drawn,
         run_set,
         f"{NAME}-{number}",
-        "What does the guest get done while it is saved, and how long are its gaps?",
+        "What does the guest get done while it is saved or started, and how long are its gaps?",
         subject=source_text(where),
         samples=[len(case.samples) for case in cases],
         note="bands: of each way the sample that lost neither most nor least",
     )
+
+
+def _shown(sample: Sample) -> float:
+    """Until when it is drawn, seconds since its save began: a start until its guest has settled."""
+    begin, end = _save(sample)
+    return max(end + _SHOWN_AFTER, sample.watch.run[1] if sample.watch else 0.0) - begin
 
 
 def _save(sample: Sample) -> tuple[float, float]:
@@ -102,7 +108,7 @@ def _band(drawn: drawing.Sheet, axes: Axes, bottom: float, sample: Sample) -> No
     drawn.legend(line, "pace before")
     whole = sample.watch is None or sample.watch.save is None
     saved = axes.hlines(bottom - 0.06, 0, end - begin, colors=style.COLOURS[1], linewidth=2.6, capstyle="butt")
-    drawn.legend(saved, "run, process start included" if whole else "save, to stable storage")
+    drawn.legend(saved, "run, process start included" if whole else "save, to stable storage; or start, until it runs")
     if sample.watch is not None and sample.watch.pause is not None:
         start, stop = (each - begin for each in sample.watch.pause)
         box = Rectangle((start, bottom), stop - start, 0.95, facecolor=style.COLOURS[3], alpha=0.5, edgecolor="#333333")

@@ -71,7 +71,9 @@ def draw(run_set: RunSet) -> list[drawing.Picture]:
 def _rows(run_set: RunSet, where: Mapping[str, object], group: Sequence[CaseResult]) -> Iterable[_Row]:
     labels = case_labels(group, not_in_name=_BY, always=("channels",))
     for number, (case, label) in enumerate(zip(group, labels, strict=True)):
-        heading = f"{source_text(where)}, to {place_text(run_set, where)}"
+        heading = source_text(where)
+        if where["file_system"] is not None:
+            heading += f", to {place_text(run_set, where)}"
         yield _Row(heading="" if number else heading, label=label, case=case)
 
 
@@ -83,10 +85,11 @@ def _picture(run_set: RunSet, rows: Sequence[_Row], number: int) -> drawing.Pict
         place += 1.0 if row.heading else 0.0
         places.append(place)
         if row.heading:
-            for axes in drawn.axes[:1]:
-                at = (0.0, place - 0.85)
-                axes.annotate(row.heading, at, xycoords=("axes fraction", "data"), fontsize=8, fontweight="bold",
-                              va="center", parse_math=False)  # fmt: skip
+            text = drawn.axes[0].annotate(
+                row.heading, (0.0, place - 0.85), xycoords=("axes fraction", "data"), fontsize=8, fontweight="bold",
+                va="center", parse_math=False
+            )  # fmt: skip
+            text.set_in_layout(False)  # it may be as long as both panels, whose rows are empty there
         place += 1
     panels = ((drawn.axes[0], Metric.PAUSE, _IN_PAUSE), (drawn.axes[1], Metric.TOTAL, _IN_TOTAL))
     for axes, metric, names in panels:
@@ -96,6 +99,8 @@ def _picture(run_set: RunSet, rows: Sequence[_Row], number: int) -> drawing.Pict
         axes.set_xlabel("time, s" if metric is Metric.TOTAL else "time, ms")
         axes.set_title(meaning(metric), fontsize=9.5)
         style.grid(axes)
+    drawn.axes[0].set_zorder(drawn.axes[1].get_zorder() + 1)
+    drawn.axes[0].patch.set_visible(False)
     drawn.axes[0].set_yticks(places, [row.label for row in rows], fontsize=8)
     drawn.axes[0].set_ylim(places[-1] + 0.6, -0.4)
     samples = [len(row.case.samples) for row in rows]

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from parallel_fixedram.core.units import format_count, format_size
-from parallel_fixedram.experiments.cases import FROM_A_FILE
+from parallel_fixedram.experiments.cases import NO_SAVES
 from parallel_fixedram.experiments.results import CaseResult, RunSet, Sample
 from parallel_fixedram.experiments.statistics import median
 
@@ -30,6 +30,8 @@ WAY_NAMES = {
     "clone": "clone",
     "qemu-load": "QEMU load",
     "verify": "verify",
+    "virsh-save": "virsh save",
+    "virsh-restore": "virsh restore",
     "scan": "zero scan, one process",
     "copy": "memory copy, one process",
 }
@@ -86,7 +88,7 @@ def whole_saves(run_set: RunSet) -> list[CaseResult]:
         for case in run_set.cases
         if not case.parameters.get("dirty")
         and not case.parameters.get("rounds")
-        and case.parameters.get("way") not in FROM_A_FILE
+        and case.parameters.get("way") not in NO_SAVES
     ]
 
 
@@ -179,6 +181,8 @@ def parameter_text(name: str, value: Any) -> str:
             return "into shared memory, by our workers" if value else "by QEMU"
         case "touch", bool():
             return "all RAM read afterwards" if value else "RAM not read"
+        case "live", bool():
+            return "live" if value else "stopped"
         case "count", int():
             return format_count(value, "guest")
         case "cache", str():
@@ -211,7 +215,7 @@ def source_text(parameters: Mapping[str, Any]) -> str:
         words.append("fresh")
     if qemu.get("watched"):
         words.append("watched")
-    return "QEMU guest, " + ", ".join(words)
+    return ("domain, " if qemu.get("domain") else "QEMU guest, ") + ", ".join(words)
 
 
 def _share(share: float) -> str:

@@ -7,14 +7,10 @@ stood still the events STOP and RESUME say, by QEMU's clock.
 from __future__ import annotations
 
 import os
-import time
-from collections.abc import Mapping
-from typing import Any
 
 from parallel_fixedram.core.errors import HostError
-from parallel_fixedram.experiments.results import Seconds
 from parallel_fixedram.experiments.ways import qemu_modes
-from parallel_fixedram.experiments.ways.way import Measured, Run, sync_file
+from parallel_fixedram.experiments.ways.way import Measured, Run
 from parallel_fixedram.host.memory import userfaultfd
 
 _NEEDED = userfaultfd.Feature.PAGEFAULT_FLAG_WP | userfaultfd.Feature.WP_HUGETLBFS_SHMEM
@@ -31,31 +27,7 @@ class BackgroundSnapshot(qemu_modes.QemuMode):
         """Migrate once (Way.run)."""
         guest = run.source.qemu
         assert guest is not None, "the scenario's check comes first"
-        qemu_modes.set_capabilities(guest, ("background-snapshot",))
-        guest.execute("migrate-set-parameters", {"max-bandwidth": 0})
-        moments: dict[str, float] = {}
-        with guest.monitor.listen("MIGRATION", "STOP", "RESUME") as events:
-            began = time.perf_counter()
-            guest.execute("migrate", {"uri": f"file:{run.path}"})
-            status = ""
-            while status not in qemu_modes.ENDED:
-                event = events.wait(qemu_modes.SECONDS)
-                moments[event["event"]] = _moment(event)
-                status = event.get("data", {}).get("status", status)
-            written = time.perf_counter()
-        state = qemu_modes.completed(guest, status)
-        sync_file(run.path)
-        ended = time.perf_counter()
-        pause = moments["STOP"], moments["RESUME"]
-        seconds = Seconds(total=ended - began, last_write=written - began, pause=pause[1] - pause[0])
-        return qemu_modes.measured(run, state, seconds, save_at=(began, ended), pause_at=pause)
-
-
-def _moment(event: Mapping[str, Any]) -> float:
-    """When it happened, by ``time.perf_counter``."""
-    stamp = event["timestamp"]
-    happened: float = stamp["seconds"] + stamp["microseconds"] / 1e6
-    return time.perf_counter() - (time.time() - happened)
+        return qemu_modes.run_through(run, guest, ("background-snapshot",), {"max-bandwidth": 0}, goes_on=True)
 
 
 def _why_no_userfaultfd() -> str | None:

@@ -27,6 +27,7 @@ import psutil
 
 from parallel_fixedram.core.errors import HostError, MachineError
 from parallel_fixedram.experiments import tools
+from parallel_fixedram.experiments.guest_work import SETTLING_SECONDS, GuestWatch, counter_of
 from parallel_fixedram.experiments.qemu_guest import QemuGuest
 from parallel_fixedram.experiments.results import Bytes, Seconds
 from parallel_fixedram.experiments.ways.guest_look import Seen, look_at
@@ -37,6 +38,7 @@ from parallel_fixedram.host.processes import signals
 from parallel_fixedram.host.processes.guardian import Guardian
 from parallel_fixedram.image.image import open_image
 from parallel_fixedram.image.verify import verify
+from parallel_fixedram.machines.qemu.monitor import Monitor
 from parallel_fixedram.verbs.open import open_qemu
 from parallel_fixedram.verbs.temporary import temporary_folder
 
@@ -50,6 +52,8 @@ class _Boots(ABC):
     """What the last run found out about its guests, which do not outlive it."""
     _seen: Seen
     """The same."""
+    _running: tuple[float, ...] | None = None
+    """When each of them ran, where our command says that."""
 
     def why_missing(self) -> str | None:
         """There may be no QEMU (Way.why_missing)."""
@@ -60,13 +64,21 @@ class _Boots(ABC):
         file = saved_file(run)
         if run.case.cache == "drop":
             drop_page_cache()
-        seconds, seen = self._start(run, file), self._seen
+        with _made_way(run):
+            began = time.perf_counter()
+            seconds, seen = self._start(run, file), self._seen
         length, allocated = file_bytes(file)
         size = Bytes(
             ram=run.source.size, data=run.source.data_bytes, file=length, allocated=allocated, guests=seen.memory
         )
         touched = replace(seconds, first_touch=seen.first_touch, second_touch=seen.second_touch)
-        return Measured(seconds=touched, bytes=size)
+        return Measured(
+            seconds=touched,
+            bytes=size,
+            save_at=(began, began + touched.total),
+            qemu_cpu_seconds=seen.cpu_seconds,
+            running=self._running,
+        )
 
     def verify(self, run: Run) -> str:
         """All guests run, and once a case their RAM is what the file says (Way.verify)."""
@@ -83,8 +95,9 @@ class _Boots(ABC):
             ContentsDiffer: RAM of one differs.
         """
         self._seen = look_at(guests, run.source.size if run.case.touch else 0)
-        self._checked = "ram" if run.thorough else "loaded"
-        for qmp, pid in guests if run.thorough else ():
+        compared = run.thorough and run.watch is None  # one that is watched goes on writing
+        self._checked = "ram" if compared else "loaded"
+        for qmp, pid in guests if compared else ():
             with contextlib.closing(open_qemu(qmp, pid=pid)) as machine, open_image(file) as image:
                 ram = {each.block.idstr: each for each in machine.guest_blocks() if each.main}
                 if not ram:
@@ -107,16 +120,26 @@ class _Command(_Boots):
         assert run.source.qemu is not None, "the scenario's check comes first"
         with _nobody_left() as (name, folder):
             ours = [sys.executable, "-m", "parallel_fixedram", self.verb, file, "--json", "--run-dir", folder]
-            command = [*ours, *self._options(run), "--", *run.source.qemu.command("-name", name)]
+            command = [
+                *ours,
+                *self._options(run),
+                *(["--paused"] if run.watch else []),
+                "--",
+                *run.source.qemu.command("-name", name),
+            ]
             started = time.perf_counter()
             report: dict[str, Any] = json.loads(tools.run(command))
             wall = time.perf_counter() - started
-            for guest in report["guests"]:
-                if guest["status"] != "running":
-                    raise MachineError(f"a guest that was started is {guest['status']!r}")
-            self._look(run, file, [(guest["qmp"], guest["pid"]) for guest in report["guests"]])
-        phases = dict(report["seconds"])
-        return Seconds(total=phases.pop("total"), wall=wall, phases=phases)
+            guests = [(guest["qmp"], guest["pid"]) for guest in report["guests"]]
+            phases = dict(report["seconds"])
+            total = phases.pop("total")
+            if run.watch:
+                total = wall + _let_run(run.watch, *guests[0])
+            elif wrong := [each["status"] for each in report["guests"] if each["status"] != "running"]:
+                raise MachineError(f"a guest that was started is {wrong[0]!r}")
+            self._running = tuple(each["seconds"] for each in report["guests"]) if not run.watch else None
+            self._look(run, file, guests)
+        return Seconds(total=total, wall=wall, phases=phases)
 
 
 class Restore(_Command):
@@ -155,10 +178,39 @@ class QemuLoad(_Boots):
             guest.execute("migrate-set-parameters", parameters)
             if (status := load(guest, file)) != "completed":
                 raise run.wrong(f"QEMU's load {status}")
-            guest.execute("cont")
-            total = time.perf_counter() - started
+            if run.watch:
+                total = time.perf_counter() - started + _let_run(run.watch, guest.qmp, guest.pid)
+            else:
+                guest.execute("cont")
+                total = time.perf_counter() - started
             self._look(run, file, [(guest.qmp, guest.pid)])
         return Seconds(total=total)
+
+
+@contextlib.contextmanager
+def _made_way(run: Run) -> Iterator[None]:
+    """If a guest is looked at, the one that was saved stands still meanwhile: processors are left to the other."""
+    if run.watch is None or run.source.qemu is None:
+        yield
+        return
+    run.watch.begins()
+    run.source.qemu.execute("stop")
+    try:
+        yield
+    finally:
+        run.source.qemu.execute("cont")
+
+
+def _let_run(watch: GuestWatch, qmp: str, pid: int) -> float:
+    """Let a guest that waits go on, and look at it until it has settled; returns how long it took until it ran."""
+    with Monitor(qmp) as monitor, counter_of(monitor, pid) as counter:
+        watch.moved(counter)
+        started = time.perf_counter()
+        monitor.execute("cont")
+        took = time.perf_counter() - started
+        time.sleep(SETTLING_SECONDS)
+        watch.is_over()
+    return took
 
 
 @contextlib.contextmanager

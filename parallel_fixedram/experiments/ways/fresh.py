@@ -51,6 +51,7 @@ class Ours(_Fresh):
         return Instrumented(
             private_bytes_peak=done.private_bytes_peak,
             timeline=tuple((w, start, end, offset, size) for w, start, end, offset, size in done.answer.timeline or []),
+            write_bins=tuple(done.answer.write_bins or ()),
         )
 
     def verify(self, run: Run) -> str:
@@ -130,20 +131,7 @@ class Part:
 
 def _order(run: Run, *, trace: bool = False) -> Order:
     case, source = run.case, run.source
-    given: dict[str, Any] = {
-        name: value
-        for name in (
-            "channels",
-            "direct_io",
-            "gap_pages",
-            "shard_pages",
-            "queue_depth",
-            "calibrate",
-            "capture",
-            "durability",
-        )
-        if (value := getattr(case, name)) is not None
-    }
+    given: dict[str, Any] = {name: value for name in _OPTIONS if (value := getattr(case, name)) is not None}
     if case.rounds is not None and source.spec:
         spec = source.spec.to_json()
         given["guest"] = ",".join(
@@ -152,6 +140,8 @@ def _order(run: Run, *, trace: bool = False) -> Order:
         )
     if source.qemu:
         given |= {"qmp": source.qemu.qmp, "pid": source.qemu.pid}
+    if source.domain:
+        given["domain"] = source.domain.name
     return Order(
         way=case.way,
         path=run.path,

@@ -11,7 +11,9 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from parallel_fixedram.core.errors import HostError
+import psutil
+
+from parallel_fixedram.core.errors import HostError, MachineError
 from parallel_fixedram.core.units import GIB
 from parallel_fixedram.experiments.boot_sector import LOW_RAM
 from parallel_fixedram.machines.qemu.monitor import Monitor
@@ -26,6 +28,8 @@ class Seen:
 
     memory: int
     """Bytes of all of them; what several share counts once."""
+    cpu_seconds: float
+    """Processor time of all of them so far."""
     first_touch: float | None = None
     """Seconds until all RAM of the first one was read."""
     second_touch: float | None = None
@@ -44,11 +48,20 @@ def look_at(guests: Sequence[tuple[str, int]], touch: int) -> Seen:
         MachineError: the guest does not let itself be read.
     """
     memory = sum(proportional_bytes(pid) for _, pid in guests)
+    used = sum(_cpu_seconds(pid) for _, pid in guests)
     if not touch:
-        return Seen(memory=memory)
+        return Seen(memory=memory, cpu_seconds=used)
     with Monitor(guests[0][0]) as monitor:
         first, second = (_read_all(monitor, touch) for _ in range(2))
-    return Seen(memory=memory, first_touch=first, second_touch=second)
+    return Seen(memory=memory, cpu_seconds=used, first_touch=first, second_touch=second)
+
+
+def _cpu_seconds(pid: int) -> float:
+    try:
+        times = psutil.Process(pid).cpu_times()
+    except psutil.Error as error:
+        raise MachineError(f"QEMU {pid} has ended") from error
+    return float(times.user + times.system)
 
 
 def _read_all(monitor: Monitor, size: int) -> float:

@@ -7,7 +7,6 @@ import time
 from parallel_fixedram.experiments import tools
 from parallel_fixedram.experiments.results import Bytes, Seconds
 from parallel_fixedram.experiments.ways.way import Measured, Run
-from parallel_fixedram.verbs.open import open_qemu
 
 
 class PauseFloor:
@@ -19,9 +18,7 @@ class PauseFloor:
 
     def run(self, run: Run) -> Measured:
         """Stop it once (Way.run)."""
-        guest = run.source.qemu
-        assert guest is not None, "the scenario's check comes first"
-        with open_qemu(guest.qmp, pid=guest.pid) as machine:
+        with run.source.open_qemu() as machine:
             machine.get_ready()
             started = time.perf_counter()
             try:

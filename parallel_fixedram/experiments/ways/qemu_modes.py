@@ -1,4 +1,4 @@
-"""QEMU's own ways to save a guest to a file: stop, migrate until it is completed, cont.
+"""QEMU's own ways to save a guest to a file: stop, migrate until it is completed, cont; live, QEMU stops it itself.
 
 Always into a new file, with ``max-bandwidth`` 0, which is no limit; capabilities and parameters are set before the
 guest is stopped. The pause is from ``stop`` until ``cont`` is answered. QEMU syncs nothing: the total includes an
@@ -23,6 +23,8 @@ SECONDS = 600.0
 """How long a migration may take."""
 _POLL_SECONDS = 0.001
 ENDED = ("completed", "failed", "cancelled")
+_DOWNTIME_MS = 300
+"""QEMU's default: how long a guest may stand still at the end of a live migration."""
 _RATE = 1.5
 """A live migration is given so many times the bandwidth of what its guest dirties: each round is that much shorter."""
 
@@ -47,6 +49,9 @@ class QemuMode:
             parameters["multifd-channels"] = run.case.channels
         if self.direct_io or "direct-io" in parameters_known(guest):  # which came with 9.1
             parameters["direct-io"] = self.direct_io
+        if run.case.live:
+            parameters["downtime-limit"] = _DOWNTIME_MS
+            return run_through(run, guest, self.capabilities, parameters, goes_on=False)
         set_capabilities(guest, self.capabilities)
         guest.execute("migrate-set-parameters", parameters)
         if run.case.rounds:
@@ -150,6 +155,48 @@ def _migrate_live(run: Run, guest: QemuGuest, rounds: int) -> Measured:
         Seconds(total=total, last_write=written - started, pause=resumed - stopped),
         growth=tuple(growth),
     )
+
+
+def run_through(
+    run: Run, guest: QemuGuest, capabilities: tuple[str, ...], parameters: dict[str, Any], *, goes_on: bool
+) -> Measured:
+    """Migrate a guest that runs, for as long as QEMU takes; when it stood still the events STOP and RESUME say.
+
+    Args:
+        run: what is measured.
+        guest: its QEMU.
+        capabilities: exactly these.
+        parameters: of the migration.
+        goes_on: whether QEMU lets it go on by itself; otherwise it is told to when the migration has ended.
+    """
+    set_capabilities(guest, capabilities)
+    guest.execute("migrate-set-parameters", parameters)
+    moments: dict[str, float] = {}
+    with guest.monitor.listen("MIGRATION", "STOP", "RESUME") as events:
+        began = time.perf_counter()
+        guest.execute("migrate", {"uri": f"file:{run.path}"})
+        status = ""
+        while status not in ENDED:
+            event = events.wait(SECONDS)
+            moments[event["event"]] = _moment(event)
+            status = event.get("data", {}).get("status", status)
+        written = time.perf_counter()
+        if not goes_on:
+            _cont(guest)
+            moments["RESUME"] = time.perf_counter()
+    state = completed(guest, status)
+    sync_file(run.path)
+    ended = time.perf_counter()
+    pause = moments["STOP"], moments["RESUME"]
+    seconds = Seconds(total=ended - began, last_write=written - began, pause=pause[1] - pause[0])
+    return measured(run, state, seconds, save_at=(began, ended), pause_at=pause)
+
+
+def _moment(event: Mapping[str, Any]) -> float:
+    """When it happened, by ``time.perf_counter``."""
+    stamp = event["timestamp"]
+    happened: float = stamp["seconds"] + stamp["microseconds"] / 1e6
+    return time.perf_counter() - (time.time() - happened)
 
 
 def _cont(guest: QemuGuest) -> None:

@@ -6,7 +6,7 @@ import os
 
 from parallel_fixedram.core.save_options import DirectIO, Writing
 from parallel_fixedram.experiments.ways.way import Run, sync_file
-from parallel_fixedram.verbs.open import open_qemu, open_ram
+from parallel_fixedram.verbs.open import open_ram
 from parallel_fixedram.verbs.save import save
 
 _SAVED = ".saved"
@@ -20,11 +20,7 @@ def saved_file(run: Run) -> str:
     """
     path = run.path + _SAVED
     if not os.path.exists(path):
-        guest, ram = run.source.qemu, run.source.ram
-        how = Writing(direct_io=DirectIO.OFF)
-        if guest is not None:
-            save(lambda: open_qemu(guest.qmp, pid=guest.pid), path, writing=how)
-        else:
-            save(lambda: open_ram(ram), path, writing=how)
+        source, how = run.source, Writing(direct_io=DirectIO.OFF)
+        save(lambda: source.open_qemu() if source.qemu else open_ram(source.ram), path, writing=how)
         sync_file(path)
     return path

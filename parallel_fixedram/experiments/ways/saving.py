@@ -12,6 +12,7 @@ import numpy as np
 
 from parallel_fixedram.core.bitmap import PageBitmap
 from parallel_fixedram.core.errors import MachineError
+from parallel_fixedram.core.latency import Bins, added
 from parallel_fixedram.core.observer import Observer
 from parallel_fixedram.core.protocols import Machine
 from parallel_fixedram.core.reports.save import SaveReport, ShardTrace
@@ -30,7 +31,7 @@ from parallel_fixedram.core.targets import RAM_ONLY_MACHINE
 from parallel_fixedram.engine.tuning import calibrate
 from parallel_fixedram.experiments.process import Answer, Order
 from parallel_fixedram.machines.ram_files import RamFile, RamFiles
-from parallel_fixedram.verbs.open import open_guest, open_qemu, open_ram
+from parallel_fixedram.verbs.open import open_guest, open_libvirt, open_qemu, open_ram
 from parallel_fixedram.verbs.save import save
 
 _TOTALS = ("total", "pause")
@@ -47,15 +48,7 @@ def measure(order: Order, name_bystander: Callable[[int], None]) -> Answer:
         FixedRamError: it failed.
     """
     timeline = _Timeline()
-    numbers = {
-        name: value for name in ("gap_pages", "shard_pages", "queue_depth") if (value := getattr(order, name)) != "auto"
-    }
-    options: dict[str, Any] = {
-        "gate": Gate(channels=order.channels, experimental_multifd=True),
-        "writing": Writing(direct_io=DirectIO(order.direct_io), **numbers),
-        "capture": Capturing(mode=CaptureMode(order.capture)),
-        "publishing": Publishing(durability=Durability(order.durability)),
-    }
+    options = _options(order)
     if order.calibrate:
         calibrate.device_model(os.path.dirname(order.path) or ".", 0, fresh=True)
     if order.trace:
@@ -64,8 +57,8 @@ def measure(order: Order, name_bystander: Callable[[int], None]) -> Answer:
     began: float | None = None
     if order.rounds is not None:
         report, growth = _save_running(order, options, name_bystander)
-    elif order.qmp is not None:
-        report, began = _save_qemu(order, order.qmp, options)
+    elif order.qmp or order.domain:
+        report, began = _save_qemu(order, options)
     elif order.dirty is not None:
         report = _save_dirtied(order, order.dirty, options)
     else:
@@ -84,16 +77,29 @@ def measure(order: Order, name_bystander: Callable[[int], None]) -> Answer:
         growth=growth,
         sequential=list(enumerate(stream_bytes(report.rounds), 1)) if growth else None,
         timeline=timeline.shards if order.trace else None,
+        write_bins=list(timeline.write_bins) if order.trace else None,
         **({} if began is None else _moments(report, began)),
     )
 
 
-def _save_qemu(order: Order, qmp: str, options: Mapping[str, Any]) -> tuple[SaveReport, float]:
+def _options(order: Order) -> dict[str, Any]:
+    numbers = {
+        name: value for name in ("gap_pages", "shard_pages", "queue_depth") if (value := getattr(order, name)) != "auto"
+    }
+    return {
+        "gate": Gate(channels=order.channels, experimental_multifd=True),
+        "writing": Writing(direct_io=DirectIO(order.direct_io), time_writes=order.trace, **numbers),
+        "capture": Capturing(mode=CaptureMode(order.capture)),
+        "publishing": Publishing(durability=Durability(order.durability)),
+    }
+
+
+def _save_qemu(order: Order, options: Mapping[str, Any]) -> tuple[SaveReport, float]:
     """The report, and when the times in it begin: as soon as the machine is open."""
     began = []
 
     def opened() -> Machine:
-        machine = open_qemu(qmp, pid=order.pid)
+        machine = open_libvirt(order.domain) if order.domain else open_qemu(order.qmp or "", pid=order.pid)
         began.append(time.perf_counter())
         return machine
 
@@ -118,7 +124,7 @@ def _seconds(report: SaveReport, order: Order) -> dict[str, Any]:
     return {
         "total": report.seconds.total,
         "last_write": last_write,
-        "pause": report.seconds.pause if order.qmp or order.rounds else None,
+        "pause": report.seconds.pause if order.qmp or order.domain or order.rounds else None,
         "phases": {name: value for name, value in told.items() if name not in _TOTALS},
     }
 
@@ -165,14 +171,16 @@ def _save_dirtied(order: Order, share: float, options: Mapping[str, Any]) -> Sav
 
 
 class _Timeline(Observer):
-    """Keeps who wrote which part of the file when: worker, from when to when, offset and bytes."""
+    """Keeps who wrote which part of the file when, from when to when, offset and bytes; and how long writes took."""
 
     def __init__(self) -> None:
         self.shards: list[tuple[int, float, float, int, int]] = []
+        self.write_bins: Bins = ()
 
     def shard(self, trace: ShardTrace) -> None:
         """Keep it (Observer.shard)."""
         self.shards.append((trace.worker, trace.started, trace.ended, trace.offset, trace.bytes))
+        self.write_bins = added((self.write_bins, trace.write_bins))
 
 
 class DirtyOnce:

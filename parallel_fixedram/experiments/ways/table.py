@@ -11,6 +11,7 @@ from parallel_fixedram.experiments.ways.fresh import Naive, Ours, Part, Sequenti
 from parallel_fixedram.experiments.ways.pause_floor import PauseFloor
 from parallel_fixedram.experiments.ways.qemu_modes import MODES
 from parallel_fixedram.experiments.ways.verifying import Verify
+from parallel_fixedram.experiments.ways.virsh import VirshRestore, VirshSave
 from parallel_fixedram.experiments.ways.way import Way
 
 OURS = Ours()
@@ -28,6 +29,8 @@ TABLE: Mapping[str, Way] = {
     "qemu-load": QemuLoad(),
     "qemu-background-snapshot": BackgroundSnapshot(),
     "verify": Verify(),
+    "virsh-save": VirshSave(),
+    "virsh-restore": VirshRestore(),
     "pause-floor": PauseFloor(),
     "scan": Part(),
     "copy": Part(),

@@ -10,6 +10,7 @@ from typing import Any, Protocol
 from parallel_fixedram.core.errors import ContentsDiffer, HostError
 from parallel_fixedram.experiments import tools
 from parallel_fixedram.experiments.cases import Case
+from parallel_fixedram.experiments.guest_work import GuestWatch
 from parallel_fixedram.experiments.results import Bytes, Sample, Seconds, Watch
 from parallel_fixedram.experiments.sources import Source
 
@@ -25,6 +26,8 @@ class Run:
     seed: int
     number: int
     """Of the sample, from 0; below 0 for one that does not count."""
+    watch: GuestWatch | None = None
+    """Who looks at the guest meanwhile, and has to be told where it goes on."""
 
     @property
     def thorough(self) -> bool:
@@ -55,6 +58,10 @@ class Measured:
     """When it was that ``seconds.total`` is about."""
     pause_at: Stretch | None = None
     """When the guest stood still."""
+    qemu_cpu_seconds: float | None = None
+    """Processor time of QEMUs that were started and have ended; None where there were none."""
+    running: tuple[float, ...] | None = None
+    """See results.Sample."""
 
     def sample(self, number: int, verified: str) -> Sample:
         """As a sample that counts."""
@@ -68,6 +75,7 @@ class Measured:
             sequential=self.sequential,
             work=self.work,
             watch=self.watch,
+            running=self.running,
         )
 
 

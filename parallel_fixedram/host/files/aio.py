@@ -16,11 +16,14 @@ import ctypes
 import errno
 import os
 import platform
+import time
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+
+from parallel_fixedram.core.latency import LatencyCounter
 
 _NUMBERS = {"x86_64": (206, 207, 208, 209), "aarch64": (0, 1, 4, 2), "riscv64": (0, 1, 4, 2)}
 """Numbers of the system calls io_setup, io_destroy, io_getevents and io_submit."""
@@ -103,12 +106,13 @@ class Queue:
     Args:
         fd: descriptor with O_DIRECT, borrowed.
         depth: most writes in flight, at least 1.
+        times: counts how long each is in flight; None to count nothing.
 
     Raises:
         OSError: the kernel has no AIO, or its limit is reached (``fs.aio-max-nr``).
     """
 
-    def __init__(self, fd: int, depth: int) -> None:
+    def __init__(self, fd: int, depth: int, times: LatencyCounter | None = None) -> None:
         self._fd = fd
         self._depth = depth
         self._context = ctypes.c_ulong(0)
@@ -116,6 +120,7 @@ class Queue:
         self._events = np.empty(depth, IO_EVENT)
         self._offsets: Numbers = np.zeros(depth, np.int64)
         self._lengths: Numbers = np.zeros(depth, np.int64)
+        self._times, self._begun = times, np.zeros(depth)
         self._free = list(range(depth))
 
     @property
@@ -148,7 +153,7 @@ class Queue:
         while done < len(requests):
             if not self._free:
                 self._reap(1)
-            room = min(len(self._free), len(requests) - done)
+            room, begun = min(len(self._free), len(requests) - done), time.perf_counter()
             batch = requests[done : done + room]
             slots = self._free[-room:]
             batch["data"] = slots
@@ -163,6 +168,7 @@ class Queue:
             used = slots[:taken]
             self._offsets[used] = offsets[done : done + taken]
             self._lengths[used] = lengths[done : done + taken]
+            self._begun[used] = begun
             self._free = self._free[:-room] + slots[taken:]
             done += taken
 
@@ -191,6 +197,8 @@ class Queue:
         events = self._events[:got]
         slots = events["data"].astype(np.int64)
         self._free += slots.tolist()
+        if self._times:
+            self._times.note_all(time.perf_counter() - self._begun[slots])
         wrong = np.flatnonzero(events["res"] != self._lengths[slots])
         if len(wrong):
             result, offset = int(events["res"][wrong[0]]), int(self._offsets[slots[wrong[0]]])

@@ -9,6 +9,7 @@ from __future__ import annotations
 import errno
 import os
 import stat
+import time
 from collections.abc import Iterator
 
 import numpy as np
@@ -16,6 +17,7 @@ from numpy.typing import NDArray
 
 from parallel_fixedram.core.bitmap import Bits, Runs
 from parallel_fixedram.core.errors import FormatError, HostError, RequestError, unopened
+from parallel_fixedram.core.latency import Bins, LatencyCounter
 from parallel_fixedram.core.protocols import Pages
 from parallel_fixedram.host import linux
 from parallel_fixedram.host.memory.anonymous import anonymous_memory
@@ -31,8 +33,12 @@ class FileChannel:
     Args:
         fd: descriptor, borrowed; if it has O_DIRECT set, the caller has to align every transfer.
         name: the file's name in messages.
+
+    Attributes:
+        write_times: counts how long each write takes, in all channels that share it; None where nobody asks.
     """
 
+    write_times: LatencyCounter | None = None
     _zeroed = memoryview(b"")
 
     def __init__(self, fd: int, name: str) -> None:
@@ -42,10 +48,12 @@ class FileChannel:
     def write(self, offset: int, data: memoryview) -> None:
         """Write all of ``data`` (Channel.write)."""
         while data:
+            started = time.perf_counter()
             try:
                 done = os.pwrite(self.fd, data[:_MAX_TRANSFER], offset)
             except OSError as error:
                 raise HostError.from_os(f"cannot write {self.name!r} at {offset:#x}", error) from error
+            self._took(started)
             if done == 0:
                 raise HostError(f"cannot write {self.name!r} at {offset:#x}: nothing was written")
             data, offset = data[done:], offset + done
@@ -78,6 +86,14 @@ class FileChannel:
         """Whether this many channels may have all their writes in flight; here none ever are."""
         return True
 
+    def write_bins(self) -> Bins:
+        """How long writes took since this was asked last (Channel.write_bins)."""
+        return self.write_times.taken() if self.write_times else ()
+
+    def _took(self, started: float) -> None:
+        if self.write_times:
+            self.write_times.note(time.perf_counter() - started)
+
     def _zeros(self, length: int) -> memoryview:
         """At least ``length`` zeros. They are kept, because mapping and touching them costs more than a small write."""
         if len(self._zeroed) < length:
@@ -86,10 +102,12 @@ class FileChannel:
 
     def _write_gathered(self, offset: int, pieces: list[memoryview]) -> None:
         while pieces:
+            started = time.perf_counter()
             try:
                 done = os.pwritev(self.fd, pieces[:_MAX_PIECES], offset)
             except OSError as error:
                 raise HostError.from_os(f"cannot write {self.name!r} at {offset:#x}", error) from error
+            self._took(started)
             if done == 0:
                 raise HostError(f"cannot write {self.name!r} at {offset:#x}: nothing was written")
             offset += done

@@ -32,7 +32,9 @@ class DirectChannel(FileChannel):
 
     def another(self) -> DirectChannel:
         """The same file with a queue of its own."""
-        return DirectChannel(self.fd, self.name, self._depth)
+        other = DirectChannel(self.fd, self.name, self._depth)
+        other.write_times = self.write_times
+        return other
 
     def has_queue(self, channels: int) -> bool:
         """Whether the kernel lets this many processes have ``depth`` writes in flight each."""
@@ -45,7 +47,7 @@ class DirectChannel(FileChannel):
                 super().write_runs(offset, pages, runs, readable)
                 return
             try:
-                self._queue = aio.Queue(self.fd, self._depth)
+                self._queue = aio.Queue(self.fd, self._depth, self.write_times)
             except OSError:
                 super().write_runs(offset, pages, runs, readable)
                 return

@@ -68,6 +68,7 @@ class CaptureJob:
         started = time.perf_counter()
         self._staging.settle()
         tally.write_seconds += time.perf_counter() - started
+        tally.write_bins = self._staging.write_bins()
         for steps in begun.values():
             _finish(steps)
         return tally

@@ -7,6 +7,7 @@ from array import array
 
 import numpy as np
 
+from parallel_fixedram.core.latency import bins_of
 from parallel_fixedram.core.reports.save import FaultSeconds
 from parallel_fixedram.engine.capture.snapshot.messages import Figures
 
@@ -42,8 +43,9 @@ class Tallies:
         """All counts."""
         seconds = FaultSeconds(median=0.0, p99=0.0, max=0.0)
         if self._seconds:
-            median, p99, longest = np.percentile(np.frombuffer(self._seconds), (50, 99, 100)).tolist()
-            seconds = FaultSeconds(median=median, p99=p99, max=longest)
+            waited = np.frombuffer(self._seconds)
+            median, p99, longest = np.percentile(waited, (50, 99, 100)).tolist()
+            seconds = FaultSeconds(median=median, p99=p99, max=longest, bins=bins_of(waited))
         return Figures(
             faults=len(self._seconds),
             ahead_groups=self.ahead,
