@@ -301,9 +301,12 @@ def _row(case: CaseResult, label: str, metric: Metric, reference: CaseResult | N
 
 
 def _ratio(reference: CaseResult, case: CaseResult, metric: Metric) -> Ratio | None:
-    """Of the rounds that both have."""
-    first, second = ({sample.number: metric.of(sample) for sample in each.samples} for each in (reference, case))
-    pairs = [(a, b) for number, a in first.items() if a and (b := second.get(number))]
+    """Of the rounds that both have; work that was lost may be less than none, and has no ratio then."""
+    first, second = (
+        {sample.number: value for sample in each.samples if (value := metric.of(sample) or 0) > 0}
+        for each in (reference, case)
+    )
+    pairs = [(a, second[number]) for number, a in first.items() if number in second]
     return paired_ratio([a for a, _ in pairs], [b for _, b in pairs]) if pairs else None
 
 

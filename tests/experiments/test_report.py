@@ -66,6 +66,18 @@ def test_single_writes_shards_and_faults_are_a_table_by_how_long_they_took():
     assert "single writes" not in report.page([("p", run_set(case("fio", [1.0])))], with_pictures=False)
 
 
+def test_a_guest_that_lost_less_than_nothing_has_no_ratio_in_that_round():
+    ours, other = case("ours", [1.0, 1.0]), case("qemu-file", [1.0, 1.0])
+
+    def lost(each, values):
+        pairs = zip(each.samples, values, strict=True)
+        told = tuple(replace(one, seconds=replace(one.seconds, lost=value)) for one, value in pairs)
+        return replace(each, samples=told)
+
+    page = report.page([("a", run_set(lost(ours, [-0.5, 0.2]), lost(other, [0.3, 0.1])))], with_pictures=False)
+    assert '<td title="ratio">0.50 (' in page
+
+
 def test_a_page_has_question_host_samples_and_what_is_missing():
     page = Page(text_of(run_set(case("ours", [0.0101, 0.0203, 0.0302]))))
     words = " ".join(page.words)
