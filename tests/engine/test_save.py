@@ -4,6 +4,7 @@ import shutil
 import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
@@ -304,9 +305,9 @@ def test_workers_have_as_many_writes_in_flight_as_asked_for(
     monkeypatch.setattr(aio, "is_available", lambda requests: not asked.append(requests))
     real = aio.Queue
 
-    def queue(fd: int, requests: int) -> aio.Queue:
+    def queue(fd: int, requests: int, *more: Any) -> aio.Queue:
         assert requests == depth
-        return real(fd, requests)
+        return real(fd, requests, *more)
 
     monkeypatch.setattr(aio, "Queue", queue)
     told(PAST_THE_CACHE)
