@@ -283,7 +283,14 @@ class TestWithoutLeases:
         monkeypatch.setattr("parallel_fixedram.host.files.holders._has_open", unseen)
         (folder / OVERLAY).touch()
         stale(folder)
-        assert said(folder, remove=True) == [(".new.mr.part", "part", "removed"), (OVERLAY, "overlay", "left")]
+        with open(stale(folder, "used.mr"), "r+b") as used:
+            fcntl.flock(used, fcntl.LOCK_EX)
+            assert said(folder, remove=True) == [
+                (".new.mr.part", "part", "removed"),
+                (".used.mr.part", "part", "held"),
+                (OVERLAY, "overlay", "left"),
+            ]
+        (folder / ".used.mr.part").unlink()
         assert "cannot tell whether a process has it open" in one(folder).why_not
 
 

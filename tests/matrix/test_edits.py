@@ -244,9 +244,8 @@ EDITS = {
         module="host/files/left_file.py",
         old="        if locked and not part.try_lock(fd):\n",
         new="        if False:\n",
-        tests="matrix/test_calls_in_place.py",
-        only="clean",
-        row=True,
+        tests="cli/test_clean.py",
+        only="goes_by_its_lock",
     ),
     "an error of the system leaves without a word where descriptors run out": Edit(
         module="host/injection/inject.py",
