@@ -100,11 +100,7 @@ class LibvirtGuest:
             stack.callback(guardian.disarm)
             stack.callback(_end, self.name, None)
             with open(self._path("image"), "wb") as image:
-                image.write(
-                    boot_sector.fill_image(
-                        size=self.spec.size, share=self.spec.data, dirty_rate=self.spec.dirty_rate, seed=self._seed
-                    )
-                )
+                image.write(self.spec.boot_image(self._seed))
             with open(self._path("domain.xml"), "w", encoding="utf-8") as file:
                 file.write(self._xml())
             virsh("create", self._path("domain.xml"))

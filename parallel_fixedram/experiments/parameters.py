@@ -62,6 +62,17 @@ class QemuSpec:
         """What it fills."""
         return boot_sector.filled_bytes(self.size, self.data)
 
+    def boot_image(self, seed: int) -> bytes:
+        """The disk that it boots from (boot_sector.fill_image)."""
+        return boot_sector.fill_image(
+            size=self.size,
+            share=self.data,
+            dirty_rate=self.dirty_rate,
+            hot=self.hot or None,
+            at_random=self.at_random,
+            seed=seed,
+        )
+
     def to_json(self) -> dict[str, Any]:
         """As a JSON object."""
         return dataclasses.asdict(self)

@@ -112,16 +112,7 @@ class QemuGuest:
             place = stack.enter_context(temporary_folder(None))
         self._image = os.path.join(place, "image")
         with open(self._image, "wb") as file:
-            file.write(
-                boot_sector.fill_image(
-                    size=self.spec.size,
-                    share=self.spec.data,
-                    dirty_rate=self.spec.dirty_rate,
-                    hot=self.spec.hot or None,
-                    at_random=self.spec.at_random,
-                    seed=self._seed,
-                )
-            )
+            file.write(self.spec.boot_image(self._seed))
         self.qmp = os.path.join(place, "second")
         ours, theirs = socket.socketpair()
         self._serial = stack.enter_context(ours)

@@ -1,6 +1,7 @@
 """Scenarios: what a TOML file stands for, and what is said about one that is wrong."""
 
 import tomllib
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -8,7 +9,9 @@ import pytest
 import parallel_fixedram
 from parallel_fixedram.core.errors import RequestError
 from parallel_fixedram.experiments import parameters
+from parallel_fixedram.experiments.boot_sector import fill_image
 from parallel_fixedram.experiments.cases import WAYS
+from parallel_fixedram.experiments.parameters import QemuSpec
 from parallel_fixedram.experiments.scenario import find_scenario, load_scenario, parse_scenario, shipped
 from parallel_fixedram.experiments.ways.table import TABLE
 
@@ -22,6 +25,16 @@ def parse(*tables: str, head: str = HEAD):
 
 def cases(*tables: str):
     return list(parse(*tables).cases)
+
+
+def test_a_guest_boots_from_what_its_specification_says():
+    """Wherever it runs: QEMU alone and libvirt take it from here."""
+    spec = QemuSpec(size=64 << 20, data=0.25, dirty_rate=1 << 20, hot=4 << 20, at_random=True)
+    options = {"size": 64 << 20, "share": 0.25, "dirty_rate": 1 << 20, "seed": 3}
+    assert spec.boot_image(3) == fill_image(**options, hot=4 << 20, at_random=True)
+    assert replace(spec, at_random=False).boot_image(3) == fill_image(**options, hot=4 << 20)
+    assert replace(spec, hot=0, at_random=False).boot_image(3) == fill_image(**options)
+    assert spec.boot_image(3) != replace(spec, at_random=False).boot_image(3)
 
 
 def test_a_table_is_every_combination_of_its_lists():
