@@ -1,16 +1,20 @@
 """The same examples every time, however slow the machine; no signal handlers and no cache that outlive a test run."""
 
+import errno
 import gc
 import os
 import shutil
 import signal
+import stat
 import tempfile
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, Protocol
 
 import pytest
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis.strategies import none
+from support.models import FOUR_PAY, ToldCosts
 from support.refusing import Refuse, refuse_with
 
 for name, examples in (("repeatable", 25), ("quick", 6), ("soak", 500)):  # as `make test-fast` and `make soak` ask for
@@ -54,6 +58,95 @@ def pytest_configure(config: pytest.Config) -> None:
 def refuse(monkeypatch: pytest.MonkeyPatch) -> Refuse:
     """Have a system call fail."""
     return refuse_with(monkeypatch)
+
+
+@pytest.fixture
+def costs(monkeypatch: pytest.MonkeyPatch) -> ToldCosts:
+    """What writes cost is told from now on."""
+    from parallel_fixedram.engine.tuning import calibrate
+
+    told = ToldCosts()
+    monkeypatch.setattr(calibrate, "device_model", told)
+    return told
+
+
+@pytest.fixture
+def four_pay(costs: ToldCosts, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A host of four processors, and a device on which four channels pay."""
+    costs.model = FOUR_PAY
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0, 1, 2, 3})
+
+
+class RefuseDirectIO(Protocol):
+    """The fixture ``refuse_direct_io``."""
+
+    def __call__(self, error: int = errno.EINVAL) -> None:
+        """From now on no file can be opened for direct I/O."""
+
+
+@pytest.fixture
+def refuse_direct_io(monkeypatch: pytest.MonkeyPatch) -> RefuseDirectIO:
+    """File systems that have none, or that fail when it is asked for."""
+    real = os.open
+
+    def refuse(error: int = errno.EINVAL) -> None:
+        def opened(path: str, flags: int, *mode: int, **more: Any) -> int:
+            if flags & os.O_DIRECT:
+                raise OSError(error, os.strerror(error))
+            return real(path, flags, *mode, **more)
+
+        monkeypatch.setattr(os, "open", opened)
+
+    return refuse
+
+
+class FailSync(Protocol):
+    """The fixture ``fail_sync``."""
+
+    def __call__(self, *, folders: bool) -> None:
+        """From now on no folder can be synced, or no file."""
+
+
+@pytest.fixture
+def fail_sync(monkeypatch: pytest.MonkeyPatch) -> FailSync:
+    """A device that cannot write what it was given."""
+    real = os.fsync
+
+    def fail(*, folders: bool) -> None:
+        def sync(fd: int) -> None:
+            if stat.S_ISDIR(os.fstat(fd).st_mode) == folders:
+                raise OSError(errno.EIO, os.strerror(errno.EIO))
+            real(fd)
+
+        monkeypatch.setattr(os, "fsync", sync)
+
+    return fail
+
+
+@pytest.fixture
+def leave_memory(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], None]:
+    """Says how many bytes the control group of these tests may still take before something is killed."""
+    from parallel_fixedram.host.memory import memory_limit
+
+    return lambda size: monkeypatch.setattr(memory_limit, "memory_until_killed", lambda _pid: size)
+
+
+@pytest.fixture
+def without_leases(monkeypatch: pytest.MonkeyPatch) -> None:
+    """File systems give none, as NFS and FUSE."""
+    monkeypatch.setattr("parallel_fixedram.host.files.holders._gets_lease", lambda _: None)
+
+
+@pytest.fixture
+def run_folders_in(monkeypatch: pytest.MonkeyPatch) -> Callable[[Path], None]:
+    """Says which is the only place where run folders are looked for."""
+    from parallel_fixedram.boot import left_folders, run_folder
+
+    def look_in(place: Path) -> None:
+        for module in (run_folder, left_folders):
+            monkeypatch.setattr(module, "places", lambda: [str(place)])
+
+    return look_in
 
 
 @settings(max_examples=1, database=None)

@@ -14,12 +14,9 @@ from pathlib import Path
 import pytest
 from support import saving
 from support.examples import some_of
-from support.models import model
 from support.watched import require_userfaultfd
 
 import parallel_fixedram
-from parallel_fixedram.core.cost import ASSUMED
-from parallel_fixedram.engine.tuning import calibrate
 from parallel_fixedram.host import linux
 from parallel_fixedram.verbs import restore_guest
 
@@ -265,15 +262,6 @@ def test_what_stands_still_is_not_compared_even_if_that_was_asked_for_and_the_re
     assert report.choice.why == ("stopped: the guest stands still already, there is nothing to compare",)
 
 
-@pytest.fixture
-def four_pay(monkeypatch):
-    """A device on which four channels are four times as fast as one, however little there is to write."""
-    costs = {1: (4, 4), 2: (2, 2), 4: (1, 1)}
-    told = model(direct=costs, buffered=costs, stable=(4, 4))
-    monkeypatch.setattr(calibrate, "device_model", lambda *_, **__: told)
-    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0, 1, 2, 3})
-
-
 CAPABILITIES = {"fixed-ram": {"fixed-ram": True}, "qemu-10.0": {"mapped-ram": True}, "qemu-11.1": {"mapped-ram": True}}
 
 
@@ -400,12 +388,10 @@ def test_a_plan_for_a_file_that_exists_leaves_it_alone(tmp_path):
     assert (tmp_path / "f.mr").read_bytes() == b"old"
 
 
-def test_a_plan_is_for_the_folder_of_the_file_and_not_of_what_a_link_of_that_name_leads_to(tmp_path, monkeypatch):
+def test_a_plan_is_for_the_folder_of_the_file_and_not_of_what_a_link_of_that_name_leads_to(
+    tmp_path, costs, monkeypatch
+):
     """A save replaces the link."""
-    asked = []
-    monkeypatch.setattr(
-        calibrate, "device_model", lambda folder, *_, **__: (asked.append(os.path.realpath(folder)), ASSUMED)[1]
-    )
     (tmp_path / "here").mkdir()
     (tmp_path / "there").mkdir()
     (tmp_path / "there" / "old.mr").write_bytes(b"old")
@@ -415,7 +401,7 @@ def test_a_plan_is_for_the_folder_of_the_file_and_not_of_what_a_link_of_that_nam
         for target in ("f.mr", str(tmp_path / "here" / "f.mr")):
             parallel_fixedram.plan(guest, target)
             saving.save(guest, target, overwrite=True)
-    assert set(asked) == {str(tmp_path / "here")}
+    assert {os.path.realpath(folder) for folder, _, _ in costs.asked} == {str(tmp_path / "here")}
     assert (tmp_path / "there" / "old.mr").read_bytes() == b"old"
 
 

@@ -9,7 +9,7 @@ import contextlib
 import sys
 from typing import TYPE_CHECKING, Self
 
-from parallel_fixedram.cli import output
+from parallel_fixedram.cli.output import MANNER, Manner, warn
 from parallel_fixedram.cli.progress import tell
 
 if TYPE_CHECKING:
@@ -21,17 +21,18 @@ class RunsProgress:
 
     Args:
         name: what is being run.
+        manner: how the command was told to talk.
 
     Attributes:
         begun: whether anything was.
     """
 
-    def __init__(self, name: str) -> None:
+    def __init__(self, name: str, manner: Manner = MANNER) -> None:
         self.begun = False
         self._name = name
-        self._how = output.MANNER.progress
+        self._how = manner.progress
         if self._how == "auto":
-            self._how = "bar" if sys.stderr.isatty() and not output.MANNER.quiet else "lines"
+            self._how = "bar" if sys.stderr.isatty() and not manner.quiet else "lines"
         self._progress: Progress | None = None
         self._task: TaskID | None = None
 
@@ -47,7 +48,7 @@ class RunsProgress:
         """Show that ``done`` of ``total`` runs are through, about how many seconds are left, and what comes now."""
         self.begun = True
         if self._how == "lines":
-            output.warn(f"{self._name}: {done} of {total} runs done, about {duration(left)} left: {what}")
+            warn(f"{self._name}: {done} of {total} runs done, about {duration(left)} left: {what}")
         elif self._how == "json":
             tell("run", {"scenario": self._name, "done": done, "total": total, "left_seconds": left, "what": what})
         elif self._how == "bar":

@@ -17,7 +17,7 @@ from collections.abc import Callable
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any, Self
 
-from parallel_fixedram.cli.output import MANNER
+from parallel_fixedram.cli.output import MANNER, Manner
 from parallel_fixedram.core.observer import Observer
 from parallel_fixedram.core.schemas import stamped
 from parallel_fixedram.core.units import format_size
@@ -49,11 +49,15 @@ class Shown(Observer):
         """Nothing more comes."""
 
 
-def shown() -> Shown:
-    """What shows how far this command is."""
-    how = MANNER.progress
+def shown(manner: Manner = MANNER) -> Shown:
+    """What shows how far this command is.
+
+    Args:
+        manner: how it was told to talk.
+    """
+    how = manner.progress
     if how == "auto":
-        how = "bar" if sys.stderr.isatty() and not MANNER.quiet else "none"
+        how = "bar" if sys.stderr.isatty() and not manner.quiet else "none"
     kinds: dict[str, type[Shown]] = {"bar": ProgressBar, "json": ProgressLines, "none": Shown}
     return kinds[how]()
 
@@ -109,11 +113,16 @@ def tell(event: str, what: dict[str, Any]) -> None:
 
 
 class ProgressBar(Shown):
-    """A line a phase on a terminal."""
+    """A line a phase on a terminal.
 
-    def __init__(self) -> None:
+    Args:
+        clock: tells the time, seconds.
+    """
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._gone = False
-        self._after = time.monotonic() + PROGRESS_AFTER_SECONDS
+        self._clock = clock
+        self._after = clock() + PROGRESS_AFTER_SECONDS
         self._lock = threading.Lock()
         self._timer: threading.Timer | None = None
         self._progress: Progress | None = None
@@ -143,7 +152,7 @@ class ProgressBar(Shown):
             return
         with self._lock:
             self._now = (phase, done, total)
-            wait = self._after - time.monotonic()
+            wait = self._after - self._clock()
             if self._progress is not None or wait <= 0:
                 self._show()
             elif self._timer is None:

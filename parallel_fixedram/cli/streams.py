@@ -60,12 +60,17 @@ def prepare(*, alone: bool) -> None:
             os.open(os.devnull, os.O_RDWR)  # takes the lowest free number
     sys.stdout = sys.stdout or os.fdopen(1, "w", closefd=False)
     sys.stderr = sys.stderr or os.fdopen(2, "w", closefd=False)
-    codecs.register_error(_NAMES, _as_named)
     for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors=_NAMES)
+        print_any_name(stream)
     if alone:
         sys.stdout = Output(sys.stdout)
+
+
+def print_any_name(stream: TextIO) -> None:
+    """Have a stream print the bytes of names that are no text, and escapes for characters that its encoding lacks."""
+    codecs.register_error(_NAMES, _as_named)
+    if isinstance(stream, io.TextIOWrapper):
+        stream.reconfigure(errors=_NAMES)
 
 
 def is_broken(stream: TextIO) -> bool:

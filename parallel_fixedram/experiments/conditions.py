@@ -35,20 +35,21 @@ class Needs:
     file: int = 0
 
 
-def look(folder: str, needs: Needs | None = None, *, root: str = "/") -> list[Finding]:
-    """Look at the host, for ``LOOK_SECONDS``.
+def look(folder: str, needs: Needs | None = None, *, root: str = "/", seconds: float = LOOK_SECONDS) -> list[Finding]:
+    """Look at the host.
 
     Args:
         folder: where files would be written.
         needs: how much of what.
         root: where ``proc`` and ``sys`` are.
+        seconds: for how long its processors are watched.
 
     Raises:
         OSError: /proc/stat cannot be read.
     """
     needs = needs or Needs()
     before = read_counters(root)
-    time.sleep(LOOK_SECONDS)
+    time.sleep(seconds)
     use = between(before, read_counters(root))
     memory = _meminfo(root)
     status = os.statvfs(folder)

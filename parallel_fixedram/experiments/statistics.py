@@ -123,13 +123,16 @@ def median_interval(samples: Sequence[float], *, confidence: float = CONFIDENCE)
     return None if outside is None else (float(numbers[outside]), float(numbers[-1 - outside]))
 
 
-def ratio_of_medians(first: Sequence[float], second: Sequence[float], *, confidence: float = CONFIDENCE) -> Ratio:
+def ratio_of_medians(
+    first: Sequence[float], second: Sequence[float], *, confidence: float = CONFIDENCE, resamples: int = RESAMPLES
+) -> Ratio:
     """Median of ``second`` by median of ``first``, for samples taken independently of each other.
 
     Args:
         first: positive numbers.
         second: positive numbers, not necessarily as many.
         confidence: how much of the bootstrap distribution the interval holds, between 0 and 1.
+        resamples: how many medians of samples drawn again that is.
 
     Raises:
         ValueError: a list is empty, or a number is not positive.
@@ -139,7 +142,7 @@ def ratio_of_medians(first: Sequence[float], second: Sequence[float], *, confide
     low = high = None
     if min(len(a), len(b)) >= MIN_SAMPLES:
         random = np.random.default_rng(SEED)
-        low, high = _middle(_medians(b, random) / _medians(a, random), confidence)
+        low, high = _middle(_medians(b, resamples, random) / _medians(a, resamples, random), confidence)
     return Ratio(value=value, low=low, high=high, samples=(len(a), len(b)), paired=False)
 
 
@@ -176,9 +179,9 @@ def _outside(count: int, confidence: float) -> int | None:
     return found
 
 
-def _medians(samples: Numbers, random: np.random.Generator) -> Numbers:
-    """Medians of samples drawn again with replacement, shape (RESAMPLES,)."""
-    drawn = samples[random.integers(0, len(samples), (RESAMPLES, len(samples)))]
+def _medians(samples: Numbers, resamples: int, random: np.random.Generator) -> Numbers:
+    """Medians of samples drawn again with replacement, shape (resamples,)."""
+    drawn = samples[random.integers(0, len(samples), (resamples, len(samples)))]
     found: Numbers = np.median(drawn, axis=1)
     return found
 

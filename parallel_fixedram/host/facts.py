@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import platform
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
@@ -42,7 +42,7 @@ _OPTIONS = (
 )
 
 
-class _Mount(NamedTuple):
+class Mount(NamedTuple):
     """A line of /proc/self/mounts."""
 
     point: str
@@ -56,7 +56,7 @@ def host_facts(path: str) -> dict[str, Any]:
     Returns:
         A JSON object. Sizes are integers, in bytes; what the system does not tell is null.
     """
-    mount = _or_none(lambda: _mount_of(os.path.realpath(path)))
+    mount = _or_none(lambda: find_mount(os.path.realpath(path), _mounts()))
     return {
         "cpus": os.cpu_count(),
         "memory": memory_bytes("MemTotal"),
@@ -87,15 +87,24 @@ def _or_none(fact: Callable[[], T]) -> T | None:
         return None
 
 
-def _mount_of(path: str) -> _Mount | None:
-    """The mount that ``path`` is on: its mount point is the longest prefix of the path, and among equals the last."""
-    found = None
+def _mounts() -> list[str]:
     with open("/proc/self/mounts", encoding="utf-8", errors="surrogateescape") as file:
-        for line in file:
-            mount = _Mount(*(_unescaped(each) for each in line.split(" ")[1:4]))
-            inside = os.path.commonpath((mount.point, path)) == mount.point
-            if inside and (found is None or len(mount.point) >= len(found.point)):
-                found = mount
+        return file.readlines()
+
+
+def find_mount(path: str, mounts: Iterable[str]) -> Mount | None:
+    """The mount that a path is on: its mount point is the longest prefix of the path, and among equals the last.
+
+    Args:
+        path: absolute, without links.
+        mounts: lines of /proc/self/mounts.
+    """
+    found = None
+    for line in mounts:
+        mount = Mount(*(_unescaped(each) for each in line.split(" ")[1:4]))
+        inside = os.path.commonpath((mount.point, path)) == mount.point
+        if inside and (found is None or len(mount.point) >= len(found.point)):
+            found = mount
     return found
 
 

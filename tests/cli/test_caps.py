@@ -3,32 +3,21 @@ import subprocess
 import sys
 
 import pytest
+from support.cli import call
 
-from parallel_fixedram.cli import main as command
 from parallel_fixedram.core.profiles import TABLES, Profile
 
 WITH_MULTIFD = "Fixed-ram migration is incompatible with multifd"
 
 
-@pytest.fixture
-def caps(monkeypatch, capsys):
-    """Runs the verb as the command does; returns exit code, stdout and stderr."""
-    monkeypatch.setattr(command, "VERBS", ("caps",))
-    monkeypatch.setattr(command.signal, "signal", lambda *_: None)
-
-    def run(*argv: str) -> tuple[int, str, str]:
-        try:
-            code = command.main(["caps", *argv])
-        except SystemExit as stop:
-            code = int(stop.code or 0)
-        out, err = capsys.readouterr()
-        return code, out, err
-
-    return run
+def caps(*argv):
+    """Runs the verb; returns exit code, stdout and stderr."""
+    result = call("caps", *argv)
+    return result.code, result.out, result.err
 
 
 @pytest.mark.parametrize("profile", Profile)
-def test_without_names_every_capability_and_every_rule_is_shown(caps, profile):
+def test_without_names_every_capability_and_every_rule_is_shown(profile):
     code, out, err = caps("--profile", profile)
     assert (code, err) == (0, "")
     lines = out.splitlines()
@@ -39,25 +28,25 @@ def test_without_names_every_capability_and_every_rule_is_shown(caps, profile):
     assert max(len(line) for line in lines) <= 120
 
 
-def test_the_table_shows_the_property_the_version_and_the_other_name(caps):
+def test_the_table_shows_the_property_the_version_and_the_other_name():
     _, out, _ = caps()
     assert "mapped-ram is accepted as another name of fixed-ram" in out
     assert any(line.split()[:3] == ["fixed-ram", "8.2", "x-fixed-ram"] for line in out.splitlines())
 
 
-def test_the_table_marks_the_one_rule_that_can_be_lifted(caps):
+def test_the_table_marks_the_one_rule_that_can_be_lifted():
     _, out, _ = caps()
     assert f"  fixed-ram with multifd (unless --experimental-multifd)\n      {WITH_MULTIFD}\n" in out
     assert out.count("--experimental-multifd") == 1
     assert "--experimental-multifd" not in caps("--profile", "qemu-10.0")[1]
 
 
-def test_an_accepted_combination_lists_what_is_on(caps):
+def test_an_accepted_combination_lists_what_is_on():
     assert caps("fixed-ram", "events=on", "xbzrle=off") == (0, "accepted by profile fixed-ram: events, fixed-ram\n", "")
     assert caps("xbzrle=off") == (0, "accepted by profile fixed-ram: everything off\n", "")
 
 
-def test_a_refusal_is_an_answer_with_its_reason_a_hint_and_exit_code_2(caps):
+def test_a_refusal_is_an_answer_with_its_reason_a_hint_and_exit_code_2():
     code, out, err = caps("fixed-ram=on", "multifd=on")
     assert (code, err) == (2, "")
     first, second = out.splitlines()
@@ -66,20 +55,20 @@ def test_a_refusal_is_an_answer_with_its_reason_a_hint_and_exit_code_2(caps):
     assert "--experimental-multifd" in second
 
 
-def test_the_flag_lifts_multifd_and_nothing_else(caps):
+def test_the_flag_lifts_multifd_and_nothing_else():
     accepted = "accepted by profile fixed-ram: multifd, fixed-ram\n"
     assert caps("fixed-ram", "multifd", "--experimental-multifd") == (0, accepted, "")
     refused = "refused by profile fixed-ram: Fixed-ram migration is incompatible with xbzrle\n"
     assert caps("fixed-ram", "xbzrle", "--experimental-multifd") == (2, refused, "")
 
 
-def test_the_released_profile_takes_either_name(caps):
+def test_the_released_profile_takes_either_name():
     accepted = "accepted by profile qemu-10.0: multifd, mapped-ram\n"
     assert caps("--profile", "qemu-10.0", "fixed-ram", "multifd") == (0, accepted, "")
     assert caps("--profile", "qemu-10.0", "mapped-ram", "multifd") == (0, accepted, "")
 
 
-def test_the_last_word_on_a_capability_counts(caps):
+def test_the_last_word_on_a_capability_counts():
     assert caps("fixed-ram", "multifd", "multifd=off")[0] == 0
     assert caps("fixed-ram", "multifd=off", "multifd")[0] == 2
     assert caps("fixed-ram", "multifd", "mapped-ram=off")[0] == 0
@@ -89,7 +78,7 @@ def test_the_last_word_on_a_capability_counts(caps):
     ("name", "hint"),
     [("nothing", "there are xbzrle, "), ("multfd", "did you mean 'multifd'?"), ("x-fixed-ram", "'")],
 )
-def test_an_unknown_name_is_refused_in_qemus_words_with_those_that_there_are(caps, name, hint):
+def test_an_unknown_name_is_refused_in_qemus_words_with_those_that_there_are(name, hint):
     code, out, err = caps("fixed-ram", f"{name}=off")
     assert (code, out) == (2, "")
     first, second = err.splitlines()
@@ -99,17 +88,17 @@ def test_an_unknown_name_is_refused_in_qemus_words_with_those_that_there_are(cap
 
 
 @pytest.mark.parametrize("text", ["fixed-ram=", "fixed-ram=yes", "fixed-ram=on=off", "=on", ""])
-def test_what_is_neither_on_nor_off_is_a_usage_error(caps, text):
+def test_what_is_neither_on_nor_off_is_a_usage_error(text):
     code, out, err = caps(text)
     assert (code, out) == (2, "")
     assert "expected NAME, NAME=on or NAME=off" in err
 
 
-def test_an_unknown_profile_is_a_usage_error(caps):
+def test_an_unknown_profile_is_a_usage_error():
     assert caps("--profile", "qemu-1.0")[0] == 2
 
 
-def test_json_of_an_accepted_combination(caps):
+def test_json_of_an_accepted_combination():
     code, out, err = caps("fixed-ram", "xbzrle=off", "--json")
     assert (code, err) == (0, "")
     assert json.loads(out) == {
@@ -125,7 +114,7 @@ def test_json_of_an_accepted_combination(caps):
     }
 
 
-def test_json_of_a_refusal_is_complete_and_still_exit_code_2(caps):
+def test_json_of_a_refusal_is_complete_and_still_exit_code_2():
     code, out, err = caps("fixed-ram", "multifd", "--json")
     assert code == 2
     answer = json.loads(out)
@@ -137,7 +126,7 @@ def test_json_of_a_refusal_is_complete_and_still_exit_code_2(caps):
 
 
 @pytest.mark.parametrize("profile", Profile)
-def test_json_of_the_table_has_every_field_of_every_row(caps, profile):
+def test_json_of_the_table_has_every_field_of_every_row(profile):
     answer = json.loads(caps("--json", "--profile", profile)[1])
     assert (answer["verb"], answer["profile"]) == ("caps", profile)
     assert len(answer["table"]) == len(TABLES[profile].capabilities)
@@ -158,7 +147,7 @@ def test_json_of_the_table_has_every_field_of_every_row(caps, profile):
     }
 
 
-def test_the_examples_of_the_help_text_work(caps):
+def test_the_examples_of_the_help_text_work():
     code, out, _ = caps("--help")
     assert code == 0
     examples = [line.split()[2:] for line in out.splitlines() if line.startswith("  parallel-fixedram caps ")]

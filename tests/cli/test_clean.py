@@ -9,13 +9,15 @@ import socket
 import struct
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import pytest
-from support.cli import Held, call, done, part_of, refused, tree, unchanged
+from support.cli import Held, call, done, part_of, refused, tree, unchanged, without_proc
+from support.somebody_else import NOBODY, as_nobody
+from support.system_calls import answered
 
 from parallel_fixedram import clean
-from parallel_fixedram.boot import left_folders, run_folder
 from parallel_fixedram.boot.run_folder import PREFIX, FleetFolder, RunFolder, new_record
 from parallel_fixedram.core.errors import HostError
 from parallel_fixedram.host.files import left_file, part
@@ -30,12 +32,11 @@ ENDED = ProcessIdentity(pid=1, started=1, boot="another", namespace="pid:[1]")
 
 
 @pytest.fixture(autouse=True)
-def place(tmp_path, monkeypatch):
+def place(tmp_path, run_folders_in):
     """Links to run folders are looked for here alone."""
     place = tmp_path / "place"
     place.mkdir()
-    for module in (run_folder, left_folders):
-        monkeypatch.setattr(module, "places", lambda: [str(place)])
+    run_folders_in(place)
     return place
 
 
@@ -44,6 +45,18 @@ def folder(tmp_path):
     folder = tmp_path / "folder"
     folder.mkdir()
     return folder
+
+
+@pytest.fixture
+def open_folder(run_folders_in):
+    """A folder that everybody can change; that of a test is in one that nobody else can reach."""
+    with tempfile.TemporaryDirectory(dir="/tmp") as name:
+        os.chmod(name, 0o777)
+        for each in ("folder", "place"):
+            (Path(name) / each).mkdir()
+            (Path(name) / each).chmod(0o777)
+        run_folders_in(Path(name) / "place")
+        yield Path(name) / "folder"
 
 
 def said(folder, *, remove=False):
@@ -123,28 +136,18 @@ class TestKilledCommands:
 
 
 class TestParts:
-    @pytest.mark.parametrize("moment", ["before the file is opened", "before it is locked"])
-    def test_a_save_that_begins_before_the_lock_is_ours_keeps_its_file(self, folder, monkeypatch, moment):
-        stale(folder)
-        begun = []
+    @pytest.mark.parametrize("moment", ["openat", "flock"], ids=["before it is opened", "before it is locked"])
+    def test_a_save_that_begins_before_the_lock_is_ours_keeps_its_file(self, folder, moment):
+        path, begun = stale(folder), []
 
-        def begin():
-            if not begun:
+        def begin(call, _):
+            if call.path == str(path) and call.name == moment and not begun:
                 directory = os.open(folder, os.O_RDONLY)
                 begun.append(part.create(".new.mr.part", directory, "new.mr"))
                 os.close(directory)
 
-        where, name = (left_file.os, "open") if moment == "before the file is opened" else (left_file.part, "try_lock")
-        real = getattr(where, name)
-
-        def racing(*args, **kwargs):
-            if args[0] == ".new.mr.part" or name == "try_lock":
-                monkeypatch.setattr(where, name, real)
-                begin()
-            return real(*args, **kwargs)
-
-        monkeypatch.setattr(where, name, racing)
-        assert "removed" not in str(said(folder, remove=True))
+        found = answered(lambda: said(folder, remove=True), begin, under=str(folder)).value
+        assert "removed" not in str(found)
         (fd,) = begun
         assert os.path.samestat(os.fstat(fd), os.stat(folder / ".new.mr.part"))
         os.close(fd)
@@ -186,12 +189,11 @@ class TestParts:
         with unchanged(tmp_path):
             assert said(folder, remove=True) == []
 
-    def test_files_of_others_are_roots_business(self, folder, monkeypatch):
-        stale(folder)
-        monkeypatch.setattr(left_file.os, "geteuid", lambda: os.stat(folder).st_uid + 1)
-        assert said(folder, remove=True) == []
-        monkeypatch.setattr(left_file.os, "geteuid", lambda: 0)
-        assert said(folder, remove=True) == [(".new.mr.part", "part", "removed")]
+    def test_files_of_others_are_roots_business(self, open_folder):
+        stale(open_folder)
+        assert as_nobody(lambda: said(open_folder, remove=True)) == []
+        os.chown(part_of(open_folder / "new.mr"), NOBODY, NOBODY)
+        assert said(open_folder, remove=True) == [(".new.mr.part", "part", "removed")]
 
     def test_names_may_be_anything(self, folder):
         name = os.fsdecode(b".\xff\n\x1b.part")
@@ -251,12 +253,9 @@ class TestOverlays:
         assert said(folder) == []
 
 
+@pytest.mark.usefixtures("without_leases")
 class TestWithoutLeases:
     """On NFS and FUSE, where /proc has to tell."""
-
-    @pytest.fixture(autouse=True)
-    def none(self, monkeypatch):
-        monkeypatch.setattr("parallel_fixedram.host.files.holders._gets_lease", lambda _: None)
 
     def test_an_open_overlay_is_held(self, folder):
         (folder / OVERLAY).touch()
@@ -392,10 +391,10 @@ class TestRunFolders:
         assert said(folder, remove=True) == [(f"{PREFIX}link", "link", "removed")]
         assert os.listdir(folder) == []
 
-    def test_one_of_another_user_is_not_looked_into(self, folder, made, monkeypatch):
-        made()
-        monkeypatch.setattr(run_folder.os, "geteuid", lambda: os.stat(folder).st_uid + 1)
-        assert said(folder, remove=True) == []
+    def test_one_of_another_user_is_not_looked_into(self, open_folder):
+        (open_folder / f"{PREFIX}one" / "0").mkdir(parents=True)
+        assert as_nobody(lambda: said(open_folder, remove=True)) == []
+        assert said(open_folder) == [(f"{PREFIX}one", "run-folder", "left")]
 
 
 class TestTemporary:
@@ -471,15 +470,13 @@ class TestCommand:
         (folder / "link").symlink_to("link")
         refused(call("clean", folder / name), 2, f"cannot open the folder '{folder / name}': ")
 
-    def test_without_proc_a_guest_is_not_taken_for_ended(self, folder, monkeypatch):
+    def test_without_proc_a_guest_is_not_taken_for_ended(self, folder):
         path = Path(folder / f"{PREFIX}one" / "0")
         path.mkdir(parents=True)
         RunFolder(str(path)).write_record(new_record(ENDED, "/vm.mr"))
-        monkeypatch.setattr(
-            "parallel_fixedram.host.processes.identity.why_proc_is_wrong", lambda: ("no /proc", "mount it")
-        )
         with unchanged(folder):
-            assert "no /proc" in one(folder, remove=True).why_not
+            (found,) = without_proc("clean", folder, "--remove", "--json").json["found"]
+        assert "no /proc is mounted here" in found["why_not"]
 
     def test_what_cannot_be_removed_is_said(self, folder, refuse):
         stale(folder)

@@ -1,10 +1,8 @@
 """``doctor``: what it finds of host and folder, what that means, and that nothing of it is left."""
 
-import io
 import json
 import os
 import stat
-import sys
 import time
 
 import pytest
@@ -23,7 +21,8 @@ from parallel_fixedram.core.reports.doctor import DoctorReport, Finding, Section
 from parallel_fixedram.engine.tuning import calibrate
 from parallel_fixedram.experiments import tools
 from parallel_fixedram.experiments.file_systems import file_system
-from parallel_fixedram.host.memory import ksm, memory_limit, userfaultfd
+from parallel_fixedram.host import user_cache
+from parallel_fixedram.host.memory import ksm, userfaultfd
 from parallel_fixedram.host.memory.userfaultfd import Feature
 from parallel_fixedram.host.processes import rights
 from parallel_fixedram.machines.qemu.watch import VARIABLE
@@ -126,8 +125,8 @@ def test_what_a_snapshot_lacks_is_named_with_how_to_get_it_and_auto_compares(
     assert findings(found)["auto"].detail.startswith("chooses compare")
 
 
-def test_little_memory_for_copies_is_named(tmp_path, monkeypatch):
-    monkeypatch.setattr(memory_limit, "memory_until_killed", lambda _pid: 10 << 20)
+def test_little_memory_for_copies_is_named(tmp_path, leave_memory):
+    leave_memory(10 << 20)
     found = findings(report(tmp_path))["memory"]
     assert found.verdict is Verdict.ABSENT
     assert "10.0 MiB to this control group; copies of a snapshot may take 256 MiB" in found.detail
@@ -254,12 +253,14 @@ class TestFolders:
         assert found.verdict is Verdict.ABSENT
         assert "--calibrate" in found.how
         calibrate.device_model(str(tmp_path), 0, fresh=True)
-        now = time.time()
-        for later, verdict, detail in (
+        for earlier, verdict, detail in (
             (3 * 3600, Verdict.OK, "measured 3 h ago, used for 7 d more"),
             (8 * 86400, Verdict.ABSENT, "not measured yet"),
         ):
-            monkeypatch.setattr(calibrate.time, "time", lambda later=later: now + later)
+            known = user_cache.read("devices.json")
+            user_cache.write(
+                "devices.json", {name: {**each, "measured": time.time() - earlier} for name, each in known.items()}
+            )
             found = findings(report(tmp_path))["cost model"]
             assert found.verdict is verdict
             assert found.detail.startswith(detail)
@@ -306,16 +307,16 @@ class TestMonitors:
             assert findings(found)[what].verdict is Verdict.REFUSED
 
 
-class Terminal(io.StringIO):
-    def isatty(self):
-        return True
+@pytest.fixture
+def shown(terminal, capsys):
+    """The lines that a report is on a terminal of so many columns, or in a pipe."""
 
+    def lines(columns, found):
+        out = terminal("stdout", columns) if columns else None
+        command._print(found)
+        return (out.getvalue() if out else capsys.readouterr().out).splitlines()
 
-def shown(monkeypatch, columns, found):
-    monkeypatch.setenv("COLUMNS", str(columns))
-    monkeypatch.setattr(sys, "stdout", out := (Terminal() if columns else io.StringIO()))
-    command._print(found)
-    return out.getvalue().splitlines()
+    return lines
 
 
 FOUND = DoctorReport(
@@ -338,8 +339,8 @@ FOUND = DoctorReport(
 )
 
 
-def test_a_line_is_a_verdict_a_thing_and_what_there_is_to_say_and_below_it_how_to_get_it(monkeypatch):
-    assert shown(monkeypatch, None or 0, FOUND) == [
+def test_a_line_is_a_verdict_a_thing_and_what_there_is_to_say_and_below_it_how_to_get_it(shown):
+    assert shown(None, FOUND) == [
         "host",
         "  ok      yama         lets",
         "  absent  userfaultfd  " + "none " * 12 + "there",
@@ -351,8 +352,9 @@ def test_a_line_is_a_verdict_a_thing_and_what_there_is_to_say_and_below_it_how_t
 
 
 @pytest.mark.parametrize("columns", [80, 60, 40])
-def test_it_folds_where_the_terminal_is_narrow(monkeypatch, columns):
-    lines = shown(monkeypatch, columns, FOUND)
+def test_it_folds_where_the_terminal_is_narrow(shown, columns):
+    whole = shown(None, FOUND)
+    lines = shown(columns, FOUND)
     assert max(map(len, lines)) <= columns
     assert "" not in lines
-    assert " ".join(" ".join(lines).split()) == " ".join(" ".join(shown(monkeypatch, 0, FOUND)).split())
+    assert " ".join(" ".join(lines).split()) == " ".join(" ".join(whole).split())

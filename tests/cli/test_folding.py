@@ -1,8 +1,6 @@
 """What a terminal shows of lines that are wider than it is; into a pipe they go as they are."""
 
 import ast
-import io
-import sys
 from pathlib import Path
 
 import pytest
@@ -10,38 +8,38 @@ from support.cli import call, done
 
 from parallel_fixedram.cli import folding
 from parallel_fixedram.cli.folding import print_folded, print_hanging, print_table
-from parallel_fixedram.cli.output import MANNER, complain
+from parallel_fixedram.cli.main import main
+from parallel_fixedram.cli.output import complain
 
 CLI = Path(folding.__file__).parent
 
 
-class Terminal(io.StringIO):
-    def isatty(self):
-        return True
-
-
-def shown(monkeypatch, columns, print_something, *args):
+@pytest.fixture
+def shown(terminal, capsys):
     """What is printed to a terminal of so many columns, or, if that is None, to a pipe."""
-    monkeypatch.setenv("COLUMNS", str(columns or 10))
-    monkeypatch.setattr(sys, "stdout", out := (Terminal() if columns else io.StringIO()))
-    print_something(*args)
-    return out.getvalue().splitlines()
+
+    def lines(columns, print_something, *args):
+        out = terminal("stdout", columns) if columns else None
+        print_something(*args)
+        return (out.getvalue() if out else capsys.readouterr().out).splitlines()
+
+    return lines
 
 
 TABLE = ("{:<6} {:>4}  {}", ("block", "size", "memory"), [("ram", "16", "a file, /x"), ("rom", "not stored", "")])
 
 
 @pytest.mark.parametrize("columns", [None, 23])
-def test_a_table_that_fits_or_goes_into_a_pipe_is_a_line_a_row(monkeypatch, columns):
-    assert shown(monkeypatch, columns, print_table, *TABLE) == [
+def test_a_table_that_fits_or_goes_into_a_pipe_is_a_line_a_row(shown, columns):
+    assert shown(columns, print_table, *TABLE) == [
         "block  size  memory",
         "ram      16  a file, /x",
         "rom    not stored",
     ]
 
 
-def test_a_table_that_does_not_fit_names_what_is_in_each_row(monkeypatch):
-    assert shown(monkeypatch, 22, print_table, *TABLE) == [
+def test_a_table_that_does_not_fit_names_what_is_in_each_row(shown):
+    assert shown(22, print_table, *TABLE) == [
         "block ram",
         "  size=16, memory=a",
         "  file, /x",
@@ -54,16 +52,16 @@ TEXT = "hangs below its beginning where it is too long for the terminal"
 
 
 @pytest.mark.parametrize("columns", [None, 8 + len(TEXT)])
-def test_a_text_that_fits_or_goes_into_a_pipe_is_one_line(monkeypatch, columns):
-    assert shown(monkeypatch, columns, print_hanging, "name    ", TEXT) == ["name    " + TEXT]
+def test_a_text_that_fits_or_goes_into_a_pipe_is_one_line(shown, columns):
+    assert shown(columns, print_hanging, "name    ", TEXT) == ["name    " + TEXT]
 
 
-def test_a_text_that_does_not_fit_goes_on_below_its_beginning_or_where_there_is_room(monkeypatch):
-    assert shown(monkeypatch, 48, print_hanging, "name    ", TEXT) == [
+def test_a_text_that_does_not_fit_goes_on_below_its_beginning_or_where_there_is_room(shown):
+    assert shown(48, print_hanging, "name    ", TEXT) == [
         "name    hangs below its beginning where it is",
         "        too long for the terminal",
     ]
-    assert shown(monkeypatch, 47, print_hanging, "name    ", TEXT) == [
+    assert shown(47, print_hanging, "name    ", TEXT) == [
         "name",
         "      hangs below its beginning where it is too",
         "      long for the terminal",
@@ -83,18 +81,19 @@ def test_a_text_that_does_not_fit_goes_on_below_its_beginning_or_where_there_is_
     ],
     ids=" ".join,
 )
-def test_what_the_command_says_keeps_to_the_terminal(monkeypatch, tmp_path, argv):
+def test_what_the_command_says_keeps_to_the_terminal(terminal, monkeypatch, tmp_path, argv):
     monkeypatch.chdir(tmp_path)
     done(call("save", "a.mr", "--guest", "zero,size=4K", "--durability", "none"))
     whole = done(call(*argv)).out
     (tmp_path / "b.mr").unlink(missing_ok=True)
-    monkeypatch.setattr(folding, "_columns", lambda _: 60)
-    folded = done(call(*argv)).out
+    out = terminal("stdout", 60)
+    assert main(argv) == 0
+    folded = out.getvalue()
     assert max(map(len, whole.splitlines())) > 60 >= max(map(len, folded.splitlines()))
 
 
-def test_a_line_goes_on_further_in_than_it_begins_and_no_word_is_divided(monkeypatch):
-    assert shown(monkeypatch, 20, print_folded, "  the file /a/very-long-name/of-one is") == [
+def test_a_line_goes_on_further_in_than_it_begins_and_no_word_is_divided(shown):
+    assert shown(20, print_folded, "  the file /a/very-long-name/of-one is") == [
         "  the file",
         "    /a/very-long-name/of-one",
         "    is",
@@ -102,23 +101,20 @@ def test_a_line_goes_on_further_in_than_it_begins_and_no_word_is_divided(monkeyp
 
 
 @pytest.mark.parametrize("amount", ["64 KiB", "1.5 GiB/s", "25 ms", "0.4 s", "95 %", "4096 bytes", "1 page", "3 d"])
-def test_a_number_stands_with_its_unit(monkeypatch, amount):
+def test_a_number_stands_with_its_unit(shown, amount):
     whole = f"it takes {amount}, no more"
     for columns in range(12, len(whole)):
-        lines = shown(monkeypatch, columns, print_folded, whole)
+        lines = shown(columns, print_folded, whole)
         assert len(lines) > 1
         assert [line for line in lines if amount in line], lines
 
 
-def test_a_number_before_another_word_does_not(monkeypatch):
-    assert shown(monkeypatch, 12, print_folded, "it takes 25 minors") == ["it takes 25", "  minors"]
+def test_a_number_before_another_word_does_not(shown):
+    assert shown(12, print_folded, "it takes 25 minors") == ["it takes 25", "  minors"]
 
 
-def test_errors_fold_where_stderr_is_a_terminal_whatever_stdout_is(monkeypatch):
-    monkeypatch.setattr(MANNER, "as_json", False)  # a test before may have run a command with --json in this process
-    monkeypatch.setenv("COLUMNS", "40")
-    monkeypatch.setattr(sys, "stdout", io.StringIO())
-    monkeypatch.setattr(sys, "stderr", out := Terminal())
+def test_errors_fold_where_stderr_is_a_terminal_whatever_stdout_is(terminal):
+    out = terminal("stderr", 40)
     complain(2, "a message that is as long as two lines are", "and a hint")
     assert out.getvalue().splitlines() == [
         "parallel-fixedram: error: a message that",
@@ -127,9 +123,8 @@ def test_errors_fold_where_stderr_is_a_terminal_whatever_stdout_is(monkeypatch):
     ]
 
 
-def test_a_terminal_that_does_not_say_how_wide_it_is_gets_lines_as_they_are(monkeypatch):
-    monkeypatch.delenv("COLUMNS", raising=False)
-    monkeypatch.setattr(sys, "stdout", out := Terminal())
+def test_a_terminal_that_does_not_say_how_wide_it_is_gets_lines_as_they_are(terminal):
+    out = terminal("stdout")
     print_folded(TEXT)
     assert out.getvalue() == TEXT + "\n"
 

@@ -6,28 +6,12 @@ import pytest
 from support.cli import Running, call, done, refused, run, untouched
 from support.pictures import content
 
-from parallel_fixedram.verbs import open as opening
-from parallel_fixedram.verbs import plan, save
-
 GUEST = "dense,size=1MiB"
 NEVER = "dense,size=1EiB"
 """A guest that no host can boot: whoever tries says so."""
 
 MULTIFD = "Fixed-ram migration is incompatible with multifd\n"
 SEEKABLE = "Migration requires seekable transport (e.g. file)\n"
-
-
-@pytest.fixture
-def never(monkeypatch):
-    """No guest is booted, no RAM is opened, no file is begun."""
-
-    def touched(*args, **kwargs):
-        raise AssertionError("the gate comes first")
-
-    monkeypatch.setattr(opening, "open_guest", touched)
-    monkeypatch.setattr(opening, "open_ram", touched)
-    for verb in (save, plan):
-        monkeypatch.setattr(verb, "check_target", touched)
 
 
 REFUSALS = {
@@ -70,9 +54,10 @@ REFUSALS = {
 
 
 @pytest.mark.parametrize(("argv", "message"), REFUSALS.values(), ids=REFUSALS)
-def test_the_gate_refuses_before_a_guest_boots_or_a_file_is_begun(tmp_path, never, argv, message):
+def test_the_gate_refuses_before_a_guest_boots_or_a_file_is_begun(tmp_path, argv, message):
+    """Neither could be: what is in the way of it is told only where the gate has nothing to say."""
     (tmp_path / "old.mr").write_bytes(b"old")
-    for more in (["--guest", GUEST], ["--ram", "a=nowhere"], ["--guest", GUEST, "--overwrite"]):
+    for more in (["--guest", NEVER], ["--ram", "a=nowhere"], ["--guest", NEVER, "--overwrite"]):
         with untouched(tmp_path):
             refused(call("save", tmp_path / "old.mr", *more, *argv), 2, message)
             if "--overwrite" not in more:
@@ -84,9 +69,10 @@ def test_the_gate_refuses_before_a_guest_boots_or_a_file_is_begun(tmp_path, neve
     ("argv", "message"),
     [each for each in REFUSALS.values() if not {"--channels", "multifd", "multifd=on"} & {*each[0]}],
 )
-def test_channels_that_are_left_open_lift_no_rule(tmp_path, never, verb, argv, message):
+def test_channels_that_are_left_open_lift_no_rule(tmp_path, verb, argv, message):
+    (tmp_path / "old.mr").write_bytes(b"old")
     with untouched(tmp_path):
-        refused(call(verb, tmp_path / "new.mr", "--guest", GUEST, "--channels", "auto", *argv), 2, message)
+        refused(call(verb, tmp_path / "old.mr", "--guest", NEVER, "--channels", "auto", *argv), 2, message)
 
 
 @pytest.mark.parametrize(
@@ -136,11 +122,11 @@ def test_what_the_gate_lets_pass_is_in_the_report(tmp_path, argv, capabilities):
 @pytest.mark.parametrize(
     "uri", ["tcp:localhost:4444", "unix:/tmp/s", "exec:cat > new.mr", "fd:1", "vsock:2:3", "rdma:h:1"]
 )
-def test_a_uri_that_cannot_seek_is_refused_in_qemus_words(tmp_path, monkeypatch, never, uri):
+def test_a_uri_that_cannot_seek_is_refused_in_qemus_words(tmp_path, monkeypatch, uri):
     monkeypatch.chdir(tmp_path)
     with untouched(tmp_path):
-        refused(call("save", uri, "--guest", GUEST), 2, f"error: {SEEKABLE}")
-        refused(call("plan", uri, "--guest", GUEST), 2, f"error: {SEEKABLE}")
+        refused(call("save", uri, "--guest", NEVER), 2, f"error: {SEEKABLE}")
+        refused(call("plan", uri, "--guest", NEVER), 2, f"error: {SEEKABLE}")
         refused(call("restore", uri, "--ram", "a=b"), 2, f"error: {SEEKABLE}")
         refused(call("inspect", uri), 2, f"error: {SEEKABLE}")
 

@@ -4,10 +4,11 @@ import errno
 import io
 import os
 import resource
-import sys
 
 import pytest
 from support.cli import refused, run
+from support.puppet import Puppet
+from support.seccomp import install, refusing
 
 from parallel_fixedram.cli import limits, streams
 from parallel_fixedram.core.errors import HostError
@@ -22,19 +23,26 @@ def limited(which, size):
 @pytest.mark.parametrize(
     ("number", "which", "value", "hint"),
     [
-        (errno.ENOMEM, resource.RLIMIT_AS, 1 << 30, "the address space of a process is limited to 1.0 GiB here"),
+        (errno.ENOMEM, resource.RLIMIT_AS, 1 << 36, "the address space of a process is limited to 64.0 GiB here"),
         (errno.EFBIG, resource.RLIMIT_FSIZE, 4096, "the length of a file is limited to 4.0 KiB here (ulimit -f)"),
         (errno.EMFILE, resource.RLIMIT_NOFILE, 9, "the number of open files is limited to 9 here (ulimit -n)"),
         (errno.EAGAIN, resource.RLIMIT_NPROC, 5, "the number of processes is limited to 5 here (ulimit -u)"),
     ],
 )
-def test_a_failure_names_the_limit_that_it_may_come_from(monkeypatch, number, which, value, hint):
-    set_to = {which: value}
-    monkeypatch.setattr(resource, "getrlimit", lambda asked: (set_to.get(asked, resource.RLIM_INFINITY),) * 2)
-    assert limits.limit_hint(number).startswith(hint)
-    assert limits.limit_hint(errno.EIO) == ""
-    set_to.clear()
-    assert limits.limit_hint(number) == ""
+def test_a_failure_names_the_limit_that_it_may_come_from(number, which, value, hint):
+    with Puppet(limits.limit_hint, first=limited(which, value)) as process:
+        assert process.call(number).startswith(hint)
+        assert process.call(errno.EIO) == ""
+
+
+@pytest.mark.parametrize(
+    ("number", "which"), [(errno.ENOMEM, resource.RLIMIT_AS), (errno.EFBIG, resource.RLIMIT_FSIZE)]
+)
+def test_a_limit_that_is_not_set_is_not_named(number, which):
+    if resource.getrlimit(which)[1] != resource.RLIM_INFINITY:
+        pytest.skip("these tests run under that limit themselves")
+    with Puppet(limits.limit_hint, first=limited(which, resource.RLIM_INFINITY)) as process:
+        assert process.call(number) == ""
 
 
 def test_too_little_address_space_to_load_what_is_needed_is_said_before_that_is_tried(tmp_path):
@@ -82,30 +90,29 @@ def test_a_stream_that_fails_says_that_it_was_the_stream():
         ("utf-8", "\ud800", b"\\ud800"),
     ],
 )
-def test_a_name_is_printed_as_its_bytes_and_what_a_terminal_has_not_as_an_escape(monkeypatch, encoding, text, printed):
-    out = io.BytesIO()
-    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(out, encoding=encoding))
-    streams.prepare(alone=False)
-    print(text, end="", flush=True)
-    assert out.getvalue() == printed
+def test_a_name_is_printed_as_its_bytes_and_what_a_terminal_has_not_as_an_escape(encoding, text, printed):
+    out = io.TextIOWrapper(io.BytesIO(), encoding=encoding)
+    streams.print_any_name(out)
+    print(text, end="", flush=True, file=out)
+    assert out.buffer.getvalue() == printed
 
 
-def test_a_process_closes_what_it_does_not_need_also_where_there_is_no_proc(monkeypatch):
-    def missing(_path):
-        raise FileNotFoundError
-
-    for listdir in (os.listdir, missing):
-        ours, theirs = os.pipe()
-        pid = os.fork()
-        if pid == 0:
-            monkeypatch.setattr(os, "listdir", listdir)
+@pytest.mark.parametrize("proc", [True, False])
+def test_a_process_closes_what_it_does_not_need_also_where_there_is_no_proc(proc):
+    ours, theirs = os.pipe()
+    pid = os.fork()
+    if pid == 0:
+        try:
+            if not proc:
+                install(refusing(errno.ENOENT, "openat"))
             forked.close_others({0, 1, 2, theirs})
             try:
                 os.fstat(ours)
             except OSError:
                 os.write(theirs, b"closed")
+        finally:
             os._exit(0)
-        os.close(theirs)
-        assert os.read(ours, 10) == b"closed"
-        os.close(ours)
-        os.waitpid(pid, 0)
+    os.close(theirs)
+    assert os.read(ours, 10) == b"closed"
+    os.close(ours)
+    os.waitpid(pid, 0)

@@ -6,14 +6,8 @@ import re
 
 import pytest
 from support.cli import call, done, refused, run, unchanged, untouched, without_override
-from support.models import model
 from support.pictures import PAGE
 
-from parallel_fixedram.engine.tuning import calibrate
-
-FOUR_PAY = model(
-    direct={1: (4, 4), 2: (2, 2), 4: (1, 1)}, buffered={1: (4, 4), 2: (2, 2), 4: (1, 1)}, stable=(8, 8), reserve=1
-)
 GUEST = ["--guest", "dense,size=8MiB"]
 AUTO = ["--channels", "auto", "--experimental-multifd"]
 
@@ -24,12 +18,6 @@ def known(tmp_path_factory, monkeypatch):
     folder = tmp_path_factory.mktemp("cache")
     monkeypatch.setenv("XDG_CACHE_HOME", str(folder))
     return folder
-
-
-@pytest.fixture
-def four_pay(monkeypatch):
-    monkeypatch.setattr(calibrate, "device_model", lambda *_, **__: FOUR_PAY)
-    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0, 1, 2, 3})
 
 
 @pytest.mark.usefixtures("four_pay")

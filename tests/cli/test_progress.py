@@ -2,7 +2,6 @@
 
 import io
 import json
-import threading
 
 import pytest
 from support.observers import Heard
@@ -10,55 +9,52 @@ from support.saving import save
 from support.watched import require_userfaultfd
 
 from parallel_fixedram import open_guest
-from parallel_fixedram.cli import progress as command_progress
 from parallel_fixedram.cli.bench_progress import RunsProgress
 from parallel_fixedram.cli.main import VERBS, main
-from parallel_fixedram.cli.output import MANNER
-from parallel_fixedram.cli.progress import ProgressBar, ProgressLines, Shown
+from parallel_fixedram.cli.output import Manner
+from parallel_fixedram.cli.progress import (
+    LINE_SECONDS,
+    PROGRESS_AFTER_SECONDS,
+    ProgressBar,
+    ProgressLines,
+    Shown,
+    shown,
+)
 from parallel_fixedram.core.reports.save import ShardTrace
-from parallel_fixedram.machines.builtin import child
 
 
-class Terminal(io.StringIO):
-    """A terminal that says when it was written to."""
+class Clock:
+    """Stands still unless it is told to go on."""
 
-    def __init__(self):
-        super().__init__()
-        self.written = threading.Event()
+    now = 100.0
 
-    def isatty(self):
-        return True
-
-    def write(self, text):
-        super().write(text)
-        self.written.set()
-        return len(text)
+    def __call__(self):
+        return self.now
 
 
-def on_a_terminal(monkeypatch):
-    """Make stderr one; not by a fixture, for pytest changes it again between that and the test."""
-    monkeypatch.setattr(command_progress.sys, "stderr", terminal := Terminal())
-    monkeypatch.setenv("TERM", "xterm")
-    monkeypatch.setattr(command_progress, "PROGRESS_AFTER_SECONDS", -1.0)
-    return terminal
+def bar_after(seconds):
+    """A bar of a command that runs for so long already."""
+    clock = Clock()
+    progress = ProgressBar(clock)
+    clock.now += seconds
+    return progress
 
 
-def test_a_phase_that_blocks_before_the_first_second_is_over_is_shown_all_the_same(monkeypatch):
+def test_a_phase_that_blocks_before_the_first_second_is_over_is_shown_all_the_same(terminal):
     """The sync of a save that was short until then: nobody calls again before it is done."""
-    terminal = on_a_terminal(monkeypatch)
-    monkeypatch.setattr(command_progress, "PROGRESS_AFTER_SECONDS", 0.05)
-    with ProgressBar() as progress:
+    screen = terminal("stderr")
+    with bar_after(PROGRESS_AFTER_SECONDS - 0.05) as progress:
         progress.phase("write", 5)
         progress.advanced(5)
         progress.phase("sync")
-        assert terminal.written.wait(30)
-    assert "sync" in terminal.getvalue()
-    assert "write" not in terminal.getvalue()
+        assert screen.written.wait(30)
+    assert "sync" in screen.getvalue()
+    assert "write" not in screen.getvalue()
 
 
-def test_every_phase_has_a_line_of_its_own_and_one_without_an_end_no_bytes(monkeypatch):
-    terminal = on_a_terminal(monkeypatch)
-    with ProgressBar() as progress:
+def test_every_phase_has_a_line_of_its_own_and_one_without_an_end_no_bytes(terminal):
+    screen = terminal("stderr")
+    with bar_after(PROGRESS_AFTER_SECONDS) as progress:
         progress.phase("write", 1 << 20)
         progress.advanced(1 << 20)
         progress.phase("sync")
@@ -66,8 +62,8 @@ def test_every_phase_has_a_line_of_its_own_and_one_without_an_end_no_bytes(monke
         assert shown == ["write", "sync"]
         assert [task.total for task in progress._progress.tasks] == [1 << 20, None]
         progress._progress.refresh()
-    assert "1.0 MiB of 1.0 MiB" in terminal.getvalue()
-    assert "of 1 B" not in terminal.getvalue()
+    assert "1.0 MiB of 1.0 MiB" in screen.getvalue()
+    assert "of 1 B" not in screen.getvalue()
 
 
 def bar_of_first_line(progress):
@@ -77,9 +73,9 @@ def bar_of_first_line(progress):
     return [segment for segment in line if "\N{BOX DRAWINGS HEAVY HORIZONTAL}" in segment.text]
 
 
-def test_the_bar_of_a_phase_without_an_end_is_full_and_still_when_the_next_begins(monkeypatch):
-    on_a_terminal(monkeypatch)
-    with ProgressBar() as progress:
+def test_the_bar_of_a_phase_without_an_end_is_full_and_still_when_the_next_begins(terminal):
+    terminal("stderr")
+    with bar_after(PROGRESS_AFTER_SECONDS) as progress:
         progress.phase("decide")
         assert len(bar_of_first_line(progress)) > 1  # it has a bright part, which moves
         progress.phase("write", 1 << 20)
@@ -87,10 +83,9 @@ def test_the_bar_of_a_phase_without_an_end_is_full_and_still_when_the_next_begin
 
 
 @pytest.mark.parametrize("columns", [60, 80, 120])
-def test_a_line_keeps_to_the_width_of_the_terminal(monkeypatch, columns):
-    on_a_terminal(monkeypatch)
-    monkeypatch.setenv("COLUMNS", str(columns))
-    with ProgressBar() as progress:
+def test_a_line_keeps_to_the_width_of_the_terminal(terminal, columns):
+    terminal("stderr", columns)
+    with bar_after(PROGRESS_AFTER_SECONDS) as progress:
         progress.phase("zero pages", 123 << 30)
         progress.advanced(60 << 30)
         progress.advanced(40 << 30)
@@ -106,36 +101,25 @@ HOW = {"auto": ProgressBar, "bar": ProgressBar, "json": ProgressLines, "none": S
 
 @pytest.mark.parametrize("how", HOW)
 @pytest.mark.parametrize("quiet", [False, True])
-@pytest.mark.parametrize("terminal", [False, True])
-def test_a_bar_is_for_a_terminal_unless_asked_for(monkeypatch, how, quiet, terminal):
-    monkeypatch.setattr(command_progress.sys, "stderr", Terminal() if terminal else io.StringIO())
-    monkeypatch.setattr(MANNER, "quiet", quiet)
-    monkeypatch.setattr(MANNER, "progress", how)
-    expected = HOW[how] if how != "auto" or (terminal and not quiet) else Shown
-    assert type(command_progress.shown()) is expected
+@pytest.mark.parametrize("on_a_terminal", [False, True])
+def test_a_bar_is_for_a_terminal_unless_asked_for(terminal, how, quiet, on_a_terminal):
+    if on_a_terminal:
+        terminal("stderr")
+    expected = HOW[how] if how != "auto" or (on_a_terminal and not quiet) else Shown
+    assert type(shown(Manner(quiet=quiet, progress=how))) is expected
 
 
-class Clock:
-    """Stands still unless it is told to go on."""
-
-    now = 100.0
-
-    def __call__(self):
-        return self.now
-
-
-def lines_of(monkeypatch, tell):
+def lines_of(capsys, tell):
     """The objects that an observer prints while ``tell(observer, clock)`` tells it things, without their heads."""
-    monkeypatch.setattr(command_progress.sys, "stderr", stderr := io.StringIO())
     clock = Clock()
     with ProgressLines(clock) as observer:
         tell(observer, clock)
-    told = [json.loads(line) for line in stderr.getvalue().splitlines()]
+    told = [json.loads(line) for line in capsys.readouterr().err.splitlines()]
     assert all((each.pop("schema"), each.pop("version")) == ("parallel_fixedram.progress", 1) for each in told)
     return told
 
 
-def test_json_lines_say_what_an_observer_hears(monkeypatch):
+def test_json_lines_say_what_an_observer_hears(capsys):
     trace = ShardTrace(
         worker=1, round=0, block=0, first_page=64, pages=64, offset=1 << 20, bytes=4096, started=0.5, ended=0.75
     )
@@ -148,7 +132,7 @@ def test_json_lines_say_what_an_observer_hears(monkeypatch):
         observer.note("something")
         observer.advanced(4096)
 
-    assert lines_of(monkeypatch, tell) == [
+    assert lines_of(capsys, tell) == [
         {"event": "phase", "name": "decide", "total": 0},
         {"event": "phase", "name": "write", "total": 8192},
         {
@@ -169,24 +153,24 @@ def test_json_lines_say_what_an_observer_hears(monkeypatch):
     ]
 
 
-def test_json_lines_say_some_times_a_second_how_far_a_phase_is_and_always_how_far_it_came(monkeypatch):
+def test_json_lines_say_some_times_a_second_how_far_a_phase_is_and_always_how_far_it_came(capsys):
     def tell(observer, clock):
         for name in ("digests", "RAM"):
             observer.phase(name, 1000)
             for _ in range(10):
-                clock.now += command_progress.LINE_SECONDS / 4
+                clock.now += LINE_SECONDS / 4
                 observer.advanced(99)
 
-    done = [each["done"] for each in lines_of(monkeypatch, tell) if each["event"] == "advanced"]
+    done = [each["done"] for each in lines_of(capsys, tell) if each["event"] == "advanced"]
     assert done == 2 * [4 * 99, 8 * 99, 10 * 99]
 
 
-def test_json_lines_do_not_mind_that_nobody_reads_them(monkeypatch):
+def test_json_lines_do_not_mind_that_nobody_reads_them(terminal):
     class Gone(io.StringIO):
         def write(self, text):
             raise BrokenPipeError
 
-    monkeypatch.setattr(command_progress.sys, "stderr", Gone())
+    terminal("stderr", shown=Gone())
     with ProgressLines() as observer:
         observer.phase("write", 1)
         observer.advanced(1)
@@ -204,12 +188,10 @@ def test_json_lines_do_not_mind_that_nobody_reads_them(monkeypatch):
         ),
     ],
 )
-def test_runs_of_a_scenario_are_shown_as_asked(monkeypatch, how, expected):
-    monkeypatch.setattr(command_progress.sys, "stderr", stderr := io.StringIO())
-    monkeypatch.setattr(MANNER, "progress", how)
-    with RunsProgress("few") as progress:
+def test_runs_of_a_scenario_are_shown_as_asked(capsys, how, expected):
+    with RunsProgress("few", Manner(progress=how)) as progress:
         progress(1, 3, 7.25, "ours")
-    assert stderr.getvalue().strip() == expected
+    assert capsys.readouterr().err.strip() == expected
 
 
 @pytest.mark.parametrize("verb", VERBS)
@@ -243,11 +225,10 @@ def test_a_program_sees_who_wrote_what_while_a_guest_is_saved(tmp_path, capsys):
     assert done[-1] == (4 << 20, 4 << 20)
 
 
-def test_a_guest_tells_how_far_it_is_filled(monkeypatch):
-    monkeypatch.setattr(child, "FILLED_PAGES", 512)
+def test_a_guest_tells_how_far_it_is_filled():
     heard = Heard()
-    with open_guest("dense,size=5MiB", observer=heard):
-        assert heard.events == [("phase", "fill", 5 << 20), *2 * [("advanced", 2 << 20)], ("advanced", 1 << 20)]
+    with open_guest("dense,size=80MiB", observer=heard):
+        assert heard.events == [("phase", "fill", 80 << 20), *2 * [("advanced", 32 << 20)], ("advanced", 16 << 20)]
     heard = Heard()
     with open_guest("zero,size=5MiB", observer=heard):
         assert heard.events == []

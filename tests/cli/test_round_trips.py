@@ -1,5 +1,6 @@
 """What is saved is what was there, and what is restored is what was saved, whatever the options."""
 
+import errno
 import os
 import stat
 import threading
@@ -8,6 +9,7 @@ import pytest
 from support.cli import call, done, refused, run, tmpfs, unchanged
 from support.pictures import PAGE, content, picture_of
 from support.qemu_tools import missing
+from support.system_calls import answered, without
 
 from parallel_fixedram.core.units import MIB
 from parallel_fixedram.machines.builtin.spec import GuestSpec, Workload
@@ -168,10 +170,8 @@ def test_direct_io_is_what_was_asked_for_and_the_file_is_the_same(tmp_path):
     assert images["on"].read_bytes() == images["off"].read_bytes() == images["auto"].read_bytes()
 
 
-def test_where_direct_io_is_refused_auto_falls_back_and_says_so(tmp_path, monkeypatch):
-    from parallel_fixedram.host.files.publish import PendingFile
-
-    monkeypatch.setattr(PendingFile, "open_direct", lambda *_: None)
+def test_where_direct_io_is_refused_auto_falls_back_and_says_so(tmp_path, refuse_direct_io):
+    refuse_direct_io()
     with unchanged(tmp_path):
         result = call("save", tmp_path / "new.mr", "--guest", "dense,size=1MiB", "--direct-io", "on")
         refused(result, 5, "refuses direct I/O\n", "--direct-io auto falls back to buffered writes")
@@ -182,43 +182,42 @@ def test_where_direct_io_is_refused_auto_falls_back_and_says_so(tmp_path, monkey
     assert "  because   page cache: the file system refuses direct I/O\n" in text
 
 
-def test_what_was_done_otherwise_than_asked_is_a_note(tmp_path, monkeypatch):
-    from parallel_fixedram.host.files.direct_channel import DirectChannel
+def test_what_was_done_otherwise_than_asked_is_a_note(tmp_path):
+    def save(name, *more):
+        """Where a sandbox forbids asynchronous I/O."""
+        argv = ("save", tmp_path / name, "--guest", "dense,size=1MiB", "--direct-io", "on", *more)
+        return without(("io_setup", "io_submit"), errno.EPERM, lambda: call(*argv))
 
-    monkeypatch.setattr(DirectChannel, "has_queue", lambda *_: False)
-    result = call("save", tmp_path / "new.mr", "--guest", "dense,size=1MiB", "--direct-io", "on", "--json")
+    result = save("new.mr", "--json")
     if "refuses direct I/O" in result.err:
         missing("this file system has no direct I/O")
     (note,) = done(result).json["notes"]
     assert note == "the kernel allows no asynchronous I/O: direct writes are done one at a time"
     assert result.err == ""  # with --json notes are in the object alone
-    text = done(call("save", tmp_path / "text.mr", "--guest", "dense,size=1MiB", "--direct-io", "on"))
+    text = done(save("text.mr"))
     assert text.err == f"parallel-fixedram: note: {note}\n"
 
 
-def test_without_durability_nothing_is_synced(tmp_path, monkeypatch):
-    synced = []
-    fsync = os.fsync
-    monkeypatch.setattr(os, "fsync", lambda fd: (synced.append(os.readlink(f"/proc/self/fd/{fd}")), fsync(fd)))
-    done(call("save", tmp_path / "a.mr", "--guest", "dense,size=1MiB", "--durability", "none"))
-    assert synced == []
-    done(call("save", tmp_path / "b.mr", "--guest", "dense,size=1MiB"))
-    assert synced == [str(tmp_path / ".b.mr.part"), str(tmp_path)]  # the file before it has its name, then the name
+def test_without_durability_nothing_is_synced(tmp_path):
+    def synced(name, *more):
+        """The files and folders that are synced while a guest is saved."""
+        argv = ("save", tmp_path / name, "--guest", "dense,size=1MiB", *more)
+        found = answered(lambda: call(*argv), lambda *_: None, under=str(tmp_path))
+        done(found.value)
+        return [call.path for call in found.calls if call.name in ("fsync", "fdatasync")]
+
+    assert synced("a.mr", "--durability", "none") == []
+    assert synced("b.mr") == [
+        str(tmp_path / ".b.mr.part"),
+        str(tmp_path),
+    ]  # the file before it has its name, then the name
     assert done(call("diff", tmp_path / "a.mr", tmp_path / "b.mr")).out == "equal\n"
 
 
-def test_a_name_that_may_be_lost_has_an_exit_code_of_its_own(tmp_path, monkeypatch):
-    fsync = os.fsync
-
-    def failing(fd):
-        if stat.S_ISDIR(os.fstat(fd).st_mode):
-            raise OSError(5, "Input/output error")
-        fsync(fd)
-
-    monkeypatch.setattr(os, "fsync", failing)
+def test_a_name_that_may_be_lost_has_an_exit_code_of_its_own(tmp_path, fail_sync):
+    fail_sync(folders=True)
     result = call("save", tmp_path / "new.mr", "--guest", "dense,size=1MiB")
     refused(result, 6, f"'{tmp_path / 'new.mr'}' is published, but its folder cannot be synced: input/output error\n")
-    monkeypatch.undo()
     assert os.listdir(tmp_path) == ["new.mr"]
     done(call("verify", tmp_path / "new.mr"))
 

@@ -1,6 +1,7 @@
 """Signals, terminals and streams that go away: the moment is chosen by freezing the command, never by sleeping."""
 
 import io
+import itertools
 import os
 import pty
 import select
@@ -328,10 +329,10 @@ class GoneTerminal(io.StringIO):
         raise OSError(5, "Input/output error")
 
 
-def test_a_terminal_that_goes_away_does_not_end_a_save(tmp_path, monkeypatch):
-    monkeypatch.setattr(command_progress, "PROGRESS_AFTER_SECONDS", -1.0)
-    monkeypatch.setattr(sys, "stderr", GoneTerminal())
-    with command_progress.ProgressBar() as progress:
+def test_a_terminal_that_goes_away_does_not_end_a_save(terminal):
+    terminal("stderr", shown=GoneTerminal())
+    seconds = itertools.count(step=command_progress.PROGRESS_AFTER_SECONDS)
+    with command_progress.ProgressBar(lambda: next(seconds)) as progress:
         progress.phase("write", 3)
         for _ in range(3):
             progress.advanced(1)

@@ -3,15 +3,14 @@
 import gc
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
+from support.channels import Through, Wrap
 from support.leftovers import children, descriptors
 
-from parallel_fixedram.core.cost import DeviceModel
-from parallel_fixedram.core.protocols import Channel
 from parallel_fixedram.engine.capture import rounds
-from parallel_fixedram.engine.tuning import calibrate
-from parallel_fixedram.host.files.channel import FileChannel
+from parallel_fixedram.engine.tuning import decide
 from parallel_fixedram.host.files.publish import PendingFile
 from parallel_fixedram.image import draft
 
@@ -37,27 +36,39 @@ def target(tmp_path: Path) -> str:
 
 
 @pytest.fixture
-def told(monkeypatch: pytest.MonkeyPatch) -> Callable[[DeviceModel], None]:
-    """Have what writes cost told instead of measured: the same choice on every machine."""
-
-    def tell(model: DeviceModel) -> None:
-        monkeypatch.setattr(calibrate, "device_model", lambda *_, **__: model)
-
-    return tell
+def room_in_the_page_cache(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], None]:
+    """Says how many bytes the page cache has room for."""
+    return lambda size: monkeypatch.setattr(decide, "dirty_room", lambda: size)
 
 
 @pytest.fixture
-def through(monkeypatch: pytest.MonkeyPatch) -> Callable[[Callable[[FileChannel], Channel]], None]:
-    """Make pages go through the channel that a function makes of the file."""
+def through(monkeypatch: pytest.MonkeyPatch) -> Iterator[Through]:
+    """Have files written through other channels, which are closed in the end."""
+    made: list[Any] = []
 
-    def install(wrap: Callable[[FileChannel], Channel]) -> None:
+    def install(direct: Wrap | None = None, *, buffered: Wrap | None = None) -> list[Any]:
         class Pending(PendingFile):
-            def open_direct(self, *_: object) -> FileChannel:
-                return wrap(self.channel)
+            def __enter__(self) -> PendingFile:
+                super().__enter__()
+                self._plain = self.channel
+                if buffered:
+                    made.append(buffered(self.channel))
+                    self.channel = made[-1]
+                return self
+
+            def open_direct(self, *_: object) -> Any:
+                if direct is None:
+                    return super().open_direct()
+                made.append(direct(self._plain))
+                return made[-1]
 
         monkeypatch.setattr(draft, "PendingFile", Pending)
+        return made
 
-    return install
+    yield install
+    for each in made:
+        if hasattr(type(each), "close"):
+            each.close()
 
 
 @pytest.fixture

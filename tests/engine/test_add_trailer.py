@@ -14,11 +14,13 @@ from support.examples import some_of
 from support.observers import Heard
 from support.pictures import allocated_pages
 from support.streamwriter import PAGE, Block, Stream, stream
+from support.system_calls import answered
 
 from parallel_fixedram.core.errors import FixedRamError, HostError, NoFileError, RequestError, WorkerError
 from parallel_fixedram.engine.pages.digest import DigestJob
 from parallel_fixedram.format.mapped_ram import SavedBlock
-from parallel_fixedram.host.files.channel import FileChannel, ReadBackChannel
+from parallel_fixedram.format.trailer import FOOTER_BYTES
+from parallel_fixedram.host.files.channel import FileChannel
 from parallel_fixedram.image import add_trailer as add_trailer_module
 from parallel_fixedram.image.add_trailer import add_trailer
 from parallel_fixedram.image.clone_stream import CloneStream
@@ -95,13 +97,22 @@ def test_afterwards_every_byte_has_a_digest(tmp_path: Path) -> None:
         assert verify(image).ok
 
 
-def test_the_footer_comes_when_the_rest_is_on_stable_storage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    happened: list[str] = []
-    sync, write_footer = ReadBackChannel.sync, add_trailer_module.write_footer
-    monkeypatch.setattr(ReadBackChannel, "sync", lambda self: happened.append("sync") or sync(self))
-    monkeypatch.setattr(add_trailer_module, "write_footer", lambda *a: happened.append("footer") or write_footer(*a))
-    add(written(tmp_path, FILES["plain"]()))
-    assert happened == ["sync", "footer", "sync"]
+def test_the_footer_comes_when_the_rest_is_on_stable_storage(tmp_path: Path) -> None:
+    path = written(tmp_path, FILES["plain"]())
+
+    def attempt() -> int:
+        add(path)
+        return path.stat().st_size
+
+    found = answered(attempt, lambda *_: None, under=str(path))
+    footer = found.value - FOOTER_BYTES
+    happened = [
+        (call.name, call.name == "pwrite64" and call.args[3] >= footer)
+        for call in found.calls
+        if call.name in ("pwrite64", "fsync")
+    ]
+    assert happened[-3:] == [("fsync", False), ("pwrite64", True), ("fsync", False)]
+    assert not any(is_footer for _, is_footer in happened[:-2])
 
 
 def fail_with(error: BaseException) -> Callable[..., None]:

@@ -5,6 +5,7 @@ import json
 import os
 import signal
 import time
+from collections import Counter
 from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
@@ -20,12 +21,11 @@ from support.models import CALLS_COST, cost
 from parallel_fixedram.core.bitmap import Bits, Runs
 from parallel_fixedram.core.choice import CANDIDATES
 from parallel_fixedram.core.cost import ASSUMED, DeviceModel
-from parallel_fixedram.core.errors import HostError
 from parallel_fixedram.core.protocols import Pages
 from parallel_fixedram.core.shards import Shard
 from parallel_fixedram.engine.pages.staging import Staging
 from parallel_fixedram.engine.tuning import calibrate, calibrate_computing, calibrate_writing
-from parallel_fixedram.engine.tuning.calibrate import KEPT_SECONDS, WORTH_MEASURING, device_model
+from parallel_fixedram.engine.tuning.calibrate import KEPT_SECONDS, WORTH_MEASURING, device_model, model_from
 from parallel_fixedram.engine.tuning.calibrate_writing import TRIALS, Pattern, WriteTrials
 from parallel_fixedram.host.files.channel import FileChannel
 from parallel_fixedram.host.processes import forked
@@ -103,12 +103,11 @@ def test_a_result_holds_for_the_whole_file_system_and_no_other(
     assert len(measured) == 2
 
 
-def test_a_result_does_not_hold_for_another_kernel(
-    folder: Path, measured: list[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_result_does_not_hold_for_another_kernel(folder: Path, measured: list[str], kept: Path) -> None:
     device_model(str(folder), ENOUGH)
-    real = os.uname()
-    monkeypatch.setattr(os, "uname", lambda: os.uname_result((real[0], real[1], "7.0", real[3], real[4])))
+    text = kept.read_text()
+    assert os.uname().release in text
+    kept.write_text(text.replace(os.uname().release, "7.0"))
     assert device_model(str(folder), ENOUGH) == MEASURED
 
 
@@ -229,37 +228,56 @@ def test_a_file_system_without_space_is_assumed_about_and_gets_all_of_it_back(tm
     assert not kept.exists()
 
 
-def test_an_error_of_a_worker_is_assumed_about(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def fail(*_: object) -> None:
-        raise HostError("cannot write", errno=errno.EIO)
-
-    monkeypatch.setattr(calibrate_writing.Writer, "run", fail)
-    assert device_model(str(folder), ENOUGH) is ASSUMED
-
-
 @pytest.mark.slow
 def test_where_direct_io_is_refused_only_the_page_cache_is_measured(
-    folder: Path, monkeypatch: pytest.MonkeyPatch
+    folder: Path, refuse_direct_io: Callable[[], None]
 ) -> None:
-    real = os.open
-
-    def refuse(path: str, flags: int, mode: int = 0o777, *, dir_fd: int | None = None) -> int:
-        if flags & os.O_DIRECT and not flags & os.O_TMPFILE & ~os.O_DIRECTORY:
-            raise OSError(errno.EINVAL, "no")
-        return real(path, flags, mode, dir_fd=dir_fd)
-
-    monkeypatch.setattr(os, "open", refuse)
+    refuse_direct_io()
     found = calibrate.measure(str(folder))
     assert found.direct == {}
     assert set(found.buffered) == set(CANDIDATES)
 
 
-def test_what_the_sync_after_direct_writes_takes_is_found_out(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """By trials of a device whose cost is known, and whose cache is volatile."""
+Took = tuple[float, float, float]
+
+
+class KnownTrials(WriteTrials):
+    """Trials of a device whose cost is known; nothing is written.
+
+    Args:
+        took: seconds of writing, of the sync, and of computing meanwhile, by job, channels and pattern.
+        sync: seconds of a sync after a single page.
+
+    Attributes:
+        made: the trials, in their order.
+    """
+
+    def __init__(self, took: Callable[[int, int, Pattern], Took], sync: float = 0.001) -> None:
+        self._took, self._sync, self._middle = took, sync, {}
+        self.made: list[tuple[int, int, Pattern]] = []
+
+    def write(self, job: int, channels: int, pattern: Pattern) -> Took:
+        self.made.append((job, channels, pattern))
+        return self._took(job, channels, pattern)
+
+    def empty_sync(self) -> float:
+        return self._sync
+
+    def reserve(self) -> float:
+        return 0.0
+
+
+def model_of(trials: WriteTrials) -> DeviceModel:
+    computing = calibrate_computing.ComputingTrials(np.ones((4, 512), np.uint64))
+    return model_from(trials, computing, direct=True, start=0.0)
+
+
+def test_what_the_sync_after_direct_writes_takes_is_found_out() -> None:
+    """By trials of a device whose cache is volatile."""
     write, flush, empty, each_window = cost(20, 0.5), cost(7, 1.5), 0.004, 0.0003
     after_direct, after_buffered = 0.009, 0.006
 
-    def known(_: object, job: int, channels: int, pattern: Pattern) -> tuple[float, float, float]:
+    def known(job: int, channels: int, pattern: Pattern) -> Took:
         window = calibrate_writing.WINDOW_PAGES[job]
         calls = windows = TRIALS[pattern].windows
         size = windows * window * 4096
@@ -273,9 +291,7 @@ def test_what_the_sync_after_direct_writes_takes_is_found_out(folder: Path, monk
         return seconds, alone + flush.seconds(calls, size), 0.0
 
     processors = len(os.sched_getaffinity(0))
-    monkeypatch.setattr(WriteTrials, "middle", known)
-    monkeypatch.setattr(WriteTrials, "empty_sync", lambda _: empty)
-    found = calibrate.measure(str(folder))
+    found = model_of(KnownTrials(known, empty))
     for channels in CANDIDATES:
         assert found.direct[channels].call == pytest.approx(20e-6)
         assert found.direct[channels].byte == pytest.approx(0.5e-9)
@@ -287,54 +303,38 @@ def test_what_the_sync_after_direct_writes_takes_is_found_out(folder: Path, monk
     assert found.overlap == pytest.approx(0.25)
 
 
-def test_a_device_that_is_quicker_with_much_than_with_little_has_no_cost_below_nothing(
-    folder: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_device_that_is_quicker_with_much_than_with_little_has_no_cost_below_nothing() -> None:
     took = {Pattern.SMALL: 0.3, Pattern.LARGE: 0.2, Pattern.LONG: 0.1}
-
-    def known(_: object, job: int, channels: int, pattern: Pattern) -> tuple[float, float, float]:
-        return 0.001, took.get(pattern, 0.001), 0.001
-
-    monkeypatch.setattr(WriteTrials, "middle", known)
-    found = calibrate.measure(str(folder))
+    found = model_of(KnownTrials(lambda job, channels, pattern: (0.001, took.get(pattern, 0.001), 0.001)))
     assert min(found.flush.byte, found.stable.byte) > 0
     assert min(found.flush.call, found.direct_sync, found.stable.call, found.buffered_sync) >= 0
 
 
-@pytest.mark.slow
-def test_a_trial_is_made_once_however_many_figures_follow_from_it(
-    folder: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    made: list[tuple[int, int, Pattern]] = []
-    real = WriteTrials.write
-
-    def write(trials: WriteTrials, job: int, channels: int, pattern: Pattern) -> tuple[float, float, float]:
-        made.append((job, channels, pattern))
-        return real(trials, job, channels, pattern)
-
-    monkeypatch.setattr(WriteTrials, "write", write)
-    monkeypatch.setattr(calibrate_writing, "_ENOUGH_SECONDS", 0.0)
-    calibrate.measure(str(folder))
-    assert len(made) == len(set(made))
-    for job in {job for job, _, _ in made}:
+def test_a_trial_is_made_once_however_many_figures_follow_from_it() -> None:
+    """It is repeated as often as it says, because here it takes no time."""
+    trials = KnownTrials(lambda job, channels, pattern: (1e-3, 1e-3, 1e-3))
+    model_of(trials)
+    made = Counter(trials.made)
+    assert all(times <= TRIALS[pattern].repeats for (_, _, pattern), times in made.items())
+    for job in (calibrate_writing.BUFFERED, calibrate_writing.DIRECT):
         assert {(job, c, each) for c in CANDIDATES for each in (Pattern.SMALL, Pattern.LARGE)} <= set(made)
 
 
-def test_looking_at_pages_is_the_mean_of_samples_and_their_digest_is_no_part_of_it(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_looking_at_pages_is_the_mean_of_samples_and_their_digest_is_no_part_of_it() -> None:
     """64 windows of 4 pages and 8 of 256: a window takes 1 ms, a page 10 us, 4 us of it for its digest."""
     speeds = iter((9.0, 1.0, 3.0))  # what is measured first counts for nothing
     now = [0.0]
 
-    def look(windows: int, pages: int) -> float:
-        if pages > 4:
-            now[0] = next(speeds)
-        return now[0] * (windows * 1e-3 + windows * pages * 10e-6)
+    class Known(calibrate_computing.ComputingTrials):
+        def look(self, windows: int, pages: int) -> float:
+            if pages > 4:
+                now[0] = next(speeds)
+            return now[0] * (windows * 1e-3 + windows * pages * 10e-6)
 
-    monkeypatch.setattr(calibrate_computing, "_look", look)
-    monkeypatch.setattr(calibrate_computing, "_page", lambda *_: now[0] * 4e-6)
-    trials = calibrate_computing.ComputingTrials(np.ones((4, 512), np.uint64))
+        def page(self, work: Callable[[Bits], object]) -> float:
+            return now[0] * 4e-6
+
+    trials = Known(np.ones((4, 512), np.uint64))
     trials.sample()
     trials.sample()
     found = trials.result()

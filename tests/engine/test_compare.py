@@ -3,7 +3,7 @@
 import errno
 import os
 import signal
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -17,15 +17,16 @@ from support.channels import (
     HookChannel,
     RecordingChannel,
     SharedCounter,
+    Through,
+    Wrap,
     WrappedChannel,
 )
 from support.examples import at_most, some_of, stretches
-from support.models import model
+from support.models import ToldCosts, model
 from support.pictures import PAGE, allocated_pages, content, saved_picture
 from support.saving import Heard, altered, save, several
 from support.sources import ScriptedGuest
 
-from parallel_fixedram.core.cost import DeviceModel
 from parallel_fixedram.core.errors import HostError, WorkerError
 from parallel_fixedram.core.observer import Observer
 from parallel_fixedram.core.protocols import Channel, GuestBlock
@@ -45,8 +46,6 @@ from parallel_fixedram.image.verify import verify
 DIRECT = several(channels=2, direct_io=DirectIO.ON, gap_pages=4)
 Ram = Mapping[str, str]
 """Pictures by block name."""
-Wrap = Callable[[FileChannel], Channel]
-Ways = Callable[..., None]
 
 
 class ChangingGuest(ScriptedGuest):
@@ -93,35 +92,6 @@ class ChangingGuest(ScriptedGuest):
     @property
     def by_name(self) -> dict[str, GuestBlock]:
         return {each.block.idstr: each for each in self.guest_blocks()}
-
-
-@pytest.fixture
-def ways(monkeypatch: pytest.MonkeyPatch) -> Iterator[Ways]:
-    """Have pages go through other channels: ``direct`` is the pre-copy's, ``buffered`` that of all the rest."""
-    made: list[Any] = []
-
-    def install(*, direct: Wrap | None = None, buffered: Wrap | None = None) -> None:
-        class Pending(PendingFile):
-            def __enter__(self) -> PendingFile:
-                super().__enter__()
-                self._plain = self.channel
-                if buffered:
-                    made.append(buffered(self.channel))
-                    self.channel = made[-1]
-                return self
-
-            def open_direct(self, *_: object) -> Any:
-                if direct is None:
-                    return super().open_direct()
-                made.append(direct(self._plain))
-                return made[-1]
-
-        monkeypatch.setattr(draft, "PendingFile", Pending)
-
-    yield install
-    for each in made:
-        if hasattr(type(each), "close"):
-            each.close()
 
 
 def plain(inner: FileChannel) -> Channel:
@@ -174,7 +144,7 @@ def folder(path: str) -> list[str]:
 @pytest.mark.parametrize("gap", some_of([16, 0], 2))
 @pytest.mark.parametrize("direct", [None, plain])
 def test_the_file_is_what_ram_was_at_the_pause(
-    target: str, ways: Ways, copying: bool, gap: int, direct: Wrap | None
+    target: str, through: Through, copying: bool, gap: int, direct: Wrap | None
 ) -> None:
     """Same, changed, in its last byte, zeroed, un-zeroed, newly touched; in a second block and its half-used word."""
     before = {"ram": "ABcD0-" + "-" * 300 + "E" * 600, "second": "F" * 64 + "GH0-", "one": "-", "none": "-" * 65}
@@ -184,7 +154,7 @@ def test_the_file_is_what_ram_was_at_the_pause(
         "one": "K",
         "none": "-" * 64 + "0",
     }
-    ways(direct=direct)
+    through(direct=direct)
     with ChangingGuest(before, stopped=after, copying=copying) as guest:
         saved(guest, target, altered(DIRECT, gap_pages=gap))
         check(target, guest, after)
@@ -193,16 +163,18 @@ def test_the_file_is_what_ram_was_at_the_pause(
 
 
 @pytest.mark.parametrize("pages", some_of([1, 2, 63, 64, 65, 127, 128, 511, 512, 513], 3))
-def test_the_last_pages_of_a_block_are_compared_however_many_there_are(target: str, ways: Ways, pages: int) -> None:
-    ways(direct=plain)
+def test_the_last_pages_of_a_block_are_compared_however_many_there_are(
+    target: str, through: Through, pages: int
+) -> None:
+    through(direct=plain)
     before, after = "A" * pages, "A" * (pages - 1) + "B"
     with ChangingGuest({"ram": before}, stopped={"ram": after}) as guest:
         assert saved(guest, target).rounds[1].written_pages == 1
         check(target, guest, {"ram": after})
 
 
-def test_a_page_that_changed_and_changed_back_is_not_written_again(target: str, ways: Ways) -> None:
-    ways(direct=plain)
+def test_a_page_that_changed_and_changed_back_is_not_written_again(target: str, through: Through) -> None:
+    through(direct=plain)
     ram = {"ram": "A0B-" * 50}
     with ChangingGuest(ram, rehearsed={"ram": "XYZ-" * 50}, stopped=ram) as guest:
         last = saved(guest, target).rounds[1]
@@ -213,10 +185,10 @@ def test_a_page_that_changed_and_changed_back_is_not_written_again(target: str, 
 @pytest.mark.parametrize("rehearsed", some_of(["XB0-C0", "AB0-CD", "00000D", "ABXYZD"], 2))
 @pytest.mark.parametrize("stopped", some_of(["YB0-C0", "AB0-CD", "000000", "ABXYZD"], 2))
 def test_firmware_is_written_twice_and_is_what_it_was_at_the_pause(
-    target: str, ways: Ways, rehearsed: str, stopped: str
+    target: str, through: Through, rehearsed: str, stopped: str
 ) -> None:
     """Also a page that is what it was when it was pre-copied, but not when it was written for the first time."""
-    ways(direct=plain)
+    through(direct=plain)
     small = {"bios"}
     stopped = "".join("0" if now == "-" != then else now for now, then in zip(stopped, rehearsed, strict=True))
     names = [{"ram": "A" * 70, "bios": bios} for bios in ("AB0-CD", rehearsed, stopped)]
@@ -286,7 +258,7 @@ def test_whatever_the_guest_does_meanwhile_the_file_is_its_ram_at_the_pause(
 # --- what is written
 
 
-def test_pages_that_did_not_change_are_written_once(target: str, ways: Ways) -> None:
+def test_pages_that_did_not_change_are_written_once(target: str, through: Through) -> None:
     copied: list[RecordingChannel] = []
     rest: list[RecordingChannel] = []
 
@@ -297,7 +269,7 @@ def test_pages_that_did_not_change_are_written_once(target: str, ways: Ways) -> 
 
         return wrap
 
-    ways(direct=recording(copied), buffered=recording(rest))
+    through(direct=recording(copied), buffered=recording(rest))
     before = "A0B-" + "C" * 600
     after = "X0B-" + "C" * 300 + "Y" + "C" * 200 + "0" + "C" * 97 + "Z"
     with ChangingGuest({"ram": before}, stopped={"ram": after}) as guest:
@@ -320,8 +292,8 @@ def test_pages_that_did_not_change_are_written_once(target: str, ways: Ways) -> 
     ]
 
 
-def test_a_guest_that_changes_nothing_waits_for_no_write(target: str, ways: Ways) -> None:
-    ways(direct=plain)
+def test_a_guest_that_changes_nothing_waits_for_no_write(target: str, through: Through) -> None:
+    through(direct=plain)
     with ChangingGuest({"ram": "A0B-" * 100, "bios": "C0-"}, small={"bios"}) as guest:
         report = saved(guest, target)
         check(target, guest, {"ram": "A0B-" * 100, "bios": "C0-"}, {"bios"})
@@ -329,9 +301,9 @@ def test_a_guest_that_changes_nothing_waits_for_no_write(target: str, ways: Ways
     assert [block.data_pages for block in report.blocks] == [200, 3]
 
 
-def test_a_page_that_became_zero_has_no_bit_no_bytes_and_no_digest(target: str, ways: Ways) -> None:
+def test_a_page_that_became_zero_has_no_bit_no_bytes_and_no_digest(target: str, through: Through) -> None:
     """Invariant 5."""
-    ways(direct=plain)
+    through(direct=plain)
     with ChangingGuest({"ram": "A" * 70}, stopped={"ram": "A" * 33 + "0" + "A" * 36}) as guest:
         saved(guest, target, altered(DIRECT, channels=1))
     with Image(target) as image:
@@ -347,7 +319,7 @@ def test_a_page_that_became_zero_has_no_bit_no_bytes_and_no_digest(target: str, 
 
 @pytest.mark.parametrize("back", [False, True])
 def test_a_page_that_changes_while_it_is_written_is_compared_with_what_was_written(
-    target: str, ways: Ways, back: bool
+    target: str, through: Through, back: bool
 ) -> None:
     """Its copy is written and hashed, not RAM."""
     picture = "A" * 1100
@@ -355,7 +327,7 @@ def test_a_page_that_changes_while_it_is_written_is_compared_with_what_was_writt
     stopped = {"ram": picture if back else changed}
     with ChangingGuest({"ram": picture}, rehearsed={"ram": changed}, stopped=stopped) as guest:
         place = place_of(guest, 700)
-        ways(direct=lambda inner: HookChannel(inner, place, lambda: guest.write(700, "X")))
+        through(direct=lambda inner: HookChannel(inner, place, lambda: guest.write(700, "X")))
         report = saved(guest, target)
         assert report.rounds[1].written_pages == (0 if back else 1)
         check(target, guest, stopped)
@@ -363,9 +335,9 @@ def test_a_page_that_changes_while_it_is_written_is_compared_with_what_was_writt
 
 @pytest.mark.parametrize("direct", [None, plain])
 def test_gaps_over_pages_never_touched_leave_memory_as_large_as_it_was(
-    target: str, ways: Ways, direct: Wrap | None
+    target: str, through: Through, direct: Wrap | None
 ) -> None:
-    ways(direct=direct)
+    through(direct=direct)
     before = "A-A--A" + "0-" * 40 + "-" * 300 + "B-0-B" * 60
     with ChangingGuest({"ram": before}, stopped={"ram": before.replace("A", "C")}) as guest:
         taken = allocated_pages(guest.fds["ram"])
@@ -416,62 +388,64 @@ LONG = "A" * 1000
 @pytest.mark.parametrize("letter", ["0", "X"])
 @pytest.mark.parametrize("page", some_of([555, 3], 2))
 def test_a_shard_that_was_written_and_lost_leaves_no_stale_bytes_and_digests(
-    target: str, ways: Ways, died: type[DyingChannel], gap: int, letter: str, page: int
+    target: str, through: Through, died: type[DyingChannel], gap: int, letter: str, page: int
 ) -> None:
     """By the time another worker does it again, a page of it, in the same window as what was written last or in an
     earlier one, is zero: it has to be punched out, or nobody would."""
     after = {"ram": LONG[:page] + letter + LONG[page + 1 :]}
     with ChangingGuest({"ram": LONG}, rehearsed=after) as guest:
         place = place_of(guest, 555)
-        ways(direct=lambda inner: died(inner, place, lambda: guest.write(page, letter)))
+        through(direct=lambda inner: died(inner, place, lambda: guest.write(page, letter)))
         report = saved(guest, target, altered(DIRECT, channels=4, gap_pages=gap, shard_pages=1024))
         check(target, guest, after)
     assert report.rounds[1].written_pages == 0
 
 
-def test_a_worker_that_dies_in_the_middle_of_a_pre_copied_write_costs_a_repetition(target: str, ways: Ways) -> None:
+def test_a_worker_that_dies_in_the_middle_of_a_pre_copied_write_costs_a_repetition(
+    target: str, through: Through
+) -> None:
     after = {"ram": "B" + LONG[1:]}
     with ChangingGuest({"ram": LONG}, stopped=after) as guest:
         place = place_of(guest, 600)
-        ways(direct=lambda inner: DeadlyChannel(inner, place))
+        through(direct=lambda inner: DeadlyChannel(inner, place))
         report = saved(guest, target)
         check(target, guest, after)
     assert report.rounds[1].written_pages == 1
 
 
-def test_a_worker_that_dies_in_the_last_round_costs_a_repetition(target: str, ways: Ways) -> None:
+def test_a_worker_that_dies_in_the_last_round_costs_a_repetition(target: str, through: Through) -> None:
     after = {"ram": "A" * 500 + "XY0Z" + "A" * 496}
     with ChangingGuest({"ram": LONG}, stopped=after) as guest:
         place = place_of(guest, 501)
-        ways(direct=plain, buffered=lambda inner: DeadlyChannel(inner, place))
+        through(direct=plain, buffered=lambda inner: DeadlyChannel(inner, place))
         saved(guest, target)
         check(target, guest, after)
 
 
 def test_a_worker_that_dies_before_it_makes_a_hole_in_the_last_round_costs_a_repetition(
-    target: str, ways: Ways
+    target: str, through: Through
 ) -> None:
     after = {"ram": "A" * 500 + "X00Z" + "A" * 496}
     with ChangingGuest({"ram": LONG}, stopped=after) as guest:
-        ways(direct=plain, buffered=lambda inner: DyingAtPunch(inner, -1, lambda: None))
+        through(direct=plain, buffered=lambda inner: DyingAtPunch(inner, -1, lambda: None))
         saved(guest, target)
         check(target, guest, after)
 
 
-def test_a_worker_that_dies_over_firmware_costs_a_repetition(target: str, ways: Ways) -> None:
+def test_a_worker_that_dies_over_firmware_costs_a_repetition(target: str, through: Through) -> None:
     """In the rehearsal; the page is then what it was when it was pre-copied."""
     states = [{"ram": "A" * 70, "bios": bios} for bios in ("BC0", "XC0", "BC0")]
     with ChangingGuest(states[0], rehearsed=states[1], stopped=states[2], small={"bios"}) as guest:
         place = place_of(guest, 0, block=1)
-        ways(direct=plain, buffered=lambda inner: DeadlyChannel(inner, place))
+        through(direct=plain, buffered=lambda inner: DeadlyChannel(inner, place))
         saved(guest, target)
         check(target, guest, states[2], {"bios"})
 
 
-def test_without_workers_the_guest_is_never_stopped(target: str, ways: Ways) -> None:
+def test_without_workers_the_guest_is_never_stopped(target: str, through: Through) -> None:
     with ChangingGuest({"ram": LONG}) as guest:
         place = place_of(guest, 600)
-        ways(direct=lambda inner: DeadlyChannel(inner, place, times=100))
+        through(direct=lambda inner: DeadlyChannel(inner, place, times=100))
         with pytest.raises(WorkerError, match="no worker is left"):
             save(guest, target, DIRECT)
         assert (guest.calls, guest.running) == ([], True)
@@ -483,9 +457,9 @@ def test_without_workers_the_guest_is_never_stopped(target: str, ways: Ways) -> 
 
 @pytest.mark.parametrize("successes", [0, 1, 5])
 def test_a_device_that_is_full_fails_the_save_and_the_guest_was_never_stopped(
-    target: str, ways: Ways, successes: int
+    target: str, through: Through, successes: int
 ) -> None:
-    ways(direct=lambda inner: FailingChannel(inner, errno=errno.ENOSPC, successes=successes))
+    through(direct=lambda inner: FailingChannel(inner, errno=errno.ENOSPC, successes=successes))
     with ChangingGuest({"ram": "A-" * 10}) as guest:
         with pytest.raises(HostError, match="no space left") as caught:
             save(guest, target, altered(DIRECT, gap_pages=0))
@@ -494,8 +468,8 @@ def test_a_device_that_is_full_fails_the_save_and_the_guest_was_never_stopped(
     assert folder(target) == []
 
 
-def test_a_failing_write_of_what_changed_fails_the_save_and_the_guest_goes_on(target: str, ways: Ways) -> None:
-    ways(direct=plain, buffered=lambda inner: FailingChannel(inner, errno=errno.EIO))
+def test_a_failing_write_of_what_changed_fails_the_save_and_the_guest_goes_on(target: str, through: Through) -> None:
+    through(direct=plain, buffered=lambda inner: FailingChannel(inner, errno=errno.EIO))
     with ChangingGuest({"ram": LONG}, stopped={"ram": "B" + LONG[1:]}) as guest:
         with pytest.raises(HostError, match="input/output error"):
             save(guest, target, DIRECT)
@@ -503,14 +477,14 @@ def test_a_failing_write_of_what_changed_fails_the_save_and_the_guest_goes_on(ta
     assert folder(target) == []
 
 
-def test_an_interrupt_leaves_the_guest_running_and_nothing_behind(target: str, ways: Ways) -> None:
+def test_an_interrupt_leaves_the_guest_running_and_nothing_behind(target: str, through: Through) -> None:
     class Interrupt(Observer):
         def phase(self, name: str, total: int = 0) -> None:
             if name == "first pass":
                 raise KeyboardInterrupt
             assert name == "decide"
 
-    ways(direct=plain)
+    through(direct=plain)
     with ChangingGuest({"ram": LONG}) as guest:
         with pytest.raises(KeyboardInterrupt):
             save(guest, target, DIRECT, observer=Interrupt())
@@ -521,8 +495,8 @@ def test_an_interrupt_leaves_the_guest_running_and_nothing_behind(target: str, w
 # --- when, and what is said of it
 
 
-def test_the_pause_begins_when_everything_is_written_and_the_report_says_so(target: str, ways: Ways) -> None:
-    ways(direct=plain)
+def test_the_pause_begins_when_everything_is_written_and_the_report_says_so(target: str, through: Through) -> None:
+    through(direct=plain)
     seen: list[tuple[str, tuple[str, ...]]] = []
 
     class Noting(Heard):
@@ -547,11 +521,9 @@ def test_the_pause_begins_when_everything_is_written_and_the_report_says_so(targ
     assert {number for number, _ in shards} == {0, 1}
 
 
-def test_which_capture_it_is_is_chosen_and_reported(
-    target: str, ways: Ways, told: Callable[[DeviceModel], None]
-) -> None:
-    ways(direct=plain)
-    told(model(direct={1: (1, 0.1)}, buffered={1: (10, 1)}, stable=(10, 1), compare=0.1))
+def test_which_capture_it_is_is_chosen_and_reported(target: str, through: Through, costs: ToldCosts) -> None:
+    through(direct=plain)
+    costs.model = model(direct={1: (1, 0.1)}, buffered={1: (10, 1)}, stable=(10, 1), compare=0.1)
     options = several()
     for running, rounds, direct_io, wanted in (
         (True, 1, DirectIO.AUTO, True),
@@ -575,7 +547,7 @@ def test_which_capture_it_is_is_chosen_and_reported(
 
 @pytest.mark.parametrize(("pages", "punches"), [(HOLE_PAGES - 1, 0), (HOLE_PAGES, 1)])
 def test_pages_that_were_emptied_are_made_a_hole_or_written_whichever_is_quicker(
-    target: str, ways: Ways, pages: int, punches: int
+    target: str, through: Through, pages: int, punches: int
 ) -> None:
     made: list[RecordingChannel] = []
 
@@ -583,7 +555,7 @@ def test_pages_that_were_emptied_are_made_a_hole_or_written_whichever_is_quicker
         made.append(RecordingChannel(inner, 16 * MIB))
         return made[-1]
 
-    ways(direct=plain, buffered=recording)
+    through(direct=plain, buffered=recording)
     after = "A" * 10 + "0" * pages + "A" * (990 - pages)
     with ChangingGuest({"ram": LONG}, stopped={"ram": after}) as guest:
         first, end = place_of(guest, 0), place_of(guest, len(LONG))
@@ -598,12 +570,12 @@ def test_pages_that_were_emptied_are_made_a_hole_or_written_whichever_is_quicker
 @pytest.mark.parametrize("direct_io", [DirectIO.ON, DirectIO.OFF])
 @pytest.mark.parametrize("rounds", [1, 2])
 def test_only_what_went_through_the_page_cache_counts(
-    target: str, ways: Ways, monkeypatch: pytest.MonkeyPatch, direct_io: DirectIO, rounds: int
+    target: str, through: Through, monkeypatch: pytest.MonkeyPatch, direct_io: DirectIO, rounds: int
 ) -> None:
     """After a pre-copy that is what changed, of a live save bypassing the page cache nothing."""
     told: list[int] = []
     monkeypatch.setattr(EarlyWriteback, "wrote", lambda _, offset, length, size, **_kw: told.append(size))
-    ways(direct=plain)
+    through(direct=plain)
     changed = "B" + LONG[1:]
     with ChangingGuest({"ram": LONG}, rehearsed={"ram": changed}) as guest:
         options = altered(DIRECT, direct_io=direct_io, max_rounds=rounds)

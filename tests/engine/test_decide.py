@@ -1,44 +1,31 @@
 """What a choice is made from: the options, the data map, what writes cost there, and who waits."""
 
 import os
+from collections.abc import Callable
 from dataclasses import replace
 
 import pytest
-from support.models import CALLS_COST, model
+from support.models import CALLS_COST, ToldCosts, model
 from support.saving import how_to, several
 
 from parallel_fixedram.core.bitmap import PageBitmap
 from parallel_fixedram.core.choice import Situation, choose
-from parallel_fixedram.core.cost import ASSUMED, DeviceModel, Work
+from parallel_fixedram.core.cost import ASSUMED, Work
 from parallel_fixedram.core.ramblock import PageRange
 from parallel_fixedram.core.reports.choice import ChoiceReport
 from parallel_fixedram.core.save_options import DirectIO, Durability, SaveOptions
-from parallel_fixedram.engine.tuning import calibrate
-from parallel_fixedram.engine.tuning import decide as decide_module
 from parallel_fixedram.engine.tuning.decide import Decision, decide
 
 PAGE = 4096
 REFUSES = replace(CALLS_COST, direct={})
 
-Asked = list[tuple[str, int, bool]]
 
-
-@pytest.fixture
-def asked(monkeypatch: pytest.MonkeyPatch) -> Asked:
-    """What the model is asked for from now on; the page cache has room for a million pages."""
-    return tell(monkeypatch, CALLS_COST)
-
-
-def tell(monkeypatch: pytest.MonkeyPatch, device: DeviceModel) -> Asked:
-    asked: Asked = []
-
-    def device_model(folder: str, size: int, *, fresh: bool = False) -> DeviceModel:
-        asked.append((folder, size, fresh))
-        return device
-
-    monkeypatch.setattr(calibrate, "device_model", device_model)
-    monkeypatch.setattr(decide_module, "dirty_room", lambda: 1_000_000 * PAGE)
-    return asked
+@pytest.fixture(autouse=True)
+def told(costs: ToldCosts, room_in_the_page_cache: Callable[[int], None]) -> ToldCosts:
+    """What writes cost; the page cache has room for a million pages."""
+    costs.model = CALLS_COST
+    room_in_the_page_cache(1_000_000 * PAGE)
+    return costs
 
 
 def runs(count: int, length: int, gap: int = 1) -> PageBitmap:
@@ -55,16 +42,15 @@ def decided(
     return decide(options, data, PAGE, "FOLDER", guest_waits=guest_waits, no_snapshot="no", takes_direct=takes_direct)
 
 
-def test_the_model_is_asked_for_the_folder_and_the_bytes_that_may_hold_something(asked: Asked) -> None:
+def test_the_model_is_asked_for_the_folder_and_the_bytes_that_may_hold_something(told: ToldCosts) -> None:
     decided(several(), runs(10, 3), runs(1, 5))
     decided(several(calibrate=True), runs(0, 0))
-    assert asked == [("FOLDER", 35 * PAGE, False), ("FOLDER", 0, True)]
+    assert told.asked == [("FOLDER", 35 * PAGE, False), ("FOLDER", 0, True)]
 
 
 @pytest.mark.parametrize("guest_waits", [False, True])
 @pytest.mark.parametrize("rounds", [1, 5])
 @pytest.mark.parametrize("takes_direct", [True, None])
-@pytest.mark.usefixtures("asked")
 def test_the_choice_is_that_of_the_rules(guest_waits: bool, rounds: int, takes_direct: bool | None) -> None:
     data = [runs(100, 3), runs(1, 5000)]
     options = several(channels=None, max_rounds=rounds, gap_pages=3)
@@ -75,7 +61,6 @@ def test_the_choice_is_that_of_the_rules(guest_waits: bool, rounds: int, takes_d
     assert found.model == CALLS_COST
 
 
-@pytest.mark.usefixtures("asked")
 def test_auto_is_direct_for_stretches_and_not_for_scattered_pages() -> None:
     """A call bypassing the page cache costs 100 microseconds, and as much as 250 pages."""
     assert decided(several(), runs(1, 10000)).choice.direct
@@ -86,21 +71,21 @@ def test_auto_is_direct_for_stretches_and_not_for_scattered_pages() -> None:
         assert not decided(several(direct_io=DirectIO.OFF), data, takes_direct=None).choice.direct
 
 
-@pytest.mark.usefixtures("asked")
 def test_auto_is_the_page_cache_for_a_live_save_and_direct_can_be_asked_for() -> None:
     assert not decided(several(max_rounds=2), runs(1, 10000)).choice.direct
     assert decided(several(max_rounds=2, direct_io=DirectIO.ON), runs(1, 10000)).choice.direct
 
 
-def test_auto_is_the_page_cache_where_a_guest_waits_as_long_as_that_has_room(monkeypatch: pytest.MonkeyPatch) -> None:
-    tell(monkeypatch, model(direct={1: (100, 100)}, buffered={1: (0, 0.001)}, compare=1))
-    monkeypatch.setattr(decide_module, "dirty_room", lambda: 100 * PAGE)
+def test_auto_is_the_page_cache_where_a_guest_waits_as_long_as_that_has_room(
+    told: ToldCosts, room_in_the_page_cache: Callable[[int], None]
+) -> None:
+    told.model = model(direct={1: (100, 100)}, buffered={1: (0, 0.001)}, compare=1)
+    room_in_the_page_cache(100 * PAGE)
     assert not decided(several(), runs(1, 80), guest_waits=True).choice.direct
     assert decided(several(), runs(1, 81), guest_waits=True).choice.direct
     assert not decided(several(), runs(1, 81)).choice.direct
 
 
-@pytest.mark.usefixtures("asked")
 def test_a_file_that_cannot_be_opened_for_direct_io_goes_through_the_page_cache_whatever_was_measured() -> None:
     found = decided(several(), runs(1, 10000), takes_direct=False)
     assert not found.choice.direct
@@ -109,9 +94,9 @@ def test_a_file_that_cannot_be_opened_for_direct_io_goes_through_the_page_cache_
 
 
 def test_a_file_that_can_be_opened_for_direct_io_is_assumed_about_where_that_was_not_measured(
-    monkeypatch: pytest.MonkeyPatch,
+    told: ToldCosts,
 ) -> None:
-    tell(monkeypatch, REFUSES)
+    told.model = REFUSES
     found = decided(several(direct_io=DirectIO.ON), runs(1, 10000), takes_direct=True)
     assert found.choice.direct
     assert found.model.direct == ASSUMED.direct
@@ -120,35 +105,31 @@ def test_a_file_that_can_be_opened_for_direct_io_is_assumed_about_where_that_was
 
 @pytest.mark.parametrize(("wanted", "direct"), [(DirectIO.ON, True), (DirectIO.OFF, False), (DirectIO.AUTO, False)])
 def test_a_plan_for_direct_io_where_it_was_refused_is_assumed_about(
-    monkeypatch: pytest.MonkeyPatch, wanted: DirectIO, direct: bool
+    told: ToldCosts, wanted: DirectIO, direct: bool
 ) -> None:
     """Nothing was tried; the save itself would say no."""
-    tell(monkeypatch, REFUSES)
+    told.model = REFUSES
     assert decided(several(direct_io=wanted), runs(1, 100), takes_direct=None).choice.direct is direct
 
 
-@pytest.mark.usefixtures("asked")
 def test_nothing_to_save_can_be_decided_about() -> None:
     for data in ((), (runs(0, 0),), (PageBitmap(65), PageBitmap(1))):
         assert decided(several(channels=None), *data).choice.channels == 1
 
 
-@pytest.mark.usefixtures("asked")
 def test_what_was_predicted_to_take_no_time_has_no_ratio() -> None:
     found = decided(several(durability=Durability.NONE), runs(0, 0))
     assert found.choice.stable_seconds == 0.0
     assert found.report(0.0, 1.0).measured_by_predicted is None
 
 
-@pytest.mark.usefixtures("asked")
 @pytest.mark.parametrize("durability", Durability)
-def test_a_sync_that_is_not_wanted_is_not_predicted(durability: Durability, monkeypatch: pytest.MonkeyPatch) -> None:
-    tell(monkeypatch, replace(CALLS_COST, sync=1.0))
+def test_a_sync_that_is_not_wanted_is_not_predicted(told: ToldCosts, durability: Durability) -> None:
+    told.model = replace(CALLS_COST, sync=1.0)
     found = decided(several(durability=durability), runs(1, 10))
     assert (found.choice.stable_seconds >= 2.0) is (durability is Durability.FULL)
 
 
-@pytest.mark.usefixtures("asked")
 def test_the_report_has_the_choice_its_reasons_and_the_model() -> None:
     found = decided(how_to(channels=None), runs(10, 3))
     chosen = found.choice

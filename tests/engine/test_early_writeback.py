@@ -14,27 +14,31 @@ from parallel_fixedram.host import linux
 class Hints:
     """Notes what the kernel is asked to write back, and fails the first ``failing`` times."""
 
-    def __init__(self, failing: int = 0) -> None:
+    def __init__(self) -> None:
         self.passed: queue.Queue[tuple[int, int, int]] = queue.Queue()
-        self._failing = failing
+        self.failing = 0
 
     def __call__(self, fd: int, offset: int = 0, length: int = 0) -> None:
         self.passed.put((fd, offset, length))
-        if self._failing:
-            self._failing -= 1
+        if self.failing:
+            self.failing -= 1
             raise OSError(errno.EIO, "no")
 
     def next(self) -> tuple[int, int, int]:
         return self.passed.get(timeout=10)
 
 
-@pytest.mark.parametrize("failing", [0, 1, 4])
-def test_the_device_starts_beyond_a_share_of_the_room_and_gets_every_range_once(
-    monkeypatch: pytest.MonkeyPatch, failing: int
-) -> None:
-    """It is a hint: that it fails is no error."""
-    hints = Hints(failing)
+@pytest.fixture
+def hints(monkeypatch: pytest.MonkeyPatch) -> Hints:
+    hints = Hints()
     monkeypatch.setattr(linux, "start_writeback", hints)
+    return hints
+
+
+@pytest.mark.parametrize("failing", [0, 1, 4])
+def test_the_device_starts_beyond_a_share_of_the_room_and_gets_every_range_once(hints: Hints, failing: int) -> None:
+    """It is a hint: that it fails is no error."""
+    hints.failing = failing
     room = 300 * PAGE
     few = int(room * SHARE_OF_ROOM) // 2
     with EarlyWriteback(7, room) as writeback:
@@ -50,9 +54,7 @@ def test_the_device_starts_beyond_a_share_of_the_room_and_gets_every_range_once(
     assert not [thread for thread in threading.enumerate() if thread.name.startswith("writeback")]
 
 
-def test_what_fits_its_share_is_left_to_the_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
-    hints = Hints()
-    monkeypatch.setattr(linux, "start_writeback", hints)
+def test_what_fits_its_share_is_left_to_the_kernel(hints: Hints) -> None:
     with EarlyWriteback(7, 300) as writeback:
         writeback.wrote(0, 1000, 50)
         writeback.wrote(1000, 1000, 50)

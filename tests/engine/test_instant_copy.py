@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,6 @@ from parallel_fixedram.core.errors import HostError, InstantDiffers
 from parallel_fixedram.core.observer import SILENT
 from parallel_fixedram.core.save_options import CaptureMode
 from parallel_fixedram.engine.pages.ledger import Ledger
-from parallel_fixedram.host.memory import memory_limit
 from parallel_fixedram.image.image import open_image
 from parallel_fixedram.image.instant_copy import InstantCopy
 from parallel_fixedram.image.verify import verify
@@ -80,11 +80,14 @@ def test_nothing_of_an_earlier_copy_is_left(target: str) -> None:
                 copy.check(image, SILENT)
 
 
-def test_memory_for_the_copy_is_asked_about_first(target: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(memory_limit, "memory_bytes", lambda name: 1 << 16)
+def test_memory_for_the_copy_is_asked_about_first(target: str, leave_memory: Callable[[int], None]) -> None:
+    leave_memory(1 << 16)
     with (
         closing(ScriptedGuest(RAM)) as guest,
-        pytest.raises(HostError, match=r"copy of the guest's RAM takes .* only 64\.0 KiB of memory is available$"),
+        pytest.raises(
+            HostError,
+            match=r"copy of the guest's RAM takes .* only 64\.0 KiB of memory is available to this control group$",
+        ),
     ):
         save(guest, target, several(check_instant=True))
     assert guest.calls == []

@@ -11,19 +11,17 @@ from collections.abc import Callable, Iterator
 
 import psutil
 import pytest
-from support.channels import DeadlyChannel, HookChannel, SharedCounter
+from support.channels import DeadlyChannel, HookChannel, SharedCounter, Through
 from support.pictures import PAGE, saved_picture
 from support.saving import save, several
 from support.sources import ScriptedGuest
 
 from parallel_fixedram.core.errors import FormatError, HostError, WorkerError
-from parallel_fixedram.core.protocols import Channel
 from parallel_fixedram.core.save_options import DirectIO, SaveOptions
 from parallel_fixedram.core.shards import Shard
 from parallel_fixedram.engine.pages.ledger import shared_words
 from parallel_fixedram.engine.workers.messages import Finding, ShardDone, Tally
 from parallel_fixedram.engine.workers.pool import Parts, WorkerPool
-from parallel_fixedram.host.files.channel import FileChannel
 from parallel_fixedram.image.image import Image
 from parallel_fixedram.image.verify import verify
 
@@ -319,7 +317,6 @@ def test_workers_ignore_the_interrupt_that_is_meant_for_the_coordinator() -> Non
 RAM = "A" * 600 + "0" * 40 + "B" * 600
 
 
-Through = Callable[[Callable[[FileChannel], Channel]], None]
 MIDDLE = (1 << 20) + 700 * PAGE
 
 
@@ -333,40 +330,26 @@ def test_a_save_survives_workers_that_die_or_hang_in_the_middle_of_a_write(
     target: str, through: Through, signum: int, deaths: int, running: bool
 ) -> None:
     """Invariant 3: the pages of a lost shard are written by another worker."""
-    made: list[DeadlyChannel] = []
-
-    def wrap(inner: FileChannel) -> Channel:
-        made.append(DeadlyChannel(inner, MIDDLE, signum=signum, times=deaths))
-        return made[-1]
-
-    through(wrap)
+    made = through(lambda inner: DeadlyChannel(inner, MIDDLE, signum=signum, times=deaths))
     with ScriptedGuest({"ram": RAM}, running=running) as guest:
         save(guest, target, options(4, stall_seconds=0.8))
     assert saved_picture(target) == RAM.replace("0", "-")
     with Image(target) as image:
         assert verify(image).ok
     assert made[0].died
-    made[0].close()
 
 
 @pytest.mark.parametrize("running", [False, True])
 def test_a_save_whose_workers_are_all_dead_fails_cleanly_and_the_guest_goes_on(
     target: str, through: Through, running: bool
 ) -> None:
-    made: list[DeadlyChannel] = []
-
-    def wrap(inner: FileChannel) -> Channel:
-        made.append(DeadlyChannel(inner, MIDDLE, times=100))
-        return made[-1]
-
-    through(wrap)
+    through(lambda inner: DeadlyChannel(inner, MIDDLE, times=100))
     with ScriptedGuest({"ram": RAM}, running=running) as guest:
         with pytest.raises(WorkerError, match="no worker is left"):
             save(guest, target, options(3))
         assert guest.running == running
         assert guest.calls == ([] if running else ["pause", "device_state", "resume"])
     assert os.listdir(os.path.dirname(target)) == []
-    made[0].close()
 
 
 def test_workers_die_with_the_coordinator_and_what_it_left_is_replaced(target: str, through: Through) -> None:

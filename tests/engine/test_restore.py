@@ -1,10 +1,8 @@
-import errno
 import os
 import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import pytest
 from hypothesis import given
@@ -151,18 +149,11 @@ def report_of(folder: Folder, file: str) -> bool:
     return report.direct_io
 
 
+@pytest.mark.parametrize("cold", [True], indirect=True)
 def test_a_cold_file_where_direct_reading_is_refused_is_read_through_the_page_cache(
-    folder: Folder, monkeypatch: pytest.MonkeyPatch
+    folder: Folder, cold: bool, refuse_direct_io: Callable[[], None]
 ) -> None:
-    real = os.open
-
-    def refuse(path: str, flags: int, *more: Any, **named: Any) -> int:
-        if flags & os.O_DIRECT:
-            raise OSError(errno.EINVAL, "no")
-        return real(path, flags, *more, **named)
-
-    monkeypatch.setattr(page_cache, "is_cold", lambda *_: True)
-    monkeypatch.setattr(os, "open", refuse)
+    refuse_direct_io()
     with Image(folder.save(ram=RAM)) as image:
         assert not restore(image, {"ram": Destination(path=folder / "ram")}).direct_io
     assert (folder.path / "ram").read_bytes() == content(RAM)

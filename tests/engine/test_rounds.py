@@ -1,12 +1,12 @@
 """Rounds while the guest runs: whatever it does meanwhile, the file is RAM as it was when it was paused."""
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from support.channels import DeadlyChannel, FailingChannel, HookChannel, LateChannel, RecordingChannel
+from support.channels import DeadlyChannel, FailingChannel, HookChannel, LateChannel, RecordingChannel, Through
 from support.examples import at_most, letters, some_of
 from support.pictures import PAGE, allocated_pages, content, marked, picture_of, read_all, saved_picture
 from support.saving import save, several
@@ -20,8 +20,6 @@ from parallel_fixedram.core.save_options import DirectIO
 from parallel_fixedram.core.units import MIB
 from parallel_fixedram.engine.pages.ledger import Ledger
 from parallel_fixedram.host.files.channel import FileChannel
-from parallel_fixedram.host.files.publish import PendingFile
-from parallel_fixedram.image import draft
 from parallel_fixedram.image.image import Image
 from parallel_fixedram.image.verify import verify
 from parallel_fixedram.machines.builtin.process import GuestProcess
@@ -31,30 +29,7 @@ from parallel_fixedram.machines.builtin.workload import render
 FIRST = MIB
 """Where the page area begins in the files of this module."""
 
-Through = Callable[[Callable[[FileChannel], Channel]], list[Channel]]
-
-
 pytestmark = pytest.mark.usefixtures("every_round_counts")
-
-
-@pytest.fixture
-def through(monkeypatch: pytest.MonkeyPatch) -> Iterator[Through]:
-    """Make pages go through the channel that a function makes of the file; returns those that were made."""
-    made: list[Channel] = []
-
-    def install(wrap: Callable[[FileChannel], Channel]) -> list[Channel]:
-        class Pending(PendingFile):
-            def open_direct(self, *_: object) -> FileChannel:
-                made.append(wrap(self.channel))
-                return made[-1]
-
-        monkeypatch.setattr(draft, "PendingFile", Pending)
-        return made
-
-    yield install
-    for channel in made:
-        if hasattr(channel, "close"):
-            channel.close()
 
 
 def save_live(guest: ScriptedGuest, target: str, *, gap: int = 0, channels: int = 2) -> SaveReport:

@@ -8,31 +8,25 @@ from typing import Any
 
 import psutil
 import pytest
-from support.channels import FailingChannel, RecordingChannel
+from support.channels import FailingChannel, RecordingChannel, Through
 from support.examples import some_of
 from support.leftovers import children
-from support.models import model
+from support.models import ToldCosts, model
 from support.pictures import PAGE, allocated_pages, content, draw, read_all, saved_picture
 from support.refusing import Refuse
 from support.saving import Heard, altered, save, several
 from support.sources import ScriptedGuest, huge_file
 
 from parallel_fixedram.core.choice import WINDOW_PAGES_DIRECT
-from parallel_fixedram.core.cost import DeviceModel
 from parallel_fixedram.core.errors import CapabilityError, DurabilityError, FixedRamError, HostError, RequestError
 from parallel_fixedram.core.observer import Observer
-from parallel_fixedram.core.protocols import Channel
 from parallel_fixedram.core.reports.save import SaveReport
 from parallel_fixedram.core.save_options import Cache, DirectIO, Durability
 from parallel_fixedram.core.schemas import from_json, to_json
 from parallel_fixedram.core.units import GIB, MIB
-from parallel_fixedram.engine.tuning import decide as decide_module
 from parallel_fixedram.host import linux
 from parallel_fixedram.host.files import aio
-from parallel_fixedram.host.files.channel import FileChannel
-from parallel_fixedram.host.files.publish import PendingFile
 from parallel_fixedram.host.files.space import Space
-from parallel_fixedram.image import draft
 from parallel_fixedram.image.image import Image
 from parallel_fixedram.image.restore import Destination, restore
 from parallel_fixedram.image.verify import verify
@@ -195,17 +189,9 @@ def test_progress_goes_up_to_the_total(target: str, running: bool) -> None:
 
 
 @pytest.mark.slow
-def test_no_worker_writes_what_another_one_writes(
-    target: str, through: Callable[[Callable[[FileChannel], Channel]], None]
-) -> None:
+def test_no_worker_writes_what_another_one_writes(target: str, through: Through) -> None:
     """Invariant 1."""
-    channels: list[RecordingChannel] = []
-
-    def recording(inner: FileChannel) -> Channel:
-        channels.append(RecordingChannel(inner, 64 * MIB))
-        return channels[-1]
-
-    through(recording)
+    channels = through(lambda inner: RecordingChannel(inner, 64 * MIB))
     picture = ("A0B-" + "C" * 61) * 100
     with ScriptedGuest({"ram": picture, "second": picture}, running=False) as guest:
         save(guest, target, several(channels=4, direct_io=DirectIO.ON, gap_pages=16))
@@ -214,7 +200,6 @@ def test_no_worker_writes_what_another_one_writes(
     assert len({event.pid for event in events}) > 1
     assert all(event.length <= WINDOW_PAGES_DIRECT * PAGE for event in events)
     assert saved_picture(target) == saved_picture(target, "second") == saved(picture)
-    channels[0].close()
 
 
 def test_the_bytes_before_the_stream_are_kept(target: str) -> None:
@@ -251,24 +236,15 @@ def test_a_stopped_and_a_running_machine_give_the_same_bytes(target: str) -> Non
     assert same_bytes(target, target + "2")
 
 
-@pytest.fixture
-def _no_direct_io(monkeypatch: pytest.MonkeyPatch) -> None:
-    real = os.open
-
-    def refuse(path: str, flags: int, mode: int = 0o777, *, dir_fd: int | None = None) -> int:
-        if flags & os.O_DIRECT:
-            raise OSError(errno.EINVAL, "no")
-        return real(path, flags, mode, dir_fd=dir_fd)
-
-    monkeypatch.setattr(os, "open", refuse)
-
-
-@pytest.mark.usefixtures("_no_direct_io")
 def test_where_direct_io_is_refused_on_is_an_error_and_auto_says_what_it_did(
-    target: str, told: Callable[[DeviceModel], None], monkeypatch: pytest.MonkeyPatch
+    target: str,
+    costs: ToldCosts,
+    refuse_direct_io: Callable[[], None],
+    room_in_the_page_cache: Callable[[int], None],
 ) -> None:
-    told(PAST_THE_CACHE)
-    monkeypatch.setattr(decide_module, "dirty_room", lambda: 0)  # the page cache is full
+    costs.model = PAST_THE_CACHE
+    refuse_direct_io()
+    room_in_the_page_cache(0)
     with ScriptedGuest({"ram": "AB"}) as guest:
         with pytest.raises(HostError, match="refuses direct I/O") as caught:
             save(guest, target, several(direct_io=DirectIO.ON))
@@ -286,9 +262,9 @@ def test_where_direct_io_is_refused_on_is_an_error_and_auto_says_what_it_did(
 @pytest.mark.parametrize(("device", "direct"), [("past", True), ("through", False)])
 @pytest.mark.parametrize("running", [False, True])
 def test_pages_go_the_way_that_is_predicted_to_be_faster(
-    target: str, told: Callable[[DeviceModel], None], device: str, direct: bool, running: bool
+    target: str, costs: ToldCosts, device: str, direct: bool, running: bool
 ) -> None:
-    told(PAST_THE_CACHE if device == "past" else THROUGH_THE_CACHE)
+    costs.model = PAST_THE_CACHE if device == "past" else THROUGH_THE_CACHE
     with ScriptedGuest({"ram": PICTURE}, running=running) as guest:
         report = save(guest, target, several())
     assert report.direct_io == report.choice.direct_io == direct
@@ -299,10 +275,8 @@ def test_pages_go_the_way_that_is_predicted_to_be_faster(
 
 @pytest.mark.parametrize("depth", [0, 3])
 def test_workers_have_as_many_writes_in_flight_as_asked_for(
-    target: str, told: Callable[[DeviceModel], None], monkeypatch: pytest.MonkeyPatch, depth: int
+    target: str, costs: ToldCosts, monkeypatch: pytest.MonkeyPatch, depth: int
 ) -> None:
-    asked: list[int] = []
-    monkeypatch.setattr(aio, "is_available", lambda requests: not asked.append(requests))
     real = aio.Queue
 
     def queue(fd: int, requests: int, *more: Any) -> aio.Queue:
@@ -310,11 +284,10 @@ def test_workers_have_as_many_writes_in_flight_as_asked_for(
         return real(fd, requests, *more)
 
     monkeypatch.setattr(aio, "Queue", queue)
-    told(PAST_THE_CACHE)
+    costs.model = PAST_THE_CACHE
     with ScriptedGuest({"ram": PICTURE}, running=False) as guest:
         report = save(guest, target, several(direct_io=DirectIO.ON, channels=1, queue_depth=depth))
     assert report.notes == ()
-    assert [each % depth for each in asked] == [0] if depth else asked == []
     assert saved_picture(target) == saved(PICTURE)
 
 
@@ -322,12 +295,12 @@ def test_workers_have_as_many_writes_in_flight_as_asked_for(
 @pytest.mark.parametrize("direct_io", DirectIO)
 def test_where_there_is_no_asynchronous_io_direct_writes_go_one_by_one_and_the_report_says_so(
     target: str,
-    told: Callable[[DeviceModel], None],
+    costs: ToldCosts,
     refuse: Refuse,
     code: int,
     direct_io: DirectIO,
 ) -> None:
-    told(PAST_THE_CACHE)
+    costs.model = PAST_THE_CACHE
     refuse(aio, "_call", code)
     with ScriptedGuest({"ram": PICTURE, "odd": "AB-"}, running=False) as guest:
         report = save(guest, target, several(direct_io=direct_io, channels=2))
@@ -384,20 +357,9 @@ def test_rounds_without_a_dirty_log_are_refused(target: str) -> None:
         assert guest.calls == folder(target) == []
 
 
-def fail_sync(monkeypatch: pytest.MonkeyPatch, *, folder_only: bool) -> None:
-    real = os.fsync
-
-    def fsync(fd: int) -> None:
-        if os.path.isdir(f"/proc/self/fd/{fd}") == folder_only:
-            raise OSError(errno.EIO, "no")
-        real(fd)
-
-    monkeypatch.setattr(os, "fsync", fsync)
-
-
-def test_a_file_that_cannot_be_synced_is_not_published(target: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_file_that_cannot_be_synced_is_not_published(target: str, fail_sync: Callable[..., None]) -> None:
     """Invariant 4: and the guest goes on."""
-    fail_sync(monkeypatch, folder_only=False)
+    fail_sync(folders=False)
     Path(target).write_bytes(b"old")
     with ScriptedGuest({"ram": "A"}) as guest:
         with pytest.raises(HostError, match=r"cannot sync .*: input/output error") as caught:
@@ -408,10 +370,9 @@ def test_a_file_that_cannot_be_synced_is_not_published(target: str, monkeypatch:
 
 
 def test_bitmaps_follow_the_last_page_the_sync_follows_all_and_the_name_comes_last(
-    target: str, monkeypatch: pytest.MonkeyPatch
+    target: str, through: Through
 ) -> None:
     """Invariant 4."""
-    made: list[RecordingChannel] = []
     names_at_sync: list[str] = []
 
     class Watched(RecordingChannel):
@@ -419,14 +380,7 @@ def test_bitmaps_follow_the_last_page_the_sync_follows_all_and_the_name_comes_la
             names_at_sync.extend(folder(target))
             super().sync()
 
-    class Pending(PendingFile):
-        def __enter__(self) -> PendingFile:
-            super().__enter__()
-            made.append(Watched(self.channel, 16 * MIB))
-            self.channel = made[-1]
-            return self
-
-    monkeypatch.setattr(draft, "PendingFile", Pending)
+    made = through(buffered=lambda channel: Watched(channel, 16 * MIB))
     with ScriptedGuest({"ram": "AB-C" * 300}) as guest:
         save(guest, target, altered(BUFFERED, channels=3))
     with Image(target) as image:
@@ -437,11 +391,10 @@ def test_bitmaps_follow_the_last_page_the_sync_follows_all_and_the_name_comes_la
     assert max(pages) < bitmap
     assert [i for i, (kind, _) in enumerate(calls) if kind == "S"] == [len(calls) - 1]
     assert names_at_sync == [".FILE.part"]
-    made[0].close()
 
 
-def test_a_folder_that_cannot_be_synced_leaves_the_file_published(target: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    fail_sync(monkeypatch, folder_only=True)
+def test_a_folder_that_cannot_be_synced_leaves_the_file_published(target: str, fail_sync: Callable[..., None]) -> None:
+    fail_sync(folders=True)
     with ScriptedGuest({"ram": "AB"}) as guest, pytest.raises(DurabilityError):
         save(guest, target, BUFFERED)
     assert (folder(target), saved_picture(target)) == (["FILE"], "AB")
@@ -464,16 +417,10 @@ def test_a_kernel_that_cannot_start_writing_early_only_writes_later(target: str,
 @pytest.mark.parametrize("successes", some_of(range(9), 4))
 @pytest.mark.parametrize("running", [False, True])
 def test_each_failing_write_of_a_page_fails_the_save_and_leaves_nothing(
-    target: str, through: Callable[[Callable[[FileChannel], Channel]], None], successes: int, running: bool
+    target: str, through: Through, successes: int, running: bool
 ) -> None:
     """A guest that runs is not stopped for it: its pages are written before."""
-    failing: list[FailingChannel] = []
-
-    def wrap(inner: FileChannel) -> Channel:
-        failing.append(FailingChannel(inner, errno=errno.EIO, successes=successes))
-        return failing[-1]
-
-    through(wrap)
+    through(lambda inner: FailingChannel(inner, errno=errno.EIO, successes=successes))
     with ScriptedGuest({"ram": "A-" * 10}, running=running) as guest:
         with pytest.raises(HostError, match="cannot write: input/output error"):
             save(guest, target, several(channels=2, direct_io=DirectIO.ON, gap_pages=0))
@@ -481,7 +428,6 @@ def test_each_failing_write_of_a_page_fails_the_save_and_leaves_nothing(
         calls = [call for call in guest.calls if call != "device_state"]  # nobody may ask for them any more
         assert calls == ([] if running else ["pause", "resume"])
     assert folder(target) == []
-    failing[0].close()
 
 
 def break_pause(guest: ScriptedGuest) -> None:

@@ -1,12 +1,11 @@
 """How much space a saved file takes, and which gaps between its pages are filled."""
 
 import os
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
-from support.models import model
+from support.models import ToldCosts, model
 from support.pictures import PAGE
 from support.saving import save, several
 
@@ -51,10 +50,10 @@ def test_scattered_pages_take_the_space_of_what_is_there(tmp_path: Path, direct_
     ],
 )
 def test_pages_scattered_at_random_are_written_as_the_device_makes_it_worthwhile(
-    tmp_path: Path, told: Callable[[DeviceModel], None], device: DeviceModel, direct: bool, gap: int, most: int
+    tmp_path: Path, costs: ToldCosts, device: DeviceModel, direct: bool, gap: int, most: int
 ) -> None:
     """Half of the pages, in runs of two on average: every fourth gap or so is longer than two pages."""
-    told(device)
+    costs.model = device
     with GuestProcess(GuestSpec.parse("random,size=64MiB,fraction=0.5")) as guest:
         report = save(guest, str(tmp_path / "FILE"), several())
     (only,) = report.rounds

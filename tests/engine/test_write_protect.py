@@ -40,6 +40,7 @@ class Guest:
         instants: steps done at each pause.
         torn: what is said of each instant.
         acts: done when it is about to go on, one at each pause.
+        space: says how its memory is reached, or that it is not.
     """
 
     def __init__(self, text: str) -> None:
@@ -48,6 +49,7 @@ class Guest:
         self.torn: list[str | None] = []
         self.acts: list[Callable[[], object]] = []
         self.main = True
+        self.space: Callable[[], AddressSpace] = self.process.address_space
 
     def __enter__(self) -> Guest:
         self.process.start()
@@ -61,6 +63,9 @@ class Guest:
 
     def guest_blocks(self) -> list[GuestBlock]:
         return [replace(each, main=self.main) for each in self.process.guest_blocks()]
+
+    def address_space(self) -> AddressSpace:
+        return self.space()
 
     def resume(self) -> str | None:
         if self.acts:
@@ -172,13 +177,13 @@ def test_a_snapshot_that_comes_to_nothing_is_an_error_or_a_comparison(
 @pytest.mark.parametrize("begun", [False, True], ids=["before", "after the file is there"])
 @pytest.mark.parametrize("mode", [SNAPSHOT, AUTO])
 def test_what_cannot_be_watched_is_refused_or_compared(
-    target: str, guest: Guest, monkeypatch: pytest.MonkeyPatch, mode: CaptureMode, begun: bool
+    target: str, guest: Guest, mode: CaptureMode, begun: bool
 ) -> None:
     def refuse() -> Any:
         raise HostError("it may not be watched", errno=1)
 
     space = AddressSpace(watch=refuse, has_answered=lambda: None)
-    monkeypatch.setattr(guest, "address_space", (lambda: space) if begun else refuse, raising=False)
+    guest.space = (lambda: space) if begun else refuse
     if mode is SNAPSHOT:
         with pytest.raises(HostError, match="it may not be watched"):
             save(guest, target, several(mode=mode))
@@ -191,9 +196,9 @@ def test_what_cannot_be_watched_is_refused_or_compared(
     assert mode is SNAPSHOT or guest.is_in(target)
 
 
-def test_auto_leaves_alone_what_nobody_has_proven(target: str, guest: Guest, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_auto_leaves_alone_what_nobody_has_proven(target: str, guest: Guest) -> None:
     space = replace(guest.process.address_space(), unproven="nobody has tried it")
-    monkeypatch.setattr(guest, "address_space", lambda: space, raising=False)
+    guest.space = lambda: space
     report = save(guest, target, several(mode=AUTO))
     assert report.choice.why[0] == "compare: no snapshot, because nobody has tried it"
     assert save(guest, target, several(mode=SNAPSHOT, overwrite=True)).choice.capture == "snapshot"

@@ -35,7 +35,25 @@ def synced(monkeypatch):
     return times
 
 
+class HostLooks:
+    """What is found when somebody looks at this host: nothing, unless a test says otherwise.
+
+    Attributes:
+        findings: what is found.
+        needs: what was asked for, each time.
+    """
+
+    def __init__(self):
+        self.findings, self.needs = [], []
+
+    def __call__(self, folder, needs=None):
+        self.needs.append(needs)
+        return self.findings
+
+
 @pytest.fixture(autouse=True)
-def _nobody_looks_at_this_host(monkeypatch):
-    """What else it does while it is tested is no part of a test."""
-    monkeypatch.setattr(conditions, "look", lambda *_args, **_kwargs: [])
+def host_looks(monkeypatch):
+    """What else this host does while it is tested is no part of a test."""
+    looks = HostLooks()
+    monkeypatch.setattr(conditions, "look", looks)
+    return looks

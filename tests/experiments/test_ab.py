@@ -108,36 +108,58 @@ def test_a_revision_runs_the_scenario_once_without_rules_it_may_not_know(tmp_pat
         ab.RevisionTurn(refusing, scenario, str(tmp_path / "scratch"), str(tmp_path))(0)
 
 
+class Checkout:
+    """A repository with a package in it and two commits; what venv and pip are told is noted instead of done.
+
+    Attributes:
+        root: its folder.
+        told: the commands.
+        installed: whether the package that runs is a copy of it, which knows of no repository.
+        network: whether there is any.
+    """
+
+    def __init__(self, root):
+        self.root, self.told, self.installed, self.network = root, [], False, True
+        (root / "package").mkdir(parents=True)
+        self.git("init", "--quiet")
+        for text in ("old", "new"):
+            (root / "package" / "__init__.py").write_text(text)
+            self.git("add", ".")
+            self.git("commit", "--quiet", "-m", text)
+        self._run = tools.run
+
+    def git(self, *arguments):
+        person = ["-c", "user.name=x", "-c", "user.email=x@example.org", "-c", "commit.gpgsign=false"]
+        command = ["git", "-C", self.root, *person, *arguments]
+        return subprocess.run(command, check=True, capture_output=True, text=True).stdout
+
+    def commit(self):
+        return None if self.installed else self.git("rev-parse", "HEAD").strip()
+
+    def run(self, command):
+        if command[0] == "git":
+            return self._run(command)
+        self.told.append(command)
+        if not self.network:
+            raise HostError("pip failed with code 1: no network")
+        return None
+
+
 @pytest.fixture
 def checkout(tmp_path, monkeypatch):
-    """A repository with a package in it and two commits; what venv and pip are told is noted instead of done."""
     require_tool("git")
-    root = tmp_path / "checkout"
-    (root / "package").mkdir(parents=True)
-
-    def git(*arguments):
-        person = ["-c", "user.name=x", "-c", "user.email=x@example.org", "-c", "commit.gpgsign=false"]
-        return subprocess.run(
-            ["git", "-C", root, *person, *arguments], check=True, capture_output=True, text=True
-        ).stdout
-
-    git("init", "--quiet")
-    for text in ("old", "new"):
-        (root / "package" / "__init__.py").write_text(text)
-        git("add", ".")
-        git("commit", "--quiet", "-m", text)
-    monkeypatch.setattr(builds, "_PACKAGE", str(root / "package"))
-    monkeypatch.setattr(run_facts, "commit", lambda: git("rev-parse", "HEAD").strip())
-    told, real = [], tools.run
-    monkeypatch.setattr(tools, "run", lambda command: real(command) if command[0] == "git" else told.append(command))
-    return git, told, root
+    made = Checkout(tmp_path / "checkout")
+    monkeypatch.setattr(builds, "_PACKAGE", str(made.root / "package"))
+    monkeypatch.setattr(run_facts, "commit", made.commit)
+    monkeypatch.setattr(tools, "run", made.run)
+    return made
 
 
 def test_a_revision_is_unpacked_and_installed_once_and_the_checkout_is_left_alone(checkout, tmp_path):
-    git, told, root = checkout
+    told, root = checkout.told, checkout.root
     before = sorted(str(path) for path in root.rglob("*"))
     old = find_revision("HEAD~1")
-    assert old == Revision(name="HEAD~1", commit=git("rev-parse", "HEAD~1").strip())
+    assert old == Revision(name="HEAD~1", commit=checkout.git("rev-parse", "HEAD~1").strip())
     found = build(old, str(tmp_path / "builds"))
     source = tmp_path / "builds" / old.commit / "source"
     assert (source / "package" / "__init__.py").read_text() == "old"
@@ -148,29 +170,25 @@ def test_a_revision_is_unpacked_and_installed_once_and_the_checkout_is_left_alon
     assert sorted(str(path) for path in root.rglob("*")) == before
 
 
-def test_an_installation_that_was_not_finished_begins_again(checkout, tmp_path, monkeypatch):
-    _, told, _ = checkout
+def test_an_installation_that_was_not_finished_begins_again(checkout, tmp_path):
     head = find_revision("HEAD")
     half = tmp_path / "builds" / head.commit / "venv"
     half.mkdir(parents=True)
     (half / "rubbish").touch()
     build(head, str(tmp_path / "builds"))
-    assert len(told) == 2
+    assert len(checkout.told) == 2
     assert not (half / "rubbish").exists()
 
-    def fails(_command):
-        raise HostError("pip failed with code 1: no network")
-
-    monkeypatch.setattr(tools, "run", fails)
-    with pytest.raises(HostError, match=r"cannot install revision 'HEAD': .*no network"):
-        build(replace(head, commit="0" * 40), str(tmp_path / "builds"))
+    checkout.network = False
+    with pytest.raises(HostError, match=r"cannot install revision 'HEAD~1': .*no network"):
+        build(find_revision("HEAD~1"), str(tmp_path / "builds"))
 
 
-def test_what_is_no_revision_is_refused(checkout, monkeypatch):
+def test_what_is_no_revision_is_refused(checkout):
     for name in ("nothing", "--help", ""):
         with pytest.raises(RequestError, match="is not a revision of this checkout"):
             find_revision(name)
-    monkeypatch.setattr(run_facts, "commit", lambda: None)
+    checkout.installed = True
     with pytest.raises(RequestError, match="this is an installed copy"):
         find_revision("HEAD")
 

@@ -63,13 +63,8 @@ def in_a_group(folder, kind, *, limited=True, throttled=3):
     }
 
 
-@pytest.fixture(autouse=True)
-def _nothing_is_waited_for(monkeypatch):
-    monkeypatch.setattr(conditions, "LOOK_SECONDS", 0)
-
-
 def verdicts(folder, changes=None, **needs):
-    return {each.what: each for each in look(str(folder), Needs(**needs), root=host(folder, changes))}
+    return {each.what: each for each in look(str(folder), Needs(**needs), root=host(folder, changes), seconds=0)}
 
 
 def test_nothing_is_found_wrong_with_a_quiet_host(tmp_path):
@@ -159,10 +154,10 @@ def test_a_counter_that_goes_backwards_is_no_negative_share():
     assert use == counters.Use(busy=1.0, stolen=0.0, throttled_seconds=None, swapped_pages=0)
 
 
-def test_a_run_warns_first_and_keeps_what_was_found_and_what_happened(tmp_path, monkeypatch):
+def test_a_run_warns_first_and_keeps_what_was_found_and_what_happened(tmp_path, host_looks):
     wrong = Finding(what="governor", verdict=Verdict.NOISY, detail="powersave", how="do something")
     right = Finding(what="turbo", verdict=Verdict.OK, detail="off")
-    monkeypatch.setattr(conditions, "look", lambda *_: [wrong, right])
+    host_looks.findings = [wrong, right]
     text = 'name = "s"\nquestion = "?"\nrepeats = 1\nwarm_up = 0\n[[case]]\nway = "scan"\nguest = "zero,size=1MiB"\n'
     (tmp_path / "s.toml").write_text(text)
     output = str(tmp_path / "r.json")
@@ -188,15 +183,16 @@ def test_the_report_tells_them():
         assert text in page
 
 
-def test_the_command_ends_with_1_if_something_disturbs(monkeypatch):
+def test_the_command_ends_with_1_if_something_disturbs(host_looks):
     quiet = Finding(what="governor", verdict=Verdict.OK, detail="performance on 2")
-    monkeypatch.setattr(conditions, "look", lambda *_: [quiet])
+    host_looks.findings = [quiet]
     found = call("bench", "check")
     assert (found.code, found.err) == (0, "")
     assert found.out == "  ok      governor  performance on 2\nnothing that would disturb was found\n"
     loud = Finding(what="turbo", verdict=Verdict.NOISY, detail="on", how="echo 1")
-    monkeypatch.setattr(conditions, "look", lambda _folder, needs: [quiet, loud] if needs.file else [])
+    host_looks.findings = [quiet, loud]
     found = call("bench", "check", "smoke")
+    assert host_looks.needs[-1].file
     assert found.code == 1
     assert found.out.endswith("measurements would suffer from: turbo\n")
     told = call("bench", "check", "smoke", "--json").json

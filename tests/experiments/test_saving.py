@@ -3,8 +3,6 @@
 import pytest
 
 from parallel_fixedram.core.bitmap import PageBitmap
-from parallel_fixedram.core.cost import ASSUMED
-from parallel_fixedram.engine.tuning import calibrate
 from parallel_fixedram.experiments.process import Order
 from parallel_fixedram.experiments.ways import saving
 from parallel_fixedram.experiments.ways.saving import DirtyOnce
@@ -32,13 +30,7 @@ def test_which_pages_depends_on_the_seed_alone():
 
 
 @pytest.mark.parametrize("calibrates", [True, False])
-def test_what_writes_cost_is_measured_anew_before_the_save_and_not_within_its_time(tmp_path, monkeypatch, calibrates):
-    happened = []
-    monkeypatch.setattr(
-        calibrate, "device_model", lambda folder, _, *, fresh=False: (happened.append((folder, fresh)), ASSUMED)[1]
-    )
-    real = saving.save
-    monkeypatch.setattr(saving, "save", lambda *some, **more: (happened.append("save"), real(*some, **more))[1])
+def test_what_writes_cost_is_measured_anew_before_the_save_and_not_within_its_time(tmp_path, costs, calibrates):
     (tmp_path / "ram").write_bytes(b"x" * 4096 * 64)
     order = Order(
         way="ours",
@@ -48,7 +40,6 @@ def test_what_writes_cost_is_measured_anew_before_the_save_and_not_within_its_ti
         calibrate=calibrates,
     )
     answer = saving.measure(order, lambda _: None)
-    before, *rest = happened
-    assert before == ((str(tmp_path), True) if calibrates else "save")
-    assert (str(tmp_path), True) not in rest
+    anew = [(str(tmp_path), 0, True)] * calibrates
+    assert costs.asked == [*anew, (str(tmp_path), 4096 * 64, False)]  # the save itself asks for what is known
     assert answer.report["choice"]["measured_by_predicted"] > 0

@@ -87,13 +87,15 @@ def test_values_of_a_qemu_guest_may_be_lists_too():
 
 def test_a_guest_may_be_as_large_as_a_share_of_this_hosts_memory(monkeypatch):
     table = 'way = "pause-floor"\nqemu = {size = "1/8 of memory"}'
+    told = [None]
+    monkeypatch.setattr(parameters, "memory_bytes", lambda _: told[0])
     for total, size in ((24 << 30, 3 << 30), (25_276_063_744, 2816 << 20), (128 << 30, 3 << 30), (1 << 30, 256 << 20)):
-        monkeypatch.setattr(parameters, "memory_bytes", lambda _, total=total: total)
+        told[0] = total
         assert cases(table)[0].qemu.size == size
     for wrong in ("1/0 of memory", "2/8 of memory", "1/8 of memories"):
         with pytest.raises(RequestError, match="size"):
             cases(table.replace("1/8 of memory", wrong))
-    monkeypatch.setattr(parameters, "memory_bytes", lambda _: None)
+    told[0] = None
     with pytest.raises(RequestError, match="does not tell how much memory"):
         cases(table)
 

@@ -149,7 +149,8 @@ def numbers(run_set):
 
 
 def test_a_run_makes_rounds_until_the_rule_is_content_and_goes_on_there(tmp_path, monkeypatch):
-    monkeypatch.setattr(stopping.Until, "reached", lambda _self, found: len(found.samples) >= 5)
+    enough = [5]
+    monkeypatch.setattr(stopping.Until, "reached", lambda _self, found: len(found.samples) >= enough[0])
     found, output = scenario(SCANS, HEAD + 'until = "interval < 5 %"\n'), str(tmp_path / "r.json")
     told = []
     progress = lambda done, total, _left, _what: told.append((done, total))  # noqa: E731
@@ -157,9 +158,9 @@ def test_a_run_makes_rounds_until_the_rule_is_content_and_goes_on_there(tmp_path
     assert numbers(run_set) == [[0, 1, 2, 3, 4]] * 4
     assert told[-1] == (19, 20)
     assert run_set.scenario.until == "interval < 5 %"
-    monkeypatch.setattr(stopping.Until, "reached", lambda _self, found: len(found.samples) >= 6)
+    enough[0] = 6
     assert numbers(run_scenario(found, folder=str(tmp_path), output=output, resume=True)) == [[0, 1, 2, 3, 4, 5]] * 4
-    monkeypatch.setattr(stopping.Until, "reached", lambda *_: False)
+    enough[0] = 1000
     assert [len(each) for each in numbers(run_scenario(found, folder=str(tmp_path), output=output, resume=True))] == [
         20
     ] * 4

@@ -8,9 +8,11 @@ import numpy as np
 import pytest
 from support.channels import FailingChannel, LateChannel, MemoryChannel, RecordingChannel
 from support.conformance import ChannelConformance, OpenChannel, aligned
+from support.faults import Decide, Fail, Lie, Shorten
 from support.pictures import PAGE, allocated_pages, content, picture_of, read_all
 from support.refusing import Refuse
 from support.sources import huge_file
+from support.system_calls import answered
 
 from parallel_fixedram.core.errors import FormatError, HostError, NoFileError, RequestError
 from parallel_fixedram.core.latency import LatencyCounter
@@ -171,58 +173,57 @@ def file(tmp_path: Path) -> Iterator[FileChannel]:
     os.close(opened.channel.fd)
 
 
-def test_short_writes_and_reads_are_continued_where_they_ended(
-    file: FileChannel, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    pwrite, preadv = os.pwrite, os.preadv
-    monkeypatch.setattr(os, "pwrite", lambda fd, data, offset: pwrite(fd, data[:1000], offset))
-    monkeypatch.setattr(os, "preadv", lambda fd, buffers, offset: preadv(fd, [buffers[0][:700]], offset))
-    data = os.urandom(5000)
-    file.write(300, memoryview(data))
-    into = bytearray(6000)
-    file.read(0, memoryview(into))
-    assert bytes(into) == bytes(300) + data + bytes(700)
+def short(**lengths: int) -> Decide:
+    """Calls of these names do at most so many bytes at a time."""
+    return lambda call, _: Shorten(lengths[call.name]) if call.name in lengths else None
 
 
-def test_short_gathered_writes_are_continued_where_they_ended(
-    file: FileChannel, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    pwrite = os.pwrite
-    monkeypatch.setattr(os, "pwritev", lambda fd, pieces, offset: pwrite(fd, b"".join(pieces)[:5000], offset))
+def test_short_writes_and_reads_are_continued_where_they_ended(file: FileChannel, tmp_path: Path) -> None:
+    data, into = os.urandom(5000), bytearray(6000)
+
+    def act() -> bytes:
+        file.write(300, memoryview(data))
+        file.read(0, memoryview(into))
+        return bytes(into)
+
+    found = answered(act, short(pwrite64=1000, preadv=700, preadv2=700), under=str(tmp_path))
+    assert found.value == bytes(300) + data + bytes(700)
+    assert len(found.faults) == 5 + 9
+
+
+def test_short_gathered_writes_are_continued_where_they_ended(file: FileChannel, tmp_path: Path) -> None:
     pages = np.frombuffer(os.urandom(5 * PAGE), "<u8").reshape(5, -1)
     readable = np.array([1, 1, 0, 1, 1], np.uint8)
-    file.write_runs(0, pages, np.array([[0, 5]]), readable)
+    runs = np.array([[0, 5]])
+    found = answered(
+        lambda: file.write_runs(0, pages, runs, readable), short(pwritev=5000, pwritev2=5000), under=str(tmp_path)
+    )
+    assert len(found.faults) == 5
     into = bytearray(5 * PAGE)
     file.read(0, memoryview(into))
     assert bytes(into) == (pages * readable[:, None].astype("<u8")).tobytes()
 
 
 @pytest.mark.parametrize("length", [1, PAGE, (1 << 20) + 1])
-def test_what_is_read_back_has_to_be_what_was_written(
-    file: FileChannel, monkeypatch: pytest.MonkeyPatch, length: int
-) -> None:
-    channel, data, pwrite = ReadBackChannel(FileChannel(file.fd, "NAME")), bytearray(os.urandom(length)), os.pwrite
+def test_what_is_read_back_has_to_be_what_was_written(file: FileChannel, tmp_path: Path, length: int) -> None:
+    channel, data = ReadBackChannel(FileChannel(file.fd, "NAME")), bytearray(os.urandom(length))
     channel.write(100, memoryview(data))
     into = bytearray(length)
     channel.read(100, memoryview(into))
     assert into == data
-
-    def lie(fd: int, data: memoryview, offset: int) -> int:
-        pwrite(fd, data[:-1], offset)
-        return len(data)
-
-    monkeypatch.setattr(os, "pwrite", lie)
+    lie = Lie(lambda data, offset: [(data[:-1], offset)])
     data[-1] ^= 1
     with pytest.raises(HostError, match=r"'NAME' at 0x[0-9a-f]+ reads back differently"):
-        channel.write(100, memoryview(data))
+        answered(
+            lambda: channel.write(100, memoryview(data)),
+            lambda call, _: lie if call.name == "pwrite64" else None,
+            under=str(tmp_path),
+        )
 
 
-def test_a_write_of_nothing_is_an_error_and_not_an_endless_loop(
-    file: FileChannel, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(os, "pwrite", lambda *_: 0)
+def test_a_write_of_nothing_is_an_error_and_not_an_endless_loop(file: FileChannel, tmp_path: Path) -> None:
     with pytest.raises(HostError, match="at 0x1000: nothing was written"):
-        file.write(PAGE, memoryview(b"x"))
+        answered(lambda: file.write(PAGE, memoryview(b"x")), short(pwrite64=0), under=str(tmp_path))
 
 
 @pytest.mark.parametrize("kind", [FileChannel, DirectChannel])
@@ -271,20 +272,15 @@ def test_errors_say_what_where_and_why_and_keep_the_errno(tmp_path: Path) -> Non
         channel.sync()
 
 
-def test_zeros_that_stand_in_for_a_hole_begin_at_a_page(
-    file: FileChannel, monkeypatch: pytest.MonkeyPatch, refuse: Refuse
-) -> None:
+def test_zeros_that_stand_in_for_a_hole_begin_at_a_page(file: FileChannel, tmp_path: Path) -> None:
     """As O_DIRECT wants it; kernels since 6.0 take less, so only the address tells."""
-    addresses = []
-
-    def write(_: int, data: memoryview, offset: int) -> int:
-        addresses.append((np.frombuffer(data, np.uint8).ctypes.data % PAGE, offset, len(data)))
-        return len(data)
-
-    refuse(linux, "fallocate", errno.EOPNOTSUPP)
-    monkeypatch.setattr(os, "pwrite", write)
-    file.punch(3 * PAGE, (2 << 20) + PAGE)
-    assert addresses == [(0, 3 * PAGE, 1 << 20), (0, 3 * PAGE + (1 << 20), 1 << 20), (0, 3 * PAGE + (2 << 20), PAGE)]
+    found = answered(
+        lambda: file.punch(3 * PAGE, (2 << 20) + PAGE),
+        lambda call, _: Fail(errno.EOPNOTSUPP) if call.name == "fallocate" else None,
+        under=str(tmp_path),
+    )
+    written = [(call.args[1] % PAGE, call.args[3], call.args[2]) for call in found.calls if call.name == "pwrite64"]
+    assert written == [(0, 3 * PAGE, 1 << 20), (0, 3 * PAGE + (1 << 20), 1 << 20), (0, 3 * PAGE + (2 << 20), PAGE)]
 
 
 def test_punching_gives_space_back(file: FileChannel) -> None:
@@ -295,13 +291,10 @@ def test_punching_gives_space_back(file: FileChannel) -> None:
     assert allocated_pages(file.fd) == before - 2
 
 
-def test_bytes_at_gives_fewer_bytes_only_where_the_file_ends(
-    file: FileChannel, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    pread = os.pread
+def test_bytes_at_gives_fewer_bytes_only_where_the_file_ends(file: FileChannel, tmp_path: Path) -> None:
     file.write(SIZE - 10, memoryview(b"0123456789"))
-    monkeypatch.setattr(os, "pread", lambda fd, length, offset: pread(fd, min(length, 3), offset))
-    assert file.bytes_at(SIZE - 10, 20) == b"0123456789"
+    found = answered(lambda: file.bytes_at(SIZE - 10, 20), short(pread64=3), under=str(tmp_path))
+    assert found.value == b"0123456789"
     assert file.bytes_at(SIZE, 1) == b""
 
 

@@ -1,12 +1,14 @@
+import errno
 import io
 import os
 from pathlib import Path
 
 import psutil
 import pytest
+from support.system_calls import without
 
 from parallel_fixedram.host import facts
-from parallel_fixedram.host.facts import host_facts, memory_bytes
+from parallel_fixedram.host.facts import find_mount, host_facts, memory_bytes
 
 
 def test_the_facts_are_those_that_others_find(tmp_path: Path) -> None:
@@ -36,31 +38,24 @@ def test_the_file_system_is_the_one_that_others_find(tmp_path: Path) -> None:
         ("/covered/x", "second", "rw"),
     ],
 )
-def test_the_mount_is_the_nearest_above_and_the_last_that_was_made(
-    monkeypatch: pytest.MonkeyPatch, path: str, file_system: str, options: str
-) -> None:
+def test_the_mount_is_the_nearest_above_and_the_last_that_was_made(path: str, file_system: str, options: str) -> None:
     mounts = (
         "/dev/root / ext4 rw,relatime 0 0\n"
         "first /covered first rw 0 0\n"
         "second /covered second rw 0 0\n"
         "/dev/b /mnt/a\\040b xfs ro 0 0\n"
     )
-    monkeypatch.setattr(facts, "open", lambda *_, **__: io.StringIO(mounts), raising=False)
-    monkeypatch.setattr(os.path, "realpath", str)
-    found = host_facts(path)
-    assert (found["file_system"], found["mount_options"]) == (file_system, options)
-    assert found["memory"] is None
+    found = find_mount(path, mounts.splitlines())
+    assert found is not None
+    assert (found.file_system, found.options) == (file_system, options)
 
 
-def test_what_the_system_does_not_tell_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
-    def refuse(*_: object, **__: object) -> None:
-        raise PermissionError("no")
-
-    monkeypatch.setattr(facts, "open", refuse, raising=False)
-    monkeypatch.setattr(os, "statvfs", refuse)
-    found = host_facts("/")
+def test_what_the_system_does_not_tell_is_none() -> None:
+    found, available = without(
+        ("openat", "statfs", "fstatfs"), errno.EACCES, lambda: (host_facts("/"), memory_bytes("MemAvailable"))
+    )
     assert (found["memory"], found["mount_options"]) == (None, None)
-    assert memory_bytes("MemAvailable") is None
+    assert available is None
 
 
 def test_where_no_mount_point_is_above_a_file_its_file_system_tells_by_number(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -4,12 +4,15 @@ The pipe's end shows that it has done all it will do: nobody else has it open.
 """
 
 import contextlib
+import errno
 import os
 import signal
 from collections.abc import Callable, Iterator
 
 import psutil
 import pytest
+from support.leftovers import descriptors
+from support.system_calls import FORKING, without
 
 from parallel_fixedram.core.errors import HostError, MachineError
 from parallel_fixedram.host.processes import forked
@@ -187,13 +190,14 @@ def test_one_that_has_to_prepare_first_says_when_it_has_or_why_it_cannot() -> No
         forked.reap_left()
 
 
-def test_where_no_process_can_be_started_nothing_is_left_open(monkeypatch: pytest.MonkeyPatch) -> None:
-    def refuse() -> int:
-        raise BlockingIOError(11, "no")
+def test_where_no_process_can_be_started_nothing_is_left_open() -> None:
+    def attempt() -> set[tuple[str, str]]:
+        before = descriptors()
+        with pytest.raises(HostError, match="cannot start the process that looks after the guest"):
+            Guardian(lambda: None).__enter__()
+        return descriptors() ^ before
 
-    monkeypatch.setattr(os, "fork", refuse)
-    with pytest.raises(HostError, match="cannot start the process that looks after the guest"):
-        Guardian(lambda: None).__enter__()
+    assert without(FORKING, errno.EAGAIN, attempt) == set()
 
 
 def test_a_signal_while_it_is_made_leaves_no_process(monkeypatch: pytest.MonkeyPatch) -> None:

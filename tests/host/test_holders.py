@@ -5,6 +5,8 @@ import subprocess
 import sys
 
 import pytest
+from support.qemu_tools import with_own_mounts
+from support.somebody_else import as_nobody
 
 from parallel_fixedram.core.errors import HostError
 from parallel_fixedram.host.files import holders
@@ -26,9 +28,9 @@ def fd(tmp_path):
 
 
 @pytest.fixture(params=[True, False], ids=["by a lease", "by /proc"])
-def way(request, monkeypatch):
+def way(request):
     if not request.param:
-        monkeypatch.setattr(holders, "_gets_lease", lambda _: None)
+        request.getfixturevalue("without_leases")
 
 
 @pytest.mark.usefixtures("way")
@@ -57,28 +59,32 @@ def test_who_opens_it_meanwhile_waits_and_we_live_through_being_told(tmp_path, f
         os.open(tmp_path / "file", os.O_RDWR | os.O_NONBLOCK)
 
 
-def test_one_who_cannot_be_seen_holds_it_all_the_same(fd, monkeypatch):
-    monkeypatch.setattr(holders, "_gets_lease", lambda _: False)
-    monkeypatch.setattr(holders, "_processes_with", lambda _: ([], True))
-    assert who_has_open(fd) == "a process that cannot be seen from here has it open"
+ASK = """
+import os, sys
+from parallel_fixedram.core.errors import HostError
+from parallel_fixedram.host.files.holders import who_has_open
+try:
+    print(who_has_open(os.open(sys.argv[1], os.O_RDONLY)) or "nobody")
+except HostError as error:
+    print(error.message)
+"""
 
 
-def test_without_proc_the_lease_still_tells_and_nothing_else_does(tmp_path, fd, monkeypatch):
-    monkeypatch.setattr(holders, "why_proc_is_wrong", lambda: ("no /proc", "mount it"))
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can make these namespaces")
+def test_without_proc_the_lease_still_tells_and_one_who_cannot_be_seen_holds_it_all_the_same(tmp_path):
+    def said():
+        hide = ["sh", "-c", 'mount -t tmpfs none /proc && exec "$@"', "sh"]
+        command = [*with_own_mounts(), *hide, sys.executable, "-P", "-c", ASK, tmp_path / "file"]
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+
+    (tmp_path / "file").write_bytes(bytes(4096))
+    assert said() == "nobody"
     with open(tmp_path / "file"):
-        assert who_has_open(fd) == "a process that cannot be seen from here has it open"
-    assert who_has_open(fd) == ""
-    monkeypatch.setattr(holders, "_gets_lease", lambda _: None)
-    with pytest.raises(HostError, match="cannot tell"):
-        who_has_open(fd)
+        assert said() == "a process that cannot be seen from here has it open"
 
 
-@pytest.mark.parametrize("asked", ["_has_open", "_maps"])
-def test_without_leases_a_process_that_does_not_tell_leaves_it_open_who_has_it(fd, monkeypatch, asked):
-    def unseen(*_):
-        raise PermissionError
-
-    monkeypatch.setattr(holders, "_gets_lease", lambda _: None)
-    monkeypatch.setattr(holders, asked, unseen)
+def test_without_leases_a_process_that_does_not_tell_leaves_it_open_who_has_it(fd):
+    """As for somebody who gets no lease of another's file, and may not look into the processes of others."""
+    os.fchmod(fd, 0o644)
     with pytest.raises(HostError, match="cannot tell whether a process has it open"):
-        who_has_open(fd)
+        as_nobody(lambda: who_has_open(fd))

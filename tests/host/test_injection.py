@@ -469,11 +469,12 @@ def test_who_lacks_the_right_is_known_before_anything_is_done(monkeypatch: pytes
         raise HostError("no device")
 
     monkeypatch.setattr(userfaultfd, "open_device", refuse)
-    monkeypatch.setattr(userfaultfd, "is_for_everybody", lambda: False)
+    lets_everybody = [False]
+    monkeypatch.setattr(userfaultfd, "is_for_everybody", lambda: lets_everybody[0])
     require_right(os.getpid())
     with Puppet(os.getpid, first=lambda: os.setresuid(65534, 65534, 65534)) as other:
         other.call()
         with pytest.raises(HostError, match="no device"):
             require_right(other.pid)
-        monkeypatch.setattr(userfaultfd, "is_for_everybody", lambda: True)
+        lets_everybody[0] = True
         require_right(other.pid)

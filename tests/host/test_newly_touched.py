@@ -4,14 +4,16 @@ import os
 import tempfile
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from numpy.typing import NDArray
 from support.conformance import covered
+from support.disks import on_disk
 from support.pictures import PAGE, allocated_pages
+from support.somebody_else import as_nobody
 
 from parallel_fixedram.core.bitmap import PageBitmap
 from parallel_fixedram.core.errors import HostError
@@ -54,6 +56,40 @@ def scattered() -> Iterator[tuple[int, MappedSource, PageBitmap]]:
     os.close(fd)
 
 
+class Host:
+    """What the host says of swap and of the page cache.
+
+    Attributes:
+        swapped_out: pages that went to swap so far; None if it does not tell.
+        has_swap: whether there is any swap now.
+        all_in_swap: whether the page cache looks as if everything were there.
+        asked: how often the page cache was asked.
+    """
+
+    def __init__(self) -> None:
+        self.swapped_out: int | None = 7
+        self.has_swap = True
+        self.all_in_swap = False
+        self.asked = 0
+        self._mincore = linux.mincore
+
+    def mincore(self, address: int, length: int, into: NDArray[np.uint8]) -> None:
+        self.asked += 1
+        if self.all_in_swap:
+            into.fill(0)
+        else:
+            self._mincore(address, length, into)
+
+
+@pytest.fixture
+def host(monkeypatch: pytest.MonkeyPatch) -> Host:
+    host = Host()
+    monkeypatch.setattr(mapped_source, "swapped_out", lambda: host.swapped_out)
+    monkeypatch.setattr(mapped_source, "has_swap", lambda: host.has_swap)
+    monkeypatch.setattr(linux, "mincore", host.mincore)
+    return host
+
+
 def no_lseek(fd: int, start: int, end: int) -> Iterator[tuple[int, int]]:
     assert end - start > 2 * PAGE, "a short gap was asked for by itself"
     yield start, end
@@ -75,60 +111,63 @@ def test_nothing_is_allocated_by_asking(scattered: tuple[int, MappedSource, Page
 
 
 def test_what_went_to_swap_meanwhile_is_asked_of_the_file(
-    scattered: tuple[int, MappedSource, PageBitmap], monkeypatch: pytest.MonkeyPatch
+    host: Host, scattered: tuple[int, MappedSource, PageBitmap]
 ) -> None:
     fd, source, data = scattered
     touch(fd, [1, 3, 5000])
-    monkeypatch.setattr(linux, "mincore", lambda address, length, into: into.fill(0))  # as if in swap all of it
+    host.all_in_swap = True
     assert covered(source.newly_touched(data)) == [5000]
-    before = mapped_source.swapped_out()
-    assert before is not None
-    monkeypatch.setattr(mapped_source, "swapped_out", lambda: before + 1)
+    host.swapped_out = 8
     assert covered(source.newly_touched(data)) == [1, 3, 5000]
 
 
 def test_a_part_that_is_asked_again_does_not_make_older_parts_of_the_map_younger(
-    scattered: tuple[int, MappedSource, PageBitmap], monkeypatch: pytest.MonkeyPatch
+    host: Host, scattered: tuple[int, MappedSource, PageBitmap]
 ) -> None:
     fd, source, data = scattered
-    before = mapped_source.swapped_out()
-    assert before is not None
-    monkeypatch.setattr(mapped_source, "swapped_out", lambda: before + 1)
+    host.swapped_out = 8
     source.data_ranges(PageRange(0, CHUNK))
     touch(fd, [1])
-    monkeypatch.setattr(linux, "mincore", lambda address, length, into: into.fill(0))
+    host.all_in_swap = True
     assert covered(source.newly_touched(data)) == [1]
     source.data_ranges(PageRange(0, data.pages))
     assert source.newly_touched(data) == []
 
 
-@pytest.mark.parametrize("why", ["swap is not counted", "no map was asked", "the cache may not be asked"])
+@pytest.mark.parametrize("why", ["swap is not counted", "no map was asked"])
 def test_where_the_page_cache_cannot_be_trusted_the_file_is_asked(
-    scattered: tuple[int, MappedSource, PageBitmap], why: str, monkeypatch: pytest.MonkeyPatch
+    host: Host, scattered: tuple[int, MappedSource, PageBitmap], why: str
 ) -> None:
     fd, source, data = scattered
     touch(fd, [1])
-    monkeypatch.setattr(linux, "mincore", lambda *_: pytest.fail("the page cache was asked"))
     if why == "swap is not counted":
-        monkeypatch.setattr(mapped_source, "swapped_out", lambda: None)
+        host.swapped_out = None
         source.data_ranges(PageRange(0, data.pages))
-    elif why == "no map was asked":
-        source = MappedSource(fd, length=data.pages * PAGE)
     else:
-        monkeypatch.setattr(os, "access", lambda *_, **__: False)
+        source = MappedSource(fd, length=data.pages * PAGE)
     assert covered(source.newly_touched(data)) == [1]
+    assert host.asked == 0
 
 
-def test_the_page_cache_of_an_ordinary_file_is_not_asked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(linux, "mincore", lambda *_: pytest.fail("the page cache was asked"))
-    monkeypatch.setattr(linux, "is_tmpfs", lambda _: False)
-    with (tmp_path / "ram").open("w+b") as file:
+def test_where_the_page_cache_may_not_be_asked_the_file_is(
+    host: Host, scattered: tuple[int, MappedSource, PageBitmap]
+) -> None:
+    """The kernel tells it only to who may write the file."""
+    fd, source, data = scattered
+    touch(fd, [1])
+    os.fchmod(fd, 0o600)
+    assert as_nobody(lambda: (covered(source.newly_touched(data)), host.asked)) == ([1], 0)
+
+
+def test_the_page_cache_of_an_ordinary_file_is_not_asked(host: Host, tmp_path: Path) -> None:
+    with on_disk(tmp_path) as folder, (folder / "ram").open("w+b") as file:
         source = mapped(file.fileno(), 512)
         touch(file.fileno(), range(0, 512, 2))
         data = data_of(source, 512)
         touch(file.fileno(), [1])
         assert {1} <= set(covered(source.newly_touched(data)))
         source.close()
+    assert host.asked == 0
 
 
 def test_a_file_that_became_shorter_is_noticed(scattered: tuple[int, MappedSource, PageBitmap]) -> None:
@@ -169,23 +208,16 @@ def test_both_ways_find_the_same(pages: int, before: int, after: int, seed: int,
 
 @pytest.mark.parametrize(("swap_now", "went_there", "asked"), [(False, 7, True), (True, 0, True), (True, 7, False)])
 def test_the_page_cache_is_asked_for_a_scattered_map_where_nothing_can_be_in_swap(
-    monkeypatch: pytest.MonkeyPatch, swap_now: bool, went_there: int, asked: bool
+    host: Host, swap_now: bool, went_there: int, asked: bool
 ) -> None:
     """A host that has no swap has nothing in it, whatever went there before that was switched off."""
-    pages, calls, mincore = 4 * CHUNK, [], linux.mincore
-
-    def counted(*arguments: Any) -> None:
-        calls.append(arguments)
-        mincore(*arguments)
-
-    monkeypatch.setattr(mapped_source, "swapped_out", lambda: went_there)
-    monkeypatch.setattr(mapped_source, "has_swap", lambda: swap_now)
-    monkeypatch.setattr(linux, "mincore", counted)
+    pages = 4 * CHUNK
+    host.swapped_out, host.has_swap = went_there, swap_now
     fd = os.memfd_create("ram")
     source = MappedSource(fd, length=pages * PAGE)
     os.ftruncate(fd, pages * PAGE)
     touch(fd, range(0, pages, 2))
     assert covered(source.data_ranges(PageRange(0, pages))) == list(range(0, pages, 2))
-    assert bool(calls) is asked
+    assert bool(host.asked) is asked
     source.close()
     os.close(fd)

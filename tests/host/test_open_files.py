@@ -6,48 +6,36 @@ import errno
 import mmap
 import os
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
-import psutil
 import pytest
 from support.disks import on_disk
+from support.faults import Call, Decide, Fail, Kill, Run, Stop
+from support.leftovers import children, descriptors
+from support.system_calls import answered
 
 from parallel_fixedram.core.errors import MachineError
-from parallel_fixedram.host.files import open_files
 from parallel_fixedram.host.files.open_files import MOST_ROUNDS, sync_open_files, written_files
 
 US = os.getpid()
 LONG = 60.0
 
 
-class Log:
-    """What was synced, in whichever process: inode numbers in their order."""
+def sync(files: Mapping[int, str], short_seconds: float = LONG, decide: Decide = lambda *_: None) -> Run:
+    """Sync files of ours; one round is enough, however busy the machine, unless that is to be shorter."""
+    return answered(lambda: sync_open_files(US, files, LONG, short_seconds=short_seconds), decide)
 
-    def __init__(self, path: Path) -> None:
-        self._path = path
-        path.touch()
 
-    def __call__(self, fd: int) -> None:
-        with open(self._path, "a", encoding="ascii") as file:
-            file.write(f"{os.fstat(fd).st_ino}\n")
-
-    def inodes(self) -> list[int]:
-        return [int(line) for line in self._path.read_text().splitlines()]
+def synced(found: Run) -> list[str]:
+    """Paths of what was synced, in whichever process, in their order."""
+    return [call.path for call in found.calls if call.name == "fdatasync"]
 
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Iterator[Path]:
     with on_disk(tmp_path) as found:
         yield found
-
-
-@pytest.fixture
-def synced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Log:
-    log = Log(tmp_path / "log")
-    monkeypatch.setattr(os, "fdatasync", log)
-    monkeypatch.setattr(open_files, "SHORT_SECONDS", LONG)  # one round is enough, however busy the machine
-    return log
 
 
 @pytest.fixture
@@ -87,59 +75,60 @@ def test_a_process_that_is_gone_is_said_to_be_gone() -> None:
 
 
 @pytest.mark.parametrize("name", ["kept", "another's", "nobody's"])
-def test_it_is_the_very_file_whoever_has_its_name_by_now(folder: Path, written: int, synced: Log, name: str) -> None:
+def test_it_is_the_very_file_whoever_has_its_name_by_now(folder: Path, written: int, name: str) -> None:
     if name != "kept":
         (folder / "disk").unlink()
     if name == "another's":
         (folder / "disk").touch()
-    assert sync_open_files(US, only(written), LONG) == []
-    assert synced.inodes() == [os.fstat(written).st_ino]
+    found = sync(only(written))
+    assert found.value == []
+    assert synced(found) == [f"{folder}/disk" if name == "kept" else f"{folder}/disk (deleted)"]
 
 
-def test_a_file_that_is_open_twice_is_synced_once(written: int, synced: Log) -> None:
+def test_a_file_that_is_open_twice_is_synced_once(folder: Path, written: int) -> None:
     again = os.open(f"/proc/self/fd/{written}", os.O_RDWR)
     try:
-        assert sync_open_files(US, {**only(written), **only(again)}, LONG) == []
+        found = sync({**only(written), **only(again)})
     finally:
         os.close(again)
-    assert synced.inodes() == [os.fstat(written).st_ino]
+    assert found.value == []
+    assert synced(found) == [f"{folder}/disk"]
 
 
-def test_devices_and_files_in_memory_are_left_alone(written: int, synced: Log) -> None:
+def test_devices_and_files_in_memory_are_left_alone(folder: Path, written: int) -> None:
     with tempfile.TemporaryFile(dir="/dev/shm") as memory, open("/dev/null", "r+b", buffering=0) as device:
         files = {fd: written_files(US)[fd] for fd in (memory.fileno(), device.fileno(), written)}
-        assert sync_open_files(US, files, LONG) == []
-    assert synced.inodes() == [os.fstat(written).st_ino]
+        found = sync(files)
+    assert found.value == []
+    assert synced(found) == [f"{folder}/disk"]
 
 
-def test_a_file_that_is_closed_meanwhile_is_no_fault(folder: Path, written: int, synced: Log) -> None:
+def test_a_file_that_is_closed_meanwhile_is_no_fault(folder: Path, written: int) -> None:
     files = only(written)
     closed = os.open(folder / "other", os.O_RDWR | os.O_CREAT)
     files |= only(closed)
     os.close(closed)
-    assert sync_open_files(US, files, LONG) == []
-    assert synced.inodes() == [os.fstat(written).st_ino]
+    found = sync(files)
+    assert found.value == []
+    assert synced(found) == [f"{folder}/disk"]
 
 
-def test_whoever_writes_as_fast_as_it_is_synced_is_not_waited_for(
-    written: int, synced: Log, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(open_files, "SHORT_SECONDS", 0.0)
-    assert sync_open_files(US, only(written), LONG) == []
-    assert synced.inodes() == [os.fstat(written).st_ino] * MOST_ROUNDS
+def test_whoever_writes_as_fast_as_it_is_synced_is_not_waited_for(folder: Path, written: int) -> None:
+    found = sync(only(written), short_seconds=0.0)
+    assert found.value == []
+    assert synced(found) == [f"{folder}/disk"] * MOST_ROUNDS
 
 
-def failing(fd: int) -> None:
-    raise OSError(errno.EIO, os.strerror(errno.EIO))
+def failing(_: Call) -> Fail:
+    return Fail(errno.EIO)
 
 
-def hanging(fd: int) -> None:
-    reading, _writing = os.pipe()
-    os.read(reading, 1)
+def hanging(call: Call) -> Stop:
+    return Stop([call.pid])
 
 
-def dying(fd: int) -> None:
-    os._exit(1)
+def dying(call: Call) -> Kill:
+    return Kill([call.pid])
 
 
 @pytest.mark.parametrize(
@@ -151,25 +140,30 @@ def dying(fd: int) -> None:
     ],
 )
 def test_a_disk_that_does_not_sync_is_named_and_leaves_no_process(
-    folder: Path, written: int, monkeypatch: pytest.MonkeyPatch, what: Callable[[int], None], said: str
+    folder: Path, written: int, what: Callable[[Call], Fail | Stop | Kill], said: str
 ) -> None:
-    monkeypatch.setattr(os, "fdatasync", what)
-    before, descriptors = psutil.Process().children(), os.listdir("/proc/self/fd")
-    notes = sync_open_files(US, only(written), 0.1 if what is hanging else LONG)
-    assert notes == [f"'{folder}/disk' {said}"]
-    assert psutil.Process().children() == before
-    assert os.listdir("/proc/self/fd") == descriptors
+    files = only(written)
+
+    def attempt() -> list[str]:
+        before = descriptors(), children()
+        notes = sync_open_files(US, files, 0.1 if what is hanging else LONG)
+        assert (descriptors(), children()) == before
+        return notes
+
+    found = answered(attempt, lambda call, _: what(call) if call.name == "fdatasync" else None)
+    assert found.value == [f"'{folder}/disk' {said}"]
+    assert found.orphans == ()
 
 
-def test_one_disk_that_fails_does_not_keep_the_others_from_being_synced(
-    folder: Path, written: int, synced: Log, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_one_disk_that_fails_does_not_keep_the_others_from_being_synced(folder: Path, written: int) -> None:
     other = os.open(folder / "other", os.O_RDWR | os.O_CREAT)
-    bad = os.fstat(written).st_ino
-    monkeypatch.setattr(os, "fdatasync", lambda fd: failing(fd) if os.fstat(fd).st_ino == bad else synced(fd))
+    bad = f"{folder}/disk"
     try:
-        notes = sync_open_files(US, {**only(written), **only(other)}, LONG)
-        assert notes == [f"'{folder}/disk' cannot be synced: input/output error"]
-        assert synced.inodes()[0] == os.fstat(other).st_ino
+        found = sync(
+            {**only(written), **only(other)},
+            decide=lambda call, _: Fail(errno.EIO) if (call.name, call.path) == ("fdatasync", bad) else None,
+        )
     finally:
         os.close(other)
+    assert found.value == [f"{bad!r} cannot be synced: input/output error"]
+    assert synced(found) == [bad, f"{folder}/other"]

@@ -1,12 +1,13 @@
 import errno
 import mmap
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
 from support.refusing import Refuse
+from support.system_calls import without
 
 from parallel_fixedram.core.errors import HostError
 from parallel_fixedram.host import linux
@@ -103,7 +104,9 @@ def test_asking_whether_a_file_is_cold_reads_nothing(on_disk: int) -> None:
     assert cached_bytes(on_disk) == 0
 
 
-def test_a_file_takes_direct_io_where_it_can_be_opened_for_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_file_takes_direct_io_where_it_can_be_opened_for_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, refuse_direct_io: Callable[[], None]
+) -> None:
     path = tmp_path / "FILE"
     path.write_bytes(b"x")
     opened: list[int] = []
@@ -113,15 +116,12 @@ def test_a_file_takes_direct_io_where_it_can_be_opened_for_it(tmp_path: Path, mo
         opened.append(flags)
         return real(name, flags & ~os.O_DIRECT)
 
-    def refuse(_name: str, flags: int) -> int:
-        raise OSError(errno.EINVAL if flags & os.O_DIRECT else errno.EPERM, "no")
-
     before = set(os.listdir("/proc/self/fd"))
     monkeypatch.setattr(os, "open", watched)
     assert takes_direct_io(str(path))
     assert opened[0] & os.O_DIRECT
     assert not takes_direct_io(str(path) + "x")
-    monkeypatch.setattr(os, "open", refuse)
+    refuse_direct_io()
     assert not takes_direct_io(str(path))
     assert set(os.listdir("/proc/self/fd")) == before
 
@@ -202,20 +202,15 @@ def test_a_descriptor_of_nothing_is_an_error() -> None:
             ask(closed)
 
 
-def test_a_file_that_cannot_be_written_to_its_device_is_not_dropped(
-    monkeypatch: pytest.MonkeyPatch, refuse: Refuse
-) -> None:
-    refuse(os, "fsync", errno.EIO)
-    monkeypatch.setattr(os, "posix_fadvise", lambda *_: pytest.fail("dropped"))
-    with pytest.raises(HostError, match="input/output error"):
-        drop_from_cache(0)
+def test_a_file_that_cannot_be_written_to_its_device_is_not_dropped(tmp_path: Path) -> None:
+    with (tmp_path / "FILE").open("w+b") as file:
+        file.write(bytes(mmap.PAGESIZE))
+        file.flush()
+        os.fsync(file.fileno())
+        with pytest.raises(HostError, match="input/output error"):
+            without(("fsync",), errno.EIO, lambda: drop_from_cache(file.fileno()))
+        assert cached_bytes(file.fileno()) == mmap.PAGESIZE
 
 
-def test_where_the_kernel_does_not_tell_the_page_cache_has_no_room(monkeypatch: pytest.MonkeyPatch) -> None:
-    def refuse(*_: object, **__: object) -> None:
-        raise PermissionError(errno.EACCES, "no")
-
-    monkeypatch.setattr("builtins.open", refuse)
-    room = dirty_room()
-    monkeypatch.undo()
-    assert room == 0
+def test_where_the_kernel_does_not_tell_the_page_cache_has_no_room() -> None:
+    assert without(("openat",), errno.EACCES, dirty_room) == 0

@@ -16,9 +16,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from support.conformance import DRAWN, Drawn, PageSourceConformance, covered, data_map
+from support.faults import Decide, Fail
 from support.pictures import PAGE, allocated_pages, content, draw, memfd, page, picture_of
 from support.refusing import Refuse
 from support.sources import huge_file
+from support.system_calls import answered
 
 from parallel_fixedram.core.bitmap import PageBitmap
 from parallel_fixedram.core.errors import HostError, MachineError
@@ -237,35 +239,34 @@ def test_asking_and_reading_data_takes_nothing_from_the_process_and_from_a_file_
             source.close()
 
 
-def test_a_file_that_may_not_be_opened_counts_as_data_below_a_private_mapping(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_file_that_may_not_be_opened_counts_as_data_below_a_private_mapping(tmp_path: Path) -> None:
+    def seen() -> tuple[object, ...]:
+        source = open_process_memory(child.pid, child.address, 4 * PAGE).source
+        ranges = source.data_ranges(PageRange(1, 3)), source.newly_touched(PageBitmap(4))
+        return source.tells_holes, *ranges, picture_of(source.pages(0, 4).tobytes())
+
     with (tmp_path / "ram").open("w+b") as file:
         draw(file.fileno(), "AB--")
         with owner(mmap.mmap(file.fileno(), 4 * PAGE, flags=mmap.MAP_PRIVATE), "-C") as child:
-            monkeypatch.setattr(process_maps.os, "open", refuse(f"/proc/{child.pid}/map_files", "/fd/", str(tmp_path)))
-            source = open_process_memory(child.pid, child.address, 4 * PAGE).source
-            monkeypatch.undo()
-            assert not source.tells_holes
-            assert source.data_ranges(PageRange(1, 3)) == [PageRange(1, 3)]
-            assert source.newly_touched(PageBitmap(4)) == [PageRange(0, 4)]
-            assert picture_of(source.pages(0, 4).tobytes()) == "AC00"
+            found = answered(seen, refusing(f"/proc/{child.pid}/map_files", f"/proc/{child.pid}/fd/", str(tmp_path)))
+    assert found.faults
+    assert found.value == (False, [PageRange(1, 3)], [PageRange(0, 4)], "AC00")
 
 
-def refuse(*parts: str) -> Callable[..., int]:
-    """os.open that has no right to open paths with one of these parts."""
-    real = os.open
-
-    def opening(path: str, *args: int, **options: int) -> int:
-        if any(part in str(path) for part in parts):
-            raise PermissionError(errno.EPERM, os.strerror(errno.EPERM))
-        return real(path, *args, **options)
-
-    return opening
+def refusing(*parts: str) -> Decide:
+    """There is no right to open paths with one of these parts."""
+    return lambda call, _: (
+        Fail(errno.EPERM) if call.name == "openat" and any(part in call.path for part in parts) else None
+    )
 
 
 @pytest.mark.parametrize("left", ["map_files", "a descriptor", "the path"])
-def test_there_are_three_ways_to_a_shared_file(left: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_there_are_three_ways_to_a_shared_file(left: str) -> None:
+    def seen() -> str:
+        source = open_process_memory(child.pid, child.address + PAGE, 2 * PAGE).source
+        source.open()
+        return picture_of(source.pages(0, 2).tobytes())
+
     path = Path("/dev/shm") / f"ram-{os.getpid()}"
     file = path.open("w+b")
     draw(file.fileno(), "ABCD")
@@ -279,14 +280,9 @@ def test_there_are_three_ways_to_a_shared_file(left: str, tmp_path: Path, monkey
             needs_map_files()
             path.unlink()
             path.write_bytes(b"another file of that name" * PAGE)
-        else:
-            monkeypatch.setattr(process_maps.os, "open", refuse("map_files"))
         if left == "a descriptor":
             path.unlink()
-        source = open_process_memory(child.pid, child.address + PAGE, 2 * PAGE).source
-        source.open()
-        assert picture_of(source.pages(0, 2).tobytes()) == "CD"
-        source.close()
+        assert answered(seen, refusing(*["map_files"] * (left != "map_files"))).value == "CD"
 
 
 def close_all(view: mmap.mmap) -> None:
@@ -298,7 +294,7 @@ def close_all(view: mmap.mmap) -> None:
             os.close(int(name))
 
 
-def test_another_file_of_the_same_name_is_not_taken(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_another_file_of_the_same_name_is_not_taken() -> None:
     path = Path("/dev/shm") / f"ram-{os.getpid()}"
     try:
         with path.open("w+b") as file:
@@ -307,9 +303,11 @@ def test_another_file_of_the_same_name_is_not_taken(monkeypatch: pytest.MonkeyPa
         with owner(view, act=lambda: close_all(view)) as child:
             path.rename(f"{path}-old")
             path.write_bytes(bytes(2 * PAGE))
-            monkeypatch.setattr(process_maps.os, "open", refuse("map_files", f"{path}-old"))
             with pytest.raises(HostError, match=r"cannot open the mapped file .*: operation not permitted") as caught:
-                open_process_memory(child.pid, child.address, 2 * PAGE)
+                answered(
+                    lambda: open_process_memory(child.pid, child.address, 2 * PAGE),
+                    refusing("map_files", f"{path}-old"),
+                )
             assert "CAP_CHECKPOINT_RESTORE" in caught.value.hint
     finally:
         path.unlink(missing_ok=True)

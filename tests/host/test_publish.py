@@ -5,12 +5,13 @@ import os
 import socket
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
+from support.faults import Call, Fail, Run
 from support.leftovers import descriptors
 from support.pictures import PAGE, allocated_pages, content
 from support.refusing import Refuse
+from support.system_calls import answered
 
 from parallel_fixedram.core.errors import CapabilityError, DurabilityError, HostError, NoFileError, RequestError
 from parallel_fixedram.host import linux
@@ -209,20 +210,22 @@ def test_a_part_that_another_process_is_writing_is_left_alone(path: Path) -> Non
     assert names(path) == ["NAME"]
 
 
-def test_a_part_that_is_replaced_between_two_looks_is_never_shared(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_part_that_is_replaced_between_two_looks_is_never_shared(path: Path) -> None:
     """Another writer takes our new file for a stale one before it is locked: we start anew."""
-    lock, others = fcntl.flock, [True]
+    others = [True]
 
-    def overtaken(fd: int, operation: int) -> None:
-        if others and others.pop():
+    def overtake(call: Call, _: Run) -> None:
+        if call.name == "flock" and others and others.pop():
             part_of(path).unlink()
-        lock(fd, operation)
 
-    monkeypatch.setattr(fcntl, "flock", overtaken)
-    with PendingFile(str(path)) as pending:
-        assert os.fstat(pending.fd).st_nlink == 1
-        assert part_of(path).stat().st_ino == os.fstat(pending.fd).st_ino
-        pending.publish()
+    def act() -> None:
+        with PendingFile(str(path)) as pending:
+            assert os.fstat(pending.fd).st_nlink == 1
+            assert part_of(path).stat().st_ino == os.fstat(pending.fd).st_ino
+            pending.publish()
+
+    answered(act, overtake, under=str(path.parent))
+    assert not others
 
 
 def test_a_folder_under_the_name_of_the_part_is_an_error_and_stays(path: Path) -> None:
@@ -310,59 +313,51 @@ def test_a_folder_that_cannot_be_synced_is_its_own_error_and_the_file_stays(path
     assert names(path) == ["NAME"]
 
 
-def test_the_file_that_is_replaced_is_freed_only_when_the_folder_is_synced(
-    path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_file_that_is_replaced_is_freed_only_when_the_folder_is_synced(path: Path) -> None:
     """Freeing a large file takes seconds on some disks, and would belong to the rename or to that sync."""
     path.write_bytes(b"old")
     old = os.stat(path)
     happened: list[str] = []
 
-    def held() -> bool:
-        return any(is_old(int(fd)) for fd in os.listdir("/proc/self/fd"))
+    def held_by(pid: int) -> bool:
+        return any(is_old(f"/proc/{pid}/fd/{fd}") for fd in os.listdir(f"/proc/{pid}/fd"))
 
-    def is_old(fd: int) -> bool:
+    def is_old(link: str) -> bool:
         try:
-            found = os.fstat(fd)
+            return os.path.samestat(os.stat(link), old)
         except OSError:  # the listing's own
             return False
-        return (found.st_dev, found.st_ino) == (old.st_dev, old.st_ino)
 
-    def watched(name: str) -> None:
-        real = getattr(os, name)
+    def watch(call: Call, _: Run) -> None:
+        if call.name.startswith("rename") or call.name == "fsync":
+            happened.append(f"{call.name[:6]}, {'held' if held_by(call.pid) else 'gone'}")
 
-        def call(*arguments: Any, **options: Any) -> Any:
-            happened.append(f"{name}, {'held' if held() else 'gone'}")
-            return real(*arguments, **options)
+    def act() -> tuple[bool, bool]:
+        with PendingFile(str(path), overwrite=True) as pending:
+            pending.publish()
+            pending.sync_folder()
+            before = held_by(os.getpid())
+        return before, held_by(os.getpid())
 
-        monkeypatch.setattr(os, name, call)
-
-    watched("rename")
-    watched("fsync")
-    with PendingFile(str(path), overwrite=True) as pending:
-        pending.publish()
-        pending.sync_folder()
-        assert held()
+    assert answered(act, watch, under=str(path.parent)).value == (True, False)
     assert happened == ["rename, held", "fsync, held"]
-    assert not held()
 
 
-def test_a_replaced_file_that_cannot_be_opened_is_replaced_all_the_same(
-    path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_replaced_file_that_cannot_be_opened_is_replaced_all_the_same(path: Path) -> None:
     path.write_bytes(b"old")
-    real = os.open
+    written: list[bool] = []
 
-    def refuse(name: str, flags: int, mode: int = 0o777, *, dir_fd: int | None = None) -> int:
-        if name == path.name:
-            raise OSError(errno.EACCES, "no")
-        return real(name, flags, mode, dir_fd=dir_fd)
+    def refuse(call: Call, _: Run) -> Fail | None:
+        written.extend([True] * (call.name == "pwrite64"))
+        return Fail(errno.EACCES) if written and (call.name, call.path) == ("openat", str(path)) else None
 
-    with PendingFile(str(path), overwrite=True) as pending:
-        pending.channel.write(0, memoryview(b"new"))
-        monkeypatch.setattr(os, "open", refuse)
-        pending.publish()
-        pending.sync_folder()
+    def act() -> None:
+        with PendingFile(str(path), overwrite=True) as pending:
+            pending.channel.write(0, memoryview(b"new"))
+            pending.publish()
+            pending.sync_folder()
+
+    assert answered(act, refuse, under=str(path.parent)).faults
     assert path.read_bytes() == b"new"
 
 
@@ -415,16 +410,9 @@ def test_direct_io_is_a_second_descriptor_of_the_same_file(path: Path) -> None:
 
 @pytest.mark.parametrize(("refusal", "fatal"), [(errno.EINVAL, False), (errno.EOPNOTSUPP, False), (errno.EMFILE, True)])
 def test_a_refusal_of_direct_io_is_told_from_other_errors(
-    path: Path, monkeypatch: pytest.MonkeyPatch, refusal: int, fatal: bool
+    path: Path, refuse_direct_io: Callable[[int], None], refusal: int, fatal: bool
 ) -> None:
-    real = os.open
-
-    def refuse(name: str, flags: int, mode: int = 0o777, *, dir_fd: int | None = None) -> int:
-        if flags & os.O_DIRECT:
-            raise OSError(refusal, "no")
-        return real(name, flags, mode, dir_fd=dir_fd)
-
-    monkeypatch.setattr(os, "open", refuse)
+    refuse_direct_io(refusal)
     with PendingFile(str(path)) as pending:
         if fatal:
             with pytest.raises(HostError, match="for direct I/O"):

@@ -5,7 +5,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from support.faults import Fail
+from support.leftovers import descriptors
 from support.refusing import Refuse
+from support.system_calls import answered
 
 from parallel_fixedram.core.errors import HostError, NoFileError, RequestError
 from parallel_fixedram.host.memory.shared_memory import SharedMemory
@@ -123,12 +126,16 @@ def test_what_was_made_before_an_error_is_gone(tmp_path: Path) -> None:
     assert os.listdir(tmp_path) == []
 
 
-def test_where_memory_cannot_be_had_nothing_stays_open(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def refuse(_fd: int, length: int) -> None:
-        if length > 1:
-            raise OSError(errno.ENOMEM, "no")
+def test_where_memory_cannot_be_had_nothing_stays_open(tmp_path: Path) -> None:
+    def attempt() -> set[tuple[str, str]]:
+        before = descriptors()
+        with pytest.raises(HostError, match="cannot get 2 bytes of shared memory: cannot allocate memory"):
+            SharedMemory({"a": 1, "c": 2}, {"a": str(tmp_path / "a")}).__enter__()
+        return descriptors() ^ before
 
-    monkeypatch.setattr(os, "ftruncate", refuse)
-    with pytest.raises(HostError, match="cannot get 2 bytes of shared memory: cannot allocate memory"):
-        SharedMemory({"a": 1, "c": 2}, {"a": str(tmp_path / "a")}).__enter__()
+    found = answered(
+        attempt, lambda call, _: Fail(errno.ENOMEM) if call.args[1] > 1 and call.name == "ftruncate" else None
+    )
+    assert len(found.faults) == 1
+    assert found.value == set()
     assert os.listdir(tmp_path) == []

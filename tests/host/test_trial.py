@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import errno
+
 import pytest
 from support.leftovers import children, descriptors
 from support.puppet import Puppet
 from support.seccomp import KILL, install, only
+from support.system_calls import FORKING, without
 from support.watched import require_userfaultfd
 
 from parallel_fixedram.core.errors import HostError
-from parallel_fixedram.host.injection import trial
 from parallel_fixedram.host.injection.trial import try_to_read, try_to_watch
 
 PTRACE, PROCESS_VM_READV, EPERM = 101, 310, 0x50001
@@ -61,10 +63,6 @@ def test_a_filter_that_allows_what_is_needed_is_no_obstacle() -> None:
     assert sandboxed(try_to_watch, 1000, EPERM) == ""
 
 
-def test_that_no_process_can_be_started_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
-    def full() -> int:
-        raise BlockingIOError(11, "Resource temporarily unavailable")
-
-    monkeypatch.setattr(trial.os, "fork", full)
+def test_that_no_process_can_be_started_is_said() -> None:
     with pytest.raises(HostError, match="cannot start a process to try it on: resource temporarily unavailable"):
-        try_to_read()
+        without(FORKING, errno.EAGAIN, try_to_read)

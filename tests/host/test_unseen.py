@@ -16,10 +16,20 @@ ROOT = pytest.mark.skipif(os.geteuid() != 0, reason="only root can make these na
 ASK = "from parallel_fixedram.host.processes.unseen import why_unseen; print(why_unseen({pid}))"
 
 
-def asked_in(*wrapper: str, pid: int) -> str:
+IDENTIFY = """
+from parallel_fixedram.core.errors import HostError
+from parallel_fixedram.host.processes.identity import identity_of
+try:
+    print(identity_of({pid}))
+except HostError as error:
+    print(error.message)
+"""
+
+
+def asked_in(*wrapper: str, pid: int, ask: str = ASK) -> str:
     """What a process says that is started so."""
     done = subprocess.run(
-        [*wrapper, sys.executable, "-c", ASK.format(pid=pid)],
+        [*wrapper, sys.executable, "-c", ask.format(pid=pid)],
         capture_output=True,
         text=True,
         check=False,
@@ -51,6 +61,7 @@ def test_a_proc_that_is_not_ours_is_noticed() -> None:
 def test_a_missing_proc_is_noticed() -> None:
     hide = ["sh", "-c", 'mount -t tmpfs none /proc && exec "$@"', "sh"]
     assert "no /proc is mounted here" in asked_in(*with_own_mounts(), *hide, pid=1)
+    assert "no /proc is mounted here" in asked_in(*with_own_mounts(), *hide, pid=1, ask=IDENTIFY)
 
 
 def test_root_of_a_user_namespace_is_told_so() -> None:

@@ -6,6 +6,8 @@ import stat
 from pathlib import Path
 
 import pytest
+from support.faults import Call, Run
+from support.system_calls import answered
 
 from parallel_fixedram.host import user_cache
 
@@ -80,19 +82,17 @@ def test_what_is_not_json_is_the_callers_mistake_and_leaves_nothing(home: Path) 
     assert kept(home) == ["what.json"]
 
 
-def test_a_reader_sees_the_old_or_the_new_and_never_half_of_it(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_reader_sees_the_old_or_the_new_and_never_half_of_it(home: Path) -> None:
     user_cache.write("what.json", {"a": 1})
     seen: list[object] = []
-    replace = os.replace
 
-    def watched(source: str, target: str) -> None:
-        assert json.loads(Path(source).read_text()) == {"a": 2}
-        seen.append(user_cache.read("what.json"))
-        replace(source, target)
+    def look(call: Call, _: Run) -> None:
+        if call.name.startswith("rename"):
+            (new,) = (each for each in (home / FOLDER).iterdir() if each.name != "what.json")
+            seen.extend((json.loads(new.read_text()), user_cache.read("what.json")))
 
-    monkeypatch.setattr(os, "replace", watched)
-    user_cache.write("what.json", {"a": 2})
-    assert [*seen, user_cache.read("what.json")] == [{"a": 1}, {"a": 2}]
+    answered(lambda: user_cache.write("what.json", {"a": 2}), look, under=str(home))
+    assert [*seen, user_cache.read("what.json")] == [{"a": 2}, {"a": 1}, {"a": 2}]
 
 
 @pytest.mark.parametrize("home", ["", "relative/folder"])

@@ -3,20 +3,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
+from support.conformance import covered
 
 from parallel_fixedram.core.bitmap import PageBitmap
 from parallel_fixedram.core.ramblock import PageRange
-from parallel_fixedram.machines.builtin import dirty_log
 from parallel_fixedram.machines.builtin.dirty_log import DirtyLog
 
 
 def pages_in(bitmap: PageBitmap) -> list[int]:
     return [page for page in range(bitmap.pages) if bitmap.test(page)]
-
-
-@pytest.fixture(params=[64, 1 << 20], ids=["many chunks", "one chunk"], autouse=True)
-def _chunks(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(dirty_log, "_CHUNK_PAGES", request.param)
 
 
 @pytest.mark.parametrize("pages", [1, 63, 64, 65, 200])
@@ -26,6 +21,17 @@ def test_what_is_marked_is_fetched_once_and_forgotten(pages: int) -> None:
     log.mark(np.array(marked))
     assert log.sync([bitmap]) == len(marked)
     assert pages_in(bitmap) == marked
+    assert log.sync([PageBitmap(pages)]) == 0
+    log.close()
+
+
+def test_a_large_log_is_read_in_parts_and_each_page_is_where_it_belongs() -> None:
+    pages = (3 << 20) + 65
+    log, bitmap = DirtyLog(pages), PageBitmap(pages)
+    marked = [0, (1 << 20) - 1, 1 << 20, (1 << 20) + 2, 2 << 20, (3 << 20) - 1, pages - 1]
+    log.mark(np.array(marked))
+    assert log.sync([bitmap]) == len(marked)
+    assert covered(bitmap.ranges()) == marked
     assert log.sync([PageBitmap(pages)]) == 0
     log.close()
 

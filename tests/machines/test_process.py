@@ -19,8 +19,7 @@ from parallel_fixedram.core.protocols import DirtySource, Machine, Pages
 from parallel_fixedram.core.ramblock import PageRange
 from parallel_fixedram.core.units import GIB, MIB
 from parallel_fixedram.host.memory.userfaultfd import PageFault, Userfaultfd
-from parallel_fixedram.machines.builtin import process
-from parallel_fixedram.machines.builtin.process import GuestProcess
+from parallel_fixedram.machines.builtin.process import MACHINE_NAME, GuestProcess
 from parallel_fixedram.machines.builtin.spec import GuestSpec, Workload
 from parallel_fixedram.machines.builtin.workload import BATCH_PAGES, Program, render
 
@@ -103,7 +102,7 @@ def test_it_is_a_machine_with_one_block_of_guest_ram() -> None:
         machine: Machine = guest
         source: DirtySource = guest.log
         (block,) = machine.guest_blocks()
-        assert (machine.name, machine.device_state()) == (process.MACHINE_NAME, b"")
+        assert (machine.name, machine.device_state()) == (MACHINE_NAME, b"")
         assert (block.block.idstr, block.block.used_length, block.block.pages) == ("pc.ram", MIB, 256)
         assert block.source.data_ranges(PageRange(0, 256)) == [PageRange(0, 128)]
         assert source.sync([PageBitmap(256)]) == 128
@@ -246,9 +245,8 @@ def test_a_guest_killed_while_paused_is_reported_by_resume() -> None:
             guest.resume()
 
 
-def test_a_stopped_guest_does_not_hold_up_its_saver_for_ever(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(process, "ANSWER_SECONDS", 0.05)
-    with booted("hot,size=1MiB") as guest:
+def test_a_stopped_guest_does_not_hold_up_its_saver_for_ever() -> None:
+    with GuestProcess(GuestSpec.parse("hot,size=1MiB"), answer_seconds=0.05) as guest:
         guest.start()
         os.kill(guest.pid, signal.SIGSTOP)
         with pytest.raises(MachineError, match=r"did not answer within 0\.05 s"):

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Iterator
 from pathlib import Path
-from typing import NamedTuple
 
 import pytest
 
-from parallel_fixedram.host import user_cache
-from parallel_fixedram.machines.qemu import trials
 from parallel_fixedram.machines.qemu.trials import Setting
 
 KVM, TCG = Setting(qemu="10.0.2", kvm=True), Setting(qemu="10.0.2", kvm=False)
@@ -40,19 +38,18 @@ def test_without_kvm_no_trial_is_needed() -> None:
     assert TCG.unproven == ""
 
 
-class Kernel(NamedTuple):
-    nodename: str
-    release: str
-
-
 @pytest.mark.parametrize("other", ["qemu", "accelerator", "kernel", "host"])
-def test_with_another_one_nothing_is_known(other: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_with_another_one_nothing_is_known(cache: Path, other: str) -> None:
     setting = TCG if other == "accelerator" else KVM
     assert setting.remember(passed=True)
-    if other == "kernel":
-        monkeypatch.setattr(os, "uname", lambda: Kernel("here", "7.0"))
-    elif other == "host":
-        monkeypatch.setattr(trials, "_host", lambda: "another")
+    if other in ("kernel", "host"):
+        (key,) = json.loads((cache / "snapshots.json").read_text())
+        host, kernel, *rest = key.split(" ")
+        known = Path("/etc/machine-id")
+        assert host == (known.read_text().strip() if known.exists() else os.uname().nodename)
+        assert kernel == os.uname().release
+        theirs = ["another", kernel, *rest] if other == "host" else [host, "7.0", *rest]
+        (cache / "snapshots.json").write_text(json.dumps({" ".join(theirs): True}))
     asked = Setting(qemu="11.1.3", kvm=True) if other == "qemu" else KVM
     assert asked.passed is None
     assert "under KVM" in asked.unproven
@@ -74,5 +71,5 @@ def test_a_damaged_memory_knows_nothing(cache: Path, content: str) -> None:
 
 
 def test_what_cannot_be_kept_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(user_cache, "write", lambda name, value: None)
+    monkeypatch.setenv("XDG_CACHE_HOME", "/proc/self")
     assert not KVM.remember(passed=True)

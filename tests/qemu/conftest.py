@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,11 +12,13 @@ from support.command import report
 from support.disks_of_guests import ManyDisks, make_images
 from support.qemu import Missing, QemuError, QemuProcess, Ram, boot_from, missing, require_qemu
 from support.qemu_boot import BootFolder
+from support.qemu_commands import Commands, commands_from_now_on
 from support.qemu_files import SavedGuest, Variants, write_background_snapshot
 from support.qemu_linux import LinuxGuest, linux_guest
 from support.qemu_tools import require_tool
 from support.snapshots import When, at_moments
 
+from parallel_fixedram.engine.capture import pause
 from parallel_fixedram.experiments.boot_sector import boot_image
 
 HERE = Path(__file__).parent
@@ -118,3 +120,14 @@ def disks(tmp_path: Path) -> ManyDisks:
     folder = tmp_path / "images"
     folder.mkdir()
     return make_images(folder)
+
+
+@pytest.fixture
+def commands(monkeypatch: pytest.MonkeyPatch) -> Commands:
+    return commands_from_now_on(monkeypatch)
+
+
+@pytest.fixture
+def long_stop(monkeypatch: pytest.MonkeyPatch) -> Callable[[float], None]:
+    """Says from how many seconds on a stop is said to be long."""
+    return lambda seconds: monkeypatch.setattr(pause, "LONG_STOP_SECONDS", seconds)

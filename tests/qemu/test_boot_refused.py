@@ -8,18 +8,17 @@ import signal
 import tempfile
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import pytest
 from support.cli import call, refused, run
 from support.command import report
 from support.qemu import QemuProcess, Ram, require_qemu
 from support.qemu_boot import BootFolder, HeldBoot, ends
+from support.qemu_commands import Commands
 from support.qemu_files import SavedGuest
 from support.qemu_tools import machine_type
 
 from parallel_fixedram.boot import incoming
-from parallel_fixedram.machines.qemu import monitor
 
 MIB = 1 << 20
 VERBS = ("restore", "clone")
@@ -150,26 +149,19 @@ def test_without_a_run_dir_the_log_stays_in_the_folder_that_was_made(
 
 
 def test_a_qemu_that_never_finishes_loading_is_given_up(
-    plain: SavedGuest, boot: BootFolder, monkeypatch: pytest.MonkeyPatch
+    plain: SavedGuest, boot: BootFolder, commands: Commands, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    execute = monitor.Monitor.execute
-
-    def ignored(self: monitor.Monitor, command: str, *args: Any, **options: Any) -> Any:
-        return {} if command == "migrate-incoming" else execute(self, command, *args, **options)
-
-    monkeypatch.setattr(monitor.Monitor, "execute", ignored)
+    commands.ignored.add("migrate-incoming")
     monkeypatch.setattr(incoming, "LOAD_SECONDS", 0.1)
     refused(boot.attempt("restore", plain.path, line=boot.line_of(plain)), 4, "no event MIGRATION", "")
 
 
-def test_a_long_tmpdir_is_told_with_the_option_that_helps(
-    plain: SavedGuest, boot: BootFolder, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_long_tmpdir_is_told_with_the_option_that_helps(plain: SavedGuest, boot: BootFolder) -> None:
     deep = boot.path / ("d" * 100)
     deep.mkdir()
-    monkeypatch.delenv("XDG_RUNTIME_DIR", raising=False)
-    monkeypatch.setattr(tempfile, "tempdir", str(deep))
-    result = call("restore", plain.path, "--", *boot.line_of(plain))
+    result = run(
+        "restore", plain.path, "--", *boot.line_of(plain), fresh=True, env={"TMPDIR": str(deep), "XDG_RUNTIME_DIR": ""}
+    )
     refused(result, 2, "/0/qmp' is too long for the name of a socket\n", "give --run-dir a folder")
     assert list(deep.iterdir()) == []
 

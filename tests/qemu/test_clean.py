@@ -8,17 +8,16 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 from support.cli import call, done
 from support.disks_of_guests import ManyDisks, many_disks
 from support.qemu import QemuProcess
 from support.qemu_boot import BootFolder, ends
+from support.qemu_commands import Commands
 from support.qemu_files import SavedGuest
 
 from parallel_fixedram import clean
-from parallel_fixedram.machines.qemu.monitor import Monitor
 
 MAKING = ("blockdev-add", "blockdev-create", "transaction")
 
@@ -51,20 +50,18 @@ def argv(guest: QemuProcess, path: Path) -> list[str]:
 
 
 def test_at_no_step_of_a_save_does_it_take_an_overlay_away(
-    guest: QemuProcess, disks: ManyDisks, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    guest: QemuProcess, disks: ManyDisks, tmp_path: Path, commands: Commands
 ) -> None:
-    execute, seen = Monitor.execute, []
+    seen = []
 
-    def watched(self: Monitor, name: str, *args: Any, **options: Any) -> Any:
+    def look(name: str, _: object) -> None:
         if name in MAKING:
             found = clean(str(disks.folder), remove=True).found
             assert all(each.held and not each.removed for each in found), (name, found)
             seen.append((name, len(found)))
-        return execute(self, name, *args, **options)
 
-    monkeypatch.setattr(Monitor, "execute", watched)
+    commands.before = look
     done(call(*argv(guest, tmp_path / "saved")))
-    monkeypatch.undo()
     assert seen[0] == ("blockdev-add", 1)
     assert seen[-1] == ("transaction", len(disks.written))
     done(call("clean", disks.folder, "--remove"))  # the guest goes on with them

@@ -13,14 +13,15 @@ from typing import Any
 
 import pytest
 from support.disks import on_disk
+from support.faults import Call, Fail, Run, Stop
 from support.qemu import QemuProcess, require_tool
 from support.qemu_saved import in_turn
 from support.qemu_tools import with_own_mounts
+from support.system_calls import answered
 
 import parallel_fixedram
 from parallel_fixedram.core.reports.save import SaveReport
 from parallel_fixedram.core.save_options import Disks, DisksMode
-from parallel_fixedram.engine.capture import pause as pause_module
 from parallel_fixedram.experiments.boot_sector import disk_image
 from parallel_fixedram.machines.qemu import disks
 from parallel_fixedram.machines.qemu.machine import QemuMachine
@@ -179,19 +180,17 @@ class TestTold:
     ) -> None:
         path = image(folder / "disk")
 
-        def fdatasync(fd: int) -> None:
-            if what == "fails":
-                raise OSError(errno.EIO, os.strerror(errno.EIO))
-            os.read(os.pipe()[0], 1)
+        def decide(call: Call, _: Run) -> Fail | Stop | None:
+            if call.name != "fdatasync":
+                return None
+            return Fail(errno.EIO) if what == "fails" else Stop([call.pid])
 
-        monkeypatch.setattr(os, "fdatasync", fdatasync)
         monkeypatch.setattr(disks, "MOST_SECONDS", 0.1 if what == "hangs" else 60.0)
         with QemuProcess(*ticker, *drive(path)) as guest:
-            report = save(guest, folder / "saved")
+            report = answered(lambda: save(guest, folder / "saved"), decide, under=str(path)).value
             assert guest.status() == "running"
         told = [note for note in report.notes if repr(str(path)) in note]  # what else QEMU writes may be late, too
         assert told == [f"before the guest is stopped, disk '{path}' {said}"]
-        monkeypatch.undo()
         assert parallel_fixedram.verify(os.fspath(folder / "saved")).ok
 
     def test_a_disk_behind_a_server_is_named(
@@ -223,9 +222,9 @@ class TestTold:
 
     @pytest.mark.parametrize("long", [True, False])
     def test_a_long_stop_is_explained(
-        self, ticker: list[str], folder: Path, monkeypatch: pytest.MonkeyPatch, long: bool
+        self, ticker: list[str], folder: Path, long_stop: Callable[[float], None], long: bool
     ) -> None:
-        monkeypatch.setattr(pause_module, "LONG_STOP_SECONDS", 0.0 if long else 1e9)
+        long_stop(0.0 if long else 1e9)
         with QemuProcess(*ticker) as guest:
             report = save(guest, folder / "saved")
         said = [note for note in report.notes if "QEMU completes the requests of all disks and flushes them" in note]

@@ -15,13 +15,12 @@ from support.cli import call, done, refused
 from support.command import happenings
 from support.examples import unless_thorough
 from support.qemu import QemuProcess, Ram
+from support.qemu_commands import Commands
 from support.qemu_reader import read_stored
 from support.qemu_saved import assert_one_instant, contents, differences, save
 from support.watched import require_userfaultfd
 
 import parallel_fixedram
-from parallel_fixedram.engine.capture import pause
-from parallel_fixedram.machines.qemu.monitor import Monitor
 
 MIB = 1 << 20
 STATE = "xen-save-devices-state"
@@ -33,33 +32,30 @@ Meanwhile = Callable[..., list[str]]
 
 
 @pytest.fixture(autouse=True)
-def no_stop_is_long(monkeypatch: pytest.MonkeyPatch) -> None:
+def no_stop_is_long(long_stop: Callable[[float], None]) -> None:
     """However busy this machine is: notes are of what others did."""
-    monkeypatch.setattr(pause, "LONG_STOP_SECONDS", 1e9)
+    long_stop(1e9)
 
 
 @pytest.fixture
-def meanwhile(monkeypatch: pytest.MonkeyPatch) -> Meanwhile:
+def meanwhile(commands: Commands) -> Meanwhile:
     """``meanwhile(before, act, act, ...)``: one act each time the command has stopped the guest and sends ``before``.
 
     Returns the commands that it sends from then on; ``before`` may be the empty string, for the next one of any name.
     """
-    execute = Monitor.execute
 
     def plan(before: str, *acts: Act, stopped: bool = True) -> list[str]:
-        left, sent, due = list(acts), [], not stopped
+        left, due = list(acts), not stopped
 
-        def watched(self: Monitor, command: str, arguments: Any = None, **options: Any) -> Any:
+        def look(command: str, _: object) -> None:
             nonlocal due
             if due and left and command.startswith(before):
                 due = not stopped
                 left.pop(0)()
             due = due or command == "stop"
-            sent.append(command)
-            return execute(self, command, arguments, **options)
 
-        monkeypatch.setattr(Monitor, "execute", watched)
-        return sent
+        commands.before, commands.sent = look, list[str]()
+        return commands.sent
 
     return plan
 

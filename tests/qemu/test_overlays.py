@@ -21,13 +21,13 @@ from support.command import report
 from support.disks_of_guests import SIZE, ManyDisks, many_disks, numbers, qemu_img, read, write
 from support.examples import unless_thorough
 from support.qemu import QemuProcess, Ram
+from support.qemu_commands import Commands
 
 from parallel_fixedram import Observer, commit_disks, open_qemu
 from parallel_fixedram.core.errors import HostError
 from parallel_fixedram.core.save_options import CaptureMode
 from parallel_fixedram.engine.capture.ways import WAYS
 from parallel_fixedram.image.image import open_image
-from parallel_fixedram.machines.qemu.monitor import Monitor
 
 MIB = 1 << 20
 OVERLAY = "fixedram-"
@@ -78,15 +78,28 @@ def put_on_top(guest: QemuProcess, node: str, path: Path) -> Path:
     return path
 
 
+GoingOn = Callable[..., None]
+
+
+@pytest.fixture
+def going_on(monkeypatch: pytest.MonkeyPatch) -> GoingOn:
+    """``going_on(act, capture)``: done each time the guest goes on after an instant, before the rest is captured."""
+
+    def plan(act: Callable[[], object], capture: str = "compare") -> None:
+        way = WAYS[CaptureMode(capture)]
+        after = way.after
+        monkeypatch.setattr(way, "after", lambda *args: (act(), after(*args)))
+
+    return plan
+
+
 class TestTheImages:
     @pytest.mark.parametrize("capture", unless_thorough(["compare"], ["compare", "stopped"]))
     def test_of_all_disks_are_those_of_one_instant_and_the_guest_writes_overlays(
-        self, guest: QemuProcess, disks: ManyDisks, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capture: str
+        self, guest: QemuProcess, disks: ManyDisks, tmp_path: Path, going_on: GoingOn, capture: str
     ) -> None:
         write(guest, 1)
-        way = WAYS[CaptureMode(capture)]
-        after = way.after
-        monkeypatch.setattr(way, "after", lambda *args: (write(guest, 2), after(*args)))  # the guest goes on at once
+        going_on(lambda: write(guest, 2), capture)
         saved = done(call(*argv(guest, tmp_path / "saved", "--capture", capture), "--json")).json
         write(guest, 3)
         goes_on(guest)
@@ -260,17 +273,11 @@ class TestWithoutAWord:
         refused(call("save", tmp_path / "no", "--qmp", guest.monitor_path, "--disks", "refuse"), 2, "disks 'blk'")
 
     def test_one_that_somebody_lets_go_on_meanwhile_is_refused(
-        self, guest: QemuProcess, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+        self, guest: QemuProcess, tmp_path: Path, commands: Commands
     ) -> None:
-        execute, left = Monitor.execute, [guest.cont]
-
-        def watched(self: Monitor, command: str, *args: Any, **options: Any) -> Any:
-            if command == "stop" and left:
-                left.pop()()
-            return execute(self, command, *args, **options)
-
+        left = [guest.cont]
         guest.stop()
-        monkeypatch.setattr(Monitor, "execute", watched)
+        commands.before = lambda name, _: left.pop()() if name == "stop" and left else None
         refused(call("save", tmp_path / "saved", "--qmp", guest.monitor_path), 2, "the guest writes to disks 'blk'")
         assert not (tmp_path / "saved").exists()
         goes_on(guest)
@@ -379,18 +386,16 @@ class TestWhenItFails:
         goes_on(guest)
 
     def test_for_one_disk_all_go_on_as_before(
-        self, guest: QemuProcess, disks: ManyDisks, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+        self, guest: QemuProcess, disks: ManyDisks, tmp_path: Path, commands: Commands
     ) -> None:
         """Here because somebody takes an overlay away that is not used yet."""
         write(guest, 1)
-        execute = Monitor.execute
 
-        def watched(self: Monitor, command: str, arguments: Any = None, **options: Any) -> Any:
-            if command == "transaction":
+        def take_away(name: str, arguments: Any) -> None:
+            if name == "transaction":
                 guest.qmp("blockdev-del", **{"node-name": arguments["actions"][-1]["data"]["overlay"]})
-            return execute(self, command, arguments, **options)
 
-        monkeypatch.setattr(Monitor, "execute", watched)
+        commands.before = take_away
         before = nodes(guest), all_nodes(guest)
         result = call(*argv(guest, tmp_path / "saved"))
         refused(result, 4, "QEMU refuses 'transaction'", "")
@@ -413,13 +418,13 @@ class TestWhenItFails:
         goes_on(guest)
 
     def test_after_the_instant_the_error_says_how_to_merge(
-        self, guest: QemuProcess, disks: ManyDisks, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+        self, guest: QemuProcess, disks: ManyDisks, tmp_path: Path, going_on: GoingOn
     ) -> None:
-        def full(*_: object) -> None:
+        def full() -> None:
             raise HostError("no space")
 
         write(guest, 1)
-        monkeypatch.setattr(WAYS[CaptureMode.COMPARE], "after", full)
+        going_on(full)
         result = call(*argv(guest, tmp_path / "saved", "--capture", "compare"))
         refused(result, 5, "no space", "`disks commit` merges overlays into their images")
         assert all(str(path) in result.err for path in overlays(disks.folder))
@@ -430,34 +435,27 @@ class TestWhenItFails:
         assert numbers(read(disks.raw, "raw", tmp_path)) == {2}
 
     def test_because_somebody_moves_a_disk_meanwhile(
-        self, guest: QemuProcess, disks: ManyDisks, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+        self, guest: QemuProcess, disks: ManyDisks, tmp_path: Path, going_on: GoingOn
     ) -> None:
-        way = WAYS[CaptureMode.COMPARE]
-        after = way.after
-
-        def moved(*args: Any) -> None:
+        def move() -> None:
             top = nodes(guest)["/machine/peripheral/blk/virtio-backend"]
             put_on_top(guest, top, tmp_path / f"theirs{len(list(tmp_path.glob('theirs*')))}")
-            after(*args)
 
-        monkeypatch.setattr(way, "after", moved)
+        going_on(move)
         result = call(*argv(guest, tmp_path / "saved", "--capture", "compare"))
         refused(result, 4, "somebody changed the guest's disks while it was being saved", "`disks commit` merges")
         assert not (tmp_path / "saved").exists()
 
     def test_because_somebody_writes_to_an_image_meanwhile(
-        self, guest: QemuProcess, disks: ManyDisks, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+        self, guest: QemuProcess, disks: ManyDisks, tmp_path: Path, going_on: GoingOn
     ) -> None:
         """As somebody's merge does, or another process: what would be recorded is not the disk of that instant."""
-        way = WAYS[CaptureMode.COMPARE]
-        after = way.after
 
-        def written(*args: Any) -> None:
+        def put() -> None:
             with disks.base.open("r+b") as file:
                 file.write(b"x")
-            after(*args)
 
-        monkeypatch.setattr(way, "after", written)
+        going_on(put)
         result = call(*argv(guest, tmp_path / "saved", "--capture", "compare"))
         refused(result, 4, "somebody changed the guest's disks while it was being saved", "`disks commit` merges")
         assert not (tmp_path / "saved").exists()
@@ -537,22 +535,21 @@ def _files_in_use(guest: QemuProcess) -> list[str]:
 
 
 def test_the_instant_is_torn_and_taken_again_with_new_overlays(
-    guest: QemuProcess, disks: ManyDisks, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    guest: QemuProcess, disks: ManyDisks, tmp_path: Path, commands: Commands
 ) -> None:
     """What the guest wrote in between is in the images of the second instant."""
     write(guest, 1)
-    execute, torn = Monitor.execute, []
+    torn: list[bool] = []
 
-    def watched(self: Monitor, command: str, *args: Any, **options: Any) -> Any:
-        answer = execute(self, command, *args, **options)
-        if command == "transaction" and not torn:
+    def tear(name: str, answer: Any) -> Any:
+        if name == "transaction" and not torn:
             torn.append(True)
             guest.cont()
             guest.wait_serial("[A-Z]{2}")
             write(guest, 2)
         return answer
 
-    monkeypatch.setattr(Monitor, "execute", watched)
+    commands.behind = tear
     saved = done(call(*argv(guest, tmp_path / "saved", "--capture", "compare"), "--json")).json
     write(guest, 3)
     assert any("somebody let the guest go on" in note for note in saved["notes"])

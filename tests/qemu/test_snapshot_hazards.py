@@ -23,10 +23,11 @@ from support.faults import Forked, before, behind
 from support.leftovers import children, descriptors
 from support.qemu import QemuError, QemuProcess, Ram, boot_from, require_tool
 from support.qemu_boot import BootFolder
+from support.qemu_commands import Commands
 from support.qemu_reader import read_stored
 from support.qemu_saved import WAYS_TO_LOAD, contents, differences, in_turn
 from support.qemu_tools import all_qemus
-from support.snapshots import Act, Saved, When, argv, killing, ticks, unharmed, watched_mappings
+from support.snapshots import Saved, When, argv, killing, ticks, unharmed, watched_mappings
 from support.sources import huge_file
 from support.watched import require_userfaultfd
 
@@ -38,8 +39,6 @@ from parallel_fixedram.engine.capture.write_protect import WriteProtect
 from parallel_fixedram.experiments.boot_sector import boot_image
 from parallel_fixedram.host.memory import ksm
 from parallel_fixedram.image.draft import Draft
-from parallel_fixedram.machines.qemu.machine import QemuMachine
-from parallel_fixedram.machines.qemu.monitor import Monitor
 
 MIB = 1 << 20
 LONG = 20.0
@@ -180,19 +179,6 @@ def own(ticker: list[str]) -> Iterator[QemuProcess]:
         yield guest
 
 
-def device_state_taken(monkeypatch: pytest.MonkeyPatch, *acts: Act) -> None:
-    """One act at each pause, behind the device state."""
-    real, left = QemuMachine.device_state, list(acts)
-
-    def taken(self: QemuMachine) -> bytes:
-        state = real(self)
-        if left:
-            left.pop(0)()
-        return state
-
-    monkeypatch.setattr(QemuMachine, "device_state", taken)
-
-
 BACKGROUND_SNAPSHOT = {"capability": "background-snapshot", "state": True}
 
 
@@ -215,9 +201,9 @@ class TestAnotherMonitor:
         assert saved.is_right()
 
     def test_lets_the_guest_go_on_in_the_pause_and_it_begins_again(
-        self, guest: QemuProcess, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+        self, guest: QemuProcess, tmp_path: Path, when: When
     ) -> None:
-        device_state_taken(monkeypatch, lambda: (guest.cont(), guest.wait_serial("[A-Z]{2}")))
+        when("device state", lambda _: (guest.cont(), guest.wait_serial("[A-Z]{2}")))
         saved = Saved(guest, tmp_path / "saved")
         assert saved.snapshot
         assert saved.is_right()
@@ -226,23 +212,19 @@ class TestAnotherMonitor:
             -1:
         ] == [True]
 
-    def test_does_so_every_time_and_there_is_no_file(
-        self, guest: QemuProcess, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        device_state_taken(monkeypatch, *[guest.cont] * 9)
+    def test_does_so_every_time_and_there_is_no_file(self, guest: QemuProcess, tmp_path: Path, when: When) -> None:
+        when("device state", *[lambda _: guest.cont()] * 9)
         result = call(*argv(guest, tmp_path / "saved", "auto"))
         refused(result, 4, "somebody let the guest go on while it was being saved")
         assert os.listdir(tmp_path) == []
 
-    def test_migrates_the_guest_away_in_the_pause(
-        self, own: QemuProcess, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        def migrate() -> None:
+    def test_migrates_the_guest_away_in_the_pause(self, own: QemuProcess, tmp_path: Path, when: When) -> None:
+        def migrate(_: object) -> None:
             own.migrate(f"file:{tmp_path / 'theirs'}")
             while own.status() == "finish-migrate":
                 pass
 
-        device_state_taken(monkeypatch, migrate)
+        when("device state", migrate)
         with unharmed(own, status="postmigrate"):
             result = call(*argv(own, tmp_path / "saved", "auto"))
             refused(
@@ -272,25 +254,21 @@ class TestAnotherMonitor:
         assert saved.snapshot
         assert saved.is_right()
 
-    def test_has_begun_one_before_ours_is(
-        self, own: QemuProcess, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
+    def test_has_begun_one_before_ours_is(self, own: QemuProcess, tmp_path: Path, when: When) -> None:
         """To somebody who reads nothing of it, so that it stays under way."""
-        real, folder = QemuMachine.get_ready, tmp_path / "folder"
+        folder = tmp_path / "folder"
         folder.mkdir()
 
-        def ready(machine: QemuMachine) -> None:
-            real(machine)
+        def begin(_: object) -> None:
             own.qmp("migrate-set-capabilities", capabilities=[BACKGROUND_SNAPSHOT])
             own.qmp("migrate", uri=f"unix:{tmp_path / 'theirs'}")
             while not watched_mappings(own):
                 pass
-            monkeypatch.undo()
 
         with socket.socket(socket.AF_UNIX) as there:
             there.bind(os.fspath(tmp_path / "theirs"))
             there.listen()
-            monkeypatch.setattr(QemuMachine, "get_ready", ready)
+            when("ready", begin)
             refused(call(*argv(own, folder / "saved", "snapshot")), 5, "somebody else watches this memory\n")
             assert watched_mappings(own), "theirs is under way still"
             refused(call(*argv(own, folder / "saved", "auto")), 4, "a migration of this guest is under way\n")
@@ -311,16 +289,13 @@ class TestIsRefused:
                 assert any("traced" in why for why in saved["choice"]["why"])
 
     def test_where_a_signal_has_stopped_qemu_and_it_stays_so(
-        self, own: QemuProcess, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+        self, own: QemuProcess, tmp_path: Path, when: When
     ) -> None:
-        real = QemuMachine.get_ready
-
-        def ready(machine: QemuMachine) -> None:
-            real(machine)
+        def stop(_: object) -> None:
             os.kill(own.pid, signal.SIGSTOP)
             os.waitid(os.P_PID, own.pid, os.WSTOPPED | os.WNOWAIT)
 
-        monkeypatch.setattr(QemuMachine, "get_ready", ready)
+        when("ready", stop, stop)
         with unharmed(own):
             try:
                 for mode in ("snapshot", "auto"):
@@ -389,18 +364,13 @@ class TestWhatAUserfaultfdIsNotToldOf:
             guest.wait_serial("C")
             self.refused_by_name_and_compared(guest, tmp_path, 4, "is an ivshmem-plain: whoever shares its memory")
 
-    def test_a_disk_that_writes_memory_by_itself(
-        self, ticker: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        real = Monitor.execute
-
-        def execute(self: Monitor, command: str, *args: Any, **options: Any) -> Any:
-            answer = real(self, command, *args, **options)
-            if command == "query-named-block-nodes":
+    def test_a_disk_that_writes_memory_by_itself(self, ticker: list[str], tmp_path: Path, commands: Commands) -> None:
+        def otherwise(name: str, answer: Any) -> Any:
+            if name == "query-named-block-nodes":
                 return [each | ({"drv": "nvme"} if each["drv"] == "null-co" else {}) for each in answer]
             return answer
 
-        monkeypatch.setattr(Monitor, "execute", execute)
+        commands.behind = otherwise
         disk = ("-blockdev", "driver=null-co,node-name=disk,read-zeroes=on", "-device", "virtio-blk-pci,drive=disk")
         with QemuProcess(*ticker, *disk) as guest:
             guest.wait_serial("C")

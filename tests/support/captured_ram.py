@@ -24,6 +24,7 @@ from parallel_fixedram.core.ramblock import RAMBlock
 from parallel_fixedram.core.shards import plan_shards
 from parallel_fixedram.engine.capture.snapshot.groups import Groups
 from parallel_fixedram.engine.capture.snapshot.messages import Figures
+from parallel_fixedram.engine.capture.snapshot.pieces import USUAL, Pieces
 from parallel_fixedram.engine.capture.snapshot.places import Origin, Target
 from parallel_fixedram.engine.capture.snapshot.processes import Processes
 from parallel_fixedram.engine.capture.snapshot.registration import register
@@ -176,6 +177,7 @@ class Capture:
         staging_slots: int = 1,
         keep: bool = False,
         max_stall: float = 20.0,
+        pieces: Pieces = USUAL,
     ) -> None:
         self.ram = ram
         self.ledger = Ledger(ram.blocks)
@@ -206,6 +208,7 @@ class Capture:
             spill=wrap_spill(self.file),
             max_stall=max_stall,
             capture_memory=slots * 64 * PAGE,
+            pieces=pieces,
         )
 
     @staticmethod

@@ -9,7 +9,7 @@ import struct
 import time
 from collections.abc import Callable
 from mmap import mmap
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 from parallel_fixedram.core.bitmap import Bits, Runs
 from parallel_fixedram.core.errors import FormatError, HostError
@@ -292,3 +292,19 @@ class DeadlyChannel(HookChannel):
         self.inner.write(offset, data[: len(data) // 2])
         self._time[:] = struct.pack("d", time.monotonic())
         os.kill(os.getpid(), self._signum)
+
+
+Wrap = Callable[[Any], Channel]
+"""Makes one channel of another."""
+
+
+class Through(Protocol):
+    """The fixture ``through`` of the engine's tests."""
+
+    def __call__(self, direct: Wrap | None = None, *, buffered: Wrap | None = None) -> list[Any]:
+        """From now on files are written through the channels that these make of them; returns those that were made.
+
+        Args:
+            direct: makes the one for direct I/O, which then every file system has.
+            buffered: makes the one for all the rest.
+        """

@@ -23,6 +23,7 @@ from typing import Any, Self
 import pytest
 from support import prepared
 from support.leftovers import children
+from support.qemu_tools import with_own_mounts
 
 from parallel_fixedram.cli.main import main
 
@@ -234,6 +235,14 @@ def call(*argv: str | Path) -> Result:
             signal.signal(signum, handler)
     assert children() == before
     return Result(code, out.getvalue(), err.getvalue())
+
+
+def without_proc(*argv: str | Path) -> Result:
+    """Run the command where no /proc is mounted; skips the test where that cannot be."""
+    hide = ["sh", "-c", 'mount -t tmpfs none /proc && exec "$@"', "sh"]
+    command = [*with_own_mounts(), *hide, sys.executable, "-P", "-m", "parallel_fixedram", *map(str, argv)]
+    ran = subprocess.run(command, capture_output=True, text=True, check=False)
+    return Result(ran.returncode, ran.stdout, ran.stderr)
 
 
 def done(result: Result) -> Result:

@@ -110,7 +110,7 @@ class Fail(NamedTuple):
 
 
 class Shorten(NamedTuple):
-    """Answer: let pwrite64, pwritev or pwritev2 really write, or io_submit its first request, but not all of it."""
+    """Answer: let a read or write at an offset, or io_submit's first request, really be done, but not all of it."""
 
     length: int = 1 << 62
     """At most so many bytes,"""
@@ -284,7 +284,7 @@ def _answer_next(listener: int, tree: Run, under: str, decide: Decide) -> None:
         if isinstance(fault, Fail):
             error, flags = -fault.errno, 0
         elif isinstance(fault, Shorten):
-            value, flags = _write_less(call, fault)
+            value, flags = _do_less(call, fault)
         elif isinstance(fault, Lie):
             value, flags = _write_otherwise(call, fault), 0
         elif isinstance(fault, Kill):
@@ -325,16 +325,31 @@ def _pieces(pid: int, address: int, count: int) -> list[tuple[int, int]]:
     return list(struct.iter_unpack("QQ", _memory(pid, address, 16 * count)))
 
 
-def _write_less(call: Call, less: Shorten) -> tuple[int, int]:
-    """Have a part written of what was to be; returns the call's result, and whether it is still to be made."""
+def _do_less(call: Call, less: Shorten) -> tuple[int, int]:
+    """Have a part done of what was to be; returns the call's result, and whether it is still to be made."""
     if call.name == "io_submit":
         return _shorten_request(call, less)
+    if call.name in ("pread64", "preadv", "preadv2"):
+        return _read_less(call, less), 0
     pieces = [(call.args[1], call.args[2])]
     if call.name in ("pwritev", "pwritev2"):
         pieces = _pieces(call.pid, call.args[1], call.args[2])
     data = b"".join(_memory(call.pid, address, length) for address, length in pieces)
     with open(f"/proc/{call.pid}/fd/{call.args[0]}", "r+b", 0) as file:
         return os.pwrite(file.fileno(), data[: less.of(len(data))], call.args[3]), 0
+
+
+def _read_less(call: Call, less: Shorten) -> int:
+    """Read a part of what was to be read; returns how much that was."""
+    pieces = [(call.args[1], call.args[2])] if call.name == "pread64" else _pieces(call.pid, *call.args[1:3])
+    with open(f"/proc/{call.pid}/fd/{call.args[0]}", "rb", 0) as file:
+        data = os.pread(file.fileno(), less.of(sum(length for _, length in pieces)), call.args[3])
+    with open(f"/proc/{call.pid}/mem", "r+b", 0) as memory:
+        rest = data
+        for address, length in pieces:
+            os.pwrite(memory.fileno(), rest[:length], address)
+            rest = rest[length:]
+    return len(data)
 
 
 def _shorten_request(call: Call, less: Shorten) -> tuple[int, int]:

@@ -31,25 +31,27 @@ MOMENTS: dict[str, Moment] = {
     "in the pause": behind(WriteProtect, "stopped"),
     "after cont": before(WriteProtect, "after"),
     "captured": before(Snapshot, "end"),
+    "ready": behind(QemuMachine, "get_ready"),
+    "device state": behind(QemuMachine, "device_state"),
 }
 
 Act = Callable[..., object]
-When = Callable[[str, Act], None]
+When = Callable[..., None]
 
 
 def at_moments(monkeypatch: pytest.MonkeyPatch) -> When:
-    """``when(moment, act)``: done once, at that moment of the next snapshot; gets the WriteProtect, or the Snapshot."""
+    """``when(moment, act, ...)``: one act each time that a snapshot comes to that moment; gets what came to it."""
 
-    def plan(name: str, act: Act) -> None:
-        moment, left = MOMENTS[name], [act]
+    def plan(name: str, *acts: Act) -> None:
+        moment, left = MOMENTS[name], list(acts)
         real = getattr(moment.owner, moment.name)
 
         def watched(self: Any, *args: Any, **options: Any) -> Any:
             if not moment.behind and left:
-                left.pop()(self)
+                left.pop(0)(self)
             result = real(self, *args, **options)
             if moment.behind and left:
-                left.pop()(self)
+                left.pop(0)(self)
             return result
 
         monkeypatch.setattr(moment.owner, moment.name, watched)

@@ -109,10 +109,16 @@ def test_a_drive_is_known_by_its_file_and_not_by_its_name(
     assert found.commands[0][2] == "file=/run/0/disk0-one.qcow2,format=qcow2,if=virtio"
 
 
-def test_an_overlay_that_the_command_line_does_not_know_is_found_by_what_is_behind_it(
-    raw: MakeDisk, qemu_img: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.fixture
+def _images_are_what_they_were(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is behind them was not changed, whatever it is."""
     monkeypatch.setattr("parallel_fixedram.boot.disks.refuse_another_chain", lambda disk, qemu_img: None)
+
+
+@pytest.mark.usefixtures("_images_are_what_they_were")
+def test_an_overlay_that_the_command_line_does_not_know_is_found_by_what_is_behind_it(
+    raw: MakeDisk, qemu_img: str
+) -> None:
     disks = (raw("a", "a.1", "a.img", "base"), raw("b", "b.img", "base"))
     found = on_overlays(boot(*drive("a.img"), *drive("b.img"), *drive("base", "readonly=on")), disks, "/run")
     assert [each.split(",")[0] for each in found.commands[0][2::2]] == [
@@ -123,6 +129,7 @@ def test_an_overlay_that_the_command_line_does_not_know_is_found_by_what_is_behi
     assert [os.path.basename(each.image) for each in found.disks.overlays[0]] == ["a.1", "b.img"]
 
 
+@pytest.mark.usefixtures("_images_are_what_they_were")
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -152,11 +159,9 @@ def test_a_disk_without_a_drive_of_its_own_is_refused(
     raw: MakeDisk,
     folder: Path,
     qemu_img: str,
-    monkeypatch: pytest.MonkeyPatch,
     arguments: tuple[str, ...],
     message: str,
 ) -> None:
-    monkeypatch.setattr("parallel_fixedram.boot.disks.refuse_another_chain", lambda disk, qemu_img: None)
     disks = (raw("a", "a.1", "a.img", "base"), raw("b", "b.img", "base"))
     with pytest.raises(RequestError) as caught:
         on_overlays(boot(*arguments), disks, "/run")

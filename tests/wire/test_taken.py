@@ -5,14 +5,17 @@ from __future__ import annotations
 import os
 import pwd
 import socket
+from functools import partial
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import pytest
+from support.somebody_else import as_nobody
 
 from parallel_fixedram.boot.command_line import CommandLine
 from parallel_fixedram.boot.taken import ELSEWHERE, NUMBERED, refuse_shared_sockets, taken_hint
 from parallel_fixedram.core.errors import MachineError, RequestError
-from parallel_fixedram.machines.qemu import monitor
+from parallel_fixedram.machines.qemu.monitor import Monitor
 
 WORDS = [  # of QEMU 10.0
     "QEMU: -vnc :77: Failed to find an available port: Address already in use",
@@ -74,20 +77,27 @@ def test_what_clones_may_share_is_let_pass(arguments: tuple[str, str]) -> None:
     refuse_shared_sockets(clones(*arguments))
 
 
-def test_a_socket_of_another_user_is_said_to_be_whose_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    class Refused(socket.socket):
-        def connect(self, _address: object) -> None:
-            raise PermissionError(13, "Permission denied")
+def refusal(path: Path) -> tuple[str, str]:
+    """Message and hint of the error that somebody gets who may not use a socket."""
+    try:
+        Monitor(str(path))
+    except MachineError as error:
+        return error.message, error.hint
+    return "", ""
 
-    monkeypatch.setattr(monitor.socket, "socket", Refused)
-    path = tmp_path / "qmp"
-    path.touch()
+
+def test_a_socket_of_another_user_is_said_to_be_whose_it_is() -> None:
     me = pwd.getpwuid(os.getuid()).pw_name
-    for asked, found in ((path, path), (tmp_path / "hidden" / "qmp", tmp_path)):
-        with pytest.raises(MachineError) as caught:
-            monitor.Monitor(str(asked))
-        assert caught.value.message.endswith(f": permission denied ('{found}' belongs to user {me!r})")
-        assert caught.value.hint == "run as that user, or as root"
-    monkeypatch.setattr(monitor.pwd, "getpwuid", {}.__getitem__)
-    with pytest.raises(MachineError, match=f"belongs to user {os.getuid()}"):
-        monitor.Monitor(str(path))
+    with TemporaryDirectory(dir="/tmp") as name, socket.socket(socket.AF_UNIX) as server:
+        folder = Path(name)
+        folder.chmod(0o755)
+        (folder / "hidden").mkdir(0o700)
+        server.bind(str(folder / "qmp"))
+        (folder / "qmp").chmod(0o600)
+        for asked, found in ((folder / "qmp", folder / "qmp"), (folder / "hidden" / "qmp", folder / "hidden")):
+            message, hint = as_nobody(partial(refusal, asked))
+            assert message.endswith(f": permission denied ('{found}' belongs to user {me!r})")
+            assert hint == "run as that user, or as root"
+        os.chown(folder / "qmp", without_a_name := 54321, 0)
+        message, _ = as_nobody(lambda: refusal(folder / "qmp"))
+        assert f"belongs to user {without_a_name}" in message

@@ -100,21 +100,37 @@ def measure(folder: str) -> DeviceModel:
         started = time.perf_counter()
         with WorkerPool(jobs, max(CANDIDATES)) as pool:
             start = time.perf_counter() - started
-            trials = WriteTrials(pool, file.channel)
-            sync = trials.empty_sync()
-            computing.sample()
-            overlap = trials.overlap() if direct is not None else 0.0
-            computing.sample()
-            windows = [_window(trials, job) for job in range(len(jobs))]
-            computing.sample()
-            costs = [_costs(trials, job, windows[job]) for job in range(len(jobs))]
-            written_back, buffered_sync = _synced(trials, BUFFERED)
-            flush, direct_sync = _synced(trials, DIRECT) if direct is not None else (NO_COST, 0.0)
-            computing.sample()
-            reserve = trials.reserve()
+            return model_from(WriteTrials(pool, file.channel), computing, direct=direct is not None, start=start)
+
+
+def model_from(trials: WriteTrials, computing: ComputingTrials, *, direct: bool, start: float) -> DeviceModel:
+    """What follows from trials, which are made as they are needed.
+
+    Args:
+        trials: measure writes and syncs.
+        computing: measures what comes between; it is sampled between the trials, which lie apart.
+        direct: whether writes can bypass the page cache.
+        start: seconds that starting the workers took.
+
+    Raises:
+        OSError: there is no space.
+        FixedRamError: writing fails.
+    """
+    jobs = (BUFFERED, DIRECT) if direct else (BUFFERED,)
+    sync = trials.empty_sync()
+    computing.sample()
+    overlap = trials.overlap() if direct else 0.0
+    computing.sample()
+    windows = [_window(trials, job) for job in jobs]
+    computing.sample()
+    costs = [_costs(trials, job, windows[job]) for job in jobs]
+    written_back, buffered_sync = _synced(trials, BUFFERED)
+    flush, direct_sync = _synced(trials, DIRECT) if direct else (NO_COST, 0.0)
+    computing.sample()
+    reserve = trials.reserve()
     return DeviceModel(
         source="measured",
-        direct=costs[DIRECT] if direct is not None else {},
+        direct=costs[DIRECT] if direct else {},
         buffered=costs[BUFFERED],
         stable=costs[BUFFERED][1] + written_back,
         flush=flush,
@@ -124,7 +140,7 @@ def measure(folder: str) -> DeviceModel:
         start=start,
         reserve=reserve,
         overlap=overlap,
-        direct_window=windows[DIRECT] if direct is not None else 0.0,
+        direct_window=windows[DIRECT] if direct else 0.0,
         buffered_window=windows[BUFFERED],
         **asdict(computing.result()),
     )

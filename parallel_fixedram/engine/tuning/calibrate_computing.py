@@ -40,6 +40,13 @@ class Computing:
     hash_page: float
 
 
+class _Nowhere(FileChannel):
+    """Accepts every write and does nothing."""
+
+    def write_runs(self, offset: int, pages: Pages, runs: Runs, readable: Bits) -> None:
+        """Forget them (Channel.write_runs)."""
+
+
 class ComputingTrials:
     """Takes several samples, a few hundredths of a second each.
 
@@ -66,10 +73,10 @@ class ComputingTrials:
         pages = self._pages
         self._found.append(
             (
-                _look(_DENSE_WINDOWS, WORK_WINDOW_PAGES),
-                _look(_SPARSE_WINDOWS, _SPARSE_PAGES),
-                _page(pages, lambda bits: page_digests(pages, bits)),
-                _page(pages, lambda bits: self._hashes.hashes_of(pages, np.flatnonzero(bits))),
+                self.look(_DENSE_WINDOWS, WORK_WINDOW_PAGES),
+                self.look(_SPARSE_WINDOWS, _SPARSE_PAGES),
+                self.page(lambda bits: page_digests(pages, bits)),
+                self.page(lambda bits: self._hashes.hashes_of(pages, np.flatnonzero(bits))),
             )
         )
 
@@ -87,41 +94,32 @@ class ComputingTrials:
             hash_page=hash_page,
         )
 
+    def look(self, windows: int, pages: int) -> float:
+        """Seconds to test and hash memory that is new to this process, with ``pages`` pages of data in each window."""
+        block = RAMBlock(idstr="calibration", used_length=windows * WORK_WINDOW_PAGES * TARGET_PAGE_SIZE)
+        fd = os.memfd_create(block.idstr, os.MFD_CLOEXEC)
+        try:
+            os.ftruncate(fd, block.used_length)
+            ledger, step = Ledger([block]), WORK_WINDOW_PAGES // pages
+            for page in range(0, block.pages, step):
+                os.pwrite(fd, b"\1" * TARGET_PAGE_SIZE, page * TARGET_PAGE_SIZE)
+            ledger.data[0].set_pages(np.arange(0, block.pages, step, dtype=np.int64))
+            ledger.dirty[0].words |= ledger.data[0].words
+            source = MappedSource(fd, length=block.used_length)
+            blocks, nowhere = FileLayout.plan("none", [block]).blocks, _Nowhere(-1, "nowhere")
+            writer = PageWriter([GuestBlock(block=block, source=source)], blocks, ledger, nowhere, max_gap_pages=0)
+            job = RoundJob(ledger, writer, window_pages=WORK_WINDOW_PAGES)
+            job.open()
+            started = time.perf_counter()
+            job.run(Shard(0, 0, block.pages // WORD_PAGES, 0))
+            seconds = time.perf_counter() - started
+            source.close()
+            return seconds
+        finally:
+            os.close(fd)
 
-class _Nowhere(FileChannel):
-    """Accepts every write and does nothing."""
-
-    def write_runs(self, offset: int, pages: Pages, runs: Runs, readable: Bits) -> None:
-        """Forget them (Channel.write_runs)."""
-
-
-def _look(windows: int, pages: int) -> float:
-    """Seconds to test and hash memory that is new to this process, with ``pages`` pages of data in each window."""
-    block = RAMBlock(idstr="calibration", used_length=windows * WORK_WINDOW_PAGES * TARGET_PAGE_SIZE)
-    fd = os.memfd_create(block.idstr, os.MFD_CLOEXEC)
-    try:
-        os.ftruncate(fd, block.used_length)
-        ledger, step = Ledger([block]), WORK_WINDOW_PAGES // pages
-        for page in range(0, block.pages, step):
-            os.pwrite(fd, b"\1" * TARGET_PAGE_SIZE, page * TARGET_PAGE_SIZE)
-        ledger.data[0].set_pages(np.arange(0, block.pages, step, dtype=np.int64))
-        ledger.dirty[0].words |= ledger.data[0].words
-        source = MappedSource(fd, length=block.used_length)
-        blocks, nowhere = FileLayout.plan("none", [block]).blocks, _Nowhere(-1, "nowhere")
-        writer = PageWriter([GuestBlock(block=block, source=source)], blocks, ledger, nowhere, max_gap_pages=0)
-        job = RoundJob(ledger, writer, window_pages=WORK_WINDOW_PAGES)
-        job.open()
+    def page(self, work: Callable[[Bits], object]) -> float:
+        """Seconds per page that ``work`` takes on the pages."""
         started = time.perf_counter()
-        job.run(Shard(0, 0, block.pages // WORD_PAGES, 0))
-        seconds = time.perf_counter() - started
-        source.close()
-        return seconds
-    finally:
-        os.close(fd)
-
-
-def _page(pages: Pages, work: Callable[[Bits], object]) -> float:
-    """Seconds per page that ``work`` takes on these pages."""
-    started = time.perf_counter()
-    work(np.ones(len(pages), np.uint8))
-    return (time.perf_counter() - started) / len(pages)
+        work(np.ones(len(self._pages), np.uint8))
+        return (time.perf_counter() - started) / len(self._pages)

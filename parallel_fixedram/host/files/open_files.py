@@ -125,13 +125,16 @@ def _is_written(pid: int, number: str) -> bool:
     return flags & os.O_ACCMODE == os.O_RDWR
 
 
-def sync_open_files(pid: int, files: Mapping[int, str], seconds: float) -> list[str]:
+def sync_open_files(
+    pid: int, files: Mapping[int, str], seconds: float, *, short_seconds: float = SHORT_SECONDS
+) -> list[str]:
     """Sync files that another process has open, again and again until a round is short, at most ``MOST_ROUNDS`` times.
 
     Args:
         pid: the process.
         files: as returned by ``written_files``. What is in memory, or neither file nor block device, is skipped.
         seconds: how long it may take.
+        short_seconds: how long a round may take that is the last one.
 
     Returns:
         A sentence for each file that could not be synced, with the reason.
@@ -141,7 +144,7 @@ def sync_open_files(pid: int, files: Mapping[int, str], seconds: float) -> list[
     """
     notes: list[str] = []
     path, deadline, poll = next(iter(files.values()), ""), time.monotonic() + seconds, select.poll()
-    with _syncing(pid, list(files)) as pipe:
+    with _syncing(pid, list(files), short_seconds) as pipe:
         poll.register(pipe, select.POLLIN)
         while poll.poll(max(0.0, 1000 * (deadline - time.monotonic()))):
             if not (data := os.read(pipe, _RECORD.size)):
@@ -156,7 +159,7 @@ def sync_open_files(pid: int, files: Mapping[int, str], seconds: float) -> list[
 
 
 @contextlib.contextmanager
-def _syncing(pid: int, numbers: Sequence[int]) -> Iterator[int]:
+def _syncing(pid: int, numbers: Sequence[int], short_seconds: float) -> Iterator[int]:
     """Run the process that syncs; yields the pipe on which it reports its progress."""
     child, us = 0, os.getpid()
     with contextlib.ExitStack() as stack:
@@ -167,7 +170,7 @@ def _syncing(pid: int, numbers: Sequence[int]) -> Iterator[int]:
                 with signals.held():
                     child = os.fork()
                     if child == 0:
-                        _sync(pid, numbers, theirs, us)
+                        _sync(pid, numbers, short_seconds, theirs, us)
                     stack.callback(forked.leave, child, _END_SECONDS)
                     stack.callback(forked.kill, child)
             finally:
@@ -177,7 +180,7 @@ def _syncing(pid: int, numbers: Sequence[int]) -> Iterator[int]:
         yield ours
 
 
-def _sync(pid: int, numbers: Sequence[int], pipe: int, parent: int) -> NoReturn:
+def _sync(pid: int, numbers: Sequence[int], short_seconds: float, pipe: int, parent: int) -> NoReturn:
     """The body of that process."""
     try:
         forked.settle_in(parent)
@@ -196,7 +199,7 @@ def _sync(pid: int, numbers: Sequence[int], pipe: int, parent: int) -> NoReturn:
                     os.fdatasync(files[number])
                     continue
                 del files[number]
-            if time.monotonic() - started < SHORT_SECONDS:
+            if time.monotonic() - started < short_seconds:
                 break
         os.write(pipe, _RECORD.pack(*_DONE))
     finally:

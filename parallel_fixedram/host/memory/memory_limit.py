@@ -18,19 +18,21 @@ _FILES = {
 """Type of file system -> files with limits, and with current use, bytes (Linux: Documentation/admin-guide/cgroup-v1,
 memory.rst, and cgroup-v2.rst)."""
 
-_PROC = PROC
-
 _NO_LIMIT = 1 << 60
 """Version 1 says "no limit" by a number of bytes above this one, version 2 by a word."""
 
 
-def memory_room(pid: int) -> int | None:
+def memory_room(pid: int, *, proc: str = PROC) -> int | None:
     """Bytes that the process may still take, by the tightest of its control groups; None if nothing limits it.
 
     A limit that cannot be read is ignored.
+
+    Args:
+        pid: the process.
+        proc: where /proc is.
     """
     rooms = []
-    for folder, (limits, usage) in _groups(pid):
+    for folder, (limits, usage) in _groups(pid, proc):
         for name in limits:
             with contextlib.suppress(OSError, ValueError):
                 limit = _number(os.path.join(folder, name))
@@ -39,13 +41,13 @@ def memory_room(pid: int) -> int | None:
     return min(rooms, default=None)
 
 
-def memory_until_killed(pid: int) -> int | None:
+def memory_until_killed(pid: int, *, proc: str = PROC) -> int | None:
     """Bytes that the process may still take before the kernel kills something; None if there is no such limit.
 
-    Unlike in ``memory_room``, only hard limits count, and cached files count as free.
+    Unlike in ``memory_room``, which takes the same arguments, only hard limits count, and cached files count as free.
     """
     rooms = []
-    for folder, (limits, usage) in _groups(pid):
+    for folder, (limits, usage) in _groups(pid, proc):
         with contextlib.suppress(OSError, ValueError):
             limit = _number(os.path.join(folder, limits[-1]))
             if limit < _NO_LIMIT:
@@ -89,9 +91,9 @@ def swapped_bytes(pid: int) -> int:
     return 0
 
 
-def _groups(pid: int) -> Iterator[tuple[str, tuple[tuple[str, ...], str]]]:
+def _groups(pid: int, proc: str) -> Iterator[tuple[str, tuple[tuple[str, ...], str]]]:
     """Folders of the process's memory control groups, up to the root, with the files to read in each."""
-    return ((folder, _FILES[kind]) for folder, kind in control_groups(pid, "memory", proc=_PROC))
+    return ((folder, _FILES[kind]) for folder, kind in control_groups(pid, "memory", proc=proc))
 
 
 def _number(path: str) -> int:

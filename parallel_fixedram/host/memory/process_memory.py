@@ -25,6 +25,7 @@ from parallel_fixedram.host.files.channel import data_extents
 from parallel_fixedram.host.memory import pagemap
 from parallel_fixedram.host.memory.copied_source import CopiedSource, CopyingSource, newly_touched_by_asking
 from parallel_fixedram.host.memory.mapped_source import MappedSource, swapped_out
+from parallel_fixedram.host.memory.memory_limit import memory_room, swapped_bytes
 from parallel_fixedram.host.memory.process_maps import Mapping, check_rights, mapped_parts, open_mapped_file, refusal
 from parallel_fixedram.host.memory.swapped import STEP_BYTES, SwappedPages, check_room, has_swap
 
@@ -189,7 +190,7 @@ def open_process_memory(pid: int, address: int, length: int) -> ProcessMemory:
         finally:
             linux.close(fd)
     check_rights(pid)
-    check_room(pid)
+    check_room(pid, swapped_bytes(pid), memory_room(pid))
     return _private(pid, address, length, first, offset)
 
 

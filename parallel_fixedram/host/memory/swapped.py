@@ -19,7 +19,6 @@ from numpy.typing import NDArray
 from parallel_fixedram.core.errors import HostError
 from parallel_fixedram.core.units import format_size
 from parallel_fixedram.host import linux
-from parallel_fixedram.host.memory.memory_limit import memory_room, swapped_bytes
 from parallel_fixedram.host.memory.process_maps import refusal
 
 logger = logging.getLogger(__name__)
@@ -116,14 +115,18 @@ class SwappedPages:
         self._pidfd = self._pagemap = -1
 
 
-def check_room(pid: int) -> None:
+def check_room(pid: int, swapped: int, room: int | None) -> None:
     """Refuse to read the memory of a process that would not survive it.
+
+    Args:
+        pid: the process.
+        swapped: how much of it is in swap, bytes.
+        room: how much its control groups leave it, bytes; None if they do not limit it.
 
     Raises:
         MachineError: it has ended.
         HostError: more of it is in swap than there is room for, and we may not page anything out.
     """
-    swapped, room = swapped_bytes(pid), memory_room(pid)
     if room is None or swapped <= room:
         return
     try:

@@ -47,5 +47,9 @@ def may_trace_others() -> bool:
     Raises:
         OSError: as for ``status``.
     """
-    scope = ptrace_scope()
-    return scope == 0 or (scope in (1, 2) and has(os.getpid(), Capability.SYS_PTRACE))
+    return lets_trace(ptrace_scope(), capable=has(os.getpid(), Capability.SYS_PTRACE))
+
+
+def lets_trace(scope: int, *, capable: bool) -> bool:
+    """The same for a scope of Yama's, and a process that has CAP_SYS_PTRACE or not."""
+    return scope == 0 or (scope in (1, 2) and capable)

@@ -22,6 +22,7 @@ import select
 import socket
 import struct
 import time
+from collections.abc import Callable
 from contextlib import suppress
 from typing import NoReturn
 
@@ -153,15 +154,16 @@ def _hand_over_userfaultfd(sock: socket.socket, sequence: int, ram: Pages) -> No
 class _Pace:
     """Spreads steps over time so that ``rate`` bytes are written per second; 0 for no limit."""
 
-    def __init__(self, rate: int) -> None:
+    def __init__(self, rate: int, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
         self._step_seconds = BATCH_PAGES * TARGET_PAGE_SIZE / rate if rate else 0.0
         self.restart(0)
 
     def restart(self, done: int) -> None:
-        self._origin = time.monotonic() - done * self._step_seconds
+        self._origin = self._clock() - done * self._step_seconds
 
     def wait_ms(self, done: int) -> float:
         """Milliseconds until the step after ``done`` steps is due."""
         if not self._step_seconds:
             return 0
-        return max(0.0, (self._origin + (done + 1) * self._step_seconds - time.monotonic()) * 1000)
+        return max(0.0, (self._origin + (done + 1) * self._step_seconds - self._clock()) * 1000)

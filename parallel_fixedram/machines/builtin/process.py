@@ -54,6 +54,7 @@ class GuestProcess(RamOnly, Closing):
     Args:
         spec: its RAM and its workload.
         observer: told of the phase ``fill`` while the guest boots.
+        answer_seconds: how long it may take to answer what it answers at once.
 
     Attributes:
         spec: the same.
@@ -65,10 +66,11 @@ class GuestProcess(RamOnly, Closing):
         MachineError: it died or failed while booting.
     """
 
-    def __init__(self, spec: GuestSpec, observer: Observer = SILENT) -> None:
+    def __init__(self, spec: GuestSpec, observer: Observer = SILENT, *, answer_seconds: float = ANSWER_SECONDS) -> None:
         _check_memory(spec)
         self.spec = spec
         self.steps = 0
+        self._answer_seconds = answer_seconds
         self._running = False
         self._goes_on = False  # resume() has something to undo
         try:
@@ -124,7 +126,7 @@ class GuestProcess(RamOnly, Closing):
             MachineError: it died, or does not answer.
         """
         limit = _FOREVER if self.spec.steps is None else self.spec.steps
-        self.steps = self._control.ask(child.GO, limit, ANSWER_SECONDS)
+        self.steps = self._control.ask(child.GO, limit, self._answer_seconds)
         self._running = True
 
     def run(self, steps: int) -> int:
@@ -154,7 +156,7 @@ class GuestProcess(RamOnly, Closing):
         was_running = self._running
         if was_running:  # note it first, so that resume() works whatever happens next
             self._running, self._goes_on = False, True
-        self.steps = self._control.ask(child.HALT, 0, ANSWER_SECONDS)
+        self.steps = self._control.ask(child.HALT, 0, self._answer_seconds)
         return was_running
 
     def resume(self) -> None:

@@ -9,7 +9,6 @@ from hypothesis import strategies as st
 from support.examples import at_most
 
 from parallel_fixedram.core.ramblock import RAMBlock
-from parallel_fixedram.engine.capture.snapshot import groups as module
 from parallel_fixedram.engine.capture.snapshot.groups import Groups
 
 PAGE, GROUP, HUGE = 4096, 64 * 4096, 1 << 21
@@ -122,16 +121,18 @@ def test_within_names_every_group_that_has_a_byte_there(start: int, length: int)
     assert [group for part in groups.within(begin, end) for group in part] == expected
 
 
-def test_marks_are_asked_for_a_part_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "_CHUNK", 8)
+def test_marks_are_asked_for_a_part_at_a_time() -> None:
     asked: list[slice] = []
 
     def marked(part: slice) -> np.ndarray:
         asked.append(part)
         return np.ones(part.stop - part.start, np.uint8)
 
-    groups = Groups([RAMBlock(idstr="a", used_length=20 * GROUP)], [A])
+    groups = Groups([RAMBlock(idstr="a", used_length=100_000 * GROUP)], [A])
     pieces = groups.pieces(HUGE, marked)
     assert next(pieces) == range(8)
-    assert asked == [slice(0, 8)]
-    assert list(pieces) == [range(8, 16), range(16, 20)]
+    assert asked == [slice(0, part := asked[0].stop)]
+    assert part < 50_000
+    *_, last = pieces
+    assert last == range(99_992, 100_000)
+    assert asked == [slice(start, min(start + part, 100_000)) for start in range(0, 100_000, part)]

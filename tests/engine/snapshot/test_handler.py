@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import random
 import socket
+import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -12,15 +14,17 @@ import numpy as np
 import pytest
 from support.pictures import PAGE, memfd
 
+from parallel_fixedram.core.bitmap import Bits
 from parallel_fixedram.core.errors import HostError
+from parallel_fixedram.core.protocols import Pages
 from parallel_fixedram.core.ramblock import PageRange, RAMBlock
-from parallel_fixedram.engine.capture.snapshot import faults, guesses, protection, tallies
 from parallel_fixedram.engine.capture.snapshot.copier import GroupCopier
 from parallel_fixedram.engine.capture.snapshot.groups import Groups
 from parallel_fixedram.engine.capture.snapshot.handler import Handler
 from parallel_fixedram.engine.capture.snapshot.link import Link
 from parallel_fixedram.engine.capture.snapshot.marks import Marks, Phase, Void
 from parallel_fixedram.engine.capture.snapshot.messages import Command, Done, Figures, receive, send
+from parallel_fixedram.engine.capture.snapshot.pieces import Pieces as PieceSizes
 from parallel_fixedram.engine.capture.snapshot.places import Origin
 from parallel_fixedram.engine.capture.snapshot.ring import Ring
 from parallel_fixedram.engine.pages.ledger import Ledger
@@ -90,8 +94,25 @@ class RecordingRing(Ring):
         self.made_ready.append(first)
 
 
+class Source(MappedSource):
+    """Guest RAM that cannot be read any more from some moment on."""
+
+    broken = False
+
+    def pages(self, first: int, count: int, wanted: Bits | None = None) -> Pages:
+        if self.broken:
+            raise HostError("cannot read memory of process 5")
+        return super().pages(first, count, wanted)
+
+
 class Served:
     """A handler of six groups, of which the first five hold something.
+
+    Args:
+        slots: groups for which there is room in the ring.
+        max_stall: how long a write may wait for that, seconds.
+        clock: tells how long it does.
+        pieces: of Pieces; one group is noted at a time unless told otherwise.
 
     Attributes:
         memory: the guest's, scripted.
@@ -99,10 +120,12 @@ class Served:
         spill: our end of its link to a spill writer.
     """
 
-    def __init__(self, *, slots: int = 8, max_stall: float = 20.0) -> None:
+    def __init__(
+        self, *, slots: int = 8, max_stall: float = 20.0, clock: Callable[[], float] = time.monotonic, **pieces: Any
+    ) -> None:
         blocks = [RAMBlock(idstr="ram", used_length=6 * GROUP)]
         self._fd = memfd("".join(letter * 64 for letter in "ABCDE-"))
-        self.source = MappedSource(self._fd, length=6 * GROUP)
+        self.source = Source(self._fd, length=6 * GROUP)
         self.marks, self.ring = Marks(6, blocks), RecordingRing(slots)
         data = Ledger(blocks).data
         data[0].set_range(PageRange(0, 5 * 64))
@@ -121,6 +144,8 @@ class Served:
             control=self._theirs,
             link=self._link,
             max_stall=max_stall,
+            pieces=PieceSizes(**{"noted_bytes": GROUP} | pieces),
+            clock=clock,
         )
 
     def order(self, command: Command) -> None:
@@ -176,16 +201,16 @@ class Served:
         os.close(self._fd)
 
 
-@pytest.fixture(autouse=True)
-def _one_group_is_noted_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(faults, "NOTED_BYTES", GROUP)
+@pytest.fixture
+def serve() -> Iterator[Callable[..., Served]]:
+    """``Served``, closed at the end."""
+    with contextlib.ExitStack() as stack:
+        yield lambda **how: stack.enter_context(contextlib.closing(Served(**how)))
 
 
 @pytest.fixture
-def served() -> Iterator[Served]:
-    one = Served()
-    yield one
-    one.close()
+def served(serve: Callable[..., Served]) -> Served:
+    return serve()
 
 
 @pytest.fixture
@@ -264,10 +289,10 @@ def test_no_more_is_copied_along_than_half_the_ring_has_room_for(served: Served)
 
 
 def test_before_t_what_lies_around_is_let_go_along_because_that_costs_no_copy(
-    served: Served, monkeypatch: pytest.MonkeyPatch
+    serve: Callable[..., Served],
 ) -> None:
     """Once, however many wait in the same two megabytes."""
-    monkeypatch.setattr(faults, "NOTED_BYTES", 4 * GROUP)
+    served = serve(noted_bytes=4 * GROUP)
     served.protect()
     served.fault(1, 2)
     served.turns()
@@ -278,10 +303,9 @@ def test_before_t_what_lies_around_is_let_go_along_because_that_costs_no_copy(
 
 @pytest.mark.parametrize(("seconds", "lengths"), [(1e9, [1, 2, 3]), (-1.0, [1, 1, 1, 1, 1, 1])])
 def test_pieces_that_are_protected_grow_as_long_as_that_is_quick(
-    served: Served, monkeypatch: pytest.MonkeyPatch, seconds: float, lengths: list[int]
+    serve: Callable[..., Served], seconds: float, lengths: list[int]
 ) -> None:
-    monkeypatch.setattr(protection, "PROTECT_BYTES", (GROUP, 4 * GROUP))
-    monkeypatch.setattr(protection, "_PROTECT_SECONDS", seconds)
+    served = serve(least_protected_bytes=GROUP, most_protected_bytes=4 * GROUP, protect_seconds=seconds)
     served.protect()
     assert served.memory.lengths == lengths
 
@@ -325,10 +349,8 @@ def test_a_ring_goes_round_with_what_was_put_into_it() -> None:
     assert ring.taken > 100
 
 
-def test_faults_are_served_between_the_pieces_that_are_protected(
-    served: Served, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(protection, "PROTECT_BYTES", (2 * GROUP, 2 * GROUP))
+def test_faults_are_served_between_the_pieces_that_are_protected(serve: Callable[..., Served]) -> None:
+    served = serve(least_protected_bytes=2 * GROUP, most_protected_bytes=2 * GROUP)
     served.order(Command.PROTECT)
     served.turns()
     served.fault(0)
@@ -389,8 +411,8 @@ def test_what_was_written_just_before_t_is_copied_before_anybody_waits(served: S
     assert (figures.ahead_groups, figures.copied_groups, figures.faults) == (3, 0, 0)
 
 
-def test_who_waits_comes_before_what_is_copied_ahead(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(faults, "AHEAD_BYTES", GROUP)
+def test_who_waits_comes_before_what_is_copied_ahead(serve: Callable[..., Served]) -> None:
+    served = serve(ahead_bytes=GROUP)
     noted(served, 0, 1, 2)
     served.fault(4)
     served.turns()
@@ -406,9 +428,8 @@ def test_what_was_written_just_before_t_and_is_safe_already_is_not_copied(served
     assert {("unprotect", 0), ("unprotect", 2), ("unprotect", 4)} <= set(served.memory.calls)
 
 
-def test_no_more_is_copied_ahead_than_half_the_ring_has_room_for(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(faults, "AHEAD_BYTES", GROUP)
-    served = Served(slots=4)
+def test_no_more_is_copied_ahead_than_half_the_ring_has_room_for(serve: Callable[..., Served]) -> None:
+    served = serve(slots=4, ahead_bytes=GROUP)
     noted(served, 0, 1, 2, 3)
     served.turns(8)
     assert served.spilled() == ["0A", "1B"]
@@ -418,14 +439,12 @@ def test_no_more_is_copied_ahead_than_half_the_ring_has_room_for(monkeypatch: py
     served.ring.take(2)
     served.turns(8)
     assert served.spilled() == ["3D", "2C"]
-    served.close()
 
 
 def test_there_is_memory_in_the_ring_for_what_is_noted_but_for_no_more_than_half_of_it(
-    monkeypatch: pytest.MonkeyPatch,
+    serve: Callable[..., Served],
 ) -> None:
-    monkeypatch.setattr(guesses, "READY_AT_ONCE", 1)
-    served = Served(slots=4)
+    served = serve(slots=4, slots_ready=1)
     served.protect()
     served.turns(2)
     assert served.ring.made_ready == []
@@ -435,7 +454,6 @@ def test_there_is_memory_in_the_ring_for_what_is_noted_but_for_no_more_than_half
     served.fault(1, 2, 3)
     served.turns(6)
     assert served.ring.made_ready == [0, 1]
-    served.close()
 
 
 def test_while_nobody_waits_what_is_captured_is_let_go(served: Served) -> None:
@@ -478,15 +496,9 @@ def test_a_worker_that_is_quicker_than_the_spill_writer_makes_room_unnecessary(t
     assert not tight.marks.copied[1]
 
 
-def test_who_waits_for_room_for_too_long_goes_on_and_the_snapshot_is_void(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_who_waits_for_room_for_too_long_goes_on_and_the_snapshot_is_void(serve: Callable[..., Served]) -> None:
     now = [100.0]
-
-    class Clock:
-        monotonic = staticmethod(lambda: now[0])
-
-    for module in (faults, tallies):
-        monkeypatch.setattr(module, "time", Clock)
-    one = Served(slots=1, max_stall=1.0)
+    one = serve(slots=1, max_stall=1.0, clock=lambda: now[0])
     one.fix()
     one.fault(0, 1)
     one.turns()
@@ -498,7 +510,6 @@ def test_who_waits_for_room_for_too_long_goes_on_and_the_snapshot_is_void(monkey
     assert ("unprotect", 1) in one.memory.calls
     assert not one.marks.copied[1]
     assert_void(one, Void.RING_FULL)
-    one.close()
 
 
 def assert_void(one: Served, why: Void) -> Figures:
@@ -646,14 +657,9 @@ def test_a_call_that_fails_costs_the_snapshot_and_lets_memory_go(served: Served,
     assert figures.void == ("refused" if reached else None)
 
 
-def test_a_group_that_cannot_be_read_costs_the_snapshot_and_who_waited_for_it_goes_on(
-    served: Served, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def fail(*_: object) -> None:
-        raise HostError("cannot read memory of process 5")
-
+def test_a_group_that_cannot_be_read_costs_the_snapshot_and_who_waited_for_it_goes_on(served: Served) -> None:
     served.fix()
-    monkeypatch.setattr(MappedSource, "pages", fail)
+    served.source.broken = True
     served.fault(1)
     served.handler.run()
     assert served.memory.calls[0] == ("unprotect", 1)

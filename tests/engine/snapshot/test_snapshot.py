@@ -15,7 +15,7 @@ from parallel_fixedram.core.errors import HostError
 from parallel_fixedram.core.protocols import Channel, Pages
 from parallel_fixedram.core.ramblock import RAMBlock
 from parallel_fixedram.core.shards import plan_shards
-from parallel_fixedram.engine.capture.snapshot import faults
+from parallel_fixedram.engine.capture.snapshot.pieces import USUAL, Pieces
 from parallel_fixedram.engine.capture.snapshot.registration import register
 from parallel_fixedram.engine.workers.pool import WorkerPool
 
@@ -23,14 +23,13 @@ KINDS = pytest.mark.parametrize("shared", [True, False], ids=["shared", "private
 
 
 @KINDS
-@pytest.mark.parametrize("noted", [64 * PAGE, faults.NOTED_BYTES], ids=["a group", "groups"])
-def test_a_snapshot_is_the_memory_at_one_instant(shared: bool, noted: int, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("pieces", [Pieces(noted_bytes=64 * PAGE), USUAL], ids=["a group", "groups"])
+def test_a_snapshot_is_the_memory_at_one_instant(shared: bool, pieces: Pieces) -> None:
     """Written at random before and after T, what was never touched before, too; two blocks, half words."""
-    monkeypatch.setattr(faults, "NOTED_BYTES", noted)
     with Ram(2000, 300, shared=shared) as ram:
         ram.fill(range(100, 1500))
         ram.fill(range(300), block=1)
-        with Capture(ram) as capture:
+        with Capture(ram, pieces=pieces) as capture:
             ram.begin_writing(range(2000))
             capture.protect()
             assert ram.halt()

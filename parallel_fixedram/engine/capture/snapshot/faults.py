@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -14,16 +13,14 @@ from parallel_fixedram.engine.capture.snapshot.groups import Marked
 from parallel_fixedram.engine.capture.snapshot.guesses import Guesses
 from parallel_fixedram.engine.capture.snapshot.link import Link
 from parallel_fixedram.engine.capture.snapshot.marks import Marks, Phase
+from parallel_fixedram.engine.capture.snapshot.pieces import Pieces
 from parallel_fixedram.engine.capture.snapshot.protection import Protection
 from parallel_fixedram.engine.capture.snapshot.protocol import Step, let_write
 from parallel_fixedram.engine.capture.snapshot.ring import Ring
 from parallel_fixedram.engine.capture.snapshot.tallies import Tallies
 
-NOTED_BYTES = 2 << 20
-"""Bytes released for one write before T. That costs no copy, and a guest that writes here and there waits less."""
-
-AHEAD_BYTES = 1 << 20
-"""Bytes copied ahead of any write at a time; faults are served in between."""
+Clock = Callable[[], float]
+"""Tells the time, seconds."""
 
 
 @dataclass(slots=True, eq=False)
@@ -47,21 +44,27 @@ class Faults:
         marks: of all groups.
         ring: where copies go.
         link: to the spill writer.
+        pieces: how much is done at a time.
+        now: tells the time, seconds.
 
     Attributes:
         guesses: what will be written next.
         tallies: counts of what was done.
     """
 
-    def __init__(self, memory: Protection, copier: GroupCopier, marks: Marks, ring: Ring, link: Link) -> None:
+    def __init__(
+        self, memory: Protection, copier: GroupCopier, marks: Marks, ring: Ring, link: Link, pieces: Pieces, now: Clock
+    ) -> None:
         self._memory = memory
         self._copier = copier
         self._marks = marks
         self._ring = ring
         self._link = link
+        self._ahead_bytes = pieces.ahead_bytes
+        self._now = now
         self._waiting: dict[int, _Waiting] = {}
         self._open = np.zeros(len(marks.noted), np.uint8)
-        self.guesses = Guesses(memory, marks, ring, self._open)
+        self.guesses = Guesses(memory, marks, ring, self._open, pieces)
         self.tallies = Tallies()
 
     def __len__(self) -> int:
@@ -70,17 +73,10 @@ class Faults:
 
     def add(self, faulted: Iterable[range]) -> None:
         """Note that writes wait for these units."""
-        now = time.monotonic()
+        since = self._now()
         for groups in faulted:
-            wider = self._with_more(groups)
-            self._waiting.setdefault(wider.start, _Waiting(wider, now))
-
-    def _with_more(self, groups: range) -> range:
-        """The groups that a write waits for, and those that are released with them."""
-        phase = self._marks.phase[0]
-        if phase < Phase.CAPTURING:
-            return self._memory.around(groups, NOTED_BYTES)
-        return self.guesses.with_those_behind(groups) if phase == Phase.CAPTURING else groups
+            wider = self.guesses.with_more(groups)
+            self._waiting.setdefault(wider.start, _Waiting(wider, since))
 
     def serve(self) -> float:
         """Serve what can be served; returns for how many seconds the oldest write has been waiting for room in the
@@ -93,8 +89,8 @@ class Faults:
         for each in list(self._waiting.values()):
             if self._advance(each):
                 del self._waiting[each.groups.start]
-        oldest = min((each.since for each in self._waiting.values()), default=time.monotonic())
-        return time.monotonic() - oldest
+        oldest = min((each.since for each in self._waiting.values()), default=self._now())
+        return self._now() - oldest
 
     def begin_again(self) -> None:
         """Note that the phase has changed: faults that wait now are served according to the new one."""
@@ -114,7 +110,7 @@ class Faults:
         Yields:
             True after every piece, False when nothing is left to do for now.
         """
-        for groups in self._memory.pieces(AHEAD_BYTES, self._expected):
+        for groups in self._memory.pieces(self._ahead_bytes, self._expected):
             while len(groups) > self.guesses.room:
                 yield from self._sweeping()
             self._copy_ahead(groups)
@@ -136,7 +132,7 @@ class Faults:
     def _copy_ahead(self, groups: range) -> None:
         if self._open[groups.start : groups.stop].all():
             return  # released meanwhile, for a write that waited
-        ahead = _Waiting(groups, time.monotonic())
+        ahead = _Waiting(groups, self._now())
         for _ in self._steps(ahead):
             pass
         self._open[groups.start : groups.stop] = 1
@@ -162,7 +158,7 @@ class Faults:
                 return False
         self._open[each.groups.start : each.groups.stop] = 1
         if self._marks.phase[0] == Phase.CAPTURING:
-            self.tallies.served(each.since, copied=each.copied, uncopied=len(each.groups) - each.copied)
+            self.tallies.served(self._now() - each.since, copied=each.copied, uncopied=len(each.groups) - each.copied)
         if each.copied:
             self._link.tell()
         return True

@@ -11,16 +11,13 @@ from collections.abc import Iterator
 import numpy as np
 from numpy.typing import NDArray
 
-from parallel_fixedram.engine.capture.snapshot.marks import Marks
+from parallel_fixedram.engine.capture.snapshot.marks import Marks, Phase
+from parallel_fixedram.engine.capture.snapshot.pieces import Pieces
 from parallel_fixedram.engine.capture.snapshot.protection import Protection
 from parallel_fixedram.engine.capture.snapshot.ring import Ring
 
 MOST_AHEAD = 7
 """Most groups that are copied along with the faulting one; each makes the write wait for a tenth of a millisecond."""
-
-
-READY_AT_ONCE = 8
-"""Slots of the ring that memory is allocated for at a time."""
 
 
 class Guesses:
@@ -31,16 +28,18 @@ class Guesses:
         marks: of all groups.
         ring: where copies go.
         opened: 1 for every group that may be written without waiting; kept up to date by the caller.
+        pieces: how much is done at a time.
 
     Attributes:
         most: groups that may be in the ring for a guess: guesses must not fill it.
     """
 
-    def __init__(self, memory: Protection, marks: Marks, ring: Ring, opened: NDArray[np.uint8]) -> None:
+    def __init__(self, memory: Protection, marks: Marks, ring: Ring, opened: NDArray[np.uint8], pieces: Pieces) -> None:
         self._memory = memory
         self._marks = marks
         self._ring = ring
         self._open = opened
+        self._pieces = pieces
         self._next: int | None = None
         self._more = 0
         self.most = ring.slots // 2
@@ -60,9 +59,16 @@ class Guesses:
         while True:
             more = min(int(np.count_nonzero(self._marks.noted)), self.most) > ready
             if more:
-                self._ring.get_ready(ready, READY_AT_ONCE)
-                ready += READY_AT_ONCE
+                self._ring.get_ready(ready, self._pieces.slots_ready)
+                ready += self._pieces.slots_ready
             yield more
+
+    def with_more(self, groups: range) -> range:
+        """The groups that a write waits for, and those that are released with them."""
+        phase = self._marks.phase[0]
+        if phase < Phase.CAPTURING:
+            return self._memory.around(groups, self._pieces.noted_bytes)
+        return self.with_those_behind(groups) if phase == Phase.CAPTURING else groups
 
     def with_those_behind(self, groups: range) -> range:
         """The groups that a write waits for, and those behind them that will probably be written next."""

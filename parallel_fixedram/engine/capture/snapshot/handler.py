@@ -23,11 +23,12 @@ import numpy as np
 
 from parallel_fixedram.core.errors import FixedRamError
 from parallel_fixedram.engine.capture.snapshot.copier import GroupCopier
-from parallel_fixedram.engine.capture.snapshot.faults import Faults
+from parallel_fixedram.engine.capture.snapshot.faults import Clock, Faults
 from parallel_fixedram.engine.capture.snapshot.groups import Groups
 from parallel_fixedram.engine.capture.snapshot.link import Link
 from parallel_fixedram.engine.capture.snapshot.marks import Marks, Phase, Void
 from parallel_fixedram.engine.capture.snapshot.messages import Command, Done, receive, send
+from parallel_fixedram.engine.capture.snapshot.pieces import USUAL, Pieces
 from parallel_fixedram.engine.capture.snapshot.protection import Protection
 from parallel_fixedram.engine.capture.snapshot.ring import Ring
 from parallel_fixedram.host.memory.userfaultfd import Userfaultfd
@@ -47,6 +48,8 @@ class Handler:
         control: to the coordinator.
         link: to the spill writer.
         max_stall: how long a write may wait for room in the ring, seconds.
+        pieces: how much is done at a time.
+        clock: tells how long a write has been waiting, seconds.
     """
 
     def __init__(
@@ -60,9 +63,11 @@ class Handler:
         control: socket.socket,
         link: Link,
         max_stall: float,
+        pieces: Pieces = USUAL,
+        clock: Clock = time.monotonic,
     ) -> None:
-        self._memory = Protection(userfaultfd, groups, self._beat)
-        self._faults = Faults(self._memory, copier, marks, ring, link)
+        self._memory = Protection(userfaultfd, groups, self._beat, pieces)
+        self._faults = Faults(self._memory, copier, marks, ring, link, pieces, clock)
         self._marks = marks
         self._control = control
         self._link = link

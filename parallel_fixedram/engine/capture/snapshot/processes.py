@@ -14,6 +14,7 @@ from parallel_fixedram.engine.capture.snapshot.handler import Handler
 from parallel_fixedram.engine.capture.snapshot.link import Link
 from parallel_fixedram.engine.capture.snapshot.marks import Marks, Phase
 from parallel_fixedram.engine.capture.snapshot.messages import Answer, Command, Figures, Ready, send
+from parallel_fixedram.engine.capture.snapshot.pieces import USUAL, Pieces
 from parallel_fixedram.engine.capture.snapshot.places import Origin, Target
 from parallel_fixedram.engine.capture.snapshot.ring import Ring
 from parallel_fixedram.engine.capture.snapshot.spill import SpillWriter
@@ -47,6 +48,7 @@ class Processes:
         userfaultfd: of the guest's process; closed here.
         spill: the spill writer's channel to the file.
         max_stall: how long a write of the guest may wait, seconds.
+        pieces: how much the handler does at a time.
 
     Raises:
         HostError: no process or no memory can be got; or guest RAM cannot be reached.
@@ -62,6 +64,7 @@ class Processes:
         *,
         spill: Channel,
         max_stall: float,
+        pieces: Pieces = USUAL,
     ) -> None:
         self._marks = marks
         self._ring = ring
@@ -74,9 +77,8 @@ class Processes:
             copier.open()
             ring.get_ready(0, _SLOTS_READY)
             copier.rehearse(ring.room())
-            handler = Handler(
-                userfaultfd, origin.groups, copier, marks, ring, control=control, link=ours, max_stall=max_stall
-            )
+            memory = (userfaultfd, origin.groups, copier, marks, ring)
+            handler = Handler(*memory, control=control, link=ours, max_stall=max_stall, pieces=pieces)
             handler.turn()  # once while nobody is waiting
             send(control, Ready())
             handler.run()

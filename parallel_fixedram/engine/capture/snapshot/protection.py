@@ -8,13 +8,8 @@ from collections.abc import Callable, Iterator
 
 from parallel_fixedram.engine.capture.snapshot.groups import Groups, Marked
 from parallel_fixedram.engine.capture.snapshot.marks import Void
+from parallel_fixedram.engine.capture.snapshot.pieces import Pieces
 from parallel_fixedram.host.memory.userfaultfd import EventWaiting, PageFault, Remapped, Removed, Userfaultfd
-
-PROTECT_BYTES = (2 << 20, 64 << 20)
-"""Least and most bytes protected by one call; faults are served in between."""
-
-_PROTECT_SECONDS = 0.0002
-"""The longest that one call should take. Memory that was never touched takes a tenth of the time of other memory."""
 
 RELEASE_BYTES = 2 << 20
 """Bytes released by one call; meanwhile the guest cannot change its mappings."""
@@ -24,19 +19,20 @@ _EVENT_MS = 1
 
 
 class _Quick:
-    """The length of pieces that take no longer than _PROTECT_SECONDS.
+    """The length of pieces that take no longer to protect than they should.
 
     Attributes:
-        length: of the next piece, bytes, between ``least`` and ``most``.
+        length: of the next piece, bytes.
     """
 
-    def __init__(self, least: int, most: int) -> None:
-        self._least, self._most = least, most
-        self.length = least
+    def __init__(self, pieces: Pieces) -> None:
+        self._least, self._most = pieces.least_protected_bytes, pieces.most_protected_bytes
+        self._seconds = pieces.protect_seconds
+        self.length = self._least
 
     def took(self, seconds: float) -> None:
         """Adapt to how long the last piece took."""
-        slow = seconds > _PROTECT_SECONDS
+        slow = seconds > self._seconds
         self.length = max(self.length // 2, self._least) if slow else min(2 * self.length, self._most)
 
 
@@ -47,16 +43,18 @@ class Protection:
         userfaultfd: enabled; the blocks of ``groups`` are registered with it.
         groups: where they are.
         beat: called again and again while it has to wait.
+        pieces: how much is done at a time.
 
     Attributes:
         faulted: units that writes wait for, in order of arrival.
         lost: groups whose memory was discarded, moved or unmapped, and which of these.
     """
 
-    def __init__(self, userfaultfd: Userfaultfd, groups: Groups, beat: Callable[[], None]) -> None:
+    def __init__(self, userfaultfd: Userfaultfd, groups: Groups, beat: Callable[[], None], pieces: Pieces) -> None:
         self._userfaultfd = userfaultfd
         self._groups = groups
         self._beat = beat
+        self._pieces = pieces
         self._poll = select.poll()
         self._poll.register(self.fileno(), select.POLLIN)
         self.faulted: list[range] = []
@@ -83,11 +81,11 @@ class Protection:
 
     def protecting(self, marked: Callable[[slice], Marked] | None = None) -> Iterator[bool]:
         """Protect all groups, or those marked; yields True after every piece."""
-        pieces = _Quick(*PROTECT_BYTES)
-        for groups in self._groups.pieces(lambda: pieces.length, marked):
+        quick = _Quick(self._pieces)
+        for groups in self._groups.pieces(lambda: quick.length, marked):
             started = time.perf_counter()
             self._call(self._userfaultfd.protect, groups)
-            pieces.took(time.perf_counter() - started)
+            quick.took(time.perf_counter() - started)
             yield True
 
     def pieces(self, length: int, marked: Callable[[slice], Marked]) -> Iterator[range]:

@@ -22,6 +22,7 @@ from parallel_fixedram.core.save_options import CAPTURE_MEMORY, MAX_STALL_SECOND
 from parallel_fixedram.engine.capture.snapshot.job import CaptureJob
 from parallel_fixedram.engine.capture.snapshot.marks import Marks
 from parallel_fixedram.engine.capture.snapshot.messages import Command, Figures
+from parallel_fixedram.engine.capture.snapshot.pieces import USUAL, Pieces
 from parallel_fixedram.engine.capture.snapshot.places import Origin, Target
 from parallel_fixedram.engine.capture.snapshot.processes import Processes
 from parallel_fixedram.engine.capture.snapshot.ring import Ring
@@ -42,6 +43,7 @@ class Snapshot(Closing):
         spill: a channel to the file that nobody else uses; it bypasses the page cache if the workers' channels do.
         max_stall: how long a write of the guest may wait, seconds; if it has to wait longer the snapshot is void.
         capture_memory: most bytes of copies that may wait to be written.
+        pieces: how much the handler does at a time.
 
     Attributes:
         job: what workers do; fork them after ``prepare``, so that they do not inherit the userfaultfd.
@@ -58,6 +60,7 @@ class Snapshot(Closing):
         spill: Channel,
         max_stall: float = MAX_STALL_SECONDS,
         capture_memory: int = CAPTURE_MEMORY,
+        pieces: Pieces = USUAL,
     ) -> None:
         self._origin = origin
         self._target = target
@@ -65,6 +68,7 @@ class Snapshot(Closing):
         self._spill = spill
         self._max_stall = max_stall
         self._capture_memory = capture_memory
+        self._pieces = pieces
         self._marks = Marks(origin.groups.count, [saved.block for saved in target.blocks])
         self._processes: Processes | None = None
         self.job = CaptureJob(origin, target, self._marks, staging, window_pages=window_pages)
@@ -84,6 +88,7 @@ class Snapshot(Closing):
             self._userfaultfd,
             spill=self._spill,
             max_stall=self._max_stall,
+            pieces=self._pieces,
         )
 
     def protect(self) -> None:

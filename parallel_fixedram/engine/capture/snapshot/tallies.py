@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from array import array
 
 import numpy as np
@@ -27,17 +26,17 @@ class Tallies:
         self.ahead = self.copied = self.let_through = self.ring_waits = self.noted = 0
         self._seconds = array("d")
 
-    def served(self, since: float, *, copied: int, uncopied: int) -> None:
+    def served(self, seconds: float, *, copied: int, uncopied: int) -> None:
         """Count a fault after T that was served.
 
         Args:
-            since: when it was read (time.monotonic).
+            seconds: since it was read.
             copied: groups copied for it.
             uncopied: groups released for it without a copy.
         """
         self.copied += copied
         self.let_through += uncopied
-        self._seconds.append(time.monotonic() - since)
+        self._seconds.append(seconds)
 
     def figures(self, void: str | None) -> Figures:
         """All counts."""
