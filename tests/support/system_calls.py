@@ -26,7 +26,7 @@ def answered(act: Callable[[], Any], decide: Decide, *, under: str = "/") -> Run
     """``faults.run``; raises what it raised there."""
     if reason := _why_not():
         missing(reason)
-    found = faults.run(act, under=under, decide=decide)
+    found = faults.run(act, under=under, decide=decide, seconds=120.0)
     assert not found.hung
     if found.error is not None:
         raise found.error
