@@ -6,7 +6,7 @@ import stat
 import time
 
 import pytest
-from support.cli import call, refused, remount, run, tmpfs, untouched, without_override
+from support.cli import call, done, refused, remount, run, tmpfs, untouched, without_override, without_proc
 from support.fake_qmp import FakeQmp, closes, dies, returns
 from support.puppet import Puppet
 from support.qemu_tools import missing
@@ -133,12 +133,9 @@ def test_little_memory_for_copies_is_named(tmp_path, leave_memory):
     assert "--capture-memory" in found.how
 
 
-def test_what_proc_does_not_tell_is_a_finding_too(tmp_path, monkeypatch):
-    def hidden(pid):
-        raise FileNotFoundError(2, "no such file", f"/proc/{pid}/status")
-
-    monkeypatch.setattr(rights, "status", hidden)
-    found = findings(report(tmp_path))
+def test_what_proc_does_not_tell_is_a_finding_too(tmp_path):
+    said = done(without_proc("doctor", tmp_path, "--json"))
+    found = findings(parallel_fixedram.from_json(DoctorReport, said.json))
     for what in ("seccomp", "CAP_SYS_PTRACE"):
         assert found[what].verdict is Verdict.ABSENT
         assert found[what].detail.startswith("cannot be seen: '/proc/")

@@ -1,20 +1,20 @@
 """A save whose machine somebody acts on: what is torn is taken again, what changed begins again, or nothing is left."""
 
 import os
-from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import pytest
 from support.examples import some_of
 from support.pictures import PAGE, content, saved_picture
 from support.saving import save, several
-from support.sources import ScriptedGuest
+from support.sources import ScriptedGuest, WatchedSource
 from support.streamwriter import DEVICES, device_bytes
 
 from parallel_fixedram.core.errors import HostError, MachineChanged, MachineError
-from parallel_fixedram.core.protocols import GuestBlock
+from parallel_fixedram.core.protocols import GuestBlock, PageSource
+from parallel_fixedram.core.ramblock import PageRange
 from parallel_fixedram.core.save_options import DirectIO
-from parallel_fixedram.engine.pages.ledger import Ledger
 from parallel_fixedram.engine.pages.writer import PageWriter
 from parallel_fixedram.host.files.channel import FileChannel
 from parallel_fixedram.image.image import open_image
@@ -153,20 +153,36 @@ def test_one_that_changes_every_time_leaves_no_file(target: str) -> None:
     assert os.listdir(os.path.dirname(target)) == []
 
 
+class OnceUnreadable(WatchedSource):
+    """Cannot be read the first time that somebody asks where data may be."""
+
+    def __init__(self, inner: PageSource) -> None:
+        super().__init__(inner, [1] * 4)
+        self._failures = [HostError("cannot read guest memory", errno=14)]
+
+    def data_ranges(self, within: PageRange) -> list[PageRange]:
+        if self._failures:
+            raise self._failures.pop()
+        return super().data_ranges(within)
+
+
+class Unplugged(ScriptedGuest):
+    """Its memory is gone when it is looked at first."""
+
+    def __init__(self, *ram: dict[str, str]) -> None:
+        super().__init__(*ram)
+        (block,) = super().guest_blocks()
+        self._only = [replace(block, source=OnceUnreadable(block.source))]
+
+    def guest_blocks(self) -> list[GuestBlock]:
+        return self._only
+
+
 @pytest.mark.parametrize(("changed", "saves"), [([], 1), ([True, False], 2)])
 def test_memory_that_cannot_be_read_is_an_error_unless_it_was_unplugged(
-    target: str, monkeypatch: pytest.MonkeyPatch, changed: list[bool], saves: int
+    target: str, changed: list[bool], saves: int
 ) -> None:
-    failures = iter([HostError("cannot read guest memory", errno=14)])
-    map_data = Ledger.map_data
-
-    def fail_once(self: Ledger, blocks: Sequence[GuestBlock]) -> None:
-        for error in failures:
-            raise error
-        map_data(self, blocks)
-
-    monkeypatch.setattr(Ledger, "map_data", fail_once)
-    with ScriptedGuest({"m": "AB0-"}) as machine:
+    with Unplugged({"m": "AB0-"}) as machine:
         machine.changed = list(changed)
         if saves == 1:
             with pytest.raises(HostError, match="cannot read guest memory"):

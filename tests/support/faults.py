@@ -38,14 +38,11 @@ from dataclasses import dataclass, field
 from types import BuiltinFunctionType, FunctionType, TracebackType
 from typing import Any, NamedTuple, NoReturn, Self
 
-from support.cli import SECONDS, Result
+from support.cli import GONE_SECONDS, SECONDS, Result
 
 import parallel_fixedram
 from parallel_fixedram.cli.main import main
 from parallel_fixedram.host import linux
-
-GONE_SECONDS = 2.0
-"""How long the workers of a dead coordinator may take to go; the promise is 0.1 s, a busy test machine gets more."""
 
 
 class Place(NamedTuple):

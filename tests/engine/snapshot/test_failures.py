@@ -185,16 +185,17 @@ def test_a_process_that_cannot_be_started_is_an_error_that_leaves_nothing(
         assert raised.value.errno == errno.EAGAIN
 
 
-def test_guest_memory_that_cannot_be_reached_is_an_error_that_leaves_nothing(
-    ram: Ram, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def refuse(_: object) -> None:
-        raise HostError("cannot map guest RAM", errno=errno.ENOMEM)
+def test_guest_memory_that_cannot_be_reached_is_an_error_that_leaves_nothing(ram: Ram) -> None:
+    class Unreachable(MappedSource):
+        def open(self) -> None:
+            raise HostError("cannot map guest RAM", errno=errno.ENOMEM)
 
-    monkeypatch.setattr(MappedSource, "open", refuse)
+    ram.sources[0].close()
+    ram.sources[0] = Unreachable(ram.fd, length=ram.blocks[0].used_length)
     with Capture(ram) as capture, pytest.raises(HostError, match="cannot map guest RAM") as raised:
         capture.protect()
     assert raised.value.errno == errno.ENOMEM
+    ram.sources[0].close()
 
 
 STAGES: dict[str, Callable[[Capture], object]] = {

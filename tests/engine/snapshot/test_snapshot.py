@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import mmap
+import os
 
 import pytest
 from support.captured_ram import Capture, Ram, discard
@@ -183,6 +184,8 @@ def test_memory_lost_after_t_makes_it_void_and_the_guest_runs_on(how: str, share
                 ram.watched.call({"unmap": unmap, "move": move}[how], 128, 64)
             with pytest.raises(HostError, match=r"void: memory of the guest was|cannot read memory of process"):
                 capture.work_and_end()  # a worker may find it gone before the handler has heard of it
+            while capture.snapshot.cause() is None:
+                os.sched_yield()  # the handler has read of it, and is about to say so
             assert str(capture.snapshot.cause()).startswith("the snapshot is void: memory of the guest was")
             ram.fill([0, 639], value=4)
         assert not ram.is_watched()
