@@ -146,6 +146,7 @@ class TestInASandbox:
 
     def test_without_ptrace_auto_compares(self, tmp_path):
         """Nothing that can be asked says so: it is tried."""
+        require_userfaultfd()
         report(tmp_path)  # everything is imported
         with Puppet(parallel_fixedram.doctor, first=lambda: install(only(SYS_PTRACE, EPERM))) as process:
             found = process.call(str(tmp_path))

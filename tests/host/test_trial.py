@@ -54,6 +54,7 @@ def test_a_sandbox_without_ptrace_is_noticed_also_one_that_kills_for_it(action: 
 def test_a_sandbox_that_lets_nobody_read_others_is_noticed() -> None:
     said = sandboxed(try_to_read, PROCESS_VM_READV, EPERM)
     assert said.startswith("cannot read memory of a process of ours: operation not permitted; a sandbox has to allow")
+    require_userfaultfd()
     said = sandboxed(try_to_watch, PROCESS_VM_READV, EPERM)
     assert said.startswith("a process of ours may not be traced: operation not permitted")
 

@@ -6,7 +6,7 @@ import contextlib
 from collections.abc import Callable, Iterator
 
 import pytest
-from support.served import Served
+from support.served_handler import Served
 
 
 @pytest.fixture

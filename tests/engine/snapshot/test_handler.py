@@ -9,7 +9,7 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 from support.pictures import PAGE
-from support.served import GROUP, Served, assert_void
+from support.served_handler import GROUP, Served, assert_void
 
 from parallel_fixedram.engine.capture.snapshot.marks import Phase, Void
 from parallel_fixedram.engine.capture.snapshot.messages import Command, Done

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import pytest
-from support.served import GROUP, Served
+from support.served_handler import GROUP, Served
 
 from parallel_fixedram.engine.capture.snapshot.marks import Phase
 from parallel_fixedram.engine.capture.snapshot.messages import Command, Done

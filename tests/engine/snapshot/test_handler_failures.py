@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 from support.pictures import PAGE
-from support.served import GROUP, START, Served, assert_void
+from support.served_handler import GROUP, START, Served, assert_void
 
 from parallel_fixedram.core.errors import HostError
 from parallel_fixedram.engine.capture.snapshot.marks import Phase, Void
