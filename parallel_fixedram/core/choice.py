@@ -54,6 +54,8 @@ class Situation:
     """Why a guest that runs is not to be captured by a snapshot, as the end of a sentence; empty if it may be."""
     durable: bool = True
     """Whether the file is synced at the end."""
+    copied: bool = False
+    """Whether RAM can only be read by copying it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -182,9 +184,11 @@ def _predict(
         gap = _cost(direct, channels, capture, model, situation).gap_pages(work.page_size)
     window_pages = WINDOW_PAGES_DIRECT if direct else WINDOW_PAGES_BUFFERED
     merged = work.merged(gap, window_pages)
+    windows = work.windows * WORK_WINDOW_PAGES / window_pages
+    if not (direct or situation.copied) and capture in (CaptureMode.STOPPED, CaptureMode.ROUNDS):
+        windows = min(windows, work.pages / window_pages)  # nothing is copied: those with few pages are joined
     workers = min(channels, situation.processors)
     compares = capture is CaptureMode.COMPARE
-    windows = work.windows * WORK_WINDOW_PAGES / window_pages
     look = (windows * model.window + work.size * model.scan_byte) / workers
     compare = work.pages * model.hash_page / workers if compares else 0.0
     computing = look + compare + work.pages * model.digest_page / workers

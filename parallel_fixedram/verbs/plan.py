@@ -15,7 +15,7 @@ from parallel_fixedram.core.uri import parse_uri
 from parallel_fixedram.engine.capture.rounds import dirty_log
 from parallel_fixedram.engine.capture.write_protect import address_space
 from parallel_fixedram.engine.pages.ledger import Ledger
-from parallel_fixedram.engine.tuning.decide import decide
+from parallel_fixedram.engine.tuning.decide import are_copied, decide
 from parallel_fixedram.host.facts import host_facts
 from parallel_fixedram.host.files.publish import check_target
 
@@ -54,7 +54,15 @@ def _plan(machine: Machine, path: str, options: SaveOptions) -> PlanReport:
     ledger.map_data(guest_blocks)
     page_size = guest_blocks[0].block.page_size
     folder = os.path.dirname(path) or "."  # not realpath: a link would be replaced, not followed
-    decision = decide(options, ledger.data, page_size, folder, guest_waits=guest_waits, no_snapshot=no_snapshot)
+    decision = decide(
+        options,
+        ledger.data,
+        page_size,
+        folder,
+        guest_waits=guest_waits,
+        no_snapshot=no_snapshot,
+        copied=are_copied(guest_blocks),
+    )
     work = Work.of(ledger.data, page_size)
     calls, size = work.merged(decision.choice.gap_pages, decision.choice.window_pages)
     return PlanReport(

@@ -55,7 +55,7 @@ from parallel_fixedram.engine.capture.write_protect import address_space
 from parallel_fixedram.engine.pages.early_writeback import EarlyWriteback
 from parallel_fixedram.engine.pages.ledger import Ledger
 from parallel_fixedram.engine.pages.staging import SLOTS
-from parallel_fixedram.engine.tuning.decide import Decision, decide
+from parallel_fixedram.engine.tuning.decide import Decision, are_copied, decide
 from parallel_fixedram.engine.workers.pool import WorkerPool
 from parallel_fixedram.format.device_sections import VMGENID, names_of, read_device_sections
 from parallel_fixedram.format.layout import FileLayout
@@ -225,6 +225,7 @@ def _begin(
         draft.folder,
         guest_waits=guest_waits,
         no_snapshot=no_snapshot,
+        copied=are_copied(guest_blocks),
         takes_direct=takes_direct,
     )
     choice = decision.choice

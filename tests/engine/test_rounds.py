@@ -6,7 +6,15 @@ from collections.abc import Callable
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from support.channels import DeadlyChannel, FailingChannel, HookChannel, LateChannel, RecordingChannel, Through
+from support.channels import (
+    AfterChannel,
+    DeadlyChannel,
+    FailingChannel,
+    HookChannel,
+    LateChannel,
+    RecordingChannel,
+    Through,
+)
 from support.examples import at_most, letters, some_of
 from support.pictures import PAGE, allocated_pages, content, marked, picture_of, read_all, saved_picture
 from support.saving import save, several
@@ -104,6 +112,20 @@ def test_a_page_that_changes_while_it_is_written_is_written_again(target: str, t
         through(lambda inner: HookChannel(inner, FIRST, lambda: [guest.write(0, "0"), guest.write(7, "X")]))
         save_live(guest, target)
     assert saved_picture(target) == "-BCDEFGX"
+
+
+@pytest.mark.parametrize(("then", "expected"), [("X", "XBCDEFGH"), ("0", "-BCDEFGH")])
+def test_a_page_that_changes_before_its_digest_is_taken_has_the_right_one_in_the_end(
+    target: str, through: Through, then: str, expected: str
+) -> None:
+    """Into the page cache it is written from where it is; what the file has of it and its digest differ for a round."""
+    with ScriptedGuest({"ram": "ABCDEFGH"}, ["", ""]) as guest:
+        through(buffered=lambda inner: AfterChannel(inner, FIRST, lambda: guest.write(0, then)))
+        report = save(guest, target, several(direct_io=DirectIO.OFF, max_rounds=2), dirty=guest)
+        assert len(report.rounds) == 2
+    assert saved_picture(target) == expected
+    with Image(target) as image:
+        assert verify(image).ok
 
 
 def test_a_page_first_touched_in_a_round_is_not_lost(target: str, through: Through) -> None:

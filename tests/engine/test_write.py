@@ -192,10 +192,23 @@ def test_a_later_round_brings_any_file_to_what_the_naive_twin_makes_of_it(
 def test_without_gaps_each_run_in_a_window_is_one_write(data: st.DataObject, length: int) -> None:
     ram = data.draw(pictures("A0-", length))
     outcome = run_job(ram, gap=0, shards=[Shard(0, 0, -(-length // 64), length)])
-    expected = []
-    for start in range(0, length, WINDOW_PAGES):
-        expected += [(start + first, count) for first, count in runs(ram[start : start + WINDOW_PAGES], "A")]
-    assert outcome.writes == expected
+    joined = [""]
+    for start in range(0, length, WINDOW_PAGES):  # as long as they have no more pages than one may have
+        window = ram[start : start + WINDOW_PAGES]
+        if sum(letter != "-" for letter in joined[-1] + window) > WINDOW_PAGES:
+            joined.append("")
+        joined[-1] += window
+    starts = [sum(map(len, joined[:number])) for number in range(len(joined))]
+    assert outcome.writes == [
+        (start + first, count) for start, part in zip(starts, joined, strict=True) for first, count in runs(part, "A")
+    ]
+
+
+@pytest.mark.parametrize(("copied", "writes"), [(False, [(255, 2)]), (True, [(255, 1), (256, 1)])])
+def test_only_where_nothing_is_copied_windows_with_few_pages_are_joined(
+    copied: bool, writes: list[tuple[int, int]]
+) -> None:
+    assert run_job("-" * 255 + "AB" + "-" * 255, copied=copied, shards=[Shard(0, 0, 8, 2)]).writes == writes
 
 
 def test_a_dense_block_is_written_in_pieces_of_one_mib() -> None:

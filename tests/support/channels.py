@@ -270,6 +270,14 @@ class HookChannel(WrappedChannel):
         self._left.close()
 
 
+class AfterChannel(HookChannel):
+    """Calls ``hook`` after the write, before anybody does anything else with the pages."""
+
+    def hooked(self, offset: int, data: memoryview) -> None:
+        self.inner.write(offset, data)
+        self._hook()
+
+
 class DeadlyChannel(HookChannel):
     """Sends its worker ``signum`` in the middle of a write that covers byte ``offset``, as HookChannel does.
 

@@ -1,4 +1,8 @@
-"""Rounds: write the pages in a dirty log, again and again while the guest runs, and once more while it stands still."""
+"""Rounds: write the pages in a dirty log, again and again while the guest runs, and once more while it stands still.
+
+Pages are written from where they are. One that changes between its write and its digest, or its test for zero, is in
+the log by then, and a later round puts all of that right; in the last one nothing changes.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +11,7 @@ from collections.abc import Sequence
 from parallel_fixedram.core.errors import RequestError
 from parallel_fixedram.core.protocols import DirtySource, Machine
 from parallel_fixedram.engine.capture.capture import Capture
-from parallel_fixedram.engine.capture.coordinator import Coordinator
+from parallel_fixedram.engine.capture.coordinator import FIRST_PASS, Coordinator
 from parallel_fixedram.engine.capture.rehearsal import write_firmware
 from parallel_fixedram.engine.capture.task import Task
 from parallel_fixedram.engine.pages.round_job import RoundJob
@@ -40,7 +44,7 @@ class DirtyRounds(Capture):
         assert task.dirty is not None, "dirty_log() comes first"
         self._task = task
         self._dirty = task.dirty
-        self._job = RoundJob(task.ledger, task.writer(may_change=True), window_pages=task.choice.window_pages)
+        self._job = RoundJob(task.ledger, task.writer(), window_pages=task.choice.window_pages)
 
     def jobs(self) -> Sequence[Job]:
         """One that writes what is dirty (Capture.jobs)."""
@@ -74,5 +78,6 @@ class DirtyRounds(Capture):
             self._job,
             while_running=while_running,
             cached=not choice.direct,
+            phase=FIRST_PASS if while_running and first else "write",
             shard_pages=choice.shard_pages if first else asked.shard_pages,
         )

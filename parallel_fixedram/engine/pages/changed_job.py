@@ -12,7 +12,7 @@ from parallel_fixedram.core.protocols import GuestBlock
 from parallel_fixedram.core.shards import Shard
 from parallel_fixedram.engine.pages.changes import Hashes
 from parallel_fixedram.engine.pages.ledger import Ledger
-from parallel_fixedram.engine.pages.window import nonzero_among
+from parallel_fixedram.engine.pages.window import nonzero_among, pieces
 from parallel_fixedram.engine.pages.writer import PageWriter
 from parallel_fixedram.engine.workers.messages import Tally
 
@@ -28,7 +28,7 @@ class ChangedJob:
         ledger: what may have changed, and what is in the file afterwards.
         hashes: of the pages in the file.
         writer: writes pages; it maps guest RAM.
-        window_pages: number of pages that are written at a time.
+        window_pages: most pages that are written at a time.
     """
 
     def __init__(
@@ -56,13 +56,10 @@ class ChangedJob:
         data = self._ledger.data[block].bits(shard.first_word, shard.words)
         present = in_file.bits(shard.first_word, shard.words)
         changed = self._changed(shard, data, present, tally)
-        for start in range(0, len(changed), self._window_pages):
-            window = slice(start, start + self._window_pages)
-            wanted = changed[window]
-            if wanted.any():
-                first = shard.first_word * WORD_PAGES + start
-                store = self._writer.write(block, first, wanted, data[window], wanted, tally)
-                present[window] = np.where(wanted, store, present[window])
+        for window in pieces(changed, self._window_pages, joined=self._writer.takes_any_length(block)):
+            wanted, first = changed[window], shard.first_word * WORD_PAGES + window.start
+            store = self._writer.write(block, first, wanted, data[window], wanted, tally)
+            present[window] = np.where(wanted, store, present[window])
         self._writer.settle(tally)
         in_file.put_bits(shard.first_word, present)
         return tally

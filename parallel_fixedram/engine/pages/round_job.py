@@ -8,6 +8,7 @@ from parallel_fixedram.core.bitmap import WORD_PAGES
 from parallel_fixedram.core.shards import Shard
 from parallel_fixedram.engine.pages.changes import Hashes
 from parallel_fixedram.engine.pages.ledger import Ledger
+from parallel_fixedram.engine.pages.window import pieces
 from parallel_fixedram.engine.pages.writer import PageWriter
 from parallel_fixedram.engine.workers.messages import Tally
 
@@ -21,7 +22,7 @@ class RoundJob:
     Args:
         ledger: what to write, and what is in the file afterwards.
         writer: writes pages.
-        window_pages: number of pages that are tested and written at a time.
+        window_pages: most pages that are tested and written at a time.
         hashes: tell what is in the file already; in the first round, what a worker wrote before it died.
     """
 
@@ -41,12 +42,8 @@ class RoundJob:
         dirty = self._ledger.dirty[block].bits(shard.first_word, shard.words)
         data = self._ledger.data[block].bits(shard.first_word, shard.words)
         present = in_file.bits(shard.first_word, shard.words)
-        for start in range(0, len(dirty), self._window_pages):
-            window = slice(start, start + self._window_pages)
-            wanted = dirty[window]
-            if not wanted.any():
-                continue
-            first = shard.first_word * WORD_PAGES + start
+        for window in pieces(dirty, self._window_pages, joined=self._writer.takes_any_length(block)):
+            wanted, first = dirty[window], shard.first_word * WORD_PAGES + window.start
             if shard.round > 0:
                 stale = wanted
             elif self._hashes:

@@ -45,6 +45,30 @@ class Window:
     """1 for every page that counts, shape (pages,)."""
 
 
+def pieces(wanted: Bits, pages: int, *, joined: bool) -> list[slice]:
+    """Where the windows of a shard are, each with a wanted page in it.
+
+    Args:
+        wanted: 1 for every page that counts, shape (pages,).
+        pages: length of a window.
+        joined: whether windows become one for as long as no more than ``pages`` pages in it are wanted: a window takes
+            0.2 ms, however few they are.
+    """
+    found: list[slice] = []
+    starts, room = np.arange(0, len(wanted), pages), 0
+    counts = np.add.reduceat(wanted, starts, dtype=np.int64)
+    for start, count in zip(starts.tolist(), counts.tolist(), strict=True):
+        if not count:
+            continue
+        if joined and count <= room:
+            found[-1] = slice(found[-1].start, start + pages)
+        else:
+            found.append(slice(start, start + pages))
+            room = pages
+        room -= count
+    return found
+
+
 def windows(bitmap: PageBitmap, shard: Shard, pages: int = WINDOW_PAGES) -> Iterator[Window]:
     """The windows of a shard, of up to ``pages`` pages each, that have a bit set."""
     bits = bitmap.bits(shard.first_word, shard.words)

@@ -10,8 +10,8 @@ gap gets what RAM has there; where RAM was never touched it is not read, and zer
 For a zero page nothing is written, and its bit is clear. Its place in the file reads as zeros because nothing was ever
 written there or because it is punched out; where that is quicker, zeros are written.
 
-If RAM may change meanwhile, pages are copied first. The copy is tested once more, hashed and written, so that digest
-and file agree whatever the guest does.
+If RAM may change meanwhile and nobody would tell, pages are copied first. The copy is tested once more, hashed and
+written, so that digest and file agree whatever the guest does.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ class PageWriter:
         channel: the file.
         max_gap_pages: most pages that may be bridged to join two writes.
         staging: where pages are copied to and written from; None to write them from where they are.
-        may_change: whether RAM may change meanwhile; this needs ``staging``.
+        may_change: whether RAM may change without a dirty log that tells; this needs ``staging``.
         hashes: receive the hashes of what is written.
     """
 
@@ -78,6 +78,10 @@ class PageWriter:
             each.source.open()
         if self._staging:
             self._staging.open()
+
+    def takes_any_length(self, block: int) -> bool:
+        """Whether a window of this block may be longer than others, because nothing of it is copied."""
+        return self._guest_blocks[block].source.views_stay_valid and self._staging is None
 
     def write(self, block: int, first: int, wanted: Bits, data: Bits, stale: Bits, tally: Tally) -> Bits:
         """Begin to write pages of a window; ``settle`` waits until they are written.

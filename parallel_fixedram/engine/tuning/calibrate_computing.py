@@ -24,10 +24,10 @@ from parallel_fixedram.format.layout import FileLayout
 from parallel_fixedram.host.files.channel import FileChannel
 from parallel_fixedram.host.memory.mapped_source import MappedSource
 
-_DENSE_WINDOWS = 8
-_SPARSE_WINDOWS = 64
-_SPARSE_PAGES = 4
-"""Pages with data in a sparse window."""
+_LARGE_WINDOWS = 8
+_SMALL_WINDOWS = 64
+_SMALL_PAGES = 4
+"""Of a small window; large ones have WORK_WINDOW_PAGES."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -73,8 +73,8 @@ class ComputingTrials:
         pages = self._pages
         self._found.append(
             (
-                self.look(_DENSE_WINDOWS, WORK_WINDOW_PAGES),
-                self.look(_SPARSE_WINDOWS, _SPARSE_PAGES),
+                self.look(_LARGE_WINDOWS, WORK_WINDOW_PAGES),
+                self.look(_SMALL_WINDOWS, _SMALL_PAGES),
                 self.page(lambda bits: page_digests(pages, bits)),
                 self.page(lambda bits: self._hashes.hashes_of(pages, np.flatnonzero(bits))),
             )
@@ -82,33 +82,32 @@ class ComputingTrials:
 
     def result(self) -> Computing:
         """The result; there must be a sample."""
-        dense, sparse, digest_page, hash_page = (statistics.mean(each) for each in zip(*self._found, strict=True))
-        dense_pages, sparse_pages = _DENSE_WINDOWS * WORK_WINDOW_PAGES, _SPARSE_WINDOWS * _SPARSE_PAGES
-        # two unknowns, two measurements: dense = 8 windows and 2048 pages, sparse = 64 windows and 256 pages
-        ratio = _SPARSE_WINDOWS / _DENSE_WINDOWS
-        page = max((ratio * dense - sparse) / (ratio * dense_pages - sparse_pages), 0.0)
+        large, small, digest_page, hash_page = (statistics.mean(each) for each in zip(*self._found, strict=True))
+        large_pages, small_pages = _LARGE_WINDOWS * WORK_WINDOW_PAGES, _SMALL_WINDOWS * _SMALL_PAGES
+        # two unknowns, two measurements: large = 8 windows and 2048 pages, small = 64 windows and 256 pages
+        ratio = _SMALL_WINDOWS / _LARGE_WINDOWS
+        page = max((ratio * large - small) / (ratio * large_pages - small_pages), 0.0)
         return Computing(
-            window=max((sparse - page * sparse_pages) / _SPARSE_WINDOWS, 0.0),
+            window=max((small - page * small_pages) / _SMALL_WINDOWS, 0.0),
             scan_byte=max((page - digest_page) / TARGET_PAGE_SIZE, 1e-12),  # a digest is part of it
             digest_page=digest_page,
             hash_page=hash_page,
         )
 
     def look(self, windows: int, pages: int) -> float:
-        """Seconds to test and hash memory that is new to this process, with ``pages`` pages of data in each window."""
-        block = RAMBlock(idstr="calibration", used_length=windows * WORK_WINDOW_PAGES * TARGET_PAGE_SIZE)
+        """Seconds to test and hash memory that is new to this process, in windows of ``pages`` pages."""
+        block = RAMBlock(idstr="calibration", used_length=windows * pages * TARGET_PAGE_SIZE)
         fd = os.memfd_create(block.idstr, os.MFD_CLOEXEC)
         try:
             os.ftruncate(fd, block.used_length)
-            ledger, step = Ledger([block]), WORK_WINDOW_PAGES // pages
-            for page in range(0, block.pages, step):
-                os.pwrite(fd, b"\1" * TARGET_PAGE_SIZE, page * TARGET_PAGE_SIZE)
-            ledger.data[0].set_pages(np.arange(0, block.pages, step, dtype=np.int64))
-            ledger.dirty[0].words |= ledger.data[0].words
+            os.pwrite(fd, b"\1" * block.used_length, 0)
+            ledger = Ledger([block])
+            for bitmap in (ledger.data[0], ledger.dirty[0]):
+                bitmap.set_all()
             source = MappedSource(fd, length=block.used_length)
             blocks, nowhere = FileLayout.plan("none", [block]).blocks, _Nowhere(-1, "nowhere")
             writer = PageWriter([GuestBlock(block=block, source=source)], blocks, ledger, nowhere, max_gap_pages=0)
-            job = RoundJob(ledger, writer, window_pages=WORK_WINDOW_PAGES)
+            job = RoundJob(ledger, writer, window_pages=pages)
             job.open()
             started = time.perf_counter()
             job.run(Shard(0, 0, block.pages // WORD_PAGES, 0))

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from parallel_fixedram.core.bitmap import PageBitmap
 from parallel_fixedram.core.choice import Choice, Situation, choose
 from parallel_fixedram.core.cost import ASSUMED, DeviceModel, Work
+from parallel_fixedram.core.protocols import GuestBlock
 from parallel_fixedram.core.reports.choice import ChoiceReport
 from parallel_fixedram.core.save_options import DirectIO, SaveOptions
 from parallel_fixedram.engine.tuning import calibrate
@@ -48,6 +49,11 @@ class Decision:
         )
 
 
+def are_copied(guest_blocks: Sequence[GuestBlock]) -> bool:
+    """Whether main memory can only be read by copying it."""
+    return not all(each.source.views_stay_valid for each in guest_blocks if each.main)
+
+
 def decide(
     options: SaveOptions,
     data: Sequence[PageBitmap],
@@ -56,6 +62,7 @@ def decide(
     *,
     guest_waits: bool,
     no_snapshot: str,
+    copied: bool = False,
     takes_direct: bool | None = None,
 ) -> Decision:
     """Decide; measures what writes cost if that is not known yet.
@@ -67,6 +74,7 @@ def decide(
         folder: where the file will be.
         guest_waits: whether a running guest will have to stand still.
         no_snapshot: why it must not be captured by a snapshot, as the end of a sentence; empty if it may.
+        copied: whether RAM can only be read by copying it.
         takes_direct: whether the file can be opened for direct I/O; None if that is not known.
 
     Raises:
@@ -84,6 +92,7 @@ def decide(
         room=dirty_room(),
         processors=len(os.sched_getaffinity(0)),
         durable=options.publishing.durable,
+        copied=copied,
     )
     if not model.direct and options.writing.direct_io is DirectIO.ON:  # only in a plan: a save has found out by trying
         model = dataclasses.replace(model, direct=ASSUMED.direct)
