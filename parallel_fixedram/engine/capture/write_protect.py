@@ -136,6 +136,7 @@ class WriteProtect(Capture):
         with self._failing():
             self._snapshot.add_noted()
             self._choose_pages(protected=True)
+            self._snapshot.wait_ahead()
             tally = run.round(
                 self._snapshot.job,
                 while_running=True,
@@ -200,10 +201,11 @@ class WriteProtect(Capture):
 
 
 def _snapshot_of(task: Task, groups: Groups, userfaultfd: Userfaultfd) -> Snapshot:
+    assert task.address_space is not None, "the task needs an address space"
     asked = task.options.capture
     sources = [each.source for each in task.guest_blocks]
     return Snapshot(
-        Origin(groups=groups, sources=sources, data=task.ledger.data),
+        Origin(groups=groups, sources=sources, data=task.ledger.data, take_faults=task.address_space.take_faults),
         Target(
             blocks=task.blocks,
             present=task.ledger.present,
