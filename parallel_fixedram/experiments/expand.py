@@ -66,8 +66,8 @@ def _qemu_specs(where: str, table: Any) -> Iterator[QemuSpec]:
             raise RequestError(f"{where}, data: {spec.data:g}, expected at most {room:.3f} of {spec.size >> 20} MiB")
         if spec.hot > spec.data_bytes or (not spec.dirty_rate and (spec.hot or spec.at_random)):
             raise RequestError(f"{where}: hot and at_random need a dirty_rate, and hot is at most what it fills")
-        if spec.watched and (spec.ram != "memfd" or not spec.dirty_rate):
-            raise RequestError(f"{where}, watched: only with a dirty_rate, and with ram = 'memfd', where it is counted")
+        if spec.watched and not spec.dirty_rate:
+            raise RequestError(f"{where}, watched: only with a dirty_rate")
         yield spec
 
 

@@ -27,7 +27,7 @@ from numpy.typing import NDArray
 
 from parallel_fixedram.core.errors import HostError, MachineError
 from parallel_fixedram.core.latency import bins_of
-from parallel_fixedram.experiments.boot_sector import PAGE, WORK_AT
+from parallel_fixedram.experiments.boot_sector import WORK_AT
 from parallel_fixedram.experiments.results import Gaps
 from parallel_fixedram.machines.qemu.monitor import Monitor
 
@@ -73,12 +73,13 @@ def shared_counter(ram: str) -> Counter:
     try:
         fd = os.open(ram, os.O_RDONLY | os.O_CLOEXEC)
         try:
-            memory = mmap.mmap(fd, PAGE, prot=mmap.PROT_READ, offset=WORK_AT // PAGE * PAGE)
+            page = os.fstat(fd).st_blksize  # of a memory file: its pages may be huge
+            memory = mmap.mmap(fd, page, prot=mmap.PROT_READ, offset=WORK_AT // page * page)
         finally:
             os.close(fd)
     except OSError as error:
         raise HostError.from_os(f"cannot map {ram!r}", error) from error
-    counter = np.frombuffer(memory, np.uint32, 1, WORK_AT % PAGE)
+    counter = np.frombuffer(memory, np.uint32, 1, WORK_AT % page)
     return lambda: int(counter[0])
 
 

@@ -35,7 +35,11 @@ OLDEST_LIBVIRT = (11, 2)
 _BOOT_SECONDS = 30.0
 _FILL_RATE = 20 << 20
 _POLL_SECONDS = 0.02
-_SHARED = "<memoryBacking><source type='memfd'/><access mode='shared'/></memoryBacking>"
+_MEMORY = {
+    "private": "",
+    "memfd": "<memoryBacking><source type='memfd'/><access mode='shared'/></memoryBacking>",
+    "huge": "<memoryBacking><hugepages/><source type='memfd'/><access mode='shared'/></memoryBacking>",
+}
 _numbers = itertools.count(1)
 
 
@@ -134,7 +138,7 @@ class LibvirtGuest:
 <domain type='qemu'>
   <name>{self.name}</name>
   <memory unit='b'>{self.spec.size}</memory>
-  {_SHARED if self.spec.ram == "memfd" else ""}
+  {_MEMORY[self.spec.ram]}
   <vcpu>1</vcpu>
   <os><type arch='x86_64' machine='pc'>hvm</type><boot dev='fd'/></os>
   <features><acpi/></features>

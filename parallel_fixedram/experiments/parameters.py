@@ -37,7 +37,7 @@ class QemuSpec:
     data: float = 0.5
     """Share of RAM that it fills, from 1 MiB on."""
     ram: str = "memfd"
-    """``memfd``: shared memory; ``private``: a plain ``-m``."""
+    """``memfd``: shared memory; ``huge``: the same on huge pages; ``private``: a plain ``-m``."""
     dirty_rate: int = 0
     """Bytes rewritten per second once it is full; 0: it sleeps."""
     hot: int = 0
@@ -50,6 +50,11 @@ class QemuSpec:
     """Whether what it gets done is counted around each run."""
     domain: bool = False
     """Whether libvirt starts it, as a domain."""
+
+    @property
+    def is_shared(self) -> bool:
+        """Whether its main memory is a file that others can map."""
+        return self.ram != "private"
 
     def __str__(self) -> str:
         rate = f",dirty_rate={self.dirty_rate >> 20}MiB" if self.dirty_rate else ""
@@ -193,7 +198,7 @@ PARAMETERS: Mapping[str, Check] = {
 QEMU_PARAMETERS: Mapping[str, Check] = {
     "size": _memory,
     "data": _share,
-    "ram": one_of("memfd", "private"),
+    "ram": one_of("memfd", "huge", "private"),
     "dirty_rate": _size,
     "hot": _size,
     "at_random": _yes_or_no,

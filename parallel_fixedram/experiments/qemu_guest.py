@@ -86,7 +86,7 @@ class QemuGuest:
     @property
     def shared_ram(self) -> dict[str, str]:
         """Main memory as a file, by block name; empty where it is private."""
-        if self.spec.ram != "memfd":
+        if not self.spec.is_shared:
             return {}
         folder = f"/proc/{self.pid}/fd"
         try:
@@ -143,9 +143,10 @@ class QemuGuest:
 
     def _arguments(self, serial: str) -> list[str]:
         machine, memory = "pc", ["-m", f"{self.spec.size >> 20}M"]
-        if self.spec.ram == "memfd":
+        if self.spec.is_shared:
             machine += f",memory-backend={SHARED_BLOCK}"
-            memory += ["-object", f"memory-backend-memfd,id={SHARED_BLOCK},size={self.spec.size},share=on"]
+            huge = ",hugetlb=on" if self.spec.ram == "huge" else ""
+            memory += ["-object", f"memory-backend-memfd,id={SHARED_BLOCK},size={self.spec.size},share=on{huge}"]
         return [
             *("-nodefaults", "-no-user-config", "-display", "none"),
             *("-machine", machine, "-accel", "tcg"),

@@ -15,7 +15,7 @@ from parallel_fixedram.experiments.cases import Case
 from parallel_fixedram.experiments.libvirt_guest import LibvirtGuest, why_no_libvirt
 from parallel_fixedram.experiments.parameters import QemuSpec
 from parallel_fixedram.experiments.qemu_guest import QemuGuest
-from parallel_fixedram.host.facts import memory_bytes
+from parallel_fixedram.host.facts import free_huge_bytes, memory_bytes
 from parallel_fixedram.machines.builtin.process import RAM_IDSTR
 from parallel_fixedram.machines.builtin.spec import GuestSpec
 from parallel_fixedram.verbs.open import open_guest, open_libvirt, open_qemu
@@ -66,7 +66,18 @@ def why_missing(case: Case) -> str | None:
 
 def _bytes_touched(way: str, qemu: QemuSpec) -> int:
     """How much memory its runs take; QEMU reads shared RAM that was never touched, and so allocates all of it."""
-    return qemu.size if qemu.ram == "memfd" and way.startswith("qemu-") else qemu.data_bytes
+    return qemu.size if qemu.is_shared and way.startswith("qemu-") else qemu.data_bytes
+
+
+def _need_room(way: str, qemu: QemuSpec) -> None:
+    if qemu.ram == "huge":
+        kind, needed, free = "huge pages", qemu.size, free_huge_bytes()
+    else:
+        kind, needed, free = "memory", _bytes_touched(way, qemu), memory_bytes("MemAvailable")
+    if free is not None and needed > free:
+        raise tools.Missing(
+            f"a guest that takes {format_size(needed)} does not fit: {format_size(free)} of {kind} is available"
+        )
 
 
 @contextlib.contextmanager
@@ -82,11 +93,7 @@ def open_source(case: Case, seed: int) -> Iterator[Source]:
         MachineError: it does not boot.
     """
     if case.qemu:
-        needed = _bytes_touched(case.way, case.qemu)
-        if (free := memory_bytes("MemAvailable")) is not None and needed > free:
-            raise tools.Missing(
-                f"a guest that takes {format_size(needed)} does not fit: {format_size(free)} of memory is available"
-            )
+        _need_room(case.way, case.qemu)
         if case.qemu.domain:
             with LibvirtGuest(case.qemu, seed=seed) as domain:
                 yield Source(

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 import resource
+from collections.abc import Iterator
 from dataclasses import replace
 
 import psutil
 
 from parallel_fixedram.core.errors import MachineError
 from parallel_fixedram.experiments.cases import BOOTS
-from parallel_fixedram.experiments.guest_work import GuestWatch, GuestWork, shared_counter
+from parallel_fixedram.experiments.guest_work import Counter, GuestWatch, GuestWork, counter_of, shared_counter
+from parallel_fixedram.experiments.qemu_guest import QemuGuest
 from parallel_fixedram.experiments.results import Watch
+from parallel_fixedram.experiments.sources import Source
 from parallel_fixedram.experiments.ways.saved_file import saved_file
 from parallel_fixedram.experiments.ways.table import TABLE
 from parallel_fixedram.experiments.ways.way import Measured, Run, Stretch
@@ -25,10 +29,9 @@ def watched(run: Run) -> Measured:
     """
     guest = run.source.qemu
     assert guest is not None, "the scenario's check comes first"
-    [ram] = run.source.ram.values()
     if run.case.way in BOOTS:
         saved_file(run)  # not in the time that is looked at
-    with GuestWatch(shared_counter(ram)) as watch:
+    with _counter(run.source, guest) as counter, GuestWatch(counter) as watch:
         before = _qemu_seconds(guest.pid), _our_seconds()
         measured = TABLE[run.case.way].run(replace(run, watch=watch))
         after = _qemu_seconds(guest.pid), _our_seconds()
@@ -47,6 +50,16 @@ def watched(run: Run) -> Measured:
             our_cpu_seconds=after[1] - before[1],
         ),
     )
+
+
+@contextlib.contextmanager
+def _counter(source: Source, guest: QemuGuest) -> Iterator[Counter]:
+    if guest.spec.is_shared:
+        [ram] = source.ram.values()
+        yield shared_counter(ram)
+    else:
+        with counter_of(guest.monitor, guest.pid) as counter:
+            yield counter
 
 
 def _since(at: Stretch | None, work: GuestWork) -> Stretch | None:

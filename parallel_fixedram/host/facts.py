@@ -74,6 +74,11 @@ def memory_bytes(what: str) -> int | None:
     return _or_none(lambda: _meminfo()[what])
 
 
+def free_huge_bytes() -> int | None:
+    """Bytes of huge pages of the usual size that nobody has; None if the system does not tell."""
+    return _or_none(lambda: _meminfo()["HugePages_Free"] // 1024 * _meminfo()["Hugepagesize"])  # the first is a count
+
+
 def _meminfo() -> dict[str, int]:
     with open("/proc/meminfo", encoding="ascii") as file:
         return {name: int(figure.split()[0]) * 1024 for name, figure in (line.split(":") for line in file)}

@@ -336,10 +336,11 @@ def test_a_qemu_guest_that_goes_on_dirtying_makes_a_stream_grow_but_not_a_file_o
 
 
 @pytest.mark.qemu
-def test_a_guest_that_is_watched_gets_nothing_done_while_it_stands_still(tmp_path, monkeypatch):
+@pytest.mark.parametrize("ram", ["memfd", "private"])
+def test_a_guest_that_is_watched_gets_nothing_done_while_it_stands_still(tmp_path, monkeypatch, ram):
     require_qemu()
     monkeypatch.chdir(tmp_path)
-    guest = 'qemu = {size = "64MiB", data = 0.5, dirty_rate = "1TiB", watched = true}'
+    guest = f'qemu = {{size = "64MiB", data = 0.5, ram = "{ram}", dirty_rate = "1TiB", watched = true}}'
     Path("s.toml").write_text(scenario(f'way = "qemu-mapped-ram"\n{guest}', repeats=1, warm_up=0).text)
     heads = done(call("bench", "s.toml", "--folder", tmp_path)).out.splitlines()[1]
     assert heads.split()[-4:] == ["lost", "ms", "gap", "ms"]

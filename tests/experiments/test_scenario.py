@@ -217,7 +217,6 @@ WRONG = {
     "way = 'ours'\nqemu = {size = '1GiB', at_random = true}": "case 1, qemu: hot and at_random need a dirty_rate",
     "way = 'ours'\nqemu = {size = '1GiB', dirty_rate = 1, hot = '600MiB'}": "case 1, qemu: hot and at_random need",
     "way = 'ours'\nqemu = {size = '1GiB', watched = true}": "case 1, qemu, watched: only with a dirty_rate",
-    "way = 'ours'\nqemu = {size = '1GiB', dirty_rate = 1, ram = 'private', watched = true}": "case 1, qemu, watched",
     "way = 'ours'\nqemu = {size = '1GiB', fresh = 1}": "case 1, qemu, fresh: 1: expected true or false",
     "way = 'qemu-file'\nqemu = {size = '1GiB'}\nrounds = 3": "case 1, rounds: needs qemu with a dirty_rate",
 }
