@@ -15,8 +15,8 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
 from parallel_fixedram.boot import incoming
-from parallel_fixedram.boot.identity import no_room_hint
-from parallel_fixedram.boot.incoming import Source
+from parallel_fixedram.boot.clone_identity import no_room_hint
+from parallel_fixedram.boot.incoming import IncomingStream
 from parallel_fixedram.boot.last_words import end_all
 from parallel_fixedram.boot.launch import Launch
 from parallel_fixedram.boot.overlays import PlannedOverlays
@@ -123,7 +123,7 @@ class Fleet:
         self._ready = time.perf_counter()
         self.start_seconds = self._ready - self._started
 
-    def load(self, source: Source) -> None:
+    def load(self, source: IncomingStream) -> None:
         """Have every QEMU load the stream; no guest runs yet.
 
         Raises:

@@ -17,7 +17,7 @@ from parallel_fixedram.core.schemas import stamped
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-    from parallel_fixedram.experiments.ab import Turn, Verdict
+    from parallel_fixedram.experiments.ab import PairedCase, Turn
     from parallel_fixedram.experiments.builds import Build
     from parallel_fixedram.experiments.results import RunSet
     from parallel_fixedram.experiments.scenario import Scenario
@@ -178,7 +178,7 @@ def _builds(names: Sequence[str], folder: str) -> list[Build]:
 
 
 def _json(
-    name: str, paths: list[str], sets: tuple[RunSet, RunSet], found: list[Verdict], slower: list[str], *, aa: bool
+    name: str, paths: list[str], sets: tuple[RunSet, RunSet], found: list[PairedCase], slower: list[str], *, aa: bool
 ) -> dict[str, Any]:
     from parallel_fixedram.experiments.ab import noise_floor
 
@@ -206,7 +206,7 @@ def _json(
     }
 
 
-def _print(told: dict[str, Any], found: list[Verdict]) -> None:
+def _print(told: dict[str, Any], found: list[PairedCase]) -> None:
     print_folded(f"{told['scenario']}: B by A, {' and '.join(told['files'])}")
     for each, case in zip(found, told["cases"], strict=True):
         ratio = each.ratio

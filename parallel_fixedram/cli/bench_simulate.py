@@ -14,8 +14,8 @@ from parallel_fixedram.core.schemas import stamped
 from parallel_fixedram.core.units import format_rate, format_size, parse_size
 
 if TYPE_CHECKING:
-    from parallel_fixedram.experiments.calibrate import Calibration, NotSimulated
-    from parallel_fixedram.experiments.extrapolate import Extrapolated, Target
+    from parallel_fixedram.experiments.calibrate_simulation import Calibration, NotSimulated
+    from parallel_fixedram.experiments.extrapolate import Extrapolated, HypotheticalSave
     from parallel_fixedram.experiments.results import RunSet
 
 ASSUMED_RATE = 2 * 10**9
@@ -122,7 +122,7 @@ def _number(text: str) -> float:
 
 def run(args: argparse.Namespace) -> int:
     """Carry out ``simulate``; returns the exit code."""
-    from parallel_fixedram.experiments.calibrate import calibrated
+    from parallel_fixedram.experiments.calibrate_simulation import calibrated
     from parallel_fixedram.experiments.extrapolate import extrapolate
     from parallel_fixedram.experiments.results import load
 
@@ -139,7 +139,7 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def _target(args: argparse.Namespace, done: Sequence[Calibration]) -> tuple[Target, str]:
+def _target(args: argparse.Namespace, done: Sequence[Calibration]) -> tuple[HypotheticalSave, str]:
     """What to simulate, and where its parameters come from.
 
     Raises:
@@ -147,7 +147,7 @@ def _target(args: argparse.Namespace, done: Sequence[Calibration]) -> tuple[Targ
     """
     from dataclasses import replace
 
-    from parallel_fixedram.experiments.extrapolate import Target, larger
+    from parallel_fixedram.experiments.extrapolate import HypotheticalSave, larger
     from parallel_fixedram.experiments.simulate import Device, Host
 
     direct = args.direct_io == "on"
@@ -174,7 +174,9 @@ def _target(args: argparse.Namespace, done: Sequence[Calibration]) -> tuple[Targ
     if given or args.scan_rate:
         origin += ", changed by options"
     device, host = larger(device, host, devices=args.devices, processors=args.processors or args.channels)
-    target = Target(ram=args.ram, channels=args.channels, direct=direct, device=device, host=host, dirty=args.dirty)
+    target = HypotheticalSave(
+        ram=args.ram, channels=args.channels, direct=direct, device=device, host=host, dirty=args.dirty
+    )
     return target, origin
 
 
@@ -182,7 +184,7 @@ def _json(
     args: argparse.Namespace,
     done: Sequence[Calibration],
     left: Sequence[NotSimulated],
-    target: Target,
+    target: HypotheticalSave,
     origin: str,
     points: Sequence[Extrapolated],
 ) -> dict[str, Any]:
@@ -214,7 +216,7 @@ def _print_calibrations(done: Sequence[Calibration], left: Sequence[NotSimulated
     print()
 
 
-def _print_extrapolation(target: Target, origin: str, points: Sequence[Extrapolated]) -> None:
+def _print_extrapolation(target: HypotheticalSave, origin: str, points: Sequence[Extrapolated]) -> None:
     device, host = target.device, target.host
     print_folded("SIMULATION, not a measurement: nobody has run this")
     dirty = "" if target.dirty == 1 else f", {target.dirty:g} of its pages dirty at random"

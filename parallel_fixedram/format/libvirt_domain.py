@@ -39,7 +39,7 @@ class DomainDisk:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Domain:
+class DomainDefinition:
     """A domain as its XML describes it. Text is untrusted, and may contain any character that XML allows."""
 
     name: str
@@ -50,7 +50,7 @@ class Domain:
     disks: tuple[DomainDisk, ...]
 
 
-def read_domain(xml: bytes) -> Domain:
+def read_domain(xml: bytes) -> DomainDefinition:
     """Read a domain's XML.
 
     Args:
@@ -66,7 +66,7 @@ def read_domain(xml: bytes) -> Domain:
     disks = tuple(_disks(root))
     if len(disks) > MAX_DISKS:
         raise FormatError(f"the domain XML has {len(disks)} disks, at most {MAX_DISKS}")
-    return Domain(name=name, uuid=(root.findtext("uuid") or "").strip(), memory=_memory(root), disks=disks)
+    return DomainDefinition(name=name, uuid=(root.findtext("uuid") or "").strip(), memory=_memory(root), disks=disks)
 
 
 def _parse(xml: bytes) -> Element:

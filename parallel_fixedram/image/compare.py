@@ -17,7 +17,7 @@ from parallel_fixedram.core.reports.difference import Difference
 from parallel_fixedram.core.shards import Shard, plan_shards
 from parallel_fixedram.engine.pages.ledger import shared_words
 from parallel_fixedram.engine.pages.window import WINDOW_PAGES, Window, WindowReader, windows
-from parallel_fixedram.engine.workers.messages import Finding, Tally
+from parallel_fixedram.engine.workers.messages import BadPages, Tally
 from parallel_fixedram.engine.workers.pool import WorkerPool
 from parallel_fixedram.engine.workers.progress import run_job
 from parallel_fixedram.format.mapped_ram import SavedBlock
@@ -132,12 +132,12 @@ def run_check(
     return tally
 
 
-def join_findings(findings: Sequence[Finding]) -> list[Finding]:
+def join_findings(findings: Sequence[BadPages]) -> list[BadPages]:
     """Findings in order of block and page, with adjacent ones joined."""
-    joined: list[Finding] = []
+    joined: list[BadPages] = []
     for each in sorted(findings):
         if joined and joined[-1].block == each.block and joined[-1].first + joined[-1].pages == each.first:
-            each = Finding(each.block, joined[-1].first, joined.pop().pages + each.pages)
+            each = BadPages(each.block, joined[-1].first, joined.pop().pages + each.pages)
         joined.append(each)
     return joined
 
@@ -183,7 +183,7 @@ def diff(a: Image, b: Image, *, channels: int = 1, observer: Observer = SILENT) 
     )
 
 
-def page_differences(what: str, blocks: Sequence[SavedBlock], findings: Sequence[Finding]) -> tuple[Difference, ...]:
+def page_differences(what: str, blocks: Sequence[SavedBlock], findings: Sequence[BadPages]) -> tuple[Difference, ...]:
     """Findings as reports show them; a finding's block is an index into ``blocks``."""
     return tuple(
         Difference(

@@ -5,7 +5,7 @@ import pytest
 from parallel_fixedram.core.bitmap import PageBitmap
 from parallel_fixedram.core.cost import ASSUMED
 from parallel_fixedram.engine.tuning import calibrate
-from parallel_fixedram.experiments.process import Order
+from parallel_fixedram.experiments.fresh_process import RunOrder
 from parallel_fixedram.experiments.ways import saving
 from parallel_fixedram.experiments.ways.saving import DirtyOnce
 
@@ -40,7 +40,7 @@ def test_what_writes_cost_is_measured_anew_before_the_save_and_not_within_its_ti
     real = saving.save
     monkeypatch.setattr(saving, "save", lambda *some, **more: (happened.append("save"), real(*some, **more))[1])
     (tmp_path / "ram").write_bytes(b"x" * 4096 * 64)
-    order = Order(
+    order = RunOrder(
         way="ours",
         path=str(tmp_path / "file"),
         ram={"ram": str(tmp_path / "ram")},

@@ -30,7 +30,7 @@ _LOOKS = 4
 _IGNORED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT, signal.SIGPIPE)
 
 
-class Verdict(IntEnum):
+class WatchdogVerdict(IntEnum):
     """What a watchdog has found."""
 
     FINE = 0
@@ -44,7 +44,7 @@ class Watchdog:
     Args:
         pidfd: the process to watch, borrowed.
         beat: when it last reported, CLOCK_MONOTONIC in nanoseconds, in shared memory, shape (1,).
-        verdict: receives a Verdict, in shared memory, shape (1,).
+        verdict: receives a WatchdogVerdict, in shared memory, shape (1,).
         seconds: how long it may be silent; noticed within 1.25 times that.
 
     Attributes:
@@ -93,9 +93,9 @@ def _watch(pidfd: int, beat: NDArray[np.uint64], verdict: NDArray[np.uint64], se
             if looked - before >= seconds:  # we were not scheduled, so perhaps nobody was: give it another chance
                 continue
             if looked - int(beat[0]) / 1e9 > seconds:
-                verdict[0] = Verdict.KILLED
+                verdict[0] = WatchdogVerdict.KILLED
                 signal.pidfd_send_signal(pidfd, signal.SIGKILL)
                 os._exit(0)
-        verdict[0] = Verdict.ENDED
+        verdict[0] = WatchdogVerdict.ENDED
     finally:
         os._exit(0)

@@ -18,7 +18,7 @@ from parallel_fixedram.engine.capture.snapshot.places import Origin, Target
 from parallel_fixedram.engine.capture.snapshot.ring import Ring
 from parallel_fixedram.engine.capture.snapshot.spill import SpillWriter
 from parallel_fixedram.host.memory.userfaultfd import Userfaultfd
-from parallel_fixedram.host.processes.watchdog import Verdict, Watchdog
+from parallel_fixedram.host.processes.watchdog import Watchdog, WatchdogVerdict
 
 ANSWER_SECONDS = 600.0
 """For answers that take longer the more RAM there is; the watchdog notices much sooner if nobody works on them."""
@@ -158,7 +158,9 @@ class Processes:
             return HostError(f"the snapshot is void: {self._figures.void}") if self._figures.void else None
         if why := self._marks.why_void():
             return (
-                died if died and self._marks.verdict[0] == Verdict.ENDED else HostError(f"the snapshot is void: {why}")
+                died
+                if died and self._marks.verdict[0] == WatchdogVerdict.ENDED
+                else HostError(f"the snapshot is void: {why}")
             )
         return died
 

@@ -9,7 +9,7 @@ import sys
 import pytest
 from support.cli import refused, run
 
-from parallel_fixedram.cli import limits, streams
+from parallel_fixedram.cli import process_limits, streams
 from parallel_fixedram.core.errors import HostError
 from parallel_fixedram.host.processes import forked
 
@@ -31,10 +31,10 @@ def limited(which, size):
 def test_a_failure_names_the_limit_that_it_may_come_from(monkeypatch, number, which, value, hint):
     set_to = {which: value}
     monkeypatch.setattr(resource, "getrlimit", lambda asked: (set_to.get(asked, resource.RLIM_INFINITY),) * 2)
-    assert limits.limit_hint(number).startswith(hint)
-    assert limits.limit_hint(errno.EIO) == ""
+    assert process_limits.limit_hint(number).startswith(hint)
+    assert process_limits.limit_hint(errno.EIO) == ""
     set_to.clear()
-    assert limits.limit_hint(number) == ""
+    assert process_limits.limit_hint(number) == ""
 
 
 def test_too_little_address_space_to_load_what_is_needed_is_said_before_that_is_tried(tmp_path):
