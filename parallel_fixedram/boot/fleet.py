@@ -163,7 +163,7 @@ class Fleet:
             HostError: a record cannot be written; no guest was let go.
         """
         with signals.held():
-            for launch in self._launches:
+            for launch in self._launches:  # first the records, by which guests are found when nobody ends them
                 launch.write_record(os.path.abspath(file))
             self._guardian.disarm()
             self._kept = True

@@ -195,6 +195,8 @@ def _predict(
         after, sync = model.flush.seconds(*merged), model.direct_sync
     else:
         alone = _of(model.buffered, 1).seconds(*merged)
+        # the trials say how long writers of one file hold each other up; else each copies its part, and computes in
+        # between
         copies = max(_of(model.buffered, channels).seconds(*merged), alone / workers + computing)
         write = copies + windows * model.buffered_window / workers
         before, after, sync = 0.0, max(model.stable.seconds(*merged) - alone, 0.0), model.buffered_sync

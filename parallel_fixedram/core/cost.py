@@ -229,6 +229,7 @@ class Work:
             gap_pages: longest gap that is.
             window_pages: longest write.
         """
+        # they ascend, so those that are bridged come first
         joined = int(np.searchsorted(self.gaps, gap_pages, "right"))
         pages = self.pages + int(self.gaps[:joined].sum())
         return self.runs - joined + pages // window_pages, pages * self.page_size

@@ -63,6 +63,8 @@ def plan_shards(
         used = np.flatnonzero(count)
         if not len(used):
             continue
+        # done[n]: set bits up to word n of the used ones; a shard ends with the word that brings them to a multiple of
+        # target
         done = np.cumsum(count[used], dtype=np.int64)
         total = int(done[-1])
         cuts = np.searchsorted(done, np.arange(target, total, target)) + 1

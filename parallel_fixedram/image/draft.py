@@ -153,6 +153,7 @@ class Draft:
         started = time.perf_counter()
         if self._publishing.durable:
             observer.phase("sync")
+            # before the rename: after a power cut the name must not be there without the contents
             self.buffered.sync()
         synced = time.perf_counter()
         if self._publishing.cache is Cache.DROP:

@@ -75,6 +75,7 @@ class InstantCopy:
             HostError: the memory can no longer be reached.
         """
         for fd, each, content in zip(self._memory, self._guest_blocks, self._job.content, strict=True):
+            # so that nothing of an earlier copy is left
             os.ftruncate(fd, 0)
             os.ftruncate(fd, each.block.used_length)
             content.words[:] = 0

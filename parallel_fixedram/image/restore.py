@@ -115,6 +115,7 @@ class RestoreJob:
             filled = part.filled.page_bits(first, count)
             size, view = part.saved.block.page_size, pages.data.cast("B")
             runs = merge_runs(runs_of_ones(present), JOIN_ZERO_PAGES, only=filled)
+            # zero in the file, but perhaps not in the destination; joined writes bring zeros to some of them
             leftover = filled & (present ^ 1)
             for start, length in runs.tolist():
                 data = view[start * size : (start + length) * size]
@@ -165,7 +166,7 @@ def restore(
             shards, size = plan_shards([part.work for part in parts], workers=channels), image.file.page_size
             tally = run_job(pool, 0, shards, phase="restore", page_size=size, observer=observer)
         _check(image, parts, tally, [target.path for target in targets if not target.is_new])
-        for target in targets:
+        for target in targets:  # after the check, so that a name means that all of it is right
             target.keep()
     return RestoreReport(
         file=image.path,

@@ -160,6 +160,7 @@ def nonzero_among(pages: Pages, wanted: Bits, data: Bits) -> Bits:
     runs = runs_of_ones(asked)
     if len(runs) > MAX_SCAN_RUNS or (len(runs) > 1 and np.count_nonzero(asked) <= _FEW_PAGES):
         some = np.flatnonzero(asked)
+        # most are decided by their first word, without a copy of the page
         found[some] = pages[some, 0] != 0
         rest = some[found[some] == 0]
         found[rest] = nonzero_pages(pages[rest])

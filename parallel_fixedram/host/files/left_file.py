@@ -73,6 +73,7 @@ def judged(found: Leftover, name: str, folder: int, *, remove: bool, locked: boo
             return replace(found, held=True, why_not=_holder(fd) or "a process has locked it")
         if holder := _holder(fd) if locked else who_has_open(fd):
             return replace(found, held=True, why_not=holder)
+        # after the lock: until we had it the name may have become another file's
         if not os.path.samestat(os.fstat(fd), os.stat(name, dir_fd=folder, follow_symlinks=False)):
             return None
         if remove and not found.why_not:

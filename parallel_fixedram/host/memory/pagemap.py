@@ -69,6 +69,7 @@ def _scanned(fd: int, address: int, count: int, swapped: bool) -> NDArray[np.uin
         borders = (regions[:got, :2].astype(np.int64) - address) // mmap.PAGESIZE
         turns[borders[:, 0]] += 1  # regions are disjoint: no index is in one of the columns twice
         turns[borders[:, 1]] -= 1
+        # there was no room for more: go on after the last one
         position = int(regions[-1, 1]) if got == len(regions) else end
     return np.cumsum(turns[:-1], dtype=np.int8).view(np.uint8)
 

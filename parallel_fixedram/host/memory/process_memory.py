@@ -151,6 +151,7 @@ class ProcessSource(CopyingSource):
     def _occupied(self, within: PageRange) -> PageBitmap:
         start = within.first * mmap.PAGESIZE
         if not self._protected and within.count == self._pages_in_all:
+            # before looking: what is in swap by then is in this answer
             self._swapped_out = swapped_out()
         try:
             swapped = not self._protected

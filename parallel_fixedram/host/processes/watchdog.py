@@ -93,6 +93,7 @@ def _watch(pidfd: int, beat: NDArray[np.uint64], verdict: NDArray[np.uint64], se
             if looked - before >= seconds:  # we were not scheduled, so perhaps nobody was: give it another chance
                 continue
             if looked - int(beat[0]) / 1e9 > seconds:
+                # before the signal, so that whoever sees the process end knows why
                 verdict[0] = WatchdogVerdict.KILLED
                 signal.pidfd_send_signal(pidfd, signal.SIGKILL)
                 os._exit(0)

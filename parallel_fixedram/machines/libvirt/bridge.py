@@ -56,6 +56,7 @@ class Bridge(Closing):
         self._pid, self.pidfd = 0, -1
         self.sock, theirs = socket.socketpair()
         try:
+            # before the fork, so that it cannot come to mean another process
             us = os.pidfd_open(os.getpid())
             try:
                 with signals.held():

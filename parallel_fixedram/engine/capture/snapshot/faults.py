@@ -174,6 +174,7 @@ class Faults:
 
         groups, phase = each.groups, self._marks.phase[0]
         if phase < Phase.CAPTURING:
+            # before the write passes: what is not noted is not protected again at T
             self._marks.noted[groups.start : groups.stop] = 1
         return let_write(
             self._marks,

@@ -68,6 +68,7 @@ class Processes:
         self._figures: Figures | None = None
 
         def serve(control: socket.socket) -> None:
+            # each process closes the other's end, or neither would notice that the other has ended
             theirs.close()
             _settle_in()
             copier = GroupCopier(origin, marks)
@@ -145,6 +146,7 @@ class Processes:
         """Why the snapshot is void; None if it is not, as far as we know."""
         died: FixedRamError | None = None
         try:
+            # first, because this error is the cause where the handler only knows that the other process has ended
             if self._spill.has_answer(0):
                 self._spill.answer(0)
         except FixedRamError as error:
