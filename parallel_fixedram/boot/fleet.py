@@ -224,9 +224,6 @@ def _process_behind(monitor: Monitor, likely: int) -> int:
         fd = os.memfd_create("parallel-fixedram", os.MFD_CLOEXEC)
     except OSError as error:
         raise HostError.from_os("cannot get memory", error) from error
-    try:
-        with FdSet(monitor) as fdset:
-            fdset.add(fd)
-            return discovery.find_process(monitor, fd, likely=likely)
-    finally:
-        linux.close(fd)
+    with linux.closing(fd), FdSet(monitor) as fdset:
+        fdset.add(fd)
+        return discovery.find_process(monitor, fd, likely=likely)

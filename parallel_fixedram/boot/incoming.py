@@ -163,10 +163,8 @@ def _handed_over(monitor: Monitor, source: IncomingStream) -> Iterator[str]:
     with FdSet(monitor) as fdset:
         for flags in (0, os.O_DIRECT) if source.direct_io else (0,):
             fd = _reopened(source, flags)
-            try:
+            with linux.closing(fd):
                 fdset.add(fd)
-            finally:
-                linux.close(fd)
         yield fdset.path
 
 

@@ -52,7 +52,7 @@ def add_trailer(image: Image, main: Collection[str], *, channels: int, observer:
     present = [image.bitmap(saved.block.idstr) for saved in image.blocks]
     digests = [shared_words(saved.block.pages) for saved in image.blocks]
     fd = reopen_writable(image)
-    try:
+    with linux.closing(fd):
         channel, resized = ReadBackChannel(FileChannel(fd, image.path)), False
         try:
             with signals.held():
@@ -74,8 +74,6 @@ def add_trailer(image: Image, main: Collection[str], *, channels: int, observer:
                     _resize(channel, image.file.stream_end)  # first here, so that overwritten padding is zero again
                     _resize(channel, image.file.size)
             raise
-    finally:
-        linux.close(fd)
 
 
 def _seal(channel: FileChannel, trailer: TrailerLayout) -> None:

@@ -113,7 +113,7 @@ def punch_stale_pages(image: Image) -> int:
         HostError: the file cannot be written.
     """
     fd = reopen_writable(image)
-    try:
+    with linux.closing(fd):
         channel, punched = FileChannel(fd, image.path), 0
         for saved in image.blocks:
             for pages in absent_but_stored(image, saved).ranges():
@@ -121,8 +121,6 @@ def punch_stale_pages(image: Image) -> int:
                 punched += pages.count
             _punch_digests(image, saved, channel)
         channel.sync()
-    finally:
-        linux.close(fd)
     return punched
 
 

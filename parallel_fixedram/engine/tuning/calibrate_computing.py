@@ -21,6 +21,7 @@ from parallel_fixedram.engine.pages.ledger import Ledger
 from parallel_fixedram.engine.pages.round_job import RoundJob
 from parallel_fixedram.engine.pages.writer import PageWriter
 from parallel_fixedram.format.layout import FileLayout
+from parallel_fixedram.host import linux
 from parallel_fixedram.host.files.channel import FileChannel
 from parallel_fixedram.host.memory.mapped_source import MappedSource
 
@@ -99,7 +100,7 @@ def _look(windows: int, pages: int) -> float:
     """Seconds to test and hash memory that is new to this process, with ``pages`` pages of data in each window."""
     block = RAMBlock(idstr="calibration", used_length=windows * WORK_WINDOW_PAGES * TARGET_PAGE_SIZE)
     fd = os.memfd_create(block.idstr, os.MFD_CLOEXEC)
-    try:
+    with linux.closing(fd):
         os.ftruncate(fd, block.used_length)
         ledger, step = Ledger([block]), WORK_WINDOW_PAGES // pages
         for page in range(0, block.pages, step):
@@ -116,8 +117,6 @@ def _look(windows: int, pages: int) -> float:
         seconds = time.perf_counter() - started
         source.close()
         return seconds
-    finally:
-        os.close(fd)
 
 
 def _page(pages: Pages, work: Callable[[Bits], object]) -> float:

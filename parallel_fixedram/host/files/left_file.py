@@ -38,10 +38,8 @@ def head_of(name: str, folder: int, length: int) -> bytes:
     """The first bytes of a file in a folder; empty if it cannot be read."""
     with contextlib.suppress(OSError):
         fd = os.open(name, _OPEN | os.O_RDONLY, dir_fd=folder)
-        try:
+        with linux.closing(fd):
             return os.pread(fd, length, 0)
-        finally:
-            linux.close(fd)
     return b""
 
 
@@ -106,15 +104,11 @@ def holder_in(path: str) -> str:
         HostError: it cannot be told.
     """
     folder = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
-    try:
+    with linux.closing(folder):
         for name, _ in files_in(folder, lambda _: True):
             with contextlib.suppress(FileNotFoundError):
                 fd = os.open(name, _OPEN | os.O_RDONLY, dir_fd=folder)
-                try:
+                with linux.closing(fd):
                     if holder := who_has_open(fd):
                         return f"{name!r} in it: {holder}"
-                finally:
-                    linux.close(fd)
-    finally:
-        linux.close(folder)
     return ""

@@ -220,13 +220,11 @@ def copy_prefix(path: str, length: int, into: FileChannel) -> None:
         if error.errno == errno.ENOENT:
             return
         raise
-    try:
+    with linux.closing(fd):
         source, offset = FileChannel(fd, path), 0
         while offset < length and (data := source.bytes_at(offset, min(1 << 20, length - offset))):
             into.write(offset, memoryview(data))
             offset += len(data)
-    finally:
-        linux.close(fd)
 
 
 def exists(path: str) -> bool:

@@ -72,13 +72,11 @@ def userfaultfd_of(
             what = f"process {pid} may not have a full userfaultfd"
             raise HostError(what, errno=errno.EPERM, hint=_HOW_IT_MAY) from error
     device = userfaultfd.open_device()
-    try:
+    with linux.closing(device):
         number = hand_over(device)
         _check_handed_over(pid, number, device)
         arguments = (number, userfaultfd.USERFAULTFD_IOC_NEW, userfaultfd.FLAGS)
         return _made(pid, Call(number=_SYS_IOCTL, arguments=arguments), filters_are_known)
-    finally:
-        linux.close(device)
 
 
 def takes_injection(pid: int, *, filters_are_known: bool = False) -> str | None:

@@ -37,7 +37,7 @@ def occupied(pid: int, address: int, pages: int, *, swapped: bool = True) -> Pag
     """
     found = PageBitmap(pages)
     fd = os.open(f"/proc/{pid}/pagemap", os.O_RDONLY | os.O_CLOEXEC)
-    try:
+    with linux.closing(fd):
         ask = _scanned
         for first in range(0, pages, _CHUNK_PAGES):
             start, count = address + first * mmap.PAGESIZE, min(_CHUNK_PAGES, pages - first)
@@ -49,8 +49,6 @@ def occupied(pid: int, address: int, pages: int, *, swapped: bool = True) -> Pag
                 ask = _listed
                 bits = ask(fd, start, count, swapped)
             found.put_bits(first // WORD_PAGES, bits)
-    finally:
-        linux.close(fd)
     linux.may_read_process(pid)  # a process that ended meanwhile has empty page tables, not an error
     return found
 

@@ -185,10 +185,8 @@ def open_process_memory(pid: int, address: int, length: int) -> ProcessMemory:
     offset = first.offset + address - first.start
     if first.shared:
         fd = open_mapped_file(pid, first)
-        try:
+        with linux.closing(fd):
             return _shared(fd, offset, length, first.path)
-        finally:
-            linux.close(fd)
     check_rights(pid)
     check_room(pid)
     return _private(pid, address, length, first, offset)

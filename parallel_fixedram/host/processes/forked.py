@@ -75,10 +75,8 @@ def leave(pid: int, seconds: float) -> None:
     _left.append(pid)
     with contextlib.suppress(OSError):  # somebody waits for all children, or SIGCHLD is ignored
         pidfd = os.pidfd_open(pid)
-        try:
+        with linux.closing(pidfd):
             has_ended(pidfd, seconds)
-        finally:
-            os.close(pidfd)
     reap_left()
 
 

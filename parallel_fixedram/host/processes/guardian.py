@@ -21,6 +21,7 @@ from types import TracebackType
 from typing import NoReturn, Self
 
 from parallel_fixedram.core.errors import FixedRamError, HostError
+from parallel_fixedram.host import linux
 from parallel_fixedram.host.memory.anonymous import anonymous_memory
 from parallel_fixedram.host.processes import forked, signals
 
@@ -62,19 +63,14 @@ class Guardian:
         forked.reap_left()
         try:
             us = os.pidfd_open(os.getpid())  # before the fork, so that it cannot come to mean another process
-            try:
-                with signals.held():
-                    self._go = os.eventfd(0, os.EFD_CLOEXEC)
-                    self._ready, told = os.pipe2(os.O_CLOEXEC)
-                    try:
-                        pid = os.fork()
-                        if pid == 0:
-                            self._watch(us, told)
-                        self._pid = pid
-                    finally:
-                        os.close(told)
-            finally:
-                os.close(us)
+            with linux.closing(us), signals.held():
+                self._go = os.eventfd(0, os.EFD_CLOEXEC)
+                self._ready, told = os.pipe2(os.O_CLOEXEC)
+                with linux.closing(told):
+                    pid = os.fork()
+                    if pid == 0:
+                        self._watch(us, told)
+                    self._pid = pid
         except OSError as error:
             self._forget()
             raise HostError.from_os("cannot start the process that looks after the guest", error) from error
