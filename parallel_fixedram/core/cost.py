@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
 import numpy as np
@@ -144,20 +144,7 @@ class DeviceModel:
         )
 
 
-_NUMBERS = (
-    *(
-        "sync",
-        "direct_sync",
-        "buffered_sync",
-        "start",
-        "reserve",
-        "overlap",
-        "window",
-        "direct_window",
-        "buffered_window",
-    ),
-    *("scan_byte", "digest_page", "hash_page"),
-)
+_NUMBERS = tuple(each.name for each in fields(DeviceModel) if each.type == "float")
 
 
 def _cost_json(cost: CallCost) -> dict[str, float]:

@@ -38,7 +38,7 @@ class Order:
 
 @dataclass(frozen=True, slots=True)
 class Ready:
-    """Worker to coordinator: all jobs are open, and orders may come."""
+    """To the coordinator: this process is set up, and can be told what to do."""
 
 
 class BadPages(NamedTuple):

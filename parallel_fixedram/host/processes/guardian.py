@@ -15,7 +15,6 @@ import contextlib
 import mmap
 import os
 import select
-import signal
 from collections.abc import Callable, Collection
 from types import TracebackType
 from typing import NoReturn, Self
@@ -28,8 +27,6 @@ from parallel_fixedram.host.processes import forked, signals
 _LET_GO_SECONDS = 1.0
 _READY_SECONDS = 30.0
 _PREPARED = b"\0"
-
-_IGNORED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT, signal.SIGPIPE)
 
 
 class Guardian:
@@ -135,11 +132,7 @@ class Guardian:
 
     def _watch(self, us: int, told: int) -> NoReturn:
         try:
-            for signum in _IGNORED:
-                signal.signal(signum, signal.SIG_IGN)
-            signal.set_wakeup_fd(-1)
-            os.setsid()
-            forked.keep_only({us, self._go, told, *self._descriptors})
+            forked.stand_alone({us, self._go, told, *self._descriptors})
             if self._is_prepared(told):
                 poll = select.poll()
                 poll.register(us, select.POLLIN)

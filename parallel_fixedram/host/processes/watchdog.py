@@ -27,8 +27,6 @@ from parallel_fixedram.host.processes import forked, signals
 _LOOKS = 4
 """How often it looks during the time for which the other process may be silent."""
 
-_IGNORED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT, signal.SIGPIPE)
-
 
 class WatchdogVerdict(IntEnum):
     """What a watchdog has found."""
@@ -82,11 +80,7 @@ class Watchdog:
 
 def _watch(pidfd: int, beat: NDArray[np.uint64], verdict: NDArray[np.uint64], seconds: float) -> NoReturn:
     try:
-        for signum in _IGNORED:
-            signal.signal(signum, signal.SIG_IGN)
-        signal.set_wakeup_fd(-1)
-        os.setsid()
-        forked.keep_only({pidfd})
+        forked.stand_alone({pidfd})
         looked = time.monotonic()
         while not forked.has_ended(pidfd, seconds / _LOOKS):
             before, looked = looked, time.monotonic()

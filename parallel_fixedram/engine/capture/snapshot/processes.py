@@ -13,10 +13,11 @@ from parallel_fixedram.engine.capture.snapshot.copier import GroupCopier
 from parallel_fixedram.engine.capture.snapshot.handler import Handler
 from parallel_fixedram.engine.capture.snapshot.link import Link
 from parallel_fixedram.engine.capture.snapshot.marks import Marks, Phase
-from parallel_fixedram.engine.capture.snapshot.messages import Answer, Command, Figures, Ready, send
+from parallel_fixedram.engine.capture.snapshot.messages import Answer, Command, Figures, send
 from parallel_fixedram.engine.capture.snapshot.places import Origin, Target
 from parallel_fixedram.engine.capture.snapshot.ring import Ring
 from parallel_fixedram.engine.capture.snapshot.spill import SpillWriter
+from parallel_fixedram.engine.workers.messages import Ready
 from parallel_fixedram.host.memory.userfaultfd import Userfaultfd
 from parallel_fixedram.host.processes.watchdog import Watchdog, WatchdogVerdict
 
