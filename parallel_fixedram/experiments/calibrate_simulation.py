@@ -17,8 +17,8 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from parallel_fixedram.core.choice import WINDOW_PAGES_BUFFERED, WINDOW_PAGES_DIRECT
 from parallel_fixedram.core.errors import RequestError
+from parallel_fixedram.core.shards import WINDOW_PAGES, WINDOW_PAGES_DIRECT
 from parallel_fixedram.experiments.fit import Fit
 from parallel_fixedram.experiments.metrics import Metric, seconds
 from parallel_fixedram.experiments.results import CaseResult, RunSet
@@ -29,7 +29,7 @@ from parallel_fixedram.machines.builtin.spec import GuestSpec, Workload
 
 AUTO_GAP_PAGES = {True: 16, False: 0}
 """What is assumed of gap_pages=auto, direct and buffered, where no report says what was chosen."""
-WINDOW_PAGES_OF = {True: WINDOW_PAGES_DIRECT, False: WINDOW_PAGES_BUFFERED}
+WINDOW_PAGES_OF = {True: WINDOW_PAGES_DIRECT, False: WINDOW_PAGES}
 """The longest write, direct and buffered."""
 
 

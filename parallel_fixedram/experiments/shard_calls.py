@@ -11,9 +11,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from parallel_fixedram.core.bitmap import WORD_PAGES, PageBitmap, runs_of_ones
-from parallel_fixedram.core.choice import WINDOW_PAGES_BUFFERED
 from parallel_fixedram.core.ramblock import TARGET_PAGE_SIZE, PageRange
-from parallel_fixedram.core.shards import Shard, plan_shards
+from parallel_fixedram.core.shards import WINDOW_PAGES, Shard, plan_shards
 from parallel_fixedram.engine.pages.window import merge_runs
 
 PART_PAGES = 1 << 16
@@ -53,7 +52,7 @@ def planned(
     channels: int,
     max_gap_pages: int = 0,
     shard_pages: int | None = None,
-    window_pages: int = WINDOW_PAGES_BUFFERED,
+    window_pages: int = WINDOW_PAGES,
     share: float = 1.0,
 ) -> PlannedWrites:
     """The writes of a save of these pages of one block, none of them zero.

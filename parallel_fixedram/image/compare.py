@@ -14,9 +14,9 @@ from parallel_fixedram.core.protocols import Pages, PageSource
 from parallel_fixedram.core.ramblock import PageRange
 from parallel_fixedram.core.reports.diff import DiffReport, NotCompared
 from parallel_fixedram.core.reports.difference import Difference
-from parallel_fixedram.core.shards import Shard, plan_shards
+from parallel_fixedram.core.shards import WINDOW_PAGES, Shard, plan_shards
 from parallel_fixedram.engine.pages.ledger import shared_words
-from parallel_fixedram.engine.pages.window import WINDOW_PAGES, Window, WindowReader, windows
+from parallel_fixedram.engine.pages.window import Window, WindowReader, windows
 from parallel_fixedram.engine.workers.messages import BadPages, Tally
 from parallel_fixedram.engine.workers.pool import WorkerPool
 from parallel_fixedram.engine.workers.progress import run_job

@@ -29,19 +29,12 @@ from parallel_fixedram.core.protocols import Channel
 from parallel_fixedram.core.reports.difference import Difference
 from parallel_fixedram.core.reports.restore import RestoredBlock, RestoreReport, RestoreSeconds
 from parallel_fixedram.core.save_options import STALL_SECONDS
-from parallel_fixedram.core.shards import Shard, plan_shards
+from parallel_fixedram.core.shards import WINDOW_PAGES, Shard, plan_shards
 from parallel_fixedram.core.units import format_count
 from parallel_fixedram.engine.pages.digest import DigestTable
 from parallel_fixedram.engine.pages.ledger import shared_words
 from parallel_fixedram.engine.pages.read_ahead import ReadAhead
-from parallel_fixedram.engine.pages.window import (
-    DIRECT_READ_PAGES,
-    WINDOW_PAGES,
-    Window,
-    WindowReader,
-    merge_runs,
-    windows,
-)
+from parallel_fixedram.engine.pages.window import DIRECT_READ_PAGES, Window, WindowReader, merge_runs, windows
 from parallel_fixedram.engine.workers.messages import Tally
 from parallel_fixedram.engine.workers.pool import WorkerPool
 from parallel_fixedram.engine.workers.progress import run_job

@@ -16,8 +16,8 @@ import numpy as np
 from parallel_fixedram.core.bitmap import PageBitmap, runs_of_ones
 from parallel_fixedram.core.errors import HostError, RequestError
 from parallel_fixedram.core.observer import SILENT, Observer
-from parallel_fixedram.core.shards import Shard
-from parallel_fixedram.engine.pages.window import WINDOW_PAGES, nonzero_pages, windows
+from parallel_fixedram.core.shards import WINDOW_PAGES, Shard
+from parallel_fixedram.engine.pages.window import nonzero_pages, windows
 from parallel_fixedram.engine.workers.messages import Tally
 from parallel_fixedram.engine.workers.pool import WorkerPool
 from parallel_fixedram.format.mapped_ram import SavedBlock

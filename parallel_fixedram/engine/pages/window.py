@@ -10,13 +10,10 @@ import numpy as np
 
 from parallel_fixedram.core.bitmap import WORD_PAGES, Bits, PageBitmap, Runs, runs_of_ones
 from parallel_fixedram.core.protocols import Channel, Pages
-from parallel_fixedram.core.shards import Shard
+from parallel_fixedram.core.shards import WINDOW_PAGES, Shard
 from parallel_fixedram.engine.workers.messages import Tally
 from parallel_fixedram.format.mapped_ram import SavedBlock
 from parallel_fixedram.host.memory.anonymous import huge_memory
-
-WINDOW_PAGES = 256
-"""Pages in a window: 1 MiB; larger writes are not faster."""
 
 DIRECT_READ_PAGES = 512
 """Pages in a window that is read with O_DIRECT: 2 MiB, a huge page, which a device reads at full speed."""

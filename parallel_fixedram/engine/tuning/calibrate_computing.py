@@ -11,10 +11,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from parallel_fixedram.core.bitmap import WORD_PAGES, Bits, Runs
-from parallel_fixedram.core.cost import WORK_WINDOW_PAGES
 from parallel_fixedram.core.protocols import GuestBlock, Pages
 from parallel_fixedram.core.ramblock import TARGET_PAGE_SIZE, RAMBlock
-from parallel_fixedram.core.shards import Shard
+from parallel_fixedram.core.shards import WINDOW_PAGES, Shard
 from parallel_fixedram.engine.pages.changes import Hashes
 from parallel_fixedram.engine.pages.digest import page_digests
 from parallel_fixedram.engine.pages.ledger import Ledger
@@ -67,7 +66,7 @@ class ComputingTrials:
         pages = self._pages
         self._found.append(
             (
-                _look(_DENSE_WINDOWS, WORK_WINDOW_PAGES),
+                _look(_DENSE_WINDOWS, WINDOW_PAGES),
                 _look(_SPARSE_WINDOWS, _SPARSE_PAGES),
                 _page(pages, lambda bits: page_digests(pages, bits)),
                 _page(pages, lambda bits: self._hashes.hashes_of(pages, np.flatnonzero(bits))),
@@ -77,7 +76,7 @@ class ComputingTrials:
     def result(self) -> Computing:
         """The result; there must be a sample."""
         dense, sparse, digest_page, hash_page = (statistics.mean(each) for each in zip(*self._found, strict=True))
-        dense_pages, sparse_pages = _DENSE_WINDOWS * WORK_WINDOW_PAGES, _SPARSE_WINDOWS * _SPARSE_PAGES
+        dense_pages, sparse_pages = _DENSE_WINDOWS * WINDOW_PAGES, _SPARSE_WINDOWS * _SPARSE_PAGES
         # two unknowns, two measurements: dense = 8 windows and 2048 pages, sparse = 64 windows and 256 pages
         ratio = _SPARSE_WINDOWS / _DENSE_WINDOWS
         page = max((ratio * dense - sparse) / (ratio * dense_pages - sparse_pages), 0.0)
@@ -98,11 +97,11 @@ class _Nowhere(FileChannel):
 
 def _look(windows: int, pages: int) -> float:
     """Seconds to test and hash memory that is new to this process, with ``pages`` pages of data in each window."""
-    block = RAMBlock(idstr="calibration", used_length=windows * WORK_WINDOW_PAGES * TARGET_PAGE_SIZE)
+    block = RAMBlock(idstr="calibration", used_length=windows * WINDOW_PAGES * TARGET_PAGE_SIZE)
     fd = os.memfd_create(block.idstr, os.MFD_CLOEXEC)
     with linux.closing(fd):
         os.ftruncate(fd, block.used_length)
-        ledger, step = Ledger([block]), WORK_WINDOW_PAGES // pages
+        ledger, step = Ledger([block]), WINDOW_PAGES // pages
         for page in range(0, block.pages, step):
             os.pwrite(fd, b"\1" * TARGET_PAGE_SIZE, page * TARGET_PAGE_SIZE)
         ledger.data[0].set_pages(np.arange(0, block.pages, step, dtype=np.int64))
@@ -110,7 +109,7 @@ def _look(windows: int, pages: int) -> float:
         source = MappedSource(fd, length=block.used_length)
         blocks, nowhere = FileLayout.plan("none", [block]).blocks, _Nowhere(-1, "nowhere")
         writer = PageWriter([GuestBlock(block=block, source=source)], blocks, ledger, nowhere, max_gap_pages=0)
-        job = RoundJob(ledger, writer, window_pages=WORK_WINDOW_PAGES)
+        job = RoundJob(ledger, writer, window_pages=WINDOW_PAGES)
         job.open()
         started = time.perf_counter()
         job.run(Shard(0, 0, block.pages // WORD_PAGES, 0))

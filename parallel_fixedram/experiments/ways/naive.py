@@ -22,7 +22,8 @@ from parallel_fixedram.core.errors import HostError
 from parallel_fixedram.core.protocols import Pages, PageSource
 from parallel_fixedram.core.ramblock import TARGET_PAGE_SIZE, PageRange
 from parallel_fixedram.core.sequential import PAGE_HEAD
-from parallel_fixedram.engine.pages.window import WINDOW_PAGES, nonzero_pages
+from parallel_fixedram.core.shards import WINDOW_PAGES
+from parallel_fixedram.engine.pages.window import nonzero_pages
 from parallel_fixedram.experiments.fresh_process import RunAnswer, RunOrder
 from parallel_fixedram.experiments.ways.way import file_bytes
 from parallel_fixedram.host.files.channel import FileChannel
