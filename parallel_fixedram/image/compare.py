@@ -14,7 +14,7 @@ from parallel_fixedram.core.protocols import Pages, PageSource
 from parallel_fixedram.core.ramblock import PageRange
 from parallel_fixedram.core.reports.diff import DiffReport, NotCompared
 from parallel_fixedram.core.reports.difference import Difference
-from parallel_fixedram.core.shards import WINDOW_PAGES, Shard, plan_shards
+from parallel_fixedram.core.shards import WINDOW_PAGES, Shard
 from parallel_fixedram.engine.pages.ledger import shared_words
 from parallel_fixedram.engine.pages.window import Window, WindowReader, windows
 from parallel_fixedram.engine.workers.messages import BadPages, Tally
@@ -120,14 +120,12 @@ def run_check(
     job: int,
     work: Sequence[PageBitmap],
     *,
-    channels: int,
     phase: str,
     page_size: int,
     observer: Observer,
 ) -> Tally:
     """Run a job that looks for bad pages over ``work``; findings are sorted, and adjacent ones joined."""
-    shards = plan_shards(work, workers=channels)
-    tally = run_job(pool, job, shards, phase=phase, page_size=page_size, observer=observer)
+    tally = run_job(pool, job, work, phase=phase, page_size=page_size, observer=observer)
     tally.findings = join_findings(tally.findings)
     return tally
 
@@ -166,7 +164,7 @@ def diff(a: Image, b: Image, *, channels: int = 1, observer: Observer = SILENT) 
         job = CompareJob([(FileSide(a, saved), FileSide(b, b.block(saved.block.idstr))) for saved in common])
         with WorkerPool([job], channels) as pool:
             size = common[0].block.page_size
-            tally = run_check(pool, 0, job.work, channels=channels, phase="diff", page_size=size, observer=observer)
+            tally = run_check(pool, 0, job.work, phase="diff", page_size=size, observer=observer)
     return DiffReport(
         file_a=a.path,
         file_b=b.path,

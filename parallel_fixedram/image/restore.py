@@ -29,7 +29,7 @@ from parallel_fixedram.core.protocols import Channel
 from parallel_fixedram.core.reports.difference import Difference
 from parallel_fixedram.core.reports.restore import RestoredBlock, RestoreReport, RestoreSeconds
 from parallel_fixedram.core.save_options import STALL_SECONDS
-from parallel_fixedram.core.shards import WINDOW_PAGES, Shard, plan_shards
+from parallel_fixedram.core.shards import WINDOW_PAGES, Shard
 from parallel_fixedram.core.units import format_count
 from parallel_fixedram.engine.pages.digest import DigestTable
 from parallel_fixedram.engine.pages.ledger import shared_words
@@ -156,8 +156,8 @@ def restore(
         blocks = [part.saved for part in parts]
         direct = stack.enter_context(direct_channel(image, blocks)) if is_cold(image, blocks) else None
         with WorkerPool([RestoreJob(image, parts, direct)], channels, stall_seconds=stall_seconds) as pool:
-            shards, size = plan_shards([part.work for part in parts], workers=channels), image.file.page_size
-            tally = run_job(pool, 0, shards, phase="restore", page_size=size, observer=observer)
+            work, size = [part.work for part in parts], image.file.page_size
+            tally = run_job(pool, 0, work, phase="restore", page_size=size, observer=observer)
         _check(image, parts, tally, [target.path for target in targets if not target.is_new])
         for target in targets:  # after the check, so that a name means that all of it is right
             target.keep()

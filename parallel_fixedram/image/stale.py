@@ -90,7 +90,7 @@ def refuse_stale_pages(
         return
     with WorkerPool([job], channels if count >= POOL_PAGES else 1) as pool:
         size = image.file.page_size
-        found = run_check(pool, 0, job.work, channels=channels, phase="zero pages", page_size=size, observer=observer)
+        found = run_check(pool, 0, job.work, phase="zero pages", page_size=size, observer=observer)
     if not found.bad_pages:
         return
     first = found.findings[0]
