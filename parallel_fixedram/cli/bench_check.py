@@ -35,7 +35,7 @@ def register(subparsers: common.Subparsers[Any]) -> None:
     parser.add_argument(
         "scenarios", nargs="*", metavar="SCENARIO", help="what is to be run: its memory and files have to fit"
     )
-    parser.add_argument("--folder", metavar="DIR", help="where files are written (default: where temporary files go)")
+    common.add_folder_option(parser)
     parser.set_defaults(run=run)
 
 

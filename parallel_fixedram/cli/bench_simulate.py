@@ -11,7 +11,7 @@ from parallel_fixedram.cli import common, output
 from parallel_fixedram.cli.folding import print_folded
 from parallel_fixedram.core.errors import RequestError
 from parallel_fixedram.core.schemas import stamped
-from parallel_fixedram.core.units import format_rate, format_size, parse_size
+from parallel_fixedram.core.units import format_rate, format_size
 
 if TYPE_CHECKING:
     from parallel_fixedram.experiments.calibrate_simulation import Calibration, NotSimulated
@@ -83,11 +83,7 @@ def register(subparsers: common.Subparsers[Any]) -> None:
 
 
 def _size(text: str) -> int:
-    try:
-        size = parse_size(text)
-    except RequestError as error:
-        raise argparse.ArgumentTypeError(error.message) from error
-    if not size:
+    if not (size := common.size(text)):
         raise argparse.ArgumentTypeError(f"{text!r}: expected more than nothing")
     return size
 
@@ -99,25 +95,8 @@ def _count(text: str) -> int:
     return value
 
 
-def _share(text: str) -> float:
-    value = _number(text)
-    if not 1e-6 <= value <= 1:
-        raise argparse.ArgumentTypeError(f"{text!r}: expected a number from 0.000001 to 1")
-    return value
-
-
-def _seconds(text: str) -> float:
-    value = _number(text)
-    if not 0 <= value < math.inf:
-        raise argparse.ArgumentTypeError(f"{text!r}: expected a number of seconds")
-    return value
-
-
-def _number(text: str) -> float:
-    try:
-        return float(text)
-    except ValueError:
-        return math.nan
+_share = common.number("a number from 0.000001 to 1", lambda value: 1e-6 <= value <= 1)
+_seconds = common.number("a number of seconds", lambda value: 0 <= value < math.inf)
 
 
 def run(args: argparse.Namespace) -> int:
