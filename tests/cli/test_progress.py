@@ -206,7 +206,8 @@ def test_json_lines_do_not_mind_that_nobody_reads_them(monkeypatch):
 )
 def test_runs_of_a_scenario_are_shown_as_asked(monkeypatch, how, expected):
     monkeypatch.setattr(command_progress.sys, "stderr", stderr := io.StringIO())
-    monkeypatch.setattr(MANNER, "progress", how)
+    for name, value in (("progress", how), ("quiet", False), ("as_json", False)):  # whatever a test before has left
+        monkeypatch.setattr(MANNER, name, value)
     with RunsProgress("few") as progress:
         progress(1, 3, 7.25, "ours")
     assert stderr.getvalue().strip() == expected
