@@ -68,7 +68,7 @@ class Boot:
         return tuple(map(lambda guest, id_: replace(guest, id=id_), guests, self.ids)) if self.ids else guests
 
 
-def hold_against_digests(image: Image, observer: Observer) -> None:
+def check_against_digests(image: Image, observer: Observer) -> None:
     """Check everything in a file against its digests, and that the places of zero pages are zero.
 
     Raises:

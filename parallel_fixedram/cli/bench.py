@@ -201,7 +201,7 @@ def _run_one(args: argparse.Namespace, scenario: Scenario, path: str) -> RunSet:
             )
         except (Interrupted, FixedRamError) as stop:
             if progress.begun and not stop.hint:
-                instead = " in the place of --overwrite" if args.overwrite else ""
+                instead = " instead of --overwrite" if args.overwrite else ""
                 stop.hint = f"{path!r} has what was measured: the same command with --resume{instead} goes on there"
             raise
 

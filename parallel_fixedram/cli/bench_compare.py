@@ -29,8 +29,8 @@ def register(subparsers: common.Subparsers[Any]) -> None:
         summary="by what factor two results differ, case by case, and how sure that is",
         about="Compare the samples of two files of results, case by case: the ratio of the medians, B by A, with a\n"
         "95 % interval. Exit code 1 if a case is surely slower by more than the threshold. Results of different hosts\n"
-        "(processors, memory) are refused; a host is the same after a reboot, and with another kernel or disk, of\n"
-        "which a warning tells.",
+        "(processors, memory) are refused; after a reboot, or with another kernel or disk, a host is still the\n"
+        "same, and a warning says what differs.",
         examples=_EXAMPLES,
     )
     parser.add_argument("a", metavar="A", help="results from before")

@@ -43,7 +43,7 @@ def register(subparsers: common.Subparsers[Any]) -> None:
         examples=_EXAMPLES,
     )
     parser.add_argument("--size", type=common.size, default=common.size("1GiB"), help="RAM of the guest (default 1GiB)")
-    parser.add_argument("--folder", help="where the files go (default: where temporary files do)")
+    parser.add_argument("--folder", help="where files are written (default: where temporary files go)")
     parser.set_defaults(run=run)
 
 

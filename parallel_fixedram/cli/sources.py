@@ -94,7 +94,7 @@ def add_libvirt_options(parser: Any) -> None:
     """``--libvirt DOMAIN`` and ``--connect URI``."""
     parser.add_argument("--libvirt", metavar="DOMAIN", help="a running domain of libvirt, by its name or UUID")
     parser.add_argument(
-        "--connect", metavar="URI", help=f"the libvirt of this host that has it (default {SYSTEM}), as of virsh"
+        "--connect", metavar="URI", help=f"the libvirt on this host that has it (default {SYSTEM}), as for virsh"
     )
 
 

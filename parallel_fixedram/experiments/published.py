@@ -27,7 +27,7 @@ from parallel_fixedram.experiments.statistics import median
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PublishedFigure:
-    """A figure of somebody's."""
+    """A figure that somebody has published."""
 
     case: str
     """Of which cases it is, by their name, with wildcards."""
@@ -43,7 +43,7 @@ class PublishedFigure:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Beside:
-    """A figure of somebody's beside ours of the same case."""
+    """A published figure beside ours of the same case."""
 
     published: PublishedFigure
     case: str

@@ -53,7 +53,7 @@ class StaleJob:
         self._buffer = huge_memory(WINDOW_PAGES * self._image.file.page_size)
 
     def run(self, shard: Shard) -> Tally:
-        """Check one shard (Job.run). Present pages in between are not read along, as there may be far more of them."""
+        """Check one shard (Job.run). Present pages in between are not read, as there may be far more of them."""
         tally, saved = Tally(), self._blocks[shard.block]
         size = saved.block.page_size
         for window in windows(self.work[shard.block], shard):

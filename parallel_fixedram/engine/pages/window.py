@@ -29,7 +29,7 @@ _SAMPLE_PAGES = 16
 """One page in this many is tested first: if one of them is not zero, testing all in one go would be in vain."""
 
 READ_GAP_PAGES = 16
-"""Most absent pages to read along in order to join two reads; they are holes and cost little."""
+"""Most absent pages to read as well in order to join two reads; they are holes and cost little."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,7 +58,7 @@ class WindowReader:
         channel: the file.
         page_size: of the largest page, bytes.
         window_pages: of the largest window.
-        gap_pages: most absent pages to read along in order to join two reads.
+        gap_pages: most absent pages to read as well in order to join two reads.
     """
 
     def __init__(
