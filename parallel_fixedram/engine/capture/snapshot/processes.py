@@ -69,8 +69,7 @@ class Processes:
         self._figures: Figures | None = None
 
         def serve(control: socket.socket) -> None:
-            # each process closes the other's end, or neither would notice that the other has ended
-            theirs.close()
+            theirs.close()  # each closes the other's end, or neither would notice that the other has ended
             _settle_in()
             copier = GroupCopier(origin, marks)
             copier.open()
@@ -147,8 +146,7 @@ class Processes:
         """Why the snapshot is void; None if it is not, as far as we know."""
         died: FixedRamError | None = None
         try:
-            # first, because this error is the cause where the handler only knows that the other process has ended
-            if self._spill.has_answer(0):
+            if self._spill.has_answer(0):  # first: the handler only knows that this process has ended, and not why
                 self._spill.answer(0)
         except FixedRamError as error:
             return error
