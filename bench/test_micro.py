@@ -14,11 +14,11 @@ from parallel_fixedram import RamFile, open_image, open_ram, save
 from parallel_fixedram.core.bitmap import PageBitmap, runs_of_ones
 from parallel_fixedram.core.cost import Work
 from parallel_fixedram.core.ramblock import RAMBlock
-from parallel_fixedram.core.shards import plan_shards
+from parallel_fixedram.core.shards import WINDOW_PAGES, plan_shards
 from parallel_fixedram.core.units import GIB, KIB, MIB
 from parallel_fixedram.engine.pages.changes import Hashes
 from parallel_fixedram.engine.pages.digest import page_digests
-from parallel_fixedram.engine.pages.window import WINDOW_PAGES, merge_runs, nonzero_pages
+from parallel_fixedram.engine.pages.window import merge_runs, nonzero_pages
 from parallel_fixedram.format.layout import FileLayout
 from parallel_fixedram.host.files.channel import FileChannel
 from parallel_fixedram.host.files.direct_channel import DirectChannel

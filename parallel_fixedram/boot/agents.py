@@ -55,6 +55,7 @@ def set_clocks(agents: Sequence[GuestAgent]) -> float:
     Raises:
         MachineError: a guest, which the message names, refuses.
     """
+    # all are asked before the first answer is read, so that they work at the same time
     for agent in agents:
         agent.ask("guest-get-time")
     behind: dict[GuestAgent, int] = {}

@@ -5,9 +5,9 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 
+from parallel_fixedram.boot.clone_identity import Parent, distinct, twins
 from parallel_fixedram.boot.command_line import CommandLine, MemoryFile
-from parallel_fixedram.boot.identity import Parent, distinct, twins
-from parallel_fixedram.boot.incoming import Source
+from parallel_fixedram.boot.incoming import IncomingStream
 from parallel_fixedram.boot.plan import INCOMING, Boot, state_of
 from parallel_fixedram.boot.taken import refuse_shared_sockets
 from parallel_fixedram.core.clone_options import Identity
@@ -21,7 +21,7 @@ def on_page_arrays(
     image: Image,
     lines: Sequence[CommandLine],
     main: Sequence[SavedBlock],
-    source: Source,
+    source: IncomingStream,
     identity: Identity,
     remedy: str,
 ) -> Boot:

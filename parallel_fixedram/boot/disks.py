@@ -19,8 +19,8 @@ import uuid
 from collections.abc import Sequence
 from dataclasses import replace
 
-from parallel_fixedram.boot.drives import Drive, drives_of
-from parallel_fixedram.boot.overlays import Overlay, PlannedOverlays, find_qemu_img
+from parallel_fixedram.boot.drive_options import DriveOption, drives_of
+from parallel_fixedram.boot.overlays import GuestOverlay, PlannedOverlays, find_qemu_img
 from parallel_fixedram.boot.plan import Boot
 from parallel_fixedram.boot.recorded_disks import is_same_file, refuse_another_chain, refuse_written
 from parallel_fixedram.core.boot_options import DiskChoice
@@ -108,7 +108,7 @@ def on_overlays(boot: Boot, disks: Sequence[Disk], run_folder: str, folder: str 
 
 def _with_overlays(
     command: Sequence[str], disks: Sequence[Disk], prefix: str
-) -> tuple[list[str], tuple[Overlay, ...], list[str]]:
+) -> tuple[list[str], tuple[GuestOverlay, ...], list[str]]:
     """A guest's command line, its overlays, and a sentence for each difference from what the user gave.
 
     Args:
@@ -121,7 +121,7 @@ def _with_overlays(
     found = _drives_for(disks, drives)
     for index, (disk, drive) in enumerate(zip(disks, found, strict=True)):
         label = re.sub(r"[^\w-]+", "-", disk.device, flags=re.ASCII).strip("-")[-_LONGEST_LABEL:]
-        overlay = Overlay(
+        overlay = GuestOverlay(
             path=f"{prefix}disk{index}-{label}.qcow2", image=disk.images[0].path, format=disk.images[0].format
         )
         for position, text in drive.on(overlay.path).items():
@@ -133,13 +133,13 @@ def _with_overlays(
     return arguments, tuple(overlays), changes
 
 
-def _drives_for(disks: Sequence[Disk], drives: Sequence[Drive]) -> list[Drive]:
+def _drives_for(disks: Sequence[Disk], drives: Sequence[DriveOption]) -> list[DriveOption]:
     """The drive of each disk.
 
     Raises:
         RequestError: there is none or more than one, or it cannot be rewritten.
     """
-    found: list[Drive] = []
+    found: list[DriveOption] = []
     for disk in disks:
         drive = _drive_for(disk, drives)
         if drive in found:
@@ -151,7 +151,7 @@ def _drives_for(disks: Sequence[Disk], drives: Sequence[Drive]) -> list[Drive]:
     return found
 
 
-def _drive_for(disk: Disk, drives: Sequence[Drive]) -> Drive:
+def _drive_for(disk: Disk, drives: Sequence[DriveOption]) -> DriveOption:
     for image in disk.images:
         fitting = [drive for drive in drives if drive.path and is_same_file(drive.path, image.path)]
         if len(fitting) > 1:

@@ -15,8 +15,8 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
 from parallel_fixedram.boot import incoming
-from parallel_fixedram.boot.identity import no_room_hint
-from parallel_fixedram.boot.incoming import Source
+from parallel_fixedram.boot.clone_identity import no_room_hint
+from parallel_fixedram.boot.incoming import IncomingStream
 from parallel_fixedram.boot.last_words import end_all
 from parallel_fixedram.boot.launch import Launch
 from parallel_fixedram.boot.overlays import PlannedOverlays
@@ -123,7 +123,7 @@ class Fleet:
         self._ready = time.perf_counter()
         self.start_seconds = self._ready - self._started
 
-    def load(self, source: Source) -> None:
+    def load(self, source: IncomingStream) -> None:
         """Have every QEMU load the stream; no guest runs yet.
 
         Raises:
@@ -163,7 +163,7 @@ class Fleet:
             HostError: a record cannot be written; no guest was let go.
         """
         with signals.held():
-            for launch in self._launches:
+            for launch in self._launches:  # first the records, by which guests are found when nobody ends them
                 launch.write_record(os.path.abspath(file))
             self._guardian.disarm()
             self._kept = True
@@ -224,9 +224,6 @@ def _process_behind(monitor: Monitor, likely: int) -> int:
         fd = os.memfd_create("parallel-fixedram", os.MFD_CLOEXEC)
     except OSError as error:
         raise HostError.from_os("cannot get memory", error) from error
-    try:
-        with FdSet(monitor) as fdset:
-            fdset.add(fd)
-            return discovery.find_process(monitor, fd, likely=likely)
-    finally:
-        linux.close(fd)
+    with linux.closing(fd), FdSet(monitor) as fdset:
+        fdset.add(fd)
+        return discovery.find_process(monitor, fd, likely=likely)

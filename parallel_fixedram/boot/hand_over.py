@@ -112,7 +112,7 @@ def hand_over(
         fleet.connect(image.file)
         observer.phase("load")
         fleet.load(boot.source)
-        before_they_run()
+        before_they_run()  # after the load: until then somebody may have changed what QEMU has read
         refuse_written(boot.disks.recorded)
         guests = boot.identified(fleet.go_on(run=not boot.paused))
         notes = (*boot.notes, *when_they_run(guests, fleet.monitors))

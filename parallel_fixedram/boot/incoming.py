@@ -31,7 +31,7 @@ _WAITS_FOR_CONT = ("paused", "prelaunch", "postmigrate")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Source:
+class IncomingStream:
     """A mapped-ram stream for QEMU to load, and how."""
 
     path: str
@@ -118,7 +118,7 @@ def _machine_hint(monitor: Monitor, machine: str) -> str:
     return "this QEMU does not have that machine type: use another version or build"
 
 
-def load(monitor: Monitor, source: Source) -> None:
+def load(monitor: Monitor, source: IncomingStream) -> None:
     """Have QEMU load a guest; afterwards its capabilities and parameters are as before.
 
     Raises:
@@ -151,7 +151,7 @@ def _reason(monitor: Monitor) -> str:
 
 
 @contextlib.contextmanager
-def _handed_over(monitor: Monitor, source: Source) -> Iterator[str]:
+def _handed_over(monitor: Monitor, source: IncomingStream) -> Iterator[str]:
     """The name by which QEMU can open the file inside the block.
 
     Every QEMU gets descriptors of its own, because copies of one descriptor share their file position. For direct I/O
@@ -163,14 +163,12 @@ def _handed_over(monitor: Monitor, source: Source) -> Iterator[str]:
     with FdSet(monitor) as fdset:
         for flags in (0, os.O_DIRECT) if source.direct_io else (0,):
             fd = _reopened(source, flags)
-            try:
+            with linux.closing(fd):
                 fdset.add(fd)
-            finally:
-                linux.close(fd)
         yield fdset.path
 
 
-def _reopened(source: Source, flags: int) -> int:
+def _reopened(source: IncomingStream, flags: int) -> int:
     try:
         return os.open(f"/proc/self/fd/{source.fd}", os.O_RDONLY | os.O_CLOEXEC | flags)
     except OSError as error:
@@ -197,7 +195,7 @@ def go_on(monitor: Monitor, *, run: bool) -> str:
 
 
 def _settings(monitor: Monitor) -> list[tuple[str, dict[str, Any]]]:
-    """The commands that undo what ``Source.requests`` sets."""
+    """The commands that undo what ``IncomingStream.requests`` sets."""
     parameters = monitor.execute("query-migrate-parameters")
     if not isinstance(parameters, dict):
         raise monitor.malformed("query-migrate-parameters", parameters)

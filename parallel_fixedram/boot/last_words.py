@@ -80,13 +80,11 @@ def _end(pid: int, folder: str, sockets: set[str]) -> bool:
     """Kill a process if it uses the folder; returns whether it did."""
     with contextlib.suppress(OSError):  # it is gone, or somebody else's
         pidfd = os.pidfd_open(pid)  # before looking, so that it cannot come to mean another process
-        try:
+        with linux.closing(pidfd):
             if any((fd in ("1", "2") and to.startswith(folder)) or to in sockets for fd, to in _descriptors(pid)):
                 signal.pidfd_send_signal(pidfd, signal.SIGKILL)
                 forked.has_ended(pidfd, _ENDING_SECONDS)
                 return True
-        finally:
-            linux.close(pidfd)
     return False
 
 

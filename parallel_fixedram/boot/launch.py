@@ -171,7 +171,7 @@ class Launch:
         try:
             with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC) as listener:
                 listener.bind(self.socket_path)
-                listener.listen()
+                listener.listen()  # before QEMU is there, so that we need not try again and again
                 self._started = _spawn(self._arguments, listener.fileno(), self.log_path, self._descriptors)
             self.pid = self._started
             self.pidfd = os.pidfd_open(self.pid)

@@ -19,7 +19,7 @@ _NAME = "qemu-img"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Overlay:
+class GuestOverlay:
     """A qcow2 image with another image, which is only read, as backing file."""
 
     path: str
@@ -39,7 +39,7 @@ class PlannedOverlays:
 
     recorded: tuple[Disk, ...] = ()
     """The disks that they are for."""
-    overlays: tuple[tuple[Overlay, ...], ...] = ()
+    overlays: tuple[tuple[GuestOverlay, ...], ...] = ()
     """For each guest, in the order of the disks."""
     qemu_img: str = ""
 

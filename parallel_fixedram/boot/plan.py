@@ -8,7 +8,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 
 from parallel_fixedram.boot.command_line import CommandLine
-from parallel_fixedram.boot.incoming import Source
+from parallel_fixedram.boot.incoming import IncomingStream
 from parallel_fixedram.boot.overlays import PlannedOverlays
 from parallel_fixedram.core.errors import ContentsDiffer, HostError, RequestError
 from parallel_fixedram.core.observer import Observer
@@ -49,7 +49,7 @@ class Boot:
     """
 
     commands: Sequence[Sequence[str]]
-    source: Source
+    source: IncomingStream
     changes: Sequence[str] = ()
     descriptors: Collection[int] = frozenset()
     paused: bool = False
@@ -68,7 +68,7 @@ class Boot:
         return tuple(map(lambda guest, id_: replace(guest, id=id_), guests, self.ids)) if self.ids else guests
 
 
-def hold_against_digests(image: Image, observer: Observer) -> None:
+def check_against_digests(image: Image, observer: Observer) -> None:
     """Check everything in a file against its digests, and that the places of zero pages are zero.
 
     Raises:
@@ -124,7 +124,7 @@ def _has_clone_stream(image: Image, main: Sequence[SavedBlock]) -> bool:
     return image.clone_blocks() == everything - {saved.block.idstr for saved in main}
 
 
-def clone_stream_in(image: Image, main: Sequence[SavedBlock]) -> Source:
+def clone_stream_in(image: Image, main: Sequence[SavedBlock]) -> IncomingStream:
     """The file's own clone stream.
 
     Raises:
@@ -137,10 +137,10 @@ def clone_stream_in(image: Image, main: Sequence[SavedBlock]) -> Source:
             if image.file.trailer
             else "clone --add-clone-stream adds one; without --print one is composed in memory",
         )
-    return Source(path=os.path.abspath(image.path), fd=image.channel.fd, offset=image.file.trailer.clone_offset)
+    return IncomingStream(path=os.path.abspath(image.path), fd=image.channel.fd, offset=image.file.trailer.clone_offset)
 
 
-def find_clone_stream(image: Image, main: Sequence[SavedBlock], stack: ExitStack) -> Source:
+def find_clone_stream(image: Image, main: Sequence[SavedBlock], stack: ExitStack) -> IncomingStream:
     """The file's own clone stream, or one composed in memory."""
     if image.file.trailer and _has_clone_stream(image, main):
         return clone_stream_in(image, main)
@@ -151,4 +151,4 @@ def find_clone_stream(image: Image, main: Sequence[SavedBlock], stack: ExitStack
         raise HostError.from_os("cannot get memory for the clone stream", error) from error
     stack.callback(linux.close, fd)
     clone_stream.write(image.channel, FileChannel(fd, "clone stream"), 0)
-    return Source(path=f"/proc/self/fd/{fd}", fd=fd)
+    return IncomingStream(path=f"/proc/self/fd/{fd}", fd=fd)

@@ -6,7 +6,7 @@ import os
 from collections.abc import Collection, Mapping, Sequence
 
 from parallel_fixedram.boot.command_line import CommandLine, MemoryFile
-from parallel_fixedram.boot.incoming import Source
+from parallel_fixedram.boot.incoming import IncomingStream
 from parallel_fixedram.boot.plan import INCOMING, Boot, state_of
 from parallel_fixedram.core.errors import RequestError
 from parallel_fixedram.format.mapped_ram import SavedBlock
@@ -17,7 +17,7 @@ from parallel_fixedram.image.image import Image
 
 def loaded_by_qemu(image: Image, line: CommandLine, channels: int) -> Boot:
     """QEMU loads the whole stream, with direct I/O if it would have to wait for the device anyway."""
-    source = Source(
+    source = IncomingStream(
         path=os.path.abspath(image.path),
         fd=image.channel.fd,
         offset=image.file.base,
@@ -31,7 +31,7 @@ def on_memory(
     line: CommandLine,
     paths: Mapping[str, str],
     main: Sequence[SavedBlock],
-    source: Source,
+    source: IncomingStream,
     anonymous: Collection[str] = (),
     descriptors: Collection[int] = (),
     *,

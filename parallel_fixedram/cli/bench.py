@@ -78,7 +78,7 @@ def _register_run(verbs: common.Subparsers[Any]) -> None:
     parser.add_argument(
         "scenarios", nargs="+", metavar="SCENARIO", help="a name that bench list shows, or the path of a TOML file"
     )
-    parser.add_argument("--folder", metavar="DIR", help="where files are written (default: where temporary files go)")
+    common.add_folder_option(parser)
     parser.add_argument("--output", type=common.output_path, metavar="FILE", help="the results of a single scenario")
     parser.add_argument(
         "--results",
@@ -201,7 +201,7 @@ def _run_one(args: argparse.Namespace, scenario: Scenario, path: str) -> RunSet:
             )
         except (Interrupted, FixedRamError) as stop:
             if progress.begun and not stop.hint:
-                instead = " in the place of --overwrite" if args.overwrite else ""
+                instead = " instead of --overwrite" if args.overwrite else ""
                 stop.hint = f"{path!r} has what was measured: the same command with --resume{instead} goes on there"
             raise
 
@@ -262,5 +262,5 @@ def _summary(run_set: RunSet, path: str) -> dict[str, Any]:
             }
             for case in run_set.cases
         ],
-        "missing": [{"way": each.way, "why": each.why, "cases": list(each.cases)} for each in run_set.missing],
+        "missing": bench_list.missing(run_set),
     }

@@ -7,8 +7,8 @@ import contextlib
 import os
 from typing import TYPE_CHECKING, Any
 
-from parallel_fixedram.cli import bench_check, common, output
-from parallel_fixedram.cli.bench_compare import METRIC_HELP, METRICS, factor
+from parallel_fixedram.cli import bench_check, bench_list, common, output
+from parallel_fixedram.cli.bench_compare import add_metric_option, add_threshold_option, line
 from parallel_fixedram.cli.bench_progress import RunsProgress
 from parallel_fixedram.cli.folding import print_folded
 from parallel_fixedram.core.errors import RequestError
@@ -17,7 +17,7 @@ from parallel_fixedram.core.schemas import stamped
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-    from parallel_fixedram.experiments.ab import Turn, Verdict
+    from parallel_fixedram.experiments.ab import PairedCase, Turn
     from parallel_fixedram.experiments.builds import Build
     from parallel_fixedram.experiments.results import RunSet
     from parallel_fixedram.experiments.scenario import Scenario
@@ -58,15 +58,9 @@ def register(subparsers: common.Subparsers[Any]) -> None:
     parser.add_argument(
         "--case", action="append", default=[], metavar="PATTERN", help="only such cases: see bench run --help"
     )
-    parser.add_argument("--metric", choices=METRICS, default="total", metavar="TIME", help=METRIC_HELP)
-    parser.add_argument(
-        "--threshold",
-        type=factor,
-        default=1.05,
-        metavar="FACTOR",
-        help="a case is a regression when its whole interval lies above (default 1.05)",
-    )
-    parser.add_argument("--folder", metavar="DIR", help="where files are written (default: where temporary files go)")
+    add_metric_option(parser)
+    add_threshold_option(parser)
+    common.add_folder_option(parser)
     parser.add_argument(
         "--results",
         metavar="DIR",
@@ -178,7 +172,7 @@ def _builds(names: Sequence[str], folder: str) -> list[Build]:
 
 
 def _json(
-    name: str, paths: list[str], sets: tuple[RunSet, RunSet], found: list[Verdict], slower: list[str], *, aa: bool
+    name: str, paths: list[str], sets: tuple[RunSet, RunSet], found: list[PairedCase], slower: list[str], *, aa: bool
 ) -> dict[str, Any]:
     from parallel_fixedram.experiments.ab import noise_floor
 
@@ -202,19 +196,15 @@ def _json(
             }
             for each in found
         ],
-        "missing": [{"way": each.way, "why": each.why, "cases": list(each.cases)} for each in sets[0].missing],
+        "missing": bench_list.missing(sets[0]),
     }
 
 
-def _print(told: dict[str, Any], found: list[Verdict]) -> None:
+def _print(told: dict[str, Any], found: list[PairedCase]) -> None:
     print_folded(f"{told['scenario']}: B by A, {' and '.join(told['files'])}")
     for each, case in zip(found, told["cases"], strict=True):
-        ratio = each.ratio
-        interval = "no interval" if ratio.low is None else f"95 % {ratio.low:.3f} to {ratio.high:.3f}"
-        why = f" ({ratio.why})" if ratio.why else ""
-        medians = f"{each.median_a * 1000:.4g} and {each.median_b * 1000:.4g} ms"
-        mark = ", a regression" if case["regression"] else ""
-        print_folded(f"  {each.id}: {ratio.value:.3f}, {interval}, {medians}: {ratio.verdict}{why}{mark}")
+        medians = f"{each.median_a * 1000:.4g} and {each.median_b * 1000:.4g}"
+        print_folded(f"  {line(each.id, medians, each.ratio, regression=case['regression'])}")
     for missing in told["missing"]:
         print_folded(f"  missing: {missing['way']}: {missing['why']}")
     if told["same"]:

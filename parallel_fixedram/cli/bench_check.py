@@ -28,14 +28,14 @@ def register(subparsers: common.Subparsers[Any]) -> None:
         about="Look at what makes measurements slower or spreads them: governor and turbo of processors, other load,\n"
         "steal time, quotas, huge pages, memory, limits of dirty memory, free space. Each line has a verdict: ok;\n"
         "absent, where this host does not show it; noisy, with what to do about it; refused, if a run would fail.\n"
-        "bench run looks, too: it warns, and stores what was found with the results.\n\n"
+        "bench run checks the same, warns, and stores what it found with the results.\n\n"
         "Exit code 0: nothing is noisy or refused. 1: something is.",
         examples="  parallel-fixedram bench check\n  parallel-fixedram bench check channels --folder /var/tmp",
     )
     parser.add_argument(
         "scenarios", nargs="*", metavar="SCENARIO", help="what is to be run: its memory and files have to fit"
     )
-    parser.add_argument("--folder", metavar="DIR", help="where files are written (default: where temporary files go)")
+    common.add_folder_option(parser)
     parser.set_defaults(run=run)
 
 

@@ -13,17 +13,12 @@ from parallel_fixedram.core.schemas import stamped
 from parallel_fixedram.core.units import format_count
 
 if TYPE_CHECKING:
-    from parallel_fixedram.experiments.compare import CaseComparison
+    from parallel_fixedram.experiments.statistics import Ratio
 
 _EXAMPLES = """two files of results of yours:
   parallel-fixedram bench compare before.json after.json
   parallel-fixedram bench compare --metric pause --threshold 1.2 \\
       before.json after.json"""
-METRIC_HELP = (
-    "total, to stable storage (default); last_write; pause; of a guest that is watched: lost, work not done, or gap, "
-    "the longest time without any; of one that was started: first_touch and second_touch, until all its RAM was read"
-)
-METRICS = ("total", "last_write", "pause", "lost", "gap", "first_touch", "second_touch")
 
 
 def register(subparsers: common.Subparsers[Any]) -> None:
@@ -34,39 +29,40 @@ def register(subparsers: common.Subparsers[Any]) -> None:
         summary="by what factor two results differ, case by case, and how sure that is",
         about="Compare the samples of two files of results, case by case: the ratio of the medians, B by A, with a\n"
         "95 % interval. Exit code 1 if a case is surely slower by more than the threshold. Results of different hosts\n"
-        "(processors, memory) are refused; a host is the same after a reboot, and with another kernel or disk, of\n"
-        "which a warning tells.",
+        "(processors, memory) are refused; after a reboot, or with another kernel or disk, a host is still the\n"
+        "same, and a warning says what differs.",
         examples=_EXAMPLES,
     )
     parser.add_argument("a", metavar="A", help="results from before")
     parser.add_argument("b", metavar="B", help="results from now")
-    parser.add_argument(
-        "--threshold",
-        type=factor,
-        default=1.05,
-        metavar="FACTOR",
-        help="a case is a regression when its whole interval lies above (default 1.05)",
-    )
-    parser.add_argument(
-        "--metric",
-        choices=METRICS,
-        default="total",
-        metavar="TIME",
-        help=METRIC_HELP,
-    )
+    add_threshold_option(parser)
+    add_metric_option(parser)
     parser.add_argument("--force", action="store_true", help="compare results of different hosts all the same")
     parser.set_defaults(run=run)
 
 
-def factor(text: str) -> float:
-    """A factor of an option, from 1 on."""
-    try:
-        value = float(text)
-    except ValueError:
-        value = 0.0
-    if not 1 <= value < math.inf:
-        raise argparse.ArgumentTypeError(f"{text!r}: expected a factor from 1 on")
-    return value
+def add_threshold_option(parser: Any) -> None:
+    """By what factor a case has to be slower to count."""
+    parser.add_argument(
+        "--threshold",
+        type=common.number("a factor from 1 on", lambda value: 1 <= value < math.inf),
+        default=1.05,
+        metavar="FACTOR",
+        help="a case is a regression when its whole interval lies above (default 1.05)",
+    )
+
+
+def add_metric_option(parser: Any) -> None:
+    """Which time it is about."""
+    parser.add_argument(
+        "--metric",
+        choices=("total", "last_write", "pause", "lost", "gap", "first_touch", "second_touch"),
+        default="total",
+        metavar="TIME",
+        help="total, to stable storage (default); last_write; pause; of a guest that is watched: lost, work not done, "
+        "or gap, the longest time without any; of one that was started: first_touch and second_touch, until all its "
+        "RAM was read",
+    )
 
 
 def run(args: argparse.Namespace) -> int:
@@ -91,7 +87,8 @@ def run(args: argparse.Namespace) -> int:
         output.warn(warning)
     print_folded(f"time {metrics.meaning(found.metric, before.cases)}: {args.b} by {args.a}")
     for each in found.cases:
-        print_folded(_line(each))
+        medians = f"{each.first.median * 1000:.4g} -> {each.second.median * 1000:.4g}"
+        print_folded(line(each.id, medians, each.ratio, regression=each.regression))
     for path, ids in ((args.a, found.only_in_a), (args.b, found.only_in_b)):
         for case_id in ids:
             print_folded(f"{case_id}: only in {path}")
@@ -101,10 +98,16 @@ def run(args: argparse.Namespace) -> int:
     return code
 
 
-def _line(case: CaseComparison) -> str:
-    ratio = case.ratio
+def line(name: str, medians: str, ratio: Ratio, *, regression: bool) -> str:
+    """A case and by what factor it differs.
+
+    Args:
+        name: of the case.
+        medians: both of them.
+        ratio: of the second to the first.
+        regression: whether that is slower than it may be.
+    """
     interval = "no interval" if ratio.low is None else f"95 % {ratio.low:.3f} to {ratio.high:.3f}"
     why = f" ({ratio.why})" if ratio.why else ""
-    medians = f"{case.first.median * 1000:.4g} -> {case.second.median * 1000:.4g} ms"
-    mark = ", a regression" if case.regression else ""
-    return f"{case.id}: {ratio.value:.3f}, {interval}, {medians}: {ratio.verdict}{why}{mark}"
+    mark = ", a regression" if regression else ""
+    return f"{name}: {ratio.value:.3f}, {interval}, {medians} ms: {ratio.verdict}{why}{mark}"

@@ -7,7 +7,7 @@ import os
 from typing import TYPE_CHECKING, Any
 
 from parallel_fixedram.cli import common, output
-from parallel_fixedram.cli.bench_compare import METRIC_HELP, METRICS
+from parallel_fixedram.cli.bench_compare import add_metric_option
 from parallel_fixedram.cli.folding import print_folded
 from parallel_fixedram.core.schemas import stamped
 from parallel_fixedram.core.units import format_count
@@ -32,7 +32,7 @@ def register(subparsers: common.Subparsers[Any]) -> None:
     )
     parser.add_argument("history", metavar="HISTORY", help="the file; made if it is not there")
     parser.add_argument("results", nargs="*", metavar="RESULT.json", help="files of results to be appended")
-    parser.add_argument("--metric", choices=METRICS, default="total", metavar="TIME", help=METRIC_HELP)
+    add_metric_option(parser)
     parser.add_argument("--folder", metavar="DIR", help="where pictures go; created if it is not there")
     parser.set_defaults(run=run)
 

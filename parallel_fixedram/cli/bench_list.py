@@ -83,7 +83,7 @@ def show_plans(scenarios: Sequence[Scenario], plans: Sequence[Plan], outputs: Se
             "question": scenario.question,
             "file": path,
             "cases": [case.id for case in plan.cases],
-            "missing": [{"way": each.way, "why": each.why, "cases": list(each.cases)} for each in plan.missing],
+            "missing": missing(plan),
             "runs": planning.runs(plan, scenario),
             "rough_seconds": pace.rough_seconds(plan, scenario),
         }
@@ -107,6 +107,11 @@ def show_plans(scenarios: Sequence[Scenario], plans: Sequence[Plan], outputs: Se
         if scenario.budget:
             print_folded(f"  fewer of them if they do not fit into {scenario.budget}")
         print_folded(f"  about {duration(each['rough_seconds'])}; results go to {each['file']}")
+
+
+def missing(plan: Plan | RunSet) -> list[dict[str, Any]]:
+    """What cannot be run here, for JSON."""
+    return [{"way": each.way, "why": each.why, "cases": list(each.cases)} for each in plan.missing]
 
 
 def print_missing(plan: Plan | RunSet) -> None:

@@ -11,11 +11,11 @@ from parallel_fixedram.cli import common, output
 from parallel_fixedram.cli.folding import print_folded
 from parallel_fixedram.core.errors import RequestError
 from parallel_fixedram.core.schemas import stamped
-from parallel_fixedram.core.units import format_rate, format_size, parse_size
+from parallel_fixedram.core.units import format_rate, format_size
 
 if TYPE_CHECKING:
-    from parallel_fixedram.experiments.calibrate import Calibration, NotSimulated
-    from parallel_fixedram.experiments.extrapolate import Extrapolated, Target
+    from parallel_fixedram.experiments.calibrate_simulation import Calibration, NotSimulated
+    from parallel_fixedram.experiments.extrapolate import Extrapolated, HypotheticalSave
     from parallel_fixedram.experiments.results import RunSet
 
 ASSUMED_RATE = 2 * 10**9
@@ -83,11 +83,7 @@ def register(subparsers: common.Subparsers[Any]) -> None:
 
 
 def _size(text: str) -> int:
-    try:
-        size = parse_size(text)
-    except RequestError as error:
-        raise argparse.ArgumentTypeError(error.message) from error
-    if not size:
+    if not (size := common.size(text)):
         raise argparse.ArgumentTypeError(f"{text!r}: expected more than nothing")
     return size
 
@@ -99,30 +95,13 @@ def _count(text: str) -> int:
     return value
 
 
-def _share(text: str) -> float:
-    value = _number(text)
-    if not 1e-6 <= value <= 1:
-        raise argparse.ArgumentTypeError(f"{text!r}: expected a number from 0.000001 to 1")
-    return value
-
-
-def _seconds(text: str) -> float:
-    value = _number(text)
-    if not 0 <= value < math.inf:
-        raise argparse.ArgumentTypeError(f"{text!r}: expected a number of seconds")
-    return value
-
-
-def _number(text: str) -> float:
-    try:
-        return float(text)
-    except ValueError:
-        return math.nan
+_share = common.number("a number from 0.000001 to 1", lambda value: 1e-6 <= value <= 1)
+_seconds = common.number("a number of seconds", lambda value: 0 <= value < math.inf)
 
 
 def run(args: argparse.Namespace) -> int:
     """Carry out ``simulate``; returns the exit code."""
-    from parallel_fixedram.experiments.calibrate import calibrated
+    from parallel_fixedram.experiments.calibrate_simulation import calibrated
     from parallel_fixedram.experiments.extrapolate import extrapolate
     from parallel_fixedram.experiments.results import load
 
@@ -139,7 +118,7 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def _target(args: argparse.Namespace, done: Sequence[Calibration]) -> tuple[Target, str]:
+def _target(args: argparse.Namespace, done: Sequence[Calibration]) -> tuple[HypotheticalSave, str]:
     """What to simulate, and where its parameters come from.
 
     Raises:
@@ -147,7 +126,7 @@ def _target(args: argparse.Namespace, done: Sequence[Calibration]) -> tuple[Targ
     """
     from dataclasses import replace
 
-    from parallel_fixedram.experiments.extrapolate import Target, larger
+    from parallel_fixedram.experiments.extrapolate import HypotheticalSave, larger
     from parallel_fixedram.experiments.simulate import Device, Host
 
     direct = args.direct_io == "on"
@@ -174,7 +153,9 @@ def _target(args: argparse.Namespace, done: Sequence[Calibration]) -> tuple[Targ
     if given or args.scan_rate:
         origin += ", changed by options"
     device, host = larger(device, host, devices=args.devices, processors=args.processors or args.channels)
-    target = Target(ram=args.ram, channels=args.channels, direct=direct, device=device, host=host, dirty=args.dirty)
+    target = HypotheticalSave(
+        ram=args.ram, channels=args.channels, direct=direct, device=device, host=host, dirty=args.dirty
+    )
     return target, origin
 
 
@@ -182,7 +163,7 @@ def _json(
     args: argparse.Namespace,
     done: Sequence[Calibration],
     left: Sequence[NotSimulated],
-    target: Target,
+    target: HypotheticalSave,
     origin: str,
     points: Sequence[Extrapolated],
 ) -> dict[str, Any]:
@@ -214,7 +195,7 @@ def _print_calibrations(done: Sequence[Calibration], left: Sequence[NotSimulated
     print()
 
 
-def _print_extrapolation(target: Target, origin: str, points: Sequence[Extrapolated]) -> None:
+def _print_extrapolation(target: HypotheticalSave, origin: str, points: Sequence[Extrapolated]) -> None:
     device, host = target.device, target.host
     print_folded("SIMULATION, not a measurement: nobody has run this")
     dirty = "" if target.dirty == 1 else f", {target.dirty:g} of its pages dirty at random"

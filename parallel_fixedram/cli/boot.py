@@ -67,6 +67,12 @@ def add_run_dir(parser: Any) -> None:
     )
 
 
+def refuse_verify(args: argparse.Namespace) -> None:
+    """Refuse ``--verify`` beside ``--print``."""
+    if args.verify:
+        raise RequestError("--print cannot be combined with --verify: it reads no page", hint="verify checks a file")
+
+
 def show(args: argparse.Namespace, report: BootReport) -> None:
     """Print a report.
 

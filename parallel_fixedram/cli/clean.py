@@ -24,8 +24,8 @@ def register(subparsers: common.Subparsers[Any]) -> None:
         summary="what killed commands and power cuts have left in a folder: name it, remove it",
         about="Look for what commands that were killed, or a power cut, have left in FOLDER: files that were being\n"
         "made (.NAME.part), of saves and of restores into RAM; overlays; run folders of guests that have ended, and\n"
-        "links to them; folders for temporary files. Nothing below FOLDER is looked at, and no link is followed. Of\n"
-        "other users' things root sees the files, nobody else any. Without --remove nothing is changed.\n\n"
+        "links to them; folders for temporary files. Nothing below FOLDER is looked at, and no link is followed. Only\n"
+        "root sees what belongs to other users, and of that only files. Without --remove nothing is changed.\n\n"
         "What a process that lives holds is shown as held, and never removed. Overlays are removed only if they are\n"
         "empty: what a guest has written, or a saved file records, is yours to merge or to remove, and is told how.\n\n"
         "Exit code 0: nothing is left, or not any more. 1: something is.",

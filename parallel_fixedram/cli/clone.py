@@ -77,10 +77,7 @@ def run(args: argparse.Namespace) -> int:
     if args.print:
         if args.punch or args.add_clone_stream:
             raise RequestError("--print cannot be combined with --punch or --add-clone-stream: it changes nothing")
-        if args.verify:
-            raise RequestError(
-                "--print cannot be combined with --verify: it reads no page", hint="verify checks a file"
-            )
+        boot.refuse_verify(args)
         if args.run_in_clone:
             raise RequestError("--print cannot be combined with --run-in-clone: it starts nothing")
         plan = plan_clone(

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import argparse
+import math
 from typing import TYPE_CHECKING, Any
 
 from parallel_fixedram.cli.help_text import HelpFormatter
+from parallel_fixedram.core.errors import RequestError
+from parallel_fixedram.core.units import parse_size
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
 
 Subparsers = argparse._SubParsersAction  # argparse has no public name for what add_subparsers() returns
@@ -74,3 +77,31 @@ def positive(text: str) -> int:
     if not text.isascii() or not text.isdecimal() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"{text!r}: expected a whole number of 1 or more")
     return int(text)
+
+
+def size(text: str) -> int:
+    """A size of an option, bytes."""
+    try:
+        return parse_size(text)
+    except RequestError as error:
+        raise argparse.ArgumentTypeError(error.message) from error
+
+
+def number(expected: str, fits: Callable[[float], bool]) -> Callable[[str], float]:
+    """What reads a number of an option, and says what was expected if another text does not fit."""
+
+    def read(text: str) -> float:
+        try:
+            value = float(text)
+        except ValueError:
+            value = math.nan
+        if not fits(value):
+            raise argparse.ArgumentTypeError(f"{text!r}: expected {expected}")
+        return value
+
+    return read
+
+
+def add_folder_option(parser: Any) -> None:
+    """Where an experiment writes its files."""
+    parser.add_argument("--folder", metavar="DIR", help="where files are written (default: where temporary files go)")

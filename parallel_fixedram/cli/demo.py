@@ -15,9 +15,9 @@ from typing import TYPE_CHECKING, Any
 from parallel_fixedram.cli import common, output
 from parallel_fixedram.cli.folding import print_folded
 from parallel_fixedram.cli.progress import shown
-from parallel_fixedram.core.errors import CapabilityError, ContentsDiffer, HostError, RequestError
+from parallel_fixedram.core.errors import CapabilityError, ContentsDiffer, HostError
 from parallel_fixedram.core.schemas import stamped
-from parallel_fixedram.core.units import format_rate, format_size, parse_size
+from parallel_fixedram.core.units import format_rate, format_size
 
 if TYPE_CHECKING:
     from parallel_fixedram.core.reports.save import SaveReport
@@ -42,16 +42,9 @@ def register(subparsers: common.Subparsers[Any]) -> None:
         "compared byte by byte; then it is saved while it runs. Leaves nothing behind.",
         examples=_EXAMPLES,
     )
-    parser.add_argument("--size", type=_size, default=_size("1GiB"), help="RAM of the guest (default 1GiB)")
-    parser.add_argument("--folder", help="where the files go (default: where temporary files do)")
+    parser.add_argument("--size", type=common.size, default=common.size("1GiB"), help="RAM of the guest (default 1GiB)")
+    parser.add_argument("--folder", help="where files are written (default: where temporary files go)")
     parser.set_defaults(run=run)
-
-
-def _size(text: str) -> int:
-    try:
-        return parse_size(text)
-    except RequestError as error:
-        raise argparse.ArgumentTypeError(error.message) from error
 
 
 def run(args: argparse.Namespace) -> int:

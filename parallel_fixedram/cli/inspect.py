@@ -27,9 +27,9 @@ def register(subparsers: common.Subparsers[Any]) -> None:
         subparsers,
         "inspect",
         summary="what a file says: machine, capabilities, RAMBlocks, offsets, device sections; or a running QEMU",
-        about="Show what FILE says of itself; no page is read. Of a libvirt save image the domain is shown, too, also\n"
-        "where the image is not complete, or of a format without pages at fixed offsets. With --qmp: what would\n"
-        "be saved of a running QEMU, and how each RAMBlock is reached; the guest is not stopped.",
+        about="Show what FILE says of itself; no page is read. For a libvirt save image the domain is shown as well,\n"
+        "even if the image is incomplete, or in a format without pages at fixed offsets. With --qmp: what would be\n"
+        "saved of a running QEMU, and how each RAMBlock is reached; the guest is not stopped.",
         examples=_EXAMPLES,
     )
     parser.add_argument(

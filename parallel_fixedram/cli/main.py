@@ -21,8 +21,8 @@ from typing import Any, NoReturn
 from parallel_fixedram.cli import interrupts, streams
 from parallel_fixedram.cli.common import add_manner_options, did_you_mean
 from parallel_fixedram.cli.help_text import HelpFormatter
-from parallel_fixedram.cli.limits import limit_hint, require_address_space
 from parallel_fixedram.cli.output import MANNER, PROGRAM, complain
+from parallel_fixedram.cli.process_limits import limit_hint, require_address_space
 from parallel_fixedram.core.errors import FixedRamError, HostError
 
 VERBS = (

@@ -6,6 +6,7 @@ import argparse
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
+from parallel_fixedram.cli import common
 from parallel_fixedram.core.errors import RequestError
 from parallel_fixedram.core.profiles import Profile
 from parallel_fixedram.core.save_options import (
@@ -18,7 +19,7 @@ from parallel_fixedram.core.save_options import (
     Gate,
     Writing,
 )
-from parallel_fixedram.core.units import format_count, format_size, parse_size
+from parallel_fixedram.core.units import format_count, format_size
 
 if TYPE_CHECKING:
     from parallel_fixedram.core.reports.choice import ChoiceReport
@@ -105,13 +106,6 @@ def writing(args: argparse.Namespace) -> Writing:
     )
 
 
-def _size(text: str) -> int:
-    try:
-        return parse_size(text)
-    except RequestError as error:
-        raise argparse.ArgumentTypeError(error.message) from error
-
-
 def add_snapshot_options(parser: Any) -> None:
     """What a snapshot may cost the guest, and us."""
     parser.add_argument(
@@ -123,7 +117,7 @@ def add_snapshot_options(parser: Any) -> None:
     )
     parser.add_argument(
         "--capture-memory",
-        type=_size,
+        type=common.size,
         metavar="SIZE",
         help=f"memory for copies of a snapshot that wait to be written (default {format_size(CAPTURE_MEMORY)})",
     )

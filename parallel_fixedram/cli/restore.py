@@ -100,10 +100,7 @@ def _start(args: argparse.Namespace) -> int:
     if args.print:
         if args.shared and not ram:
             raise RequestError("only a running command can fill anonymous shared memory", hint="--ram names a file")
-        if args.verify:
-            raise RequestError(
-                "--print cannot be combined with --verify: it reads no page", hint="verify checks a file"
-            )
+        boot.refuse_verify(args)
         plan = plan_restore(
             args.file,
             args.command,

@@ -104,7 +104,7 @@ def _add_domain_options(group: Any) -> None:
     group.add_argument(
         "--stop",
         action="store_true",
-        help="end the domain once FILE is complete, as virsh save does; it stands still from the instant on. If the "
+        help="end the domain once FILE is complete, as virsh save does; it stands still from that instant on. If the "
         "save fails, the domain goes on",
     )
 

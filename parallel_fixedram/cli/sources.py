@@ -9,6 +9,7 @@ import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from parallel_fixedram.cli import common
 from parallel_fixedram.core.errors import RequestError
 from parallel_fixedram.core.libvirt_uri import SYSTEM, local_uri
 from parallel_fixedram.core.observer import SILENT
@@ -37,7 +38,10 @@ def add_qmp_options(parser: Any) -> None:
         "--pid", type=int, metavar="PID", help="process id of that QEMU, if it cannot be found automatically"
     )
     parser.add_argument(
-        "--qmp-timeout", type=_seconds, metavar="S", help="seconds to wait for an answer of QEMU (default 30)"
+        "--qmp-timeout",
+        type=common.number("a number of seconds", lambda value: 0 < value < math.inf),
+        metavar="S",
+        help="seconds to wait for an answer of QEMU (default 30)",
     )
 
 
@@ -90,7 +94,7 @@ def add_libvirt_options(parser: Any) -> None:
     """``--libvirt DOMAIN`` and ``--connect URI``."""
     parser.add_argument("--libvirt", metavar="DOMAIN", help="a running domain of libvirt, by its name or UUID")
     parser.add_argument(
-        "--connect", metavar="URI", help=f"the libvirt of this host that has it (default {SYSTEM}), as of virsh"
+        "--connect", metavar="URI", help=f"the libvirt on this host that has it (default {SYSTEM}), as for virsh"
     )
 
 
@@ -152,16 +156,6 @@ def source(
         return open_ram([option.ram_file() for option in args.ram])
 
     return machine
-
-
-def _seconds(text: str) -> float:
-    try:
-        value = float(text)
-    except ValueError:
-        value = 0.0
-    if not 0 < value < math.inf:
-        raise argparse.ArgumentTypeError(f"{text!r}: expected a number of seconds")
-    return value
 
 
 def _ram_file(text: str) -> RamOption:

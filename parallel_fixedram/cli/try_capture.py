@@ -53,7 +53,7 @@ def register(subparsers: common.Subparsers[Any]) -> None:
     parser.add_argument(
         "--count", type=int, default=TRIAL_SNAPSHOTS, metavar="N", help=f"how many (default {TRIAL_SNAPSHOTS})"
     )
-    parser.add_argument("--folder", metavar="DIR", help="where the files go (default: where temporary files do)")
+    parser.add_argument("--folder", metavar="DIR", help="where files are written (default: where temporary files go)")
     options.add_snapshot_options(parser.add_argument_group("snapshots"))
     options.add_gate_options(parser)
     parser.set_defaults(run=run)

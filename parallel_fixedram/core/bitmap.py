@@ -134,6 +134,7 @@ class PageBitmap:
             inside = inside[inside[:, 0] < inside[:, 1]]
             if len(inside):
                 steps = np.zeros(count + 1, np.int8)
+                # +1 where a run begins, -1 after its end: the running sum is 1 inside
                 np.add.at(steps, inside[:, 0], 1)
                 np.add.at(steps, inside[:, 1], -1)
                 bits = np.cumsum(steps[:-1], dtype=np.int8).view(np.uint8)
@@ -181,6 +182,7 @@ class PageBitmap:
     def gaps(self) -> list[PageRange]:
         """Maximal runs of clear bits, ascending."""
         inverse = PageBitmap(self.pages, ~self.words)
+        # ~ has set the bits after the last page as well
         inverse._trim()
         return inverse.ranges()
 

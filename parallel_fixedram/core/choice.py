@@ -13,9 +13,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from parallel_fixedram.core.cost import WORK_WINDOW_PAGES, CallCost, DeviceModel, Work
+from parallel_fixedram.core.cost import CallCost, DeviceModel, Work
 from parallel_fixedram.core.save_options import MOST_CHANNELS, CaptureMode, DirectIO, SaveOptions
-from parallel_fixedram.core.shards import MIN_SHARD_PAGES
+from parallel_fixedram.core.shards import MIN_SHARD_PAGES, WINDOW_PAGES, WINDOW_PAGES_DIRECT
 from parallel_fixedram.core.units import format_count, format_size
 
 CANDIDATES = (1, 2, MOST_CHANNELS)
@@ -26,11 +26,6 @@ WORTH = 0.95
 
 ROOM_SHARE = 0.8
 """How much of what the page cache can take at once a save counts on: others write, too."""
-
-WINDOW_PAGES_BUFFERED = 256
-"""Pages tested and then written at a time: 1 MiB fits a core's cache, so that the copy finds them there."""
-WINDOW_PAGES_DIRECT = 512
-"""A direct write of 2 MiB is two requests of pages scattered over memory: 254 segments are all that one takes."""
 
 SHARD_SECONDS = 0.03
 """How long a shard should take: what progress shows, what a lost worker costs, and how late another one may end."""
@@ -80,7 +75,7 @@ class Choice:
     @property
     def window_pages(self) -> int:
         """Pages that are tested and then written at a time."""
-        return WINDOW_PAGES_DIRECT if self.direct else WINDOW_PAGES_BUFFERED
+        return WINDOW_PAGES_DIRECT if self.direct else WINDOW_PAGES
 
 
 def choose(options: SaveOptions, work: Work, model: DeviceModel, situation: Situation) -> Choice:
@@ -182,9 +177,9 @@ def _predict(
     gap = gap_pages
     if gap is None:
         gap = _cost(direct, channels, capture, model, situation).gap_pages(work.page_size)
-    window_pages = WINDOW_PAGES_DIRECT if direct else WINDOW_PAGES_BUFFERED
+    window_pages = WINDOW_PAGES_DIRECT if direct else WINDOW_PAGES
     merged = work.merged(gap, window_pages)
-    windows = work.windows * WORK_WINDOW_PAGES / window_pages
+    windows = work.windows * WINDOW_PAGES / window_pages
     if not (direct or situation.copied) and capture in (CaptureMode.STOPPED, CaptureMode.ROUNDS):
         windows = min(windows, work.pages / window_pages)  # nothing is copied: those with few pages are joined
     workers = min(channels, situation.processors)
@@ -199,6 +194,8 @@ def _predict(
         after, sync = model.flush.seconds(*merged), model.direct_sync
     else:
         alone = _of(model.buffered, 1).seconds(*merged)
+        # the trials say how long writers of one file hold each other up; else each copies its part, and computes in
+        # between
         copies = max(_of(model.buffered, channels).seconds(*merged), alone / workers + computing)
         write = copies + windows * model.buffered_window / workers
         before, after, sync = 0.0, max(model.stable.seconds(*merged) - alone, 0.0), model.buffered_sync

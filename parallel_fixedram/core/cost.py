@@ -11,16 +11,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from parallel_fixedram.core.bitmap import WORD_PAGES, PageBitmap
-
-WORK_WINDOW_PAGES = 256
-"""Pages in the pieces of RAM that ``Work`` counts."""
+from parallel_fixedram.core.shards import WINDOW_PAGES
 
 MAX_GAP_PAGES = 255
 """A gap is never larger than this, whatever the model says: half a window of direct writes."""
@@ -95,7 +93,7 @@ class DeviceModel:
     overlap: float
     """How much of the shorter one is hidden where direct writes and computing go on at the same time, 0 to 1."""
     window: float
-    """Seconds one worker takes to look at ``WORK_WINDOW_PAGES`` of RAM that hold something, besides its pages."""
+    """Seconds one worker takes to look at ``WINDOW_PAGES`` of RAM that hold something, besides its pages."""
     direct_window: float
     """Seconds one worker takes to begin direct writes of a window of RAM, besides its runs and their bytes."""
     buffered_window: float
@@ -144,20 +142,7 @@ class DeviceModel:
         )
 
 
-_NUMBERS = (
-    *(
-        "sync",
-        "direct_sync",
-        "buffered_sync",
-        "start",
-        "reserve",
-        "overlap",
-        "window",
-        "direct_window",
-        "buffered_window",
-    ),
-    *("scan_byte", "digest_page", "hash_page"),
-)
+_NUMBERS = tuple(each.name for each in fields(DeviceModel) if each.type == "float")
 
 
 def _cost_json(cost: CallCost) -> dict[str, float]:
@@ -202,7 +187,7 @@ class Work:
     """Length of every gap between two runs of a block, pages, ascending."""
     page_size: int
     windows: int = 0
-    """Pieces of RAM of ``WORK_WINDOW_PAGES`` that hold such a page."""
+    """Pieces of RAM of ``WINDOW_PAGES`` that hold such a page."""
 
     @classmethod
     def of(cls, data: Sequence[PageBitmap], page_size: int) -> Work:
@@ -229,12 +214,13 @@ class Work:
             gap_pages: longest gap that is.
             window_pages: longest write.
         """
+        # they ascend, so those that are bridged come first
         joined = int(np.searchsorted(self.gaps, gap_pages, "right"))
         pages = self.pages + int(self.gaps[:joined].sum())
         return self.runs - joined + pages // window_pages, pages * self.page_size
 
 
 def _windows(bitmap: PageBitmap) -> int:
-    """How many pieces of WORK_WINDOW_PAGES have a bit set."""
-    pieces = np.flatnonzero(bitmap.words) // (WORK_WINDOW_PAGES // WORD_PAGES)
+    """How many pieces of WINDOW_PAGES have a bit set."""
+    pieces = np.flatnonzero(bitmap.words) // (WINDOW_PAGES // WORD_PAGES)
     return int(np.count_nonzero(np.diff(pieces))) + bool(len(pieces))  # they ascend

@@ -21,6 +21,7 @@ Bins = tuple[int, ...]
 
 def bins_of(seconds: NDArray[np.float64] | Sequence[float]) -> Bins:
     """How many of these latencies are in each bin."""
+    # frexp says x = m * 2**n with m from 0.5 to below 1, so n is the bin
     numbers = np.frexp(np.asarray(seconds, np.float64) * 1e6)[1]
     return _trimmed(np.bincount(np.clip(numbers, 0, BINS - 1), minlength=1).tolist())
 

@@ -22,6 +22,13 @@ SHARDS_PER_WORKER = 32
 SPAN_WORDS = 1 << 12
 """A shard stays inside one such stretch, 1 GiB of RAM, so that few pages far apart are no long walk for one worker."""
 
+WINDOW_PAGES = 256
+"""Pages of a shard that are tested and then written together: 1 MiB fits a core's cache, so that the copy finds them
+there, and larger writes are not faster."""
+WINDOW_PAGES_DIRECT = 512
+"""The same where the page cache is bypassed. A write of 2 MiB is two requests of pages scattered over memory: 254
+segments are all that one takes."""
+
 
 @dataclass(frozen=True, slots=True)
 class Shard:
@@ -63,6 +70,8 @@ def plan_shards(
         used = np.flatnonzero(count)
         if not len(used):
             continue
+        # done[n]: set bits up to word n of the used ones; a shard ends with the word that brings them to a multiple of
+        # target
         done = np.cumsum(count[used], dtype=np.int64)
         total = int(done[-1])
         cuts = np.searchsorted(done, np.arange(target, total, target)) + 1

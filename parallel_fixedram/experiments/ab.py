@@ -36,7 +36,7 @@ Progress = Callable[[int, int, float, str], None]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Verdict:
+class PairedCase:
     """A case that both have measured."""
 
     id: str
@@ -195,7 +195,7 @@ def _of_rounds(run_set: RunSet | None, rounds: int) -> RunSet:
     return replace(run_set, scenario=replace(run_set.scenario, repeats=rounds))
 
 
-def verdicts(first: RunSet, second: RunSet, metric: Metric) -> list[Verdict]:
+def verdicts(first: RunSet, second: RunSet, metric: Metric) -> list[PairedCase]:
     """For each case that both have measured, and that tells this time, B by A."""
     other = {case.id: case for case in second.cases}
     found = []
@@ -210,11 +210,11 @@ def verdicts(first: RunSet, second: RunSet, metric: Metric) -> list[Verdict]:
         if both and min(min(a[number], b[number]) for number in both) > 0:
             times_a, times_b = [a[number] for number in both], [b[number] for number in both]
             ratio = paired_ratio(times_a, times_b)
-            found.append(Verdict(id=case.id, median_a=median(times_a), median_b=median(times_b), ratio=ratio))
+            found.append(PairedCase(id=case.id, median_a=median(times_a), median_b=median(times_b), ratio=ratio))
     return found
 
 
-def noise_floor(found: Sequence[Verdict]) -> float | None:
+def noise_floor(found: Sequence[PairedCase]) -> float | None:
     """Of A against A: the largest factor, 1 or more, that lies in an interval; None where there is no interval."""
     ends = [end for each in found for end in (each.ratio.low, each.ratio.high) if end is not None]
     return max((max(end, 1 / end) for end in ends), default=None)

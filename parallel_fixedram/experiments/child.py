@@ -15,9 +15,9 @@ def main() -> int:
     """Do as stdin says; returns the exit code."""
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # no linear algebra here, and its threads take time to start
     from parallel_fixedram.core.errors import FixedRamError
-    from parallel_fixedram.experiments.process import Order, raised_to_json
+    from parallel_fixedram.experiments.fresh_process import RunOrder, raised_to_json
 
-    order = Order(**json.load(sys.stdin))
+    order = RunOrder(**json.load(sys.stdin))
     try:
         _say(_measure(order))
     except FixedRamError as error:

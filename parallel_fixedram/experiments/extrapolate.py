@@ -7,13 +7,13 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from parallel_fixedram.core.ramblock import TARGET_PAGE_SIZE
-from parallel_fixedram.experiments.calibrate import AUTO_GAP_PAGES, WINDOW_PAGES_OF
+from parallel_fixedram.experiments.calibrate_simulation import AUTO_GAP_PAGES, WINDOW_PAGES_OF
 from parallel_fixedram.experiments.shard_calls import large_guest
 from parallel_fixedram.experiments.simulate import Device, Host, Simulated, simulate
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Target:
+class HypotheticalSave:
     """The save that is asked about."""
 
     ram: int
@@ -60,7 +60,7 @@ class Extrapolated:
         }
 
 
-def extrapolate(target: Target) -> list[Extrapolated]:
+def extrapolate(target: HypotheticalSave) -> list[Extrapolated]:
     """The simulated save with 1, 2, 4 ... and ``target.channels`` channels."""
     return list(_points(target, _powers(target.channels)))
 
@@ -69,7 +69,7 @@ def _powers(most: int) -> list[int]:
     return [*(1 << bits for bits in range(most.bit_length()) if 1 << bits < most), most]
 
 
-def _points(target: Target, numbers: Sequence[int]) -> Iterator[Extrapolated]:
+def _points(target: HypotheticalSave, numbers: Sequence[int]) -> Iterator[Extrapolated]:
     for channels in numbers:
         workload = large_guest(
             -(-target.ram // TARGET_PAGE_SIZE),

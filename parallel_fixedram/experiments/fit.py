@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from parallel_fixedram.core.errors import RequestError
 from parallel_fixedram.experiments.metrics import Metric, seconds
 from parallel_fixedram.experiments.results import CaseResult, RunSet
-from parallel_fixedram.experiments.shard_calls import Workload
+from parallel_fixedram.experiments.shard_calls import PlannedWrites
 from parallel_fixedram.experiments.simulate import Device, Host
 from parallel_fixedram.experiments.statistics import median
 
@@ -26,7 +26,7 @@ class Fit:
     def __init__(self, run_set: RunSet, one: CaseResult, metric: Metric, direct: bool, notes: list[str]) -> None:
         self._run_set, self._one, self._metric, self._direct, self._notes = run_set, one, metric, direct, notes
 
-    def parameters(self, workload: Workload) -> tuple[Device, Host, float]:
+    def parameters(self, workload: PlannedWrites) -> tuple[Device, Host, float]:
         """Device, host, and the seconds before the first page.
 
         Args:

@@ -15,7 +15,7 @@ from parallel_fixedram.experiments.compare import host_facts_of, same_host
 from parallel_fixedram.experiments.metrics import Metric, seconds
 from parallel_fixedram.experiments.results import RunSet
 from parallel_fixedram.experiments.statistics import median
-from parallel_fixedram.experiments.steps import Step, find_steps
+from parallel_fixedram.experiments.steps import LevelChange, find_steps
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -42,7 +42,7 @@ class Trend:
     metric: Metric
     entries: tuple[Entry, ...]
     """In the order of the file; each tells this time."""
-    steps: tuple[Step, ...]
+    steps: tuple[LevelChange, ...]
     left_out: int
     """Entries of other hosts than that of the last one."""
 

@@ -12,7 +12,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from parallel_fixedram.core.units import MIB
-from parallel_fixedram.experiments import conditions, file_systems, sources, tools
+from parallel_fixedram.experiments import conditions, file_systems, measured_guest, tools
 from parallel_fixedram.experiments.cases import FROM_A_FILE, Case
 from parallel_fixedram.experiments.libvirt_guest import why_no_libvirt
 from parallel_fixedram.experiments.results import MissingWay
@@ -149,7 +149,7 @@ def _why_not_dropped() -> str | None:
 
 
 def _why_missing(case: Case) -> str | None:
-    why = sources.why_missing(case) or TABLE[case.way].why_missing()
+    why = measured_guest.why_missing(case) or TABLE[case.way].why_missing()
     if why is None and case.file_system is not None:
         why = file_systems.why_missing(case.file_system)
     if why is None and case.cache == "drop":

@@ -26,8 +26,8 @@ from parallel_fixedram.experiments.statistics import median
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Published:
-    """A figure of somebody's."""
+class PublishedFigure:
+    """A figure that somebody has published."""
 
     case: str
     """Of which cases it is, by their name, with wildcards."""
@@ -43,9 +43,9 @@ class Published:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Beside:
-    """A figure of somebody's beside ours of the same case."""
+    """A published figure beside ours of the same case."""
 
-    published: Published
+    published: PublishedFigure
     case: str
     """Its name."""
     here: float
@@ -56,7 +56,7 @@ class Beside:
     """The same of what was published."""
 
 
-def parse_published(where: str, tables: Any) -> tuple[Published, ...]:
+def parse_published(where: str, tables: Any) -> tuple[PublishedFigure, ...]:
     """The figures that a scenario names.
 
     Raises:
@@ -67,7 +67,7 @@ def parse_published(where: str, tables: Any) -> tuple[Published, ...]:
     return tuple(_parsed(f"{where}, published {number}", table) for number, table in enumerate(tables, 1))
 
 
-def _parsed(where: str, table: Mapping[str, Any]) -> Published:
+def _parsed(where: str, table: Mapping[str, Any]) -> PublishedFigure:
     known = ("case", "metric", "seconds", "by")
     for name in table:
         if name not in known:
@@ -80,7 +80,7 @@ def _parsed(where: str, table: Mapping[str, Any]) -> Published:
         raise RequestError(f"{where}, seconds: expected a number above 0")
     if metric not in list(Metric):
         raise RequestError(f"{where}, metric: expected one of {', '.join(Metric)}")
-    return Published(case=table["case"], metric=Metric(metric), seconds=float(time), by=table["by"])
+    return PublishedFigure(case=table["case"], metric=Metric(metric), seconds=float(time), by=table["by"])
 
 
 def beside(run_set: RunSet) -> list[Beside]:
@@ -98,7 +98,9 @@ def beside(run_set: RunSet) -> list[Beside]:
     return [_beside(row, found) for row in found]
 
 
-def _beside(row: tuple[Published, CaseResult, float], rows: Sequence[tuple[Published, CaseResult, float]]) -> Beside:
+def _beside(
+    row: tuple[PublishedFigure, CaseResult, float], rows: Sequence[tuple[PublishedFigure, CaseResult, float]]
+) -> Beside:
     each, case, here = row
     first, _, first_here = next(other for other in rows if (other[0].by, other[0].metric) == (each.by, each.metric))
     return Beside(

@@ -25,15 +25,15 @@ from dataclasses import replace
 
 from parallel_fixedram.core.errors import RequestError
 from parallel_fixedram.core.reports.doctor import Finding
-from parallel_fixedram.experiments import file_systems, pace, planning, results, run_facts, sources, tools
+from parallel_fixedram.experiments import file_systems, measured_guest, pace, planning, results, run_facts, tools
 from parallel_fixedram.experiments.cases import Case
 from parallel_fixedram.experiments.counters import between, read_counters
+from parallel_fixedram.experiments.group_rounds import Rounds
 from parallel_fixedram.experiments.kept import Kept
+from parallel_fixedram.experiments.measured_guest import MeasuredGuest
 from parallel_fixedram.experiments.planning import Group, Plan
 from parallel_fixedram.experiments.results import CaseResult, RunSet, Sitting
-from parallel_fixedram.experiments.rounds import Rounds
 from parallel_fixedram.experiments.scenario import Scenario
-from parallel_fixedram.experiments.sources import Source
 from parallel_fixedram.experiments.watched import watched
 from parallel_fixedram.experiments.ways.table import OURS, TABLE
 from parallel_fixedram.experiments.ways.way import Run, clear
@@ -168,15 +168,17 @@ class _Runner:
                     os.unlink(entry.path)
         self._pace.learn(pace.of_group(group), time.perf_counter() - started - runs_took)
 
-    def _source(self, case: Case, *, own: bool) -> contextlib.AbstractContextManager[Source | None]:
+    def _source(self, case: Case, *, own: bool) -> contextlib.AbstractContextManager[MeasuredGuest | None]:
         """The guest that runs share, or the one that a run has to itself; None where it has the other kind."""
         if own and not (case.own_guest and case.qemu):
             return contextlib.nullcontext()
         if not own and case.own_guest:
-            return contextlib.nullcontext(None if case.qemu else sources.in_the_process(case, self._scenario.seed))
-        return sources.open_source(case, self._scenario.seed)
+            return contextlib.nullcontext(
+                None if case.qemu else measured_guest.in_the_process(case, self._scenario.seed)
+            )
+        return measured_guest.open_source(case, self._scenario.seed)
 
-    def _run_case(self, case: Case, number: int | None, source: Source | None, path: str) -> None:
+    def _run_case(self, case: Case, number: int | None, source: MeasuredGuest | None, path: str) -> None:
         assert source is not None, "a group has guests of one kind"
         run = Run(
             case=case, source=source, path=path, seed=self._scenario.seed, number=-1 if number is None else number

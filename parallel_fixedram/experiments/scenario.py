@@ -34,7 +34,7 @@ from parallel_fixedram.core.errors import HostError, RequestError
 from parallel_fixedram.experiments.cases import Case
 from parallel_fixedram.experiments.expand import checked, expand, refuse_unknown
 from parallel_fixedram.experiments.parameters import Check, any_text, whole
-from parallel_fixedram.experiments.published import Published, parse_published
+from parallel_fixedram.experiments.published import PublishedFigure, parse_published
 from parallel_fixedram.experiments.stopping import parse_budget, parse_until
 from parallel_fixedram.experiments.toml_text import scenario_text
 
@@ -64,7 +64,7 @@ class Scenario:
     """How precise cases are to be; see stopping.py."""
     budget: str | None = None
     """How long rounds may take."""
-    published: tuple[Published, ...] = ()
+    published: tuple[PublishedFigure, ...] = ()
     """Figures of others."""
 
 

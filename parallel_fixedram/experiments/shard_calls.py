@@ -11,9 +11,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from parallel_fixedram.core.bitmap import WORD_PAGES, PageBitmap, runs_of_ones
-from parallel_fixedram.core.choice import WINDOW_PAGES_BUFFERED
 from parallel_fixedram.core.ramblock import TARGET_PAGE_SIZE, PageRange
-from parallel_fixedram.core.shards import Shard, plan_shards
+from parallel_fixedram.core.shards import WINDOW_PAGES, Shard, plan_shards
 from parallel_fixedram.engine.pages.window import merge_runs
 
 PART_PAGES = 1 << 16
@@ -27,7 +26,7 @@ Calls = Sequence[tuple[int, int]]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Workload:
+class PlannedWrites:
     """The writes of a save."""
 
     shards: tuple[Calls, ...]
@@ -53,9 +52,9 @@ def planned(
     channels: int,
     max_gap_pages: int = 0,
     shard_pages: int | None = None,
-    window_pages: int = WINDOW_PAGES_BUFFERED,
+    window_pages: int = WINDOW_PAGES,
     share: float = 1.0,
-) -> Workload:
+) -> PlannedWrites:
     """The writes of a save of these pages of one block, none of them zero.
 
     Args:
@@ -70,7 +69,7 @@ def planned(
     readable = dirty if data is None else data
     shards = plan_shards([dirty], workers=channels, target=shard_pages)
     calls = tuple(tuple(_calls(shard, dirty, readable, max_gap_pages, window_pages)) for shard in shards)
-    return Workload(shards=calls, share=share)
+    return PlannedWrites(shards=calls, share=share)
 
 
 def _calls(
@@ -98,7 +97,7 @@ def random_pages(pages: int, count: int, seed: int) -> PageBitmap:
     return bitmap
 
 
-def large_guest(pages: int, dirty: float, *, channels: int, max_gap_pages: int, window_pages: int) -> Workload:
+def large_guest(pages: int, dirty: float, *, channels: int, max_gap_pages: int, window_pages: int) -> PlannedWrites:
     """The writes for a guest of any size, whose pages are all data and partly dirty, at random.
 
     If there are too many, those for the first part of it, which is like the rest.

@@ -20,8 +20,8 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 from parallel_fixedram.core.units import MIB
-from parallel_fixedram.experiments.events import Action, Clock, Shared, Slots
-from parallel_fixedram.experiments.shard_calls import Workload
+from parallel_fixedram.experiments.shard_calls import PlannedWrites
+from parallel_fixedram.experiments.simulated_time import Action, Clock, Shared, Slots
 
 SATURATED = 0.9
 """A resource that is busy for this share of the time is what the save waits for."""
@@ -136,7 +136,7 @@ class _Volume:
 class _Save:
     """The workers and what they share."""
 
-    def __init__(self, workload: Workload, device: Device, host: Host) -> None:
+    def __init__(self, workload: PlannedWrites, device: Device, host: Host) -> None:
         self.clock = Clock()
         self.processors = Shared(self.clock, host.processors)
         self.lock = Slots(self.clock, 1)
@@ -175,7 +175,7 @@ class _Save:
         processors.submit(size * host.scan_byte_seconds, enter)
 
 
-def simulate(workload: Workload, *, channels: int, device: Device, host: Host) -> Simulated:
+def simulate(workload: PlannedWrites, *, channels: int, device: Device, host: Host) -> Simulated:
     """Save ``workload`` with so many workers.
 
     Args:

@@ -30,7 +30,7 @@ SEED = 1
 Numbers = NDArray[np.float64]
 
 
-class Verdict(StrEnum):
+class RatioVerdict(StrEnum):
     """What a ratio of times says."""
 
     FASTER = "faster"
@@ -64,18 +64,18 @@ class Ratio:
     paired: bool
 
     @property
-    def verdict(self) -> Verdict:
+    def verdict(self) -> RatioVerdict:
         """Whether the second list is slower or faster than the first, as far as the interval tells."""
         if self.low is not None and self.low > 1:
-            return Verdict.SLOWER
+            return RatioVerdict.SLOWER
         if self.high is not None and self.high < 1:
-            return Verdict.FASTER
-        return Verdict.CANNOT_TELL
+            return RatioVerdict.FASTER
+        return RatioVerdict.CANNOT_TELL
 
     @property
     def why(self) -> str:
         """Why it cannot be told, a few words; empty where it can."""
-        if self.verdict is not Verdict.CANNOT_TELL:
+        if self.verdict is not RatioVerdict.CANNOT_TELL:
             return ""
         if self.low is None:
             return f"{min(self.samples)} of at least {MIN_PAIRS if self.paired else MIN_SAMPLES} samples"

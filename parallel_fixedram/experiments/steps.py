@@ -23,7 +23,7 @@ SEED = 1
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Step:
+class LevelChange:
     """A place where the level changed."""
 
     place: int
@@ -36,13 +36,13 @@ class Step:
     """How often shuffled values show as clear a step."""
 
 
-def find_steps(values: Sequence[float]) -> list[Step]:
+def find_steps(values: Sequence[float]) -> list[LevelChange]:
     """Steps of a series, ascending by place."""
     numbers = np.asarray(values, np.float64)
     places = dict(sorted(_places(numbers, 0)))
     edges = [0, *places, len(numbers)]
     return [
-        Step(
+        LevelChange(
             place=place,
             before=median(values[edges[number] : place]),
             after=median(values[place : edges[number + 2]]),

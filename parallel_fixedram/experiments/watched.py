@@ -14,7 +14,7 @@ from parallel_fixedram.experiments.cases import BOOTS
 from parallel_fixedram.experiments.guest_work import Counter, GuestWatch, GuestWork, counter_of, shared_counter
 from parallel_fixedram.experiments.qemu_guest import QemuGuest
 from parallel_fixedram.experiments.results import Watch
-from parallel_fixedram.experiments.sources import Source
+from parallel_fixedram.experiments.measured_guest import MeasuredGuest
 from parallel_fixedram.experiments.ways.saved_file import saved_file
 from parallel_fixedram.experiments.ways.table import TABLE
 from parallel_fixedram.experiments.ways.way import Measured, Run, Stretch
@@ -53,7 +53,7 @@ def watched(run: Run) -> Measured:
 
 
 @contextlib.contextmanager
-def _counter(source: Source, guest: QemuGuest) -> Iterator[Counter]:
+def _counter(source: MeasuredGuest, guest: QemuGuest) -> Iterator[Counter]:
     if guest.spec.is_shared:
         [ram] = source.ram.values()
         yield shared_counter(ram)

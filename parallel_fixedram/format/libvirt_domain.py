@@ -12,6 +12,7 @@ from xml.etree.ElementTree import Element, TreeBuilder
 from xml.parsers import expat
 
 from parallel_fixedram.core.errors import FormatError
+from parallel_fixedram.core.reports.libvirt import LibvirtDisk
 
 MAX_DEPTH = 100
 MAX_DISKS = 1000
@@ -27,19 +28,7 @@ _SOURCES = {"file": "file", "block": "dev", "dir": "dir"}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class DomainDisk:
-    """A disk of a domain."""
-
-    device: str
-    """Its name in the guest, such as ``vda``."""
-    kind: str
-    """``disk``, ``cdrom``, ``floppy`` or ``lun``."""
-    source: str
-    """A path, ``POOL/VOLUME``, ``PROTOCOL:NAME``, or the type of another source (``nvme``); empty without a medium."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Domain:
+class DomainDefinition:
     """A domain as its XML describes it. Text is untrusted, and may contain any character that XML allows."""
 
     name: str
@@ -47,10 +36,10 @@ class Domain:
     """Empty if the XML has none."""
     memory: int
     """Bytes; 0 if the XML does not say."""
-    disks: tuple[DomainDisk, ...]
+    disks: tuple[LibvirtDisk, ...]
 
 
-def read_domain(xml: bytes) -> Domain:
+def read_domain(xml: bytes) -> DomainDefinition:
     """Read a domain's XML.
 
     Args:
@@ -66,7 +55,7 @@ def read_domain(xml: bytes) -> Domain:
     disks = tuple(_disks(root))
     if len(disks) > MAX_DISKS:
         raise FormatError(f"the domain XML has {len(disks)} disks, at most {MAX_DISKS}")
-    return Domain(name=name, uuid=(root.findtext("uuid") or "").strip(), memory=_memory(root), disks=disks)
+    return DomainDefinition(name=name, uuid=(root.findtext("uuid") or "").strip(), memory=_memory(root), disks=disks)
 
 
 def _parse(xml: bytes) -> Element:
@@ -108,10 +97,10 @@ def _memory(root: Element) -> int:
     return int(text) * unit
 
 
-def _disks(root: Element) -> Iterator[DomainDisk]:
+def _disks(root: Element) -> Iterator[LibvirtDisk]:
     for disk in root.iterfind("devices/disk"):
         target, source = disk.find("target"), disk.find("source")
-        yield DomainDisk(
+        yield LibvirtDisk(
             device="" if target is None else target.get("dev", ""),
             kind=disk.get("device", "disk"),
             source="" if source is None else _source(source.attrib, disk.get("type", "")),

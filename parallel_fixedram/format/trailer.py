@@ -135,7 +135,7 @@ class TrailerLayout:
             end = clone_end(clone_offset)
             parts.add(PartType.CLONE_STREAM, end - clone_offset)
         if disks:
-            parts.add_known(PartType.DISKS, pack_disks(disks))
+            parts.add(PartType.DISKS, len(listed := pack_disks(disks)), listed)
         head_offset = parts.add(PartType.HEAD_DIGESTS, len(head) * EXTENT.size) if head else 0
         file_length = align_up(parts.end + PART.size + FOOTER_BYTES, ALIGNMENT)
         parts.add(PartType.PADDING, file_length - FOOTER_BYTES - parts.end - PART.size)
@@ -176,10 +176,6 @@ class _Parts:
         at = self.end + PART.size
         self.end = at + length
         return at
-
-    def add_known(self, kind: PartType, payload: bytes) -> None:
-        """Add a part whose payload is known already."""
-        self.add(kind, len(payload), payload)
 
 
 def pack_extents(extents: list[Extent]) -> bytes:

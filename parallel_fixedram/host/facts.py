@@ -116,10 +116,8 @@ def find_mount(path: str, mounts: Iterable[str]) -> Mount | None:
 def _file_system_by_number(path: str) -> str:
     """The file system of ``path`` according to statfs(2): in a chroot no mount point may be a prefix of the path."""
     fd = os.open(os.path.dirname(os.path.abspath(path)), os.O_PATH | os.O_CLOEXEC)
-    try:
+    with linux.closing(fd):
         number = linux.file_system_magic(fd)
-    finally:
-        os.close(fd)
     return _FILE_SYSTEMS.get(number, f"{number:#x}")
 
 

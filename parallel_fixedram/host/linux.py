@@ -8,6 +8,7 @@ import errno
 import fcntl
 import os
 import platform
+from collections.abc import Iterator
 
 import numpy as np
 from numpy.typing import NDArray
@@ -130,6 +131,15 @@ def close(fd: int) -> None:
     """close(2), ignoring errors: only for a descriptor through which nothing was written since its last sync."""
     with contextlib.suppress(OSError):
         os.close(fd)
+
+
+@contextlib.contextmanager
+def closing(fd: int) -> Iterator[None]:
+    """``close`` the descriptor when the block is left."""
+    try:
+        yield
+    finally:
+        close(fd)
 
 
 def start_writeback(fd: int, offset: int = 0, length: int = 0) -> None:

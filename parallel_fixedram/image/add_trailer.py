@@ -11,7 +11,6 @@ from collections.abc import Collection
 
 from parallel_fixedram.core.errors import HostError, RequestError
 from parallel_fixedram.core.observer import SILENT, Observer
-from parallel_fixedram.core.shards import plan_shards
 from parallel_fixedram.engine.pages.digest import DigestJob, write_digests, write_footer, write_trailer
 from parallel_fixedram.engine.pages.ledger import shared_words
 from parallel_fixedram.engine.workers.pool import WorkerPool
@@ -52,7 +51,7 @@ def add_trailer(image: Image, main: Collection[str], *, channels: int, observer:
     present = [image.bitmap(saved.block.idstr) for saved in image.blocks]
     digests = [shared_words(saved.block.pages) for saved in image.blocks]
     fd = reopen_writable(image)
-    try:
+    with linux.closing(fd):
         channel, resized = ReadBackChannel(FileChannel(fd, image.path)), False
         try:
             with signals.held():
@@ -61,9 +60,7 @@ def add_trailer(image: Image, main: Collection[str], *, channels: int, observer:
             job = DigestJob(image.blocks, present, digests, channel)
             with WorkerPool([job], channels) as pool:
                 size = image.file.page_size
-                run_job(
-                    pool, 0, plan_shards(present, workers=channels), phase="digest", page_size=size, observer=observer
-                )
+                run_job(pool, 0, present, phase="digest", page_size=size, observer=observer)
             write_digests(channel, trailer.tables, digests, present)
             clone.write(channel, channel, trailer.clone_offset)
             write_trailer(channel, trailer, image.blocks)
@@ -74,8 +71,6 @@ def add_trailer(image: Image, main: Collection[str], *, channels: int, observer:
                     _resize(channel, image.file.stream_end)  # first here, so that overwritten padding is zero again
                     _resize(channel, image.file.size)
             raise
-    finally:
-        linux.close(fd)
 
 
 def _seal(channel: FileChannel, trailer: TrailerLayout) -> None:

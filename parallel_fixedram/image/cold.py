@@ -31,6 +31,7 @@ def is_cold(image: Image, blocks: Sequence[SavedBlock]) -> bool:
     for saved in blocks:
         bitmap = image.bitmap(saved.block.idstr)
         words = np.flatnonzero(bitmap.words)
+        # spread evenly over the words that have pages, one page of each
         chosen = words[np.linspace(0, len(words) - 1, min(CACHE_SAMPLES, len(words)), dtype=int)]
         for word in chosen.tolist():
             first = word * WORD_PAGES

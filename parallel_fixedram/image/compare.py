@@ -14,10 +14,10 @@ from parallel_fixedram.core.protocols import Pages, PageSource
 from parallel_fixedram.core.ramblock import PageRange
 from parallel_fixedram.core.reports.diff import DiffReport, NotCompared
 from parallel_fixedram.core.reports.difference import Difference
-from parallel_fixedram.core.shards import Shard, plan_shards
+from parallel_fixedram.core.shards import WINDOW_PAGES, Shard
 from parallel_fixedram.engine.pages.ledger import shared_words
-from parallel_fixedram.engine.pages.window import WINDOW_PAGES, Window, WindowReader, windows
-from parallel_fixedram.engine.workers.messages import Finding, Tally
+from parallel_fixedram.engine.pages.window import Window, WindowReader, windows
+from parallel_fixedram.engine.workers.messages import BadPages, Tally
 from parallel_fixedram.engine.workers.pool import WorkerPool
 from parallel_fixedram.engine.workers.progress import run_job
 from parallel_fixedram.format.mapped_ram import SavedBlock
@@ -120,24 +120,22 @@ def run_check(
     job: int,
     work: Sequence[PageBitmap],
     *,
-    channels: int,
     phase: str,
     page_size: int,
     observer: Observer,
 ) -> Tally:
     """Run a job that looks for bad pages over ``work``; findings are sorted, and adjacent ones joined."""
-    shards = plan_shards(work, workers=channels)
-    tally = run_job(pool, job, shards, phase=phase, page_size=page_size, observer=observer)
+    tally = run_job(pool, job, work, phase=phase, page_size=page_size, observer=observer)
     tally.findings = join_findings(tally.findings)
     return tally
 
 
-def join_findings(findings: Sequence[Finding]) -> list[Finding]:
+def join_findings(findings: Sequence[BadPages]) -> list[BadPages]:
     """Findings in order of block and page, with adjacent ones joined."""
-    joined: list[Finding] = []
+    joined: list[BadPages] = []
     for each in sorted(findings):
         if joined and joined[-1].block == each.block and joined[-1].first + joined[-1].pages == each.first:
-            each = Finding(each.block, joined[-1].first, joined.pop().pages + each.pages)
+            each = BadPages(each.block, joined[-1].first, joined.pop().pages + each.pages)
         joined.append(each)
     return joined
 
@@ -166,7 +164,7 @@ def diff(a: Image, b: Image, *, channels: int = 1, observer: Observer = SILENT) 
         job = CompareJob([(FileSide(a, saved), FileSide(b, b.block(saved.block.idstr))) for saved in common])
         with WorkerPool([job], channels) as pool:
             size = common[0].block.page_size
-            tally = run_check(pool, 0, job.work, channels=channels, phase="diff", page_size=size, observer=observer)
+            tally = run_check(pool, 0, job.work, phase="diff", page_size=size, observer=observer)
     return DiffReport(
         file_a=a.path,
         file_b=b.path,
@@ -183,7 +181,7 @@ def diff(a: Image, b: Image, *, channels: int = 1, observer: Observer = SILENT) 
     )
 
 
-def page_differences(what: str, blocks: Sequence[SavedBlock], findings: Sequence[Finding]) -> tuple[Difference, ...]:
+def page_differences(what: str, blocks: Sequence[SavedBlock], findings: Sequence[BadPages]) -> tuple[Difference, ...]:
     """Findings as reports show them; a finding's block is an index into ``blocks``."""
     return tuple(
         Difference(

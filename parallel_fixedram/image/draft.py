@@ -33,7 +33,7 @@ from parallel_fixedram.image.image import Image
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Published:
+class PublishedFile:
     """A file that has its final name."""
 
     file: int
@@ -142,7 +142,7 @@ class Draft:
         """The finished file, opened for reading (open_image)."""
         return Image(f"/proc/self/fd/{self.fd}", offset=0 if self._layout.head else self._layout.base)
 
-    def publish(self, observer: Observer) -> Published:
+    def publish(self, observer: Observer) -> PublishedFile:
         """Sync the file, and give it its final name.
 
         Raises:
@@ -153,6 +153,7 @@ class Draft:
         started = time.perf_counter()
         if self._publishing.durable:
             observer.phase("sync")
+            # before the rename: after a power cut the name must not be there without the contents
             self.buffered.sync()
         synced = time.perf_counter()
         if self._publishing.cache is Cache.DROP:
@@ -161,7 +162,7 @@ class Draft:
         self._pending.publish()
         if self._publishing.durable:
             self._pending.sync_folder()
-        return Published(
+        return PublishedFile(
             file=status.st_size,
             allocated=status.st_blocks * 512,
             cached=cached,

@@ -22,7 +22,7 @@ from parallel_fixedram.core.errors import HostError, InstantDiffers
 from parallel_fixedram.core.observer import Observer
 from parallel_fixedram.core.protocols import GuestBlock, Pages
 from parallel_fixedram.core.ramblock import PageRange, RAMBlock
-from parallel_fixedram.core.shards import Shard, plan_shards
+from parallel_fixedram.core.shards import Shard
 from parallel_fixedram.core.units import format_count, format_size
 from parallel_fixedram.engine.pages.ledger import shared_bitmaps
 from parallel_fixedram.engine.pages.window import windows
@@ -75,13 +75,13 @@ class InstantCopy:
             HostError: the memory can no longer be reached.
         """
         for fd, each, content in zip(self._memory, self._guest_blocks, self._job.content, strict=True):
+            # so that nothing of an earlier copy is left
             os.ftruncate(fd, 0)
             os.ftruncate(fd, each.block.used_length)
             content.words[:] = 0
             for found in each.source.data_ranges(PageRange(0, each.block.pages)):
                 content.set_range(found)
-        shards = plan_shards(self._job.content, workers=self._channels)
-        run_job(self._pool, 0, shards, phase="copy", page_size=self._page_size, observer=observer)
+        run_job(self._pool, 0, self._job.content, phase="copy", page_size=self._page_size, observer=observer)
 
     def check(self, image: Image, observer: Observer) -> None:
         """Check a file against its own digests, and page by page against the copy.

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
-
 from parallel_fixedram.core.errors import FormatError
-from parallel_fixedram.core.reports.libvirt import InspectLibvirtReport, LibvirtDisk, LibvirtImage
+from parallel_fixedram.core.reports.libvirt import InspectLibvirtReport, LibvirtImage
 from parallel_fixedram.format.libvirt_domain import read_domain
 from parallel_fixedram.format.libvirt_image import LibvirtHeader, is_libvirt_image, read_libvirt_header
 from parallel_fixedram.host import linux
@@ -26,7 +24,7 @@ def describe_header(header: LibvirtHeader) -> LibvirtImage:
         domain=domain.name,
         uuid=domain.uuid,
         memory=domain.memory,
-        disks=tuple(LibvirtDisk(**asdict(disk)) for disk in domain.disks),
+        disks=domain.disks,
         xml_bytes=len(header.xml),
         xml_room=header.room,
     )

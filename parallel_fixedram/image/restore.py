@@ -29,19 +29,12 @@ from parallel_fixedram.core.protocols import Channel
 from parallel_fixedram.core.reports.difference import Difference
 from parallel_fixedram.core.reports.restore import RestoredBlock, RestoreReport, RestoreSeconds
 from parallel_fixedram.core.save_options import STALL_SECONDS
-from parallel_fixedram.core.shards import Shard, plan_shards
+from parallel_fixedram.core.shards import WINDOW_PAGES, Shard
 from parallel_fixedram.core.units import format_count
 from parallel_fixedram.engine.pages.digest import DigestTable
 from parallel_fixedram.engine.pages.ledger import shared_words
 from parallel_fixedram.engine.pages.read_ahead import ReadAhead
-from parallel_fixedram.engine.pages.window import (
-    DIRECT_READ_PAGES,
-    WINDOW_PAGES,
-    Window,
-    WindowReader,
-    merge_runs,
-    windows,
-)
+from parallel_fixedram.engine.pages.window import DIRECT_READ_PAGES, Window, WindowReader, merge_runs, windows
 from parallel_fixedram.engine.workers.messages import Tally
 from parallel_fixedram.engine.workers.pool import WorkerPool
 from parallel_fixedram.engine.workers.progress import run_job
@@ -115,6 +108,7 @@ class RestoreJob:
             filled = part.filled.page_bits(first, count)
             size, view = part.saved.block.page_size, pages.data.cast("B")
             runs = merge_runs(runs_of_ones(present), JOIN_ZERO_PAGES, only=filled)
+            # zero in the file, but perhaps not in the destination; joined writes bring zeros to some of them
             leftover = filled & (present ^ 1)
             for start, length in runs.tolist():
                 data = view[start * size : (start + length) * size]
@@ -162,10 +156,10 @@ def restore(
         blocks = [part.saved for part in parts]
         direct = stack.enter_context(direct_channel(image, blocks)) if is_cold(image, blocks) else None
         with WorkerPool([RestoreJob(image, parts, direct)], channels, stall_seconds=stall_seconds) as pool:
-            shards, size = plan_shards([part.work for part in parts], workers=channels), image.file.page_size
-            tally = run_job(pool, 0, shards, phase="restore", page_size=size, observer=observer)
+            work, size = [part.work for part in parts], image.file.page_size
+            tally = run_job(pool, 0, work, phase="restore", page_size=size, observer=observer)
         _check(image, parts, tally, [target.path for target in targets if not target.is_new])
-        for target in targets:
+        for target in targets:  # after the check, so that a name means that all of it is right
             target.keep()
     return RestoreReport(
         file=image.path,

@@ -16,8 +16,8 @@ import numpy as np
 from parallel_fixedram.core.bitmap import PageBitmap, runs_of_ones
 from parallel_fixedram.core.errors import HostError, RequestError
 from parallel_fixedram.core.observer import SILENT, Observer
-from parallel_fixedram.core.shards import Shard
-from parallel_fixedram.engine.pages.window import WINDOW_PAGES, nonzero_pages, windows
+from parallel_fixedram.core.shards import WINDOW_PAGES, Shard
+from parallel_fixedram.engine.pages.window import nonzero_pages, windows
 from parallel_fixedram.engine.workers.messages import Tally
 from parallel_fixedram.engine.workers.pool import WorkerPool
 from parallel_fixedram.format.mapped_ram import SavedBlock
@@ -53,7 +53,7 @@ class StaleJob:
         self._buffer = huge_memory(WINDOW_PAGES * self._image.file.page_size)
 
     def run(self, shard: Shard) -> Tally:
-        """Check one shard (Job.run). Present pages in between are not read along, as there may be far more of them."""
+        """Check one shard (Job.run). Present pages in between are not read, as there may be far more of them."""
         tally, saved = Tally(), self._blocks[shard.block]
         size = saved.block.page_size
         for window in windows(self.work[shard.block], shard):
@@ -90,7 +90,7 @@ def refuse_stale_pages(
         return
     with WorkerPool([job], channels if count >= POOL_PAGES else 1) as pool:
         size = image.file.page_size
-        found = run_check(pool, 0, job.work, channels=channels, phase="zero pages", page_size=size, observer=observer)
+        found = run_check(pool, 0, job.work, phase="zero pages", page_size=size, observer=observer)
     if not found.bad_pages:
         return
     first = found.findings[0]
@@ -113,7 +113,7 @@ def punch_stale_pages(image: Image) -> int:
         HostError: the file cannot be written.
     """
     fd = reopen_writable(image)
-    try:
+    with linux.closing(fd):
         channel, punched = FileChannel(fd, image.path), 0
         for saved in image.blocks:
             for pages in absent_but_stored(image, saved).ranges():
@@ -121,8 +121,6 @@ def punch_stale_pages(image: Image) -> int:
                 punched += pages.count
             _punch_digests(image, saved, channel)
         channel.sync()
-    finally:
-        linux.close(fd)
     return punched
 
 

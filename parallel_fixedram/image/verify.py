@@ -138,9 +138,7 @@ class _Checks:
         with WorkerPool([job for _, job, _, _ in self._jobs], channels) as pool:
             for index, (what, _, work, blocks) in enumerate(self._jobs):
                 size = self._image.file.page_size
-                tally = run_check(
-                    pool, index, work, channels=channels, phase=_PHASES[what], page_size=size, observer=observer
-                )
+                tally = run_check(pool, index, work, phase=_PHASES[what], page_size=size, observer=observer)
                 if what == _SLOTS:
                     stale = tally.bad_pages
                     if self._image.file.trailer is None:

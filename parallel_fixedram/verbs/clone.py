@@ -16,9 +16,9 @@ from parallel_fixedram.boot.hand_over import HandedOver, hand_over
 from parallel_fixedram.boot.in_clones import InClones
 from parallel_fixedram.boot.plan import (
     Boot,
+    check_against_digests,
     clone_stream_in,
     find_clone_stream,
-    hold_against_digests,
     main_blocks,
     paused_if,
 )
@@ -106,7 +106,7 @@ def _clone(
     before, folder = image.channel.stat(), folder or new_path()
     main = main_blocks(image, lines[0])
     if check_digests:
-        hold_against_digests(image, observer)
+        check_against_digests(image, observer)
 
     def look() -> None:
         if not check_digests:

@@ -13,9 +13,9 @@ from parallel_fixedram.boot.disks import with_disks
 from parallel_fixedram.boot.hand_over import HandedOver, hand_over
 from parallel_fixedram.boot.plan import (
     Boot,
+    check_against_digests,
     clone_stream_in,
     find_clone_stream,
-    hold_against_digests,
     main_blocks,
     paused_if,
     state_of,
@@ -79,7 +79,7 @@ def restore_guest(
     channels, folder = gate.channels_or_one, folder or new_path()
     with _accepted(uri, command, gate, paused=paused) as (image, line, main):
         if check_digests:
-            hold_against_digests(image, observer)
+            check_against_digests(image, observer)
         if shared or ram:
             done = _on_shared_memory(
                 image, line, main, ram or {}, disks, channels=channels, folder=folder, observer=observer

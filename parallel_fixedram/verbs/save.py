@@ -187,6 +187,7 @@ def _save(machine: Machine, target: FileTarget, options: SaveOptions, account: A
         draft.finish(task.guest_blocks, task.ledger, state, task.choice.gap_pages, disks=[disk for disk, _ in disks])
         if state and VMGENID not in names_of(read_device_sections(state)):
             account.note(NO_VMGENID)
+        # here, because the guest's memory is released while the file is being finished
         snapshot = capture.let_go()
         account.end("finish")
         if copy:
@@ -194,6 +195,7 @@ def _save(machine: Machine, target: FileTarget, options: SaveOptions, account: A
                 copy.check(image, account.observer)
             account.end("check")
         published = draft.publish(account.observer)
+        # only now that the file is there: it may end the guest
         machine.saved()
         account.end("publish")
         return save_report(target.path, task, decision, run, pause, account, published, snapshot, disks)
@@ -276,6 +278,7 @@ def _one_instant(
         capture.rehearse(run, torn=torn)
         if torn:
             account.note(f"{torn} while it was being saved: the last round was repeated, after a stop of {after}")
+        # again, because the rehearsal took its time; now there is little left to sync
         pause.prepare()
         account.end("prepare")
         with pause:
@@ -285,6 +288,7 @@ def _one_instant(
             pause.ram_seconds = time.perf_counter() - started
             state = pause.device_state()  # wait for it: it belongs to this instant
             started = time.perf_counter()
+            # late, because this alone cannot be undone
             overlays.freeze()
             pause.disks_seconds = time.perf_counter() - started
             if copy:

@@ -20,7 +20,7 @@ from parallel_fixedram.engine.capture.task import Task
 from parallel_fixedram.engine.tuning.decide import Decision
 from parallel_fixedram.host.facts import host_facts
 from parallel_fixedram.image.describe import block_report
-from parallel_fixedram.image.draft import Published
+from parallel_fixedram.image.draft import PublishedFile
 from parallel_fixedram.verbs.account import Account
 
 
@@ -31,7 +31,7 @@ def save_report(
     run: Coordinator,
     pause: Pause,
     account: Account,
-    published: Published,
+    published: PublishedFile,
     snapshot: SnapshotReport | None,
     disks: Sequence[tuple[Disk, str]],
 ) -> SaveReport:
@@ -72,7 +72,7 @@ def save_report(
     )
 
 
-def _seconds(run: Coordinator, pause: Pause, account: Account, published: Published, channels: int) -> SaveSeconds:
+def _seconds(run: Coordinator, pause: Pause, account: Account, published: PublishedFile, channels: int) -> SaveSeconds:
     waited = pause.was_running
     return SaveSeconds(
         total=account.seconds,

@@ -105,7 +105,7 @@ def _empty_one(found: Leftover, *, remove: bool) -> Leftover:
 
 def _marked_one(found: Leftover, *, remove: bool) -> Leftover:
     fd = os.open(os.path.join(found.path, _MARK), os.O_RDWR | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
-    try:
+    with linux.closing(fd):
         if not try_lock(fd):
             return replace(found, held=True, why_not=_AT_WORK)
         if remove:
@@ -113,8 +113,6 @@ def _marked_one(found: Leftover, *, remove: bool) -> Leftover:
             os.unlink(os.path.join(found.path, _MARK))
             os.rmdir(found.path)
         return replace(found, removed=remove)
-    finally:
-        linux.close(fd)
 
 
 @contextlib.contextmanager

@@ -20,7 +20,7 @@ from dataclasses import replace
 from parallel_fixedram.boot.command_line import CommandLine
 from parallel_fixedram.boot.disks import with_disks
 from parallel_fixedram.boot.fleet import Fleet
-from parallel_fixedram.boot.incoming import Source
+from parallel_fixedram.boot.incoming import IncomingStream
 from parallel_fixedram.boot.plan import main_blocks, paused_if
 from parallel_fixedram.boot.restore import loaded_by_qemu
 from parallel_fixedram.boot.run_folder import new_path
@@ -93,7 +93,7 @@ def verify_by_loading(
         return replace(report, warnings=(*report.warnings, *([KEPT] if _has_kept(image, report) else [])))
 
 
-def _load(fleet: Fleet, image: Image, source: Source, observer: Observer) -> None:
+def _load(fleet: Fleet, image: Image, source: IncomingStream, observer: Observer) -> None:
     fleet.connect(image.file)
     observer.phase("load")
     fleet.load(replace(source, aside=True))

@@ -8,7 +8,7 @@ import pytest
 from support.cli import call, done, refused, unchanged
 from support.streamwriter import Block, stream
 
-from parallel_fixedram.boot.incoming import Source
+from parallel_fixedram.boot.incoming import IncomingStream
 from parallel_fixedram.boot.plan import Boot
 from parallel_fixedram.cli import boot
 from parallel_fixedram.core.errors import HostError
@@ -233,7 +233,7 @@ def test_guests_that_run_are_named_even_if_the_report_cannot_be_printed(monkeypa
     + [(state, False, False) for state in ("shutdown", "guest-panicked", "io-error", "internal-error", "watchdog")],
 )
 def test_a_printed_plan_tells_only_a_guest_to_run_that_would(capsys, state, paused, told):
-    plan = Boot(commands=[["qemu"]], source=Source(path="/vm.mr"), state=state, paused=paused)
+    plan = Boot(commands=[["qemu"]], source=IncomingStream(path="/vm.mr"), state=state, paused=paused)
     boot.show_plan(Namespace(json=False, verb="restore"), plan)
     text = capsys.readouterr().out
     boot.show_plan(Namespace(json=True, verb="restore"), plan)

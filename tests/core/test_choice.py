@@ -17,14 +17,12 @@ from parallel_fixedram.core.choice import (
     ROOM_SHARE,
     SAVE_SHARDS_PER_WORKER,
     SHARD_SECONDS,
-    WINDOW_PAGES_BUFFERED,
-    WINDOW_PAGES_DIRECT,
     WORTH,
     Situation,
 )
 from parallel_fixedram.core.cost import MAX_GAP_PAGES, Work
 from parallel_fixedram.core.save_options import CaptureMode, Capturing, DirectIO, Gate, SaveOptions, Writing
-from parallel_fixedram.core.shards import MIN_SHARD_PAGES
+from parallel_fixedram.core.shards import MIN_SHARD_PAGES, WINDOW_PAGES, WINDOW_PAGES_DIRECT
 
 PAGE = 4096
 
@@ -99,7 +97,7 @@ def test_no_gap_at_all_can_be_asked_for():
     assert len(found.why) == 1
 
 
-@pytest.mark.parametrize(("direct", "window"), [(True, WINDOW_PAGES_DIRECT), (False, WINDOW_PAGES_BUFFERED)])
+@pytest.mark.parametrize(("direct", "window"), [(True, WINDOW_PAGES_DIRECT), (False, WINDOW_PAGES)])
 def test_a_window_is_as_large_as_suits_the_way(direct, window):
     wishes = replace(FIXED, direct_io=DirectIO.ON if direct else DirectIO.OFF)
     assert choose(wishes, stretch(1), CALLS_COST, NOBODY_WAITS).window_pages == window
@@ -270,7 +268,7 @@ def test_the_prediction_of_a_direct_write_is_calls_and_bytes_and_where_a_guest_w
 def test_the_prediction_of_a_buffered_write_ends_when_the_device_has_it_and_digests_are_computed():
     device = model(buffered={1: (10, 0.1)}, stable=(20, 1))
     found = choose(FIXED, scattered(1000, gap=5), device, NOBODY_WAITS)
-    calls, size = 1000 + 1000 // WINDOW_PAGES_BUFFERED, 1000 * PAGE
+    calls, size = 1000 + 1000 // WINDOW_PAGES, 1000 * PAGE
     assert found.write_seconds == pytest.approx(calls * 10e-6 + size * 0.1e-9)
     assert found.stable_seconds == pytest.approx(calls * 20e-6 + size * 1e-9)
     windowed = replace(device, buffered_window=2e-3)
@@ -278,7 +276,7 @@ def test_the_prediction_of_a_buffered_write_ends_when_the_device_has_it_and_dige
     copied = choose(FIXED, work, windowed, replace(NOBODY_WAITS, copied=True))
     assert copied.write_seconds == pytest.approx(found.write_seconds + 7 * 2e-3)
     joined = choose(FIXED, work, windowed, NOBODY_WAITS)
-    assert joined.write_seconds == pytest.approx(found.write_seconds + 1000 / WINDOW_PAGES_BUFFERED * 2e-3)
+    assert joined.write_seconds == pytest.approx(found.write_seconds + 1000 / WINDOW_PAGES * 2e-3)
     slow = replace(device, digest_page=1e-3)
     assert choose(FIXED, scattered(1000, gap=5), slow, NOBODY_WAITS).stable_seconds == pytest.approx(
         found.stable_seconds + 1.0

@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 from support.models import model
 
 from parallel_fixedram.core.bitmap import PageBitmap
-from parallel_fixedram.core.cost import ASSUMED, MAX_GAP_PAGES, WORK_WINDOW_PAGES, CallCost, DeviceModel, Work
+from parallel_fixedram.core.cost import ASSUMED, MAX_GAP_PAGES, CallCost, DeviceModel, Work
+from parallel_fixedram.core.shards import WINDOW_PAGES
 
 PAGE = 4096
 UNLIMITED = 1 << 40
@@ -106,7 +107,7 @@ def test_work_is_what_the_pages_one_by_one_say(blocks):
     assert work.pages == sum(each.count("x") for each in blocks)
     assert work.size == work.pages * PAGE
     assert work.runs == sum(map(runs_in, blocks))
-    pieces = (each[at : at + WORK_WINDOW_PAGES] for each in blocks for at in range(0, len(each), WORK_WINDOW_PAGES))
+    pieces = (each[at : at + WINDOW_PAGES] for each in blocks for at in range(0, len(each), WINDOW_PAGES))
     assert work.windows == sum("x" in piece for piece in pieces)
     gaps = [len(gap) for each in blocks for gap in each.strip("-").split("x") if gap]
     assert work.gaps.tolist() == sorted(gaps)

@@ -278,7 +278,7 @@ def test_what_the_sync_after_direct_writes_takes_is_found_out() -> None:
     after_direct, after_buffered = 0.009, 0.006
 
     def known(job: int, channels: int, pattern: Pattern) -> Took:
-        window = calibrate_writing.WINDOW_PAGES[job]
+        window = calibrate_writing.JOB_WINDOW_PAGES[job]
         calls = windows = TRIALS[pattern].windows
         size = windows * window * 4096
         if stride := TRIALS[pattern].stride:

@@ -1,6 +1,5 @@
 """What a choice is made from: the options, the data map, what writes cost there, and who waits."""
 
-import os
 from collections.abc import Callable
 from dataclasses import replace
 
@@ -9,11 +8,10 @@ from support.models import CALLS_COST, ToldCosts, model
 from support.saving import how_to, several
 
 from parallel_fixedram.core.bitmap import PageBitmap
-from parallel_fixedram.core.choice import Situation, choose
-from parallel_fixedram.core.cost import ASSUMED, Work
+from parallel_fixedram.core.cost import ASSUMED
 from parallel_fixedram.core.ramblock import PageRange
 from parallel_fixedram.core.reports.choice import ChoiceReport
-from parallel_fixedram.core.save_options import DirectIO, Durability, SaveOptions
+from parallel_fixedram.core.save_options import CaptureMode, DirectIO, Durability, SaveOptions
 from parallel_fixedram.engine.tuning.decide import Decision, decide
 
 PAGE = 4096
@@ -48,16 +46,27 @@ def test_the_model_is_asked_for_the_folder_and_the_bytes_that_may_hold_something
     assert told.asked == [("FOLDER", 35 * PAGE, False), ("FOLDER", 0, True)]
 
 
-@pytest.mark.parametrize("guest_waits", [False, True])
-@pytest.mark.parametrize("rounds", [1, 5])
+@pytest.mark.parametrize(
+    ("guest_waits", "rounds", "capture", "direct"),
+    [
+        (False, 1, CaptureMode.STOPPED, True),
+        (True, 1, CaptureMode.COMPARE, True),
+        (False, 5, CaptureMode.ROUNDS, False),
+        (True, 5, CaptureMode.ROUNDS, False),
+    ],
+)
 @pytest.mark.parametrize("takes_direct", [True, None])
-def test_the_choice_is_that_of_the_rules(guest_waits: bool, rounds: int, takes_direct: bool | None) -> None:
-    data = [runs(100, 3), runs(1, 5000)]
+def test_the_choice_follows_from_who_waits_what_there_is_and_what_it_costs(
+    guest_waits: bool, rounds: int, capture: CaptureMode, direct: bool, takes_direct: bool | None
+) -> None:
+    """A hundred runs whose gaps are bridged are one, and both are cut into windows: 12 direct writes, or 23 others."""
     options = several(channels=None, max_rounds=rounds, gap_pages=3)
-    processors = len(os.sched_getaffinity(0))
-    situation = Situation(guest_waits=guest_waits, room=1_000_000 * PAGE, processors=processors, no_snapshot="no")
-    found = decided(options, *data, guest_waits=guest_waits, takes_direct=takes_direct)
-    assert found.choice == choose(options, Work.of(data, PAGE), CALLS_COST, situation)
+    found = decided(options, runs(100, 3), runs(1, 5000), guest_waits=guest_waits, takes_direct=takes_direct)
+    chosen = found.choice
+    assert (chosen.capture, chosen.direct, chosen.channels, chosen.gap_pages) == (capture, direct, 1, 3)
+    assert chosen.shard_pages == 5300 // 16
+    size = (300 + 99 + 5000) * PAGE
+    assert chosen.stable_seconds == pytest.approx(12 * 1e-4 + size * 1e-10 if direct else 23 * 1e-6 + size * 1e-9)
     assert found.model == CALLS_COST
 
 

@@ -12,7 +12,7 @@ from parallel_fixedram.core.reports.diff import DiffReport, NotCompared
 from parallel_fixedram.core.save_options import DirectIO
 from parallel_fixedram.core.schemas import from_json, to_json
 from parallel_fixedram.engine.workers import messages
-from parallel_fixedram.engine.workers.messages import Finding
+from parallel_fixedram.engine.workers.messages import BadPages
 from parallel_fixedram.image.compare import diff, join_findings
 from parallel_fixedram.image.image import Image
 
@@ -118,5 +118,5 @@ def test_exactly_the_pages_that_differ_are_found(files: Files, data: st.DataObje
 
 
 def test_findings_of_neighbouring_shards_become_one() -> None:
-    found = [Finding(1, 0, 5), Finding(0, 64, 10), Finding(0, 0, 64), Finding(0, 80, 1), Finding(0, 74, 1)]
-    assert join_findings(found) == [Finding(0, 0, 75), Finding(0, 80, 1), Finding(1, 0, 5)]
+    found = [BadPages(1, 0, 5), BadPages(0, 64, 10), BadPages(0, 0, 64), BadPages(0, 80, 1), BadPages(0, 74, 1)]
+    assert join_findings(found) == [BadPages(0, 0, 75), BadPages(0, 80, 1), BadPages(1, 0, 5)]

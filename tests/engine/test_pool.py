@@ -20,7 +20,7 @@ from parallel_fixedram.core.errors import FormatError, HostError, WorkerError
 from parallel_fixedram.core.save_options import DirectIO, SaveOptions
 from parallel_fixedram.core.shards import Shard
 from parallel_fixedram.engine.pages.ledger import shared_words
-from parallel_fixedram.engine.workers.messages import Finding, ShardDone, Tally
+from parallel_fixedram.engine.workers.messages import BadPages, ShardDone, Tally
 from parallel_fixedram.engine.workers.pool import Parts, WorkerPool
 from parallel_fixedram.image.image import Image
 from parallel_fixedram.image.verify import verify
@@ -86,7 +86,7 @@ class CountingJob:
         self.begun[shard.first_word] += 1
         self._act(shard)
         self.done[shard.first_word] += 1
-        return Tally(written_pages=shard.pages, findings=[Finding(0, shard.first_word, 1)])
+        return Tally(written_pages=shard.pages, findings=[BadPages(0, shard.first_word, 1)])
 
 
 def kill_self(signum: int = signal.SIGKILL) -> None:
@@ -122,7 +122,7 @@ def test_every_shard_is_done_once_and_the_tallies_add_up(workers: int) -> None:
         assert sum(worker.tally.written_pages for worker in pool.workers) == tally.written_pages
     assert set(job.done.tolist()) == {1}
     assert tally.written_pages == 64 * len(SHARDS)
-    assert sorted(tally.findings) == [Finding(0, index, 1) for index in range(len(SHARDS))]
+    assert sorted(tally.findings) == [BadPages(0, index, 1) for index in range(len(SHARDS))]
     assert sorted(message.shard.first_word for message in acknowledged) == list(range(len(SHARDS)))
 
 

@@ -17,12 +17,12 @@ from support.refusing import Refuse
 from support.saving import Heard, altered, save, several
 from support.sources import ScriptedGuest, huge_file
 
-from parallel_fixedram.core.choice import WINDOW_PAGES_DIRECT
 from parallel_fixedram.core.errors import CapabilityError, DurabilityError, FixedRamError, HostError, RequestError
 from parallel_fixedram.core.observer import Observer
 from parallel_fixedram.core.reports.save import SaveReport
 from parallel_fixedram.core.save_options import Cache, DirectIO, Durability
 from parallel_fixedram.core.schemas import from_json, to_json
+from parallel_fixedram.core.shards import WINDOW_PAGES_DIRECT
 from parallel_fixedram.core.units import GIB, MIB
 from parallel_fixedram.host import linux
 from parallel_fixedram.host.files import aio

@@ -15,10 +15,10 @@ from support.sources import WatchedSource
 
 from parallel_fixedram.core.protocols import GuestBlock
 from parallel_fixedram.core.ramblock import RAMBlock
-from parallel_fixedram.core.shards import Shard, plan_shards
+from parallel_fixedram.core.shards import WINDOW_PAGES, Shard, plan_shards
 from parallel_fixedram.engine.pages.ledger import Ledger
 from parallel_fixedram.engine.pages.round_job import RoundJob
-from parallel_fixedram.engine.pages.window import WINDOW_PAGES, merge_runs
+from parallel_fixedram.engine.pages.window import merge_runs
 from parallel_fixedram.engine.pages.writer import HOLE_PAGES, PageWriter
 from parallel_fixedram.engine.workers.messages import Tally
 from parallel_fixedram.format.layout import FileLayout

@@ -8,7 +8,7 @@ from types import SimpleNamespace
 import pytest
 from support import prepared
 
-from parallel_fixedram.experiments import conditions, process
+from parallel_fixedram.experiments import conditions, fresh_process
 
 
 @pytest.fixture(autouse=True)
@@ -24,7 +24,7 @@ def _processes_that_measure_have_imported_everything(monkeypatch):
         return prepared.Process(python, (), (stdin, stdout, stderr), prepared.environment(), text=False)
 
     if prepared.suits(prepared.environment()):
-        monkeypatch.setattr(process, "subprocess", SimpleNamespace(PIPE=subprocess.PIPE, Popen=start))
+        monkeypatch.setattr(fresh_process, "subprocess", SimpleNamespace(PIPE=subprocess.PIPE, Popen=start))
 
 
 @pytest.fixture(autouse=True)

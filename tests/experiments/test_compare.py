@@ -11,7 +11,7 @@ from parallel_fixedram.experiments import results
 from parallel_fixedram.experiments.compare import compare, other_host
 from parallel_fixedram.experiments.metrics import Metric
 from parallel_fixedram.experiments.results import CaseResult
-from parallel_fixedram.experiments.statistics import Verdict
+from parallel_fixedram.experiments.statistics import RatioVerdict
 
 STEADY = [1.00, 1.01, 0.99, 1.02, 0.98, 1.00, 1.01]
 
@@ -29,10 +29,10 @@ def stored(tmp_path, name, *cases, **fields):
 @pytest.mark.parametrize(
     ("factor", "verdict", "regression"),
     [
-        (1.5, Verdict.SLOWER, True),
-        (0.5, Verdict.FASTER, False),
-        (1.0, Verdict.CANNOT_TELL, False),
-        (1.04, Verdict.SLOWER, False),
+        (1.5, RatioVerdict.SLOWER, True),
+        (0.5, RatioVerdict.FASTER, False),
+        (1.0, RatioVerdict.CANNOT_TELL, False),
+        (1.04, RatioVerdict.SLOWER, False),
     ],
 )
 def test_a_case_is_slower_faster_or_cannot_be_told(factor, verdict, regression):
@@ -55,7 +55,7 @@ def test_a_regression_needs_the_whole_interval_above_the_threshold():
 
 def test_few_samples_are_no_regression_however_slow():
     found = compare(run_set(case("ours", [1, 1, 1])), run_set(case("ours", [9, 9, 9])))
-    assert found.cases[0].ratio.verdict is Verdict.CANNOT_TELL
+    assert found.cases[0].ratio.verdict is RatioVerdict.CANNOT_TELL
     assert not found.regressions
 
 

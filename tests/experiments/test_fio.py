@@ -8,7 +8,7 @@ import pytest
 
 from parallel_fixedram.core.errors import ContentsDiffer
 from parallel_fixedram.experiments.cases import Case
-from parallel_fixedram.experiments.sources import Source
+from parallel_fixedram.experiments.measured_guest import MeasuredGuest
 from parallel_fixedram.experiments.ways.fio import Fio, FioPages
 from parallel_fixedram.experiments.ways.way import Run
 
@@ -33,7 +33,7 @@ echo '{json.dumps({"jobs": [{"write": {"bw_bytes": 1 << 20}}]})}'
 
 
 def run_of(tmp_path: Path, case: Case) -> Run:
-    source = Source(ram={}, stands_still=True, size=SIZE, data_bytes=DATA, spec=None)
+    source = MeasuredGuest(ram={}, stands_still=True, size=SIZE, data_bytes=DATA, spec=None)
     return Run(case=case, source=source, path=str(tmp_path / "file"), seed=1, number=0)
 
 

@@ -15,7 +15,7 @@ from support.cli import call, done, refused
 from support.run_sets import case, run_set
 
 from parallel_fixedram.experiments import pictures, results
-from parallel_fixedram.experiments.calibrate import calibrated
+from parallel_fixedram.experiments.calibrate_simulation import calibrated
 from parallel_fixedram.experiments.pictures import drawing, guest_work, series, simulated, style, time_lines
 
 matplotlib = pytest.importorskip("matplotlib")

@@ -461,7 +461,7 @@ def test_an_interrupted_run_says_how_to_go_on(tmp_path, signum):
     assert error == f"parallel-fixedram: error: interrupted by {signum.name}"
     assert hint == (
         f"parallel-fixedram: hint: {str(output)!r} has what was measured: "
-        "the same command with --resume in the place of --overwrite goes on there"
+        "the same command with --resume instead of --overwrite goes on there"
     )
     assert results.load(str(output)).finished is None
 

@@ -3,7 +3,7 @@
 import pytest
 
 from parallel_fixedram.core.bitmap import PageBitmap
-from parallel_fixedram.experiments.process import Order
+from parallel_fixedram.experiments.fresh_process import RunOrder
 from parallel_fixedram.experiments.ways import saving
 from parallel_fixedram.experiments.ways.saving import DirtyOnce
 
@@ -32,7 +32,7 @@ def test_which_pages_depends_on_the_seed_alone():
 @pytest.mark.parametrize("calibrates", [True, False])
 def test_what_writes_cost_is_measured_anew_before_the_save_and_not_within_its_time(tmp_path, costs, calibrates):
     (tmp_path / "ram").write_bytes(b"x" * 4096 * 64)
-    order = Order(
+    order = RunOrder(
         way="ours",
         path=str(tmp_path / "file"),
         ram={"ram": str(tmp_path / "ram")},

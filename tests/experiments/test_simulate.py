@@ -13,12 +13,12 @@ from support.synthetic import gaps, pauses
 
 from parallel_fixedram.core.shards import plan_shards
 from parallel_fixedram.experiments import results
-from parallel_fixedram.experiments.calibrate import calibrated
-from parallel_fixedram.experiments.extrapolate import Target, extrapolate
+from parallel_fixedram.experiments.calibrate_simulation import calibrated
+from parallel_fixedram.experiments.extrapolate import HypotheticalSave, extrapolate
 from parallel_fixedram.experiments.metrics import Metric
 from parallel_fixedram.experiments.shard_calls import (
     MIN_PART_PAGES,
-    Workload,
+    PlannedWrites,
     first_pages,
     large_guest,
     planned,
@@ -42,7 +42,7 @@ PLENTY = Host(processors=1000)
 def of_sizes(shards):
     """Shards of writes of these many bytes, one behind the other in the file."""
     ends = itertools.accumulate(size for sizes in shards for size in sizes)
-    return Workload(shards=tuple(tuple((next(ends) - size, size) for size in sizes) for sizes in shards))
+    return PlannedWrites(shards=tuple(tuple((next(ends) - size, size) for size in sizes) for sizes in shards))
 
 
 def equal_calls(shards, calls, size=MIB):
@@ -135,7 +135,7 @@ def test_processors_are_shared_by_the_workers():
 
 
 def test_nothing_to_write_takes_no_time():
-    found = simulate(Workload(shards=()), channels=3, device=Device(), host=PLENTY)
+    found = simulate(PlannedWrites(shards=()), channels=3, device=Device(), host=PLENTY)
     assert (found.seconds, found.calls, found.bottleneck) == (0, 0, WAITING)
     assert set(found.busy.values()) == {0.0}
 
@@ -313,7 +313,7 @@ def test_what_the_results_leave_open_is_not_guessed_but_named():
 
 
 def test_the_curve_ends_with_the_channels_that_were_asked_for():
-    target = Target(ram=1 << 34, channels=6, direct=True, device=Device(byte_seconds=1e-9), host=PLENTY)
+    target = HypotheticalSave(ram=1 << 34, channels=6, direct=True, device=Device(byte_seconds=1e-9), host=PLENTY)
     assert [point.channels for point in extrapolate(target)] == [1, 2, 4, 6]
     assert [point.channels for point in extrapolate(replace(target, channels=1))] == [1]
     assert extrapolate(target)[-1].simulated.seconds == pytest.approx((1 << 34) * 1e-9)

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from parallel_fixedram.experiments.statistics import Verdict, median, paired_ratio, ratio_of_medians, summary
+from parallel_fixedram.experiments.statistics import RatioVerdict, median, paired_ratio, ratio_of_medians, summary
 
 times = st.lists(st.floats(1e-6, 1e6), min_size=1, max_size=9)
 RATIOS = [ratio_of_medians, paired_ratio]
@@ -55,7 +55,7 @@ def test_identical_samples_cannot_be_told_apart(ratio, samples):
     found = ratio(samples, samples)
     assert found.value == 1
     assert found.low <= 1 <= found.high
-    assert found.verdict is Verdict.CANNOT_TELL
+    assert found.verdict is RatioVerdict.CANNOT_TELL
     assert found.why == "the interval holds 1"
 
 
@@ -65,7 +65,7 @@ def test_few_samples_give_a_ratio_and_no_verdict_however_large_it_is(ratio, coun
     found = ratio([1.0] * count, [50.0] * count)
     assert found.value == 50
     assert (found.low, found.high) == (None, None)
-    assert found.verdict is Verdict.CANNOT_TELL
+    assert found.verdict is RatioVerdict.CANNOT_TELL
     assert found.why.startswith(f"{count} of at least ")
 
 
@@ -77,17 +77,17 @@ def test_one_short_list_is_enough_to_be_unsure():
 def test_lists_far_apart_are_told_apart_in_both_directions(ratio):
     random = np.random.default_rng(1)
     short, long = log_normal(random, 7), log_normal(random, 7, 3.0)
-    assert ratio(short, long).verdict is Verdict.SLOWER
-    assert ratio(long, short).verdict is Verdict.FASTER
+    assert ratio(short, long).verdict is RatioVerdict.SLOWER
+    assert ratio(long, short).verdict is RatioVerdict.FASTER
     assert ratio(short, long).why == ""
 
 
 def test_what_drifts_in_both_is_seen_by_pairs_alone():
     drift = np.linspace(1, 4, 7)
     first, second = drift.tolist(), (1.1 * drift).tolist()
-    assert ratio_of_medians(first, second).verdict is Verdict.CANNOT_TELL
+    assert ratio_of_medians(first, second).verdict is RatioVerdict.CANNOT_TELL
     found = paired_ratio(first, second)
-    assert found.verdict is Verdict.SLOWER
+    assert found.verdict is RatioVerdict.SLOWER
     assert found.value == pytest.approx(1.1)
 
 

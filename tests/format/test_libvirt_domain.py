@@ -3,7 +3,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from parallel_fixedram.core.errors import FormatError
-from parallel_fixedram.format.libvirt_domain import MAX_DEPTH, MAX_DISKS, Domain, DomainDisk, read_domain
+from parallel_fixedram.core.reports.libvirt import LibvirtDisk
+from parallel_fixedram.format.libvirt_domain import MAX_DEPTH, MAX_DISKS, DomainDefinition, read_domain
 
 UUID = "77bd52df-5b99-46cb-853e-89661664bd7c"
 DOMAIN = f"""<domain type='qemu' id='1' xmlns:qemu='http://libvirt.org/schemas/domain/qemu/1.0'>
@@ -34,23 +35,23 @@ def small(inner="", name="<name>vm</name>"):
 
 
 def test_a_domain_is_known_by_name_uuid_memory_and_disks():
-    assert read_domain(DOMAIN.encode()) == Domain(
+    assert read_domain(DOMAIN.encode()) == DomainDefinition(
         name="vm & co",
         uuid=UUID,
         memory=512 << 20,
         disks=(
-            DomainDisk(device="vda", kind="disk", source="/a b.qcow2"),
-            DomainDisk(device="sda", kind="lun", source="/dev/sdz"),
-            DomainDisk(device="sdb", kind="cdrom", source=""),
-            DomainDisk(device="vdb", kind="disk", source="default/v1"),
-            DomainDisk(device="vdc", kind="disk", source="rbd:pool/image"),
-            DomainDisk(device="vdd", kind="disk", source="nvme"),
+            LibvirtDisk(device="vda", kind="disk", source="/a b.qcow2"),
+            LibvirtDisk(device="sda", kind="lun", source="/dev/sdz"),
+            LibvirtDisk(device="sdb", kind="cdrom", source=""),
+            LibvirtDisk(device="vdb", kind="disk", source="default/v1"),
+            LibvirtDisk(device="vdc", kind="disk", source="rbd:pool/image"),
+            LibvirtDisk(device="vdd", kind="disk", source="nvme"),
         ),
     )
 
 
 def test_what_a_domain_does_not_say_is_empty():
-    assert read_domain(small()) == Domain(name="vm", uuid="", memory=0, disks=())
+    assert read_domain(small()) == DomainDefinition(name="vm", uuid="", memory=0, disks=())
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from parallel_fixedram.host.injection.places import Code, code_ends, is_64_bit_x86, places
+from parallel_fixedram.host.injection.code_places import Code, code_ends, is_64_bit_x86, places
 
 LOAD, NOTE = 1, 4
 READ, RUN = 4, 5

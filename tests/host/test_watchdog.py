@@ -15,7 +15,7 @@ from support.leftovers import children, descriptors
 
 from parallel_fixedram.host.memory.anonymous import anonymous_memory
 from parallel_fixedram.host.processes import forked
-from parallel_fixedram.host.processes.watchdog import Verdict, Watchdog
+from parallel_fixedram.host.processes.watchdog import Watchdog, WatchdogVerdict
 
 LONG = 30.0
 Words = NDArray[np.uint64]
@@ -57,7 +57,7 @@ def test_who_is_silent_for_too_long_is_killed(watched: int, words: Words) -> Non
     with closing(Watchdog(watched, words[:1], words[1:], seconds=0.05)) as watchdog:
         the_end_of(watchdog)
         assert forked.has_ended(watched, LONG)
-        assert words[1] == Verdict.KILLED
+        assert words[1] == WatchdogVerdict.KILLED
         assert not watchdog.is_watching()
 
 
@@ -74,7 +74,7 @@ def test_who_is_heard_of_lives(watched: int, words: Words) -> None:
     with closing(Watchdog(watched, words[:1], words[1:], seconds=0.001)) as watchdog:
         assert not forked.has_ended(watchdog._pidfd, 0.02)
         assert not forked.has_ended(watched)
-    assert words[1] == Verdict.FINE
+    assert words[1] == WatchdogVerdict.FINE
 
 
 def test_the_end_of_the_other_one_is_seen_and_ends_it(watched: int, words: Words) -> None:
@@ -82,7 +82,7 @@ def test_the_end_of_the_other_one_is_seen_and_ends_it(watched: int, words: Words
     with closing(Watchdog(watched, words[:1], words[1:], seconds=LONG)) as watchdog:
         signal.pidfd_send_signal(watched, signal.SIGKILL)
         the_end_of(watchdog)
-        assert words[1] == Verdict.ENDED
+        assert words[1] == WatchdogVerdict.ENDED
 
 
 def test_it_is_deaf_to_signals_meant_for_us_and_has_a_session_of_its_own(watched: int, words: Words) -> None:
@@ -122,4 +122,4 @@ def test_where_it_was_asleep_itself_it_looks_again_before_it_judges(
     words[0] = int(100e9)
     with closing(Watchdog(watched, words[:1], words[1:], seconds=0.5)) as watchdog:
         the_end_of(watchdog)
-    assert (looks[0], words[1]) == (3, Verdict.KILLED)
+    assert (looks[0], words[1]) == (3, WatchdogVerdict.KILLED)

@@ -199,7 +199,7 @@ LENGTHS = {
     "a new file": [1, 5000],
     "running, behind a prefix": [511, 4096],
 }
-"""Of short writes. Past the page cache they differ by what a block of the device is; else they meet the same code."""
+"""Of short writes. Bypassing the page cache they differ by the device's block size; else they meet the same code."""
 
 
 @pytest.mark.parametrize(("way", "length"), [(way, length) for way, lengths in LENGTHS.items() for length in lengths])

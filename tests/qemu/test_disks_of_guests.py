@@ -24,7 +24,7 @@ from support.qemu_files import SavedGuest
 from support.qemu_saved import in_turn
 
 from parallel_fixedram.boot.disks import on_overlays
-from parallel_fixedram.boot.incoming import Source
+from parallel_fixedram.boot.incoming import IncomingStream
 from parallel_fixedram.boot.plan import Boot
 from parallel_fixedram.core.disks import Disk
 from parallel_fixedram.core.errors import RequestError
@@ -324,7 +324,7 @@ def test_what_is_behind_an_image_is_what_its_header_says(tmp_path: Path) -> None
     images = (image_now(os.fspath(top), "qcow2"), image_now(os.fspath(tmp_path / "base"), "raw"))
     other = image_now(os.fspath(tmp_path / "other"), "raw")
     disk = Disk(device="one", node="q", size=1 << 20, images=images)
-    boot = Boot(commands=[["qemu", "-hda", os.fspath(top)]], source=Source(path="/vm.mr"))
+    boot = Boot(commands=[["qemu", "-hda", os.fspath(top)]], source=IncomingStream(path="/vm.mr"))
     assert on_overlays(boot, (disk,), "/run").disks.recorded == (disk,)
     for behind in ((other,), (), (images[1], other), (replace(images[1], format="qcow2"),)):
         with pytest.raises(

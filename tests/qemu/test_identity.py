@@ -14,8 +14,8 @@ from support.qemu import Missing, QemuProcess, Ram, missing, require_qemu
 from support.qemu_boot import BootFolder, Guest
 from support.qemu_linux import LinuxGuest, linux_guest
 
+from parallel_fixedram.boot.clone_identity import Parent, distinct
 from parallel_fixedram.boot.command_line import CommandLine
-from parallel_fixedram.boot.identity import Parent, distinct
 
 RAM = Ram(256 << 20)
 GUID = "11111111-2222-3333-4444-555555555555"

@@ -35,7 +35,7 @@ ANSWERS = Path(__file__).parent / "answers.json"
 
 
 def _load(monitor: Monitor) -> None:
-    incoming.load(monitor, incoming.Source(path="/nowhere"))
+    incoming.load(monitor, incoming.IncomingStream(path="/nowhere"))
 
 
 def _memory(monitor: Monitor) -> None:

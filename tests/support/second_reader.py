@@ -1,4 +1,4 @@
-"""What the product says of a stream, held against the stream: by a reader that is as plain as can be.
+"""What the product says of a stream, checked against the stream: by a reader that is as plain as can be.
 
 It knows the grammar and nothing of what is refused. Of what is opaque, the bodies of device sections, it takes the
 length from the product. Every piece has to stand where the one before ends, and to be what was said of it.

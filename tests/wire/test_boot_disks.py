@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from parallel_fixedram.boot.disks import on_overlays
-from parallel_fixedram.boot.incoming import Source
+from parallel_fixedram.boot.incoming import IncomingStream
 from parallel_fixedram.boot.overlays import PlannedOverlays, find_qemu_img
 from parallel_fixedram.boot.plan import Boot
 from parallel_fixedram.core.boot_options import DiskChoice
@@ -53,7 +53,7 @@ def raw(folder: Path) -> MakeDisk:
 
 
 def boot(*arguments: str, guests: int = 1) -> Boot:
-    return Boot(commands=[["qemu-system-none", *arguments]] * guests, source=Source(path="/vm.mr"))
+    return Boot(commands=[["qemu-system-none", *arguments]] * guests, source=IncomingStream(path="/vm.mr"))
 
 
 def drive(name: str, *more: str) -> tuple[str, str]:

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from parallel_fixedram.boot.command_line import join_properties, split_properties
-from parallel_fixedram.boot.drives import drives_of
+from parallel_fixedram.boot.drive_options import drives_of
 from parallel_fixedram.core.errors import RequestError
 
 OVERLAY = "/run/a,b/0.qcow2"

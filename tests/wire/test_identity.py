@@ -10,9 +10,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from parallel_fixedram.boot.clone_identity import ENTRY, Distinct, Parent, distinct, no_room_hint, twins
 from parallel_fixedram.boot.command_line import CommandLine, join_properties, split_properties
 from parallel_fixedram.boot.device_options import devices
-from parallel_fixedram.boot.identity import ENTRY, Distinct, Parent, distinct, no_room_hint, twins
 from parallel_fixedram.core.errors import RequestError
 
 GUID = "11111111-2222-3333-4444-555555555555"

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from parallel_fixedram.core.choice import WINDOW_PAGES_BUFFERED
+from parallel_fixedram.core.shards import WINDOW_PAGES
 from parallel_fixedram.engine.capture.capture import Capture
 from parallel_fixedram.engine.capture.coordinator import FIRST_PASS, Coordinator
 from parallel_fixedram.engine.capture.rehearsal import write_firmware
@@ -35,7 +35,7 @@ class Compare(Capture):
         self._first = RoundJob(task.ledger, first, window_pages=task.choice.window_pages, hashes=self._hashes)
         # few pages have changed, and the page cache takes them sooner than the device
         last = PageWriter(task.guest_blocks, task.blocks, task.ledger, task.buffered, max_gap_pages=0)
-        self._last = ChangedJob(task.guest_blocks, task.ledger, self._hashes, last, window_pages=WINDOW_PAGES_BUFFERED)
+        self._last = ChangedJob(task.guest_blocks, task.ledger, self._hashes, last, window_pages=WINDOW_PAGES)
 
     def jobs(self) -> Sequence[Job]:
         """One that writes everything, and one that writes what changed (Capture.jobs)."""

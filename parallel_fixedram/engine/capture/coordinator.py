@@ -9,7 +9,6 @@ from dataclasses import replace
 from parallel_fixedram.core.bitmap import PageBitmap
 from parallel_fixedram.core.observer import Observer
 from parallel_fixedram.core.reports.save import RoundReport
-from parallel_fixedram.core.shards import plan_shards
 from parallel_fixedram.engine.capture.task import Task
 from parallel_fixedram.engine.pages.early_writeback import EarlyWriteback
 from parallel_fixedram.engine.workers.messages import ShardDone, Tally
@@ -147,9 +146,11 @@ class Coordinator:
         return run_job(
             self._pool,
             self._jobs.index(job),
-            plan_shards(pages, workers=len(self._pool.workers), round_number=number, target=shard_pages),
+            pages,
             phase=phase,
             page_size=self._task.layout.blocks[0].block.page_size,
             observer=self._observer,
             on_done=written,
+            number=number,
+            shard_pages=shard_pages,
         )

@@ -24,6 +24,7 @@ def write_firmware(run: Coordinator, job: Job, task: Task) -> None:
     for each, bitmap in zip(task.guest_blocks, firmware, strict=True):
         if each.keeps_zero_pages:
             bitmap.set_all()
+    # twice, because what was written is clean
     for again in (False, True):
         for dirty, some in zip(ledger.dirty, firmware, strict=True):
             dirty.words |= some.words

@@ -54,8 +54,10 @@ class DirtyRounds(Capture):
         """Write rounds until another one would not make the last one noticeably shorter (Capture.before)."""
         ledger = self._task.ledger
         ledger.all_dirty()
+        # so much that the first round is never left out
         before = 2 * sum(bitmap.pages for bitmap in ledger.dirty)
         for number in range(self._task.options.capture.max_rounds - 1):
+            # before the pages are written: what the guest writes meanwhile is in the next log
             ledger.add_dirty(self._dirty, self._task.guest_blocks)
             now = sum(bitmap.count() for bitmap in ledger.dirty)
             if now < SMALL_ROUND_PAGES or now > before // 2:

@@ -134,6 +134,7 @@ class WriteProtect(Capture):
         """Write everything as it was at the instant (Capture.after)."""
         task, choice = self._task, self._task.choice
         with self._failing():
+            # before pages are chosen: they are chosen by the data maps
             self._snapshot.add_noted()
             self._choose_pages(protected=True)
             self._snapshot.wait_ahead()

@@ -61,6 +61,7 @@ class ChangedJob:
             store = self._writer.write(block, first, wanted, data[window], wanted, tally)
             present[window] = np.where(wanted, store, present[window])
         self._writer.settle(tally)
+        # only now: a bit says that the page is in the file
         in_file.put_bits(shard.first_word, present)
         return tally
 

@@ -14,8 +14,8 @@ from numpy.typing import NDArray
 
 from parallel_fixedram.core.bitmap import WORD_PAGES, Bits, PageBitmap, runs_of_ones
 from parallel_fixedram.core.protocols import Channel, Pages
-from parallel_fixedram.core.shards import Shard
-from parallel_fixedram.engine.pages.window import WINDOW_PAGES, WindowReader, windows
+from parallel_fixedram.core.shards import WINDOW_PAGES, Shard
+from parallel_fixedram.engine.pages.window import WindowReader, windows
 from parallel_fixedram.engine.workers.messages import Tally
 from parallel_fixedram.format.mapped_ram import SavedBlock
 from parallel_fixedram.format.trailer import DIGEST_BYTES, Extent, TrailerLayout, digested, pack_extents

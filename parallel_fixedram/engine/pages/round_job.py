@@ -53,5 +53,6 @@ class RoundJob:
             store = self._writer.write(block, first, wanted, data[window], stale, tally)
             present[window] = np.where(wanted, store, present[window])
         self._writer.settle(tally)
+        # only now: a bit says that the page is in the file
         in_file.put_bits(shard.first_word, present)
         return tally

@@ -10,13 +10,10 @@ import numpy as np
 
 from parallel_fixedram.core.bitmap import WORD_PAGES, Bits, PageBitmap, Runs, runs_of_ones
 from parallel_fixedram.core.protocols import Channel, Pages
-from parallel_fixedram.core.shards import Shard
+from parallel_fixedram.core.shards import WINDOW_PAGES, Shard
 from parallel_fixedram.engine.workers.messages import Tally
 from parallel_fixedram.format.mapped_ram import SavedBlock
 from parallel_fixedram.host.memory.anonymous import huge_memory
-
-WINDOW_PAGES = 256
-"""Pages in a window: 1 MiB; larger writes are not faster."""
 
 DIRECT_READ_PAGES = 512
 """Pages in a window that is read with O_DIRECT: 2 MiB, a huge page, which a device reads at full speed."""
@@ -32,7 +29,7 @@ _SAMPLE_PAGES = 16
 """One page in this many is tested first: if one of them is not zero, testing all in one go would be in vain."""
 
 READ_GAP_PAGES = 16
-"""Most absent pages to read along in order to join two reads; they are holes and cost little."""
+"""Most absent pages to read as well in order to join two reads; they are holes and cost little."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,7 +82,7 @@ class WindowReader:
         channel: the file.
         page_size: of the largest page, bytes.
         window_pages: of the largest window.
-        gap_pages: most absent pages to read along in order to join two reads.
+        gap_pages: most absent pages to read as well in order to join two reads.
     """
 
     def __init__(
@@ -184,6 +181,7 @@ def nonzero_among(pages: Pages, wanted: Bits, data: Bits) -> Bits:
     runs = runs_of_ones(asked)
     if len(runs) > MAX_SCAN_RUNS or (len(runs) > 1 and np.count_nonzero(asked) <= _FEW_PAGES):
         some = np.flatnonzero(asked)
+        # most are decided by their first word, without a copy of the page
         found[some] = pages[some, 0] != 0
         rest = some[found[some] == 0]
         found[rest] = nonzero_pages(pages[rest])

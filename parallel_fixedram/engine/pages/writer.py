@@ -110,7 +110,7 @@ class PageWriter:
             channel = self._staging.next_channel()
             waited = clock()
             spans = covered(runs, len(wanted))
-            kept: Bits = spans & data & (write | (wanted == 0))
+            kept: Bits = spans & data & (write | (wanted == 0))  # the rest was zero, and is, whatever RAM has now
             pages, readable = self._staging.copy(pages, kept, spans & (kept == 0)), np.ones(len(wanted), np.uint8)
             if self._may_change and not guest.keeps_zero_pages:
                 store = nonzero_among(pages, store, store)  # leave out pages that have become zero

@@ -15,10 +15,11 @@ from typing import Any
 
 import numpy as np
 
-from parallel_fixedram.core.choice import CANDIDATES, WINDOW_PAGES_DIRECT
+from parallel_fixedram.core.choice import CANDIDATES
 from parallel_fixedram.core.cost import ASSUMED, NO_COST, CallCost, DeviceModel
 from parallel_fixedram.core.errors import FixedRamError
 from parallel_fixedram.core.ramblock import TARGET_PAGE_SIZE
+from parallel_fixedram.core.shards import WINDOW_PAGES_DIRECT
 from parallel_fixedram.engine.tuning.calibrate_computing import ComputingTrials
 from parallel_fixedram.engine.tuning.calibrate_writing import (
     BUFFERED,

@@ -11,23 +11,23 @@ from dataclasses import dataclass
 import numpy as np
 
 from parallel_fixedram.core.bitmap import WORD_PAGES, Bits, Runs
-from parallel_fixedram.core.cost import WORK_WINDOW_PAGES
 from parallel_fixedram.core.protocols import GuestBlock, Pages
 from parallel_fixedram.core.ramblock import TARGET_PAGE_SIZE, RAMBlock
-from parallel_fixedram.core.shards import Shard
+from parallel_fixedram.core.shards import WINDOW_PAGES, Shard
 from parallel_fixedram.engine.pages.changes import Hashes
 from parallel_fixedram.engine.pages.digest import page_digests
 from parallel_fixedram.engine.pages.ledger import Ledger
 from parallel_fixedram.engine.pages.round_job import RoundJob
 from parallel_fixedram.engine.pages.writer import PageWriter
 from parallel_fixedram.format.layout import FileLayout
+from parallel_fixedram.host import linux
 from parallel_fixedram.host.files.channel import FileChannel
 from parallel_fixedram.host.memory.mapped_source import MappedSource
 
 _LARGE_WINDOWS = 8
 _SMALL_WINDOWS = 64
 _SMALL_PAGES = 4
-"""Of a small window; large ones have WORK_WINDOW_PAGES."""
+"""Of a small window; large ones have WINDOW_PAGES."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -73,7 +73,7 @@ class ComputingTrials:
         pages = self._pages
         self._found.append(
             (
-                self.look(_LARGE_WINDOWS, WORK_WINDOW_PAGES),
+                self.look(_LARGE_WINDOWS, WINDOW_PAGES),
                 self.look(_SMALL_WINDOWS, _SMALL_PAGES),
                 self.page(lambda bits: page_digests(pages, bits)),
                 self.page(lambda bits: self._hashes.hashes_of(pages, np.flatnonzero(bits))),
@@ -83,7 +83,7 @@ class ComputingTrials:
     def result(self) -> Computing:
         """The result; there must be a sample."""
         large, small, digest_page, hash_page = (statistics.mean(each) for each in zip(*self._found, strict=True))
-        large_pages, small_pages = _LARGE_WINDOWS * WORK_WINDOW_PAGES, _SMALL_WINDOWS * _SMALL_PAGES
+        large_pages, small_pages = _LARGE_WINDOWS * WINDOW_PAGES, _SMALL_WINDOWS * _SMALL_PAGES
         # two unknowns, two measurements: large = 8 windows and 2048 pages, small = 64 windows and 256 pages
         ratio = _SMALL_WINDOWS / _LARGE_WINDOWS
         page = max((ratio * large - small) / (ratio * large_pages - small_pages), 0.0)
@@ -98,7 +98,7 @@ class ComputingTrials:
         """Seconds to test and hash memory that is new to this process, in windows of ``pages`` pages."""
         block = RAMBlock(idstr="calibration", used_length=windows * pages * TARGET_PAGE_SIZE)
         fd = os.memfd_create(block.idstr, os.MFD_CLOEXEC)
-        try:
+        with linux.closing(fd):
             os.ftruncate(fd, block.used_length)
             os.pwrite(fd, b"\1" * block.used_length, 0)
             ledger = Ledger([block])
@@ -114,8 +114,6 @@ class ComputingTrials:
             seconds = time.perf_counter() - started
             source.close()
             return seconds
-        finally:
-            os.close(fd)
 
     def page(self, work: Callable[[Bits], object]) -> float:
         """Seconds per page that ``work`` takes on the pages."""

@@ -15,10 +15,9 @@ from itertools import count
 import numpy as np
 
 from parallel_fixedram.core.bitmap import WORD_PAGES
-from parallel_fixedram.core.choice import WINDOW_PAGES_BUFFERED, WINDOW_PAGES_DIRECT
 from parallel_fixedram.core.protocols import Channel, Pages
 from parallel_fixedram.core.ramblock import TARGET_PAGE_SIZE
-from parallel_fixedram.core.shards import Shard
+from parallel_fixedram.core.shards import WINDOW_PAGES, WINDOW_PAGES_DIRECT, Shard
 from parallel_fixedram.engine.pages.digest import page_digests
 from parallel_fixedram.engine.pages.staging import Staging
 from parallel_fixedram.engine.pages.window import covered, nonzero_pages
@@ -30,7 +29,7 @@ from parallel_fixedram.host.files.direct_channel import DirectChannel
 
 BUFFERED, DIRECT = 0, 1
 """Indices of the jobs that write through the page cache, and bypassing it."""
-WINDOW_PAGES = (WINDOW_PAGES_BUFFERED, WINDOW_PAGES_DIRECT)
+JOB_WINDOW_PAGES = (WINDOW_PAGES, WINDOW_PAGES_DIRECT)
 """Pages in a window of each job."""
 
 
@@ -61,12 +60,12 @@ class Trial:
 
     def calls(self, job: int) -> int:
         """Number of writes in a window."""
-        return WINDOW_PAGES[job] // self.stride if self.stride else 1
+        return JOB_WINDOW_PAGES[job] // self.stride if self.stride else 1
 
     def amount(self, job: int) -> tuple[int, int]:
         """Number of writes in the whole trial, and their bytes."""
         calls = self.windows * self.calls(job)
-        pages = calls if self.stride else self.windows * WINDOW_PAGES[job]
+        pages = calls if self.stride else self.windows * JOB_WINDOW_PAGES[job]
         return calls, pages * TARGET_PAGE_SIZE
 
 
@@ -127,7 +126,7 @@ class Writer:
 
 def writers(pages: Pages, buffered: FileChannel, direct: DirectChannel | None) -> list[Writer]:
     """The jobs: BUFFERED, and DIRECT if the file can be written with O_DIRECT."""
-    jobs = [Writer(buffered, pages, WINDOW_PAGES_BUFFERED)]
+    jobs = [Writer(buffered, pages, WINDOW_PAGES)]
     if direct is not None:
         staging = Staging(direct.another, TARGET_PAGE_SIZE, window_pages=WINDOW_PAGES_DIRECT)
         jobs.append(Writer(direct, pages, WINDOW_PAGES_DIRECT, staging))
@@ -154,7 +153,7 @@ class WriteTrials:
 
     def write(self, job: int, channels: int, pattern: Pattern) -> tuple[float, float, float]:
         """Make a trial; returns seconds of writing, of the sync, and of computing meanwhile."""
-        window = WINDOW_PAGES[job]
+        window = JOB_WINDOW_PAGES[job]
         pages = TRIALS[pattern].windows * window
         start = next(self._slots) * _SLOT
         if not self.tmpfs:  # there it would fill memory twice

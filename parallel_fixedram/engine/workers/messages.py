@@ -38,10 +38,10 @@ class Order:
 
 @dataclass(frozen=True, slots=True)
 class Ready:
-    """Worker to coordinator: all jobs are open, and orders may come."""
+    """To the coordinator: this process is set up, and can be told what to do."""
 
 
-class Finding(NamedTuple):
+class BadPages(NamedTuple):
     """Bad pages: those from ``first`` to ``first + pages`` of a block."""
 
     block: int
@@ -72,7 +72,7 @@ class Tally:
     """How many writes took how long; none where nobody counts."""
     bad_pages: int = 0
     """Pages that are not as they should be."""
-    findings: list[Finding] = field(default_factory=list)
+    findings: list[BadPages] = field(default_factory=list)
     """Where these are: at most MAX_FINDINGS for a shard, MAX_KEPT_FINDINGS for a sum."""
 
     def counted(self, *, wanted: Bits, stored: Bits, gap_pages: int) -> None:
@@ -86,7 +86,7 @@ class Tally:
         """Count and list bad pages; ``bad`` is 1 for each of them, beginning with page ``first`` of a block."""
         self.bad_pages += int(np.count_nonzero(bad))
         for start, pages in runs_of_ones(bad)[: MAX_FINDINGS - len(self.findings)].tolist():
-            self.findings.append(Finding(block, first + start, pages))
+            self.findings.append(BadPages(block, first + start, pages))
 
     def add(self, other: Tally) -> None:
         """Add another tally to this one."""

@@ -155,6 +155,7 @@ class WorkerPool:
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         living = [worker for worker in self.workers if worker.alive]
+        # all are killed before the first is waited for, so that they end at the same time
         for worker in living:
             forked.kill(worker.pid)
         for worker in living:
@@ -200,6 +201,7 @@ class WorkerPool:
             raise HostError.from_os("cannot start a worker", error) from error
         coordinator = os.getpid()
         try:
+            # a signal between these lines would leave a process that nobody knows of
             with signals.held():
                 pid = os.fork()
                 if pid == 0:
@@ -210,6 +212,7 @@ class WorkerPool:
         except OSError as error:
             raise HostError.from_os("cannot start a worker", error) from error
         finally:
+            # as long as we have this end as well, the socket does not tell that the worker is gone
             theirs.close()
         self._poll.register(ours, select.POLLIN)
         self._poll.register(worker.pidfd, select.POLLIN)
@@ -228,6 +231,7 @@ class WorkerPool:
 
     def _hand_out(self, job: int, pending: Parts) -> None:
         idle = [worker for worker in self.workers if worker.alive and worker.shard is None]
+        # first all get shards of their own parts, so that nobody takes one whose worker is idle as well
         for worker, take in [*((each, pending.own) for each in idle), *((each, pending.other) for each in idle)]:
             if worker.shard is None and (shard := take(worker.index)):
                 worker.shard = shard
@@ -240,6 +244,7 @@ class WorkerPool:
         """Workers that have sent a message or ended; kills stalled ones."""
         busy = [worker for worker in self.workers if worker.alive and (worker.shard or not worker.ready)]
         timeout = max(min(worker.deadline for worker in busy) - time.monotonic(), 0.0)
+        # a millisecond more, so that the deadline has passed
         ready = {fd for fd, _ in self._poll.poll(timeout * 1000 + 1)}
         now = time.monotonic()
         for worker in busy:
@@ -257,6 +262,7 @@ class WorkerPool:
     def _lost(self, worker: Worker, pending: Parts) -> None:
         for descriptor in worker.descriptors:
             self._poll.unregister(descriptor)
+        # after that: poll(2) would report closed descriptors at once, for ever
         how = worker.bury()
         if worker.shard is not None:
             pending.again(worker.index, worker.shard)

@@ -1,13 +1,13 @@
-"""Run a job over shards, and report its progress to an observer."""
+"""Run a job over pages, and report its progress to an observer."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
-from parallel_fixedram.core.bitmap import WORD_PAGES
+from parallel_fixedram.core.bitmap import WORD_PAGES, PageBitmap
 from parallel_fixedram.core.observer import SILENT, Observer
 from parallel_fixedram.core.reports.save import ShardTrace
-from parallel_fixedram.core.shards import Shard
+from parallel_fixedram.core.shards import Shard, plan_shards
 from parallel_fixedram.engine.workers.messages import ShardDone, Tally
 from parallel_fixedram.engine.workers.pool import OnDone, WorkerPool
 from parallel_fixedram.format.layout import FileLayout
@@ -16,23 +16,27 @@ from parallel_fixedram.format.layout import FileLayout
 def run_job(
     pool: WorkerPool,
     job: int,
-    shards: Sequence[Shard],
+    pages: Sequence[PageBitmap],
     *,
     phase: str,
     page_size: int,
     observer: Observer = SILENT,
     on_done: OnDone | None = None,
+    number: int = 0,
+    shard_pages: int | None = None,
 ) -> Tally:
-    """Have a pool do ``shards``.
+    """Have a pool handle pages, in shards.
 
     Args:
         pool: the workers.
         job: index of the job in the pool's list.
-        shards: what to do.
+        pages: which ones, a bitmap for each block.
         phase: name of the phase for the observer.
-        page_size: of the shards' pages, bytes.
-        observer: told of the phase and of every shard's bytes; not called if there are no shards.
+        page_size: of these pages, bytes.
+        observer: told of the phase and of every shard's bytes; not called if there are no pages.
         on_done: called for every shard when it is done, before the observer.
+        number: of the round.
+        shard_pages: approximate number of pages in a shard; None for a default that fits any kind of work.
 
     Raises:
         FixedRamError: what ``WorkerPool.run`` raises.
@@ -43,6 +47,7 @@ def run_job(
             on_done(message, worker)
         observer.advanced(message.shard.pages * page_size)
 
+    shards = plan_shards(pages, workers=len(pool.workers), round_number=number, target=shard_pages)
     if total := sum(shard.pages for shard in shards) * page_size:
         observer.phase(phase, total)
     return pool.run(job, shards, acknowledged)

@@ -7,8 +7,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from parallel_fixedram.experiments.calibrate import Calibration, calibrated
-from parallel_fixedram.experiments.extrapolate import Target, extrapolate, larger
+from parallel_fixedram.experiments.calibrate_simulation import Calibration, calibrated
+from parallel_fixedram.experiments.extrapolate import HypotheticalSave, extrapolate, larger
 from parallel_fixedram.experiments.metrics import meaning, seconds
 from parallel_fixedram.experiments.pictures import drawing, style
 from parallel_fixedram.experiments.results import RunSet
@@ -74,7 +74,7 @@ def _measured(drawn: drawing.Sheet, axes: Axes, run_set: RunSet, calibration: Ca
 def _extrapolated(drawn: drawing.Sheet, axes: Axes, calibration: Calibration) -> None:
     for number, devices in enumerate(DEVICES if calibration.direct else DEVICES[:1]):
         device, host = larger(calibration.device, calibration.host, devices=devices, processors=CHANNELS)
-        target = Target(ram=RAM, channels=CHANNELS, direct=calibration.direct, device=device, host=host)
+        target = HypotheticalSave(ram=RAM, channels=CHANNELS, direct=calibration.direct, device=device, host=host)
         points = extrapolate(target)
         look = style.line_style(2 + number)
         x, y = [point.channels for point in points], [point.simulated.seconds for point in points]

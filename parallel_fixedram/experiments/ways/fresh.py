@@ -10,7 +10,7 @@ from typing import Any
 from parallel_fixedram.core.errors import HostError
 from parallel_fixedram.core.ramblock import TARGET_PAGE_SIZE
 from parallel_fixedram.core.sequential import PAGE_HEAD, ZERO_PAGE
-from parallel_fixedram.experiments.process import Answer, Order, carry_out
+from parallel_fixedram.experiments.fresh_process import RunAnswer, RunOrder, carry_out
 from parallel_fixedram.experiments.results import Bytes, Instrumented, Seconds
 from parallel_fixedram.experiments.ways import naive
 from parallel_fixedram.experiments.ways.way import Measured, Run, Stretch
@@ -129,7 +129,7 @@ class Part:
         return "no"
 
 
-def _order(run: Run, *, trace: bool = False) -> Order:
+def _order(run: Run, *, trace: bool = False) -> RunOrder:
     case, source = run.case, run.source
     given: dict[str, Any] = {name: value for name in _OPTIONS if (value := getattr(case, name)) is not None}
     if case.rounds is not None and source.spec:
@@ -142,7 +142,7 @@ def _order(run: Run, *, trace: bool = False) -> Order:
         given |= {"qmp": source.qemu.qmp, "pid": source.qemu.pid}
     if source.domain:
         given["domain"] = source.domain.name
-    return Order(
+    return RunOrder(
         way=case.way,
         path=run.path,
         ram=source.ram,
@@ -154,7 +154,7 @@ def _order(run: Run, *, trace: bool = False) -> Order:
     )
 
 
-def _measured(answer: Answer, wall: float) -> Measured:
+def _measured(answer: RunAnswer, wall: float) -> Measured:
     return Measured(
         seconds=Seconds(**answer.seconds, wall=wall),
         bytes=Bytes(**answer.bytes),

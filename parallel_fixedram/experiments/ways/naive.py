@@ -22,8 +22,9 @@ from parallel_fixedram.core.errors import HostError
 from parallel_fixedram.core.protocols import Pages, PageSource
 from parallel_fixedram.core.ramblock import TARGET_PAGE_SIZE, PageRange
 from parallel_fixedram.core.sequential import PAGE_HEAD
-from parallel_fixedram.engine.pages.window import WINDOW_PAGES, nonzero_pages
-from parallel_fixedram.experiments.process import Answer, Order
+from parallel_fixedram.core.shards import WINDOW_PAGES
+from parallel_fixedram.engine.pages.window import nonzero_pages
+from parallel_fixedram.experiments.fresh_process import RunAnswer, RunOrder
 from parallel_fixedram.experiments.ways.way import file_bytes
 from parallel_fixedram.host.files.channel import FileChannel
 from parallel_fixedram.host.memory.anonymous import anonymous_memory
@@ -63,10 +64,10 @@ class _Written:
     bytes: int = 0
 
 
-_Writer = Callable[[Order, _Ram, FileChannel], _Written]
+_Writer = Callable[[RunOrder, _Ram, FileChannel], _Written]
 
 
-def measure(order: Order) -> Answer:
+def measure(order: RunOrder) -> RunAnswer:
     """Do it once.
 
     Raises:
@@ -92,7 +93,7 @@ def measure(order: Order) -> Answer:
         finally:
             os.close(fd)
     length, allocated = file_bytes(order.path)
-    return Answer(
+    return RunAnswer(
         seconds={"total": total, "last_write": last_write},
         bytes={
             "ram": ram.pages * TARGET_PAGE_SIZE,
@@ -105,7 +106,7 @@ def measure(order: Order) -> Answer:
 
 
 @contextlib.contextmanager
-def _mapped(order: Order) -> Iterator[_Ram]:
+def _mapped(order: RunOrder) -> Iterator[_Ram]:
     """The one block of the order's RAM."""
     with open_ram(order.ram) as machine:
         (each,) = machine.guest_blocks()
@@ -114,7 +115,7 @@ def _mapped(order: Order) -> Iterator[_Ram]:
         yield _Ram(each.source, data, each.block.pages)
 
 
-def _threads(order: Order, ram: _Ram, channel: FileChannel) -> _Written:
+def _threads(order: RunOrder, ram: _Ram, channel: FileChannel) -> _Written:
     """Each thread has a part of RAM; numpy and ``pwrite`` let others run meanwhile."""
     os.ftruncate(channel.fd, ram.pages * TARGET_PAGE_SIZE)
     edges = [ram.pages * number // order.channels for number in range(order.channels + 1)]
@@ -141,7 +142,7 @@ def _threads(order: Order, ram: _Ram, channel: FileChannel) -> _Written:
     return _Written(pages, pages * TARGET_PAGE_SIZE)
 
 
-def _page_by_page(_order: Order, ram: _Ram, channel: FileChannel) -> _Written:
+def _page_by_page(_order: RunOrder, ram: _Ram, channel: FileChannel) -> _Written:
     os.ftruncate(channel.fd, ram.pages * TARGET_PAGE_SIZE)
     written = _Written()
     for first, pages in ram.windows():
@@ -153,7 +154,7 @@ def _page_by_page(_order: Order, ram: _Ram, channel: FileChannel) -> _Written:
     return written
 
 
-def _sequential(_order: Order, ram: _Ram, channel: FileChannel) -> _Written:
+def _sequential(_order: RunOrder, ram: _Ram, channel: FileChannel) -> _Written:
     stream, after = _Stream(channel), 0
     for first, pages in ram.windows():
         for number in range(after, first):  # a hole
@@ -239,10 +240,10 @@ def _copy(ram: _Ram) -> tuple[int, float]:
 _PARTS = {"scan": _scan, "copy": _copy}
 
 
-def _measure_part(order: Order, ram: _Ram) -> Answer:
+def _measure_part(order: RunOrder, ram: _Ram) -> RunAnswer:
     """One pass over RAM that is mapped already: a part of a save, without its preparations."""
     pages, seconds = _PARTS[order.way](ram)
-    return Answer(
+    return RunAnswer(
         seconds={"total": seconds},
         bytes={"ram": ram.pages * TARGET_PAGE_SIZE, "data": pages * TARGET_PAGE_SIZE},
     )

@@ -29,7 +29,7 @@ from parallel_fixedram.core.schemas import to_json
 from parallel_fixedram.core.sequential import stream_bytes
 from parallel_fixedram.core.targets import RAM_ONLY_MACHINE
 from parallel_fixedram.engine.tuning import calibrate
-from parallel_fixedram.experiments.process import Answer, Order
+from parallel_fixedram.experiments.fresh_process import RunAnswer, RunOrder
 from parallel_fixedram.machines.ram_files import RamFile, RamFiles
 from parallel_fixedram.verbs.open import open_guest, open_libvirt, open_qemu, open_ram
 from parallel_fixedram.verbs.save import save
@@ -37,7 +37,7 @@ from parallel_fixedram.verbs.save import save
 _TOTALS = ("total", "pause")
 
 
-def measure(order: Order, name_bystander: Callable[[int], None]) -> Answer:
+def measure(order: RunOrder, name_bystander: Callable[[int], None]) -> RunAnswer:
     """Save once.
 
     Args:
@@ -64,7 +64,7 @@ def measure(order: Order, name_bystander: Callable[[int], None]) -> Answer:
     else:
         with open_ram(order.ram) as machine:
             report = save(machine, order.path, **options)
-    return Answer(
+    return RunAnswer(
         seconds=_seconds(report, order),
         bytes={
             "ram": report.bytes.ram,
@@ -82,7 +82,7 @@ def measure(order: Order, name_bystander: Callable[[int], None]) -> Answer:
     )
 
 
-def _options(order: Order) -> dict[str, Any]:
+def _options(order: RunOrder) -> dict[str, Any]:
     numbers = {
         name: value for name in ("gap_pages", "shard_pages", "queue_depth") if (value := getattr(order, name)) != "auto"
     }
@@ -94,7 +94,7 @@ def _options(order: Order) -> dict[str, Any]:
     }
 
 
-def _save_qemu(order: Order, options: Mapping[str, Any]) -> tuple[SaveReport, float]:
+def _save_qemu(order: RunOrder, options: Mapping[str, Any]) -> tuple[SaveReport, float]:
     """The report, and when the times in it begin: as soon as the machine is open."""
     began = []
 
@@ -113,7 +113,7 @@ def _moments(report: SaveReport, began: float) -> dict[str, tuple[float, float]]
     return {"save_at": (began, began + report.seconds.total), "pause_at": (stopped, stopped + report.seconds.pause)}
 
 
-def _seconds(report: SaveReport, order: Order) -> dict[str, Any]:
+def _seconds(report: SaveReport, order: RunOrder) -> dict[str, Any]:
     told: Mapping[str, float] = to_json(report)["seconds"]
     if order.dirty is not None:
         last_write = report.rounds[-1].seconds
@@ -130,7 +130,7 @@ def _seconds(report: SaveReport, order: Order) -> dict[str, Any]:
 
 
 def _save_running(
-    order: Order, options: Mapping[str, Any], name_bystander: Callable[[int], None]
+    order: RunOrder, options: Mapping[str, Any], name_bystander: Callable[[int], None]
 ) -> tuple[SaveReport, list[tuple[int, int]]]:
     """Save a guest of our own while it goes on dirtying its RAM; notes what the file takes after each round."""
     folder, name = os.path.split(order.path)
@@ -159,7 +159,7 @@ def _save_running(
     return report, [*growth, (len(report.rounds), report.bytes.allocated)]
 
 
-def _save_dirtied(order: Order, share: float, options: Mapping[str, Any]) -> SaveReport:
+def _save_dirtied(order: RunOrder, share: float, options: Mapping[str, Any]) -> SaveReport:
     """Save RAM that stands still in two rounds: all of it, then pages that are said to be dirty."""
     dirty, capture = DirtyOnce(share, order.seed), Capturing(mode=CaptureMode.ROUNDS, max_rounds=2)
     with Dirtied(order.ram, dirty) as ram:

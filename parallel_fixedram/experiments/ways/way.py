@@ -11,8 +11,8 @@ from parallel_fixedram.core.errors import ContentsDiffer, HostError
 from parallel_fixedram.experiments import tools
 from parallel_fixedram.experiments.cases import Case
 from parallel_fixedram.experiments.guest_work import GuestWatch
+from parallel_fixedram.experiments.measured_guest import MeasuredGuest
 from parallel_fixedram.experiments.results import Bytes, Sample, Seconds, Watch
-from parallel_fixedram.experiments.sources import Source
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -20,7 +20,7 @@ class Run:
     """One run of a case."""
 
     case: Case
-    source: Source
+    source: MeasuredGuest
     path: str
     """The file to write; there is none of that name yet."""
     seed: int

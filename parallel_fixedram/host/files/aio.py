@@ -159,8 +159,10 @@ class Queue:
             batch["data"] = slots
             pointers = batch.ctypes.data + np.arange(room, dtype=np.uint64) * np.uint64(IOCB.itemsize)
             try:
+                # the kernel copies requests and vectors now; only the pages have to stay as they are
                 taken = _call(3, self._context, ctypes.c_long(room), ctypes.c_void_p(pointers.ctypes.data))
             except OSError as error:
+                # the kernel has no room now, although the queue has
                 if error.errno == errno.EAGAIN and self.in_flight:
                     self._reap(1)
                     continue

@@ -33,10 +33,8 @@ def made_for(pid: int, path: str) -> Iterator[None]:
             raise
     except OSError as error:
         raise HostError.from_os(f"cannot make {path!r} for process {pid}", error) from error
-    try:
+    with linux.closing(fd):
         yield
-    finally:
-        linux.close(fd)
 
 
 def give_to(pid: int, path: str) -> None:
@@ -59,10 +57,8 @@ def sync(path: str) -> None:
         OSError: it failed.
     """
     fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-    try:
+    with linux.closing(fd):
         os.fsync(fd)
-    finally:
-        os.close(fd)
 
 
 def _acts_as(pid: int) -> tuple[int, int]:

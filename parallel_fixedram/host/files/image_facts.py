@@ -29,7 +29,7 @@ def image_now(path: str, format: str) -> DiskImage:
     """
     path = os.path.abspath(path)
     fd = open_readable(path, or_device=True)
-    try:
+    with linux.closing(fd):
         channel = FileChannel(fd, path)
         status, size = channel.stat(), channel.size()
         return DiskImage(
@@ -39,8 +39,6 @@ def image_now(path: str, format: str) -> DiskImage:
             modified_ns=0 if stat.S_ISBLK(status.st_mode) else status.st_mtime_ns,
             digest=_digest_of_ends(channel, size),
         )
-    finally:
-        linux.close(fd)
 
 
 def _digest_of_ends(channel: FileChannel, size: int) -> str:

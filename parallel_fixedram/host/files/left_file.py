@@ -38,10 +38,8 @@ def head_of(name: str, folder: int, length: int) -> bytes:
     """The first bytes of a file in a folder; empty if it cannot be read."""
     with contextlib.suppress(OSError):
         fd = os.open(name, _OPEN | os.O_RDONLY, dir_fd=folder)
-        try:
+        with linux.closing(fd):
             return os.pread(fd, length, 0)
-        finally:
-            linux.close(fd)
     return b""
 
 
@@ -73,6 +71,7 @@ def judged(found: Leftover, name: str, folder: int, *, remove: bool, locked: boo
             return replace(found, held=True, why_not=_holder(fd) or "a process has locked it")
         if holder := _holder(fd) if locked else who_has_open(fd):
             return replace(found, held=True, why_not=holder)
+        # after the lock: until we had it the name may have become another file's
         if not os.path.samestat(os.fstat(fd), os.stat(name, dir_fd=folder, follow_symlinks=False)):
             return None
         if remove and not found.why_not:
@@ -105,15 +104,11 @@ def holder_in(path: str) -> str:
         HostError: it cannot be told.
     """
     folder = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
-    try:
+    with linux.closing(folder):
         for name, _ in files_in(folder, lambda _: True):
             with contextlib.suppress(FileNotFoundError):
                 fd = os.open(name, _OPEN | os.O_RDONLY, dir_fd=folder)
-                try:
+                with linux.closing(fd):
                     if holder := who_has_open(fd):
                         return f"{name!r} in it: {holder}"
-                finally:
-                    linux.close(fd)
-    finally:
-        linux.close(folder)
     return ""

@@ -60,6 +60,7 @@ def _remove_stale(name: str, folder: int, path: str) -> None:
         if not try_lock(fd):
             raise HostError(f"{path!r} is being written by another process", errno=errno.EBUSY)
         if os.fstat(fd).st_nlink:
+            # else somebody has removed it, and the name may be a new writer's
             os.unlink(name, dir_fd=folder)
     except OSError as error:
         raise HostError.from_os(f"cannot replace {name!r}", error) from error

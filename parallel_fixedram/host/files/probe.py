@@ -40,10 +40,8 @@ class Probe:
         except OSError:
             yield None
             return
-        try:
+        with linux.closing(fd):
             yield DirectChannel(fd, self._folder)
-        finally:
-            os.close(fd)
 
     def shares_space(self) -> bool:
         """Whether a copy of a file can share the file's space (FICLONE of ioctl_ficlone(2)).
@@ -76,10 +74,8 @@ def probe(folder: str, *, named: bool = False) -> Iterator[Probe]:
         fd = _nameless(folder, named)
     except OSError as error:
         raise unopened(f"cannot create a file in {folder!r}", error) from error
-    try:
+    with linux.closing(fd):
         yield Probe(fd, folder)
-    finally:
-        linux.close(fd)
 
 
 def _nameless(folder: str, named: bool) -> int:

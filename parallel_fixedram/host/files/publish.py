@@ -88,6 +88,7 @@ class PendingFile:
     ) -> None:
         try:
             if self.fd >= 0 and not self.published:
+                # while we hold its lock: after that the name may be another writer's
                 _remove(self._part, self._folder)
         finally:
             for fd in (self.fd, self._direct_fd, self._folder):
@@ -172,6 +173,7 @@ class PendingFile:
                 raise
             # file systems without RENAME_NOREPLACE, such as NFS: for a moment the file has both names
             os.link(self._part, self._name, src_dir_fd=self._folder, dst_dir_fd=self._folder)
+            # now: it has its name, whatever becomes of the other one
             self.published = True
             os.unlink(self._part, dir_fd=self._folder)
 
@@ -218,13 +220,11 @@ def copy_prefix(path: str, length: int, into: FileChannel) -> None:
         if error.errno == errno.ENOENT:
             return
         raise
-    try:
+    with linux.closing(fd):
         source, offset = FileChannel(fd, path), 0
         while offset < length and (data := source.bytes_at(offset, min(1 << 20, length - offset))):
             into.write(offset, memoryview(data))
             offset += len(data)
-    finally:
-        linux.close(fd)
 
 
 def exists(path: str) -> bool:

@@ -22,7 +22,7 @@ from typing import NoReturn
 
 from parallel_fixedram.core.errors import FixedRamError, HostError
 from parallel_fixedram.host import linux
-from parallel_fixedram.host.injection import places
+from parallel_fixedram.host.injection import code_places
 from parallel_fixedram.host.injection.injector import CallFailed, InjectionRefused, Thread, is_free
 from parallel_fixedram.host.injection.stub import LENGTH, Call
 from parallel_fixedram.host.memory import userfaultfd
@@ -72,13 +72,11 @@ def userfaultfd_of(
             what = f"process {pid} may not have a full userfaultfd"
             raise HostError(what, errno=errno.EPERM, hint=_HOW_IT_MAY) from error
     device = userfaultfd.open_device()
-    try:
+    with linux.closing(device):
         number = hand_over(device)
         _check_handed_over(pid, number, device)
         arguments = (number, userfaultfd.USERFAULTFD_IOC_NEW, userfaultfd.FLAGS)
         return _made(pid, Call(number=_SYS_IOCTL, arguments=arguments), filters_are_known)
-    finally:
-        linux.close(device)
 
 
 def takes_injection(pid: int, *, filters_are_known: bool = False) -> str | None:
@@ -161,12 +159,12 @@ def _places(pid: int) -> Iterator[int]:
         if each.inode and each.offset == 0:
             heads[file] = each.start
         if each.permissions == "r-xp" and file in heads:
-            code = places.Code(start=each.start, end=each.end, offset=each.offset)
-            yield from places.places(code, places.code_ends(_head(pid, heads[file])), LENGTH)
+            code = code_places.Code(start=each.start, end=each.end, offset=each.offset)
+            yield from code_places.places(code, code_places.code_ends(_head(pid, heads[file])), LENGTH)
 
 
 def _head(pid: int, address: int) -> bytes:
-    into = bytearray(places.HEAD_LENGTH)
+    into = bytearray(code_places.HEAD_LENGTH)
     try:
         return bytes(into[: linux.process_vm_readv(pid, address, memoryview(into))])
     except OSError:  # the file was truncated, or is a device

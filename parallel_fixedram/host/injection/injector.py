@@ -92,6 +92,7 @@ class Thread:
         ptrace.set_rip(self._pid, place + stub.ENTRY)
         result = self._return_of(place, stub.AFTER_CALL)
         if result >= 0:
+            # now, because the stub's next call closes it in the process
             fd = linux.pidfd_getfd(self._pidfd, result)
             self._return_of(place, stub.AFTER_CLOSE)
         ptrace.detach(self._pid, self._leave(place))

@@ -32,40 +32,17 @@ _libc.ptrace.restype = ctypes.c_long
 
 
 class Registers(NamedTuple):
-    """struct user_regs_struct, in its order."""
+    """What matters of struct user_regs_struct."""
 
-    r15: int
-    r14: int
-    r13: int
-    r12: int
-    rbp: int
-    rbx: int
-    r11: int
-    r10: int
-    r9: int
-    r8: int
-    rax: int
-    rcx: int
-    rdx: int
-    rsi: int
-    rdi: int
     orig_rax: int
     """Number of the system call that the thread is in, or -1."""
     rip: int
     cs: int
-    eflags: int
-    rsp: int
-    ss: int
-    fs_base: int
-    gs_base: int
-    ds: int
-    es: int
-    fs: int
-    gs: int
 
 
-_REGISTERS = struct.Struct("<15Qq11Q")
-_RIP_OFFSET = Registers._fields.index("rip") * 8
+_REGISTERS = struct.Struct("<120xqQQ72x")
+"""Before these three there are 15 other registers, after them 9."""
+_RIP_OFFSET = 16 * 8
 
 
 class Why(Enum):

@@ -35,5 +35,6 @@ def huge_memory(length: int) -> memoryview:
     memory = anonymous_memory(length + _HUGE_PAGE)
     with contextlib.suppress(OSError):  # a kernel without them
         memory.madvise(mmap.MADV_HUGEPAGE)
+    # as far as the next multiple of a huge page
     start = -int(np.frombuffer(memory, np.uint8).ctypes.data) % _HUGE_PAGE
     return memoryview(memory)[start : start + length]

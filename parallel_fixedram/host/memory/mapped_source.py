@@ -160,6 +160,7 @@ class MappedSource:
         if swapped_out() != self._swapped_out:  # after looking: the count rises before a page leaves the cache
             return newly_touched_by_asking(self, data)
         found.words &= ~data.words
+        # the chunks that the cache has answered for are left out, as if all of them were data
         rest = PageBitmap(data.pages, data.words | np.repeat(scattered * _ALL_ONES, _CHUNK_WORDS)[: len(data.words)])
         for each in newly_touched_by_asking(self, rest):
             found.set_range(each)
@@ -260,6 +261,7 @@ def _scattered(data: PageBitmap) -> NDArray[np.bool_]:
     of the word before.
     """
     gaps = ~data.words
+    # a gap begins at a clear bit that has no clear bit before it; that of a word's first bit is in the word before
     carry = np.concatenate((np.zeros(1, np.uint64), gaps[:-1] >> np.uint64(WORD_PAGES - 1)))
     begins = np.bitwise_count(gaps & ~((gaps << np.uint64(1)) | carry))
     return np.add.reduceat(begins, np.arange(0, len(begins), _CHUNK_WORDS), dtype=np.int64) > _MANY_GAPS

@@ -37,7 +37,7 @@ def occupied(pid: int, address: int, pages: int, *, swapped: bool = True) -> Pag
     """
     found = PageBitmap(pages)
     fd = os.open(f"/proc/{pid}/pagemap", os.O_RDONLY | os.O_CLOEXEC)
-    try:
+    with linux.closing(fd):
         ask = _scanned
         for first in range(0, pages, _CHUNK_PAGES):
             start, count = address + first * mmap.PAGESIZE, min(_CHUNK_PAGES, pages - first)
@@ -49,8 +49,6 @@ def occupied(pid: int, address: int, pages: int, *, swapped: bool = True) -> Pag
                 ask = _listed
                 bits = ask(fd, start, count, swapped)
             found.put_bits(first // WORD_PAGES, bits)
-    finally:
-        linux.close(fd)
     linux.may_read_process(pid)  # a process that ended meanwhile has empty page tables, not an error
     return found
 
@@ -69,6 +67,7 @@ def _scanned(fd: int, address: int, count: int, swapped: bool) -> NDArray[np.uin
         borders = (regions[:got, :2].astype(np.int64) - address) // mmap.PAGESIZE
         turns[borders[:, 0]] += 1  # regions are disjoint: no index is in one of the columns twice
         turns[borders[:, 1]] -= 1
+        # there was no room for more: go on after the last one
         position = int(regions[-1, 1]) if got == len(regions) else end
     return np.cumsum(turns[:-1], dtype=np.int8).view(np.uint8)
 

@@ -152,10 +152,8 @@ def takes_protection(pid: int, address: int, length: int) -> bool:
     if first.inode:
         with contextlib.suppress(HostError, OSError):
             fd = open_mapped_file(pid, first)
-            try:
+            with linux.closing(fd):
                 return linux.file_system_magic(fd) in (linux.TMPFS_MAGIC, linux.HUGETLBFS_MAGIC)
-            finally:
-                linux.close(fd)
     return True
 
 

@@ -152,6 +152,7 @@ class ProcessSource(CopyingSource):
     def _occupied(self, within: PageRange) -> PageBitmap:
         start = within.first * mmap.PAGESIZE
         if not self._protected and within.count == self._pages_in_all:
+            # before looking: what is in swap by then is in this answer
             self._swapped_out = swapped_out()
         try:
             swapped = not self._protected
@@ -185,10 +186,8 @@ def open_process_memory(pid: int, address: int, length: int) -> ProcessMemory:
     offset = first.offset + address - first.start
     if first.shared:
         fd = open_mapped_file(pid, first)
-        try:
+        with linux.closing(fd):
             return _shared(fd, offset, length, first.path)
-        finally:
-            linux.close(fd)
     check_rights(pid)
     check_room(pid, swapped_bytes(pid), memory_room(pid))
     return _private(pid, address, length, first, offset)

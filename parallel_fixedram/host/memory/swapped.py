@@ -131,10 +131,8 @@ def check_room(pid: int, swapped: int, room: int | None) -> None:
         return
     try:
         pidfd = os.pidfd_open(pid)
-        try:
+        with linux.closing(pidfd):
             linux.process_madvise(pidfd, np.empty((0, 2), np.uint64), linux.MADV_PAGEOUT)
-        finally:
-            linux.close(pidfd)
     except OSError as error:
         if error.errno not in (errno.EPERM, errno.ENOSYS):
             raise refusal(pid, error, f"cannot page out memory of process {pid}") from error

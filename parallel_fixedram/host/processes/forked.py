@@ -35,6 +35,19 @@ def settle_in(parent: int) -> None:
     linux.die_with_parent(signal.SIGKILL, parent)
 
 
+def stand_alone(descriptors: Collection[int]) -> None:
+    """Make a newly forked process independent of its parent's terminal: no signals from there, a session of its own.
+
+    Args:
+        descriptors: those that it keeps.
+    """
+    for signum in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT, signal.SIGPIPE):
+        signal.signal(signum, signal.SIG_IGN)
+    signal.set_wakeup_fd(-1)
+    os.setsid()
+    keep_only(descriptors)
+
+
 def keep_only(descriptors: Collection[int]) -> None:
     """Close all descriptors that a newly forked process inherited but these; 0, 1 and 2 become /dev/null."""
     null = os.open(os.devnull, os.O_RDWR)
@@ -75,10 +88,8 @@ def leave(pid: int, seconds: float) -> None:
     _left.append(pid)
     with contextlib.suppress(OSError):  # somebody waits for all children, or SIGCHLD is ignored
         pidfd = os.pidfd_open(pid)
-        try:
+        with linux.closing(pidfd):
             has_ended(pidfd, seconds)
-        finally:
-            os.close(pidfd)
     reap_left()
 
 

@@ -15,20 +15,18 @@ import contextlib
 import mmap
 import os
 import select
-import signal
 from collections.abc import Callable, Collection
 from types import TracebackType
 from typing import NoReturn, Self
 
 from parallel_fixedram.core.errors import FixedRamError, HostError
+from parallel_fixedram.host import linux
 from parallel_fixedram.host.memory.anonymous import anonymous_memory
 from parallel_fixedram.host.processes import forked, signals
 
 _LET_GO_SECONDS = 1.0
 _READY_SECONDS = 30.0
 _PREPARED = b"\0"
-
-_IGNORED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT, signal.SIGPIPE)
 
 
 class Guardian:
@@ -62,19 +60,14 @@ class Guardian:
         forked.reap_left()
         try:
             us = os.pidfd_open(os.getpid())  # before the fork, so that it cannot come to mean another process
-            try:
-                with signals.held():
-                    self._go = os.eventfd(0, os.EFD_CLOEXEC)
-                    self._ready, told = os.pipe2(os.O_CLOEXEC)
-                    try:
-                        pid = os.fork()
-                        if pid == 0:
-                            self._watch(us, told)
-                        self._pid = pid
-                    finally:
-                        os.close(told)
-            finally:
-                os.close(us)
+            with linux.closing(us), signals.held():
+                self._go = os.eventfd(0, os.EFD_CLOEXEC)
+                self._ready, told = os.pipe2(os.O_CLOEXEC)
+                with linux.closing(told):
+                    pid = os.fork()
+                    if pid == 0:
+                        self._watch(us, told)
+                    self._pid = pid
         except OSError as error:
             self._forget()
             raise HostError.from_os("cannot start the process that looks after the guest", error) from error
@@ -139,11 +132,7 @@ class Guardian:
 
     def _watch(self, us: int, told: int) -> NoReturn:
         try:
-            for signum in _IGNORED:
-                signal.signal(signum, signal.SIG_IGN)
-            signal.set_wakeup_fd(-1)
-            os.setsid()
-            forked.keep_only({us, self._go, told, *self._descriptors})
+            forked.stand_alone({us, self._go, told, *self._descriptors})
             if self._is_prepared(told):
                 poll = select.poll()
                 poll.register(us, select.POLLIN)

@@ -27,10 +27,8 @@ from parallel_fixedram.host.processes import forked, signals
 _LOOKS = 4
 """How often it looks during the time for which the other process may be silent."""
 
-_IGNORED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT, signal.SIGPIPE)
 
-
-class Verdict(IntEnum):
+class WatchdogVerdict(IntEnum):
     """What a watchdog has found."""
 
     FINE = 0
@@ -44,7 +42,7 @@ class Watchdog:
     Args:
         pidfd: the process to watch, borrowed.
         beat: when it last reported, CLOCK_MONOTONIC in nanoseconds, in shared memory, shape (1,).
-        verdict: receives a Verdict, in shared memory, shape (1,).
+        verdict: receives a WatchdogVerdict, in shared memory, shape (1,).
         seconds: how long it may be silent; noticed within 1.25 times that.
 
     Attributes:
@@ -82,20 +80,17 @@ class Watchdog:
 
 def _watch(pidfd: int, beat: NDArray[np.uint64], verdict: NDArray[np.uint64], seconds: float) -> NoReturn:
     try:
-        for signum in _IGNORED:
-            signal.signal(signum, signal.SIG_IGN)
-        signal.set_wakeup_fd(-1)
-        os.setsid()
-        forked.keep_only({pidfd})
+        forked.stand_alone({pidfd})
         looked = time.monotonic()
         while not forked.has_ended(pidfd, seconds / _LOOKS):
             before, looked = looked, time.monotonic()
             if looked - before >= seconds:  # we were not scheduled, so perhaps nobody was: give it another chance
                 continue
             if looked - int(beat[0]) / 1e9 > seconds:
-                verdict[0] = Verdict.KILLED
+                # before the signal, so that whoever sees the process end knows why
+                verdict[0] = WatchdogVerdict.KILLED
                 signal.pidfd_send_signal(pidfd, signal.SIGKILL)
                 os._exit(0)
-        verdict[0] = Verdict.ENDED
+        verdict[0] = WatchdogVerdict.ENDED
     finally:
         os._exit(0)

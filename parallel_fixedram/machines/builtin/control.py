@@ -35,6 +35,7 @@ class Control:
         parent = os.getpid()
         with socket_of_child:
             try:
+                # a signal between these lines would leave a process that nobody knows of
                 with signals.held():
                     self.pid = os.fork()
                     if self.pid == 0:

@@ -95,6 +95,7 @@ class Program:
             return anywhere
         hot_pages = -(-written // _HOT_SHARE)
         hot = scatter(draws % np.uint64(hot_pages), written, self._stream(_HOT_PLACES))
+        # whether a write is a hot one is decided by other bits than which page it goes to
         return np.where((draws >> np.uint64(32)) % np.uint64(10) < _HOT_WRITES, hot, anywhere)
 
     def _places(self, indices: _Numbers) -> Indices:

@@ -14,7 +14,6 @@ from __future__ import annotations
 import json
 import os
 import select
-import signal
 import socket
 import threading
 from collections.abc import Mapping
@@ -31,7 +30,6 @@ OPEN_SECONDS = 30.0
 """How long opening the connection to libvirt may take."""
 
 _GOODBYE_SECONDS = 1.0
-_IGNORED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT, signal.SIGPIPE)
 
 
 class Bridge(Closing):
@@ -56,6 +54,7 @@ class Bridge(Closing):
         self._pid, self.pidfd = 0, -1
         self.sock, theirs = socket.socketpair()
         try:
+            # before the fork, so that it cannot come to mean another process
             us = os.pidfd_open(os.getpid())
             try:
                 with signals.held():
@@ -109,11 +108,7 @@ class Bridge(Closing):
 def _run(uri: str, name: str, sock: socket.socket, us: int) -> NoReturn:
     """The body of the process."""
     try:
-        for signum in _IGNORED:
-            signal.signal(signum, signal.SIG_IGN)
-        signal.set_wakeup_fd(-1)
-        os.setsid()
-        forked.keep_only({sock.fileno(), us})
+        forked.stand_alone({sock.fileno(), us})
         threading.Thread(target=_end_after, args=(us,), daemon=True).start()
         try:
             opened = open_domain(uri, name, with_events=True)

@@ -69,6 +69,7 @@ class Speaker:
             self._wire.receive()
             while (request := self._wire.request()) is not None:
                 answer = self._answer(request)
+                # before the answer: what QEMU sent before it comes first here, too
                 self._take_in_events()
                 self._wire.say({**answer, "id": request.get("id")})
         for number in self._sets.copy():
@@ -112,6 +113,7 @@ class Speaker:
         """Have QEMU carry out a command, with the descriptors that came with it."""
         asked = {key: request[key] for key in ("execute", "arguments") if key in request}
         if asked["execute"] == "add-fd" and "fdset-id" not in asked["arguments"]:
+            # numbers that no other command has at this domain
             number = max((_FIRST_SET + os.getpid() * 64, *(each + 1 for each in self._sets)))
             asked["arguments"] = {**asked["arguments"], "fdset-id": number}
         fds, self._wire.fds = self._wire.fds, []
@@ -143,6 +145,7 @@ class Speaker:
     def _take_in_events(self) -> None:
         """Pass on every event that QEMU sent before its last answer."""
         with contextlib.suppress(self._libvirt.libvirtError):
+            # libvirtd sends the events that it has before it reads the second question
             for _ in range(2):
                 self._opened.connection.getLibVersion()
         for _ in range(2):  # what has arrived is dispatched the next time the loop runs

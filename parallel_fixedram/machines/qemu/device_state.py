@@ -49,10 +49,8 @@ class DeviceState:
             writable = os.open(f"/proc/self/fd/{self.fd}", os.O_WRONLY | os.O_CLOEXEC)
         except OSError as error:
             raise HostError.from_os("cannot get memory for the device state", error) from error
-        try:
+        with linux.closing(writable):
             self._fdset.add(writable)
-        finally:
-            os.close(writable)
         return self
 
     def __exit__(

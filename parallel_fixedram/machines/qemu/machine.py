@@ -167,6 +167,7 @@ class QemuMachine(Closing):
             with contextlib.suppress(FixedRamError):  # QEMU may be gone, which has been reported already
                 self._stack.close()
         finally:
+            # last, because the guardian may use the same connection to QEMU
             self.run_state.let_go()
 
 

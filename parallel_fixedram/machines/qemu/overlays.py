@@ -127,6 +127,7 @@ class Overlays:
         """Put all disks on their overlays at once (DiskOverlays.freeze)."""
         if not self._ready:
             return
+        # before the answer: from here on disks may be on overlays, even if we never hear it
         self._asked = True
         self._switch()
         self._frozen, self._ready = self._ready, []

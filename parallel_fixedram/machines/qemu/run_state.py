@@ -83,10 +83,12 @@ class RunState:
         assert self._events is not None, "get_ready() comes first"
         self._events.clear()  # a stop that was reported before is somebody else's
         self._held = True
+        # before stop, because we may die before it is answered
         if self._runs:
             self._guardian.arm()
             self._stopped = True
         self._monitor.execute("stop")
+        # without this event it stood still already, because of somebody else
         self._stopped = any(event["event"] == "STOP" for event in self._events.take()[0])
         if self._stopped:
             self._guardian.arm()
@@ -145,6 +147,7 @@ class RunState:
         """Stop holding the guest, and let it go on if it stands still because of us."""
         if ours:
             self._monitor.execute("cont")
+        # when it is answered: until then the guardian may have to do it
         self._stopped = self._held = False
         self._guardian.disarm()
 

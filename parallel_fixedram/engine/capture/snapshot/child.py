@@ -39,6 +39,7 @@ class Child:
             self._socket, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
             with theirs:
                 try:
+                    # a signal between these lines would leave a process that nobody knows of
                     with signals.held():
                         pid = os.fork()
                         if pid == 0:

@@ -172,7 +172,7 @@ class Faults:
 
         groups, phase = each.groups, self._marks.phase[0]
         if phase < Phase.CAPTURING:
-            self._marks.noted[groups.start : groups.stop] = 1
+            self._marks.noted[groups.start : groups.stop] = 1  # before the write passes, to be protected again at T
         return let_write(
             self._marks,
             self._ring,

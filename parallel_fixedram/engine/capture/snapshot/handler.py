@@ -168,7 +168,7 @@ class Handler:
 
     def _fix(self) -> None:
         """The guest stands still, and this is T."""
-        self._drain()
+        self._drain()  # what was written before the guest stood still is noted first
         for _ in self._memory.protecting(lambda part: self._marks.noted[part]):
             self._marks.beats()
         self._faults.all_closed()
@@ -182,6 +182,6 @@ class Handler:
         self._end()
 
     def _end(self) -> None:
-        self._memory.close()
+        self._memory.close()  # first: whoever reads that it has ended relies on nothing being protected
         self._marks.phase[0] = Phase.ENDED
         send(self._control, self._faults.tallies.figures(self._because))

@@ -113,6 +113,7 @@ class _Window:
 
     def _copy(self) -> None:
         started = time.perf_counter()
+        # this only saves work; what counts is the look after the copy
         wanted = self._data & self._pages_of(untouched(self._marks, self._groups))
         pages = self._origin.sources[self._block].pages(self._word * WORD_PAGES, len(wanted), wanted)
         self._copied: Pages = self._staging.copy(pages, wanted, np.zeros(len(wanted), np.uint8))

@@ -25,7 +25,7 @@ from parallel_fixedram.core.errors import HostError
 from parallel_fixedram.core.ramblock import RAMBlock
 from parallel_fixedram.engine.pages.ledger import shared_words
 from parallel_fixedram.host.memory.anonymous import anonymous_memory
-from parallel_fixedram.host.processes.watchdog import Verdict
+from parallel_fixedram.host.processes.watchdog import WatchdogVerdict
 
 _LINE = 8
 """Words in a cache line: each control word has its own line, so that writing one does not slow down readers of
@@ -72,8 +72,8 @@ _REASONS = {
 
 
 _VERDICTS = {
-    Verdict.ENDED: "the process that serves the guest's page faults has ended",
-    Verdict.KILLED: "the process that serves the guest's page faults did not answer in time and was killed",
+    WatchdogVerdict.ENDED: "the process that serves the guest's page faults has ended",
+    WatchdogVerdict.KILLED: "the process that serves the guest's page faults did not answer in time and was killed",
 }
 
 
@@ -92,7 +92,7 @@ class Marks:
         beat: when the handler last reported, CLOCK_MONOTONIC in nanoseconds; shape (1,), like the next three.
         phase: a Phase, set by the handler.
         void: a Void, set by the handler.
-        verdict: a Verdict, set by the watchdog.
+        verdict: a WatchdogVerdict, set by the watchdog.
     """
 
     def __init__(self, groups: int, blocks: Sequence[RAMBlock]) -> None:
@@ -115,7 +115,7 @@ class Marks:
         if void := int(self.void[0]):
             return _REASONS[Void(void)]
         if (verdict := int(self.verdict[0])) and self.phase[0] < Phase.RELEASING:  # later all is captured
-            return _VERDICTS[Verdict(verdict)]
+            return _VERDICTS[WatchdogVerdict(verdict)]
         return None
 
     def check(self) -> None:

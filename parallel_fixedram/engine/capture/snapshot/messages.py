@@ -12,6 +12,7 @@ from enum import StrEnum
 
 from parallel_fixedram.core.errors import FixedRamError
 from parallel_fixedram.core.reports.save import FaultSeconds
+from parallel_fixedram.engine.workers.messages import Ready
 
 _MAX_MESSAGE = 1 << 16
 
@@ -30,11 +31,6 @@ class Command(StrEnum):
     Spill writer: no more copies will come. Answer: Done when all are in the file."""
     ABANDON = "abandon"
     """Handler: release memory; the snapshot is given up. Answers: as to END."""
-
-
-@dataclass(frozen=True, slots=True)
-class Ready:
-    """The process accepts commands now."""
 
 
 @dataclass(frozen=True, slots=True)

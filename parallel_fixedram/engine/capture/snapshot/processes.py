@@ -13,14 +13,15 @@ from parallel_fixedram.engine.capture.snapshot.copier import GroupCopier
 from parallel_fixedram.engine.capture.snapshot.handler import Handler
 from parallel_fixedram.engine.capture.snapshot.link import Link
 from parallel_fixedram.engine.capture.snapshot.marks import Marks, Phase
-from parallel_fixedram.engine.capture.snapshot.messages import Answer, Command, Figures, Ready, send
+from parallel_fixedram.engine.capture.snapshot.messages import Answer, Command, Figures, send
 from parallel_fixedram.engine.capture.snapshot.pieces import USUAL, Pieces
 from parallel_fixedram.engine.capture.snapshot.places import Origin, Target
 from parallel_fixedram.engine.capture.snapshot.protection import Protection
 from parallel_fixedram.engine.capture.snapshot.ring import Ring
 from parallel_fixedram.engine.capture.snapshot.spill import SpillWriter
+from parallel_fixedram.engine.workers.messages import Ready
 from parallel_fixedram.host.memory.userfaultfd import Userfaultfd
-from parallel_fixedram.host.processes.watchdog import Verdict, Watchdog
+from parallel_fixedram.host.processes.watchdog import Watchdog, WatchdogVerdict
 
 ANSWER_SECONDS = 600.0
 """For answers that take longer the more RAM there is; the watchdog notices much sooner if nobody works on them."""
@@ -72,7 +73,7 @@ class Processes:
         self._figures: Figures | None = None
 
         def serve(control: socket.socket) -> None:
-            theirs.close()
+            theirs.close()  # each closes the other's end, or neither would notice that the other has ended
             _settle_in()
             copier = GroupCopier(origin, marks)
             copier.open()
@@ -150,7 +151,7 @@ class Processes:
         """Why the snapshot is void; None if it is not, as far as we know."""
         died: FixedRamError | None = None
         try:
-            if self._spill.has_answer(0):
+            if self._spill.has_answer(0):  # first: the handler only knows that this process has ended, and not why
                 self._spill.answer(0)
         except FixedRamError as error:
             return error
@@ -163,7 +164,9 @@ class Processes:
             return HostError(f"the snapshot is void: {self._figures.void}") if self._figures.void else None
         if why := self._marks.why_void():
             return (
-                died if died and self._marks.verdict[0] == Verdict.ENDED else HostError(f"the snapshot is void: {why}")
+                died
+                if died and self._marks.verdict[0] == WatchdogVerdict.ENDED
+                else HostError(f"the snapshot is void: {why}")
             )
         return died
 

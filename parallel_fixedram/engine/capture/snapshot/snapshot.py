@@ -150,7 +150,9 @@ class Snapshot(Closing):
         self._running.ask(Command.END)
         if not watched:
             raise WorkerError("the snapshot is void: nobody watched the process that serves the guest's page faults")
+        # after END: until then the handler may have more copies
         self._running.end_spilling()
+        # each had a table of its own, because a word must not have two writers
         for present, spilled in zip(self._target.present, self._marks.spilled, strict=True):
             present.words |= spilled.words
 

@@ -81,7 +81,9 @@ class SpillWriter:
             self._channel.settle()
             for group, pages, store in begun:
                 self._publish(group, pages, store)
+            # asked before room is made, because a handler that waits for room has to be told
             was_full = self._ring.is_full()
+            # when nobody looks at the slots any more: the handler may use them from now on
             self._ring.take(count)
             if was_full:
                 link.tell()

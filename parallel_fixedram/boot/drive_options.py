@@ -50,11 +50,11 @@ class _Place(NamedTuple):
     changes: _Changes
     """Changes to the option's properties that put an overlay there; None removes a property."""
     elsewhere: tuple[tuple[int, Pairs], ...] = ()
-    """Changes to other options, as in ``Drive.replaced``."""
+    """Changes to other options, as in ``DriveOption.replaced``."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Drive:
+class DriveOption:
     """One option, or two that belong together, by which QEMU opens an image for writing."""
 
     text: str
@@ -76,7 +76,7 @@ class Drive:
         }
 
 
-def drives_of(arguments: Sequence[str]) -> list[Drive]:
+def drives_of(arguments: Sequence[str]) -> list[DriveOption]:
     """The drives of a command line, which begins with the program.
 
     Raises:
@@ -102,11 +102,11 @@ def drives_of(arguments: Sequence[str]) -> list[Drive]:
     return drives + [_named(repr(arguments[each]), arguments[each], each) for each in left]
 
 
-def _named(text: str, name: str, position: int) -> Drive:
-    return Drive(text=text, path=_local(name), replaced=((position, None),))
+def _named(text: str, name: str, position: int) -> DriveOption:
+    return DriveOption(text=text, path=_local(name), replaced=((position, None),))
 
 
-def _drive(option: Option, pairs: Pairs, nodes: _Nodes, refusal: str) -> Iterator[Drive]:
+def _drive(option: Option, pairs: Pairs, nodes: _Nodes, refusal: str) -> Iterator[DriveOption]:
     """What ``-drive`` or ``-blockdev`` opens for writing, if anything; ``refusal`` is a known reason against
     overlays."""
     has, prefix = dict(pairs), _behind_filters(pairs)
@@ -125,7 +125,7 @@ def _drive(option: Option, pairs: Pairs, nodes: _Nodes, refusal: str) -> Iterato
     changes: dict[str, str | None] = {name: None for name in has if f"{name}.".startswith(f"{prefix}backing.")}
     changes |= {"driver": None, "format": "qcow2"} if legacy and not prefix else {f"{prefix}driver": "qcow2"}
     own = (option.position + 1, _changed(pairs, {**changes, **place.changes}))
-    yield Drive(text=str(option), path=place.path, replaced=(own, *place.elsewhere), refusal=refusal)
+    yield DriveOption(text=str(option), path=place.path, replaced=(own, *place.elsewhere), refusal=refusal)
 
 
 def _place(has: _Properties, prefix: str, driver: str, *, legacy: bool, nodes: _Nodes) -> _Place | None:

@@ -10,7 +10,7 @@ from support.cli import refused, run
 from support.puppet import Puppet
 from support.seccomp import install, refusing
 
-from parallel_fixedram.cli import limits, streams
+from parallel_fixedram.cli import process_limits, streams
 from parallel_fixedram.core.errors import HostError
 from parallel_fixedram.host.processes import forked
 
@@ -30,7 +30,7 @@ def limited(which, size):
     ],
 )
 def test_a_failure_names_the_limit_that_it_may_come_from(number, which, value, hint):
-    with Puppet(limits.limit_hint, first=limited(which, value)) as process:
+    with Puppet(process_limits.limit_hint, first=limited(which, value)) as process:
         assert process.call(number).startswith(hint)
         assert process.call(errno.EIO) == ""
 
@@ -41,7 +41,7 @@ def test_a_failure_names_the_limit_that_it_may_come_from(number, which, value, h
 def test_a_limit_that_is_not_set_is_not_named(number, which):
     if resource.getrlimit(which)[1] != resource.RLIM_INFINITY:
         pytest.skip("these tests run under that limit themselves")
-    with Puppet(limits.limit_hint, first=limited(which, resource.RLIM_INFINITY)) as process:
+    with Puppet(process_limits.limit_hint, first=limited(which, resource.RLIM_INFINITY)) as process:
         assert process.call(number) == ""
 
 

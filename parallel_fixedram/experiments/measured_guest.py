@@ -1,4 +1,4 @@
-"""Sources: the guest whose RAM the cases of a group save, one after the other."""
+"""The guest whose RAM the cases of a group save, one after the other."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Source:
+class MeasuredGuest:
     """A guest, and how others get at it."""
 
     ram: dict[str, str]
@@ -81,7 +81,7 @@ def _need_room(way: str, qemu: QemuSpec) -> None:
 
 
 @contextlib.contextmanager
-def open_source(case: Case, seed: int) -> Iterator[Source]:
+def open_source(case: Case, seed: int) -> Iterator[MeasuredGuest]:
     """The guest of a case, which lives until the block is left.
 
     Args:
@@ -96,7 +96,7 @@ def open_source(case: Case, seed: int) -> Iterator[Source]:
         _need_room(case.way, case.qemu)
         if case.qemu.domain:
             with LibvirtGuest(case.qemu, seed=seed) as domain:
-                yield Source(
+                yield MeasuredGuest(
                     ram={},
                     stands_still=domain.stands_still,
                     size=case.qemu.size,
@@ -105,7 +105,7 @@ def open_source(case: Case, seed: int) -> Iterator[Source]:
                 )
             return
         with QemuGuest(case.qemu, seed=seed) as qemu:
-            yield Source(
+            yield MeasuredGuest(
                 ram=qemu.shared_ram,
                 stands_still=qemu.stands_still,
                 size=case.qemu.size,
@@ -119,7 +119,7 @@ def open_source(case: Case, seed: int) -> Iterator[Source]:
     except HostError as error:
         raise tools.Missing(error.message) from error
     with guest:
-        yield Source(
+        yield MeasuredGuest(
             ram={RAM_IDSTR: f"/proc/{os.getpid()}/fd/{guest.memfd}"},
             stands_still=True,
             size=spec.size,
@@ -128,10 +128,10 @@ def open_source(case: Case, seed: int) -> Iterator[Source]:
         )
 
 
-def in_the_process(case: Case, seed: int) -> Source:
+def in_the_process(case: Case, seed: int) -> MeasuredGuest:
     """A built-in guest that the process which is measured starts itself, for each run anew."""
     spec = seeded(case, seed)
-    return Source(ram={}, stands_still=False, size=spec.size, data_bytes=case.data_bytes, spec=spec)
+    return MeasuredGuest(ram={}, stands_still=False, size=spec.size, data_bytes=case.data_bytes, spec=spec)
 
 
 def seeded(case: Case, seed: int) -> GuestSpec:

@@ -17,25 +17,24 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from parallel_fixedram.core.choice import WINDOW_PAGES_BUFFERED, WINDOW_PAGES_DIRECT
 from parallel_fixedram.core.errors import RequestError
+from parallel_fixedram.core.shards import WINDOW_PAGES, WINDOW_PAGES_DIRECT
 from parallel_fixedram.experiments.fit import Fit
 from parallel_fixedram.experiments.metrics import Metric, seconds
 from parallel_fixedram.experiments.results import CaseResult, RunSet
-from parallel_fixedram.experiments.shard_calls import Workload, first_pages, planned, random_pages
+from parallel_fixedram.experiments.shard_calls import PlannedWrites, first_pages, planned, random_pages
 from parallel_fixedram.experiments.simulate import Device, Host, simulate
 from parallel_fixedram.experiments.statistics import median
-from parallel_fixedram.machines.builtin.spec import GuestSpec
-from parallel_fixedram.machines.builtin.spec import Workload as GuestWorkload
+from parallel_fixedram.machines.builtin.spec import GuestSpec, Workload
 
 AUTO_GAP_PAGES = {True: 16, False: 0}
 """What is assumed of gap_pages=auto, direct and buffered, where no report says what was chosen."""
-WINDOW_PAGES_OF = {True: WINDOW_PAGES_DIRECT, False: WINDOW_PAGES_BUFFERED}
+WINDOW_PAGES_OF = {True: WINDOW_PAGES_DIRECT, False: WINDOW_PAGES}
 """The longest write, direct and buffered."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Point:
+class SimulatedPoint:
     """One number of channels."""
 
     channels: int
@@ -67,7 +66,7 @@ class Calibration:
     """Before the first page, of one channel; added to what was simulated."""
     device: Device
     host: Host
-    points: tuple[Point, ...]
+    points: tuple[SimulatedPoint, ...]
     """Ascending by channels."""
     notes: tuple[str, ...]
     """What was assumed or did not fit."""
@@ -124,7 +123,7 @@ def _calibrate(run_set: RunSet, name: str, cases: Sequence[CaseResult]) -> Calib
         channels = int(case.parameters["channels"])
         found = simulate(pages.workload(case), channels=channels, device=device, host=host)
         points.append(
-            Point(
+            SimulatedPoint(
                 channels=channels,
                 measured=median(seconds(case, metric)),
                 simulated=fixed + found.seconds,
@@ -179,7 +178,7 @@ class _Pages:
         self.notes = []
         if _chosen(one, "gap_pages") is None:
             self.notes.append(f"gap_pages=auto taken as {AUTO_GAP_PAGES[direct]}")
-        scattered = spec.workload is GuestWorkload.RANDOM
+        scattered = spec.workload is Workload.RANDOM
         choose = random_pages(spec.pages, spec.written_pages, spec.seed) if scattered else None
         self._data = choose or first_pages(spec.pages, spec.written_pages)
         self._dirty = self._data
@@ -190,7 +189,7 @@ class _Pages:
         if scattered or dirty:
             self.notes.append("which pages were written is drawn again, as many at random as there were")
 
-    def workload(self, case: CaseResult) -> Workload:
+    def workload(self, case: CaseResult) -> PlannedWrites:
         """The writes of a case of the series."""
         gap = _chosen(case, "gap_pages")
         return planned(

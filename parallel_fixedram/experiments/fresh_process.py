@@ -26,7 +26,7 @@ _WATCH_SECONDS = 0.005
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Order:
+class RunOrder:
     """What the process shall do."""
 
     way: str
@@ -59,7 +59,7 @@ class Order:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Answer:
+class RunAnswer:
     """What it did."""
 
     seconds: Mapping[str, Any]
@@ -77,17 +77,17 @@ class Answer:
 
 
 @dataclass(frozen=True, slots=True)
-class Done:
+class FinishedRun:
     """An answer, and what was seen from outside."""
 
-    answer: Answer
+    answer: RunAnswer
     wall: float
     """Seconds from start to end of the process."""
     private_bytes_peak: int
     """See results.Instrumented; 0 where nobody watched."""
 
 
-def carry_out(order: Order, *, watch: bool = False) -> Done:
+def carry_out(order: RunOrder, *, watch: bool = False) -> FinishedRun:
     """Have a fresh process do it.
 
     Args:
@@ -116,7 +116,7 @@ def carry_out(order: Order, *, watch: bool = False) -> Done:
         if process.poll() is None:
             process.kill()
         process.wait()
-    return Done(
+    return FinishedRun(
         _answer(said, complaint, process.returncode), time.perf_counter() - started, watcher.peak if watcher else 0
     )
 
@@ -154,7 +154,7 @@ def _bystanders(said: bytes) -> set[int]:
     return set(json.loads(first).get("bystanders", [])) if newline else set()
 
 
-def _answer(said: bytes, complaint: str, code: int) -> Answer:
+def _answer(said: bytes, complaint: str, code: int) -> RunAnswer:
     lines = said.splitlines()
     data = json.loads(lines[-1]) if said.endswith(b"\n") else {}
     if not data.keys() & {"seconds", "error"}:
@@ -162,7 +162,7 @@ def _answer(said: bytes, complaint: str, code: int) -> Answer:
         raise WorkerError(f"the process that measures ended with code {code}: {last[0]}")
     if error := data.get("error"):
         raise _raised(error)
-    return Answer(**data)
+    return RunAnswer(**data)
 
 
 def raised_to_json(error: FixedRamError) -> dict[str, Any]:
