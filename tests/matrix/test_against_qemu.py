@@ -13,12 +13,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from support.examples import thorough
+from support.examples import seed, thorough
+from support.fault_matrix import Count
 from support.mutants import Number, Template, mutant
 from support.qemu import QemuDied, QemuError, QemuProcess, Ram
 from support.qemu_tools import all_qemus, require_qemu, require_tool
 from support.second_reader import contents
-from support.stages import Count
 
 from parallel_fixedram.boot.incoming import check_machine
 from parallel_fixedram.core.errors import FixedRamError
@@ -29,7 +29,6 @@ from parallel_fixedram.machines.qemu.monitor import Monitor
 
 pytestmark = [pytest.mark.slow, pytest.mark.qemu]
 
-SEED = 20261129
 NUMBER = 3000 if thorough() else 150
 """Files of each kind: with one bit of a record or of a head that is another one, and altered in any way."""
 RAM = Ram(8 << 20, "memfd")
@@ -91,7 +90,7 @@ def altered(saved: Saved, draw: random.Random) -> Iterator[bytes]:
 def test_what_we_accept_a_stock_qemu_loads_to_the_same_bytes(saved: Saved, tmp_path: Path, count: Count) -> None:
     require_tool("prlimit")
     qemus, outcomes, wrong = list(all_qemus().values()), Counter[str](), list[str]()
-    for number, data in enumerate(altered(saved, random.Random(SEED))):
+    for number, data in enumerate(altered(saved, random.Random(seed()))):
         program = qemus[-1] if number % 6 == 0 else qemus[0]
         path = tmp_path / "file"
         path.write_bytes(data)

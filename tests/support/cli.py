@@ -17,6 +17,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Self
 
@@ -25,6 +26,7 @@ from support import prepared
 from support.leftovers import children
 
 from parallel_fixedram.cli.main import main
+from parallel_fixedram.host import linux
 
 SECONDS = 60.0
 """No command of a test takes longer, however busy the host is."""
@@ -331,6 +333,11 @@ def without_override() -> None:
         for capability in (_CAP_DAC_OVERRIDE, _CAP_DAC_READ_SEARCH):
             if libc.prctl(_PR_CAPBSET_DROP, capability, 0, 0, 0):
                 raise OSError(ctypes.get_errno(), "prctl")
+
+
+def dying_with_us() -> Callable[[], None]:
+    """For ``preexec_fn``: not even a killed test run leaves the process behind."""
+    return partial(linux.die_with_parent, signal.SIGKILL, os.getpid())
 
 
 def file_size_limit(size: int) -> Callable[[], None]:
