@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import random
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -78,19 +78,25 @@ def saved(tmp_path_factory: pytest.TempPathFactory) -> Saved:
     return Saved(machine, Template(data, numbers), heads, blocks[-1].next_offset, ram)
 
 
-def altered(saved: Saved, draw: random.Random) -> Iterator[bytes]:
-    for _ in range(NUMBER):
-        data, at = bytearray(saved.template.data), draw.choice(draw.choice(saved.heads))
-        data[at] ^= 1 << draw.randrange(8)
-        yield bytes(data)
-    for _ in range(NUMBER):
-        yield mutant(saved.template, draw.randbytes(1 + draw.randrange(12)), 2)
+def one_bit(saved: Saved, draw: random.Random) -> bytes:
+    data, at = bytearray(saved.template.data), draw.choice(draw.choice(saved.heads))
+    data[at] ^= 1 << draw.randrange(8)
+    return bytes(data)
 
 
-def test_what_we_accept_a_stock_qemu_loads_to_the_same_bytes(saved: Saved, tmp_path: Path, count: Count) -> None:
+def anything(saved: Saved, draw: random.Random) -> bytes:
+    return mutant(saved.template, draw.randbytes(1 + draw.randrange(12)), 2)
+
+
+@pytest.mark.parametrize("altered", [one_bit, anything])
+def test_what_we_accept_a_stock_qemu_loads_to_the_same_bytes(
+    saved: Saved, altered: Callable[[Saved, random.Random], bytes], tmp_path: Path, count: Count
+) -> None:
     require_tool("prlimit")
     qemus, outcomes, wrong = list(all_qemus().values()), Counter[str](), list[str]()
-    for number, data in enumerate(altered(saved, random.Random(seed()))):
+    draw = random.Random(f"{seed()} {altered.__name__}")
+    for number in range(NUMBER):
+        data = altered(saved, draw)
         program = qemus[-1] if number % 6 == 0 else qemus[0]
         path = tmp_path / "file"
         path.write_bytes(data)

@@ -12,6 +12,7 @@ import resource
 import select
 import signal
 import stat
+import struct
 import subprocess
 import sys
 import time
@@ -32,6 +33,7 @@ SECONDS = 60.0
 """No command of a test takes longer, however busy the host is."""
 
 _CAP_DAC_OVERRIDE, _CAP_DAC_READ_SEARCH = 1, 2  # linux/capability.h
+_CAPABILITY_VERSION_3 = 0x20080522
 _PR_CAPBSET_DROP = 24  # linux/prctl.h
 _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
@@ -333,6 +335,18 @@ def without_override() -> None:
         for capability in (_CAP_DAC_OVERRIDE, _CAP_DAC_READ_SEARCH):
             if libc.prctl(_PR_CAPBSET_DROP, capability, 0, 0, 0):
                 raise OSError(ctypes.get_errno(), "prctl")
+
+
+def lose_override() -> None:
+    """For ``prepare`` of a fork: file permissions bind root too from now on."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    header, sets = struct.pack("Ii", _CAPABILITY_VERSION_3, 0), ctypes.create_string_buffer(24)
+    if libc.capget(header, sets):
+        raise OSError(ctypes.get_errno(), "capget")
+    effective, *others = struct.unpack("6I", sets)
+    effective &= ~(1 << _CAP_DAC_OVERRIDE | 1 << _CAP_DAC_READ_SEARCH)
+    if libc.capset(header, struct.pack("6I", effective, *others)):
+        raise OSError(ctypes.get_errno(), "capset")
 
 
 def dying_with_us() -> Callable[[], None]:
