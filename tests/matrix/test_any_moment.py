@@ -23,7 +23,7 @@ from unittest import mock
 import pytest
 from support import faults
 from support.examples import seed, thorough
-from support.fault_matrix import Count, Took
+from support.fault_matrix import RUNS_ON, Count, Took
 from support.faults import Call, Forked, Kill, Run, Stop
 from support.qemu import QemuProcess, Ram, boot_from, require_qemu
 from support.qemu_saved import assert_as_written
@@ -45,7 +45,6 @@ STOPPED = "a process is stopped at any call of its own"
 AT_ANY_TIME = "a process is killed at a random time"
 ONE_IN = {"running, behind a prefix": 1, "a snapshot": 3, "snapshot": 12, "compare": 8}
 """By way to save, of a process's calls but the first three, at how many it is killed; at all with `make soak`."""
-RUNS_ON = "a guest runs on by itself after a kill"
 RUNS_ON_SECONDS = 30.0
 """The promise is one second, a busy test machine gets more; the longest time is told."""
 FIRST, END = 1 << 20, 8 << 20

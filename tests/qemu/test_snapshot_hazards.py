@@ -41,6 +41,8 @@ from parallel_fixedram.image.draft import Draft
 from parallel_fixedram.machines.qemu.machine import QemuMachine
 from parallel_fixedram.machines.qemu.monitor import Monitor
 
+pytestmark = pytest.mark.usefixtures("nothing_is_left")
+
 MIB = 1 << 20
 LONG = 20.0
 FEW = 4

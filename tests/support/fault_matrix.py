@@ -11,6 +11,7 @@ import pytest
 from support.examples import seed
 from support.leftovers import nothing_left
 
+RUNS_ON = "a guest runs on by itself after a kill"
 ROW = "row of the fault matrix"
 LONGEST = "longest, seconds"
 

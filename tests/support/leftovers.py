@@ -75,8 +75,9 @@ def changed(before: Found, now: Found) -> str:
 
 
 def own() -> Found:
-    """Of this process."""
-    return {"descriptors": descriptors(), "children": children()}
+    """Of this process; not tests' own server, nor what it is spoken to by."""
+    opened = {each for each in descriptors() if each[0] != str(prepared.socket_number())}
+    return {"descriptors": opened, "children": children()}
 
 
 def family() -> Found:
@@ -91,14 +92,26 @@ def family() -> Found:
 
 
 def files() -> Found:
-    """What has a name; mounts, /dev/shm and temporary files only where they are nobody else's (``be_alone``)."""
+    """What has a name; mounts, /dev/shm and temporary files only where they are nobody else's (``be_alone``).
+
+    A link to a run folder that is gone is nothing: whoever looks for run folders next removes it.
+    """
     mounts, temporary = _alone["mounts"], _alone["temporary files"]
     return {
-        "mounts": set(Path("/proc/self/mountinfo").read_text().splitlines()) if mounts else set(),
+        "mounts": _mounts() if mounts else set(),
         "shared memory": set(os.listdir("/dev/shm")) if mounts else set(),
         "temporary files": set(os.listdir(tempfile.gettempdir())) if temporary else set(),
-        "run folders": set(os.listdir(os.environ["XDG_RUNTIME_DIR"])),
+        "run folders": {each.name for each in Path(os.environ["XDG_RUNTIME_DIR"]).iterdir() if each.exists()},
     }
+
+
+def _mounts() -> set[object]:
+    """What is mounted where; not how, which changes when the power fails."""
+    found = set[object]()
+    for line in Path("/proc/self/mountinfo").read_text().splitlines():
+        mount, _, source = line.partition(" - ")
+        found.add((*mount.split()[:5], *source.split()[:2]))
+    return found
 
 
 def of_qemu(guest: QemuProcess) -> Found:
