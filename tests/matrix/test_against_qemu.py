@@ -100,7 +100,7 @@ def test_what_we_accept_a_stock_qemu_loads_to_the_same_bytes(
         program = qemus[-1] if number % 6 == 0 else qemus[0]
         path = tmp_path / "file"
         path.write_bytes(data)
-        ours, theirs = outcome(program, path, saved, data)
+        ours, theirs = outcome(program, RAM, path, saved, data)
         outcomes[f"{ours}, {theirs}"] += 1
         if not (ours == "refused" or theirs == "loaded" or (theirs == "refused" and changed_outside(data, saved))):
             wrong.append(f"{number}: {ours} by us, {theirs} by {program}")
@@ -109,15 +109,27 @@ def test_what_we_accept_a_stock_qemu_loads_to_the_same_bytes(
         count(f"{each.replace(', ', ' by us, ')} by QEMU", times)
 
 
+@pytest.mark.parametrize("size", [4 << 20, 16 << 20])
+def test_a_guest_of_another_size_is_not_given_a_file(saved: Saved, size: int, tmp_path: Path, count: Count) -> None:
+    """QEMU itself loads 8 MiB into 16 without a word."""
+    require_tool("prlimit")
+    path = tmp_path / "file"
+    path.write_bytes(saved.template.data)
+    for program in all_qemus().values():
+        ours, theirs = outcome(program, Ram(size, RAM.backend), path, saved, saved.template.data)
+        assert ours == "refused", f"{theirs} by {program}"
+        count(f"a guest of another size: {theirs} by QEMU", 1)
+
+
 def changed_outside(data: bytes, saved: Saved) -> bool:
     """Whether it is device state that is another one: what of it QEMU takes, nobody else knows."""
     return data[saved.outside :] != saved.template.data[saved.outside :]
 
 
-def outcome(program: str, path: Path, saved: Saved, data: bytes) -> tuple[str, str]:
-    """What we make of a file, and what a QEMU makes of it that waits for that guest."""
+def outcome(program: str, ram: Ram, path: Path, saved: Saved, data: bytes) -> tuple[str, str]:
+    """What we make of a file, and what a QEMU makes of it that waits for a guest with that RAM."""
     wrapper = ["prlimit", f"--as={MOST_MEMORY}"]
-    with QemuProcess(ram=RAM, machine=saved.machine, program=program, incoming=True, wrapper=wrapper) as qemu:
+    with QemuProcess(ram=ram, machine=saved.machine, program=program, incoming=True, wrapper=wrapper) as qemu:
         blocks = accepted(path, qemu)
         ours = "accepted" if blocks else "refused"
         before = {each.name: qemu.read_block(each.name) for each in qemu.ramblocks()}
@@ -135,6 +147,8 @@ def outcome(program: str, path: Path, saved: Saved, data: bytes) -> tuple[str, s
 
 def holds(found: bytes, wanted: bytes, before: bytes) -> bool:
     """Whether a block is what a file says; a page that it has not is zero, or what the QEMU had put there."""
+    if len(found) != len(wanted):
+        return False
     for at in range(0, len(wanted), PAGE):
         page = wanted[at : at + PAGE]
         if found[at : at + PAGE] != page and (any(page) or found[at : at + PAGE] != before[at : at + PAGE]):
