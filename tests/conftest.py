@@ -14,8 +14,11 @@ from typing import Any, Protocol
 import pytest
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis.strategies import none
+from support.fault_matrix import count, nothing_is_left, pytest_terminal_summary, took
 from support.models import FOUR_PAY, ToldCosts
 from support.refusing import Refuse, refuse_with
+
+__all__ = ["count", "nothing_is_left", "pytest_terminal_summary", "took"]
 
 for name, examples in (("repeatable", 25), ("quick", 6), ("soak", 500)):  # as `make test-fast` and `make soak` ask for
     settings.register_profile(

@@ -12,9 +12,9 @@ import psutil
 from parallel_fixedram.core.errors import MachineError
 from parallel_fixedram.experiments.cases import BOOTS
 from parallel_fixedram.experiments.guest_work import Counter, GuestWatch, GuestWork, counter_of, shared_counter
+from parallel_fixedram.experiments.measured_guest import MeasuredGuest
 from parallel_fixedram.experiments.qemu_guest import QemuGuest
 from parallel_fixedram.experiments.results import Watch
-from parallel_fixedram.experiments.measured_guest import MeasuredGuest
 from parallel_fixedram.experiments.ways.saved_file import saved_file
 from parallel_fixedram.experiments.ways.table import TABLE
 from parallel_fixedram.experiments.ways.way import Measured, Run, Stretch

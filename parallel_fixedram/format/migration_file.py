@@ -84,7 +84,7 @@ def parse(read: ReadAt, size: int, base: int = 0, data_end: int | None = None) -
     found_trailer = trailer_reader.read_trailer(read, end) if trailer_reader.has_trailer(read, end) else None
     if found_trailer:
         cursor.end = end = found_trailer.offset
-    walk = Walk(cursor, page_size, configuration, base, description_end=end)
+    walk = Walk(cursor, page_size, configuration, base, content_end=end)
     walk.run()
     if walk.blocks is None:
         raise FormatError("no ram section in the stream", offset=cursor.offset)

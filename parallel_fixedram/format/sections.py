@@ -27,7 +27,7 @@ _SCAN_CHUNK = 1 << 20
 
 
 class Walk:
-    """Walks the sections of a stream, from the configuration to the end mark."""
+    """Walks a stream's sections up to the end mark. None ends behind ``content_end``: there are only zeros."""
 
     def __init__(
         self,
@@ -36,10 +36,10 @@ class Walk:
         configuration: Configuration,
         base: int = 0,
         *,
-        description_end: int | None = None,
+        content_end: int | None = None,
     ) -> None:
         self.cursor = cursor
-        self.description_end = cursor.end if description_end is None else description_end
+        self.content_end = cursor.end if content_end is None else content_end
         self.page_size = page_size
         self.base = base
         self.has_address = IGNORE_SHARED in configuration.capabilities
@@ -133,7 +133,7 @@ class Walk:
         """Skip a body by its length in the VM description, or else up to its footer."""
         cursor, body = self.cursor, self.cursor.offset
         if self.lengths is None and self.blocks is not None:
-            self.lengths = vmdesc.section_lengths(cursor.read_at, body, self.description_end)
+            self.lengths = vmdesc.section_lengths(cursor.read_at, body, self.content_end)
         known = (self.lengths or {}).get((name, instance_id))
         length = known.popleft() if known else -1
         if 0 <= length <= cursor.end - body:
@@ -148,7 +148,7 @@ class Walk:
     def _skip_body(self, section_id: int) -> None:
         cursor, footer = self.cursor, stream.pack_footer(section_id)
         body = cursor.offset
-        for hit in _find(cursor, footer):
+        for hit in _find(cursor, footer, self.content_end):
             if hit - body > MAX_BODY:
                 break
             cursor.offset = hit + len(footer)
@@ -177,11 +177,14 @@ class Walk:
         return section_id not in self.names and bool(name) and name.isascii() and name.isprintable()
 
 
-def _find(cursor: Cursor, pattern: bytes) -> Iterator[int]:
-    """Offsets of ``pattern`` from the cursor on, ascending. The caller may move the cursor between two of them."""
+def _find(cursor: Cursor, pattern: bytes, end: int) -> Iterator[int]:
+    """Offsets of ``pattern`` from the cursor on, ascending, up to about ``end``.
+
+    The caller may move the cursor between two of them.
+    """
     search = re.compile(re.escape(pattern)).search  # bytes.find is up to 40 times slower on zeros
     start, wanted = cursor.offset, _SCAN_FIRST
-    while True:
+    while start < end:
         cursor.offset = start
         chunk = cursor.peek(wanted)
         if len(chunk) < len(pattern):

@@ -70,10 +70,12 @@ class Cursor:
 
     def peek(self, length: int) -> bytes:
         """Up to ``length`` bytes from here, without moving."""
-        length = min(length, max(self.end - self.offset, 0))
+        left = self.end - self.offset
+        if length > left:
+            length = max(left, 0)
         start = self.offset - self._buffer_offset
-        if not 0 <= start <= start + length <= len(self._buffer):
-            wanted = max(min(max(length, _READ_AHEAD), self.end - self.offset), 0)
+        if start < 0 or start + length > len(self._buffer):
+            wanted = max(min(max(length, _READ_AHEAD), left), 0)
             self._buffer, self._buffer_offset, start = self.read_at(self.offset, wanted), self.offset, 0
         return self._buffer[start : start + length]
 

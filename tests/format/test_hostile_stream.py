@@ -124,6 +124,20 @@ def test_a_body_full_of_false_footers_is_read_once():
     assert work_of(made) < 3 * len(made.data)
 
 
+def test_the_end_of_a_section_is_not_looked_for_in_the_hole_behind_a_file():
+    made = EMPTY.data + section_bytes(4, 9, b"\1a", 0, 0)
+    size, asked = 1 << 34, []
+
+    def read(offset, length):
+        length = min(length, size - offset)
+        asked.append(length)
+        return made[offset : offset + length].ljust(length, b"\0")
+
+    with pytest.raises(FormatError, match="its footer is missing"):
+        parse(read, size, data_end=len(made))
+    assert sum(asked) < 3 * len(made) + MIB
+
+
 def test_a_file_that_shrinks_while_it_is_read_is_refused_at_once():
     made, asked = EMPTY.data + section_bytes(4, 9, b"\1a", 0, 0), []
 

@@ -20,10 +20,12 @@ import pytest
 from support import faults
 from support.disks_of_guests import ManyDisks, make_images, numbers, read, write
 from support.examples import thorough
+from support.fault_matrix import Count
 from support.faults import Decide, Fail, Kill, Run, Shorten
+from support.leftovers import files, nothing_left
 from support.prepared_file import Prepared
 from support.qemu import QemuProcess, Ram, boot_from, require_qemu
-from support.stages import Count, in_turn, leaving_nothing
+from support.stages import in_turn, leaving_nothing
 
 import parallel_fixedram
 from parallel_fixedram.boot.run_folder import PREFIX, RunFolder, new_record
@@ -51,7 +53,8 @@ def folder() -> Iterator[Path]:
 
 def run(folder: Path, action: Callable[[], object], decide: Decide) -> Run:
     """Run under faults; whatever they are, the end is an orderly one, and nothing is left."""
-    found = faults.run(lambda: leaving_nothing(action), under=str(folder), decide=decide)
+    with nothing_left(files, seconds=0):
+        found = faults.run(lambda: leaving_nothing(action), under=str(folder), decide=decide)
     assert not found.hung, found.faults
     assert found.orphans == (), found.faults
     assert found.stderr == "", (found.faults, found.stderr)

@@ -16,9 +16,10 @@ import pytest
 from support.crash_states import Base, Cut, cuts
 from support.cut_disk import CutDisk, loop_device
 from support.examples import seed, thorough
+from support.fault_matrix import Count
 from support.prepared_file import Prepared
 from support.served_disk import Log, ServedDisk, served_disk
-from support.stages import MAIN_WAYS, WAYS, Count, Stage
+from support.stages import MAIN_WAYS, WAYS, Stage
 
 pytestmark = [pytest.mark.slow, pytest.mark.skipif(os.geteuid() != 0, reason="only root can mount a file system")]
 

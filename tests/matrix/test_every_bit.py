@@ -13,9 +13,9 @@ from pathlib import Path
 import pytest
 from support import saving
 from support.examples import thorough
+from support.fault_matrix import Count
 from support.libvirt_images import libvirt_head, put_behind
 from support.pictures import draw
-from support.stages import Count
 
 import parallel_fixedram
 from parallel_fixedram.core.errors import FormatError

@@ -22,9 +22,10 @@ from pathlib import Path
 import pytest
 from support import faults
 from support.examples import thorough
+from support.fault_matrix import Count
 from support.faults import Decide, Fail, Kill, Run, Shorten
 from support.scarce import with_descriptors
-from support.stages import MAIN_WAYS, UNLINKS, WAYS, Count, Stage, Way, at_each_call, in_turn
+from support.stages import MAIN_WAYS, UNLINKS, WAYS, Stage, Way, at_each_call, in_turn
 
 import parallel_fixedram
 from parallel_fixedram.cli.main import main

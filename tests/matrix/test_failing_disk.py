@@ -13,10 +13,10 @@ from pathlib import Path
 
 import pytest
 from support.cli import Result, call
+from support.fault_matrix import Count
 from support.faults import Forked, Moment, before, behind
 from support.pictures import draw
 from support.served_disk import ServedDisk, served_disk
-from support.stages import Count
 
 import parallel_fixedram
 from parallel_fixedram.host.files.channel import FileChannel

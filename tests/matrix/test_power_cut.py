@@ -12,8 +12,9 @@ import pytest
 from support import faults
 from support.cut_disk import CutDisk, cut_disk
 from support.examples import unless_thorough
+from support.fault_matrix import Count
 from support.faults import Call, Kill, Run
-from support.stages import MAIN_WAYS, WAYS, Count, Stage
+from support.stages import MAIN_WAYS, WAYS, Stage
 
 REASON = faults.why_not() or ("" if os.geteuid() == 0 else "only root can mount a file system")
 pytestmark = [pytest.mark.slow, pytest.mark.skipif(bool(REASON), reason=REASON)]

@@ -14,9 +14,9 @@ from pathlib import Path
 import pytest
 from support.cli import Result, call
 from support.cut_disk import CutDisk, cut_disk, keep_mounts_to_ourselves
+from support.fault_matrix import Count
 from support.faults import Forked
 from support.pictures import draw
-from support.stages import Count
 from support.tight_memory import Group, group
 
 import parallel_fixedram

@@ -14,8 +14,9 @@ import pytest
 from support import faults
 from support.damage import flip
 from support.examples import seed, thorough
+from support.fault_matrix import Count
 from support.faults import Call, Decide, Lie, Run
-from support.stages import WAYS, Count, Stage, in_turn
+from support.stages import WAYS, Stage, in_turn
 
 import parallel_fixedram
 from parallel_fixedram.core.errors import FormatError, HostError

@@ -11,8 +11,9 @@ from collections.abc import Iterator
 import pytest
 from support import faults
 from support.examples import seed, thorough
+from support.fault_matrix import Count
 from support.faults import Fail
-from support.stages import UNLINKS, WAYS, Count, Stage
+from support.stages import UNLINKS, WAYS, Stage
 
 from parallel_fixedram.core.errors import DurabilityError
 

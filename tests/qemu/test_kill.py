@@ -16,6 +16,7 @@ from support import faults
 from support.cli import Result, done, part_of, refused
 from support.examples import in_turn, thorough, unless_thorough
 from support.fake_qmp import line
+from support.fault_matrix import RUNS_ON, Took
 from support.faults import Call, Forked, Kill, Run, before, behind
 from support.qemu import QemuProcess, Ram, boot_from
 
@@ -33,6 +34,8 @@ from parallel_fixedram.image import ending
 from parallel_fixedram.image.draft import Draft
 from parallel_fixedram.machines.qemu.device_state import DeviceState
 from parallel_fixedram.machines.qemu.monitor import Monitor
+
+pytestmark = pytest.mark.usefixtures("nothing_is_left")
 
 MIB = 1 << 20
 PATIENCE_SECONDS = 60.0
@@ -154,13 +157,13 @@ def writes_and_dies(data: bytes) -> Callable[..., None]:
     return act
 
 
-def check_goes_on(guest: QemuProcess, running: Forked, record: Callable[[str, object], None]) -> None:
+def check_goes_on(guest: QemuProcess, running: Forked, took: Took) -> None:
     """The command was killed: the guest runs, and nobody is left."""
     code = running.finish().code
     seconds = seconds_until_it_runs(guest, running.acted)
     assert code == -signal.SIGKILL
     assert running.left() == []
-    record("milliseconds", round(seconds * 1000, 1))
+    took(RUNS_ON, seconds)
 
 
 def check_next_save(guest: QemuProcess, file: Path) -> None:
@@ -170,12 +173,10 @@ def check_next_save(guest: QemuProcess, file: Path) -> None:
 
 
 @pytest.mark.parametrize("step", STEPS)
-def test_killed_at_any_step(
-    guest: QemuProcess, tmp_path: Path, step: str, record_property: Callable[[str, object], None]
-) -> None:
+def test_killed_at_any_step(guest: QemuProcess, tmp_path: Path, step: str, took: Took) -> None:
     file = tmp_path / "vm.mr"
     with saving(guest, file, "--direct-io", "off", moment=STEPS[step], act=sends_itself(signal.SIGKILL)) as running:
-        check_goes_on(guest, running, record_property)
+        check_goes_on(guest, running, took)
 
     assert os.listdir(tmp_path) == ([] if step in NO_FILE else [file.name if step in RENAMED else part_of(file).name])
     if step in RENAMED:
@@ -185,9 +186,7 @@ def test_killed_at_any_step(
 
 
 @pytest.mark.parametrize("step", PAST_THE_CACHE)
-def test_killed_at_any_step_past_the_page_cache(
-    guest: QemuProcess, tmp_path: Path, step: str, record_property: Callable[[str, object], None]
-) -> None:
+def test_killed_at_any_step_past_the_page_cache(guest: QemuProcess, tmp_path: Path, step: str, took: Took) -> None:
     file = tmp_path / "vm.mr"
     try:
         os.close(os.open(file, os.O_CREAT | os.O_WRONLY | os.O_DIRECT))
@@ -196,7 +195,7 @@ def test_killed_at_any_step_past_the_page_cache(
     finally:
         file.unlink(missing_ok=True)
     with saving(guest, file, "--direct-io", "on", moment=STEPS[step], act=sends_itself(signal.SIGKILL)) as running:
-        check_goes_on(guest, running, record_property)
+        check_goes_on(guest, running, took)
     assert os.listdir(tmp_path) == [part_of(file).name]
     check_next_save(guest, file)
 
@@ -205,22 +204,22 @@ def test_killed_at_any_step_past_the_page_cache(
     "written", [b'{"exec', b'{"execute": "stop"', line({"execute": "stop", "id": "x"}), line({"execute": "stop"}) * 2]
 )
 def test_killed_when_a_part_of_the_request_to_stop_is_on_the_wire(
-    guest: QemuProcess, tmp_path: Path, written: bytes, record_property: Callable[[str, object], None]
+    guest: QemuProcess, tmp_path: Path, written: bytes, took: Took
 ) -> None:
     file = tmp_path / "vm.mr"
     moment = before(Monitor, "execute", "stop")
     with saving(guest, file, moment=moment, act=writes_and_dies(written)) as running:
-        check_goes_on(guest, running, record_property)
+        check_goes_on(guest, running, took)
     check_next_save(guest, file)
 
 
 def test_killed_when_a_part_of_the_request_to_go_on_is_on_the_wire(
-    guest: QemuProcess, tmp_path: Path, record_property: Callable[[str, object], None]
+    guest: QemuProcess, tmp_path: Path, took: Took
 ) -> None:
     file = tmp_path / "vm.mr"
     moment = before(Monitor, "execute", "cont")
     with saving(guest, file, moment=moment, act=writes_and_dies(b'{"execute": "con')) as running:
-        check_goes_on(guest, running, record_property)
+        check_goes_on(guest, running, took)
     check_next_save(guest, file)
 
 

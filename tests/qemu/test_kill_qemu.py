@@ -28,6 +28,8 @@ from parallel_fixedram.machines.qemu import discovery, fdset
 from parallel_fixedram.machines.qemu.machine import QemuMachine
 from parallel_fixedram.machines.qemu.monitor import Monitor
 
+pytestmark = pytest.mark.usefixtures("nothing_is_left")
+
 MIB = 1 << 20
 SHORT = 0.3
 STATE = "xen-save-devices-state"

@@ -40,6 +40,8 @@ from parallel_fixedram.experiments.boot_sector import boot_image
 from parallel_fixedram.host.memory import ksm
 from parallel_fixedram.image.draft import Draft
 
+pytestmark = pytest.mark.usefixtures("nothing_is_left")
+
 MIB = 1 << 20
 LONG = 20.0
 FEW = 4

@@ -12,11 +12,13 @@ import resource
 import select
 import signal
 import stat
+import struct
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Self
 
@@ -26,6 +28,7 @@ from support.leftovers import children
 from support.qemu_tools import with_own_mounts
 
 from parallel_fixedram.cli.main import main
+from parallel_fixedram.host import linux
 
 SECONDS = 60.0
 """No command of a test takes longer, however busy the host is."""
@@ -33,6 +36,7 @@ GONE_SECONDS = 2.0
 """How long the workers of a dead coordinator may take to go; the promise is 0.1 s, a busy test machine gets more."""
 
 _CAP_DAC_OVERRIDE, _CAP_DAC_READ_SEARCH = 1, 2  # linux/capability.h
+_CAPABILITY_VERSION_3 = 0x20080522
 _PR_CAPBSET_DROP = 24  # linux/prctl.h
 _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
@@ -346,6 +350,23 @@ def without_override() -> None:
         for capability in (_CAP_DAC_OVERRIDE, _CAP_DAC_READ_SEARCH):
             if libc.prctl(_PR_CAPBSET_DROP, capability, 0, 0, 0):
                 raise OSError(ctypes.get_errno(), "prctl")
+
+
+def lose_override() -> None:
+    """For ``prepare`` of a fork: file permissions bind root too from now on."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    header, sets = struct.pack("Ii", _CAPABILITY_VERSION_3, 0), ctypes.create_string_buffer(24)
+    if libc.capget(header, sets):
+        raise OSError(ctypes.get_errno(), "capget")
+    effective, *others = struct.unpack("6I", sets)
+    effective &= ~(1 << _CAP_DAC_OVERRIDE | 1 << _CAP_DAC_READ_SEARCH)
+    if libc.capset(header, struct.pack("6I", effective, *others)):
+        raise OSError(ctypes.get_errno(), "capset")
+
+
+def dying_with_us() -> Callable[[], None]:
+    """For ``preexec_fn``: not even a killed test run leaves the process behind."""
+    return partial(linux.die_with_parent, signal.SIGKILL, os.getpid())
 
 
 def file_size_limit(size: int) -> Callable[[], None]:

@@ -15,7 +15,7 @@ from collections.abc import Callable
 from tempfile import TemporaryDirectory
 from typing import Any, TypeVar
 
-from support.leftovers import children, descriptors
+from support.leftovers import changed, own
 
 T = TypeVar("T")
 Noted = Callable[[bytes], None]
@@ -73,12 +73,12 @@ def limited(work: Callable[[Noted], T], *, seconds: int, memory: int = MOST_MEMO
 
 def _done(work: Callable[[Noted], T], noted: Noted) -> tuple[str, Any]:
     """What went wrong, and what was returned."""
-    before = descriptors()
+    before = own()
     with TemporaryDirectory() as folder:
         tempfile.tempdir = folder
         try:
             value = work(noted)
         except BaseException:
             return traceback.format_exc(), None
-        left = {"open": descriptors() - before, "running": children(), "there": os.listdir(folder)}
-    return ", ".join(f"left {what}: {found}" for what, found in left.items() if found), value
+        there = os.listdir(folder)
+        return "; ".join(filter(None, [changed(before, own()), f"left files: {there}" * bool(there)])), value

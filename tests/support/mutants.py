@@ -59,12 +59,17 @@ class Script:
     def more(self) -> bool:
         return self._at < len(self._data)
 
+    def byte(self) -> int:
+        at = self._at
+        self._at += 1
+        return self._data[at] if at < len(self._data) else 0
+
     def number(self, width: int) -> int:
         self._at += width
         return int.from_bytes(self._data[self._at - width : self._at], "big")
 
     def signed(self) -> int:
-        return (self.number(1) ^ 0x80) - 0x80
+        return (self.byte() ^ 0x80) - 0x80
 
     def take(self, length: int) -> bytes:
         self._at += length
@@ -81,7 +86,7 @@ def mutant(template: Template, script: bytes, most_edits: int = 8) -> bytes:
     for _ in range(most_edits):
         if not steps.more:
             break
-        _EDITS[steps.number(1) % len(_EDITS)](data, template, steps)
+        _EDITS[steps.byte() % len(_EDITS)](data, template, steps)
     return bytes(data)
 
 
@@ -92,7 +97,7 @@ def _set_number(data: bytearray, template: Template, steps: Script) -> None:
     end = number.offset + number.width
     old = int.from_bytes(data[number.offset : end], number.order)
     bits = 8 * number.width
-    match steps.number(1) % 9:
+    match steps.byte() % 9:
         case 0:
             new = steps.number(number.width)
         case 1:
@@ -102,9 +107,9 @@ def _set_number(data: bytearray, template: Template, steps: Script) -> None:
         case 3:
             new = old + steps.signed()
         case 4:
-            new = (1 << steps.number(1) % bits) + steps.signed()
+            new = (1 << steps.byte() % bits) + steps.signed()
         case 5:
-            new = old ^ 1 << steps.number(1) % bits
+            new = old ^ 1 << steps.byte() % bits
         case 6:
             new = len(data) + steps.signed()
         case 7:
@@ -123,9 +128,9 @@ def _set_counted(data: bytearray, template: Template, steps: Script) -> None:
     length = int.from_bytes(data[number.offset : start], number.order)
     if start + length > len(data):
         return
-    new = _token_or_bytes(steps) * (1 + steps.number(1) % 4)
+    new = _token_or_bytes(steps) * (1 + steps.byte() % 4)
     at = start + steps.number(2) % (length + 1)
-    end = min(at + steps.number(1), start + length)
+    end = min(at + steps.byte(), start + length)
     data[at:end] = new
     length += len(new) - (end - at)
     data[number.offset : start] = (length & (1 << 8 * number.width) - 1).to_bytes(number.width, number.order)
@@ -133,7 +138,7 @@ def _set_counted(data: bytearray, template: Template, steps: Script) -> None:
 
 def _flip(data: bytearray, template: Template, steps: Script) -> None:
     if (at := steps.place(data)) < len(data):
-        data[at] ^= 1 << steps.number(1) % 8
+        data[at] ^= 1 << steps.byte() % 8
 
 
 def _overwrite(data: bytearray, template: Template, steps: Script) -> None:
@@ -148,12 +153,12 @@ def _insert(data: bytearray, template: Template, steps: Script) -> None:
 
 def _delete(data: bytearray, template: Template, steps: Script) -> None:
     at = steps.place(data)
-    del data[at : at + steps.number(1) + 1]
+    del data[at : at + steps.byte() + 1]
 
 
 def _copy(data: bytearray, template: Template, steps: Script) -> None:
     """A piece stands in another place too."""
-    source, target, length = steps.place(data), steps.place(data), steps.number(1) + 1
+    source, target, length = steps.place(data), steps.place(data), steps.byte() + 1
     data[target : target + length] = data[source : source + length]
 
 
@@ -163,7 +168,7 @@ def _cut(data: bytearray, template: Template, steps: Script) -> None:
 
 def _lengthen(data: bytearray, template: Template, steps: Script) -> None:
     """Zeros, or something else, behind all there is."""
-    data += bytes(steps.number(2) % (3 * PAGE)) + steps.take(steps.number(1) % 8)
+    data += bytes(steps.number(2) % (3 * PAGE)) + steps.take(steps.byte() % 8)
 
 
 _EDITS: Sequence[Callable[[bytearray, Template, Script], None]] = (
@@ -177,7 +182,7 @@ def _number(template: Template, steps: Script) -> Number | None:
 
 
 def _token_or_bytes(steps: Script) -> bytes:
-    which = steps.number(1)
+    which = steps.byte()
     return TOKENS[which % len(TOKENS)] if which >= 64 else steps.take(which % 16 + 1)
 
 
@@ -226,8 +231,8 @@ def _changed(value: Any, steps: Script) -> Any:
     places = list(_places(value))
     holder, key = places[steps.number(2) % len(places)] if places else (None, None)
     if holder is None:
-        return deepcopy(VALUES[steps.number(1) % len(VALUES)])
-    match steps.number(1) % 8:
+        return deepcopy(VALUES[steps.byte() % len(VALUES)])
+    match steps.byte() % 8:
         case 0:
             del holder[key]
         case 1 if isinstance(holder, list):
@@ -238,14 +243,14 @@ def _changed(value: Any, steps: Script) -> Any:
             other, at = places[steps.number(2) % len(places)]
             holder[key] = json.loads(json.dumps(other[at]))
         case 4 if type(holder[key]) is int:
-            holder[key] = 1 << steps.number(1) % 70
+            holder[key] = 1 << steps.byte() % 70
         case 4 | 5 if isinstance(holder[key], str):
             text = bytearray(holder[key], "latin-1", "replace")
-            at = steps.number(1) % (len(text) + 1)
-            text[at : at + steps.number(1) % 3] = steps.take(steps.number(1) % 3)
+            at = steps.byte() % (len(text) + 1)
+            text[at : at + steps.byte() % 3] = steps.take(steps.byte() % 3)
             holder[key] = text.decode("latin-1")
         case _:
-            holder[key] = deepcopy(VALUES[steps.number(1) % len(VALUES)])
+            holder[key] = deepcopy(VALUES[steps.byte() % len(VALUES)])
     return value
 
 

@@ -12,6 +12,7 @@ import struct
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import takewhile
+from pathlib import Path
 from typing import Any
 from xml.dom import Node, expatbuilder
 from xml.dom.minidom import Text
@@ -43,6 +44,9 @@ from parallel_fixedram.format.migration_file import parse, read_clone_blocks
 from parallel_fixedram.format.qcow2 import HEAD_BYTES, backing_file
 from parallel_fixedram.format.stream import Cursor
 
+CORPUS = Path(__file__).parents[1] / "matrix" / "corpus"
+LONGEST = 48
+"""Bytes of a script."""
 M = Block(name="m", picture="A0C." * 17)
 BIOS = Block(name="pc.bios", picture="B")
 CONFIG = Section(name="globalstate", body=struct.pack(">I32s", 8, b"running") + bytes(68))
@@ -242,3 +246,8 @@ PARSERS = {
     "VM description": _of_json(_description, DESCRIPTION),
     "qcow2": _of_bytes(_qcow2, [Template(_QCOW2, [Number(4, 4), Number(8, 8), Number(16, 4)])]),
 }
+
+
+def kept(parser: str) -> list[bytes]:
+    """Inputs that once reached a branch that no other did, a line each."""
+    return [bytes.fromhex(line) for line in (CORPUS / f"{parser.replace(' ', '-')}.txt").read_text().split()]

@@ -185,6 +185,10 @@ class _Server:
         assert answer, "the server has ended"
         return int(answer)
 
+    def fileno(self) -> int:
+        """The descriptor by which it is asked."""
+        return self._socket.fileno()
+
     def close(self) -> None:
         """End the server, not what it has started."""
         self._socket.close()
@@ -199,6 +203,11 @@ def _server() -> _Server:
 def server() -> int | None:
     """The process id of the server, if there is one already."""
     return _server().process.pid if _server.cache_info().currsize else None
+
+
+def socket_number() -> int | None:
+    """The descriptor by which the server is asked, if there is one already."""
+    return _server().fileno() if _server.cache_info().currsize else None
 
 
 # --- in the server

@@ -77,7 +77,7 @@ def differences(one: dict[str, bytes], other: dict[str, bytes]) -> dict[str, lis
     return found
 
 
-def assert_one_instant(ram: bytes, first: int = 1 << 20, end: int = 40 << 20) -> None:
+def assert_one_instant(ram: bytes | bytearray, first: int = 1 << 20, end: int = 40 << 20) -> None:
     """Hold the RAM of the boot-sector guest against its promise: only pages before some page are one round ahead."""
     numbers = np.arange(first // PAGE, end // PAGE)
     mine = np.frombuffer(ram, np.uint8).reshape(-1, PAGE)[first // PAGE : end // PAGE]
@@ -85,6 +85,20 @@ def assert_one_instant(ram: bytes, first: int = 1 << 20, end: int = 40 << 20) ->
     ahead = (rounds - rounds[-1]) % 8
     assert set(ahead) <= {0, 1}
     assert (np.diff(ahead) > 0).sum() == 0
+
+
+def assert_as_written(ram: bytes | bytearray, first: int, end: int) -> None:
+    """Hold the RAM of the boot-sector guest against all that it writes: it is there, and nothing else is.
+
+    Each round counts on in every page, so that a page which has missed one stays behind for good.
+    """
+    assert_one_instant(ram, first, end)
+    wanted = np.zeros(((end - first) // PAGE, PAGE), np.uint8)
+    found = np.frombuffer(ram, np.uint8)[first:end].reshape(wanted.shape)
+    wanted[:, 0] = found[:, 0]
+    odd = slice((first // PAGE + 1) % 2, None, 2)
+    wanted.view("<u4")[odd, 1] = np.arange(first, end, PAGE)[odd]
+    assert np.flatnonzero((found != wanted).any(axis=1)).tolist() == []
 
 
 def wait_tick(guest: QemuProcess) -> int:

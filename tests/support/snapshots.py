@@ -5,15 +5,15 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
-import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 from support.faults import Moment, before, behind
 from support.instants import Held
-from support.leftovers import children, descriptors
+from support.leftovers import nothing_left, of_qemu, own
 from support.qemu import QemuProcess
 from support.qemu_saved import in_turn
 
@@ -79,29 +79,15 @@ def killing(name: str, signum: int = signal.SIGKILL) -> Act:
 
 @contextlib.contextmanager
 def unharmed(guest: QemuProcess, status: str = "running", *, letters: bool = True) -> Iterator[None]:
-    """QEMU has its descriptors, nothing of it is watched, we have no process more than before, and the guest runs."""
-    mine, ours, theirs = children(), descriptors(), qemus_descriptors(guest)
-    yield
-    assert (children(), descriptors()) == (mine, ours)
-    deadline = time.monotonic() + SECONDS
-    while (
-        found := qemus_descriptors(guest)
-    ) != theirs:  # the connection of who was killed is closed when QEMU gets to it
-        assert time.monotonic() < deadline, found ^ theirs
-    assert watched_mappings(guest) == 0
+    """Nobody and nothing is left, in QEMU neither, and the guest runs.
+
+    QEMU has what it had when it has seen that the connection of who was killed is closed.
+    """
+    with nothing_left(own, partial(of_qemu, guest)):
+        yield
     assert guest.status() == status
     if status == "running" and letters:
         ticks(guest)
-
-
-def qemus_descriptors(guest: QemuProcess) -> set[tuple[str, str]]:
-    """But for the memory for device state, which a command that is killed cannot take back."""
-    found = set()
-    for each in Path(f"/proc/{guest.pid}/fd").iterdir():
-        with contextlib.suppress(FileNotFoundError):
-            if not (target := os.readlink(each)).startswith("/memfd:device-state"):
-                found.add((each.name, target))
-    return found
 
 
 def watched_mappings(guest: QemuProcess) -> int:

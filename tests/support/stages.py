@@ -16,7 +16,7 @@ from unittest import mock
 from support import faults, saving
 from support.busy_guest import BusyGuest
 from support.faults import Call, Decide, Fail, Kill, Lie, Run, Shorten
-from support.leftovers import children, descriptors
+from support.leftovers import changed, files, nothing_left, own
 from support.libvirt_images import XML
 from support.pictures import content, draw
 
@@ -29,9 +29,6 @@ from parallel_fixedram.core.reports.save import SaveReport
 from parallel_fixedram.core.targets import RAM_ONLY_MACHINE
 from parallel_fixedram.engine.capture import rounds
 from parallel_fixedram.machines.ram_files import RamFile, RamFiles
-
-Count = Callable[[str, int], None]
-"""Says how many faults of a row of the matrix a test has tried (tests/matrix/conftest.py)."""
 
 RAM = {"pc.ram": "A" * 250 + "0b-" * 3 + "-" * 150 + "C" * 300 + "0" * 40 + "D" * 30 + "-", "vga.vram": "z"}
 """Three shards and one more: data, zero pages, holes, a half-used last bitmap word, a block of one page."""
@@ -177,7 +174,7 @@ class Stage:
 
     def run(self, action: Callable[[], Any], decide: Decide, *, every_call: bool = False) -> Run:
         """Run under faults; whatever they are, the end is an orderly one, and nothing is left."""
-        with self.with_guest():
+        with nothing_left(files, seconds=0), self.with_guest():
             run = faults.run(lambda: leaving_nothing(action), under=self.folder, decide=decide, every_call=every_call)
         assert not run.hung, run.faults
         assert run.orphans == (), run.faults
@@ -214,13 +211,12 @@ class Stage:
 
 def leaving_nothing(action: Callable[[], Any]) -> Any:
     """Do it, and complain of descriptors and processes that are there more than before, be the end what it may."""
-    before = descriptors(), children()
+    before = own()
     try:
         return action()
     finally:
-        left = [now - then for now, then in zip((descriptors(), children()), before, strict=True)]
-        if any(left):
-            print(LEFT, *left, file=sys.stderr)
+        if left := changed(before, own()):
+            print(LEFT, left, file=sys.stderr)
 
 
 def fill(path: str, picture: str) -> None:

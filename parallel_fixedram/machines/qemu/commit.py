@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 from collections.abc import Callable, Sequence
 
 from parallel_fixedram.core.errors import FixedRamError, HostError, MachineError
@@ -20,11 +21,12 @@ from parallel_fixedram.core.reports.disks import CommittedDisk
 from parallel_fixedram.machines.qemu.drives import Drive
 from parallel_fixedram.machines.qemu.jobs import cancel_job, end_job, find_job, follow_job, show_merge
 from parallel_fixedram.machines.qemu.monitor import Monitor
-from parallel_fixedram.machines.qemu.overlays import is_ours, left_overlays, overlays_of_ours, remove_nodes
+from parallel_fixedram.machines.qemu.overlays import PREFIX, is_ours, left_overlays, overlays_of_ours, remove_nodes
 
 Merge = Callable[[Drive, int, str, Observer], int]
 """Merges the top image of a disk into one below it. Arguments: the disk, the index of that image from the top, the
 beginning of an error message, the observer. Returns the number of bytes copied."""
+_LOCKED = re.compile("failed to get .*lock", re.IGNORECASE)
 
 
 def commit_overlays(monitor: Monitor, drive: Drive, observer: Observer, merge: Merge) -> CommittedDisk | None:
@@ -44,9 +46,11 @@ def commit_overlays(monitor: Monitor, drive: Drive, observer: Observer, merge: M
     """
     paths = [each.path for each in drive.disk.images]
     ours = overlays_of_ours(drive.disk)
+    name = f"{monitor.name!r}: disk {drive.disk.device!r}"
+    if not paths and drive.disk.node.startswith(PREFIX):
+        raise MachineError(f"{name} is on an overlay of ours that cannot be examined: {drive.why_not}")
     if not ours and not any(map(is_ours, paths)):
         return None
-    name = f"{monitor.name!r}: disk {drive.disk.device!r}"
     if not ours:
         raise MachineError(f"{name} is on {paths[0]!r}, somebody else's overlay on top of one of ours")
     if ours == len(paths):
@@ -91,7 +95,7 @@ def merge(monitor: Monitor, drive: Drive, into: int, what: str, observer: Observ
         except MachineError as error:
             image = drive.disk.images[into].path
             hint = f"another QEMU may be using {image!r}, such as a guest started from a file that records it"
-            raise MachineError(error.message, hint=hint) from error
+            raise MachineError(error.message, hint=hint if _LOCKED.search(error.message) else "") from error
     try:
         return show_merge(follow_job(monitor, what, job), observer)
     except BaseException:
