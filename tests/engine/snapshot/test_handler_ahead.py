@@ -157,6 +157,17 @@ def test_it_tells_at_once_if_there_is_no_room_for_that(serve: Callable[..., Serv
     assert (len(served.spilled()), served.answer()) == (2, Done())
 
 
+def test_it_tells_at_once_if_a_write_waits_for_room(serve: Callable[..., Served]) -> None:
+    """Workers make it unnecessary sooner than the spill writer alone."""
+    served = serve(slots=2)
+    noted(served, 0)
+    served.fault(1, 2, 3, 4)
+    served.order(Command.AHEAD)
+    served.turns(2)
+    assert served.answer() == Done()
+    assert len(served.spilled()) == 2
+
+
 def test_whoever_asks_that_of_a_snapshot_that_is_void_hears_of_it(served: Served) -> None:
     noted(served, 0, 1)
     served.order(Command.ABANDON)

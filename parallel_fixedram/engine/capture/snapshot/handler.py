@@ -109,7 +109,7 @@ class Handler:
             self._obey()
         if not self._faults:
             self._busy = next(self._work, False)
-        if self._tells_ahead and self._faults.is_ahead:
+        if self._tells_ahead and (self._faults.is_ahead or self._faults):  # who waits for room is helped by workers
             self._tells_ahead = False
             send(self._control, Done())
 
@@ -161,7 +161,9 @@ class Handler:
 
     def _protecting(self) -> Iterator[bool]:
         self._marks.phase[0] = Phase.PROTECTING
-        yield from self._memory.protecting()
+        for _ in self._memory.protecting():
+            next(self._getting_ready)
+            yield True
         self._marks.phase[0] = Phase.PROTECTED
         send(self._control, Done())
         yield from self._getting_ready
