@@ -155,9 +155,6 @@ class GuestBlock:
     """Whether zero pages have to be in the file too, because whoever loads it has put something else there before."""
 
 
-TakeFaults = Callable[[int, int], object]
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AddressSpace:
     """The process that a machine's RAM belongs to, where its writes can be made to wait (userfaultfd)."""
@@ -167,9 +164,6 @@ class AddressSpace:
     of ``guest_blocks`` starts in it; HostError where that is refused, MachineError where the process has ended."""
     has_answered: Callable[[], object]
     """Returns when what the process was about to do to its memory is done; MachineError where it has ended."""
-    take_faults: TakeFaults | None = None
-    """Takes the faults of the process's next writes to shared memory, from an address on and so many bytes, none of
-    them protected. It changes nothing and never fails. None where nobody can."""
     unproven: str = ""
     """Why this is done only if the user asks for it by name, as the end of a sentence; empty if it needs no asking."""
 

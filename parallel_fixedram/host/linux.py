@@ -27,8 +27,7 @@ SYS_USERFAULTFD = 323 if platform.machine() == "x86_64" else 282  # asm/unistd_6
 MADV_WILLNEED = 3  # asm-generic/mman-common.h
 MADV_PAGEOUT = 21
 _FICLONE = 0x40049409  # linux/fs.h
-PAGE_IS_FILE = 1 << 2  # linux/fs.h, as the next ones; pages of shared memory are of a file, too
-PAGE_IS_PRESENT = 1 << 3
+PAGE_IS_PRESENT = 1 << 3  # linux/fs.h
 PAGE_IS_SWAPPED = 1 << 4
 PAGE_IS_PFNZERO = 1 << 5
 
@@ -47,8 +46,7 @@ class _Iovec(ctypes.Structure):
     _fields_ = (("iov_base", ctypes.c_void_p), ("iov_len", ctypes.c_size_t))
 
 
-_libc.process_vm_writev.restype = ctypes.c_ssize_t
-_libc.process_vm_readv.argtypes = _libc.process_vm_writev.argtypes = (
+_libc.process_vm_readv.argtypes = (
     ctypes.c_int,
     ctypes.POINTER(_Iovec),
     ctypes.c_ulong,
@@ -212,22 +210,6 @@ def process_vm_readv(pid: int, address: int, into: memoryview) -> int:
     return got
 
 
-def process_vm_write_nothing(pid: int, address: int, length: int) -> None:
-    """process_vm_writev(2) of one piece, from address 0, where no process has memory: it fails before it has written a
-    byte. By then the kernel has made up to 1024 pages from ``address`` on writable, as for a write (Linux,
-    mm/process_vm_access.c).
-
-    Raises:
-        OSError: EPERM or ESRCH, as of process_vm_readv(2). EFAULT is not raised, whatever its reason.
-    """
-    source, target = _Iovec(None, length), _Iovec(address, length)
-    try:
-        _check(_libc.process_vm_writev(pid, ctypes.byref(source), 1, ctypes.byref(target), 1, 0))
-    except OSError as error:
-        if error.errno != errno.EFAULT:
-            raise
-
-
 def may_read_process(pid: int) -> None:
     """Raise EPERM or ESRCH as process_vm_readv(2) would, without touching a page of the process."""
     try:
@@ -274,7 +256,7 @@ def pidfd_getfd(pidfd: int, fd: int) -> int:
 def pagemap_scan(
     fd: int, start: int, end: int, into: NDArray[np.uint64], kinds: int = PAGE_IS_PRESENT | PAGE_IS_SWAPPED
 ) -> int:
-    """The PAGEMAP_SCAN ioctl of Linux 6.7: which pages are of one of some kinds, and not the zero page.
+    """The PAGEMAP_SCAN ioctl of Linux 6.7: which pages are present or swapped, and not the zero page.
 
     ``walk_end`` is not returned: after more than 512 regions the kernel may reach the end and still leave a place in
     the middle there. All pages before the end of the last region were scanned; all pages if ``into`` was not filled.
@@ -284,7 +266,7 @@ def pagemap_scan(
         start: first address, a multiple of the page size.
         end: address after the last one.
         into: shape (regions, 3); takes first address, address after the last one, and categories of each region.
-        kinds: some of PAGE_IS_FILE, PAGE_IS_PRESENT and PAGE_IS_SWAPPED.
+        kinds: PAGE_IS_PRESENT, PAGE_IS_SWAPPED, or both.
 
     Returns:
         How many regions were found.

@@ -13,7 +13,6 @@ import pickle
 import socket
 import time
 from collections.abc import Iterable, Sequence
-from functools import partial
 from typing import NoReturn, Self
 
 import numpy as np
@@ -22,7 +21,6 @@ from parallel_fixedram.core.errors import HostError
 from parallel_fixedram.core.protocols import AddressSpace
 from parallel_fixedram.host import linux
 from parallel_fixedram.host.memory.userfaultfd import Userfaultfd
-from parallel_fixedram.host.memory.write_faults import take_write_faults
 
 PAGE, EVERY = mmap.PAGESIZE, 7
 SECONDS = 20.0
@@ -55,8 +53,7 @@ class BusyGuest:
         self._ours.close()
 
     def address_space(self) -> AddressSpace:
-        take_faults = partial(take_write_faults, self._pid)
-        return AddressSpace(watch=self._watch, has_answered=lambda: None, take_faults=take_faults)
+        return AddressSpace(watch=self._watch, has_answered=lambda: None)
 
     def _watch(self) -> tuple[int, Sequence[int]]:
         self._ours.send(b"?")

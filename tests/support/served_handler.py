@@ -22,7 +22,6 @@ from parallel_fixedram.engine.capture.snapshot.marks import Marks, Phase, Void
 from parallel_fixedram.engine.capture.snapshot.messages import Command, Done, Figures, receive, send
 from parallel_fixedram.engine.capture.snapshot.pieces import Pieces as PieceSizes
 from parallel_fixedram.engine.capture.snapshot.places import Origin
-from parallel_fixedram.engine.capture.snapshot.protection import Protection
 from parallel_fixedram.engine.capture.snapshot.ring import Ring
 from parallel_fixedram.engine.pages.ledger import Ledger
 from parallel_fixedram.host.memory.mapped_source import MappedSource
@@ -115,7 +114,6 @@ class Served:
         memory: the guest's, scripted.
         ours: our end of its control socket.
         spill: our end of its link to a spill writer.
-        taken: groups whose first writes' faults it took, in that order.
     """
 
     def __init__(
@@ -131,25 +129,20 @@ class Served:
         copier = GroupCopier(Origin(groups=groups, sources=[self.source], data=data), self.marks)
         copier.open()
         self.memory = Scripted()
-        self.taken: list[range] = []
         self.ours, self._theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self.spill, self._link = Link.pair()
-        sizes = PieceSizes(**{"noted_bytes": GROUP} | pieces)
         self.handler = Handler(
-            Protection(self.memory, groups, self.marks.beats, sizes, self._take),  # type: ignore[arg-type]
+            self.memory,  # type: ignore[arg-type]
+            groups,
             copier,
             self.marks,
             self.ring,
             control=self._theirs,
             link=self._link,
             max_stall=max_stall,
-            pieces=sizes,
+            pieces=PieceSizes(**{"noted_bytes": GROUP} | pieces),
             clock=clock,
         )
-
-    def _take(self, address: int, length: int) -> None:
-        first = (address - START) // GROUP
-        self.taken.append(range(first, first + length // GROUP))
 
     def order(self, command: Command) -> None:
         send(self.ours, command)

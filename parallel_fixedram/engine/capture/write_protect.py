@@ -137,7 +137,6 @@ class WriteProtect(Capture):
             # before pages are chosen: they are chosen by the data maps
             self._snapshot.add_noted()
             self._choose_pages(protected=True)
-            self._snapshot.wait_ahead()
             tally = run.round(
                 self._snapshot.job,
                 while_running=True,
@@ -202,11 +201,10 @@ class WriteProtect(Capture):
 
 
 def _snapshot_of(task: Task, groups: Groups, userfaultfd: Userfaultfd) -> Snapshot:
-    assert task.address_space is not None, "the task needs an address space"
     asked = task.options.capture
     sources = [each.source for each in task.guest_blocks]
     return Snapshot(
-        Origin(groups=groups, sources=sources, data=task.ledger.data, take_faults=task.address_space.take_faults),
+        Origin(groups=groups, sources=sources, data=task.ledger.data),
         Target(
             blocks=task.blocks,
             present=task.ledger.present,

@@ -18,7 +18,6 @@ import fcntl
 import logging
 import os
 from contextlib import ExitStack, closing
-from functools import partial
 
 from parallel_fixedram.core.entering import Closing
 from parallel_fixedram.core.errors import HostError, MachineError
@@ -29,7 +28,6 @@ from parallel_fixedram.core.units import format_size
 from parallel_fixedram.host.memory.mapped_source import MappedSource
 from parallel_fixedram.host.memory.memory_limit import check_memory
 from parallel_fixedram.host.memory.userfaultfd import Userfaultfd
-from parallel_fixedram.host.memory.write_faults import take_write_faults
 from parallel_fixedram.host.processes import signals
 from parallel_fixedram.machines.builtin import child
 from parallel_fixedram.machines.builtin.control import ANSWER_SECONDS, Control
@@ -171,11 +169,7 @@ class GuestProcess(RamOnly, Closing):
         """It gives a userfaultfd of itself (Machine.address_space)."""
         with closing(Userfaultfd.open_own()) as ours:  # it has our rights: if we are refused, so is it
             ours.enable()
-        return AddressSpace(
-            watch=self._watch,
-            has_answered=lambda: None,  # it never discards memory
-            take_faults=partial(take_write_faults, self.pid),
-        )
+        return AddressSpace(watch=self._watch, has_answered=lambda: None)  # it never discards memory
 
     def userfaultfd(self) -> tuple[Userfaultfd, int]:
         """A userfaultfd of the guest's process, and the address of its RAM there.

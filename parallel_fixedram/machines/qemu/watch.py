@@ -7,14 +7,12 @@ environment variable for one command, or by a file for the whole host.
 from __future__ import annotations
 
 import os
-from functools import partial
 
 from parallel_fixedram.core.errors import HostError, MachineError
 from parallel_fixedram.core.protocols import AddressSpace
 from parallel_fixedram.core.ramblock import MOST_COPIED_BYTES
 from parallel_fixedram.host.injection.inject import require_right, takes_injection, userfaultfd_of
 from parallel_fixedram.host.memory.process_maps import refusal, takes_protection
-from parallel_fixedram.host.memory.write_faults import take_write_faults
 from parallel_fixedram.machines.qemu.discovery import Makeup, run_state
 from parallel_fixedram.machines.qemu.fdset import FdSet
 from parallel_fixedram.machines.qemu.monitor import Monitor
@@ -58,7 +56,6 @@ def address_space(monitor: Monitor, pid: int, found: Makeup) -> AddressSpace:
     return AddressSpace(
         watch=lambda: (_userfaultfd(monitor, pid), [block.address for block in found.blocks]),
         has_answered=has_answered,
-        take_faults=partial(take_write_faults, pid),
         unproven=setting(monitor).unproven,
     )
 

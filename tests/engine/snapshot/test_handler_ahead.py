@@ -8,7 +8,7 @@ import pytest
 from support.served_handler import GROUP, Served
 
 from parallel_fixedram.engine.capture.snapshot.marks import Phase
-from parallel_fixedram.engine.capture.snapshot.messages import Command, Done, Figures
+from parallel_fixedram.engine.capture.snapshot.messages import Command, Done
 
 
 def test_who_writes_one_group_after_the_other_waits_less_and_less_often(serve: Callable[..., Served]) -> None:
@@ -135,60 +135,6 @@ def test_no_more_is_copied_ahead_than_half_the_ring_has_room_for(serve: Callable
     served.ring.take(2)
     served.turns(8)
     assert served.spilled() == ["3D", "2C"]
-
-
-def test_it_tells_when_that_is_copied(serve: Callable[..., Served]) -> None:
-    served = serve(ahead_bytes=GROUP)
-    noted(served, 0, 1, 2)
-    served.order(Command.AHEAD)
-    for copied in (2, 3):
-        served.turns()
-        assert (len(served.spilled()), served.answer()) == (copied, None)
-    served.turns()
-    assert served.answer() == Done()
-
-
-def test_it_tells_at_once_if_there_is_no_room_for_that(serve: Callable[..., Served]) -> None:
-    served = serve(slots=4, ahead_bytes=GROUP)
-    noted(served, 0, 1, 2, 3)
-    served.turns(2)
-    served.order(Command.AHEAD)
-    served.turns(2)
-    assert (len(served.spilled()), served.answer()) == (2, Done())
-
-
-def test_it_tells_at_once_if_a_write_waits_for_room(serve: Callable[..., Served]) -> None:
-    """Workers make it unnecessary sooner than the spill writer alone."""
-    served = serve(slots=2)
-    noted(served, 0)
-    served.fault(1, 2, 3, 4)
-    served.order(Command.AHEAD)
-    served.turns(2)
-    assert served.answer() == Done()
-    assert len(served.spilled()) == 2
-
-
-def test_whoever_asks_that_of_a_snapshot_that_is_void_hears_of_it(served: Served) -> None:
-    noted(served, 0, 1)
-    served.order(Command.ABANDON)
-    served.order(Command.AHEAD)
-    served.until(Phase.ENDED)
-    answers = [served.answer(), served.answer()]
-    assert any(isinstance(each, Figures) and each.void for each in answers)
-
-
-def test_faults_of_the_next_writes_are_taken_where_the_guest_writes_and_nowhere_else(served: Served) -> None:
-    """Before T, when it is copied ahead, when a write has waited for it, and again when memory is released."""
-    noted(served, 1, 2)
-    assert served.taken == [range(1, 2), range(2, 3), range(1, 3)]
-    served.marks.written[0] = 1  # captured, so it is let go; nobody writes it
-    served.turns(3)
-    served.fault(4)
-    served.turns(2)
-    assert served.taken[3:] == [range(4, 5)]
-    served.order(Command.END)
-    served.until(Phase.ENDED)
-    assert served.taken[4:] == [range(1, 3), range(4, 5)]
 
 
 def test_there_is_memory_in_the_ring_for_what_is_noted_but_for_no_more_than_half_of_it(

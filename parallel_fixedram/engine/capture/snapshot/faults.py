@@ -49,7 +49,6 @@ class Faults:
 
     Attributes:
         guesses: what will be written next.
-        is_ahead: whether all groups that were written just before T are copied, as far as there is room.
         tallies: counts of what was done.
     """
 
@@ -66,7 +65,6 @@ class Faults:
         self._waiting: dict[int, _Waiting] = {}
         self._open = np.zeros(len(marks.noted), np.uint8)
         self.guesses = Guesses(memory, marks, ring, self._open, pieces)
-        self.is_ahead = False
         self.tallies = Tallies()
 
     def __len__(self) -> int:
@@ -112,15 +110,11 @@ class Faults:
         Yields:
             True after every piece, False when nothing is left to do for now.
         """
-        for groups in self._memory.pieces(
-            self._ahead_bytes, lambda part: self._marks.noted[part] & (self._open[part] == 0)
-        ):
+        for groups in self._memory.pieces(self._ahead_bytes, self._expected):
             while len(groups) > self.guesses.room:
-                self.is_ahead = True
                 yield from self._sweeping()
             self._copy_ahead(groups)
             yield True
-        self.is_ahead = True
         while True:
             yield from self._sweeping()
 
@@ -130,6 +124,10 @@ class Faults:
             self._open[groups.start : groups.stop] = 1
             yield True
         yield False
+
+    def _expected(self, part: slice) -> Marked:
+        found: Marked = self._marks.noted[part] & (self._open[part] == 0)
+        return found
 
     def _copy_ahead(self, groups: range) -> None:
         if self._open[groups.start : groups.stop].all():
@@ -179,7 +177,7 @@ class Faults:
             groups if phase == Phase.CAPTURING else (),
             is_needed=self._is_needed,
             copy=copy,
-            unprotect=lambda: self._memory.let_write(groups),
+            unprotect=lambda: self._memory.unprotect(groups),
         )
 
     def _is_needed(self, group: int) -> bool:

@@ -20,26 +20,6 @@ MOST_AHEAD = 7
 """Most groups that are copied along with the faulting one; each makes the write wait for a tenth of a millisecond."""
 
 
-def most_guessed(ring: Ring) -> int:
-    """How many groups may be in the ring for a guess: guesses must not fill it."""
-    return ring.slots // 2
-
-
-def getting_ready(marks: Marks, ring: Ring, slots_at_once: int) -> Iterator[bool]:
-    """Before T: allocate memory in the ring for a copy of every noted group.
-
-    Yields:
-        True after every piece, False when there is enough for now.
-    """
-    ready = 0
-    while True:
-        more = min(int(np.count_nonzero(marks.noted)), most_guessed(ring)) > ready
-        if more:
-            ring.get_ready(ready, slots_at_once)
-            ready += slots_at_once
-        yield more
-
-
 class Guesses:
     """Groups noted before T will be written again; groups behind a faulting one will be written after it.
 
@@ -49,6 +29,9 @@ class Guesses:
         ring: where copies go.
         opened: 1 for every group that may be written without waiting; kept up to date by the caller.
         pieces: how much is done at a time.
+
+    Attributes:
+        most: groups that may be in the ring for a guess: guesses must not fill it.
     """
 
     def __init__(self, memory: Protection, marks: Marks, ring: Ring, opened: NDArray[np.uint8], pieces: Pieces) -> None:
@@ -59,11 +42,26 @@ class Guesses:
         self._pieces = pieces
         self._next: int | None = None
         self._more = 0
+        self.most = ring.slots // 2
 
     @property
     def room(self) -> int:
         """How many groups may be copied for a guess now."""
-        return max(most_guessed(self._ring) - len(self._ring), 0)
+        return max(self.most - len(self._ring), 0)
+
+    def getting_ready(self) -> Iterator[bool]:
+        """Before T: allocate memory in the ring for a copy of every noted group.
+
+        Yields:
+            True after every piece, False when there is enough for now.
+        """
+        ready = 0
+        while True:
+            more = min(int(np.count_nonzero(self._marks.noted)), self.most) > ready
+            if more:
+                self._ring.get_ready(ready, self._pieces.slots_ready)
+                ready += self._pieces.slots_ready
+            yield more
 
     def with_more(self, groups: range) -> range:
         """The groups that a write waits for, and those that are released with them."""

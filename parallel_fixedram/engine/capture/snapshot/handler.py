@@ -24,13 +24,14 @@ import numpy as np
 from parallel_fixedram.core.errors import FixedRamError
 from parallel_fixedram.engine.capture.snapshot.copier import GroupCopier
 from parallel_fixedram.engine.capture.snapshot.faults import Clock, Faults
-from parallel_fixedram.engine.capture.snapshot.guesses import getting_ready
+from parallel_fixedram.engine.capture.snapshot.groups import Groups
 from parallel_fixedram.engine.capture.snapshot.link import Link
 from parallel_fixedram.engine.capture.snapshot.marks import Marks, Phase, Void
 from parallel_fixedram.engine.capture.snapshot.messages import Command, Done, receive, send
 from parallel_fixedram.engine.capture.snapshot.pieces import USUAL, Pieces
 from parallel_fixedram.engine.capture.snapshot.protection import Protection
 from parallel_fixedram.engine.capture.snapshot.ring import Ring
+from parallel_fixedram.host.memory.userfaultfd import Userfaultfd
 
 _IDLE_MS, _FULL_MS = 20, 5
 
@@ -39,8 +40,9 @@ class Handler:
     """Obeys the coordinator, a piece of work at a time, and serves the guest's faults in between.
 
     Args:
-        memory: the guest's, whose userfaultfd is enabled.
-        copier: reads it.
+        userfaultfd: enabled; the blocks of ``groups`` are registered with it.
+        groups: what is protected.
+        copier: reads them.
         marks: of all groups.
         ring: where copies go.
         control: to the coordinator.
@@ -52,7 +54,8 @@ class Handler:
 
     def __init__(
         self,
-        memory: Protection,
+        userfaultfd: Userfaultfd,
+        groups: Groups,
         copier: GroupCopier,
         marks: Marks,
         ring: Ring,
@@ -63,17 +66,17 @@ class Handler:
         pieces: Pieces = USUAL,
         clock: Clock = time.monotonic,
     ) -> None:
-        self._memory = memory
-        self._faults = Faults(memory, copier, marks, ring, link, pieces, clock)
+        self._memory = Protection(userfaultfd, groups, self._beat, pieces)
+        self._faults = Faults(self._memory, copier, marks, ring, link, pieces, clock)
         self._marks = marks
-        self._control, self._link = control, link
+        self._control = control
+        self._link = link
         self._max_stall = max_stall
-        self._getting_ready = getting_ready(marks, ring, pieces.slots_ready)
         self._work: Iterator[bool] = iter(())
-        self._busy = self._tells_ahead = False
+        self._busy = False
         self._because: str | None = None
         self._poll = select.poll()
-        for each in (memory, control, link):
+        for each in (self._memory, control, link):
             self._poll.register(each.fileno(), select.POLLIN)
 
     @property
@@ -99,7 +102,7 @@ class Handler:
         """Serve waiting faults, then at most one command, then one piece of work."""
         timeout = _FULL_MS if self._faults else 0 if self._busy else _IDLE_MS
         ready = {fd for fd, _ in self._poll.poll(timeout)}
-        self._marks.beats()
+        self._beat()
         if self._memory.fileno() in ready:
             self._memory.take()
         if self._link.fileno() in ready and not self._link.hear():
@@ -109,9 +112,9 @@ class Handler:
             self._obey()
         if not self._faults:
             self._busy = next(self._work, False)
-        if self._tells_ahead and (self._faults.is_ahead or self._faults):  # who waits for room is helped by workers
-            self._tells_ahead = False
-            send(self._control, Done())
+
+    def _beat(self) -> None:
+        self._marks.beat[0] = time.monotonic_ns()
 
     def _serve(self) -> None:
         lost, self._memory.lost = self._memory.lost, []
@@ -128,7 +131,7 @@ class Handler:
     def _drain(self) -> None:
         """Process all messages that have arrived so far."""
         while self._memory.take():
-            self._marks.beats()
+            self._beat()
         self._serve()
 
     def _void(self, why: Void, because: str | None = None) -> None:
@@ -149,8 +152,6 @@ class Handler:
             self._work = self._protecting()
         elif command is Command.FIX:
             self._fix()
-        elif command is Command.AHEAD:
-            self._tells_ahead = True
         elif command is Command.END:
             self._drain()  # a discard of memory before this makes the snapshot void
             if self.phase < Phase.RELEASING:
@@ -161,18 +162,16 @@ class Handler:
 
     def _protecting(self) -> Iterator[bool]:
         self._marks.phase[0] = Phase.PROTECTING
-        for _ in self._memory.protecting():
-            next(self._getting_ready)
-            yield True
+        yield from self._memory.protecting()
         self._marks.phase[0] = Phase.PROTECTED
         send(self._control, Done())
-        yield from self._getting_ready
+        yield from self._faults.guesses.getting_ready()
 
     def _fix(self) -> None:
         """The guest stands still, and this is T."""
         self._drain()  # what was written before the guest stood still is noted first
         for _ in self._memory.protecting(lambda part: self._marks.noted[part]):
-            self._marks.beats()
+            self._beat()
         self._faults.all_closed()
         self._faults.tallies.noted = int(np.count_nonzero(self._marks.noted))
         self._marks.phase[0] = Phase.CAPTURING
@@ -180,7 +179,7 @@ class Handler:
         send(self._control, Done())
 
     def _releasing(self) -> Iterator[bool]:
-        yield from self._memory.releasing(lambda part: self._marks.noted[part] | self._marks.copied[part])
+        yield from self._memory.releasing()
         self._end()
 
     def _end(self) -> None:

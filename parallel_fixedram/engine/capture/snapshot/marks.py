@@ -14,7 +14,6 @@ that loads happen, in program order; another architecture would need barriers.
 
 from __future__ import annotations
 
-import time
 from collections.abc import Sequence
 from enum import IntEnum
 
@@ -101,10 +100,6 @@ class Marks:
         self.spilled = [PageBitmap(block.pages, shared_words(words_for(block.pages))) for block in blocks]
         control = shared_words(4 * _LINE)
         self.beat, self.phase, self.void, self.verdict = (control[at : at + 1] for at in range(0, 4 * _LINE, _LINE))
-
-    def beats(self) -> None:
-        """Note that the handler works."""
-        self.beat[0] = time.monotonic_ns()
 
     def is_captured(self, group: int) -> bool:
         """Whether the contents at T are safe, so that the group may be written."""

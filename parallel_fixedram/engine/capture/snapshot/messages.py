@@ -24,8 +24,6 @@ class Command(StrEnum):
     """Handler: protect all memory. Answer: Done."""
     FIX = "fix"
     """Handler: T is now. Answer: Done."""
-    AHEAD = "ahead"
-    """Handler: tell when what was written just before T is copied, as far as there is room. Answer: Done."""
     END = "end"
     """Handler: all is captured; release memory. Answers: Done, then Figures when nothing is protected any more.
     Spill writer: no more copies will come. Answer: Done when all are in the file."""

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from parallel_fixedram.core.bitmap import PageBitmap
-from parallel_fixedram.core.protocols import PageSource, TakeFaults
+from parallel_fixedram.core.protocols import PageSource
 from parallel_fixedram.engine.capture.snapshot.groups import Groups
 from parallel_fixedram.format.mapped_ram import SavedBlock
 
@@ -22,8 +22,6 @@ class Origin:
     sources: Sequence[PageSource]
     data: Sequence[PageBitmap]
     """Pages that may contain data at T, in shared memory; those of noted groups are added after T."""
-    take_faults: TakeFaults | None = None
-    """AddressSpace.take_faults."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -16,7 +16,6 @@ from parallel_fixedram.engine.capture.snapshot.marks import Marks, Phase
 from parallel_fixedram.engine.capture.snapshot.messages import Answer, Command, Figures, send
 from parallel_fixedram.engine.capture.snapshot.pieces import USUAL, Pieces
 from parallel_fixedram.engine.capture.snapshot.places import Origin, Target
-from parallel_fixedram.engine.capture.snapshot.protection import Protection
 from parallel_fixedram.engine.capture.snapshot.ring import Ring
 from parallel_fixedram.engine.capture.snapshot.spill import SpillWriter
 from parallel_fixedram.engine.workers.messages import Ready
@@ -79,10 +78,8 @@ class Processes:
             copier.open()
             ring.get_ready(0, _SLOTS_READY)
             copier.rehearse(ring.room())
-            memory = Protection(userfaultfd, origin.groups, marks.beats, pieces, origin.take_faults)
-            handler = Handler(
-                memory, copier, marks, ring, control=control, link=ours, max_stall=max_stall, pieces=pieces
-            )
+            memory = (userfaultfd, origin.groups, copier, marks, ring)
+            handler = Handler(*memory, control=control, link=ours, max_stall=max_stall, pieces=pieces)
             handler.turn()  # once while nobody is waiting
             send(control, Ready())
             handler.run()

@@ -6,8 +6,6 @@ import select
 import time
 from collections.abc import Callable, Iterator
 
-from parallel_fixedram.core.bitmap import runs_of_ones
-from parallel_fixedram.core.protocols import TakeFaults
 from parallel_fixedram.engine.capture.snapshot.groups import Groups, Marked
 from parallel_fixedram.engine.capture.snapshot.marks import Void
 from parallel_fixedram.engine.capture.snapshot.pieces import Pieces
@@ -46,26 +44,17 @@ class Protection:
         groups: where they are.
         beat: called again and again while it has to wait.
         pieces: how much is done at a time.
-        take_faults: AddressSpace.take_faults.
 
     Attributes:
         faulted: units that writes wait for, in order of arrival.
         lost: groups whose memory was discarded, moved or unmapped, and which of these.
     """
 
-    def __init__(
-        self,
-        userfaultfd: Userfaultfd,
-        groups: Groups,
-        beat: Callable[[], None],
-        pieces: Pieces,
-        take_faults: TakeFaults | None = None,
-    ) -> None:
+    def __init__(self, userfaultfd: Userfaultfd, groups: Groups, beat: Callable[[], None], pieces: Pieces) -> None:
         self._userfaultfd = userfaultfd
         self._groups = groups
         self._beat = beat
         self._pieces = pieces
-        self._take_faults = take_faults
         self._poll = select.poll()
         self._poll.register(self.fileno(), select.POLLIN)
         self.faulted: list[range] = []
@@ -111,36 +100,20 @@ class Protection:
         """Some groups, and their neighbours (Groups.around)."""
         return self._groups.around(groups, length)
 
-    def let_write(self, groups: range) -> None:
+    def unprotect(self, groups: range) -> None:
         """Let writes to these groups pass, waiting ones included."""
         self._call(self._userfaultfd.unprotect, groups)
-        self._take(groups)
-
-    def _take(self, groups: range) -> None:
-        """Take the faults of the guest's next writes to these groups, all of one block and none of them protected.
-
-        In shared memory the kernel leaves pages read-only when their protection is taken off, and again when they are
-        unregistered. Then a write to each costs the guest 3 microseconds, and us 0.4 (measured, in a virtual machine).
-        """
-        if self._take_faults and groups:
-            self._take_faults(*self._groups.span(groups))
 
     def unprotecting(self, marked: Callable[[slice], Marked]) -> Iterator[range]:
-        """Let writes to all marked groups pass, a piece at a time."""
+        """The same for all marked groups, a piece at a time."""
         for groups in self._groups.pieces(RELEASE_BYTES, marked):
-            self._call(self._userfaultfd.unprotect, groups)
+            self.unprotect(groups)
             yield groups
 
-    def releasing(self, written: Callable[[slice], Marked]) -> Iterator[bool]:
-        """Release all groups for good; yields True after every piece.
-
-        Args:
-            written: says which ones the guest writes.
-        """
+    def releasing(self) -> Iterator[bool]:
+        """Release all groups for good; yields True after every piece."""
         for groups in self._groups.pieces(RELEASE_BYTES):
             self._call(self._userfaultfd.unregister, groups)
-            for first, count in runs_of_ones(written(slice(groups.start, groups.stop))).tolist():
-                self._take(groups[first : first + count])
             yield True
 
     def close(self) -> None:

@@ -6,7 +6,6 @@
     protect()   all memory is protected, while the machine runs
     fix()       the machine stands still: this is T
     add_noted() it runs again: pages that were touched since the data map was read are added to it
-    wait_ahead() what it will probably write first is copied
     ...         workers do shards of ``job``
     end()       all shards are done: memory is released, the last copies are written
     finish()    nothing is protected any more: figures
@@ -126,16 +125,6 @@ class Snapshot(Closing):
                 page = word * WORD_PAGES
                 pages = PageRange(page, min(words * WORD_PAGES, data.pages - page))
                 data.set_ranges(source.data_ranges(pages))
-
-    def wait_ahead(self) -> None:
-        """Wait until what was written just before T is copied; called when the guest runs again.
-
-        It will most probably write that first, and while workers run the copies take several times as long (measured).
-
-        Raises:
-            FixedRamError: the snapshot is void.
-        """
-        self._running.ask(Command.AHEAD)
 
     def end(self) -> None:
         """All shards are done: release memory, and write the last copies.

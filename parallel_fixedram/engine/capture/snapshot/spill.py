@@ -10,18 +10,13 @@ import numpy as np
 from parallel_fixedram.core.bitmap import WORD_PAGES, Bits, runs_of_ones
 from parallel_fixedram.core.protocols import Channel, Pages
 from parallel_fixedram.engine.capture.snapshot.groups import Groups
-from parallel_fixedram.engine.capture.snapshot.guesses import getting_ready
 from parallel_fixedram.engine.capture.snapshot.link import Link
-from parallel_fixedram.engine.capture.snapshot.marks import Marks, Phase
+from parallel_fixedram.engine.capture.snapshot.marks import Marks
 from parallel_fixedram.engine.capture.snapshot.messages import Done, receive, send
-from parallel_fixedram.engine.capture.snapshot.pieces import USUAL
 from parallel_fixedram.engine.capture.snapshot.places import Target
 from parallel_fixedram.engine.capture.snapshot.ring import Ring
 from parallel_fixedram.engine.pages.digest import page_digests
 from parallel_fixedram.engine.pages.window import merge_runs, nonzero_pages
-
-_LOOK_MS = 2
-"""How often to look, before T, whether the ring needs more memory."""
 
 _AT_ONCE = 16
 """Groups that are in flight together: 4 MiB."""
@@ -59,12 +54,9 @@ class SpillWriter:
         poll = select.poll()
         for each in (control, link):
             poll.register(each.fileno(), select.POLLIN)
-        room = getting_ready(self._marks, self._ring, USUAL.slots_ready)
         while True:
             self.drain(link)
-            early = self._marks.phase[0] < Phase.CAPTURING
-            timeout = None if not early else 0 if next(room) else _LOOK_MS
-            ready = {fd for fd, _ in poll.poll(timeout)}
+            ready = {fd for fd, _ in poll.poll()}
             if link.fileno() in ready and not link.hear():
                 poll.unregister(link.fileno())  # the handler is gone, which the coordinator deals with
             if control.fileno() in ready:
