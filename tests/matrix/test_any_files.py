@@ -60,6 +60,7 @@ class Inline:
 
     def __init__(self, jobs: Sequence[Job], count: int, *, stall_seconds: float = 0.0) -> None:
         self._jobs = jobs
+        self.workers = range(count)
 
     def __enter__(self) -> Self:
         for job in self._jobs:
