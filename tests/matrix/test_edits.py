@@ -269,6 +269,18 @@ EDITS = {
         new="if rule.refuses(on) and not experimental:",
         tests="core/test_capabilities.py",
     ),
+    "windows are joined where pages are copied into room for one": Edit(
+        module="engine/pages/writer.py",
+        old="return self._guest_blocks[block].source.views_stay_valid and self._staging is None",
+        new="return self._guest_blocks[block].source.views_stay_valid",
+        tests="engine/test_save.py",
+    ),
+    "windows that are joined have too many pages": Edit(
+        module="engine/pages/window.py",
+        old="        if joined and count <= room:",
+        new="        if joined and found:",
+        tests="engine/test_window.py",
+    ),
 }
 
 
