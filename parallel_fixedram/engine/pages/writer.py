@@ -144,7 +144,7 @@ class PageWriter:
     def _plan(self, store: Bits, stale: Bits) -> tuple[Bits, Runs, Runs]:
         """Which pages to write, the runs that they are joined to, and the runs to punch out."""
         write, emptied = store, runs_of_ones(stale & (store ^ 1))
-        if not self._may_change:  # RAM stands still and is zero there: short runs are written, which is quicker
+        if not self._may_change:  # RAM is zero there, or will be written again: writing short runs is quicker
             short = emptied[:, 1] < HOLE_PAGES
             write = store | covered(emptied[short], len(store))
             emptied = emptied[~short]
